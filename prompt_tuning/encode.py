@@ -1,0 +1,195 @@
+"""Text -> token ids within a budget, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from prompt_tuning.errors import TemplateError
+from prompt_tuning.template import Template
+
+
+class OverlongError(TemplateError):
+    """A row that does not fit its budget."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns a row into token ids with a template and a tokenizer.
+
+    A causal row is what Trainer expects of a language model: `input_ids` = source + target + end, `labels` the same with
+    -100 over the source. An encoder-decoder row has the source as `input_ids` and target + end as `labels`.
+
+    Args:
+        truncate: columns that give way, in this order, when the source is over budget; by default the template's.
+        languages: `template.language_variables(...)`.
+    """
+
+    template: Template
+    tokenizer: PreTrainedTokenizerBase
+    is_encoder_decoder: bool = False
+    max_source_tokens: int = 512
+    max_target_tokens: int = 64
+    truncate: tuple[str, ...] | None = None
+    languages: dict[str, str] | None = None
+
+    def row(self, row: dict[str, Any]) -> dict[str, Any]:
+        """`input_ids`, `labels`, the `source` as text, `references`, and how many tokens were `cut`.
+
+        Raises:
+            TemplateError: the row cannot be rendered.
+            OverlongError: the source does not fit its budget.
+        """
+        ids, cut, text = self.source(row)
+        rendered = self.template.render(row, self.languages)
+        target_ids = self._target_ids(text, ids, rendered.target or "")
+        if self.is_encoder_decoder:
+            encoded = {"input_ids": ids, "labels": target_ids}
+        else:
+            encoded = {"input_ids": ids + target_ids, "labels": [-100] * len(ids) + target_ids}
+        return encoded | {"source": text, "references": list(rendered.references), "cut": cut}
+
+    def source(self, row: dict[str, Any]) -> tuple[list[int], int, str]:
+        """Token ids of a row's source, the number of tokens cut to fit, and the source as text.
+
+        Only the columns in `truncate` are cut, from their end; the rest of the prompt is never touched.
+        """
+        text = self._source_text(row)
+        ids = self._ids(text)
+        full = len(ids)
+        for column in self.template.truncate if self.truncate is None else self.truncate:
+            while len(ids) > self.max_source_tokens and row.get(column):
+                row = row | {column: self._shorten(row[column], column, len(ids) - self.max_source_tokens)}
+                text = self._source_text(row)
+                ids = self._ids(text)
+        if len(ids) > self.max_source_tokens:
+            raise OverlongError(
+                f"the source has {len(ids)} tokens with nothing left to cut, max_source_tokens is {self.max_source_tokens}; "
+                "raise it, name a column in truncate, or set drop_overlong"
+            )
+        return ids, max(full - len(ids), 0), text
+
+    def _source_text(self, row: dict[str, Any]) -> str:
+        rendered = self.template.render(row, self.languages, with_target=False)
+        if not self.template.chat:
+            return rendered.source
+        if not self.tokenizer.chat_template:
+            raise TemplateError(
+                f"template {self.template.name} wants a chat template and this tokenizer has none; use one without chat: true"
+            )
+        return self.tokenizer.apply_chat_template(list(rendered.messages), tokenize=False, add_generation_prompt=True)
+
+    def _ids(self, text: str) -> list[int]:
+        # A chat template writes its own special tokens.
+        return self.tokenizer(text, add_special_tokens=not self.template.chat).input_ids
+
+    def _target_ids(self, source: str, source_ids: list[int], target: str) -> list[int]:
+        """The target's ids as they follow the source, ended by the end-of-sequence token."""
+        if self.is_encoder_decoder:
+            return self.tokenizer(text_target=target).input_ids
+        gap = "" if self.template.chat or source[-1:].isspace() else " "
+        joint = self._ids(source + gap + target)
+        if joint[: len(source_ids)] == source_ids:
+            ids = joint[len(source_ids) :]
+        else:  # the tokenizer merged across the boundary; generation will not, so neither does training
+            ids = self.tokenizer(gap + target, add_special_tokens=False).input_ids
+        return [*ids, self.tokenizer.eos_token_id]
+
+    def _shorten(self, text: str, column: str, tokens: int) -> str:
+        if not isinstance(text, str):
+            raise TemplateError(f"column {column!r} is not text, so it cannot be cut; take it out of truncate")
+        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+        keep = len(offsets) - tokens
+        return text[: offsets[keep][0]].rstrip() if keep > 0 else ""
+
+
+@dataclass(frozen=True)
+class EncodingReport:
+    """What encoding did to a split, so that nothing is cut or left out unseen."""
+
+    rows: int
+    cut_rows: int
+    cut_tokens: int
+    dropped_rows: int
+    longest: int
+    problems: tuple[tuple[int, str], ...]
+
+    def __str__(self) -> str:
+        cut = f"{self.cut_rows} cut by {self.cut_tokens} tokens in all" if self.cut_rows else "none cut"
+        dropped = f", {self.dropped_rows} left out" if self.dropped_rows else ""
+        return f"{self.rows} rows, {cut}{dropped}, longest {self.longest} tokens"
+
+
+def encode(
+    dataset: Dataset, encoder: Encoder, *, training: bool = False, drop_overlong: bool = False, num_proc: int | None = None
+) -> tuple[Dataset, EncodingReport]:
+    """Encode every row of a split.
+
+    Args:
+        training: a target longer than the encoder's max_target_tokens is then a problem (never cut).
+        drop_overlong: leave rows that do not fit out, and count them, in place of reporting each as a problem.
+
+    Returns:
+        The rows with `input_ids`, `labels`, `source`, `references`, `cut` and their number in the split as `row`; and the
+        report, whose `problems` are (row, message). A row with a problem is not among the rows.
+    """
+    encoded = dataset.map(
+        partial(_encode_row, encoder=encoder, training=training),
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        num_proc=num_proc,
+        desc="encode",
+    )
+    messages, overlong = encoded["problem"], encoded["overlong"]
+    dropped = {row for row in range(len(messages)) if drop_overlong and overlong[row]}
+    problems = tuple((row, message) for row, message in enumerate(messages) if message and row not in dropped)
+    if any(messages):
+        encoded = encoded.select([row for row, message in enumerate(messages) if not message])
+    cuts = encoded["cut"]
+    report = EncodingReport(
+        rows=len(encoded),
+        cut_rows=sum(cut > 0 for cut in cuts),
+        cut_tokens=sum(cuts),
+        dropped_rows=len(dropped),
+        longest=max(map(len, encoded["input_ids"]), default=0),
+        problems=problems,
+    )
+    return encoded.remove_columns(["problem", "overlong"]), report
+
+
+def _encode_row(row: dict[str, Any], index: int, encoder: Encoder, training: bool) -> dict[str, Any]:
+    try:
+        encoded = encoder.row(row)
+        length = sum(label != -100 for label in encoded["labels"])
+        if training and length > encoder.max_target_tokens:
+            raise OverlongError(
+                f"the target has {length} tokens with its end, max_target_tokens is {encoder.max_target_tokens}; "
+                "raise it, or set drop_overlong"
+            )
+        return encoded | {"row": index, "problem": "", "overlong": False}
+    except TemplateError as error:
+        blank = {"input_ids": [], "labels": [], "source": "", "references": [], "cut": 0}
+        return blank | {"row": index, "problem": str(error), "overlong": isinstance(error, OverlongError)}
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Rows of ids -> `input_ids` and `attention_mask` [B, T], each row ending at the right edge."""
+    width = max(map(len, rows))
+    return {
+        "input_ids": torch.tensor([[pad_token_id] * (width - len(row)) + list(row) for row in rows]),
+        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+    }
+
+
+def decode(ids: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> list[str]:
+    """Generated ids -> text without special tokens, cut at the first stop text, stripped. -100 counts as padding."""
+    pad = tokenizer.pad_token_id
+    rows = [[pad if token == -100 else int(token) for token in row] for row in ids]
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [min((text.split(end)[0] for end in stop), key=len, default=text).strip() for text in texts]

@@ -1,0 +1,37 @@
+"""Everything this package raises on purpose.
+
+    PromptTuningError           exit code 1
+    ├── RecipeError             exit code 2: a recipe, a flag or a metric's name
+    ├── TemplateError           exit code 2: a hard prompt that cannot be read or does not fit the data
+    ├── DataError               exit code 1: files, splits, rows
+    ├── ModelError              exit code 1: a base model or its tokenizer
+    └── AdapterError            exit code 1: a saved soft prompt
+
+A message says what was found, what was expected and what to do next. An error may carry several problems, one a line.
+"""
+
+
+class PromptTuningError(Exception):
+    """Base of all errors that a user can mend."""
+
+    exit_code = 1
+
+
+class RecipeError(PromptTuningError):
+    exit_code = 2
+
+
+class TemplateError(PromptTuningError):
+    exit_code = 2
+
+
+class DataError(PromptTuningError):
+    pass
+
+
+class ModelError(PromptTuningError):
+    pass
+
+
+class AdapterError(PromptTuningError):
+    pass

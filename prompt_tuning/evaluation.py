@@ -1,0 +1,114 @@
+"""Predict and score a split, with a soft prompt or with the hard prompt alone, and write what came out."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import PreTrainedModel, TrainerCallback, set_seed
+
+from prompt_tuning.config import Recipe
+from prompt_tuning.data import SPLITS
+from prompt_tuning.errors import DataError
+from prompt_tuning.files import write_json, write_json_lines
+from prompt_tuning.model import check_adapter, load_adapter, load_adapter_config, load_base_model, load_config
+from prompt_tuning.prepare import Prepared, prepare
+from prompt_tuning.trainer import PromptTuningTrainer
+
+
+def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", output_dir: Path | None = None) -> Path:
+    """Evaluate one split with a saved soft prompt, or without one the hard prompt alone.
+
+    Returns:
+        The folder with results.json and predictions/<split>.jsonl.
+    """
+    if split not in SPLITS:
+        raise DataError(f"split {split}: expected one of {', '.join(SPLITS)}")
+    adapter_config = load_adapter_config(adapter) if adapter else None
+    if adapter_config:
+        check_adapter(adapter_config, adapter, load_config(recipe.model))
+    prepared = prepare(recipe, (split,))
+    set_seed(recipe.training.seed)
+    model = load_base_model(recipe.model, prepared.config)
+    name = "soft_prompt" if adapter else "hard_prompt"
+    if adapter:
+        model = load_adapter(model, adapter)
+    predictions, scores = predict_and_score(model, prepared, split)
+    results = describe(prepared, split) | {name: scores}
+    if adapter:
+        results["trainable_parameters"] = sum(p.numel() for p in model.prompt_encoder.parameters())
+        results["adapter"] = str(adapter)
+    folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-{name}"
+    write_run(folder, results, prepared, split, {name: predictions})
+    return folder
+
+
+def trainer_for(
+    model: PreTrainedModel | PeftModel, prepared: Prepared, callbacks: list[TrainerCallback] | None = None
+) -> PromptTuningTrainer:
+    """A trainer on the recipe's rows, that generates as the recipe says."""
+    training = prepared.recipe.training
+    generation = {"max_new_tokens": training.generation_max_length or prepared.recipe.prompt.max_target_tokens}
+    if training.generation_num_beams:
+        generation["num_beams"] = training.generation_num_beams
+    return PromptTuningTrainer(
+        model=model,
+        args=training,
+        processing_class=prepared.tokenizer,
+        compute_metrics=prepared.score,
+        generation_kwargs=generation,
+        stop=prepared.template.stop,
+        train_dataset=prepared.encoded.get("train"),
+        eval_dataset=prepared.encoded.get("validation", prepared.encoded.get("test")),
+        callbacks=callbacks,
+    )
+
+
+def predict_and_score(
+    model: PreTrainedModel | PeftModel, prepared: Prepared, split: str
+) -> tuple[list[str], dict[str, float | str]]:
+    """What the model writes for each row of a split, and the metrics of it."""
+    rows = prepared.encoded[split]
+    predictions = trainer_for(model, prepared).predict_texts(rows)
+    scores = prepared.score(predictions, list(rows["references"]))
+    return predictions, {name: value if isinstance(value, str) else round(value, 2) for name, value in scores.items()}
+
+
+def describe(prepared: Prepared, split: str) -> dict[str, Any]:
+    """The facts that every results.json opens with."""
+    recipe, report = prepared.recipe, prepared.reports[split]
+    return {
+        "task": recipe.data.task,
+        "split": split,
+        "rows": report.rows,
+        "cut_rows": report.cut_rows,
+        "seed": recipe.training.seed,
+        "model": recipe.model.model_name_or_path,
+        "template": recipe.prompt.template,
+        "decoding": {
+            "num_beams": recipe.training.generation_num_beams or 1,
+            "max_new_tokens": recipe.training.generation_max_length or recipe.prompt.max_target_tokens,
+        },
+        "versions": {name: version(name) for name in ("prompt_tuning", "transformers", "peft", "torch")},
+    }
+
+
+def write_run(
+    folder: Path, results: dict[str, Any], prepared: Prepared, split: str, predictions: dict[str, list[str]]
+) -> None:
+    """results.json and predictions/<split>.jsonl, by one process."""
+    if not PartialState().is_main_process:
+        return
+    rows = prepared.encoded[split]
+    write_json_lines(
+        folder / "predictions" / f"{split}.jsonl",
+        (
+            {"row": row["row"], "source": row["source"], "references": row["references"]}
+            | {name: texts[number] for name, texts in predictions.items()}
+            for number, row in enumerate(rows.select_columns(["row", "source", "references"]))
+        ),
+    )
+    write_json(folder / "results.json", results)

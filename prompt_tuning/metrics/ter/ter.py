@@ -1,0 +1,44 @@
+"""Translation edit rate (Snover et al., 2006), computed by sacreBLEU."""
+
+import evaluate
+from sacrebleu.metrics import TER
+
+from prompt_tuning.metrics.language import primary_language
+from prompt_tuning.metrics.references import FEATURES, reference_streams
+
+
+class Ter(evaluate.Metric):
+    """Corpus TER in percent, lower is better, with sacreBLEU's signature."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation=(
+                "Snover et al., 2006. A Study of Translation Edit Rate with Targeted Human Annotation. "
+                "https://aclanthology.org/2006.amta-papers.25"
+            ),
+            inputs_description="""
+Args:
+    predictions: one text a row.
+    references: one or more texts a row; rows may differ in their number.
+    language: for Chinese and Japanese `normalized` and `asian_support` are on, which splits ideographs. Tercom has no
+        such rule for Thai, Lao, Khmer and Burmese: there a run without spaces counts as one word.
+    normalized, asian_support: overrule what the language says.
+    **options: the other options of `sacrebleu.metrics.TER`, as `case_sensitive` or `no_punct`.
+Returns:
+    ter: edits by 100 words of the reference; 0 is best, and it may be more than 100.
+    ter_signature: sacreBLEU's signature.
+""",
+            features=FEATURES,
+            reference_urls=["https://github.com/jhclark/tercom", "https://github.com/mjpost/sacrebleu"],
+        )
+
+    def _compute(self, predictions, references, language=None, normalized=None, asian_support=None, **options):
+        asian = primary_language(language) in ("zh", "ja")
+        ter = TER(
+            normalized=asian if normalized is None else normalized,
+            asian_support=asian if asian_support is None else asian_support,
+            **options,
+        )
+        score = ter.corpus_score(predictions, reference_streams(references))
+        return {"ter": score.score, "ter_signature": str(ter.get_signature())}

@@ -1,0 +1,179 @@
+"""Rows in, rows with their prediction out, in the order of the input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from prompt_tuning.config import load_recipe
+from prompt_tuning.encode import Encoder, decode, pad_left
+from prompt_tuning.errors import AdapterError, DataError, TemplateError
+from prompt_tuning.files import whole_file
+from prompt_tuning.model import check_adapter, load_adapter, load_adapter_config, load_base_model, load_config, load_tokenizer
+from prompt_tuning.template import Template, language_variables
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model with its soft prompt, template and budget: what a run's folder describes."""
+
+    model: PeftModel | PreTrainedModel
+    encoder: Encoder
+    generation_kwargs: dict[str, Any]
+
+    @classmethod
+    def load(cls, adapter: str | Path, model_name_or_path: str | None = None) -> Predictor:
+        """From the folder that `prompt-tuning train` wrote.
+
+        Raises:
+            AdapterError: not such a folder, or an adapter of another model.
+        """
+        adapter = Path(adapter)
+        adapter_config = load_adapter_config(adapter)
+        for name in ("recipe.yaml", "template.yaml"):
+            if not (adapter / name).is_file():
+                raise AdapterError(f"{adapter}: no {name} there, so its template is unknown; use a folder that train wrote")
+        overrides = [f"--model_name_or_path={model_name_or_path or adapter_config.base_model_name_or_path}"]
+        recipe = load_recipe(adapter / "recipe.yaml", overrides, for_prediction=True)
+        template = Template.load(adapter / "template.yaml")
+        config = load_config(recipe.model)
+        check_adapter(adapter_config, adapter, config)
+        tokenizer = load_tokenizer(recipe.model)
+        prompt, training = recipe.prompt, recipe.training
+        encoder = Encoder(
+            template,
+            tokenizer,
+            config.is_encoder_decoder,
+            prompt.max_source_tokens,
+            prompt.max_target_tokens,
+            None if prompt.truncate is None else tuple(prompt.truncate),
+            language_variables(recipe.data.source_lang, recipe.data.target_lang),
+        )
+        generation = {
+            "max_new_tokens": training.generation_max_length or prompt.max_target_tokens,
+            "num_beams": training.generation_num_beams or 1,
+        }
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        base = load_base_model(recipe.model, config).to(device)
+        return cls(load_adapter(base, adapter), encoder, generation)
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> list[str]:
+        """What the model writes for each row; one batch.
+
+        Raises:
+            TemplateError: a row lacks a column or does not fit its budget.
+        """
+        return self.write([self.encoder.source(row)[0] for row in rows])
+
+    @torch.inference_mode()
+    def write(self, sources: Sequence[list[int]]) -> list[str]:
+        """What the model writes after each encoded source."""
+        tokenizer, stop = self.encoder.tokenizer, self.encoder.template.stop
+        if self.encoder.is_encoder_decoder:
+            batch = tokenizer.pad({"input_ids": list(sources)}, return_tensors="pt", padding_side="right")
+        else:
+            batch = pad_left(sources, tokenizer.pad_token_id)
+        batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+        stops = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
+        generated = self.model.generate(
+            **batch, do_sample=False, pad_token_id=tokenizer.pad_token_id, **stops, **self.generation_kwargs
+        )
+        start = 1 if self.encoder.is_encoder_decoder else batch["input_ids"].shape[1]
+        return decode(generated[:, start:].tolist(), tokenizer, stop)
+
+
+def predict(adapter: str, source: str = "-", output: str = "-", batch_size: int = 8, model_name_or_path: str | None = None) -> int:
+    """Predict for every row of a file or of standard input, a batch at a time; returns how many rows that were.
+
+    Raises:
+        DataError: a bad row, with its line. No output file is left then.
+    """
+    if source != "-" and not Path(source).is_file():
+        raise DataError(f"--input {source}: no such file")
+    transformers_logging.disable_progress_bar()
+    predictor = Predictor.load(adapter, model_name_or_path)
+    lines = _lines(sys.stdin.buffer if source == "-" else Path(source).open("rb"), source)
+    if output == "-":
+        return _predict_lines(predictor, lines, sys.stdout, batch_size, source)
+    with whole_file(Path(output)) as file:
+        return _predict_lines(predictor, lines, file, batch_size, source)
+
+
+def _predict_lines(predictor: Predictor, lines: Iterator[tuple[int, str]], file: TextIO, batch_size: int, source: str) -> int:
+    count, cut_rows = 0, 0
+    rows = _rows(lines, predictor.encoder, source)
+    while batch := list(islice(rows, batch_size)):
+        sources = []
+        for number, row in batch:
+            try:
+                ids, cut, _ = predictor.encoder.source(row)
+            except TemplateError as error:
+                raise DataError(f"{_name(source)}, line {number}: {error}") from error
+            sources.append(ids)
+            cut_rows += cut > 0
+        for (_, row), prediction in zip(batch, predictor.write(sources), strict=True):
+            file.write(json.dumps(row | {"prediction": prediction}, ensure_ascii=False) + "\n")
+        file.flush()
+        count += len(batch)
+    if count == 0:
+        raise DataError(f"{_name(source)}: no rows")
+    if cut_rows:
+        print(f"{cut_rows} of {count} rows were cut to fit max_source_tokens", file=sys.stderr)
+    return count
+
+
+def _lines(stream: Iterable[bytes], source: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(stream, 1):
+        try:
+            yield number, line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{_name(source)}, line {number}: not UTF-8 text (byte {error.start} of the line)") from None
+
+
+def _rows(lines: Iterator[tuple[int, str]], encoder: Encoder, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of JSON Lines, or of plain text with one source a line; the first line tells which."""
+    is_json = None
+    for number, line in lines:
+        if not line.strip():
+            if is_json is False:
+                raise DataError(f"{_name(source)}, line {number}: empty; plain text needs one source on every line")
+            continue
+        if is_json is None:
+            is_json = line.lstrip().startswith("{")
+        if not is_json:
+            yield number, _text_row(line, encoder)
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{_name(source)}, line {number}: not JSON: {error.msg} (column {error.colno})") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{_name(source)}, line {number}: expected a JSON object, found {type(row).__name__}")
+        encoder.template.check_columns(list(row), f"{_name(source)}, line {number},", for_prediction=True)
+        yield number, row
+
+
+def _text_row(line: str, encoder: Encoder) -> dict[str, Any]:
+    columns = sorted(encoder.template.source_columns)
+    if len(columns) != 1:
+        raise DataError(
+            f"plain text has one column and template {encoder.template.name} reads {len(columns)} ({', '.join(columns)}); "
+            f'give JSON Lines, as {{"{columns[0]}": "..."}}'
+        )
+    if columns == ["translation"]:
+        return {"translation": {(encoder.languages or {})["source_lang"]: line}}
+    return {columns[0]: line}
+
+
+def _name(source: str) -> str:
+    return "standard input" if source == "-" else source

@@ -1,0 +1,119 @@
+"""All that can be done, and can go wrong, before a model's weights are read: tokenizer, template, rows, token ids."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from datasets import Dataset, DatasetDict
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from prompt_tuning.config import Recipe
+from prompt_tuning.data import load_splits, row_origin, split_origin
+from prompt_tuning.encode import Encoder, EncodingReport, encode
+from prompt_tuning.errors import DataError, PromptTuningError
+from prompt_tuning.metrics import TASK_METRICS, load_metrics
+from prompt_tuning.model import count_virtual_tokens, load_config, load_tokenizer
+from prompt_tuning.template import Template, language_variables
+from prompt_tuning.trainer import Score
+
+logger = logging.getLogger(__name__)
+
+PROBLEMS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe, ready for its model."""
+
+    recipe: Recipe
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+    score: Score
+    num_virtual_tokens: int
+    rows: DatasetDict
+    encoded: dict[str, Dataset]
+    reports: dict[str, EncodingReport]
+
+    @property
+    def template(self) -> Template:
+        return self.encoder.template
+
+
+def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
+    """Load and encode those of `splits` that the recipe has.
+
+    Raises:
+        PromptTuningError: with all that is wrong with model name, template, prompt, metrics and rows, a line each.
+    """
+    problems: list[PromptTuningError] = []
+
+    def attempt(step, *args, **kwargs):
+        try:
+            return step(*args, **kwargs)
+        except PromptTuningError as error:
+            problems.append(error)
+
+    data, prompt = recipe.data, recipe.prompt
+    config = attempt(load_config, recipe.model)
+    tokenizer = config and attempt(load_tokenizer, recipe.model)
+    template = attempt(Template.load, prompt.template)
+    score = attempt(load_metrics, prompt.metrics or TASK_METRICS[data.task], language=data.metric_language)
+    length = (attempt(count_virtual_tokens, prompt, tokenizer) or 0) if tokenizer and prompt.method != "none" else 0
+    rows = attempt(load_splits, data, splits)
+    if template and rows:
+        for split in rows:
+            attempt(template.check_columns, rows[split].column_names, split_origin(data, split))
+    if problems or not (config and tokenizer and template and score and rows):
+        raise_together(problems)
+
+    budget = getattr(config, "max_position_embeddings", None)
+    wanted = length + prompt.max_source_tokens + prompt.max_target_tokens
+    if budget and wanted > budget:
+        problems.append(
+            DataError(
+                f"{length} virtual tokens, max_source_tokens {prompt.max_source_tokens} and max_target_tokens "
+                f"{prompt.max_target_tokens} make {wanted} positions, the model has {budget}; lower one of them"
+            )
+        )
+    encoder = Encoder(
+        template,
+        tokenizer,
+        config.is_encoder_decoder,
+        prompt.max_source_tokens,
+        prompt.max_target_tokens,
+        None if prompt.truncate is None else tuple(prompt.truncate),
+        language_variables(data.source_lang, data.target_lang),
+    )
+    encoded, reports = {}, {}
+    for split in rows:
+        training = split == "train"
+        encoded[split], reports[split] = encode(
+            rows[split],
+            encoder,
+            training=training,
+            drop_overlong=prompt.drop_overlong and training,
+            num_proc=data.preprocessing_num_workers,
+        )
+        logger.info("%s: %s", split, reports[split])
+        problems += _row_problems(recipe, split, reports[split])
+        if not encoded[split] and not reports[split].problems:
+            problems.append(DataError(f"{split_origin(data, split)}: all rows were left out as too long"))
+    if problems:
+        raise_together(problems)
+    return Prepared(recipe, config, tokenizer, encoder, score, length, rows, encoded, reports)
+
+
+def raise_together(problems: list[PromptTuningError]) -> None:
+    """One error of the first one's kind, with every message on a line."""
+    raise type(problems[0])("\n".join(str(problem) for problem in problems))
+
+
+def _row_problems(recipe: Recipe, split: str, report: EncodingReport) -> list[PromptTuningError]:
+    shown = [
+        DataError(f"{row_origin(recipe.data, split, row)}: {message}") for row, message in report.problems[:PROBLEMS_SHOWN]
+    ]
+    if (more := len(report.problems) - len(shown)) > 0:
+        shown.append(DataError(f"{split_origin(recipe.data, split)}: {more} more rows have problems"))
+    return shown

@@ -1,0 +1,81 @@
+"""What a run's folder says, as text for a terminal. Imports no torch: `prompt-tuning show` answers at once."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from prompt_tuning.errors import DataError
+
+NAMES = {"hard_prompt": "hard prompt alone", "soft_prompt": "with soft prompt"}
+
+
+def summarize(folder: Path, examples: int = 3) -> str:
+    """The table of a run, its first rows, and what to type next.
+
+    Raises:
+        DataError: the folder holds no finished run.
+    """
+    results = read_results(folder)
+    blocks = [_table(results), _facts(results), *_examples(folder, results, examples), _files(folder)]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    file = folder / "results.json"
+    if not file.is_file():
+        raise DataError(f"{folder}: no results.json there; expected the folder of a finished train or evaluate")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _table(results: dict[str, Any]) -> str:
+    scored = {name: results[name] for name in NAMES if name in results}
+    metrics = [key for key, value in next(iter(scored.values())).items() if not isinstance(value, str)]
+    lines = [" " * 20 + "".join(f"{metric:>14}" for metric in metrics)]
+    for name, scores in scored.items():
+        lines.append(f"{NAMES[name]:20}" + "".join(f"{scores[metric]:14.1f}" for metric in metrics))
+    if len(scored) == 2:
+        gains = [results["soft_prompt"][metric] - results["hard_prompt"][metric] for metric in metrics]
+        lines.append(f"{'difference':20}" + "".join(f"{gain:+14.1f}" for gain in gains))
+    return "\n".join(lines)
+
+
+def _facts(results: dict[str, Any]) -> str:
+    facts = [f"{results['rows']} rows of {results['split']}, template {results['template']}, model {results['model']}"]
+    if "train_seconds" in results:
+        facts.append(
+            f"{results['trainable_parameters']:,} trained parameters, {results['train_steps']} steps in "
+            f"{results['train_seconds']:.0f} s, seed {results['seed']}"
+        )
+    if results["cut_rows"]:
+        facts.append(f"{results['cut_rows']} of these rows were cut to fit max_source_tokens")
+    return "\n".join(facts)
+
+
+def _examples(folder: Path, results: dict[str, Any], count: int) -> list[str]:
+    file = folder / "predictions" / f"{results['split']}.jsonl"
+    if not file.is_file():
+        return []
+    with file.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line, _ in zip(lines, range(count), strict=False)]
+    return [_example(row) for row in rows]
+
+
+def _example(row: dict[str, Any]) -> str:
+    source = textwrap.indent(textwrap.fill(" ".join(row["source"].split()), 110), "  | ")
+    lines = [f"row {row['row']}", source, f"  expected            {' / '.join(dict.fromkeys(row['references']))}"]
+    lines += [f"  {NAMES[name]:20}{_one_line(row[name])}" for name in NAMES if name in row]
+    return "\n".join(lines)
+
+
+def _one_line(text: str) -> str:
+    return textwrap.shorten(" ".join(text.split()), 100, placeholder=" ...") or "(nothing)"
+
+
+def _files(folder: Path) -> str:
+    lines = [f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir() if path.name[0] != '.'))}"]
+    if (folder / "adapter_config.json").is_file():
+        lines.append(f"next: prompt-tuning predict --adapter {folder} --input rows.jsonl    (- or nothing reads what you type)")
+    return "\n".join(lines)

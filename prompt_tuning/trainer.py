@@ -1,0 +1,162 @@
+"""Seq2SeqTrainer for prompts: it evaluates what the model writes, and no label reaches the model before it has written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import SequentialSampler
+from transformers import DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
+from transformers.trainer_utils import PredictionOutput
+
+from prompt_tuning.encode import decode, pad_left
+from prompt_tuning.shared_prefix import SharedPrefixModel, target_loss
+
+Score = Callable[[list[str], list[list[str]]], dict[str, Any]]
+
+
+class PromptTuningTrainer(Seq2SeqTrainer):
+    """Trains and evaluates causal and encoder-decoder models on rows from `encode`, or on any rows of the same form.
+
+    Differs from `Seq2SeqTrainer`, which it otherwise is, in four things. A causal model generates from the source alone (the
+    tokens before the first label); Seq2SeqTrainer would give it source and answer. Evaluation goes through rows by length
+    and returns predictions in the order of the data set. Label smoothing and gradient accumulation count target tokens, for
+    encoder-decoder models too, whose own loss ignores `num_items_in_batch`. And `compute_metrics` gets texts.
+
+    Args:
+        compute_metrics: `(predictions, references) -> metrics`, as `metrics.load_metrics` returns; references come from the
+            rows' `references` column, or from their labels if they have none.
+        generation_kwargs: for `generate`, as `dict(max_new_tokens=32, num_beams=4)`.
+        stop: predictions are cut at the first of these texts.
+        **kwargs: as for `Seq2SeqTrainer`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        processing_class: PreTrainedTokenizerBase,
+        compute_metrics: Score | None = None,
+        generation_kwargs: dict[str, Any] | None = None,
+        stop: tuple[str, ...] = (),
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("data_collator", DataCollatorForSeq2Seq(processing_class, padding="longest"))
+        super().__init__(
+            *args,
+            processing_class=processing_class,
+            compute_metrics=self._score if compute_metrics else None,
+            **kwargs,
+        )
+        processing_class.padding_side = "right"  # for training; sources are padded left by prediction_step
+        self.score = compute_metrics
+        self.stop = stop
+        self.generation_kwargs = {"do_sample": False, "pad_token_id": processing_class.pad_token_id} | (generation_kwargs or {})
+        if stop:
+            self.generation_kwargs |= {"stop_strings": list(stop), "tokenizer": processing_class}
+        self._references: list[list[str]] | None = None
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Cross entropy over target tokens, divided by their number in the whole accumulated batch."""
+        smoothing = self.args.label_smoothing_factor
+        if isinstance(self.accelerator.unwrap_model(model), SharedPrefixModel):
+            smoother, self.label_smoother = self.label_smoother, None  # the model smooths: it has logits of targets only
+            try:
+                inputs = inputs | {"label_smoothing": smoothing}
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            finally:
+                self.label_smoother = smoother
+        if not self.model.config.is_encoder_decoder:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs = model(**inputs)
+        targets = inputs["labels"].flatten()
+        loss = target_loss(outputs.logits.flatten(0, 1), targets, num_items_in_batch, smoothing)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # which averages gradients over processes
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval", **gen_kwargs: Any
+    ) -> dict[str, float]:
+        """As `Seq2SeqTrainer.evaluate`; text in the metrics (signatures) is left out, as Trainer's callbacks take numbers."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(rows, str):
+            rows = self.eval_dataset[rows]
+        if isinstance(rows, dict):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
+        rows, _ = self._by_length(rows)
+        return super().evaluate(rows, ignore_keys, metric_key_prefix, **(self.generation_kwargs | gen_kwargs))
+
+    def predict(
+        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test", **gen_kwargs: Any
+    ) -> PredictionOutput:
+        """As `Seq2SeqTrainer.predict`: predictions as token ids, padded with -100, in the order of the data set."""
+        rows, order = self._by_length(test_dataset)
+        output = super().predict(rows, ignore_keys, metric_key_prefix, **(self.generation_kwargs | gen_kwargs))
+        back = np.argsort(order)
+        return PredictionOutput(output.predictions[: len(rows)][back], output.label_ids[: len(rows)][back], output.metrics)
+
+    def predict_texts(self, dataset: Dataset) -> list[str]:
+        """What the model writes for each row, as text, in the order of the data set."""
+        compute_metrics, self.compute_metrics = self.compute_metrics, None
+        try:
+            return decode(self.predict(dataset).predictions, self.processing_class, self.stop)
+        finally:
+            self.compute_metrics = compute_metrics
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **gen_kwargs: Any,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Loss from source and target; generation from the source alone."""
+        loss, _, _ = super(Seq2SeqTrainer, self).prediction_step(model, inputs, prediction_loss_only=True)
+        if prediction_loss_only or not self.args.predict_with_generate:
+            return loss, None, None
+        inputs = self._prepare_inputs(inputs)
+        sources = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+        if not self.model.config.is_encoder_decoder:
+            sources = self._prepare_inputs(pad_left(source_rows(inputs), self.processing_class.pad_token_id))
+        with self.compute_loss_context_manager():  # the autocast that training runs under
+            generated = self.model.generate(**sources, **(gen_kwargs or self._gen_kwargs))
+        start = 1 if self.model.config.is_encoder_decoder else sources["input_ids"].shape[1]
+        return loss, generated[:, start:].contiguous(), inputs["labels"]
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
+        # Trainer would shuffle a length-grouped evaluation, and references are matched by order.
+        return SequentialSampler(eval_dataset)
+
+    def _by_length(self, rows: Dataset) -> tuple[Dataset, np.ndarray]:
+        """Rows from long to short, so that a batch holds little padding and the largest batch comes first."""
+        order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
+        rows = rows.select(order)
+        self._references = rows["references"] if "references" in rows.column_names else None
+        return rows, order
+
+    def _score(self, evaluated: EvalPrediction) -> dict[str, float]:
+        labels = evaluated.label_ids
+        references = self._references or [[text] for text in decode(labels, self.processing_class)]
+        predictions = decode(evaluated.predictions, self.processing_class, self.stop)[: len(references)]
+        scores = self.score(predictions, list(references))
+        return {name: value for name, value in scores.items() if not isinstance(value, str)}
+
+
+def source_rows(inputs: dict[str, torch.Tensor]) -> list[list[int]]:
+    """The tokens of each row of a causal batch that come before its first label."""
+    rows = []
+    for ids, mask, labels in zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], strict=True):
+        targets = (labels != -100).nonzero()
+        end = int(targets[0]) if len(targets) else len(ids)
+        rows.append(ids[:end][mask[:end].bool()].tolist())
+    return rows
