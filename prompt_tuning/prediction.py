@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from prompt_tuning.config import load_recipe
-from prompt_tuning.encode import Encoder, decode, pad_left
+from prompt_tuning.encoding import Encoder, decode, pad_left
 from prompt_tuning.errors import AdapterError, DataError, TemplateError
 from prompt_tuning.files import whole_file
 from prompt_tuning.model import check_adapter, load_adapter, load_adapter_config, load_base_model, load_config, load_tokenizer

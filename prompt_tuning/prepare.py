@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from prompt_tuning.config import Recipe
 from prompt_tuning.data import load_splits, row_origin, split_origin
-from prompt_tuning.encode import Encoder, EncodingReport, encode
+from prompt_tuning.encoding import Encoder, EncodingReport, encode
 from prompt_tuning.errors import DataError, PromptTuningError
 from prompt_tuning.metrics import TASK_METRICS, load_metrics
 from prompt_tuning.model import count_virtual_tokens, load_config, load_tokenizer

@@ -218,6 +218,8 @@ class SharedPrefixModel(PeftModelForCausalLM):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         base, length = self.get_base_model(), config.num_virtual_tokens
+        if getattr(base.config.get_text_config(), "sliding_window", None):
+            return self._generate_from_embeddings(input_ids, attention_mask, **kwargs)
         generation_config = kwargs.get("generation_config") or base.generation_config
         beams = kwargs.get("num_beams") or generation_config.num_beams or 1
         returned = kwargs.get("num_return_sequences") or generation_config.num_return_sequences or 1
@@ -234,6 +236,29 @@ class SharedPrefixModel(PeftModelForCausalLM):
         if isinstance(output, torch.Tensor):
             return output[:, length:]
         output.sequences = output.sequences[:, length:]
+        return output
+
+    def _generate_from_embeddings(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any):
+        """For sliding windows, which count places in a batch, not true positions: the padding stands before the prompt."""
+        rows, width = input_ids.shape
+        prompt = self.get_prompt(batch_size=1)
+        length = prompt.shape[1]
+        embeds = self.word_embeddings(input_ids)
+        joined = torch.cat([prompt.to(embeds.dtype).expand(rows, -1, -1), embeds], 1)
+        padding = (attention_mask == 0).sum(1, keepdim=True)
+        place = torch.arange(length + width, device=input_ids.device)[None].expand(rows, -1)
+        moved = torch.where(place < padding, place + length, place - padding)
+        order = torch.where(place < padding + length, moved, place)
+        output = self.get_base_model().generate(
+            inputs_embeds=joined.gather(1, order[..., None].expand(-1, -1, joined.shape[2])),
+            attention_mask=(place >= padding).long(),
+            **kwargs,
+        )
+        sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        sequences = torch.cat([input_ids.repeat_interleave(len(sequences) // rows, 0), sequences], 1)
+        if isinstance(output, torch.Tensor):
+            return sequences
+        output.sequences = sequences
         return output
 
     @torch.no_grad()

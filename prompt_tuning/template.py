@@ -107,7 +107,7 @@ class Template:
         """The template as a file that `load` reads."""
         values = {key: value for key, value in asdict(self).items() if value and key != "name"}
         lists = {key: list(value) for key, value in values.items() if isinstance(value, tuple)}
-        return yaml.safe_dump(values | lists, sort_keys=False, allow_unicode=True, width=120)
+        return yaml.dump(values | lists, Dumper=_BlockDumper, sort_keys=False, allow_unicode=True, width=120)
 
     @property
     def source_columns(self) -> frozenset[str]:
@@ -215,6 +215,15 @@ def _read_yaml(path: Path) -> Any:
         raise TemplateError(f"template {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise TemplateError(f"template {path}: not YAML: {' '.join(str(error).split())}") from None
+
+
+class _BlockDumper(yaml.SafeDumper):
+    """Writes text of several lines as people do."""
+
+
+_BlockDumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text.strip() else None)
+)
 
 
 def _found(values: Any) -> str:

@@ -76,20 +76,18 @@ def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
     """What to resume from; nothing that an earlier run left is written over unasked."""
     wanted = recipe.training.resume_from_checkpoint
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if wanted and wanted.lower() not in ("true", "last"):
+    if wanted and wanted.lower() not in ("true", "auto"):
         if not Path(wanted).is_dir():
-            raise RecipeError(f"resume_from_checkpoint {wanted}: no such folder")
+            raise RecipeError(f"resume_from_checkpoint {wanted}: no such folder; true and auto take the last one")
         return wanted
-    if wanted:
-        if last is None:
-            raise RecipeError(f"resume_from_checkpoint: no checkpoint in {folder}; leave it out to start from the beginning")
-        return last
-    if last or (folder / "results.json").exists():
+    if last is None and wanted == "true":
+        raise RecipeError(f"resume_from_checkpoint: no checkpoint in {folder}; `auto` starts from the beginning then")
+    if (last and not wanted) or (last is None and (folder / "results.json").exists()):
         raise RecipeError(
-            f"{folder} holds {Path(last).name if last else 'a finished run'} already; continue it with "
-            "--resume_from_checkpoint true, name another --output_dir, or remove the folder"
+            f"{folder} holds {Path(last).name if last else 'a finished run'} already; "
+            f"{'continue it with --resume_from_checkpoint true, ' if last else ''}name another --output_dir, or remove the folder"
         )
-    return None
+    return last
 
 
 def _check_splits(prepared: Prepared) -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import SequentialSampler
 from transformers import DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer_utils import PredictionOutput
 
-from prompt_tuning.encode import decode, pad_left
+from prompt_tuning.encoding import decode, pad_left
 from prompt_tuning.shared_prefix import SharedPrefixModel, target_loss
 
 Score = Callable[[list[str], list[list[str]]], dict[str, Any]]

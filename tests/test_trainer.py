@@ -1,0 +1,201 @@
+"""The trainer: what it feeds the model, how it scores, and that stopping and going on changes nothing."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import question_rows, tiny_bart, tiny_llama, tiny_t5
+from datasets import Dataset
+from peft import PeftModel
+from transformers import EarlyStoppingCallback, Seq2SeqTrainer
+
+from prompt_tuning import (
+    Encoder,
+    PromptTuningArguments,
+    PromptTuningTrainer,
+    Template,
+    add_soft_prompt,
+    encode,
+    load_metrics,
+    prompt_config,
+)
+
+BUILDERS = {"llama": tiny_llama, "t5": tiny_t5, "bart": tiny_bart}
+
+
+def encoded(tokenizer, rows, is_encoder_decoder=False):
+    encoder = Encoder(Template.load("question_answering/plain"), tokenizer, is_encoder_decoder, max_target_tokens=12)
+    dataset, report = encode(Dataset.from_list(rows), encoder, training=True)
+    assert not report.problems
+    return dataset
+
+
+def soft(architecture, tokenizer):
+    base = BUILDERS[architecture](len(tokenizer))
+    torch.manual_seed(2)
+    return add_soft_prompt(base, prompt_config(base, 6))
+
+
+def trainer(model, tokenizer, output_dir, train=24, evaluation=7, callbacks=None, score=None, **settings):
+    is_encoder_decoder = model.config.is_encoder_decoder
+    settings = dict(per_device_train_batch_size=4, max_steps=6, use_cpu=True, disable_tqdm=True, logging_steps=1) | settings
+    return PromptTuningTrainer(
+        model=model,
+        args=PromptTuningArguments(output_dir=str(output_dir), **settings),
+        processing_class=tokenizer,
+        train_dataset=encoded(tokenizer, question_rows(train), is_encoder_decoder),
+        eval_dataset=encoded(tokenizer, question_rows(evaluation, 3), is_encoder_decoder),
+        compute_metrics=score or load_metrics(["squad"]),
+        generation_kwargs={"max_new_tokens": 6},
+        stop=("\n",),
+        callbacks=callbacks,
+    )
+
+
+def prompt_of(model):
+    return model.prompt_encoder["default"].embedding.weight.detach().clone()
+
+
+@pytest.mark.parametrize("architecture", BUILDERS)
+def test_loss_falls_generation_scores_and_plain_peft_loads_the_adapter(architecture, tokenizer, tmp_path):
+    model = soft(architecture, tokenizer)
+    run = trainer(model, tokenizer, tmp_path, max_steps=30, learning_rate=0.3)
+    before = run.evaluate()["eval_loss"]
+    run.train()
+    after = run.evaluate()
+    assert after["eval_loss"] < before
+    assert 0 <= after["eval_f1"] <= 100
+    grown = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert grown == ["prompt_encoder.default.embedding.weight"]
+
+    model.save_pretrained(tmp_path / "adapter")
+    plain = PeftModel.from_pretrained(BUILDERS[architecture](len(tokenizer)), tmp_path / "adapter")
+    assert torch.equal(prompt_of(plain), prompt_of(model))
+    row = run.eval_dataset[0]
+    batch = run.data_collator([{"input_ids": row["input_ids"], "labels": row["labels"]}])
+    theirs = plain(**{name: torch.as_tensor(value) for name, value in batch.items()}).loss
+    assert theirs.item() == pytest.approx(run.predict(Dataset.from_list([row])).metrics["test_loss"], abs=1e-5)
+
+
+def test_every_row_of_an_encoder_decoder_prompt_gets_a_gradient(tokenizer, tmp_path):
+    model = soft("t5", tokenizer)
+    assert prompt_of(model).shape == (6, 32)  # plain PEFT allocates 12
+    run = trainer(model, tokenizer, tmp_path)
+    batch = next(iter(run.get_train_dataloader()))
+    run.compute_loss(model, batch).backward()
+    assert (model.prompt_encoder["default"].embedding.weight.grad.abs().sum(1) > 0).all()
+
+
+def test_labels_change_no_prediction_while_seq2seq_trainer_shows_them_to_the_model(tokenizer, tmp_path):
+    model = soft("llama", tokenizer)
+    run = trainer(model, tokenizer, tmp_path)
+    rows = question_rows(7, 3)
+    other = [row | {"answers": {"text": ["Dakar and Riga"], "answer_start": [0]}} for row in rows]
+    honest = run.predict_texts(encoded(tokenizer, rows))
+    assert run.predict_texts(encoded(tokenizer, other)) == honest
+
+    plain = Seq2SeqTrainer(
+        model=model.get_base_model(), args=run.args, processing_class=tokenizer, data_collator=run.data_collator
+    )
+    shown = plain.predict(encoded(tokenizer, rows), max_new_tokens=6).predictions
+    for row, ids in zip(rows, shown, strict=True):
+        assert f"Answer: {row['answers']['text'][0]}" in tokenizer.decode([token for token in ids if token > 1])
+
+
+def test_predictions_keep_the_order_of_the_data_and_depend_on_no_batch(tokenizer, tmp_path):
+    model = soft("llama", tokenizer)
+    rows = encoded(tokenizer, question_rows(11, 3))
+    together = trainer(model, tokenizer, tmp_path, per_device_eval_batch_size=5).predict_texts(rows)
+    alone = trainer(model, tokenizer, tmp_path, per_device_eval_batch_size=1)
+    assert together == [alone.predict_texts(rows.select([number]))[0] for number in range(len(rows))]
+    assert len(set(together)) > 1
+
+
+def test_each_row_is_scored_against_its_own_references(tokenizer, tmp_path):
+    seen = {}
+
+    def score(predictions, references):
+        seen.update(predictions=predictions, references=references)
+        return {"f1": 1.0, "signature": "text stays out of Trainer's logs"}
+
+    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path, score=score, train_sampling_strategy="group_by_length")
+    metrics = run.evaluate()
+    assert metrics["eval_f1"] == 1.0 and "eval_signature" not in metrics
+    by_references = sorted(map(str, run.eval_dataset["references"]))
+    assert sorted(map(str, seen["references"])) == by_references
+    expected = dict(zip(map(str, run.eval_dataset["source"]), run.predict_texts(run.eval_dataset), strict=True))
+    order = np.argsort([-len(ids) for ids in run.eval_dataset["input_ids"]], kind="stable")
+    assert seen["predictions"] == [expected[run.eval_dataset[int(number)]["source"]] for number in order]
+
+
+@pytest.mark.parametrize("architecture", BUILDERS)
+def test_stopped_and_resumed_ends_where_an_uninterrupted_run_does(architecture, tokenizer, tmp_path):
+    whole = soft(architecture, tokenizer)
+    trainer(whole, tokenizer, tmp_path / "whole", save_steps=3, max_steps=6).train()
+
+    stopped = soft(architecture, tokenizer)
+    run = trainer(stopped, tokenizer, tmp_path / "parts", save_steps=3, max_steps=6)
+    run.add_callback(StopAfter(4))
+    run.train()
+    assert not torch.equal(prompt_of(stopped), prompt_of(whole))
+
+    resumed = soft(architecture, tokenizer)
+    trainer(resumed, tokenizer, tmp_path / "parts", save_steps=3, max_steps=6).train(resume_from_checkpoint=True)
+    assert torch.equal(prompt_of(resumed), prompt_of(whole))
+
+
+class StopAfter(EarlyStoppingCallback):
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_begin(self, *args, **kwargs):
+        pass
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+def test_the_best_checkpoint_is_restored_and_training_stops_early(tokenizer, tmp_path):
+    scores = iter([10.0, 30.0, 20.0, 20.0, 40.0, 50.0])
+    model = soft("llama", tokenizer)
+    run = trainer(
+        model,
+        tokenizer,
+        tmp_path,
+        score=lambda predictions, references: {"f1": next(scores)},
+        callbacks=[EarlyStoppingCallback(2)],
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="f1",
+    )
+    run.train()
+    assert run.state.global_step == 4 and run.state.best_model_checkpoint.endswith("checkpoint-2")
+    best = PeftModel.from_pretrained(tiny_llama(len(tokenizer)), run.state.best_model_checkpoint)
+    assert torch.equal(prompt_of(best), prompt_of(model))
+
+
+@pytest.mark.parametrize("architecture", BUILDERS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_accumulated_small_batches_take_the_step_of_a_large_one(architecture, smoothing, tokenizer, tmp_path):
+    def step(**settings):
+        model = soft(architecture, tokenizer)
+        sgd = dict(optim="sgd", max_grad_norm=0.0, learning_rate=1.0, warmup_steps=0, train_sampling_strategy="sequential")
+        trainer(model, tokenizer, tmp_path, max_steps=1, label_smoothing_factor=smoothing, **sgd, **settings).train()
+        return prompt_of(model)
+
+    large = step(per_device_train_batch_size=8)
+    small = step(per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    start = prompt_of(soft(architecture, tokenizer))
+    assert ((small - large).norm() / (large - start).norm()).item() < 1e-4
+
+
+def test_rows_of_an_ordinary_data_set_are_scored_against_their_labels(tokenizer, tmp_path):
+    seen = []
+    run = trainer(
+        soft("llama", tokenizer), tokenizer, tmp_path, score=lambda predictions, references: seen.extend(references) or {"f1": 0.0}
+    )
+    run.evaluate(run.eval_dataset.select_columns(["input_ids", "labels"]))
+    assert sorted(seen) == sorted(run.eval_dataset["references"])
