@@ -70,6 +70,8 @@ def _load_split(args: DataArguments, split: str) -> Dataset | None:
 def _load_file(file: Path) -> Dataset:
     if file.stat().st_size == 0:
         raise DataError(f"{file}: the file is empty")
+    if file.suffix != ".parquet":
+        _check_utf8(file)
     try:
         return load_dataset(LOCAL_FORMATS[file.suffix], data_files=str(file), split="train")
     except (DatasetGenerationError, UnicodeDecodeError, ValueError) as error:
@@ -108,17 +110,26 @@ def _usual_columns(dataset: Dataset, args: DataArguments, origin: str) -> Datase
     return dataset
 
 
-def _why_unreadable(file: Path, error: Exception) -> str:
-    """Look for the first bad line, which the loaders of `datasets` do not name."""
+def _check_utf8(file: Path) -> None:
+    """`datasets` would read other encodings as if nothing were wrong."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as bad:
-                return f"{file}, line {number}: not UTF-8 text (byte {bad.start} of the line); save the file as UTF-8"
-            if file.suffix == ".jsonl" and text.strip():
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                where = f"{file}, line {number}: not UTF-8 text (byte {error.start} of the line)"
+                raise DataError(f"{where}; save the file as UTF-8") from None
+
+
+def _why_unreadable(file: Path, error: Exception) -> str:
+    """Look for the first bad line, which the loaders of `datasets` do not name."""
+    if "corresponds to no data" in str(error):
+        return f"{file}: no rows"
+    if file.suffix == ".jsonl":
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
                 try:
-                    json.loads(text)
+                    json.loads(line if line.strip() else "{}")
                 except json.JSONDecodeError as bad:
                     return f"{file}, line {number}: not JSON: {bad.msg} (column {bad.colno})"
     cause = error.__cause__ or error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -102,11 +103,10 @@ def predict(adapter: str, source: str = "-", output: str = "-", batch_size: int 
         raise DataError(f"--input {source}: no such file")
     transformers_logging.disable_progress_bar()
     predictor = Predictor.load(adapter, model_name_or_path)
-    lines = _lines(sys.stdin.buffer if source == "-" else Path(source).open("rb"), source)
-    if output == "-":
-        return _predict_lines(predictor, lines, sys.stdout, batch_size, source)
-    with whole_file(Path(output)) as file:
-        return _predict_lines(predictor, lines, file, batch_size, source)
+    with ExitStack() as files:
+        stream = sys.stdin.buffer if source == "-" else files.enter_context(Path(source).open("rb"))
+        file = sys.stdout if output == "-" else files.enter_context(whole_file(Path(output)))
+        return _predict_lines(predictor, _lines(stream, source), file, batch_size, source)
 
 
 def _predict_lines(predictor: Predictor, lines: Iterator[tuple[int, str]], file: TextIO, batch_size: int, source: str) -> int:

@@ -41,8 +41,14 @@ class Rendered:
 
     @property
     def source(self) -> str:
-        """All messages as plain text, for a model without a chat template."""
-        return "\n\n".join(message["content"] for message in self.messages)
+        """All messages as plain text, for a prompt without a chat template: a demonstration's target follows its source."""
+        parts: list[str] = []
+        for message in self.messages:
+            if message["role"] == "assistant":
+                parts[-1] += " " + message["content"]
+            else:
+                parts.append(message["content"])
+        return "\n\n".join(parts)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def test_every_row_of_an_encoder_decoder_prompt_gets_a_gradient(tokenizer, tmp_p
 
 def test_labels_change_no_prediction_while_seq2seq_trainer_shows_them_to_the_model(tokenizer, tmp_path):
     model = soft("llama", tokenizer)
-    run = trainer(model, tokenizer, tmp_path)
+    run = trainer(model, tokenizer, tmp_path, train_sampling_strategy="random")  # else the plain trainer mixes up its rows
     rows = question_rows(7, 3)
     other = [row | {"answers": {"text": ["Dakar and Riga"], "answer_start": [0]}} for row in rows]
     honest = run.predict_texts(encoded(tokenizer, rows))

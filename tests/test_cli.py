@@ -1,0 +1,256 @@
+"""The commands as people run them: what they write, what they say, and how they end."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import question_rows, write_jsonl
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from prompt_tuning.cli import main
+
+COMMANDS = ["train", "evaluate", "predict", "render", "check", "import-gguf", "show"]
+
+
+@pytest.fixture
+def run(recipe_file, tmp_path):
+    assert main(["train", str(recipe_file()), "--save_steps", "2", "--learning_rate", "0.3"]) == 0
+    return tmp_path / "run"
+
+
+def test_train_leaves_the_folder_that_the_design_says(run, recipe_file, model_folders, capsys):
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoint-2", "checkpoint-4", "predictions",
+        "recipe.yaml", "results.json", "template.yaml",
+    }  # fmt: skip
+    results = json.loads((run / "results.json").read_text())
+    assert results["task"] == "question_answering" and results["split"] == "test" and results["rows"] == 9
+    assert set(results["hard_prompt"]) == set(results["soft_prompt"]) == {"f1", "exact_match"}
+    assert results["trainable_parameters"] == 6 * 32 and results["train_steps"] == 4 and results["seed"] == 42
+    assert set(results["versions"]) == {"prompt_tuning", "transformers", "peft", "torch"}
+    rows = [json.loads(line) for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rows] == list(range(9))
+    assert set(rows[0]) == {"row", "source", "references", "hard_prompt", "soft_prompt"}
+    assert main(["show", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "hard prompt alone" in shown and "with soft prompt" in shown and shown.count("\nrow ") == 3
+    assert f"prompt-tuning predict --adapter {run}" in shown and "192 trained parameters, 4 steps" in shown
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folders["llama"]), run)
+
+
+def test_the_saved_recipe_runs_again_to_the_same_adapter(run, tmp_path):
+    assert main(["train", str(run / "recipe.yaml"), "--output_dir", str(tmp_path / "again")]) == 0
+    again = (tmp_path / "again" / "adapter_model.safetensors").read_bytes()
+    assert again == (run / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_encoder_decoder_models_take_the_same_path(architecture, recipe_file, model_folders, tmp_path, capsys):
+    assert main(["train", str(recipe_file(model_name_or_path=model_folders[architecture]))]) == 0
+    rows = tmp_path / "test.jsonl"
+    capsys.readouterr()
+    assert main(["predict", "--adapter", str(tmp_path / "run"), "--input", str(rows)]) == 0
+    predicted = [json.loads(line)["prediction"] for line in capsys.readouterr().out.splitlines()]
+    saved = [json.loads(line) for line in (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()]
+    assert predicted == [row["soft_prompt"] for row in saved]
+
+
+def test_evaluate_gives_the_numbers_that_train_gave(run, recipe_file, tmp_path):
+    results = json.loads((run / "results.json").read_text())
+    recipe = str(recipe_file())
+    assert main(["evaluate", recipe, "--adapter", str(run), "--per_device_eval_batch_size", "2"]) == 0
+    soft = json.loads((run / "evaluate-test-soft_prompt" / "results.json").read_text())
+    assert soft["soft_prompt"] == results["soft_prompt"] and "hard_prompt" not in soft
+    assert main(["evaluate", recipe, "--output_dir", str(tmp_path / "hard")]) == 0
+    hard = json.loads((tmp_path / "hard" / "results.json").read_text())
+    assert hard["hard_prompt"] == results["hard_prompt"] and hard["rows"] == 9
+    assert json.loads((run / "results.json").read_text()) == results
+    assert main(["evaluate", recipe, "--split", "validation", "--output_dir", str(tmp_path / "v")]) == 0
+    assert (tmp_path / "v" / "predictions" / "validation.jsonl").is_file()
+
+
+def test_method_none_evaluates_a_hard_prompt_and_trains_nothing(recipe_file, tmp_path):
+    assert main(["train", str(recipe_file(method="none", num_virtual_tokens=None))]) == 0
+    assert "soft_prompt" not in json.loads((tmp_path / "run" / "results.json").read_text())
+    assert not (tmp_path / "run" / "adapter_config.json").exists()
+
+
+def test_predict_streams_rows_in_their_order(run, tmp_path, capsys, monkeypatch):
+    capsys.readouterr()
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{key: row[key] for key in ("context", "question")} for row in question_rows(7)])
+    out = tmp_path / "out.jsonl"
+    command = ["predict", "--adapter", str(run)]
+    assert main([*command, "--input", str(rows), "--output", str(out), "--batch_size", "3"]) == 0
+    predicted = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["question"] for row in predicted] == [row["question"] for row in question_rows(7)]
+    assert all(isinstance(row["prediction"], str) for row in predicted)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(rows.read_bytes())))
+    assert main([*command, "--batch_size", "1"]) == 0
+    assert capsys.readouterr().out == out.read_text()
+
+
+def test_predict_reads_plain_text_for_a_template_of_one_column(recipe_file, tmp_path, capsys):
+    rows = [{"document": f"Text of {row['context']}", "summary": "Short."} for row in question_rows(4)]
+    for split in ("train", "validation", "test"):
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    recipe = recipe_file()
+    for split in ("train", "validation", "test"):
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    assert main(["train", str(recipe), "--task", "summarization", "--template", "summarization/plain", "--max_steps", "1"]) == 0
+    capsys.readouterr()
+    (tmp_path / "lines.txt").write_text("One text.\nAnother text.\n")
+    assert main(["predict", "--adapter", str(tmp_path / "run"), "--input", str(tmp_path / "lines.txt")]) == 0
+    assert [json.loads(line)["document"] for line in capsys.readouterr().out.splitlines()] == ["One text.", "Another text."]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"context": "a", "question": "b"}\n{"context": "a"}\n', "line 2, has 'context'"),
+        ('{"context": "a", "question": "b"}\n{"context": \n', "line 2: not JSON"),
+        ('{"context": "a", "question": null}\n', "line 1: template"),
+        ("Where is Ada?\n", "plain text has one column"),
+        ("", "no rows"),
+    ],
+)
+def test_predict_names_a_bad_row_and_leaves_no_file(run, tmp_path, capsys, content, message):
+    (tmp_path / "rows.jsonl").write_text(content)
+    out = tmp_path / "out.jsonl"
+    arguments = ["--input", str(tmp_path / "rows.jsonl"), "--output", str(out), "--batch_size", "1"]
+    assert main(["predict", "--adapter", str(run), *arguments]) in (1, 2)
+    assert message in capsys.readouterr().err
+    assert not out.exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_render_shows_text_tokens_loss_and_cuts(recipe_file, capsys):
+    assert main(["render", str(recipe_file()), "-n", "2", "--max_source_tokens", "30"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("== ") == 2 and "train.jsonl, line 1" in shown
+    assert "6 virtual tokens, then 30 source tokens" in shown and "cut to fit max_source_tokens" in shown
+    assert "tokens that carry loss:" in shown and "'<eos>'" in shown
+
+
+def test_check_names_every_error_at_once_and_reads_no_weights(recipe_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.model.load_base_model", None)
+    good = recipe_file()
+    assert main(["check", str(good)]) == 0
+    assert "ok, train: 24 rows, none cut" in capsys.readouterr().out
+    rows = question_rows(6)
+    rows[2]["answers"] = {"text": [], "answer_start": []}
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    (tmp_path / "test.jsonl").write_text("")
+    assert main(["check", str(good), "--template", "question_answering/none", "--metrics", "squat"]) == 2
+    errors = capsys.readouterr().err
+    for message in ("template question_answering/none is not", "test.jsonl: the file is empty", "did you mean 'squad'"):
+        assert message in errors
+    write_jsonl(tmp_path / "test.jsonl", question_rows(2))
+    assert main(["check", str(good)]) == 1
+    assert "train.jsonl, line 3: template question_answering/plain: list object has no element 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({"model_name_or_path": "/no/such/model"}, 1, "model_name_or_path /no/such/model: no such folder"),
+        ({"model_name_or_path": "nobody/nothing"}, 1, "not a folder here, and not found on the hub"),
+        ({"template": "summarization/plain"}, 2, "needs the column 'document'"),
+        ({"template": "mine.yaml"}, 2, "template mine.yaml: no such file"),
+        ({"max_source_tokens": 4}, 1, "train.jsonl, line 1: the source has"),
+        ({"max_source_tokens": 600}, 1, "make 618 positions, the model has 512"),
+        ({"init": "text", "init_text": "Ada lives in Turin and Emil lives in Riga.", "num_virtual_tokens": 2}, 2, "num_virtual_tokens is 2"),
+        ({"eval_strategy": "steps", "validation_file": None}, 1, "there are no validation rows"),
+        ({"train_file": None}, 1, "no training rows; set train_file"),
+        ({"resume_from_checkpoint": "true"}, 2, "no checkpoint in"),
+    ],
+)  # fmt: skip
+def test_bad_input_stops_before_the_model_loads(recipe_file, tmp_path, capsys, monkeypatch, changes, code, message):
+    monkeypatch.setattr("prompt_tuning.train.load_base_model", None)
+    assert main(["train", str(recipe_file(**changes))]) == code
+    errors = capsys.readouterr().err
+    assert message in errors and "Traceback" not in errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_of_another_model_is_refused(run, recipe_file, tmp_path, capsys, tokenizer, monkeypatch):
+    from conftest import tiny_llama
+
+    tiny_llama(len(tokenizer), hidden_size=64).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    monkeypatch.setattr("prompt_tuning.evaluation.load_base_model", None)
+    recipe = str(recipe_file(model_name_or_path=tmp_path / "other"))
+    assert main(["evaluate", recipe, "--adapter", str(run)]) == 1
+    assert "was trained on" in (errors := capsys.readouterr().err) and "(hidden size 64)" in errors
+    assert main(["evaluate", recipe, "--adapter", str(tmp_path)]) == 1
+    assert "no adapter_config.json there" in capsys.readouterr().err
+
+
+def test_an_earlier_run_is_not_written_over(run, recipe_file, capsys):
+    assert main(["train", str(recipe_file())]) == 2
+    assert "holds checkpoint-4 already; continue it with --resume_from_checkpoint true" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_ends_with_130_and_goes_on(recipe_file, tmp_path, capsys, monkeypatch):
+    from prompt_tuning.trainer import PromptTuningTrainer
+
+    step = PromptTuningTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    recipe = str(recipe_file())
+    monkeypatch.setattr(PromptTuningTrainer, "training_step", interrupted)
+    assert main(["train", recipe, "--save_steps", "2"]) == 130
+    assert "--resume_from_checkpoint true goes on" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-2"}
+    monkeypatch.setattr(PromptTuningTrainer, "training_step", step)
+    assert main(["train", recipe, "--save_steps", "2", "--resume_from_checkpoint", "true"]) == 0
+    whole = tmp_path / "whole"
+    assert main(["train", recipe, "--save_steps", "2", "--output_dir", str(whole)]) == 0
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_failed_save_leaves_nothing_under_a_final_name(recipe_file, tmp_path, capsys, monkeypatch):
+    def full(self, folder, **kwargs):
+        (folder / "adapter_config.json").write_text("half")
+        raise OSError(28, "No space left on device", str(folder))
+
+    monkeypatch.setattr("prompt_tuning.shared_prefix.SharedPrefixModel.save_pretrained", full)
+    assert main(["train", str(recipe_file()), "--save_strategy", "no"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_usage_errors_end_with_2(capsys):
+    for command in (["predict"], ["evaluate"], ["nonsense"], ["predict", "--adapter", "x", "--unknown", "1"]):
+        with pytest.raises(SystemExit) as caught:
+            main(command)
+        assert caught.value.code == 2
+    assert main(["train", "none.yaml"]) == 2
+    assert "none.yaml: no such recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_imports_no_torch_and_has_examples(command):
+    code = (
+        "import sys; from prompt_tuning.cli import main\n"
+        f"try: main({[command, '--help'] if command else ['--help']})\n"
+        "finally: assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "prompt-tuning" in shown.stdout and ("examples:" in shown.stdout or not command)
+
+
+def test_the_module_runs_as_accelerate_launches_it(recipe_file, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1",
+               "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "prompt_tuning", "train", str(recipe_file()),
+               "--max_steps", "1"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "run" / "results.json").is_file()

@@ -1,0 +1,113 @@
+"""Recipes: YAML is argv, typed once, and every mistake is named before anything runs."""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from prompt_tuning.config import load_recipe
+from prompt_tuning.errors import RecipeError
+from prompt_tuning.template import Template
+
+RECIPES = sorted(
+    path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate"
+)
+
+
+def test_yaml_and_flags_are_typed_alike_and_flags_win(recipe_file):
+    path = recipe_file(learning_rate="5e-5", bf16="no", lr_scheduler_kwargs='{"num_cycles": 0.4}', metrics="[squad, exact_match]")
+    recipe = load_recipe(path)
+    assert recipe.training.learning_rate == 5e-5 and recipe.training.bf16 is False
+    assert recipe.training.lr_scheduler_kwargs == {"num_cycles": 0.4}
+    assert recipe.prompt.metrics == ["squad", "exact_match"]
+    recipe = load_recipe(path, ["--learning_rate", "1e-3", "--metrics", "squad", "--seed=7", "--max-train-samples", "3"])
+    assert recipe.training.learning_rate == 1e-3 and recipe.training.seed == 7
+    assert recipe.prompt.metrics == ["squad"] and recipe.data.max_train_samples == 3
+
+
+def test_norwegian_is_a_language_and_not_a_truth_value(recipe_file):
+    recipe = load_recipe(recipe_file(task="translation", template="translation/plain", source_lang="no", target_lang="en"))
+    assert recipe.data.source_lang == "no"
+
+
+def test_defaults_are_those_of_prompts_and_the_folder_that_of_the_recipe(recipe_file):
+    recipe = load_recipe(recipe_file(output_dir=None))
+    assert recipe.training.output_dir == "runs/recipe"
+    assert recipe.training.learning_rate == 3e-2 and recipe.training.predict_with_generate
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "messages"),
+    [
+        ({"num_train_epoch": 3}, [], ["line 15: unknown setting num_train_epoch; did you mean num_train_epochs?"]),
+        ({"learning_rate": "fast"}, [], ["learning_rate", "invalid float value: 'fast'"]),
+        ({"method": "prefix"}, [], ["invalid choice: 'prefix'", "prompt_tuning"]),
+        ({"sed": 1, "max_steps": "ten"}, ["--tempalte", "x"], ["did you mean seed?", "'ten'", "did you mean template?"]),
+        ({}, ["--num_train_epoch", "3"], ["command line: unknown setting num_train_epoch"]),
+        ({"model_name_or_path": None, "task": None}, [], ["model_name_or_path is missing", "task is missing"]),
+        ({"train_file": "gone.jsonl"}, [], ["gone.jsonl: no such file (looked in "]),
+        ({"train_file": "rows.txt"}, [], ["rows.txt: cannot tell its format; expected a name ending in .json, .jsonl"]),
+        ({"train_file": None, "validation_file": None, "test_file": None}, [], ["no data: set dataset_name"]),
+        ({"init": "text"}, [], ["init_text is missing; write the instruction"]),
+        ({"init_text": "Answer."}, [], ["init_text is set but init is vocab"]),
+        ({"task": "translation"}, [], ["translation needs source_lang and target_lang"]),
+        ({"max_target_tokens": 0}, [], ["max_target_tokens is 0; it must be at least 1"]),
+        ({"early_stopping_patience": 2}, [], ["early_stopping_patience needs load_best_model_at_end"]),
+        ({"do_train": "true"}, [], ["do_train has no effect here"]),
+        ({"load_best_model_at_end": "true"}, [], ["--load_best_model_at_end requires the save and eval strategy to match"]),
+    ],
+)
+def test_mistakes_are_named_together_with_the_next_step(recipe_file, changes, overrides, messages):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe_file(**changes), overrides)
+    for message in messages:
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"task: [", "not YAML"),
+        (b"- task", "expected a flat list of `key: value` pairs"),
+        (b"", "found nothing"),
+        (b"task: \xff", "not UTF-8 text (byte 6)"),
+        (b"seed: 1\nseed: 2", "line 2: seed was set on line 1 already"),
+    ],
+)
+def test_what_is_not_a_recipe_is_said(tmp_path, content, message):
+    (tmp_path / "bad.yaml").write_bytes(content)
+    with pytest.raises(RecipeError, match="bad.yaml") as caught:
+        load_recipe(tmp_path / "bad.yaml")
+    assert message in str(caught.value)
+    with pytest.raises(RecipeError, match="no such recipe"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_a_resolved_recipe_parses_to_the_same_settings(recipe_file, tmp_path):
+    import yaml
+
+    recipe = load_recipe(recipe_file(metrics="[squad, exact_match]"), ["--weight_decay", "0.1", "--hub_token", "hf_secret"])
+    resolved = recipe.resolved()
+    assert "hf_secret" not in str(resolved)
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(resolved))
+    again = load_recipe(tmp_path / "again.yaml")
+    assert (again.model, again.data, again.prompt) == (recipe.model, recipe.data, recipe.prompt)
+    differing = {
+        key for key, value in recipe.training.to_dict().items() if again.training.to_dict()[key] != value
+    }
+    assert differing <= {"hub_token", "logging_dir"}
+
+
+def test_there_are_as_many_recipes_as_the_readme_says():
+    assert len(RECIPES) == 7
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
+def test_every_recipe_loads_names_a_shipped_template_and_says_how_to_run_it(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    recipe = load_recipe(path)
+    Template.load(recipe.prompt.template)
+    header = path.read_text(encoding="utf-8").split("\nmodel_name_or_path")[0]
+    assert all(line.startswith("#") for line in header.splitlines())
+    assert f"prompt-tuning train {path.relative_to(ROOT)}" in header
+    assert "Score:" in header and Path(recipe.training.output_dir).parts[0] == "runs"

@@ -1,0 +1,107 @@
+"""Rows from files: every format, and a bad one is named with its line."""
+
+import csv
+import json
+
+import pytest
+from conftest import write_jsonl
+from datasets import Dataset
+
+from prompt_tuning.config import DataArguments
+from prompt_tuning.data import load_splits, row_origin
+from prompt_tuning.errors import DataError
+
+PAIRS = [{"document": f"Text {number}.", "summary": f"T{number}"} for number in range(5)]
+
+
+def arguments(path, **settings):
+    return DataArguments(**({"task": "summarization", "train_file": str(path)} | settings))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_every_format_gives_the_same_rows(tmp_path, suffix):
+    path = tmp_path / f"rows{suffix}"
+    if suffix == ".jsonl":
+        write_jsonl(path, PAIRS)
+    elif suffix == ".json":
+        path.write_text(json.dumps(PAIRS))
+    elif suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["document", "summary"])
+            writer.writeheader()
+            writer.writerows(PAIRS)
+    else:
+        Dataset.from_list(PAIRS).to_parquet(path)
+    assert load_splits(arguments(path))["train"].to_list() == PAIRS
+
+
+def test_splits_need_not_have_the_same_columns(tmp_path):
+    train = write_jsonl(tmp_path / "train.jsonl", PAIRS)
+    test = write_jsonl(tmp_path / "test.jsonl", [row | {"id": 1} for row in PAIRS])
+    splits = load_splits(arguments(train, test_file=str(test), max_train_samples=2, max_predict_samples=3))
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 2, "test": 3}
+
+
+def test_columns_are_renamed_to_the_usual_ones(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"dialogue": "A: Hi.", "document": "other", "gist": "Hi."}])
+    rows = load_splits(arguments(path, text_column="dialogue", summary_column="gist"))["train"]
+    assert rows[0] == {"document": "A: Hi.", "summary": "Hi."}
+    with pytest.raises(DataError, match=r"no column 'text'; it has 'dialogue', 'document', 'gist'"):
+        load_splits(arguments(path, text_column="text"))
+
+
+def test_two_columns_named_by_languages_become_a_translation(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("fr,en\nBonjour.,Good morning.\n", encoding="utf-8")
+    rows = load_splits(arguments(path, task="translation", source_lang="fr", target_lang="en"))["train"]
+    assert rows[0]["translation"] == {"fr": "Bonjour.", "en": "Good morning."}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b'{"document": "a", "summary": "b"}\n{"document": "a", \n', "line 2: not JSON"),
+        ('{"document": "a", "summary": "b"}\n\n{"document": "é"}\n'.encode("latin-1"), "line 3: not UTF-8"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_line(tmp_path, content, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="rows.jsonl") as caught:
+        load_splits(arguments(path))
+    assert message in str(caught.value)
+
+
+def test_a_split_without_rows_is_said(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("document,summary\n")
+    with pytest.raises(DataError, match=r"rows.csv: no rows"):
+        load_splits(arguments(path))
+    path = write_jsonl(tmp_path / "rows.jsonl", PAIRS)
+    with pytest.raises(DataError, match=r"rows.jsonl: no rows; the train split needs at least one"):
+        load_splits(arguments(path, max_train_samples=0))
+
+
+def test_every_bad_split_is_reported_at_once(tmp_path):
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    train.write_bytes(b"")
+    test.write_bytes(b"{")
+    with pytest.raises(DataError) as caught:
+        load_splits(arguments(train, test_file=str(test)))
+    assert "train.jsonl: the file is empty" in str(caught.value) and "test.jsonl, line 1: not JSON" in str(caught.value)
+
+
+def test_a_row_is_found_again_in_its_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": 2}\n')
+    assert row_origin(arguments(path), "train", 1) == f"{path}, line 3"
+    table = tmp_path / "rows.csv"
+    table.write_text('a,b\n1,"two\nlines"\n3,4\n')
+    assert row_origin(arguments(table), "train", 1) == f"{table}, line 4"
+    assert row_origin(DataArguments(dataset_name="squad"), "train", 7) == "squad[train], row 7"
+
+
+def test_the_hub_out_of_reach_is_an_error_with_a_way_out():
+    with pytest.raises(DataError, match=r"dataset nobody/nothing, split train.*local train_file"):
+        load_splits(DataArguments(dataset_name="nobody/nothing"), ("train",))

@@ -1,0 +1,99 @@
+"""Token ids within a budget: only the columns that may be cut are cut, and every cut is counted."""
+
+import pytest
+from conftest import question_rows
+from datasets import Dataset
+
+from prompt_tuning.encoding import Encoder, OverlongError, decode, encode, pad_left
+from prompt_tuning.errors import TemplateError
+from prompt_tuning.template import Template
+
+PLAIN = Template.load("question_answering/plain")
+ROW = question_rows(1)[0]
+
+
+def test_a_causal_row_is_source_target_end_with_loss_on_target_and_end(tokenizer):
+    encoded = Encoder(PLAIN, tokenizer).row(ROW)
+    source = tokenizer(encoded["source"]).input_ids
+    assert encoded["input_ids"][: len(source)] == source
+    assert encoded["labels"][: len(source)] == [-100] * len(source)
+    targets = encoded["labels"][len(source) :]
+    assert targets == encoded["input_ids"][len(source) :]
+    assert tokenizer.decode(targets) == " Turin<eos>"
+    assert encoded["references"] == ["Turin"] and encoded["cut"] == 0
+
+
+def test_an_encoder_decoder_row_has_the_target_as_labels(tokenizer):
+    encoded = Encoder(PLAIN, tokenizer, is_encoder_decoder=True).row(ROW)
+    assert tokenizer.decode(encoded["input_ids"]) == encoded["source"]
+    assert tokenizer.decode(encoded["labels"]).startswith("Turin")
+
+
+def test_only_the_named_column_gives_way_and_from_its_end(tokenizer):
+    whole = Encoder(PLAIN, tokenizer).row(ROW)
+    length = len(tokenizer(whole["source"]).input_ids)
+    for budget in range(length - 1, length - 25, -5):
+        cut = Encoder(PLAIN, tokenizer, max_source_tokens=budget).row(ROW)
+        context, question = cut["source"].split("\nQuestion: ")
+        assert ROW["context"].startswith(context) and question == "Where does Ada live?\nAnswer:"
+        assert len(tokenizer(cut["source"]).input_ids) <= budget
+        assert cut["cut"] == length - len(tokenizer(cut["source"]).input_ids) > 0
+        assert cut["labels"][-2:] == whole["labels"][-2:]
+
+
+def test_columns_give_way_in_the_order_given(tokenizer):
+    template = Template(source="{{ a }} | {{ b }} |", target="x")
+    row = {"a": "Ada lives in Turin " * 5, "b": "Emil lives in Riga " * 5}
+    length = len(tokenizer(template.render(row).source).input_ids)
+    text = Encoder(template, tokenizer, max_source_tokens=length - 3, truncate=("b", "a")).source(row)[2]
+    assert text.startswith(row["a"]) and row["b"] not in text
+    text = Encoder(template, tokenizer, max_source_tokens=8, truncate=("b", "a")).source(row)[2]
+    assert text.endswith("|  |") and text.startswith("Ada")
+
+
+def test_what_cannot_fit_is_an_error_and_never_cut(tokenizer):
+    with pytest.raises(OverlongError, match="nothing left to cut, max_source_tokens is 5; raise it"):
+        Encoder(PLAIN, tokenizer, max_source_tokens=5).row(ROW)
+    with pytest.raises(TemplateError, match="column 'answers' is not text"):
+        Encoder(PLAIN, tokenizer, max_source_tokens=20, truncate=("answers",)).row(ROW)
+
+
+def test_cuts_drops_and_bad_rows_are_all_counted(tokenizer):
+    rows = question_rows(4)
+    rows[1]["answers"] = {"text": ["a very long answer that goes on and on " * 3], "answer_start": [0]}
+    rows[2]["question"] = None
+    encoder = Encoder(PLAIN, tokenizer, max_source_tokens=28, max_target_tokens=10)
+    encoded, report = encode(Dataset.from_list(rows), encoder, training=True, drop_overlong=True)
+    assert (report.rows, report.dropped_rows, report.cut_rows) == (2, 1, 2) and report.cut_tokens == sum(encoded["cut"])
+    assert encoded["row"] == [0, 3]
+    assert [row for row, _ in report.problems] == [2] and "null" in report.problems[0][1]
+    assert "2 rows, 2 cut by" in str(report) and "1 left out" in str(report)
+    _, strict = encode(Dataset.from_list(rows), encoder, training=True)
+    assert [row for row, _ in strict.problems] == [1, 2] and "max_target_tokens is 10" in strict.problems[0][1]
+    _, evaluated = encode(Dataset.from_list(rows), encoder)
+    assert [row for row, _ in evaluated.problems] == [2]  # a long reference is no problem
+
+
+def test_a_chat_template_wraps_the_source_and_writes_the_special_tokens(tokenizer):
+    encoded = Encoder(Template.load("question_answering/chat"), tokenizer).row(ROW)
+    assert encoded["source"].startswith("<|system|>You answer") and encoded["source"].endswith("<|assistant|>")
+    target = [label for label in encoded["labels"] if label != -100]
+    assert tokenizer.decode(target) == "Turin<eos>"
+
+
+def test_a_chat_template_that_is_not_there_is_said(tokenizer):
+    import copy
+
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    with pytest.raises(TemplateError, match="wants a chat template and this tokenizer has none"):
+        Encoder(Template.load("question_answering/chat"), bare).row(ROW)
+
+
+def test_ids_become_text_without_padding_or_what_follows_a_stop(tokenizer):
+    ids = tokenizer("Turin\nand more").input_ids
+    assert decode([[*ids, 1, 0, -100]], tokenizer) == ["Turin\nand more"]
+    assert decode([ids, []], tokenizer, stop=("more", "\n")) == ["Turin", ""]
+    batch = pad_left([[5, 6, 7], [8]], 0)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
