@@ -33,8 +33,8 @@ examples:
 PREDICT_EXAMPLES = """\
 examples:
   prompt-tuning predict --adapter runs/quickstart --input rows.jsonl --output predicted.jsonl
-  echo '{"context": "Ada lives in Turin.", "question": "Where does Ada live?"}' | prompt-tuning predict --adapter runs/quickstart
-  prompt-tuning predict --adapter runs/fr-en --input sentences.txt --batch_size 32
+  echo '{"context": "Ada lives in Turin.", "question": "Where does Ada live?"}' | prompt-tuning predict --adapter
+  runs/quickstart prompt-tuning predict --adapter runs/fr-en --input sentences.txt --batch_size 32
 """
 RENDER_EXAMPLES = """\
 examples:
@@ -80,13 +80,17 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
-        print(f"error: {error.filename or 'writing'}: {error.strerror}; nothing half-written was left", file=sys.stderr)
+        print(
+            f"error: {error.filename or 'writing'}: {error.strerror}; nothing half-written was left", file=sys.stderr
+        )
         return 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="prompt-tuning", description="Adapt a frozen language model to a task by its prompt alone.", allow_abbrev=False
+        prog="prompt-tuning",
+        description="Adapt a frozen language model to a task by its prompt alone.",
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -105,8 +109,12 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "Train a soft prompt, evaluate it, save it.", TRAIN_EXAMPLES + _our_flags(), True)
     train.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file")
-    train.add_argument("--help_all", "--help-all", action="store_true", help="list every flag, the Trainer's too, and exit")
-    train.set_defaults(when_interrupted="; --resume_from_checkpoint true goes on from the last checkpoint, if one was saved")
+    train.add_argument(
+        "--help_all", "--help-all", action="store_true", help="list every flag, the Trainer's too, and exit"
+    )
+    train.set_defaults(
+        when_interrupted="; --resume_from_checkpoint true goes on from the last checkpoint, if one was saved"
+    )
 
     evaluate = command(
         "evaluate", _evaluate, "Evaluate a split with an adapter, or the hard prompt alone.", EVALUATE_EXAMPLES, True
@@ -117,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = command("predict", _predict, "Predict for rows of a file or of standard input.", PREDICT_EXAMPLES)
     predict.add_argument("--adapter", metavar="DIR", required=True, help="folder of a trained run")
-    predict.add_argument("--input", metavar="FILE", default="-", help="JSON Lines, or plain text with one source a line")
+    predict.add_argument(
+        "--input", metavar="FILE", default="-", help="JSON Lines, or plain text with one source a line"
+    )
     predict.add_argument("--output", metavar="FILE", default="-", help="JSON Lines: each row with its `prediction`")
     predict.add_argument("--batch_size", "--batch-size", metavar="N", type=_positive, default=8, help="default: 8")
     predict.add_argument("--model_name_or_path", metavar="MODEL", help="where the base model lies, if it has moved")

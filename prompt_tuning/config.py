@@ -57,7 +57,9 @@ class DataArguments:
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first N test rows."})
     source_lang: str | None = field(default=None, metadata={"help": "Language code translated from."})
     target_lang: str | None = field(default=None, metadata={"help": "Language code translated into."})
-    lang: str | None = field(default=None, metadata={"help": "Language of the targets, if not target_lang; for metrics."})
+    lang: str | None = field(
+        default=None, metadata={"help": "Language of the targets, if not target_lang; for metrics."}
+    )
     text_column: str | None = field(default=None, metadata={"help": "Column to read as `document`."})
     summary_column: str | None = field(default=None, metadata={"help": "Column to read as `summary`."})
     context_column: str | None = field(default=None, metadata={"help": "Column to read as `context`."})
@@ -87,12 +89,16 @@ class PromptArguments:
     init: Literal["random", "vocab", "text"] = field(
         default="vocab",
         metadata={
-            "help": "What the soft prompt starts from: noise at the scale of the embeddings, sampled vocabulary, or init_text."
+            "help": "What the soft prompt starts from: noise at the embeddings' scale, sampled tokens, or init_text."
         },
     )
-    init_text: str | None = field(default=None, metadata={"help": "Text whose token embeddings the prompt starts from."})
+    init_text: str | None = field(
+        default=None, metadata={"help": "Text whose token embeddings the prompt starts from."}
+    )
     max_source_tokens: int = field(default=512, metadata={"help": "Budget of a rendered source, in tokens."})
-    max_target_tokens: int = field(default=64, metadata={"help": "Budget of a target; also the most tokens generated."})
+    max_target_tokens: int = field(
+        default=64, metadata={"help": "Budget of a target; also the most tokens generated."}
+    )
     truncate: list[str] | None = field(
         default=None, metadata={"help": "Columns that give way, in this order, when a source is over budget."}
     )
@@ -119,6 +125,14 @@ class Recipe:
     training: PromptTuningArguments
     given: dict[str, str | list[str]]
 
+    @property
+    def decoding(self) -> dict[str, int]:
+        """How predictions are made, as `generate` takes it."""
+        return {
+            "max_new_tokens": self.training.generation_max_length or self.prompt.max_target_tokens,
+            "num_beams": self.training.generation_num_beams or 1,
+        }
+
     def resolved(self) -> dict[str, object]:
         """All that is needed to run the recipe again: our own settings, and the Trainer's that were given."""
         values: dict[str, object] = {}
@@ -144,7 +158,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
     path = Path(path)
     pairs = _read_pairs(path)
     parser = _parser()
-    problems = [f"{path}, line {line}: {problem}" for key, value, line in pairs if (problem := parser.problem(key, value))]
+    problems = [
+        f"{path}, line {line}: {problem}" for key, value, line in pairs if (problem := parser.problem(key, value))
+    ]
     overrides = overrides or []
     _, unknown = parser.parse_known_args_quietly(overrides, problems)
     problems += [f"command line: {parser.unknown(name)}" for name in unknown]
@@ -158,9 +174,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
         blocks = parser.parse_args_into_dataclasses(argv + overrides, look_for_args_file=False)
     except (ValueError, TypeError, ImportError) as error:  # raised by the dataclasses' own __post_init__
         raise RecipeError(f"{path}: {str(error).strip().splitlines()[0]}") from error
-    given = {key: value for key, value, _ in pairs} | {
-        name: "" for name in (item.lstrip("-").split("=")[0].replace("-", "_") for item in overrides if item[:2] == "--")
-    }
+    given = {key: value for key, value, _ in pairs} | dict.fromkeys(
+        (item.lstrip("-").split("=")[0].replace("-", "_") for item in overrides if item[:2] == "--"), ""
+    )
     model, data, prompt, training = blocks
     recipe = Recipe(path, model, data, prompt, training, given)
     if not for_prediction and (problems := _contradictions(recipe)):
@@ -186,7 +202,9 @@ def _read_pairs(path: Path) -> list[tuple[str, str | list[str], int]]:
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(root, yaml.MappingNode):
-        raise RecipeError(f"{path}: expected a flat list of `key: value` pairs, found {'nothing' if root is None else root.tag}")
+        raise RecipeError(
+            f"{path}: expected a flat list of `key: value` pairs, found {'nothing' if root is None else root.tag}"
+        )
     pairs, seen = [], {}
     for key_node, value_node in root.value:
         key, line = key_node.value, key_node.start_mark.line + 1
@@ -274,7 +292,11 @@ def _contradictions(recipe: Recipe) -> list[str]:
         max_eval_samples=data.max_eval_samples,
         max_predict_samples=data.max_predict_samples,
     )
-    problems += [f"{name} is {value}; it must be at least 1" for name, value in positive.items() if value is not None and value < 1]
+    problems += [
+        f"{name} is {value}; it must be at least 1"
+        for name, value in positive.items()
+        if value is not None and value < 1
+    ]
     if prompt.early_stopping_patience is not None and not training.load_best_model_at_end:
         problems.append("early_stopping_patience needs load_best_model_at_end: true and an eval_strategy")
     for name in ("do_train", "do_eval", "do_predict"):

@@ -59,7 +59,9 @@ def _load_split(args: DataArguments, split: str) -> Dataset | None:
         return None
     origin = split_origin(args, split)
     dataset = _usual_columns(dataset, args, origin)
-    limit = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}[split]
+    limit = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}[
+        split
+    ]
     if limit is not None:
         dataset = dataset.select(range(min(limit, len(dataset))))
     if len(dataset) == 0:
@@ -81,13 +83,11 @@ def _load_file(file: Path) -> Dataset:
 def _load_from_hub(args: DataArguments, split: str) -> Dataset:
     name = getattr(args, f"{split}_split")
     try:
-        return load_dataset(
-            args.dataset_name, args.dataset_config_name, split=name, revision=args.dataset_revision
-        )
+        return load_dataset(args.dataset_name, args.dataset_config_name, split=name, revision=args.dataset_revision)
     except (DatasetNotFoundError, ConnectionError, ValueError) as error:
         raise DataError(
-            f"dataset {args.dataset_name}, split {name}: {str(error).splitlines()[0]}; check the id, dataset_config_name, "
-            f"{split}_split and the connection, or name a local {split}_file"
+            f"dataset {args.dataset_name}, split {name}: {str(error).splitlines()[0]}; check the id, "
+            f"dataset_config_name, {split}_split and the connection, or name a local {split}_file"
         ) from error
 
 
@@ -102,10 +102,18 @@ def _usual_columns(dataset: Dataset, args: DataArguments, origin: str) -> Datase
     for usual, theirs in renames.items():
         if theirs and theirs != usual:
             if theirs not in dataset.column_names:
-                raise DataError(f"{origin} has no column {theirs!r}; it has {', '.join(map(repr, dataset.column_names))}")
-            dataset = dataset.remove_columns([usual] if usual in dataset.column_names else []).rename_column(theirs, usual)
+                raise DataError(
+                    f"{origin} has no column {theirs!r}; it has {', '.join(map(repr, dataset.column_names))}"
+                )
+            dataset = dataset.remove_columns([usual] if usual in dataset.column_names else []).rename_column(
+                theirs, usual
+            )
     codes = [args.source_lang, args.target_lang]
-    if args.task == "translation" and "translation" not in dataset.column_names and set(codes) <= set(dataset.column_names):
+    if (
+        args.task == "translation"
+        and "translation" not in dataset.column_names
+        and set(codes) <= set(dataset.column_names)
+    ):
         dataset = dataset.map(lambda row: {"translation": {code: row[code] for code in codes}})
     return dataset
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from prompt_tuning.config import Recipe
 from prompt_tuning.errors import TemplateError
-from prompt_tuning.template import Template
+from prompt_tuning.template import Template, language_variables
 
 
 class OverlongError(TemplateError):
@@ -23,8 +24,8 @@ class OverlongError(TemplateError):
 class Encoder:
     """Turns a row into token ids with a template and a tokenizer.
 
-    A causal row is what Trainer expects of a language model: `input_ids` = source + target + end, `labels` the same with
-    -100 over the source. An encoder-decoder row has the source as `input_ids` and target + end as `labels`.
+    A causal row is what Trainer expects of a language model: `input_ids` = source + target + end, `labels` the same
+    with -100 over the source. An encoder-decoder row has the source as `input_ids` and target + end as `labels`.
 
     Args:
         truncate: columns that give way, in this order, when the source is over budget; by default the template's.
@@ -38,6 +39,21 @@ class Encoder:
     max_target_tokens: int = 64
     truncate: tuple[str, ...] | None = None
     languages: dict[str, str] | None = None
+
+    @classmethod
+    def of_recipe(
+        cls, recipe: Recipe, template: Template, tokenizer: PreTrainedTokenizerBase, is_encoder_decoder: bool
+    ) -> Encoder:
+        prompt, data = recipe.prompt, recipe.data
+        return cls(
+            template,
+            tokenizer,
+            is_encoder_decoder,
+            prompt.max_source_tokens,
+            prompt.max_target_tokens,
+            None if prompt.truncate is None else tuple(prompt.truncate),
+            language_variables(data.source_lang, data.target_lang),
+        )
 
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
         """`input_ids`, `labels`, the `source` as text, `references`, and how many tokens were `cut`.
@@ -70,7 +86,8 @@ class Encoder:
                 ids = self._ids(text)
         if len(ids) > self.max_source_tokens:
             raise OverlongError(
-                f"the source has {len(ids)} tokens with nothing left to cut, max_source_tokens is {self.max_source_tokens}; "
+                f"the source has {len(ids)} tokens with nothing left to cut, "
+                f"max_source_tokens is {self.max_source_tokens}; "
                 "raise it, name a column in truncate, or set drop_overlong"
             )
         return ids, max(full - len(ids), 0), text
@@ -81,7 +98,8 @@ class Encoder:
             return rendered.source
         if not self.tokenizer.chat_template:
             raise TemplateError(
-                f"template {self.template.name} wants a chat template and this tokenizer has none; use one without chat: true"
+                f"template {self.template.name} wants a chat template and this tokenizer has none; "
+                "use one without chat: true"
             )
         return self.tokenizer.apply_chat_template(list(rendered.messages), tokenize=False, add_generation_prompt=True)
 
@@ -127,7 +145,12 @@ class EncodingReport:
 
 
 def encode(
-    dataset: Dataset, encoder: Encoder, *, training: bool = False, drop_overlong: bool = False, num_proc: int | None = None
+    dataset: Dataset,
+    encoder: Encoder,
+    *,
+    training: bool = False,
+    drop_overlong: bool = False,
+    num_proc: int | None = None,
 ) -> tuple[Dataset, EncodingReport]:
     """Encode every row of a split.
 
@@ -136,11 +159,13 @@ def encode(
         drop_overlong: leave rows that do not fit out, and count them, in place of reporting each as a problem.
 
     Returns:
-        The rows with `input_ids`, `labels`, `source`, `references`, `cut` and their number in the split as `row`; and the
-        report, whose `problems` are (row, message). A row with a problem is not among the rows.
+        The rows with `input_ids`, `labels`, `source`, `references`, `cut` and their number in the split as `row`; and
+        the report, whose `problems` are (row, message). A row with a problem is not among the rows.
     """
     encoded = dataset.map(
-        partial(_encode_row, encoder=encoder, training=training),
+        _encode_row,
+        # Part of the key of datasets' cache, which does not see that this module's code has changed: the version.
+        fn_kwargs={"encoder": encoder, "training": training, "version": version("prompt_tuning")},
         with_indices=True,
         remove_columns=dataset.column_names,
         num_proc=num_proc,
@@ -163,7 +188,7 @@ def encode(
     return encoded.remove_columns(["problem", "overlong"]), report
 
 
-def _encode_row(row: dict[str, Any], index: int, encoder: Encoder, training: bool) -> dict[str, Any]:
+def _encode_row(row: dict[str, Any], index: int, encoder: Encoder, training: bool, version: str) -> dict[str, Any]:
     try:
         encoded = encoder.row(row)
         length = sum(label != -100 for label in encoded["labels"])

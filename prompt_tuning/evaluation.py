@@ -50,16 +50,12 @@ def trainer_for(
     model: PreTrainedModel | PeftModel, prepared: Prepared, callbacks: list[TrainerCallback] | None = None
 ) -> PromptTuningTrainer:
     """A trainer on the recipe's rows, that generates as the recipe says."""
-    training = prepared.recipe.training
-    generation = {"max_new_tokens": training.generation_max_length or prepared.recipe.prompt.max_target_tokens}
-    if training.generation_num_beams:
-        generation["num_beams"] = training.generation_num_beams
     return PromptTuningTrainer(
         model=model,
-        args=training,
+        args=prepared.recipe.training,
         processing_class=prepared.tokenizer,
         compute_metrics=prepared.score,
-        generation_kwargs=generation,
+        generation_kwargs=prepared.recipe.decoding,
         stop=prepared.template.stop,
         train_dataset=prepared.encoded.get("train"),
         eval_dataset=prepared.encoded.get("validation", prepared.encoded.get("test")),
@@ -88,10 +84,7 @@ def describe(prepared: Prepared, split: str) -> dict[str, Any]:
         "seed": recipe.training.seed,
         "model": recipe.model.model_name_or_path,
         "template": recipe.prompt.template,
-        "decoding": {
-            "num_beams": recipe.training.generation_num_beams or 1,
-            "max_new_tokens": recipe.training.generation_max_length or recipe.prompt.max_target_tokens,
-        },
+        "decoding": recipe.decoding,
         "versions": {name: version(name) for name in ("prompt_tuning", "transformers", "peft", "torch")},
     }
 

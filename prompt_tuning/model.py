@@ -110,8 +110,8 @@ def initial_prompt(
 ) -> torch.Tensor:
     """Where a soft prompt starts, `[P, H]` in float32 (Lester et al. 2021, section 3.2).
 
-    random: normal noise with the mean and deviation of the model's own embeddings. vocab: embeddings of tokens drawn without
-    replacement, special tokens left out. text: embeddings of init_text, repeated up to num_virtual_tokens.
+    random: normal noise with the mean and deviation of the model's own embeddings. vocab: embeddings of tokens drawn
+    without replacement, special tokens left out. text: embeddings of init_text, repeated up to num_virtual_tokens.
     """
     embeddings = model.get_input_embeddings()
     length = count_virtual_tokens(args, tokenizer)
@@ -119,9 +119,13 @@ def initial_prompt(
     with torch.no_grad():
         if args.init == "random":
             weight = embeddings.weight[: len(tokenizer)].float()
-            return torch.randn(length, weight.shape[1], generator=generator) * weight.std(0).cpu() + weight.mean(0).cpu()
+            return (
+                torch.randn(length, weight.shape[1], generator=generator) * weight.std(0).cpu() + weight.mean(0).cpu()
+            )
         if args.init == "vocab":
-            ordinary = sorted(set(range(min(len(tokenizer), embeddings.num_embeddings))) - set(tokenizer.all_special_ids))
+            ordinary = sorted(
+                set(range(min(len(tokenizer), embeddings.num_embeddings))) - set(tokenizer.all_special_ids)
+            )
             chosen = torch.randperm(len(ordinary), generator=generator)[:length]
             ids = [ordinary[index] for index in chosen.tolist()]
         else:
@@ -149,7 +153,9 @@ def load_adapter_config(folder: str | Path) -> PeftConfig:
     folder = Path(folder)
     missing = [name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()]
     if missing:
-        raise AdapterError(f"{folder}: no {missing[0]} there; --adapter wants the folder that `prompt-tuning train` wrote")
+        raise AdapterError(
+            f"{folder}: no {missing[0]} there; --adapter wants the folder that `prompt-tuning train` wrote"
+        )
     config = PeftConfig.from_pretrained(str(folder))
     if config.peft_type != "PROMPT_TUNING":
         raise AdapterError(f"{folder}: a {config.peft_type} adapter; expected PROMPT_TUNING")

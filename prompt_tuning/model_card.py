@@ -26,10 +26,14 @@ def write_card(folder: Path) -> None:
         base_model=None if Path(results["model"]).is_dir() else results["model"],
         datasets=settings.get("dataset_name"),
         language=settings.get("lang") or settings.get("target_lang"),
-        pipeline_tag=results["task"].replace("_", "-") if results["task"] != "question_answering" else "text-generation",
+        pipeline_tag=results["task"].replace("_", "-")
+        if results["task"] != "question_answering"
+        else "text-generation",
         tags=["prompt-tuning", results["task"].replace("_", "-")],
     )
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True
+    )
     text = environment.get_template("model_card_template.md").render(
         name=folder.name,
         folder=folder,

@@ -20,8 +20,15 @@ from prompt_tuning.config import load_recipe
 from prompt_tuning.encoding import Encoder, decode, pad_left
 from prompt_tuning.errors import AdapterError, DataError, TemplateError
 from prompt_tuning.files import whole_file
-from prompt_tuning.model import check_adapter, load_adapter, load_adapter_config, load_base_model, load_config, load_tokenizer
-from prompt_tuning.template import Template, language_variables
+from prompt_tuning.model import (
+    check_adapter,
+    load_adapter,
+    load_adapter_config,
+    load_base_model,
+    load_config,
+    load_tokenizer,
+)
+from prompt_tuning.template import Template
 
 
 @dataclass(frozen=True)
@@ -43,30 +50,18 @@ class Predictor:
         adapter_config = load_adapter_config(adapter)
         for name in ("recipe.yaml", "template.yaml"):
             if not (adapter / name).is_file():
-                raise AdapterError(f"{adapter}: no {name} there, so its template is unknown; use a folder that train wrote")
+                raise AdapterError(
+                    f"{adapter}: no {name} there, so its template is unknown; use a folder that train wrote"
+                )
         overrides = [f"--model_name_or_path={model_name_or_path or adapter_config.base_model_name_or_path}"]
         recipe = load_recipe(adapter / "recipe.yaml", overrides, for_prediction=True)
         template = Template.load(adapter / "template.yaml")
         config = load_config(recipe.model)
         check_adapter(adapter_config, adapter, config)
-        tokenizer = load_tokenizer(recipe.model)
-        prompt, training = recipe.prompt, recipe.training
-        encoder = Encoder(
-            template,
-            tokenizer,
-            config.is_encoder_decoder,
-            prompt.max_source_tokens,
-            prompt.max_target_tokens,
-            None if prompt.truncate is None else tuple(prompt.truncate),
-            language_variables(recipe.data.source_lang, recipe.data.target_lang),
-        )
-        generation = {
-            "max_new_tokens": training.generation_max_length or prompt.max_target_tokens,
-            "num_beams": training.generation_num_beams or 1,
-        }
+        encoder = Encoder.of_recipe(recipe, template, load_tokenizer(recipe.model), config.is_encoder_decoder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         base = load_base_model(recipe.model, config).to(device)
-        return cls(load_adapter(base, adapter), encoder, generation)
+        return cls(load_adapter(base, adapter), encoder, recipe.decoding)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> list[str]:
         """What the model writes for each row; one batch.
@@ -93,7 +88,9 @@ class Predictor:
         return decode(generated[:, start:].tolist(), tokenizer, stop)
 
 
-def predict(adapter: str, source: str = "-", output: str = "-", batch_size: int = 8, model_name_or_path: str | None = None) -> int:
+def predict(
+    adapter: str, source: str = "-", output: str = "-", batch_size: int = 8, model_name_or_path: str | None = None
+) -> int:
     """Predict for every row of a file or of standard input, a batch at a time; returns how many rows that were.
 
     Raises:
@@ -109,7 +106,9 @@ def predict(adapter: str, source: str = "-", output: str = "-", batch_size: int 
         return _predict_lines(predictor, _lines(stream, source), file, batch_size, source)
 
 
-def _predict_lines(predictor: Predictor, lines: Iterator[tuple[int, str]], file: TextIO, batch_size: int, source: str) -> int:
+def _predict_lines(
+    predictor: Predictor, lines: Iterator[tuple[int, str]], file: TextIO, batch_size: int, source: str
+) -> int:
     count, cut_rows = 0, 0
     rows = _rows(lines, predictor.encoder, source)
     while batch := list(islice(rows, batch_size)):
@@ -137,7 +136,9 @@ def _lines(stream: Iterable[bytes], source: str) -> Iterator[tuple[int, str]]:
         try:
             yield number, line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise DataError(f"{_name(source)}, line {number}: not UTF-8 text (byte {error.start} of the line)") from None
+            raise DataError(
+                f"{_name(source)}, line {number}: not UTF-8 text (byte {error.start} of the line)"
+            ) from None
 
 
 def _rows(lines: Iterator[tuple[int, str]], encoder: Encoder, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -167,7 +168,8 @@ def _text_row(line: str, encoder: Encoder) -> dict[str, Any]:
     columns = sorted(encoder.template.source_columns)
     if len(columns) != 1:
         raise DataError(
-            f"plain text has one column and template {encoder.template.name} reads {len(columns)} ({', '.join(columns)}); "
+            f"plain text has one column and template {encoder.template.name} reads {len(columns)} "
+            f"({', '.join(columns)}); "
             f'give JSON Lines, as {{"{columns[0]}": "..."}}'
         )
     if columns == ["translation"]:

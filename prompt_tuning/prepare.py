@@ -14,7 +14,7 @@ from prompt_tuning.encoding import Encoder, EncodingReport, encode
 from prompt_tuning.errors import DataError, PromptTuningError
 from prompt_tuning.metrics import TASK_METRICS, load_metrics
 from prompt_tuning.model import count_virtual_tokens, load_config, load_tokenizer
-from prompt_tuning.template import Template, language_variables
+from prompt_tuning.template import Template
 from prompt_tuning.trainer import Score
 
 logger = logging.getLogger(__name__)
@@ -77,15 +77,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
                 f"{prompt.max_target_tokens} make {wanted} positions, the model has {budget}; lower one of them"
             )
         )
-    encoder = Encoder(
-        template,
-        tokenizer,
-        config.is_encoder_decoder,
-        prompt.max_source_tokens,
-        prompt.max_target_tokens,
-        None if prompt.truncate is None else tuple(prompt.truncate),
-        language_variables(data.source_lang, data.target_lang),
-    )
+    encoder = Encoder.of_recipe(recipe, template, tokenizer, config.is_encoder_decoder)
     encoded, reports = {}, {}
     for split in rows:
         training = split == "train"
@@ -112,7 +104,8 @@ def raise_together(problems: list[PromptTuningError]) -> None:
 
 def _row_problems(recipe: Recipe, split: str, report: EncodingReport) -> list[PromptTuningError]:
     shown = [
-        DataError(f"{row_origin(recipe.data, split, row)}: {message}") for row, message in report.problems[:PROBLEMS_SHOWN]
+        DataError(f"{row_origin(recipe.data, split, row)}: {message}")
+        for row, message in report.problems[:PROBLEMS_SHOWN]
     ]
     if (more := len(report.problems) - len(shown)) > 0:
         shown.append(DataError(f"{split_origin(recipe.data, split)}: {more} more rows have problems"))

@@ -1,10 +1,11 @@
 """The exact engine: what all rows share is computed once, and padding changes nothing.
 
-In a causal model the hidden states of the soft prompt depend on the prompt alone. PEFT prepends it to each row and computes
-it B times, with logits for every position. Here a training step runs one sequence [prompt, row 1, row 2, ...] of shape
-`[1, P + N, H]`, N the number of real tokens: no row is padded in any linear layer, rows meet only inside attention, where
-each sees the prompt and itself, and logits are made for target positions alone. Generation computes the prompt's keys and
-values once and hands them to `generate` as a cache, with a mask that gives every row its true positions.
+In a causal model the hidden states of the soft prompt depend on the prompt alone. PEFT prepends it to each row and
+computes it B times, with logits for every position. Here a training step runs one sequence [prompt, row 1, row 2,
+...] of shape `[1, P + N, H]`, N the number of real tokens: no row is padded in any linear layer, rows meet only
+inside attention, where each sees the prompt and itself, and logits are made for target positions alone. Generation
+computes the prompt's keys and values once and hands them to `generate` as a cache, with a mask that gives every row
+its true positions.
 """
 
 from __future__ import annotations
@@ -120,8 +121,8 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 class SharedPrefixModel(PeftModelForCausalLM):
     """`PeftModelForCausalLM` whose soft prompt is computed once for a batch.
 
-    The same parameters, the same files and the same mathematics as its base class, which it falls back to for what it does
-    not cover, saying so once in the log. Built like it: `SharedPrefixModel(base_model, peft_config)`.
+    The same parameters, the same files and the same mathematics as its base class, which it falls back to for what it
+    does not cover, saying so once in the log. Built like it: `SharedPrefixModel(base_model, peft_config)`.
     """
 
     def __init__(self, model: torch.nn.Module, peft_config: Any, adapter_name: str = "default", **kwargs: Any) -> None:
@@ -138,7 +139,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         if not self.active_peft_config.is_prompt_learning or self.active_peft_config.peft_type not in SHARED_METHODS:
             return f"the method {self.active_peft_config.peft_type.value} has no shared input embeddings"
         if not base._supports_attention_backend or config._attn_implementation not in ("sdpa", ATTENTION):
-            return f"{type(base).__name__} runs {config._attn_implementation} attention, not sdpa through AttentionInterface"
+            return f"{type(base).__name__} runs {config._attn_implementation} attention, not a replaceable sdpa"
         if config.model_type not in PACKED_ARCHITECTURES:
             return f"{config.model_type} has not been shown to be exact on packed rows"
         if "logits_to_keep" not in inspect.signature(base.forward).parameters:
@@ -164,8 +165,8 @@ class SharedPrefixModel(PeftModelForCausalLM):
             label_smoothing: as in `torch.nn.functional.cross_entropy`.
 
         Returns:
-            With labels: `loss`, and `logits` of the target positions alone, `[targets, V]` in the order of the batch. Without
-            labels: whatever PEFT's forward returns.
+            With labels: `loss`, and `logits` of the target positions alone, `[targets, V]` in the order of the batch.
+            Without labels: whatever PEFT's forward returns.
         """
         if labels is None or input_ids is None or not self.active_peft_config.is_prompt_learning:
             if labels is not None:
@@ -183,7 +184,9 @@ class SharedPrefixModel(PeftModelForCausalLM):
         loss = target_loss(logits, labels[wanted], num_items_in_batch, label_smoothing)
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
-    def _packed_logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def _packed_logits(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, wanted: torch.Tensor
+    ) -> torch.Tensor:
         """Logits `[targets, V]` that predict the tokens at `wanted`."""
         prompt = self.get_prompt(batch_size=1)
         length = prompt.shape[1]
@@ -202,7 +205,9 @@ class SharedPrefixModel(PeftModelForCausalLM):
         )
         return output.logits[0]
 
-    def generate(self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **kwargs: Any):
+    def generate(
+        self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ):
         """`generate` of the base model behind the soft prompt; rows may be padded left.
 
         Args:
@@ -239,7 +244,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         return output
 
     def _generate_from_embeddings(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any):
-        """For sliding windows, which count places in a batch, not true positions: the padding stands before the prompt."""
+        """For sliding windows, which count places, not true positions: here the padding stands before the prompt."""
         rows, width = input_ids.shape
         prompt = self.get_prompt(batch_size=1)
         length = prompt.shape[1]
@@ -284,7 +289,7 @@ def target_loss(
     num_items_in_batch: torch.Tensor | int | None = None,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Cross entropy of logits `[targets, V]`, summed and divided by num_items_in_batch, else by the number of targets."""
+    """Cross entropy of logits `[targets, V]`, summed and divided by num_items_in_batch, else by their number."""
     total = F.cross_entropy(
         logits.float(), targets, reduction="sum", ignore_index=-100, label_smoothing=label_smoothing
     )

@@ -47,7 +47,8 @@ def _facts(results: dict[str, Any]) -> str:
     if "train_seconds" in results:
         facts.append(
             f"{results['trainable_parameters']:,} trained parameters, {results['train_steps']} steps in "
-            f"{results['train_seconds']:.0f} s, seed {results['seed']}"
+            f"{results['train_seconds']:.0f} s, evaluated in {results['evaluation_seconds']:.0f} s, "
+            f"seed {results['seed']}"
         )
     if results["cut_rows"]:
         facts.append(f"{results['cut_rows']} of these rows were cut to fit max_source_tokens")
@@ -75,7 +76,11 @@ def _one_line(text: str) -> str:
 
 
 def _files(folder: Path) -> str:
-    lines = [f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir() if path.name[0] != '.'))}"]
+    lines = [
+        f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir() if path.name[0] != '.'))}"
+    ]
     if (folder / "adapter_config.json").is_file():
-        lines.append(f"next: prompt-tuning predict --adapter {folder} --input rows.jsonl    (- or nothing reads what you type)")
+        lines.append(
+            f"next: prompt-tuning predict --adapter {folder} --input rows.jsonl    (- or nothing reads what you type)"
+        )
     return "\n".join(lines)

@@ -41,7 +41,7 @@ class Rendered:
 
     @property
     def source(self) -> str:
-        """All messages as plain text, for a prompt without a chat template: a demonstration's target follows its source."""
+        """All messages as plain text, without a chat template: a demonstration's target follows its source."""
         parts: list[str] = []
         for message in self.messages:
             if message["role"] == "assistant":
@@ -103,7 +103,9 @@ class Template:
         if not isinstance(values, dict) or not {"source", "target"} <= set(values):
             raise TemplateError(f"template {name}: expected the fields source and target, found {_found(values)}")
         if unknown := sorted(set(values) - known):
-            raise TemplateError(f"template {name}: unknown field {unknown[0]}; the fields are {', '.join(sorted(known))}")
+            raise TemplateError(
+                f"template {name}: unknown field {unknown[0]}; the fields are {', '.join(sorted(known))}"
+            )
         lists = {key: tuple(values[key] or ()) for key in ("demonstrations", "stop", "truncate") if key in values}
         template = cls(**(values | lists), name=name)
         template.columns  # noqa: B018 - compiles every field, so that a mistake is found here
@@ -123,7 +125,7 @@ class Template:
     @property
     def columns(self) -> frozenset[str]:
         """Columns that a row must have to be trained on."""
-        expression = "{{ %s }}" % self.references if self.references else ""
+        expression = f"{{{{ {self.references} }}}}" if self.references else ""
         return self.source_columns | self._variables(self.target) | self._variables(expression)
 
     def check_columns(self, available: list[str], where: str, for_prediction: bool = False) -> None:
@@ -131,11 +133,14 @@ class Template:
         missing = sorted((self.source_columns if for_prediction else self.columns) - set(available))
         if missing:
             raise TemplateError(
-                f"template {self.name} needs the column {missing[0]!r}, and {where} has {', '.join(map(repr, available))}; "
-                f"choose another template, or name the column to read in its place{_column_flag(missing[0])}"
+                f"template {self.name} needs the column {missing[0]!r}, and {where} has "
+                f"{', '.join(map(repr, available))}; choose another template, or name the column to read in its place"
+                f"{_column_flag(missing[0])}"
             )
 
-    def render(self, row: dict[str, Any], languages: dict[str, str] | None = None, with_target: bool = True) -> Rendered:
+    def render(
+        self, row: dict[str, Any], languages: dict[str, str] | None = None, with_target: bool = True
+    ) -> Rendered:
         """One row as messages, target and references.
 
         Raises:
@@ -196,7 +201,9 @@ def language_variables(source_lang: str | None, target_lang: str | None) -> dict
 def shipped_templates() -> dict[str, dict[str, Any]]:
     """Name -> fields of every template in this package, `<task>/<name>`."""
     return {
-        f"{file.stem}/{name}": values for file in sorted(FOLDER.glob("*.yaml")) for name, values in _read_yaml(file).items()
+        f"{file.stem}/{name}": values
+        for file in sorted(FOLDER.glob("*.yaml"))
+        for name, values in _read_yaml(file).items()
     }
 
 
@@ -228,7 +235,10 @@ class _BlockDumper(yaml.SafeDumper):
 
 
 _BlockDumper.add_representer(
-    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text.strip() else None)
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text.strip() else None
+    ),
 )
 
 
@@ -238,6 +248,10 @@ def _found(values: Any) -> str:
 
 def _column_flag(column: str) -> str:
     flags = dict(
-        document="text_column", summary="summary_column", context="context_column", question="question_column", answers="answer_column"
-    )  # fmt: skip
+        document="text_column",
+        summary="summary_column",
+        context="context_column",
+        question="question_column",
+        answers="answer_column",
+    )
     return f" (--{flags[column]} NAME)" if column in flags else ""

@@ -27,31 +27,32 @@ def train(recipe: Recipe) -> Path:
     """Run a recipe.
 
     Returns:
-        The run's folder: the adapter as PEFT saves it, recipe.yaml, template.yaml, results.json, predictions/, README.md and
-        the checkpoints.
+        The run's folder: the adapter as PEFT saves it, recipe.yaml, template.yaml, results.json, predictions/,
+        README.md and the checkpoints.
     """
     folder = Path(recipe.training.output_dir)
     checkpoint = _checkpoint(recipe, folder)
-    prepared = prepare(recipe, ("train", "validation", "test") if recipe.prompt.method != "none" else ("validation", "test"))
+    prepared = prepare(
+        recipe, ("train", "validation", "test") if recipe.prompt.method != "none" else ("validation", "test")
+    )
     _check_splits(prepared)
     split = "test" if "test" in prepared.encoded else "validation"
 
     set_seed(recipe.training.seed)
     base = load_base_model(recipe.model, prepared.config)
-    if recipe.prompt.method == "none":
-        results, predictions = describe(prepared, split), {}
-    else:
+    results, predictions = describe(prepared, split), {}
+    started = time.perf_counter()
+    if recipe.prompt.method != "none":
         initial = initial_prompt(base, prepared.tokenizer, recipe.prompt, recipe.training.seed)
         model = add_soft_prompt(base, prompt_config(base, prepared.num_virtual_tokens), initial)
         trainable, total = model.get_nb_trainable_parameters()
         logger.info("training %s of %s parameters (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
         trainer = trainer_for(model, prepared, _callbacks(recipe))
-        started = time.perf_counter()
         trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.perf_counter() - started
         if trainer.is_world_process_zero():
             _save(model, prepared, folder)
-        results = describe(prepared, split) | {
+        results |= {
             "train_rows": prepared.reports["train"].rows,
             "train_steps": trainer.state.global_step,
             "trainable_parameters": trainable,
@@ -60,13 +61,14 @@ def train(recipe: Recipe) -> Path:
         if trainer.state.best_model_checkpoint:
             results["best_checkpoint"] = Path(trainer.state.best_model_checkpoint).name
         logger.info("evaluating the soft prompt on %s", split_origin(recipe.data, split))
-        texts, scores = predict_and_score(model, prepared, split)
-        predictions, results = {"soft_prompt": texts}, results | {"soft_prompt": scores}
+        started = time.perf_counter()
+        predictions["soft_prompt"], results["soft_prompt"] = predict_and_score(model, prepared, split)
 
     # A soft prompt changes nothing of the base model, so this is the same loaded model without it.
     logger.info("evaluating the hard prompt alone")
-    texts, scores = predict_and_score(base, prepared, split)
-    write_run(folder, results | {"hard_prompt": scores}, prepared, split, {"hard_prompt": texts} | predictions)
+    predictions["hard_prompt"], results["hard_prompt"] = predict_and_score(base, prepared, split)
+    results["evaluation_seconds"] = round(time.perf_counter() - started, 1)
+    write_run(folder, results, prepared, split, predictions)
     if recipe.prompt.method != "none" and PartialState().is_main_process:
         write_card(folder)
     return folder
@@ -85,7 +87,8 @@ def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
     if (last and not wanted) or (last is None and (folder / "results.json").exists()):
         raise RecipeError(
             f"{folder} holds {Path(last).name if last else 'a finished run'} already; "
-            f"{'continue it with --resume_from_checkpoint true, ' if last else ''}name another --output_dir, or remove the folder"
+            f"{'continue it with --resume_from_checkpoint true, ' if last else ''}name another --output_dir, "
+            "or remove the folder"
         )
     return last
 
@@ -95,8 +98,10 @@ def _check_splits(prepared: Prepared) -> None:
     if recipe.prompt.method != "none" and "train" not in found:
         raise DataError(f"{recipe.path}: no training rows; set train_file")
     if recipe.training.eval_strategy != "no" and "validation" not in found:
-        raise DataError(f"{recipe.path}: eval_strategy is {recipe.training.eval_strategy.value} but there are no "
-                        "validation rows; set validation_file, or eval_strategy: 'no'")
+        raise DataError(
+            f"{recipe.path}: eval_strategy is {recipe.training.eval_strategy.value} but there are no "
+            "validation rows; set validation_file, or eval_strategy: 'no'"
+        )
     if not found & {"validation", "test"}:
         raise DataError(f"{recipe.path}: no rows to evaluate on; set test_file or validation_file")
 

@@ -1,4 +1,4 @@
-"""Seq2SeqTrainer for prompts: it evaluates what the model writes, and no label reaches the model before it has written."""
+"""Seq2SeqTrainer for prompts: it evaluates what the model writes, and no label reaches the model before that."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ Score = Callable[[list[str], list[list[str]]], dict[str, Any]]
 class PromptTuningTrainer(Seq2SeqTrainer):
     """Trains and evaluates causal and encoder-decoder models on rows from `encode`, or on any rows of the same form.
 
-    Differs from `Seq2SeqTrainer`, which it otherwise is, in four things. A causal model generates from the source alone (the
-    tokens before the first label); Seq2SeqTrainer would give it source and answer. Evaluation goes through rows by length
-    and returns predictions in the order of the data set. Label smoothing and gradient accumulation count target tokens, for
-    encoder-decoder models too, whose own loss ignores `num_items_in_batch`. And `compute_metrics` gets texts.
+    Differs from `Seq2SeqTrainer`, which it otherwise is, in four things. A causal model generates from the source
+    alone (the tokens before the first label); Seq2SeqTrainer would give it source and answer. Evaluation goes through
+    rows by length and returns predictions in the order of the data set. Label smoothing and gradient accumulation
+    count target tokens, for encoder-decoder models too, whose own loss ignores `num_items_in_batch`. And
+    `compute_metrics` gets texts.
 
     Args:
-        compute_metrics: `(predictions, references) -> metrics`, as `metrics.load_metrics` returns; references come from the
-            rows' `references` column, or from their labels if they have none.
+        compute_metrics: `(predictions, references) -> metrics`, as `metrics.load_metrics` returns; references come
+            from the rows' `references` column, or from their labels if they have none.
         generation_kwargs: for `generate`, as `dict(max_new_tokens=32, num_beams=4)`.
         stop: predictions are cut at the first of these texts.
         **kwargs: as for `Seq2SeqTrainer`.
@@ -51,9 +52,15 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             **kwargs,
         )
         processing_class.padding_side = "right"  # for training; sources are padded left by prediction_step
+        if isinstance(self.model, SharedPrefixModel):
+            self.label_smoother = (
+                None  # the model smooths: Trainer could not match logits of targets alone with labels
+            )
         self.score = compute_metrics
         self.stop = stop
-        self.generation_kwargs = {"do_sample": False, "pad_token_id": processing_class.pad_token_id} | (generation_kwargs or {})
+        self.generation_kwargs = {"do_sample": False, "pad_token_id": processing_class.pad_token_id} | (
+            generation_kwargs or {}
+        )
         if stop:
             self.generation_kwargs |= {"stop_strings": list(stop), "tokenizer": processing_class}
         self._references: list[list[str]] | None = None
@@ -67,13 +74,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Cross entropy over target tokens, divided by their number in the whole accumulated batch."""
         smoothing = self.args.label_smoothing_factor
-        if isinstance(self.accelerator.unwrap_model(model), SharedPrefixModel):
-            smoother, self.label_smoother = self.label_smoother, None  # the model smooths: it has logits of targets only
-            try:
-                inputs = inputs | {"label_smoothing": smoothing}
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            finally:
-                self.label_smoother = smoother
+        if isinstance(self.model, SharedPrefixModel):
+            inputs = inputs | {"label_smoothing": smoothing}
         if not self.model.config.is_encoder_decoder:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = model(**inputs)
@@ -84,9 +86,13 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval", **gen_kwargs: Any
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **gen_kwargs: Any,
     ) -> dict[str, float]:
-        """As `Seq2SeqTrainer.evaluate`; text in the metrics (signatures) is left out, as Trainer's callbacks take numbers."""
+        """As `Seq2SeqTrainer.evaluate`, with rows ordered by length."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(rows, str):
             rows = self.eval_dataset[rows]
@@ -96,13 +102,19 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         return super().evaluate(rows, ignore_keys, metric_key_prefix, **(self.generation_kwargs | gen_kwargs))
 
     def predict(
-        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test", **gen_kwargs: Any
+        self,
+        test_dataset: Dataset,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+        **gen_kwargs: Any,
     ) -> PredictionOutput:
         """As `Seq2SeqTrainer.predict`: predictions as token ids, padded with -100, in the order of the data set."""
         rows, order = self._by_length(test_dataset)
         output = super().predict(rows, ignore_keys, metric_key_prefix, **(self.generation_kwargs | gen_kwargs))
         back = np.argsort(order)
-        return PredictionOutput(output.predictions[: len(rows)][back], output.label_ids[: len(rows)][back], output.metrics)
+        return PredictionOutput(
+            output.predictions[: len(rows)][back], output.label_ids[: len(rows)][back], output.metrics
+        )
 
     def predict_texts(self, dataset: Dataset) -> list[str]:
         """What the model writes for each row, as text, in the order of the data set."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from transformers import Seq2SeqTrainingArguments
 
 
@@ -26,7 +27,9 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
 
     learning_rate: float = field(default=3e-2, metadata={"help": "The peak learning rate of the prompt."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The shape of the learning rate's decay."})
-    warmup_steps: float = field(default=0.06, metadata={"help": "Steps of linear warm-up; below 1 a share of them all."})
+    warmup_steps: float = field(
+        default=0.06, metadata={"help": "Steps of linear warm-up; below 1 a share of them all."}
+    )
     predict_with_generate: bool = field(default=True, metadata={"help": "Evaluate what the model writes."})
     train_sampling_strategy: str = field(
         default="group_by_length",
@@ -35,5 +38,12 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
             "choices": ["random", "sequential", "group_by_length", "batch_rebalance"],
         },
     )
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept; the best is always among them."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints kept; the best is always among them."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Log every this many steps."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # would only bring a warning

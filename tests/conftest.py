@@ -1,12 +1,17 @@
 """Tiny models and tokenizers, built in memory."""
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask the hub
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")  # nor fill the user's cache
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
@@ -26,7 +31,6 @@ from transformers import (
 disable_progress_bar()
 
 ROOT = Path(__file__).parents[1]
-SHARED_DATA = ROOT.parent / "shared" / "data"
 
 PLACES = ["Turin", "Oslo", "Lima", "Kyoto", "Quito", "Porto", "Riga", "Perth", "Minsk", "Dakar"]
 PEOPLE = ["Ada", "Bruno", "Chen", "Dora", "Emil", "Farah", "Goran", "Hana", "Ivo", "Jun"]
@@ -45,7 +49,9 @@ def question_rows(count, shift=0):
         if number % 3 == 0:
             context = f"It is a long story. {context} The garden is full of old trees and young birds."
         answers = {"text": [place], "answer_start": [context.index(place)]}
-        rows.append({"id": str(number), "context": context, "question": f"Where does {person} live?", "answers": answers})
+        rows.append(
+            {"id": str(number), "context": context, "question": f"Where does {person} live?", "answers": answers}
+        )
     return rows
 
 
@@ -62,7 +68,10 @@ def tokenizer():
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<pad>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     texts = [row["context"] + " " + row["question"] for row in question_rows(40)]
     tokenizer.train_from_iterator([*texts, "Answer the question. Context: Question: Answer: Summary:"] * 3, trainer)
@@ -103,7 +112,8 @@ def tiny_bart(vocab_size):
     config = BartConfig(
         vocab_size=vocab_size, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
         decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=256, dropout=0.0,
-        pad_token_id=0, eos_token_id=1, bos_token_id=1, decoder_start_token_id=1, forced_eos_token_id=None, init_std=0.1,
+        pad_token_id=0, eos_token_id=1, bos_token_id=1, decoder_start_token_id=1, forced_eos_token_id=None,
+        init_std=0.1,
     )  # fmt: skip
     return BartForConditionalGeneration(config).requires_grad_(False).eval()
 
@@ -154,7 +164,9 @@ def recipe_file(tmp_path, model_folders):
         }
         settings |= changes
         path = tmp_path / "recipe.yaml"
-        path.write_text("".join(f"{key}: {value}\n" for key, value in settings.items() if value is not None), encoding="utf-8")
+        path.write_text(
+            "".join(f"{key}: {value}\n" for key, value in settings.items() if value is not None), encoding="utf-8"
+        )
         return path
 
     return write

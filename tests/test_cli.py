@@ -81,7 +81,9 @@ def test_method_none_evaluates_a_hard_prompt_and_trains_nothing(recipe_file, tmp
 
 def test_predict_streams_rows_in_their_order(run, tmp_path, capsys, monkeypatch):
     capsys.readouterr()
-    rows = write_jsonl(tmp_path / "rows.jsonl", [{key: row[key] for key in ("context", "question")} for row in question_rows(7)])
+    rows = write_jsonl(
+        tmp_path / "rows.jsonl", [{key: row[key] for key in ("context", "question")} for row in question_rows(7)]
+    )
     out = tmp_path / "out.jsonl"
     command = ["predict", "--adapter", str(run)]
     assert main([*command, "--input", str(rows), "--output", str(out), "--batch_size", "3"]) == 0
@@ -100,11 +102,19 @@ def test_predict_reads_plain_text_for_a_template_of_one_column(recipe_file, tmp_
     recipe = recipe_file()
     for split in ("train", "validation", "test"):
         write_jsonl(tmp_path / f"{split}.jsonl", rows)
-    assert main(["train", str(recipe), "--task", "summarization", "--template", "summarization/plain", "--max_steps", "1"]) == 0
+    assert (
+        main(
+            ["train", str(recipe), "--task", "summarization", "--template", "summarization/plain", "--max_steps", "1"]
+        )
+        == 0
+    )
     capsys.readouterr()
     (tmp_path / "lines.txt").write_text("One text.\nAnother text.\n")
     assert main(["predict", "--adapter", str(tmp_path / "run"), "--input", str(tmp_path / "lines.txt")]) == 0
-    assert [json.loads(line)["document"] for line in capsys.readouterr().out.splitlines()] == ["One text.", "Another text."]
+    assert [json.loads(line)["document"] for line in capsys.readouterr().out.splitlines()] == [
+        "One text.",
+        "Another text.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -145,11 +155,18 @@ def test_check_names_every_error_at_once_and_reads_no_weights(recipe_file, tmp_p
     (tmp_path / "test.jsonl").write_text("")
     assert main(["check", str(good), "--template", "question_answering/none", "--metrics", "squat"]) == 2
     errors = capsys.readouterr().err
-    for message in ("template question_answering/none is not", "test.jsonl: the file is empty", "did you mean 'squad'"):
+    for message in (
+        "template question_answering/none is not",
+        "test.jsonl: the file is empty",
+        "did you mean 'squad'",
+    ):
         assert message in errors
     write_jsonl(tmp_path / "test.jsonl", question_rows(2))
     assert main(["check", str(good)]) == 1
-    assert "train.jsonl, line 3: template question_answering/plain: list object has no element 0" in capsys.readouterr().err
+    assert (
+        "train.jsonl, line 3: template question_answering/plain: list object has no element 0"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +178,7 @@ def test_check_names_every_error_at_once_and_reads_no_weights(recipe_file, tmp_p
         ({"template": "mine.yaml"}, 2, "template mine.yaml: no such file"),
         ({"max_source_tokens": 4}, 1, "train.jsonl, line 1: the source has"),
         ({"max_source_tokens": 600}, 1, "make 618 positions, the model has 512"),
-        ({"init": "text", "init_text": "Ada lives in Turin and Emil lives in Riga.", "num_virtual_tokens": 2}, 2, "num_virtual_tokens is 2"),
+        ({"init": "text", "init_text": "Ada lives in Turin.", "num_virtual_tokens": 2}, 2, "num_virtual_tokens is 2"),
         ({"eval_strategy": "steps", "validation_file": None}, 1, "there are no validation rows"),
         ({"train_file": None}, 1, "no training rows; set train_file"),
         ({"resume_from_checkpoint": "true"}, 2, "no checkpoint in"),
@@ -212,7 +229,9 @@ def test_an_interrupted_run_ends_with_130_and_goes_on(recipe_file, tmp_path, cap
     assert main(["train", recipe, "--save_steps", "2", "--resume_from_checkpoint", "true"]) == 0
     whole = tmp_path / "whole"
     assert main(["train", recipe, "--save_steps", "2", "--output_dir", str(whole)]) == 0
-    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == (
+        whole / "adapter_model.safetensors"
+    ).read_bytes()
 
 
 def test_a_failed_save_leaves_nothing_under_a_final_name(recipe_file, tmp_path, capsys, monkeypatch):
@@ -248,9 +267,9 @@ def test_help_imports_no_torch_and_has_examples(command):
 
 
 def test_the_module_runs_as_accelerate_launches_it(recipe_file, tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1",
-               "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "prompt_tuning", "train", str(recipe_file()),
-               "--max_steps", "1"]  # fmt: skip
+    launch = "-m accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no"
+    train = f"--dynamo_backend no -m prompt_tuning train {recipe_file()} --max_steps 1"
+    command = [sys.executable, *launch.split(), *train.split()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "run" / "results.json").is_file()

@@ -68,7 +68,7 @@ def test_two_columns_named_by_languages_become_a_translation(tmp_path):
 def test_a_bad_file_is_named_with_its_line(tmp_path, content, message):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="rows.jsonl") as caught:
+    with pytest.raises(DataError, match=r"rows.jsonl") as caught:
         load_splits(arguments(path))
     assert message in str(caught.value)
 
@@ -89,7 +89,9 @@ def test_every_bad_split_is_reported_at_once(tmp_path):
     test.write_bytes(b"{")
     with pytest.raises(DataError) as caught:
         load_splits(arguments(train, test_file=str(test)))
-    assert "train.jsonl: the file is empty" in str(caught.value) and "test.jsonl, line 1: not JSON" in str(caught.value)
+    assert "train.jsonl: the file is empty" in str(caught.value) and "test.jsonl, line 1: not JSON" in str(
+        caught.value
+    )
 
 
 def test_a_row_is_found_again_in_its_file(tmp_path):

@@ -64,7 +64,9 @@ def test_cuts_drops_and_bad_rows_are_all_counted(tokenizer):
     rows[2]["question"] = None
     encoder = Encoder(PLAIN, tokenizer, max_source_tokens=28, max_target_tokens=10)
     encoded, report = encode(Dataset.from_list(rows), encoder, training=True, drop_overlong=True)
-    assert (report.rows, report.dropped_rows, report.cut_rows) == (2, 1, 2) and report.cut_tokens == sum(encoded["cut"])
+    assert (report.rows, report.dropped_rows, report.cut_rows) == (2, 1, 2) and report.cut_tokens == sum(
+        encoded["cut"]
+    )
     assert encoded["row"] == [0, 3]
     assert [row for row, _ in report.problems] == [2] and "null" in report.problems[0][1]
     assert "2 rows, 2 cut by" in str(report) and "1 left out" in str(report)

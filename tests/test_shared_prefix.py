@@ -48,7 +48,9 @@ def soft(base):
 
 def right_padded(rows=ROWS, targets=TARGETS):
     width = max(map(len, rows))
-    labels = [[-100] * (len(row) - n) + row[-n:] + [-100] * (width - len(row)) for row, n in zip(rows, targets, strict=True)]
+    labels = [
+        [-100] * (len(row) - n) + row[-n:] + [-100] * (width - len(row)) for row, n in zip(rows, targets, strict=True)
+    ]
     return {
         "input_ids": torch.tensor([row + [0] * (width - len(row)) for row in rows]),
         "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
@@ -120,7 +122,9 @@ def test_plain_peft_decodes_a_left_padded_row_differently_and_so_the_engine_exis
 
 def test_beams_and_returned_sequences_are_those_of_a_single_row():
     model, _ = soft(build("llama"))
-    settings = dict(max_new_tokens=6, num_beams=4, num_return_sequences=2, do_sample=False, pad_token_id=0, eos_token_id=None)
+    settings = dict(
+        max_new_tokens=6, num_beams=4, num_return_sequences=2, do_sample=False, pad_token_id=0, eos_token_id=None
+    )
     batch = pad_left(ROWS, 0)
     together = model.generate(**batch, **settings)[:, batch["input_ids"].shape[1] :]
     assert together.shape == (len(ROWS) * 2, 6)

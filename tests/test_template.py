@@ -1,6 +1,5 @@
 """Hard prompts: what they need is known before any row is read, and rows cannot make them do anything else."""
 
-
 import pytest
 import yaml
 
@@ -23,7 +22,9 @@ ROW = {
 def test_shipped_templates_render_and_survive_being_saved(name):
     template = Template.load(name)
     rendered = template.render(ROW, FRENCH)
-    target = {"question_answering": "Turin", "summarization": "Ada.", "translation": "Good morning."}[name.split("/")[0]]
+    target = {"question_answering": "Turin", "summarization": "Ada.", "translation": "Good morning."}[
+        name.split("/")[0]
+    ]
     assert rendered.target == target and target in rendered.references
     assert target not in rendered.source.replace(ROW["context"], "").replace(ROW["document"], "")
     assert Template.from_dict(yaml.safe_load(template.to_yaml()), name) == template
@@ -113,7 +114,7 @@ def test_demonstrations_and_system_come_before_the_source():
 def test_a_broken_template_file_is_named_with_what_is_wrong(tmp_path, content, message):
     path = tmp_path / "mine.yaml"
     path.write_text(content)
-    with pytest.raises(TemplateError, match="mine.yaml") as caught:
+    with pytest.raises(TemplateError, match=r"mine.yaml") as caught:
         Template.load(path)
     assert message in str(caught.value)
 
@@ -126,5 +127,7 @@ def test_unknown_names_get_the_nearest(tmp_path):
 
 
 def test_languages_have_names_and_unknown_codes_stand_for_themselves():
-    assert FRENCH["source_language"] == "French" and language_variables("xx", "pt_BR")["target_language"] == "Portuguese"
+    assert (
+        FRENCH["source_language"] == "French" and language_variables("xx", "pt_BR")["target_language"] == "Portuguese"
+    )
     assert language_variables("xx", None) == {"source_lang": "xx", "source_language": "xx"}

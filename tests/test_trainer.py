@@ -37,7 +37,9 @@ def soft(architecture, tokenizer):
 
 def trainer(model, tokenizer, output_dir, train=24, evaluation=7, callbacks=None, score=None, **settings):
     is_encoder_decoder = model.config.is_encoder_decoder
-    settings = dict(per_device_train_batch_size=4, max_steps=6, use_cpu=True, disable_tqdm=True, logging_steps=1) | settings
+    settings = (
+        dict(per_device_train_batch_size=4, max_steps=6, use_cpu=True, disable_tqdm=True, logging_steps=1) | settings
+    )
     return PromptTuningTrainer(
         model=model,
         args=PromptTuningArguments(output_dir=str(output_dir), **settings),
@@ -87,7 +89,9 @@ def test_every_row_of_an_encoder_decoder_prompt_gets_a_gradient(tokenizer, tmp_p
 
 def test_labels_change_no_prediction_while_seq2seq_trainer_shows_them_to_the_model(tokenizer, tmp_path):
     model = soft("llama", tokenizer)
-    run = trainer(model, tokenizer, tmp_path, train_sampling_strategy="random")  # else the plain trainer mixes up its rows
+    run = trainer(
+        model, tokenizer, tmp_path, train_sampling_strategy="random"
+    )  # else the plain trainer mixes up its rows
     rows = question_rows(7, 3)
     other = [row | {"answers": {"text": ["Dakar and Riga"], "answer_start": [0]}} for row in rows]
     honest = run.predict_texts(encoded(tokenizer, rows))
@@ -117,7 +121,9 @@ def test_each_row_is_scored_against_its_own_references(tokenizer, tmp_path):
         seen.update(predictions=predictions, references=references)
         return {"f1": 1.0, "signature": "text stays out of Trainer's logs"}
 
-    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path, score=score, train_sampling_strategy="group_by_length")
+    run = trainer(
+        soft("llama", tokenizer), tokenizer, tmp_path, score=score, train_sampling_strategy="group_by_length"
+    )
     metrics = run.evaluate()
     assert metrics["eval_f1"] == 1.0 and "eval_signature" not in metrics
     by_references = sorted(map(str, run.eval_dataset["references"]))
@@ -177,25 +183,67 @@ def test_the_best_checkpoint_is_restored_and_training_stops_early(tokenizer, tmp
     assert torch.equal(prompt_of(best), prompt_of(model))
 
 
+def one_step(architecture, tokenizer, folder, **settings):
+    """How far one step of plain gradient descent moves the prompt."""
+    model = soft(architecture, tokenizer)
+    start = prompt_of(model)
+    descent = dict(optim="sgd", max_grad_norm=0.0, learning_rate=1.0, warmup_steps=0, max_steps=1)
+    run = trainer(model, tokenizer, folder, train_sampling_strategy="sequential", **descent, **settings)
+    if settings.get("per_device_train_batch_size") == 2:
+        assert run.args.gradient_accumulation_steps == 4
+    run.train()
+    return prompt_of(model) - start
+
+
+LARGE = dict(per_device_train_batch_size=8)
+SMALL = dict(per_device_train_batch_size=2, gradient_accumulation_steps=4)
+
+
 @pytest.mark.parametrize("architecture", BUILDERS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_accumulated_small_batches_take_the_step_of_a_large_one(architecture, smoothing, tokenizer, tmp_path):
-    def step(**settings):
-        model = soft(architecture, tokenizer)
-        sgd = dict(optim="sgd", max_grad_norm=0.0, learning_rate=1.0, warmup_steps=0, train_sampling_strategy="sequential")
-        trainer(model, tokenizer, tmp_path, max_steps=1, label_smoothing_factor=smoothing, **sgd, **settings).train()
-        return prompt_of(model)
+    large = one_step(architecture, tokenizer, tmp_path, label_smoothing_factor=smoothing, **LARGE)
+    small = one_step(architecture, tokenizer, tmp_path, label_smoothing_factor=smoothing, **SMALL)
+    assert ((small - large).norm() / large.norm()).item() < 1e-4
 
-    large = step(per_device_train_batch_size=8)
-    small = step(per_device_train_batch_size=2, gradient_accumulation_steps=4)
-    start = prompt_of(soft(architecture, tokenizer))
-    assert ((small - large).norm() / (large - start).norm()).item() < 1e-4
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_plain_accumulation_of_an_encoder_decoder_takes_a_step_four_times_too_large(
+    architecture, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(PromptTuningTrainer, "compute_loss", Seq2SeqTrainer.compute_loss)
+    large = one_step(architecture, tokenizer, tmp_path, **LARGE)
+    small = one_step(architecture, tokenizer, tmp_path, **SMALL)
+    assert (small.norm() / large.norm()).item() == pytest.approx(4, rel=0.1)
+
+
+def test_a_plain_length_grouped_evaluation_mixes_up_its_rows_and_ours_does_not(tokenizer, tmp_path):
+    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path, evaluation=12)
+    plain = Seq2SeqTrainer(model=run.model, args=run.args, processing_class=tokenizer, data_collator=run.data_collator)
+    plain.args.per_device_eval_batch_size = 2
+    in_order = list(range(12))
+    assert list(plain._get_eval_sampler(run.eval_dataset)) != in_order
+    assert list(run._get_eval_sampler(run.eval_dataset)) == in_order
+
+
+def test_tensorboard_hears_the_metrics_by_report_to(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    run = trainer(
+        soft("llama", tokenizer), tokenizer, tmp_path, max_steps=2, eval_strategy="epoch", report_to="tensorboard"
+    )
+    run.train()
+    run.evaluate()
+    (events,) = (tmp_path / "logs").rglob("events.out.tfevents*")
+    assert b"eval/f1" in events.read_bytes() and b"train/loss" in events.read_bytes()
 
 
 def test_rows_of_an_ordinary_data_set_are_scored_against_their_labels(tokenizer, tmp_path):
     seen = []
     run = trainer(
-        soft("llama", tokenizer), tokenizer, tmp_path, score=lambda predictions, references: seen.extend(references) or {"f1": 0.0}
+        soft("llama", tokenizer),
+        tokenizer,
+        tmp_path,
+        score=lambda predictions, references: seen.extend(references) or {"f1": 0.0},
     )
     run.evaluate(run.eval_dataset.select_columns(["input_ids", "labels"]))
     assert sorted(seen) == sorted(run.eval_dataset["references"])
