@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from prompt_tuning.config import load_recipe
-from prompt_tuning.encoding import Encoder, decode, pad_left
+from prompt_tuning.encoding import Encoder, StopTexts, decode, pad_left
 from prompt_tuning.errors import AdapterError, DataError, TemplateError
 from prompt_tuning.files import whole_file
 from prompt_tuning.model import (
@@ -80,7 +80,7 @@ class Predictor:
         else:
             batch = pad_left(sources, tokenizer.pad_token_id)
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        stops = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
+        stops = {"stopping_criteria": [StopTexts(tokenizer, stop)]} if stop else {}
         generated = self.model.generate(
             **batch, do_sample=False, pad_token_id=tokenizer.pad_token_id, **stops, **self.generation_kwargs
         )

