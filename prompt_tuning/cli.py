@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     if rest and not args.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    _log_to_stderr()
+    _set_up_messages()
     try:
         return args.run(args, rest) or 0
     except PromptTuningError as error:
@@ -250,11 +251,11 @@ def _positive(text: str) -> int:
     return number
 
 
-def _log_to_stderr() -> None:
+def _set_up_messages() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("prompt_tuning")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    # peft 0.21 asks transformers 5.23 for a name it has renamed; nothing that a user could mend
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

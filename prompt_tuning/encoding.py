@@ -109,15 +109,17 @@ class Encoder:
 
     def _target_ids(self, source: str, source_ids: list[int], target: str) -> list[int]:
         """The target's ids as they follow the source, ended by the end-of-sequence token."""
+        end = self.tokenizer.eos_token_id
         if self.is_encoder_decoder:
-            return self.tokenizer(text_target=target).input_ids
+            ids = self.tokenizer(text_target=target).input_ids
+            return ids if ids[-1:] == [end] else [*ids, end]
         gap = "" if self.template.chat or source[-1:].isspace() else " "
         joint = self._ids(source + gap + target)
         if joint[: len(source_ids)] == source_ids:
             ids = joint[len(source_ids) :]
         else:  # the tokenizer merged across the boundary; generation will not, so neither does training
             ids = self.tokenizer(gap + target, add_special_tokens=False).input_ids
-        return [*ids, self.tokenizer.eos_token_id]
+        return [*ids, end]
 
     def _shorten(self, text: str, column: str, tokens: int) -> str:
         if not isinstance(text, str):

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from prompt_tuning.config import Recipe
 from prompt_tuning.data import load_splits, row_origin, split_origin
 from prompt_tuning.encoding import Encoder, EncodingReport, encode
-from prompt_tuning.errors import DataError, PromptTuningError
+from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
 from prompt_tuning.metrics import TASK_METRICS, load_metrics
 from prompt_tuning.model import count_virtual_tokens, load_config, load_tokenizer
 from prompt_tuning.template import Template
@@ -60,6 +60,8 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     tokenizer = config and attempt(load_tokenizer, recipe.model)
     template = attempt(Template.load, prompt.template)
     score = attempt(load_metrics, prompt.metrics or TASK_METRICS[data.task], language=data.metric_language)
+    if score:
+        problems += _metric_problems(recipe, attempt(score, ["The a."], [["a"]]))
     length = (attempt(count_virtual_tokens, prompt, tokenizer) or 0) if tokenizer and prompt.method != "none" else 0
     rows = attempt(load_splits, data, splits)
     if template and rows:
@@ -100,6 +102,21 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
 def raise_together(problems: list[PromptTuningError]) -> None:
     """One error of the first one's kind, with every message on a line."""
     raise type(problems[0])("\n".join(str(problem) for problem in problems))
+
+
+def _metric_problems(recipe: Recipe, tried: dict[str, float | str] | None) -> list[PromptTuningError]:
+    """What would otherwise show at the first evaluation. `tried`: the metrics of a made-up row, None if they clash."""
+    wanted = (recipe.training.metric_for_best_model or "loss").removeprefix("eval_")
+    if tried is None or wanted == "loss":
+        return []
+    numbers = [name for name, value in tried.items() if not isinstance(value, str)]
+    if wanted not in numbers:
+        return [
+            RecipeError(f"metric_for_best_model {wanted}: the metrics give {', '.join(numbers)}; name one, or loss")
+        ]
+    if wanted == "ter" and recipe.training.greater_is_better:
+        return [RecipeError("metric_for_best_model ter is better when it is lower; set greater_is_better: false")]
+    return []
 
 
 def _row_problems(recipe: Recipe, split: str, report: EncodingReport) -> list[PromptTuningError]:
