@@ -155,7 +155,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         label_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Loss over the target positions of a right-padded batch.
+        """Loss over the target positions of a batch, padded on either side.
 
         Args:
             input_ids: `[B, T]`.
@@ -174,6 +174,9 @@ class SharedPrefixModel(PeftModelForCausalLM):
             return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        # A row starts right after the prompt wherever its padding stands.
+        order = attention_mask.argsort(dim=1, descending=True, stable=True)
+        input_ids, attention_mask, labels = (each.gather(1, order) for each in (input_ids, attention_mask, labels))
         wanted = (labels != -100) & attention_mask.bool()
         wanted[:, 0] = False  # as transformers counts: a row's first token is never a target
         if self.not_packed is None and not kwargs:
