@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import NoReturn
 
 from datasets import Dataset, DatasetDict
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -64,21 +65,15 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
         problems += _metric_problems(recipe, attempt(score, ["The a."], [["a"]]))
     length = (attempt(count_virtual_tokens, prompt, tokenizer) or 0) if tokenizer and prompt.method != "none" else 0
     rows = attempt(load_splits, data, splits)
+    if rows is not None and not rows:
+        problems.append(DataError(f"{recipe.path}: no {' or '.join(splits)} rows; set {splits[-1]}_file"))
     if template and rows:
         for split in rows:
             attempt(template.check_columns, rows[split].column_names, split_origin(data, split))
-    if problems or not (config and tokenizer and template and score and rows):
+    if problems:
         raise_together(problems)
 
-    budget = getattr(config, "max_position_embeddings", None)
-    wanted = length + prompt.max_source_tokens + prompt.max_target_tokens
-    if budget and wanted > budget:
-        problems.append(
-            DataError(
-                f"{length} virtual tokens, max_source_tokens {prompt.max_source_tokens} and max_target_tokens "
-                f"{prompt.max_target_tokens} make {wanted} positions, the model has {budget}; lower one of them"
-            )
-        )
+    problems += _budget_problems(recipe, config, length)
     encoder = Encoder.of_recipe(recipe, template, tokenizer, config.is_encoder_decoder)
     encoded, reports = {}, {}
     for split in rows:
@@ -99,7 +94,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     return Prepared(recipe, config, tokenizer, encoder, score, length, rows, encoded, reports)
 
 
-def raise_together(problems: list[PromptTuningError]) -> None:
+def raise_together(problems: list[PromptTuningError]) -> NoReturn:
     """One error of the first one's kind, with every message on a line."""
     raise type(problems[0])("\n".join(str(problem) for problem in problems))
 
@@ -117,6 +112,19 @@ def _metric_problems(recipe: Recipe, tried: dict[str, float | str] | None) -> li
     if wanted == "ter" and recipe.training.greater_is_better:
         return [RecipeError("metric_for_best_model ter is better when it is lower; set greater_is_better: false")]
     return []
+
+
+def _budget_problems(recipe: Recipe, config: PretrainedConfig, length: int) -> list[PromptTuningError]:
+    prompt, positions = recipe.prompt, getattr(config, "max_position_embeddings", None)
+    wanted = length + prompt.max_source_tokens + prompt.max_target_tokens
+    if positions is None or wanted <= positions:
+        return []
+    return [
+        DataError(
+            f"{length} virtual tokens, max_source_tokens {prompt.max_source_tokens} and max_target_tokens "
+            f"{prompt.max_target_tokens} make {wanted} positions, the model has {positions}; lower one of them"
+        )
+    ]
 
 
 def _row_problems(recipe: Recipe, split: str, report: EncodingReport) -> list[PromptTuningError]:

@@ -208,6 +208,12 @@ def test_an_adapter_of_another_model_is_refused(run, recipe_file, tmp_path, caps
     assert "no adapter_config.json there" in capsys.readouterr().err
 
 
+def test_a_split_that_the_recipe_does_not_have_is_said(recipe_file, capsys):
+    recipe = str(recipe_file(test_file=None))
+    assert main(["evaluate", recipe]) == main(["render", recipe, "--split", "test"]) == 1
+    assert capsys.readouterr().err.count("no test rows; set test_file") == 2
+
+
 def test_an_earlier_run_is_not_written_over(run, recipe_file, capsys):
     assert main(["train", str(recipe_file())]) == 2
     assert "holds checkpoint-4 already; continue it with --resume_from_checkpoint true" in capsys.readouterr().err
