@@ -299,6 +299,11 @@ def _contradictions(recipe: Recipe) -> list[str]:
     ]
     if prompt.early_stopping_patience is not None and not training.load_best_model_at_end:
         problems.append("early_stopping_patience needs load_best_model_at_end: true and an eval_strategy")
+    for name in ("predict_with_generate", "remove_unused_columns"):
+        if not getattr(training, name):
+            problems.append(
+                f"{name} is false; evaluation here is by generation, from rows with references: leave it out"
+            )
     for name in ("do_train", "do_eval", "do_predict"):
         if name in recipe.given:
             problems.append(f"{name} has no effect here: `train` trains and then evaluates; leave it out")

@@ -65,6 +65,7 @@ def test_defaults_are_those_of_prompts_and_the_folder_that_of_the_recipe(recipe_
         ({"task": "translation"}, [], ["translation needs source_lang and target_lang"]),
         ({"max_target_tokens": 0}, [], ["max_target_tokens is 0; it must be at least 1"]),
         ({"early_stopping_patience": 2}, [], ["early_stopping_patience needs load_best_model_at_end"]),
+        ({"predict_with_generate": "false"}, [], ["predict_with_generate is false; evaluation here is by generation"]),
         ({"do_train": "true"}, [], ["do_train has no effect here"]),
         (
             {"load_best_model_at_end": "true"},
