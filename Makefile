@@ -10,8 +10,8 @@ RUN := runs/quickstart
 
 .PHONY: quickstart test lint clean
 
-quickstart: $(RUN)/results.json
-	$(VENV)/bin/prompt-tuning show $(RUN)
+quickstart:
+	@if $(MAKE) --question $(RUN)/results.json; then $(VENV)/bin/prompt-tuning show $(RUN); else $(MAKE) $(RUN)/results.json; fi
 
 test: $(MODEL)/config.json
 	$(VENV)/bin/python -m pytest

@@ -13,7 +13,7 @@ NAMES = {"hard_prompt": "hard prompt alone", "soft_prompt": "with soft prompt"}
 
 
 def summarize(folder: Path, examples: int = 3) -> str:
-    """The table of a run, its first rows, and what to type next.
+    """The table of a run, some of its rows, evenly spaced, and what to type next.
 
     Raises:
         DataError: the folder holds no finished run.
@@ -60,8 +60,8 @@ def _examples(folder: Path, results: dict[str, Any], count: int) -> list[str]:
     if not file.is_file():
         return []
     with file.open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line, _ in zip(lines, range(count), strict=False)]
-    return [_example(row) for row in rows]
+        wanted = {number * results["rows"] // count for number in range(count)}
+        return [_example(json.loads(line)) for number, line in enumerate(lines) if number in wanted]
 
 
 def _example(row: dict[str, Any]) -> str:

@@ -62,6 +62,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             generation_kwargs or {}
         )
         self._references: list[list[str]] | None = None
+        self._loss_wanted = True
 
     def compute_loss(
         self,
@@ -106,9 +107,16 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         metric_key_prefix: str = "test",
         **gen_kwargs: Any,
     ) -> PredictionOutput:
-        """As `Seq2SeqTrainer.predict`: predictions as token ids, padded with -100, in the order of the data set."""
+        """As `Seq2SeqTrainer.predict`: predictions as token ids, padded with -100, in the order of the data set.
+
+        There is no loss among the metrics: it would cost another forward.
+        """
         rows, order = self._by_length(test_dataset)
-        output = super().predict(rows, ignore_keys, metric_key_prefix, **(self.generation_kwargs | gen_kwargs))
+        self._loss_wanted = False
+        try:
+            output = super().predict(rows, ignore_keys, metric_key_prefix, **(self.generation_kwargs | gen_kwargs))
+        finally:
+            self._loss_wanted = True
         back = np.argsort(order)
         return PredictionOutput(
             output.predictions[: len(rows)][back], output.label_ids[: len(rows)][back], output.metrics
@@ -130,8 +138,10 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         ignore_keys: list[str] | None = None,
         **gen_kwargs: Any,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Loss from source and target; generation from the source alone."""
-        loss, _, _ = super(Seq2SeqTrainer, self).prediction_step(model, inputs, prediction_loss_only=True)
+        """Loss from source and target, if wanted; generation from the source alone."""
+        loss = None
+        if self._loss_wanted:
+            loss, _, _ = super(Seq2SeqTrainer, self).prediction_step(model, inputs, prediction_loss_only=True)
         if prediction_loss_only or not self.args.predict_with_generate:
             return loss, None, None
         inputs = self._prepare_inputs(inputs)

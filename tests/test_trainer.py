@@ -75,7 +75,7 @@ def test_loss_falls_generation_scores_and_plain_peft_loads_the_adapter(architect
     row = run.eval_dataset[0]
     batch = run.data_collator([{"input_ids": row["input_ids"], "labels": row["labels"]}])
     theirs = plain(**{name: torch.as_tensor(value) for name, value in batch.items()}).loss
-    assert theirs.item() == pytest.approx(run.predict(Dataset.from_list([row])).metrics["test_loss"], abs=1e-5)
+    assert theirs.item() == pytest.approx(run.evaluate(Dataset.from_list([row]))["eval_loss"], abs=1e-5)
 
 
 def test_every_row_of_an_encoder_decoder_prompt_gets_a_gradient(tokenizer, tmp_path):
