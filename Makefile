@@ -11,7 +11,7 @@ RUN := runs/quickstart
 .PHONY: quickstart test lint clean
 
 quickstart:
-	@if $(MAKE) --question $(RUN)/results.json; then $(VENV)/bin/prompt-tuning show $(RUN); else $(MAKE) $(RUN)/results.json; fi
+	@if $(MAKE) --no-print-directory --question $(RUN)/results.json; then $(VENV)/bin/prompt-tuning show $(RUN); else $(MAKE) --no-print-directory $(RUN)/results.json; fi
 
 test: $(MODEL)/config.json
 	$(VENV)/bin/python -m pytest
@@ -22,7 +22,7 @@ lint: $(VENV)/installed
 clean:
 	rm -rf $(VENV) models runs
 
-$(RUN)/results.json: recipes/quickstart/qa.yaml recipes/quickstart/train.jsonl | $(MODEL)/config.json
+$(RUN)/results.json: recipes/quickstart/qa.yaml $(wildcard recipes/quickstart/*.jsonl) | $(MODEL)/config.json
 	if [ -e $@ ]; then rm -rf $(RUN); fi
 	$(VENV)/bin/prompt-tuning train recipes/quickstart/qa.yaml --resume_from_checkpoint auto
 
