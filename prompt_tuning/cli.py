@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"interrupted{args.when_interrupted}", file=sys.stderr)
+        print(f"\ninterrupted{args.when_interrupted}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # else Python complains once more when it flushes standard output

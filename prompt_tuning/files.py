@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -26,12 +27,24 @@ def whole_file(path: Path) -> Iterator[TextIO]:
 
 
 @contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """Turn the many errors by which libraries report a full disk into one OSError."""
+    try:
+        yield
+    except Exception as error:
+        if shutil.disk_usage(folder).free < 2**20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
+
+
+@contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill; its files move into `path` only if the block ends without an error."""
     path.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=path))
     try:
-        yield partial
+        with full_disk_told(path):
+            yield partial
         for file in sorted(partial.iterdir()):
             os.replace(file, path / file.name)
     finally:

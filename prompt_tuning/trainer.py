@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from transformers import DataCollatorForSeq2Seq, EvalPrediction, PreTrainedToken
 from transformers.trainer_utils import PredictionOutput
 
 from prompt_tuning.encoding import StopTexts, decode, pad_left
+from prompt_tuning.files import full_disk_told
 from prompt_tuning.shared_prefix import SharedPrefixModel, target_loss
 
 Score = Callable[[list[str], list[list[str]]], dict[str, Any]]
@@ -153,6 +156,16 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             generated = self.model.generate(**sources, **stops, **(gen_kwargs or self._gen_kwargs))
         start = 1 if self.model.config.is_encoder_decoder else sources["input_ids"].shape[1]
         return loss, generated[:, start:].contiguous(), inputs["labels"]
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """As Trainer's, but one that fails or is interrupted half way leaves no folder to resume from."""
+        run = Path(self._get_output_dir(trial=trial))
+        try:
+            with full_disk_told(run):
+                super()._save_checkpoint(model, trial)
+        except BaseException:
+            shutil.rmtree(run / f"checkpoint-{self.state.global_step}", ignore_errors=True)
+            raise
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
         # Trainer would shuffle a length-grouped evaluation, and references are matched by order.

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import question_rows, write_jsonl
@@ -252,6 +253,25 @@ def test_a_failed_save_leaves_nothing_under_a_final_name(recipe_file, tmp_path, 
     assert main(["train", str(recipe_file()), "--save_strategy", "no"]) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_checkpoint_that_fails_half_way_is_removed_and_the_one_before_is_kept(
+    recipe_file, tmp_path, capsys, monkeypatch
+):
+    from prompt_tuning.trainer import PromptTuningTrainer
+
+    save = PromptTuningTrainer._save_optimizer_and_scheduler
+
+    def full(self, folder):
+        if self.state.global_step == 4:
+            raise RuntimeError("unexpected pos 64 vs 0")  # what torch.save says of a full disk
+        save(self, folder)
+
+    monkeypatch.setattr(PromptTuningTrainer, "_save_optimizer_and_scheduler", full)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    assert main(["train", str(recipe_file()), "--save_steps", "2"]) == 1
+    assert "run: No space left on device; nothing half-written was left" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
 
 
 def test_usage_errors_end_with_2(capsys):
