@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 import yaml
 
 from prompt_tuning.errors import RecipeError
+from prompt_tuning.metrics import MAIN_METRIC
 
 if TYPE_CHECKING:
     from prompt_tuning.training_args import PromptTuningArguments
@@ -178,6 +179,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
         (item.lstrip("-").split("=")[0].replace("-", "_") for item in overrides if item[:2] == "--"), ""
     )
     model, data, prompt, training = blocks
+    if training.load_best_model_at_end and data.task and "metric_for_best_model" not in given:
+        training.metric_for_best_model, training.greater_is_better = MAIN_METRIC[data.task], True
     recipe = Recipe(path, model, data, prompt, training, given)
     if not for_prediction and (problems := _contradictions(recipe)):
         raise RecipeError("\n".join(f"{path}: {problem}" for problem in problems))

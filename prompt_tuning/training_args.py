@@ -23,6 +23,8 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
         "train_sampling_strategy",
         "save_total_limit",
         "logging_steps",
+        "metric_for_best_model",
+        "greater_is_better",
     )
 
     learning_rate: float = field(default=3e-2, metadata={"help": "The peak learning rate of the prompt."})

