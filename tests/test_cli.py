@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import question_rows, write_jsonl
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -40,6 +41,10 @@ def test_train_leaves_the_folder_that_the_design_says(run, recipe_file, model_fo
     shown = capsys.readouterr().out
     assert "hard prompt alone" in shown and "with soft prompt" in shown and shown.count("\nrow ") == 3
     assert f"prompt-tuning predict --adapter {run}" in shown and "192 trained parameters, 4 steps" in shown
+    card = ModelCard.load(run / "README.md")
+    assert card.data.library_name == "peft" and card.data.base_model is None  # a local folder is no hub id
+    assert f"| with this soft prompt | {results['soft_prompt']['exact_match']:.1f} |" in card.text
+    assert "[More Information Needed]" not in card.text and "None" not in card.text
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folders["llama"]), run)
 
 
