@@ -32,7 +32,7 @@ def full_disk_told(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if shutil.disk_usage(folder).free < 2**20:
+        if folder.is_dir() and shutil.disk_usage(folder).free < 2**20:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise
 
