@@ -34,8 +34,8 @@ examples:
 PREDICT_EXAMPLES = """\
 examples:
   prompt-tuning predict --adapter runs/quickstart --input rows.jsonl --output predicted.jsonl
-  echo '{"context": "Ada lives in Turin.", "question": "Where does Ada live?"}' | prompt-tuning predict --adapter
-  runs/quickstart prompt-tuning predict --adapter runs/fr-en --input sentences.txt --batch_size 32
+  echo '{"context": "Ada lives in Turin.", "question": "Where?"}' | prompt-tuning predict --adapter runs/quickstart
+  prompt-tuning predict --adapter runs/fr-en --input sentences.txt --batch_size 32
 """
 RENDER_EXAMPLES = """\
 examples:

@@ -117,14 +117,14 @@ class PromptArguments:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A parsed recipe: four blocks of typed settings, and the pairs as they were given."""
+    """A parsed recipe: four blocks of typed settings, and the names of those that were given."""
 
     path: Path
     model: ModelArguments
     data: DataArguments
     prompt: PromptArguments
     training: PromptTuningArguments
-    given: dict[str, str | list[str]]
+    given: frozenset[str]
 
     @property
     def decoding(self) -> dict[str, int]:
@@ -141,7 +141,7 @@ class Recipe:
             values |= {key: value for key, value in dataclasses.asdict(block).items() if value is not None}
         secret = {"hub_token", "push_to_hub_token"}
         ours = self.training.to_dict() | {"output_dir": self.training.output_dir, "seed": self.training.seed}
-        names = set(self.given) | set(type(self.training).DEFAULTS) | {"output_dir", "seed"}
+        names = self.given | set(type(self.training).DEFAULTS) | {"output_dir", "seed"}
         return values | {key: ours[key] for key in sorted(names - secret) if ours.get(key) is not None}
 
 
@@ -175,9 +175,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
         blocks = parser.parse_args_into_dataclasses(argv + overrides, look_for_args_file=False)
     except (ValueError, TypeError, ImportError) as error:  # raised by the dataclasses' own __post_init__
         raise RecipeError(f"{path}: {str(error).strip().splitlines()[0]}") from error
-    given = {key: value for key, value, _ in pairs} | dict.fromkeys(
-        (item.lstrip("-").split("=")[0].replace("-", "_") for item in overrides if item[:2] == "--"), ""
-    )
+    flags = (item.lstrip("-").split("=")[0].replace("-", "_") for item in overrides if item.startswith("--"))
+    given = frozenset(flags).union(key for key, _, _ in pairs)
     model, data, prompt, training = blocks
     if training.load_best_model_at_end and data.task and "metric_for_best_model" not in given:
         training.metric_for_best_model, training.greater_is_better = MAIN_METRIC[data.task], True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset
@@ -12,7 +14,8 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from prompt_tuning.config import LOCAL_FORMATS, DataArguments
 from prompt_tuning.errors import DataError
 
-SPLITS = ("train", "validation", "test")
+LIMITS = dict(train="max_train_samples", validation="max_eval_samples", test="max_predict_samples")
+SPLITS = tuple(LIMITS)
 
 
 def load_splits(args: DataArguments, splits: tuple[str, ...] = SPLITS) -> DatasetDict:
@@ -49,6 +52,20 @@ def row_origin(args: DataArguments, split: str, index: int) -> str:
     return f"{file}, line {line}" if line else f"{split_origin(args, split)}, row {index}"
 
 
+def utf8_lines(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
+    """`(number, text)` of each line, from 1.
+
+    Raises:
+        DataError: a line is not UTF-8.
+    """
+    for number, line in enumerate(stream, 1):
+        try:
+            yield number, line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            where = f"{name}, line {number}: not UTF-8 text (byte {error.start} of the line)"
+            raise DataError(f"{where}; save it as UTF-8") from None
+
+
 def _load_split(args: DataArguments, split: str) -> Dataset | None:
     file = getattr(args, f"{split}_file")
     if file:
@@ -59,9 +76,7 @@ def _load_split(args: DataArguments, split: str) -> Dataset | None:
         return None
     origin = split_origin(args, split)
     dataset = _usual_columns(dataset, args, origin)
-    limit = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}[
-        split
-    ]
+    limit = getattr(args, LIMITS[split])
     if limit is not None:
         dataset = dataset.select(range(min(limit, len(dataset))))
     if len(dataset) == 0:
@@ -73,7 +88,8 @@ def _load_file(file: Path) -> Dataset:
     if file.stat().st_size == 0:
         raise DataError(f"{file}: the file is empty")
     if file.suffix != ".parquet":
-        _check_utf8(file)
+        with file.open("rb") as lines:  # `datasets` would read other encodings as if nothing were wrong
+            deque(utf8_lines(lines, str(file)), maxlen=0)
     try:
         return load_dataset(LOCAL_FORMATS[file.suffix], data_files=str(file), split="train")
     except (DatasetGenerationError, UnicodeDecodeError, ValueError) as error:
@@ -116,17 +132,6 @@ def _usual_columns(dataset: Dataset, args: DataArguments, origin: str) -> Datase
     ):
         dataset = dataset.map(lambda row: {"translation": {code: row[code] for code in codes}})
     return dataset
-
-
-def _check_utf8(file: Path) -> None:
-    """`datasets` would read other encodings as if nothing were wrong."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                where = f"{file}, line {number}: not UTF-8 text (byte {error.start} of the line)"
-                raise DataError(f"{where}; save the file as UTF-8") from None
 
 
 def _why_unreadable(file: Path, error: Exception) -> str:

@@ -63,13 +63,13 @@ class Encoder:
             OverlongError: the source does not fit its budget.
         """
         ids, cut, text = self.source(row)
-        rendered = self.template.render(row, self.languages)
-        target_ids = self._target_ids(text, ids, rendered.target or "")
+        target, references = self.template.render_target(row, self.languages)
+        target_ids = self._target_ids(text, ids, target)
         if self.is_encoder_decoder:
             encoded = {"input_ids": ids, "labels": target_ids}
         else:
             encoded = {"input_ids": ids + target_ids, "labels": [-100] * len(ids) + target_ids}
-        return encoded | {"source": text, "references": list(rendered.references), "cut": cut}
+        return encoded | {"source": text, "references": list(references), "cut": cut}
 
     def source(self, row: dict[str, Any]) -> tuple[list[int], int, str]:
         """Token ids of a row's source, the number of tokens cut to fit, and the source as text.

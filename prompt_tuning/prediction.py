@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from prompt_tuning.config import load_recipe
+from prompt_tuning.data import utf8_lines
 from prompt_tuning.encoding import Encoder, StopTexts, decode, pad_left
 from prompt_tuning.errors import AdapterError, DataError, TemplateError
 from prompt_tuning.files import whole_file
@@ -103,7 +104,7 @@ def predict(
     with ExitStack() as files:
         stream = sys.stdin.buffer if source == "-" else files.enter_context(Path(source).open("rb"))
         file = sys.stdout if output == "-" else files.enter_context(whole_file(Path(output)))
-        return _predict_lines(predictor, _lines(stream, source), file, batch_size, source)
+        return _predict_lines(predictor, utf8_lines(stream, _name(source)), file, batch_size, source)
 
 
 def _predict_lines(
@@ -131,16 +132,6 @@ def _predict_lines(
     return count
 
 
-def _lines(stream: Iterable[bytes], source: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(stream, 1):
-        try:
-            yield number, line.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{_name(source)}, line {number}: not UTF-8 text (byte {error.start} of the line)"
-            ) from None
-
-
 def _rows(lines: Iterator[tuple[int, str]], encoder: Encoder, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of JSON Lines, or of plain text with one source a line; the first line tells which."""
     is_json = None
@@ -152,7 +143,7 @@ def _rows(lines: Iterator[tuple[int, str]], encoder: Encoder, source: str) -> It
         if is_json is None:
             is_json = line.lstrip().startswith("{")
         if not is_json:
-            yield number, _text_row(line, encoder)
+            yield number, _text_row(line.rstrip("\r\n"), encoder)
             continue
         try:
             row = json.loads(line)

@@ -13,10 +13,9 @@ from prompt_tuning.config import Recipe
 from prompt_tuning.data import load_splits, row_origin, split_origin
 from prompt_tuning.encoding import Encoder, EncodingReport, encode
 from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
-from prompt_tuning.metrics import TASK_METRICS, load_metrics
+from prompt_tuning.metrics import TASK_METRICS, Score, load_metrics
 from prompt_tuning.model import count_virtual_tokens, load_config, load_tokenizer
 from prompt_tuning.template import Template
-from prompt_tuning.trainer import Score
 
 logger = logging.getLogger(__name__)
 

@@ -156,13 +156,18 @@ class Template:
         messages.append({"role": "user", "content": self._render(self.source, values)})
         if not with_target:
             return Rendered(tuple(messages), None, ())
+        return Rendered(tuple(messages), *self.render_target(row, languages))
+
+    def render_target(
+        self, row: dict[str, Any], languages: dict[str, str] | None = None
+    ) -> tuple[str, tuple[str, ...]]:
+        """Target and references alone; raises as `render` does."""
+        values = row | (languages or {})
         target = self._render(self.target, values)
         if not target.strip():
             raise TemplateError(f"template {self.name}: the target is empty")
-        references = (target,)
-        if self.references:
-            references = tuple(map(str, self._evaluate(self.references, values)))
-        return Rendered(tuple(messages), target, references)
+        references = tuple(map(str, self._evaluate(self.references, values))) if self.references else (target,)
+        return target, references
 
     def _variables(self, text: str) -> frozenset[str]:
         try:

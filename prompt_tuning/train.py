@@ -78,7 +78,9 @@ def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
     """What to resume from; nothing that an earlier run left is written over unasked."""
     wanted = recipe.training.resume_from_checkpoint
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if wanted and wanted.lower() not in ("true", "auto"):
+    if wanted and wanted.lower() in ("true", "auto"):
+        wanted = wanted.lower()
+    elif wanted:
         if not Path(wanted).is_dir():
             raise RecipeError(f"resume_from_checkpoint {wanted}: no such folder; true and auto take the last one")
         return wanted

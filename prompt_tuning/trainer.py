@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from transformers.trainer_utils import PredictionOutput
 
 from prompt_tuning.encoding import StopTexts, decode, pad_left
 from prompt_tuning.files import full_disk_told
+from prompt_tuning.metrics import Score
 from prompt_tuning.shared_prefix import SharedPrefixModel, target_loss
-
-Score = Callable[[list[str], list[list[str]]], dict[str, Any]]
 
 
 class PromptTuningTrainer(Seq2SeqTrainer):
@@ -56,9 +54,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         )
         processing_class.padding_side = "right"  # for training; sources are padded left by prediction_step
         if isinstance(self.model, SharedPrefixModel):
-            self.label_smoother = (
-                None  # the model smooths: Trainer could not match logits of targets alone with labels
-            )
+            # The model smooths: Trainer could not match logits of targets alone with labels.
+            self.label_smoother = None
         self.score = compute_metrics
         self.stop = stop
         self.generation_kwargs = {"do_sample": False, "pad_token_id": processing_class.pad_token_id} | (
