@@ -158,7 +158,7 @@ def load_adapter_config(folder: str | Path) -> PeftConfig:
         )
     config = PeftConfig.from_pretrained(str(folder))
     if config.peft_type != "PROMPT_TUNING":
-        raise AdapterError(f"{folder}: a {config.peft_type} adapter; expected PROMPT_TUNING")
+        raise AdapterError(f"{folder}: a {config.peft_type.value} adapter; expected PROMPT_TUNING")
     return config
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from prompt_tuning import Predictor
 from prompt_tuning.cli import main
 
 COMMANDS = ["train", "evaluate", "predict", "render", "check", "import-gguf", "show"]
@@ -101,6 +103,22 @@ def test_predict_streams_rows_in_their_order(run, tmp_path, capsys, monkeypatch)
     assert capsys.readouterr().out == out.read_text()
 
 
+def test_a_predictor_writes_what_train_wrote(run, tmp_path):
+    predictor = Predictor.load(run)
+    saved = [json.loads(line)["soft_prompt"] for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
+    assert predictor(question_rows(9, 5)) == saved
+
+
+def test_predict_says_what_is_missing(run, tmp_path, capsys):
+    assert main(["predict", "--adapter", str(run), "--input", "none.jsonl"]) == 1
+    assert "--input none.jsonl: no such file" in capsys.readouterr().err
+    (run / "template.yaml").unlink()
+    assert main(["predict", "--adapter", str(run), "--input", str(tmp_path / "test.jsonl")]) == 1
+    assert "no template.yaml there, so its template is unknown" in capsys.readouterr().err
+    assert main(["show", str(tmp_path)]) == 1
+    assert "no results.json there" in capsys.readouterr().err
+
+
 def test_predict_reads_plain_text_for_a_template_of_one_column(recipe_file, tmp_path, capsys):
     rows = [{"document": f"Text of {row['context']}", "summary": "Short."} for row in question_rows(4)]
     for split in ("train", "validation", "test"):
@@ -121,6 +139,9 @@ def test_predict_reads_plain_text_for_a_template_of_one_column(recipe_file, tmp_
         "One text.",
         "Another text.",
     ]
+    (tmp_path / "lines.txt").write_text("One text.\n\nAnother text.\n")
+    assert main(["predict", "--adapter", str(tmp_path / "run"), "--input", str(tmp_path / "lines.txt")]) == 1
+    assert "line 2: empty; plain text needs one source on every line" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -131,10 +152,13 @@ def test_predict_reads_plain_text_for_a_template_of_one_column(recipe_file, tmp_
         ('{"context": "a", "question": null}\n', "line 1: template"),
         ("Where is Ada?\n", "plain text has one column"),
         ("", "no rows"),
+        ('{"context": "a", "question": "b"}\n[1]\n', "line 2: expected a JSON object, found list"),
+        ('{"context": "a", "question": "b"}\n{"context": "\udcff"}\n', "line 2: not UTF-8 text (byte 13 of the line)"),
+        ('{"context": "a", "question": "' + "why " * 120 + '"}', "nothing left to cut, max_source_tokens is 96"),
     ],
 )
 def test_predict_names_a_bad_row_and_leaves_no_file(run, tmp_path, capsys, content, message):
-    (tmp_path / "rows.jsonl").write_text(content)
+    (tmp_path / "rows.jsonl").write_bytes(content.encode("utf-8", "surrogateescape"))
     out = tmp_path / "out.jsonl"
     arguments = ["--input", str(tmp_path / "rows.jsonl"), "--output", str(out), "--batch_size", "1"]
     assert main(["predict", "--adapter", str(run), *arguments]) in (1, 2)
@@ -191,6 +215,11 @@ def test_check_names_every_error_at_once_and_reads_no_weights(recipe_file, tmp_p
         ({"eval_strategy": "steps", "validation_file": None}, 1, "there are no validation rows"),
         ({"train_file": None}, 1, "no training rows; set train_file"),
         ({"resume_from_checkpoint": "true"}, 2, "no checkpoint in"),
+        ({"resume_from_checkpoint": "True"}, 2, "no checkpoint in"),
+        ({"resume_from_checkpoint": "gone"}, 2, "resume_from_checkpoint gone: no such folder"),
+        ({"validation_file": None, "test_file": None}, 1, "no rows to evaluate on; set test_file"),
+        ({"max_source_tokens": 4, "drop_overlong": "true"}, 1, "train.jsonl: all rows were left out as too long"),
+        ({"max_source_tokens": 5, "max_target_tokens": 1}, 1, "train.jsonl: 19 more rows have problems"),
     ],
 )  # fmt: skip
 def test_bad_input_stops_before_the_model_loads(recipe_file, tmp_path, capsys, monkeypatch, changes, code, message):
@@ -298,6 +327,8 @@ def test_help_imports_no_torch_and_has_examples(command):
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert "prompt-tuning" in shown.stdout and ("examples:" in shown.stdout or not command)
+    examples = shown.stdout.partition("examples:\n")[2].partition("\n\n")[0].splitlines()
+    assert all(re.match(r"  (prompt-tuning|accelerate launch|echo) ", line) for line in examples)
 
 
 def test_the_module_runs_as_accelerate_launches_it(recipe_file, tmp_path):

@@ -104,6 +104,8 @@ def test_what_is_not_a_recipe_is_said(tmp_path, content, message):
     with pytest.raises(RecipeError, match=r"bad.yaml") as caught:
         load_recipe(tmp_path / "bad.yaml")
     assert message in str(caught.value)
+    with pytest.raises(RecipeError, match="is a folder; name a recipe in it"):
+        load_recipe(tmp_path)
     with pytest.raises(RecipeError, match="no such recipe"):
         load_recipe(tmp_path / "none.yaml")
 

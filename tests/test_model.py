@@ -3,7 +3,8 @@
 import pytest
 import torch
 from conftest import tiny_llama, tiny_t5
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig, get_peft_model
+from transformers import PreTrainedTokenizerFast
 
 from prompt_tuning.config import ModelArguments, PromptArguments
 from prompt_tuning.errors import AdapterError, ModelError, RecipeError
@@ -13,6 +14,7 @@ from prompt_tuning.model import (
     count_virtual_tokens,
     initial_prompt,
     load_adapter,
+    load_adapter_config,
     load_config,
     load_tokenizer,
     prompt_config,
@@ -73,6 +75,24 @@ def test_a_saved_prompt_comes_back_on_its_own_model_alone(llama, tokenizer, tmp_
         AdapterError, match=r"was trained on .*tiny-llama \(hidden size 32\), the model here is another"
     ):
         check_adapter(saved, tmp_path, config)
+
+
+def test_an_adapter_of_another_method_is_refused(llama, tmp_path):
+    get_peft_model(llama, LoraConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match=r"a LORA adapter; expected PROMPT_TUNING"):
+        load_adapter_config(tmp_path)
+
+
+def test_a_tokenizer_that_cannot_end_a_target_is_refused(tokenizer, tmp_path):
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    bare.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="the tokenizer has no eos_token"):
+        load_tokenizer(ModelArguments(model_name_or_path=str(tmp_path)))
+
+
+def test_a_text_without_tokens_is_refused(tokenizer):
+    with pytest.raises(RecipeError, match="init_text has no tokens"):
+        count_virtual_tokens(PromptArguments(init="text", init_text=""), tokenizer)
 
 
 def test_a_model_that_is_not_there_is_said(tmp_path):
