@@ -2,120 +2,86 @@
 
 In a causal model the hidden states of the soft prompt depend on the prompt alone. PEFT prepends it to each row and
 computes it B times, with logits for every position. Here a training step runs one sequence [prompt, row 1, row 2,
-...] of shape `[1, P + N, H]`, N the number of real tokens: no row is padded in any linear layer, rows meet only
-inside attention, where each sees the prompt and itself, and logits are made for target positions alone. Generation
-computes the prompt's keys and values once and hands them to `generate` as a cache, with a mask that gives every row
-its true positions.
+...] of shape `[1, P + N, H]`, N the number of tokens that matter: no row is padded in any linear layer, rows meet
+only inside attention (packed_attention.py), tokens that open every row of the batch join the prompt, and logits are
+made for target positions alone. Generation computes the prompt's keys and values once and hands them to `generate`
+as a cache, with a mask that gives every row its true positions.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from peft import PeftModelForCausalLM
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import AttentionInterface, DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from prompt_tuning.errors import AdapterError
+from prompt_tuning.generation import count_new_tokens, generate_behind_cache, generate_from_embeddings, setting
+from prompt_tuning.packed_attention import ATTENTION, RowLayout, shared_prefix_attention
 
 logger = logging.getLogger(__name__)
 
-ATTENTION = "shared_prefix"
+# Methods whose prompt is a sequence of input embeddings, and methods whose prompt is keys and values.
+EMBEDDED_METHODS = ("PROMPT_TUNING", "P_TUNING")
+CACHED_METHODS = ("PREFIX_TUNING",)
+# tests/test_architectures.py holds each of these to a row-by-row reference.
+PACKED_ARCHITECTURES = (
+    "cohere", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2",
+    "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
+)  # fmt: skip
+CACHE_ARCHITECTURES = (*PACKED_ARCHITECTURES, "bloom")  # exact behind a cache of the prompt
 
 
 @dataclass(frozen=True)
-class RowLayout:
-    """Where the rows of a packed sequence stand.
+class Way:
+    """How a batch is run, and why no faster way is taken."""
+
+    name: Literal["packed", "cache", "plain"]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What of a right-padded batch has to be computed, all `[B, T]`.
 
     Args:
-        prompt_length: P.
-        real: `[B, T]`, True where a right-padded batch has a token.
-        index: `[B, T]`, position of each token among the N real ones; 0 for padding.
+        needed: the tokens that some target follows, and no padding.
+        predicts: the positions whose logits predict a target.
+        shared: how many tokens open every row, before any prediction.
     """
 
-    prompt_length: int
-    real: torch.Tensor
-    index: torch.Tensor
+    input_ids: torch.Tensor
+    needed: torch.Tensor
+    predicts: torch.Tensor
+    shared: int
 
     @classmethod
-    def from_mask(cls, attention_mask: torch.Tensor, prompt_length: int) -> RowLayout:
-        real = attention_mask.bool()
-        index = torch.zeros_like(attention_mask, dtype=torch.long)
-        index[real] = torch.arange(int(real.sum()), device=real.device)
-        return cls(prompt_length, real, index)
+    def of(cls, input_ids: torch.Tensor, wanted: torch.Tensor) -> Batch:
+        predicts = F.pad(wanted[:, 1:], (0, 1))
+        needed = predicts.flip(1).cumsum(1).flip(1) > 0
+        opening = ((input_ids == input_ids[:1]) & ~predicts).all(0)
+        return cls(input_ids, needed, predicts, int(opening.cumprod(0).sum()))
 
-    def visible(self, window: int | None) -> torch.Tensor:
-        """`[T, P + T]`: a token sees the prompt, and its row up to itself, as far as a sliding window reaches."""
-        steps = torch.arange(self.real.shape[1], device=self.real.device)
-        query = steps[:, None] + self.prompt_length
-        key = torch.arange(self.prompt_length + len(steps), device=self.real.device)[None]
-        seen = key <= query
-        return seen & (query - key < window) if window else seen
+    @property
+    def opening(self) -> torch.Tensor:
+        """`[S]`, the ids that open every row."""
+        return self.input_ids[0, : self.shared]
 
-
-def shared_prefix_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    row_layout: RowLayout | None = None,
-    sliding_window: int | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention over a packed sequence: query `[1, heads, P + N, D]`, key and value the same with their own heads.
-
-    Without a layout, transformers' own sdpa attention.
-    """
-    if row_layout is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    grouped = query.shape[1] != key.shape[1]
-    start, rows = row_layout.prompt_length, row_layout.real.shape[0]
-    dropout = kwargs.get("dropout", 0.0)
-    prompt_query, prompt_key, prompt_value = (states[:, :, :start] for states in (query, key, value))
-    prompt_mask = row_layout_prompt_mask(start, sliding_window, query.device)
-    prompt = F.scaled_dot_product_attention(
-        prompt_query,
-        prompt_key,
-        prompt_value,
-        attn_mask=prompt_mask,
-        is_causal=prompt_mask is None,
-        dropout_p=dropout,
-        scale=scaling,
-        enable_gqa=grouped,
-    )
-    # [1, heads, N, D] -> [B, heads, T, D]
-    query, key, value = (states[0, :, start:][:, row_layout.index].transpose(0, 1) for states in (query, key, value))
-    attended = F.scaled_dot_product_attention(
-        query,
-        torch.cat([prompt_key.expand(rows, -1, -1, -1), key], 2),
-        torch.cat([prompt_value.expand(rows, -1, -1, -1), value], 2),
-        attn_mask=row_layout.visible(sliding_window),
-        dropout_p=dropout,
-        scale=scaling,
-        enable_gqa=grouped,
-    )
-    return torch.cat([prompt.transpose(1, 2), attended.transpose(1, 2)[row_layout.real][None]], 1), None
-
-
-def row_layout_prompt_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """`[P, P]` for a window shorter than the prompt, else None: plain causal attention."""
-    if not window or window >= length:
-        return None
-    steps = torch.arange(length, device=device)
-    distance = steps[:, None] - steps[None]
-    return (distance >= 0) & (distance < window)
-
-
-AttentionInterface.register(ATTENTION, shared_prefix_attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    def rest(self) -> Batch:
+        """What follows the opening."""
+        parts = (each[:, self.shared :] for each in (self.input_ids, self.needed, self.predicts))
+        return Batch(*parts, shared=0)
 
 
 class SharedPrefixModel(PeftModelForCausalLM):
@@ -127,24 +93,60 @@ class SharedPrefixModel(PeftModelForCausalLM):
 
     def __init__(self, model: torch.nn.Module, peft_config: Any, adapter_name: str = "default", **kwargs: Any) -> None:
         super().__init__(model, peft_config, adapter_name, **kwargs)
-        if self.not_packed is None:
+        self._kept: tuple[str, torch.Tensor, DynamicCache] | None = None
+        self._told: set[str] = set()
+        self._compiled = False
+        if self.way.name == "packed":
             model.set_attn_implementation(ATTENTION)
+        elif self.way.name == "cache":
+            self._tell("The prompt is computed once for a batch, but rows are padded: %s.", self.way.reason)
         else:
-            logger.warning("The soft prompt is computed for each row, by PEFT's own forward: %s.", self.not_packed)
+            self._tell("The prompt is computed for each row, by PEFT's own forward: %s.", self.way.reason)
 
-    @cached_property
-    def not_packed(self) -> str | None:
-        """Why this model cannot be run on a packed sequence, or None if it can."""
-        base, config = self.get_base_model(), self.get_base_model().config.get_text_config()
-        if not self.active_peft_config.is_prompt_learning or self.active_peft_config.peft_type not in SHARED_METHODS:
-            return f"the method {self.active_peft_config.peft_type.value} has no shared input embeddings"
-        if not base._supports_attention_backend or config._attn_implementation not in ("sdpa", ATTENTION):
-            return f"{type(base).__name__} runs {config._attn_implementation} attention, not a replaceable sdpa"
-        if config.model_type not in PACKED_ARCHITECTURES:
-            return f"{config.model_type} has not been shown to be exact on packed rows"
-        if "logits_to_keep" not in inspect.signature(base.forward).parameters:
-            return f"{type(base).__name__} cannot leave logits out (no logits_to_keep)"
-        return None
+    def compile_layers(self, **kwargs: Any) -> None:
+        """Compile each decoder layer in place with `torch.compile`, for batches of any shape.
+
+        Attention over packed rows stays as it is: its layout is new with every batch. So does generation, whose
+        shapes would be compiled one by one.
+
+        Args:
+            **kwargs: as for `torch.compile`.
+        """
+        if not self._compiled:
+            self._compiled = True
+            AttentionInterface.register(ATTENTION, torch.compiler.disable(shared_prefix_attention))
+            for module in self.get_base_model().modules():
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.compile(**({"dynamic": True} | kwargs))
+
+    def _tell(self, message: str, *values: Any) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            logger.warning(message, *values)
+
+    @property
+    def way(self) -> Way:
+        """How the active adapter's batches are run."""
+        base = self.get_base_model()
+        config, method = base.config.get_text_config(), self.active_peft_config.peft_type.value
+        attention = config._attn_implementation
+        capped = getattr(config, "attn_logit_softcapping", None) is not None
+        if method not in EMBEDDED_METHODS + CACHED_METHODS:
+            return Way("plain", f"the method {method} has no prompt that all rows share")
+        if config.model_type not in CACHE_ARCHITECTURES:
+            return Way("plain", f"{config.model_type} has not been shown to be exact behind a shared prompt")
+        checkpointing = self.training and base.is_gradient_checkpointing
+        if config.model_type not in PACKED_ARCHITECTURES or getattr(config, "reorder_and_upcast_attn", False):
+            reason = f"{type(base).__name__} has no replaceable attention"
+        elif attention not in ("sdpa", ATTENTION) and not (capped and attention == "eager"):
+            reason = f"{type(base).__name__} runs {attention} attention, not a replaceable sdpa"
+        elif method in CACHED_METHODS and self.active_peft_config.num_virtual_tokens >= (_window(config) or 1e9):
+            reason = f"the prefix is longer than the sliding window of {_window(config)}"
+        else:
+            return Way("packed")
+        if checkpointing:
+            return Way("plain", f"{reason}, and activation checkpointing allows no cache")
+        return Way("cache", reason)
 
     def forward(
         self,
@@ -153,6 +155,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         label_smoothing: float = 0.0,
+        adapter_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Loss over the target positions of a batch, padded on either side.
@@ -163,6 +166,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
             labels: `[B, T]`, -100 where no loss is wanted; position t is predicted by t - 1.
             num_items_in_batch: what the summed loss is divided by; by default the number of targets here.
             label_smoothing: as in `torch.nn.functional.cross_entropy`.
+            adapter_names: for each row the adapter whose prompt stands before it; by default the active one.
 
         Returns:
             With labels: `loss`, and `logits` of the target positions alone, `[targets, V]` in the order of the batch.
@@ -179,111 +183,260 @@ class SharedPrefixModel(PeftModelForCausalLM):
         input_ids, attention_mask, labels = (each.gather(1, order) for each in (input_ids, attention_mask, labels))
         wanted = (labels != -100) & attention_mask.bool()
         wanted[:, 0] = False  # as transformers counts: a row's first token is never a target
-        if self.not_packed is None and not kwargs:
-            logits = self._packed_logits(input_ids, attention_mask, wanted)
+        self._tell_window(self.active_peft_config.num_virtual_tokens + input_ids.shape[1])
+        way = Way("plain", f"{', '.join(kwargs)} given") if kwargs else self.way
+        if way.name == "plain" or not wanted.any():
+            if adapter_names is not None:
+                raise AdapterError(f"adapter_names: rows with prompts of their own cannot be run: {way.reason}")
+            logits = self._plain_logits(input_ids, attention_mask, wanted, **kwargs)
         else:
-            output = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-            logits = output.logits[:, -input_ids.shape[1] :][:, :-1][wanted[:, 1:]]
+            run = self._packed_logits if way.name == "packed" else self._cache_logits
+            logits = run(Batch.of(input_ids, wanted), *self._owners(adapter_names, len(input_ids)))
         loss = target_loss(logits, labels[wanted], num_items_in_batch, label_smoothing)
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
-    def _packed_logits(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, wanted: torch.Tensor
+    def _plain_logits(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, wanted: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
-        """Logits `[targets, V]` that predict the tokens at `wanted`."""
-        prompt = self.get_prompt(batch_size=1)
-        length = prompt.shape[1]
-        layout = RowLayout.from_mask(attention_mask, length)
-        embeds = self.word_embeddings(input_ids[layout.real])[None]
-        steps = torch.arange(length + input_ids.shape[1], device=input_ids.device)
-        row_steps = (attention_mask.cumsum(1) - 1 + length)[layout.real]
+        """Logits `[targets, V]`, by PEFT's forward."""
+        output = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        return output.logits[:, -input_ids.shape[1] :][:, :-1][wanted[:, 1:]]
+
+    def _packed_logits(self, batch: Batch, names: list[str], owners: list[int]) -> torch.Tensor:
+        """Logits `[targets, V]` that predict the targets of a batch, from one sequence of prompts and rows."""
+        if self._prompt_is_cache:
+            layout_prompts, prefixes, opening = [], tuple(self._prompt(name) for name in names), []
+            lengths = [prefix.get_seq_length() for prefix in prefixes]
+        else:
+            prefixes, opening = (), [self.word_embeddings(batch.opening)]
+            layout_prompts = [torch.cat([self._prompt(name), *opening]) for name in names]
+            lengths = [len(prompt) for prompt in layout_prompts]
+            batch = batch.rest()
+        rows = batch.needed.sum(1).tolist()
+        used = [number for number, length in enumerate(rows) if length]
+        layout = RowLayout(
+            tuple(lengths), tuple(rows[number] for number in used), tuple(owners[number] for number in used), prefixes
+        )
+        embeds = self.word_embeddings(batch.input_ids[batch.needed])
+        embeds = torch.cat([*(prompt.to(embeds.dtype) for prompt in layout_prompts), embeds])[None]
+        predicts = batch.predicts[batch.needed]
         output = self.get_base_model()(
-            inputs_embeds=torch.cat([prompt.to(embeds.dtype), embeds], 1),
-            position_ids=torch.cat([steps[:length], row_steps])[None],
+            inputs_embeds=embeds,
+            position_ids=layout.positions(embeds.device),
             # Four dimensions: the model then makes no mask of its own. The layout says what is visible.
-            attention_mask=steps.new_zeros(1, 1, 1, 1),
+            attention_mask=predicts.new_zeros(1, 1, 1, 1),
             use_cache=False,
-            logits_to_keep=length + layout.index[wanted] - 1,
+            logits_to_keep=F.pad(predicts, (embeds.shape[1] - len(predicts), 0))[None],
             row_layout=layout,
         )
-        return output.logits[0]
+        return output.logits.flatten(0, -2)
 
+    def _cache_logits(self, batch: Batch, names: list[str], owners: list[int]) -> torch.Tensor:
+        """Logits `[targets, V]`, from padded rows behind a cache of their prompts."""
+        if not self._prompt_is_cache:
+            opening, batch = batch.opening, batch.rest()
+        else:
+            opening = batch.opening[:0]
+        cache, mask = self._prompt_cache(names, opening)
+        rows = torch.tensor(owners, device=mask.device)
+        cache.batch_select_indices(rows)
+        output = self._base_after(cache, mask[rows], batch.input_ids, batch.needed, batch.predicts)
+        return output.logits
+
+    def _base_after(
+        self, cache: DynamicCache, mask: torch.Tensor, input_ids: torch.Tensor, real: torch.Tensor, keep: Any
+    ) -> Any:
+        base = self.get_base_model()
+        given = {}
+        if "position_ids" in inspect.signature(base.forward).parameters:
+            given["position_ids"] = mask.sum(1, keepdim=True) + torch.arange(input_ids.shape[1], device=mask.device)
+        return base(
+            input_ids=input_ids,
+            attention_mask=torch.cat([mask, real.to(mask.dtype)], 1),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=keep,
+            **given,
+        )
+
+    def _owners(self, adapter_names: Sequence[str] | None, rows: int) -> tuple[list[str], list[int]]:
+        """The adapters that a batch uses, and for each row the number of its own."""
+        if adapter_names is None:
+            return [self.active_adapter], [0] * rows
+        if len(adapter_names) != rows:
+            raise AdapterError(f"adapter_names: {len(adapter_names)} names for {rows} rows; give one for each row")
+        names = list(dict.fromkeys(adapter_names))
+        for name in names:
+            if name not in self.peft_config:
+                raise AdapterError(f"adapter {name} is not loaded; there are {', '.join(self.peft_config)}")
+        return names, [names.index(name) for name in adapter_names]
+
+    @property
+    def _prompt_is_cache(self) -> bool:
+        return self.active_peft_config.peft_type.value in CACHED_METHODS
+
+    def _prompt(self, adapter_name: str) -> torch.Tensor | DynamicCache:
+        """`[P, H]` input embeddings, or for prefix tuning a cache of one row; its encoder or MLP runs once."""
+        active, self.active_adapter = self.active_adapter, adapter_name
+        try:
+            prompt = self.get_prompt(batch_size=1)
+        finally:
+            self.active_adapter = active
+        return prompt if self._prompt_is_cache else prompt[0]
+
+    def _prompt_cache(self, names: Sequence[str], opening: torch.Tensor) -> tuple[DynamicCache, torch.Tensor]:
+        """Keys and values of prompts and of the ids after them, a row for each adapter, and their mask `[K, P + S]`.
+
+        Shorter prompts are padded on their left.
+        """
+        base = self.get_base_model()
+        caches = []
+        for name in names:
+            prompt = self._prompt(name)
+            if self._prompt_is_cache:
+                caches.append(prompt)
+                if len(opening):
+                    ones = opening.new_ones(1, prompt.get_seq_length())
+                    self._base_after(prompt, ones, opening[None], opening.new_ones(1, len(opening)), 1)
+                continue
+            embeds = self.word_embeddings(opening)
+            embeds = torch.cat([prompt.to(embeds.dtype), embeds])[None]
+            caches.append(DynamicCache(config=base.config))
+            base(inputs_embeds=embeds, past_key_values=caches[-1], use_cache=True, logits_to_keep=1)
+        lengths = [cache.get_seq_length() for cache in caches]
+        longest = max(lengths)
+        mask = torch.tensor([[0] * (longest - length) + [1] * length for length in lengths], device=base.device)
+        joined = caches[0]
+        if len(caches) > 1:
+            for number, layer in enumerate(joined.layers):
+                each = [(c.layers[number].keys, c.layers[number].values, longest - n) for c, n in zip(caches, lengths)]
+                layer.keys = torch.cat([F.pad(keys, (0, 0, pad, 0)) for keys, _, pad in each])
+                layer.values = torch.cat([F.pad(values, (0, 0, pad, 0)) for _, values, pad in each])
+        return joined, mask
+
+    @contextmanager
+    def prompt_computed_once(self, opening: Sequence[int] = ()) -> Iterator[None]:
+        """Within it, `generate` uses one cache of the active prompt and of these ids, where they open a batch's rows.
+
+        The prompt must not be trained meanwhile.
+        """
+        ids = torch.tensor(list(opening), dtype=torch.long, device=self.get_base_model().device)
+        if self.way.name != "plain" and self.active_peft_config.is_prompt_learning:
+            with torch.no_grad():
+                self._kept = (self.active_adapter, ids, self._prompt_cache([self.active_adapter], ids)[0])
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    @torch.no_grad()
     def generate(
-        self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        adapter_names: Sequence[str] | None = None,
+        **kwargs: Any,
     ):
         """`generate` of the base model behind the soft prompt; rows may be padded left.
 
         Args:
             input_ids: `[B, T]`, padded on the left.
             attention_mask: `[B, T]`.
+            adapter_names: for each row the adapter whose prompt stands before it; by default the active one.
 
         Returns:
             As the base model's `generate` would for these `input_ids` alone: `[B, T + new]`, without virtual tokens.
         """
-        config = self.active_peft_config
-        if input_ids is None or not config.is_prompt_learning or config.peft_type not in SHARED_METHODS:
+        if self._compiled:
+            with torch.compiler.set_stance("force_eager"):
+                return self._generate(input_ids, attention_mask, adapter_names, **kwargs)
+        return self._generate(input_ids, attention_mask, adapter_names, **kwargs)
+
+    def _generate(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        adapter_names: Sequence[str] | None,
+        **kwargs: Any,
+    ) -> Any:
+        if input_ids is None or self.active_peft_config.peft_type.value not in EMBEDDED_METHODS + CACHED_METHODS:
             return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        base, length = self.get_base_model(), config.num_virtual_tokens
-        if getattr(base.config.get_text_config(), "sliding_window", None):
-            return self._generate_from_embeddings(input_ids, attention_mask, **kwargs)
-        generation_config = kwargs.get("generation_config") or base.generation_config
-        beams = kwargs.get("num_beams") or generation_config.num_beams or 1
-        returned = kwargs.get("num_return_sequences") or generation_config.num_return_sequences or 1
-        if kwargs.get("max_length"):
-            kwargs["max_length"] += length
-        rows = len(input_ids)
-        output = base.generate(
-            # The virtual tokens' ids are never embedded: their keys and values are in the cache.
-            input_ids=torch.cat([input_ids[:, :1].expand(rows, length), input_ids], 1),
-            attention_mask=torch.cat([attention_mask.new_ones(rows, length), attention_mask], 1),
-            past_key_values=self._prompt_cache(rows * max(beams, returned)),
-            **kwargs,
-        )
-        if isinstance(output, torch.Tensor):
-            return output[:, length:]
-        output.sequences = output.sequences[:, length:]
-        return output
-
-    def _generate_from_embeddings(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any):
-        """For sliding windows, which count places, not true positions: here the padding stands before the prompt."""
-        rows, width = input_ids.shape
-        prompt = self.get_prompt(batch_size=1)
-        length = prompt.shape[1]
-        embeds = self.word_embeddings(input_ids)
-        joined = torch.cat([prompt.to(embeds.dtype).expand(rows, -1, -1), embeds], 1)
-        padding = (attention_mask == 0).sum(1, keepdim=True)
-        place = torch.arange(length + width, device=input_ids.device)[None].expand(rows, -1)
-        moved = torch.where(place < padding, place + length, place - padding)
-        order = torch.where(place < padding + length, moved, place)
-        output = self.get_base_model().generate(
-            inputs_embeds=joined.gather(1, order[..., None].expand(-1, -1, joined.shape[2])),
-            attention_mask=(place >= padding).long(),
-            **kwargs,
-        )
-        sequences = output if isinstance(output, torch.Tensor) else output.sequences
-        sequences = torch.cat([input_ids.repeat_interleave(len(sequences) // rows, 0), sequences], 1)
-        if isinstance(output, torch.Tensor):
-            return sequences
-        output.sequences = sequences
-        return output
-
-    @torch.no_grad()
-    def _prompt_cache(self, rows: int) -> DynamicCache:
-        """Keys and values of the prompt, computed for one row and expanded over `rows`."""
         base = self.get_base_model()
-        prompt = self.get_prompt(batch_size=1).to(base.dtype)
-        cache = DynamicCache(config=base.config)
-        base(inputs_embeds=prompt, past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(rows)
-        return cache
+        config = base.config.get_text_config()
+        names, owners = self._owners(adapter_names, len(input_ids))
+        longest = max(self.peft_config[name].num_virtual_tokens for name in names)
+        kwargs = count_new_tokens(base, input_ids.shape[1], kwargs)
+        reach = longest + input_ids.shape[1] + kwargs["max_new_tokens"]
+        self._tell_window(reach)
+        even = len(names) == 1 and bool(attention_mask.all())
+        within = not _window(config) or reach <= _window(config)
+        if config.model_type in CACHE_ARCHITECTURES and (even or within):
+            cache, mask, opening = self._generation_cache(names, input_ids, attention_mask)
+            return generate_behind_cache(base, cache, mask, owners, input_ids, attention_mask, opening, **kwargs)
+        if config.model_type in CACHE_ARCHITECTURES and len(names) == 1 and not self._prompt_is_cache:
+            return generate_from_embeddings(base, self._prompt(names[0]), input_ids, attention_mask, **kwargs)
+        return self._generate_one_by_one(input_ids, attention_mask, [names[owner] for owner in owners], **kwargs)
+
+    def _generation_cache(
+        self, names: list[str], input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+        """The kept cache, if it is of this prompt and its ids open every row, else one for this batch; and its ids."""
+        if self._kept and names == [self._kept[0]]:
+            _, opening, cache = self._kept
+            lengths = attention_mask.sum(1)
+            # Sorted, a row's tokens come before its padding.
+            heads = input_ids.gather(1, attention_mask.argsort(dim=1, descending=True, stable=True))[:, : len(opening)]
+            if int(lengths.min()) > len(opening) and bool((heads == opening).all()):
+                mask = attention_mask.new_ones(1, cache.get_seq_length())
+                return copy.deepcopy(cache), mask, opening
+        none = input_ids.new_empty(0)
+        return *self._prompt_cache(names, none), none
+
+    def _generate_one_by_one(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, adapter_names: Sequence[str], **kwargs: Any
+    ) -> torch.Tensor:
+        """Each row alone and unpadded, which PEFT gets right."""
+        if len(input_ids) > 1:
+            self._tell("Rows are generated one at a time: %s.", self.way.reason or "they pass the sliding window")
+        pad = setting(self.get_base_model(), kwargs, "pad_token_id", 0)
+        known = self.get_base_model().config.get_text_config().model_type in CACHE_ARCHITECTURES
+        written, active = [], self.active_adapter
+        for ids, mask, name in zip(input_ids, attention_mask.bool(), adapter_names, strict=True):
+            row = ids[mask][None]
+            self.active_adapter = name
+            try:
+                with warnings.catch_warnings():  # without padding, true positions are what it falls back to
+                    warnings.filterwarnings("ignore", "Position ids are not supported")
+                    output = (self if known else super()).generate(
+                        input_ids=row, attention_mask=row.new_ones(row.shape), **kwargs
+                    )
+            finally:
+                self.active_adapter = active
+            written += [sequence[row.shape[1] :] for sequence in output]
+        new = torch.nn.utils.rnn.pad_sequence(written, batch_first=True, padding_value=pad)
+        return torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)
+
+    def _tell_window(self, length: int) -> None:
+        """Say once that sequences of this length, prompt included, reach beyond a sliding window."""
+        config = self.get_base_model().config.get_text_config()
+        window = _window(config)
+        if window and length > window:
+            types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+            virtual = self.active_peft_config.num_virtual_tokens
+            self._tell(
+                "%s of %s layers see only the last %s positions and sequences here have up to %s: from position %s on "
+                "a token no longer sees the first virtual token in them, from %s on none.",
+                types.count("sliding_attention"), len(types), window, length, window, window + virtual - 1,
+            )  # fmt: skip
 
 
-# Methods whose prompt is a sequence of input embeddings.
-SHARED_METHODS = ("PROMPT_TUNING", "P_TUNING")
-# tests/test_shared_prefix.py holds each of these to a row-by-row reference.
-PACKED_ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "phi3")
+def _window(config: Any) -> int | None:
+    """The sliding window of a model that has layers with one."""
+    window = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    return window if window and (types is None or "sliding_attention" in types) else None
 
 
 def target_loss(

@@ -1,0 +1,170 @@
+"""Generation behind a soft prompt, so that a row of a batch is given what it is given alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import Cache, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers.generation import EosTokenCriteria
+
+DEFAULT_NEW_TOKENS = 20  # as in transformers
+# Settings under which a row's tokens depend on that row alone, so that finished rows can leave the batch.
+ROW_WISE = frozenset(
+    ["do_sample", "temperature", "top_k", "top_p", "max_new_tokens", "pad_token_id", "eos_token_id", "stopping_criteria", "num_beams", "repetition_penalty", "no_repeat_ngram_size"]
+)
+
+
+def setting(model: PreTrainedModel, kwargs: dict[str, Any], name: str, default: Any = None) -> Any:
+    """What `generate` will go by: an argument, else the generation config."""
+    if name in kwargs:
+        return kwargs[name] if kwargs[name] is not None else default
+    value = getattr(kwargs.get("generation_config") or model.generation_config, name, None)
+    return default if value is None else value
+
+
+def count_new_tokens(model: PreTrainedModel, width: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `generate` with `max_length`, which counts source tokens, told as `max_new_tokens`."""
+    new, longest = setting(model, kwargs, "max_new_tokens"), setting(model, kwargs, "max_length")
+    if new is None:
+        new = DEFAULT_NEW_TOKENS if longest is None else longest - width
+        if new < 1:
+            raise ValueError(f"max_length is {longest} and the longest source has {width} tokens; set max_new_tokens")
+    return {name: value for name, value in kwargs.items() if name != "max_length"} | {"max_new_tokens": new}
+
+
+def generate_behind_cache(
+    base: PreTrainedModel,
+    cache: Cache,
+    cache_mask: torch.Tensor,
+    owners: Sequence[int],
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    opening: torch.Tensor,
+    **kwargs: Any,
+) -> Any:
+    """`generate` of rows whose prompts' keys and values are known.
+
+    Args:
+        cache: K rows of P + S positions; it is used up.
+        cache_mask: `[K, P + S]`.
+        owners: for each of the B rows its row in the cache.
+        input_ids: `[B, T]`, padded on the left.
+        attention_mask: `[B, T]`.
+        opening: `[S]`, the ids that open every row and are in the cache already.
+
+    Returns:
+        As `base.generate(input_ids, ...)`.
+    """
+    rows = torch.tensor(owners, device=input_ids.device)
+    copies = max(setting(base, kwargs, "num_beams", 1), setting(base, kwargs, "num_return_sequences", 1))
+    cache.batch_select_indices(rows.repeat_interleave(copies))
+    known, shared = cache_mask.shape[1], len(opening)
+    if shared:  # a row's first S tokens are hidden, then S columns that hold nothing else are left out
+        attention_mask = attention_mask * (attention_mask.cumsum(1) > shared)
+    # Ids in the places of prompt and padding are never embedded, but a repetition penalty reads them.
+    own = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
+    virtual = input_ids[:, -1:].expand(-1, known - shared)
+    output = _generate_dropping_finished(
+        base,
+        torch.cat([virtual, opening.expand(len(rows), -1), own[:, shared:]], 1),
+        torch.cat([cache_mask[rows], attention_mask[:, shared:]], 1),
+        cache,
+        **kwargs,
+    )
+    sequences = output if isinstance(output, torch.Tensor) else output.sequences
+    start = known + input_ids.shape[1] - shared
+    sources = input_ids.repeat_interleave(len(sequences) // len(rows), 0)
+    return _with_sequences(output, torch.cat([sources, sequences[:, start:]], 1))
+
+
+def generate_from_embeddings(
+    base: PreTrainedModel,
+    prompt: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    **kwargs: Any,
+) -> Any:
+    """`generate` with the padding before the prompt: for sliding windows, which count places and not positions.
+
+    Args:
+        prompt: `[P, H]`.
+        input_ids: `[B, T]`, padded on the left.
+        attention_mask: `[B, T]`.
+    """
+    rows, width = input_ids.shape
+    embeds = base.get_input_embeddings()(input_ids)
+    joined = torch.cat([prompt.to(embeds.dtype).expand(rows, -1, -1), embeds], 1)
+    padding = (attention_mask == 0).sum(1, keepdim=True)
+    place = torch.arange(joined.shape[1], device=input_ids.device)[None].expand(rows, -1)
+    moved = torch.where(place < padding, place + len(prompt), place - padding)
+    order = torch.where(place < padding + len(prompt), moved, place)
+    output = base.generate(
+        inputs_embeds=joined.gather(1, order[..., None].expand(-1, -1, joined.shape[2])),
+        attention_mask=(place >= padding).long(),
+        **kwargs,
+    )
+    sequences = output if isinstance(output, torch.Tensor) else output.sequences
+    sources = input_ids.repeat_interleave(len(sequences) // rows, 0)
+    return _with_sequences(output, torch.cat([sources, sequences], 1))
+
+
+def _with_sequences(output: Any, sequences: torch.Tensor) -> Any:
+    if isinstance(output, torch.Tensor):
+        return sequences
+    output.sequences = sequences
+    return output
+
+
+class HalfFinished(StoppingCriteria):
+    """Ends a batch once half of its rows have ended, and remembers which."""
+
+    def __init__(self, criteria: StoppingCriteriaList) -> None:
+        self.criteria = criteria
+        self.finished: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        ended = self.criteria(input_ids, scores, **kwargs)
+        self.finished = ended if self.finished is None else self.finished | ended
+        if int((~self.finished).sum()) <= len(ended) // 2:
+            return torch.ones_like(ended)
+        return ended
+
+
+def _generate_dropping_finished(
+    base: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, cache: Cache, **kwargs: Any
+) -> Any:
+    """`base.generate`, in which rows that have ended leave the batch whenever half have, where that changes nothing."""
+    given = {"attention_mask": attention_mask, "past_key_values": cache} | kwargs
+    longest, pad = kwargs.get("max_new_tokens"), setting(base, kwargs, "pad_token_id")
+    config = base.generation_config
+    if (
+        not set(kwargs) <= ROW_WISE
+        or not longest
+        or pad is None
+        or setting(base, kwargs, "num_beams", 1) > 1
+        or (config.num_return_sequences or 1) > 1
+        or config.return_dict_in_generate
+    ):
+        return base.generate(input_ids=input_ids, **given)
+    eos = setting(base, kwargs, "eos_token_id")
+    criteria = StoppingCriteriaList([*([] if eos is None else [EosTokenCriteria(eos)])])
+    criteria.extend(kwargs.get("stopping_criteria") or [])
+    end = input_ids.shape[1] + longest
+    sequences = input_ids.new_full((len(input_ids), end), pad)
+    alive = torch.arange(len(input_ids), device=input_ids.device)
+    while True:
+        half = HalfFinished(criteria)
+        given |= {"stopping_criteria": StoppingCriteriaList([half]), "max_new_tokens": end - input_ids.shape[1]}
+        output = base.generate(input_ids=input_ids, return_dict_in_generate=True, **given)
+        written = output.sequences
+        sequences[alive, : written.shape[1]] = written
+        going = (~half.finished).nonzero()[:, 0]
+        if written.shape[1] == end or not len(going):
+            return sequences[:, : written.shape[1]]
+        grown = attention_mask.new_ones(len(written), written.shape[1] - attention_mask.shape[1])
+        attention_mask = torch.cat([attention_mask, grown], 1)[going]
+        alive, input_ids = alive[going], written[going]
+        output.past_key_values.batch_select_indices(going)
+        given |= {"attention_mask": attention_mask, "past_key_values": output.past_key_values}

@@ -1,0 +1,205 @@
+"""Attention over one packed sequence of prompts and rows: a row sees its prompt and itself.
+
+Registered with transformers as the attention implementation "shared_prefix". A model that is given a `row_layout` runs
+the sequence [prompt 1, ..., prompt K, row 1, ..., row B] of shape `[1, N, H]` through its linear layers as it is, with
+no padding; only here is it taken apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+ATTENTION = "shared_prefix"
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Where prompts and rows stand in a packed sequence.
+
+    Args:
+        prompts: length of each prompt.
+        rows: length of each row.
+        owners: for each row the number of its prompt.
+        prefixes: for prefix tuning, the keys and values of each prompt, one row each; the packed sequence then holds
+            rows alone.
+    """
+
+    prompts: tuple[int, ...]
+    rows: tuple[int, ...]
+    owners: tuple[int, ...]
+    prefixes: tuple[Cache, ...] = ()
+    _masks: dict[Any, torch.Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of all segments that have keys: the prompts, then the rows."""
+        return [*self.prompts, *self.rows]
+
+    def segments(self) -> list[tuple[int | None, int]]:
+        """Each segment that has queries, as the segment it sees before itself and its own number."""
+        prompts = [] if self.prefixes else [(None, number) for number in range(len(self.prompts))]
+        return prompts + [(owner, len(self.prompts) + number) for number, owner in enumerate(self.owners)]
+
+    def positions(self, device: torch.device) -> torch.Tensor:
+        """`[1, N]`: a prompt counts from 0, a row goes on where its prompt ends."""
+        lengths = self.lengths
+        starts = [0 if before is None else lengths[before] for before, _ in self.segments()]
+        spans = [
+            torch.arange(start, start + lengths[own], device=device)
+            for start, (_, own) in zip(starts, self.segments(), strict=True)
+        ]
+        return torch.cat(spans)[None]
+
+    def mask(self, before: int, own: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
+        """`[own, before + own]`, 0 where a token may look and -inf elsewhere: causal, as far as the window reaches."""
+        key = (before, window, like.dtype)
+        if key not in self._masks:  # one for the longest row, made once a step
+            longest = max(self.lengths)
+            query = torch.arange(before, before + longest, device=like.device)[:, None]
+            self._masks[key] = _additive(query, torch.arange(before + longest, device=like.device)[None], window, like)
+        return self._masks[key][:own, : before + own]
+
+    @cached_property
+    def padded(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Segments side by side: indices of queries `[S, T]`, which of them are real; of keys `[S, U]`; positions."""
+        lengths = self.lengths
+        starts = torch.tensor([0, *lengths]).cumsum(0)[:-1].tolist()
+        hidden = sum(self.prompts) if self.prefixes else 0
+        width = max(lengths[own] for _, own in self.segments())
+        reach = width + max(self.prompts, default=0)
+        query, real, key, first = [], [], [], []
+        for before, own in self.segments():
+            tokens = list(range(starts[own], starts[own] + lengths[own]))
+            seen = [] if before is None else list(range(starts[before], starts[before] + lengths[before]))
+            query.append([token - hidden for token in tokens] + [0] * (width - len(tokens)))
+            real.append([True] * len(tokens) + [False] * (width - len(tokens)))
+            key.append(seen + tokens + [-1] * (reach - len(seen) - len(tokens)))
+            first.append(len(seen))
+        return tuple(torch.tensor(each) for each in (query, real, key, first))
+
+    def padded_mask(self, window: int | None, like: torch.Tensor) -> torch.Tensor:
+        """`[S, 1, T, U]` for the padded segments."""
+        if window not in self._masks:
+            query, real, key, first = (each.to(like.device) for each in self.padded)
+            place = first[:, None, None] + torch.arange(query.shape[1], device=like.device)[:, None]
+            mask = _additive(place, torch.arange(key.shape[1], device=like.device), window, like)
+            # A padded query sees everything: its output is dropped, and must only not be NaN.
+            self._masks[window] = mask.masked_fill(~real[..., None], 0)[:, None]
+        return self._masks[window]
+
+
+def _additive(query: torch.Tensor, key: torch.Tensor, window: int | None, like: torch.Tensor) -> torch.Tensor:
+    distance = query - key
+    hidden = (distance < 0) | (distance >= window) if window else distance < 0
+    return torch.zeros(distance.shape, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))
+
+
+def shared_prefix_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    row_layout: RowLayout | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of query `[1, heads, N, D]` over key and value `[1, key heads, N, D]`; returns `[1, N, heads, D]`.
+
+    Without a layout it is transformers' own sdpa attention (and for a capped score, Gemma 2's).
+    """
+    settings = {"scale": scaling, "dropout": dropout, "softcap": softcap}
+    if row_layout is None:
+        if softcap is not None:
+            return _attend(query, key, value, attention_mask, **settings).transpose(1, 2), None
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    if row_layout.prefixes:
+        layers = [prefix.layers[module.layer_idx] for prefix in row_layout.prefixes]
+        key = torch.cat([*(layer.keys.to(key.dtype) for layer in layers), key], 2)
+        value = torch.cat([*(layer.values.to(value.dtype) for layer in layers), value], 2)
+    # On a CPU padding costs more than a call for each row; on an accelerator the calls do.
+    attention = row_by_row if query.device.type == "cpu" else side_by_side
+    return attention(query, key, value, row_layout, sliding_window, settings), None
+
+
+def row_by_row(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: RowLayout,
+    window: int | None,
+    settings: dict[str, Any],
+) -> torch.Tensor:
+    """One call for each prompt and row, without padding."""
+    lengths, segments = layout.lengths, layout.segments()
+    queries = query.split([lengths[own] for _, own in segments], 2)
+    keys, values = key.split(lengths, 2), value.split(lengths, 2)
+    attended = []
+    for states, (before, own) in zip(queries, segments, strict=True):
+        if before is None:
+            seen, mask = (keys[own], values[own]), layout.mask(0, lengths[own], window, query)
+        else:
+            seen = torch.cat([keys[before], keys[own]], 2), torch.cat([values[before], values[own]], 2)
+            mask = layout.mask(lengths[before], lengths[own], window, query)
+        attended.append(_attend(states, *seen, mask, **settings).transpose(1, 2))
+    return torch.cat(attended, 1)
+
+
+def side_by_side(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: RowLayout,
+    window: int | None,
+    settings: dict[str, Any],
+) -> torch.Tensor:
+    """One call for all prompts and rows, padded."""
+    places, real, seen, _ = (each.to(query.device) for each in layout.padded)
+    # [1, heads, N, D] -> [S, heads, T, D]
+    query = query[0].transpose(0, 1)[places].transpose(1, 2)
+    key, value = (states[0].transpose(0, 1)[seen].transpose(1, 2) for states in (key, value))
+    attended = _attend(query, key, value, layout.padded_mask(window, query), **settings)
+    return attended.transpose(1, 2)[real][None]
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    dropout: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    groups = query.shape[1] // key.shape[1]
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=groups > 1
+        )
+    key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scale / softcap)
+    weights = (scores if mask is None else scores + mask).softmax(-1, dtype=torch.float32).to(query.dtype)
+    return F.dropout(weights, dropout) @ value
+
+
+def _mask(*args: Any, config: Any = None, **kwargs: Any) -> torch.Tensor | None:
+    # Capped scores are not for sdpa, which may be given no mask at all.
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    return (eager_mask if capped else sdpa_mask)(*args, config=config, **kwargs)
+
+
+AttentionInterface.register(ATTENTION, shared_prefix_attention)
+AttentionMaskInterface.register(ATTENTION, _mask)

@@ -1,0 +1,114 @@
+"""Every architecture gives the numbers of its base model run row by row, unpadded: loss, gradient, greedy text.
+
+The reference (architectures.py) is written from the base model alone. For another architecture: add it to SETTINGS
+there and to the tables in shared_prefix.py.
+"""
+
+import pytest
+import torch
+from architectures import (
+    PROMPT,
+    ROWS,
+    SETTINGS,
+    TARGETS,
+    WINDOWS,
+    build,
+    left_padded,
+    reference_greedy,
+    reference_loss,
+    right_padded,
+)
+from peft import PeftModelForCausalLM
+
+from prompt_tuning.encoding import pad_left
+from prompt_tuning.model import add_soft_prompt, prompt_config
+from prompt_tuning.shared_prefix import CACHE_ARCHITECTURES, PACKED_ARCHITECTURES
+
+GREEDY = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
+# Each is run the fastest way it can be, and again the way that only a cache allows.
+CASES = [(name, "sdpa") for name in SETTINGS] + [(name, "eager") for name in SETTINGS if "window" not in name]
+
+
+def soft(base):
+    torch.manual_seed(1)
+    size = base.get_input_embeddings().embedding_dim
+    model = add_soft_prompt(base, prompt_config(base, PROMPT), torch.randn(PROMPT, size))
+    return model, model.prompt_encoder["default"].embedding.weight
+
+
+def gradient(loss, weight):
+    return torch.autograd.grad(loss, weight)[0]
+
+
+def test_every_architecture_the_engine_claims_is_held_to_the_reference():
+    assert {name.split(",")[0] for name in SETTINGS} == set(CACHE_ARCHITECTURES)
+
+
+@pytest.mark.parametrize(("architecture", "attention"), CASES)
+def test_loss_and_gradient_are_those_of_single_rows(architecture, attention):
+    base = build(architecture)
+    if attention == "eager":
+        base.set_attn_implementation("eager")
+    model, weight = soft(base)
+    packed = architecture.split(",")[0] in PACKED_ARCHITECTURES and (attention == "sdpa" or "gemma2" in architecture)
+    assert model.way.name == ("packed" if packed else "cache")
+    expected = reference_loss(base, weight)
+    wanted = gradient(expected, weight)
+    for batch in (right_padded(), left_padded()):
+        loss = model(**batch).loss
+        assert abs(loss.item() - expected.item()) < 1e-5
+        assert (gradient(loss, weight) - wanted).norm() / wanted.norm() < 1e-4
+
+
+@pytest.mark.parametrize("architecture", SETTINGS)
+def test_greedy_text_is_the_same_alone_and_in_a_padded_batch(architecture):
+    base = build(architecture)
+    model, weight = soft(base)
+    batch = pad_left(ROWS, 0)
+    together = model.generate(**batch, **GREEDY)[:, batch["input_ids"].shape[1] :]
+    for number, row in enumerate(ROWS):
+        alone = model.generate(**pad_left([row], 0), **GREEDY)[0, len(row) :]
+        assert together[number].tolist() == alone.tolist() == reference_greedy(base, weight, row, 8)
+
+
+@pytest.mark.parametrize("architecture", SETTINGS)
+def test_bfloat16_autocast_differs_from_single_rows_by_its_own_rounding(architecture):
+    """Tolerances measured over these models (benchmarks/architectures.py prints them): bf16 keeps 8 bits."""
+    base = build(architecture)
+    model, weight = soft(base)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = reference_loss(base, weight)
+        loss = model(**right_padded()).loss
+    assert loss.dtype == torch.float32
+    assert abs(loss.item() - expected.item()) / expected.item() < 2e-2
+    wanted = gradient(expected, weight)
+    assert torch.cosine_similarity(gradient(loss, weight).flatten(), wanted.flatten(), 0) > 0.95
+
+
+@pytest.mark.parametrize("architecture", [name for name in SETTINGS if name != "bloom"])
+def test_activation_checkpointing_changes_no_gradient(architecture):
+    model, weight = soft(build(architecture))
+    wanted = gradient(model(**right_padded()).loss, weight)
+    model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    assert model.way.name == "packed"
+    assert (gradient(model(**right_padded()).loss, weight) - wanted).norm() / wanted.norm() < 1e-6
+
+
+@pytest.mark.parametrize("architecture", WINDOWS)
+def test_a_sliding_window_that_ends_before_a_row_does_is_said(architecture, caplog):
+    model, _ = soft(build(architecture))
+    model(**right_padded())
+    window = SETTINGS[architecture]["sliding_window"]
+    assert f"see only the last {window} positions and sequences here have up to {PROMPT + 11}" in caplog.text
+    assert f"from {window + PROMPT - 1} on none" in caplog.text
+
+
+def test_plain_peft_is_wrong_on_a_left_padded_row_and_the_engine_is_not():
+    base = build("llama")
+    model, weight = soft(base)
+    expected = reference_loss(base, weight).item()
+    assert abs(model(**left_padded()).loss.item() - expected) < 1e-5
+    plain = PeftModelForCausalLM.forward(model, **left_padded()).loss.item()
+    assert abs(plain - expected) > 1e-2
+    assert sum(TARGETS) > 0
