@@ -293,6 +293,8 @@ def _contradictions(recipe: Recipe) -> list[str]:
         max_train_samples=data.max_train_samples,
         max_eval_samples=data.max_eval_samples,
         max_predict_samples=data.max_predict_samples,
+        per_device_eval_batch_size=training.per_device_eval_batch_size,
+        per_device_eval_batch_tokens=training.per_device_eval_batch_tokens,
     )
     problems += [
         f"{name} is {value}; it must be at least 1"

@@ -138,12 +138,14 @@ class EncodingReport:
     cut_tokens: int
     dropped_rows: int
     longest: int
+    opening: int
     problems: tuple[tuple[int, str], ...]
 
     def __str__(self) -> str:
         cut = f"{self.cut_rows} cut by {self.cut_tokens} tokens in all" if self.cut_rows else "none cut"
         dropped = f", {self.dropped_rows} left out" if self.dropped_rows else ""
-        return f"{self.rows} rows, {cut}{dropped}, longest {self.longest} tokens"
+        opening = f", all open with the same {self.opening}" if self.opening and self.rows > 1 else ""
+        return f"{self.rows} rows, {cut}{dropped}, longest {self.longest} tokens{opening}"
 
 
 def encode(
@@ -185,6 +187,7 @@ def encode(
         cut_tokens=sum(cuts),
         dropped_rows=len(dropped),
         longest=max(map(len, encoded["input_ids"]), default=0),
+        opening=len(common_opening(encoded, encoder.is_encoder_decoder)),
         problems=problems,
     )
     return encoded.remove_columns(["problem", "overlong"]), report
@@ -203,6 +206,42 @@ def _encode_row(row: dict[str, Any], index: int, encoder: Encoder, training: boo
     except TemplateError as error:
         blank = {"input_ids": [], "labels": [], "source": "", "references": [], "cut": 0}
         return blank | {"row": index, "problem": str(error), "overlong": isinstance(error, OverlongError)}
+
+
+def common_opening(encoded: Dataset, is_encoder_decoder: bool = False) -> list[int]:
+    """The longest run of ids that opens the source of every row: a system message, the template's first words."""
+    shared: list[int] | None = None
+    for row in encoded.select_columns(["input_ids", "labels"]):
+        ids = row["input_ids"] if is_encoder_decoder else row["input_ids"][: source_length(row["labels"])]
+        shared = ids if shared is None else shared[: _agreement(shared, ids)]
+        if not shared:
+            return []
+    return shared or []
+
+
+def _agreement(one: Sequence[int], other: Sequence[int]) -> int:
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def source_length(labels: Sequence[int]) -> int:
+    """How many tokens of a causal row come before its first label."""
+    return next((n for n, label in enumerate(labels) if label != -100), len(labels))
+
+
+def batches_within(lengths: Sequence[int], max_rows: int, max_tokens: int) -> list[list[int]]:
+    """Row numbers in their order, split into batches of at most max_rows rows.
+
+    A batch's number of rows times the length of its longest is at most max_tokens; a row longer than that is alone.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for number, length in enumerate(lengths):
+        longest = max(longest, length)
+        if not batches or len(batches[-1]) == max_rows or (len(batches[-1]) + 1) * longest > max_tokens:
+            batches.append([])
+            longest = length
+        batches[-1].append(number)
+    return batches
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:

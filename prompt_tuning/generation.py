@@ -11,9 +11,10 @@ from transformers.generation import EosTokenCriteria
 
 DEFAULT_NEW_TOKENS = 20  # as in transformers
 # Settings under which a row's tokens depend on that row alone, so that finished rows can leave the batch.
-ROW_WISE = frozenset(
-    ["do_sample", "temperature", "top_k", "top_p", "max_new_tokens", "pad_token_id", "eos_token_id", "stopping_criteria", "num_beams", "repetition_penalty", "no_repeat_ngram_size"]
-)
+ROW_WISE = {
+    "do_sample", "temperature", "top_k", "top_p", "max_new_tokens", "pad_token_id", "eos_token_id",
+    "stopping_criteria", "num_beams", "repetition_penalty",
+}  # fmt: skip
 
 
 def setting(model: PreTrainedModel, kwargs: dict[str, Any], name: str, default: Any = None) -> Any:
@@ -93,7 +94,7 @@ def generate_from_embeddings(
         input_ids: `[B, T]`, padded on the left.
         attention_mask: `[B, T]`.
     """
-    rows, width = input_ids.shape
+    rows = len(input_ids)
     embeds = base.get_input_embeddings()(input_ids)
     joined = torch.cat([prompt.to(embeds.dtype).expand(rows, -1, -1), embeds], 1)
     padding = (attention_mask == 0).sum(1, keepdim=True)
@@ -135,7 +136,7 @@ class HalfFinished(StoppingCriteria):
 def _generate_dropping_finished(
     base: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, cache: Cache, **kwargs: Any
 ) -> Any:
-    """`base.generate`, in which rows that have ended leave the batch whenever half have, where that changes nothing."""
+    """`base.generate`, where rows that have ended leave the batch whenever half have, if that changes nothing."""
     given = {"attention_mask": attention_mask, "past_key_values": cache} | kwargs
     longest, pad = kwargs.get("max_new_tokens"), setting(base, kwargs, "pad_token_id")
     config = base.generation_config
@@ -146,6 +147,9 @@ def _generate_dropping_finished(
         or setting(base, kwargs, "num_beams", 1) > 1
         or (config.num_return_sequences or 1) > 1
         or config.return_dict_in_generate
+        or config.min_new_tokens
+        or config.min_length
+        or config.no_repeat_ngram_size
     ):
         return base.generate(input_ids=input_ids, **given)
     eos = setting(base, kwargs, "eos_token_id")

@@ -29,6 +29,7 @@ from prompt_tuning.model import (
     load_config,
     load_tokenizer,
 )
+from prompt_tuning.shared_prefix import prompt_computed_once
 from prompt_tuning.template import Template
 
 
@@ -104,6 +105,7 @@ def predict(
     with ExitStack() as files:
         stream = sys.stdin.buffer if source == "-" else files.enter_context(Path(source).open("rb"))
         file = sys.stdout if output == "-" else files.enter_context(whole_file(Path(output)))
+        files.enter_context(prompt_computed_once(predictor.model))
         return _predict_lines(predictor, utf8_lines(stream, _name(source)), file, batch_size, source)
 
 

@@ -93,7 +93,8 @@ class SharedPrefixModel(PeftModelForCausalLM):
 
     def __init__(self, model: torch.nn.Module, peft_config: Any, adapter_name: str = "default", **kwargs: Any) -> None:
         super().__init__(model, peft_config, adapter_name, **kwargs)
-        self._kept: tuple[str, torch.Tensor, DynamicCache] | None = None
+        self._opening: torch.Tensor | None = None  # set while a prompt's cache is kept
+        self._kept: dict[str, DynamicCache] = {}
         self._told: set[str] = set()
         self._compiled = False
         if self.way.name == "packed":
@@ -309,25 +310,13 @@ class SharedPrefixModel(PeftModelForCausalLM):
         joined = caches[0]
         if len(caches) > 1:
             for number, layer in enumerate(joined.layers):
-                each = [(c.layers[number].keys, c.layers[number].values, longest - n) for c, n in zip(caches, lengths)]
+                each = [
+                    (c.layers[number].keys, c.layers[number].values, longest - n)
+                    for c, n in zip(caches, lengths, strict=True)
+                ]
                 layer.keys = torch.cat([F.pad(keys, (0, 0, pad, 0)) for keys, _, pad in each])
                 layer.values = torch.cat([F.pad(values, (0, 0, pad, 0)) for _, values, pad in each])
         return joined, mask
-
-    @contextmanager
-    def prompt_computed_once(self, opening: Sequence[int] = ()) -> Iterator[None]:
-        """Within it, `generate` uses one cache of the active prompt and of these ids, where they open a batch's rows.
-
-        The prompt must not be trained meanwhile.
-        """
-        ids = torch.tensor(list(opening), dtype=torch.long, device=self.get_base_model().device)
-        if self.way.name != "plain" and self.active_peft_config.is_prompt_learning:
-            with torch.no_grad():
-                self._kept = (self.active_adapter, ids, self._prompt_cache([self.active_adapter], ids)[0])
-        try:
-            yield
-        finally:
-            self._kept = None
 
     @torch.no_grad()
     def generate(
@@ -382,15 +371,17 @@ class SharedPrefixModel(PeftModelForCausalLM):
     def _generation_cache(
         self, names: list[str], input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
-        """The kept cache, if it is of this prompt and its ids open every row, else one for this batch; and its ids."""
-        if self._kept and names == [self._kept[0]]:
-            _, opening, cache = self._kept
-            lengths = attention_mask.sum(1)
+        """The kept cache, if its ids open every row, else one for this batch; its mask; and its ids."""
+        opening = self._opening
+        if opening is not None and len(names) == 1:
             # Sorted, a row's tokens come before its padding.
-            heads = input_ids.gather(1, attention_mask.argsort(dim=1, descending=True, stable=True))[:, : len(opening)]
-            if int(lengths.min()) > len(opening) and bool((heads == opening).all()):
-                mask = attention_mask.new_ones(1, cache.get_seq_length())
-                return copy.deepcopy(cache), mask, opening
+            order = attention_mask.argsort(dim=1, descending=True, stable=True)
+            opened = (input_ids.gather(1, order)[:, : len(opening)] == opening).all()
+            if int(attention_mask.sum(1).min()) > len(opening) and bool(opened):
+                if names[0] not in self._kept:
+                    self._kept[names[0]], _ = self._prompt_cache(names, opening)
+                cache = copy.deepcopy(self._kept[names[0]])
+                return cache, attention_mask.new_ones(1, cache.get_seq_length()), opening
         none = input_ids.new_empty(0)
         return *self._prompt_cache(names, none), none
 
@@ -430,6 +421,22 @@ class SharedPrefixModel(PeftModelForCausalLM):
                 "a token no longer sees the first virtual token in them, from %s on none.",
                 types.count("sliding_attention"), len(types), window, length, window, window + virtual - 1,
             )  # fmt: skip
+
+
+@contextmanager
+def prompt_computed_once(model: torch.nn.Module, opening: Sequence[int] = ()) -> Iterator[None]:
+    """Within it, `generate` keeps one cache of the prompt and of these ids, for batches whose rows open with them.
+
+    The prompt must not be trained meanwhile. Nothing happens to models other than a SharedPrefixModel.
+    """
+    if not isinstance(model, SharedPrefixModel):
+        yield
+        return
+    model._opening = torch.tensor(list(opening), dtype=torch.long, device=model.get_base_model().device)
+    try:
+        yield
+    finally:
+        model._opening, model._kept = None, {}
 
 
 def _window(config: Any) -> int | None:

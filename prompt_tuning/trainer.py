@@ -8,25 +8,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import DynamoBackend
 from datasets import Dataset
-from torch.utils.data import SequentialSampler
+from peft import PeftModel
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
-from transformers.trainer_utils import PredictionOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
-from prompt_tuning.encoding import StopTexts, decode, pad_left
+from prompt_tuning.encoding import StopTexts, batches_within, common_opening, decode, pad_left, source_length
 from prompt_tuning.files import full_disk_told
 from prompt_tuning.metrics import Score
-from prompt_tuning.shared_prefix import SharedPrefixModel, target_loss
+from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once, target_loss
+from prompt_tuning.training_args import PromptTuningArguments
 
 
 class PromptTuningTrainer(Seq2SeqTrainer):
     """Trains and evaluates causal and encoder-decoder models on rows from `encode`, or on any rows of the same form.
 
-    Differs from `Seq2SeqTrainer`, which it otherwise is, in four things. A causal model generates from the source
+    Differs from `Seq2SeqTrainer`, which it otherwise is, in six things. A causal model generates from the source
     alone (the tokens before the first label); Seq2SeqTrainer would give it source and answer. Evaluation goes through
-    rows by length and returns predictions in the order of the data set. Label smoothing and gradient accumulation
-    count target tokens, for encoder-decoder models too, whose own loss ignores `num_items_in_batch`. And
-    `compute_metrics` gets texts.
+    rows by length, in batches of so many tokens, with one cache of the prompt, and returns predictions in the order of
+    the data set. The evaluation's loss is the mean over all target tokens, not over batches. Label smoothing and
+    gradient accumulation count target tokens, for encoder-decoder models too, whose own loss ignores
+    `num_items_in_batch`. `torch_compile` compiles each decoder layer for itself. And `compute_metrics` gets texts.
 
     Args:
         compute_metrics: `(predictions, references) -> metrics`, as `metrics.load_metrics` returns; references come
@@ -56,13 +60,19 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if isinstance(self.model, SharedPrefixModel):
             # The model smooths: Trainer could not match logits of targets alone with labels.
             self.label_smoother = None
+            if self.args.torch_compile:
+                # The whole forward would be compiled anew for the layout of each batch.
+                self.model.compile_layers(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
+                self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
         self.score = compute_metrics
         self.stop = stop
         self.generation_kwargs = {"do_sample": False, "pad_token_id": processing_class.pad_token_id} | (
             generation_kwargs or {}
         )
         self._references: list[list[str]] | None = None
+        self._opening: list[int] = []
         self._loss_wanted = True
+        self._summed_loss, self._loss_items = 0.0, 0
 
     def compute_loss(
         self,
@@ -130,6 +140,16 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         finally:
             self.compute_metrics = compute_metrics
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As Trainer's, with one cache of the prompt, and the loss as the mean over all target tokens."""
+        self._summed_loss, self._loss_items = 0.0, 0
+        with prompt_computed_once(self.model, self._opening):
+            output = super().evaluation_loop(*args, **kwargs)
+        name = f"{kwargs.get('metric_key_prefix', 'eval')}_loss"
+        if name in output.metrics and self._loss_items and self.args.world_size == 1:
+            output.metrics[name] = self._summed_loss / self._loss_items
+        return output
+
     def prediction_step(
         self,
         model: torch.nn.Module,
@@ -142,6 +162,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         loss = None
         if self._loss_wanted:
             loss, _, _ = super(Seq2SeqTrainer, self).prediction_step(model, inputs, prediction_loss_only=True)
+            items = int((inputs["labels"] != -100).sum())
+            self._summed_loss, self._loss_items = self._summed_loss + loss.item() * items, self._loss_items + items
         if prediction_loss_only or not self.args.predict_with_generate:
             return loss, None, None
         inputs = self._prepare_inputs(inputs)
@@ -168,8 +190,34 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         # Trainer would shuffle a length-grouped evaluation, and references are matched by order.
         return SequentialSampler(eval_dataset)
 
+    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        """As Trainer's, but an evaluation's batches are bounded by their tokens, where one process makes them all."""
+        loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+        bounded = isinstance(dataset, Dataset) and isinstance(self.args, PromptTuningArguments)
+        if is_training or not bounded or self.args.world_size > 1:
+            return loader
+        new_tokens = self.generation_kwargs.get("max_new_tokens", self.args.generation_max_length or 0)
+        beams = self.generation_kwargs.get("num_beams", 1)
+        prompted = isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning
+        prompt = self.model.active_peft_config.num_virtual_tokens if prompted else 0
+        batches = batches_within(
+            [(prompt + len(ids) + new_tokens) * beams for ids in dataset["input_ids"]],
+            self.args.per_device_eval_batch_size,
+            self.args.per_device_eval_batch_tokens,
+        )
+        return self.accelerator.prepare(
+            DataLoader(
+                loader.dataset,
+                batch_sampler=batches,
+                collate_fn=loader.collate_fn,
+                num_workers=loader.num_workers,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
+        )
+
     def _by_length(self, rows: Dataset) -> tuple[Dataset, np.ndarray]:
         """Rows from long to short, so that a batch holds little padding and the largest batch comes first."""
+        self._opening = [] if self.model.config.is_encoder_decoder else common_opening(rows)
         order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
         rows = rows.select(order)
         self._references = rows["references"] if "references" in rows.column_names else None
@@ -187,7 +235,6 @@ def source_rows(inputs: dict[str, torch.Tensor]) -> list[list[int]]:
     """The tokens of each row of a causal batch that come before its first label."""
     rows = []
     for ids, mask, labels in zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], strict=True):
-        targets = (labels != -100).nonzero()
-        end = int(targets[0]) if len(targets) else len(ids)
+        end = source_length(labels.tolist())
         rows.append(ids[:end][mask[:end].bool()].tolist())
     return rows

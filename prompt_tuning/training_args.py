@@ -9,7 +9,7 @@ from transformers import Seq2SeqTrainingArguments
 
 @dataclass
 class PromptTuningArguments(Seq2SeqTrainingArguments):
-    """The flags of `Seq2SeqTrainingArguments`; only the defaults below differ.
+    """The flags of `Seq2SeqTrainingArguments` with other defaults, and `per_device_eval_batch_tokens`.
 
     A prompt's few numbers want a learning rate some thousand times that of fine-tuning (Lester et al. 2021, section
     3.2, use 0.3 with Adafactor); PEFT's and Trainer's 5e-5 leaves them where they started.
@@ -21,6 +21,8 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
         "warmup_steps",
         "predict_with_generate",
         "train_sampling_strategy",
+        "per_device_eval_batch_size",
+        "per_device_eval_batch_tokens",
         "save_total_limit",
         "logging_steps",
         "metric_for_best_model",
@@ -38,6 +40,15 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
         metadata={
             "help": "'random', 'sequential', or 'group_by_length' (rows of like length share a batch).",
             "choices": ["random", "sequential", "group_by_length", "batch_rebalance"],
+        },
+    )
+    per_device_eval_batch_size: int = field(
+        default=128, metadata={"help": "The most rows of an evaluation batch, if its tokens allow them."}
+    )
+    per_device_eval_batch_tokens: int = field(
+        default=8192,
+        metadata={
+            "help": "The most tokens of an evaluation batch: rows times the longest one with prompt and new tokens."
         },
     )
     save_total_limit: int | None = field(

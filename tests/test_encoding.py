@@ -5,7 +5,16 @@ import torch
 from conftest import question_rows
 from datasets import Dataset
 
-from prompt_tuning.encoding import Encoder, OverlongError, StopTexts, decode, encode, pad_left
+from prompt_tuning.encoding import (
+    Encoder,
+    OverlongError,
+    StopTexts,
+    batches_within,
+    common_opening,
+    decode,
+    encode,
+    pad_left,
+)
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.template import Template
 
@@ -115,3 +124,26 @@ def test_ids_become_text_without_padding_or_what_follows_a_stop(tokenizer):
     batch = pad_left([[5, 6, 7], [8]], 0)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_tokens_that_open_every_source_are_found_once_and_reported(tokenizer):
+    template = Template("Answer the question. {{ question }}", "{{ answers.text[0] }}")
+    rows, report = encode(Dataset.from_list(question_rows(9)), Encoder(template, tokenizer))
+    opening = common_opening(rows)
+    assert tokenizer.decode(opening) == "Answer the question. Where does"
+    assert report.opening == len(opening)
+    assert str(report).endswith(f"all open with the same {len(opening)}")
+    # A row that is nothing but the opening ends it, and a target is never part of it.
+    alone = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}] * 2)
+    assert common_opening(alone) == [5, 6]
+    assert common_opening(alone, is_encoder_decoder=True) == [5, 6, 7]
+    assert (
+        common_opening(Dataset.from_list([{"input_ids": [5], "labels": [5]}, {"input_ids": [6], "labels": [6]}])) == []
+    )
+
+
+def test_batches_hold_their_budget_and_every_row_once():
+    assert batches_within([9, 9, 4, 3, 3, 3, 1], max_rows=3, max_tokens=18) == [[0, 1], [2, 3, 4], [5, 6]]
+    assert batches_within([50, 2, 2], max_rows=8, max_tokens=10) == [[0], [1, 2]]
+    assert batches_within([2, 2, 50, 2], max_rows=8, max_tokens=10) == [[0, 1], [2], [3]]
+    assert batches_within([], max_rows=3, max_tokens=18) == []

@@ -28,7 +28,7 @@ from transformers import DynamicCache
 from prompt_tuning.encoding import pad_left
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.model import add_soft_prompt, prompt_config
-from prompt_tuning.shared_prefix import SharedPrefixModel
+from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once
 
 # Plain PEFT says so each time it generates from a prompt; here that is what is under test.
 POSITION_WARNING = pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
@@ -195,7 +195,7 @@ def test_one_cache_serves_a_whole_evaluation(architecture, method, monkeypatch):
     computed = []
     get_prompt = model.get_prompt
     monkeypatch.setattr(model, "get_prompt", lambda **kwargs: computed.append(1) or get_prompt(**kwargs))
-    with model.prompt_computed_once(opening=ROWS[0][:1]):
+    with prompt_computed_once(model, opening=ROWS[0][:1]):
         assert written(model, ROWS[:2]) == wanted[0]
         assert written(model, ROWS[2:]) == wanted[1]
         # Rows that pass a sliding window in a padded batch take another way.

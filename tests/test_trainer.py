@@ -114,6 +114,49 @@ def test_predictions_keep_the_order_of_the_data_and_depend_on_no_batch(tokenizer
     assert len(set(together)) > 1
 
 
+@pytest.mark.parametrize("architecture", BUILDERS)
+def test_an_evaluation_is_the_same_whatever_its_batches(architecture, tokenizer, tmp_path):
+    model = soft(architecture, tokenizer)
+    runs = [trainer(model, tokenizer, tmp_path, evaluation=11, per_device_eval_batch_tokens=n) for n in (1, 400, 9999)]
+    scores = [run.evaluate() for run in runs]
+    for other in scores[1:]:
+        assert other["eval_loss"] == pytest.approx(scores[0]["eval_loss"], abs=1e-5)
+        assert other["eval_f1"] == scores[0]["eval_f1"]
+    # Trainer's own is the mean of the batches' means, which rows of unlike length show.
+    one_by_one = [runs[0].evaluate(runs[0].eval_dataset.select([number])) for number in range(11)]
+    targets = [sum(label != -100 for label in labels) for labels in runs[0].eval_dataset["labels"]]
+    total = sum(score["eval_loss"] * count for score, count in zip(one_by_one, targets, strict=True))
+    assert scores[0]["eval_loss"] == pytest.approx(total / sum(targets), abs=1e-5)
+    sizes = [[len(batch["input_ids"]) for batch in run.get_eval_dataloader()] for run in runs]
+    assert sizes[0] == [1] * 11 and sizes[2] == [11] and 1 < max(sizes[1]) < 11
+
+
+def test_an_evaluation_computes_its_prompt_once(tokenizer, tmp_path, monkeypatch):
+    model = soft("llama", tokenizer)
+    run = trainer(model, tokenizer, tmp_path, per_device_eval_batch_size=2)
+    run.eval_dataset = encoded(tokenizer, [row | {"context": "Read. " + row["context"]} for row in question_rows(7)])
+    wanted = [run.predict_texts(run.eval_dataset.select([number]))[0] for number in range(7)]
+    computed, get_prompt = [], model.get_prompt
+    monkeypatch.setattr(model, "get_prompt", lambda **kwargs: computed.append(1) or get_prompt(**kwargs))
+    assert run.predict_texts(run.eval_dataset) == wanted
+    assert len(run.get_eval_dataloader()) == 4 and len(computed) == 1
+    assert tokenizer.decode(run._opening).startswith("Read.")  # which is in that cache too
+    model.prompt_encoder["default"].embedding.weight.data.add_(1.0)
+    assert run.predict_texts(run.eval_dataset) != wanted
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own
+def test_torch_compile_compiles_layers_and_trains_to_the_same_prompt(tokenizer, tmp_path):
+    prompts = []
+    for settings in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}):
+        model = soft("llama", tokenizer)
+        run = trainer(model, tokenizer, tmp_path, **settings)
+        run.train()
+        assert run.model_wrapped is model
+        prompts.append(prompt_of(model))
+    assert (prompts[0] - prompts[1]).abs().max() < 1e-4
+
+
 def test_each_row_is_scored_against_its_own_references(tokenizer, tmp_path):
     seen = {}
 
