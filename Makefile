@@ -1,6 +1,7 @@
 # make quickstart   tune a soft prompt on a real model and show what it gained (some seven minutes the first time)
 # make test         the whole test suite
 # make lint         ruff
+# make benchmark    every figure of benchmarks/results.md, some fifteen minutes
 # make clean        remove the environment, the model and the runs
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 MODEL := models/SmolLM2-135M-Instruct
 RUN := runs/quickstart
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint benchmark clean
 
 quickstart:
 	@if $(MAKE) --no-print-directory --question $(RUN)/results.json; then $(VENV)/bin/prompt-tuning show $(RUN); else $(MAKE) --no-print-directory $(RUN)/results.json; fi
@@ -18,6 +19,9 @@ test: $(MODEL)/config.json
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+benchmark: $(MODEL)/config.json
+	$(VENV)/bin/python benchmarks/run.py
 
 clean:
 	rm -rf $(VENV) models runs

@@ -7,8 +7,10 @@ no padding; only here is it taken apart.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,6 +20,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 ATTENTION = "shared_prefix"
+
+# What `scaled_dot_product_attention` runs on a CPU.
+flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True)
@@ -144,18 +150,71 @@ def row_by_row(
     settings: dict[str, Any],
 ) -> torch.Tensor:
     """One call for each prompt and row, without padding."""
-    lengths, segments = layout.lengths, layout.segments()
-    queries = query.split([lengths[own] for _, own in segments], 2)
-    keys, values = key.split(lengths, 2), value.split(lengths, 2)
-    attended = []
-    for states, (before, own) in zip(queries, segments, strict=True):
-        if before is None:
-            seen, mask = (keys[own], values[own]), layout.mask(0, lengths[own], window, query)
-        else:
-            seen = torch.cat([keys[before], keys[own]], 2), torch.cat([values[before], values[own]], 2)
-            mask = layout.mask(lengths[before], lengths[own], window, query)
-        attended.append(_attend(states, *seen, mask, **settings).transpose(1, 2))
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (states.to(torch.get_autocast_dtype("cpu")) for states in (query, key, value))
+    if settings["softcap"] is None and not settings["dropout"] and query.shape[-1] == value.shape[-1]:
+        return RowAttention.apply(query, key, value, layout, window, settings["scale"])
+    attended = [_attend(*each, **settings).transpose(1, 2) for each in _rows(query, key, value, layout, window)]
     return torch.cat(attended, 1)
+
+
+def _rows(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: RowLayout, window: int | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """For each segment its queries, the keys and values it sees, and its mask."""
+    lengths, segments = layout.lengths, layout.segments()
+    keys, values = key.split(lengths, 2), value.split(lengths, 2)
+    for states, (before, own) in zip(query.split([lengths[own] for _, own in segments], 2), segments, strict=True):
+        if before is None:
+            yield states, keys[own], values[own], layout.mask(0, lengths[own], window, query)
+        else:
+            seen = (torch.cat([each[before], each[own]], 2) for each in (keys, values))
+            yield states, *seen, layout.mask(lengths[before], lengths[own], window, query)
+
+
+class RowAttention(torch.autograd.Function):
+    """sdpa of each prompt and row on a CPU, that keeps no copy of the prompt's keys and values for each row.
+
+    Autograd over `_rows` would hold every row's joined keys, and add up the gradients of the prompt's through a buffer
+    of zeros for each row.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, layout, window, scale):
+        attended = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
+        sums, start = [], 0
+        for states, keys, values, mask in _rows(query, key, value, layout, window):
+            rows, logsumexp = flash_forward(states, keys, values, 0.0, False, attn_mask=mask, scale=scale)
+            attended[:, start : start + states.shape[2]] = rows.transpose(1, 2)
+            sums.append(logsumexp)
+            start += states.shape[2]
+        ctx.save_for_backward(query, key, value, attended, *sums)
+        ctx.layout, ctx.window, ctx.scale = layout, window, scale
+        return attended
+
+    @staticmethod
+    def backward(ctx, gradient):
+        query, key, value, attended, *sums = ctx.saved_tensors
+        lengths, segments = ctx.layout.lengths, ctx.layout.segments()
+        starts = [0, *accumulate(lengths)]
+        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        start = 0
+        rows = zip(_rows(query, key, value, ctx.layout, ctx.window), segments, sums, strict=True)
+        for (states, keys, values, mask), (before, own), logsumexp in rows:
+            here = slice(start, start + states.shape[2])
+            by_query, by_key, by_value = flash_backward(
+                gradient[:, here].transpose(1, 2), states, keys, values, attended[:, here].transpose(1, 2), logsumexp,
+                0.0, False, attn_mask=mask, scale=ctx.scale,
+            )  # fmt: skip
+            of_query[:, :, here] = by_query
+            first = 0
+            for segment in (own,) if before is None else (before, own):
+                there, part = slice(starts[segment], starts[segment + 1]), slice(first, first + lengths[segment])
+                of_key[:, :, there] += by_key[:, :, part]
+                of_value[:, :, there] += by_value[:, :, part]
+                first += lengths[segment]
+            start = here.stop
+        return of_query, of_key, of_value, None, None, None
 
 
 def side_by_side(

@@ -73,16 +73,16 @@ def test_greedy_text_is_the_same_alone_and_in_a_padded_batch(architecture):
 
 @pytest.mark.parametrize("architecture", SETTINGS)
 def test_bfloat16_autocast_differs_from_single_rows_by_its_own_rounding(architecture):
-    """Tolerances measured over these models (benchmarks/architectures.py prints them): bf16 keeps 8 bits."""
+    """benchmarks/architectures.py prints the differences: at most 9e-4 of the loss, cosine at least 0.9998."""
     base = build(architecture)
     model, weight = soft(base)
     with torch.autocast("cpu", torch.bfloat16):
         expected = reference_loss(base, weight)
         loss = model(**right_padded()).loss
     assert loss.dtype == torch.float32
-    assert abs(loss.item() - expected.item()) / expected.item() < 2e-2
+    assert abs(loss.item() - expected.item()) / expected.item() < 2e-3
     wanted = gradient(expected, weight)
-    assert torch.cosine_similarity(gradient(loss, weight).flatten(), wanted.flatten(), 0) > 0.95
+    assert torch.cosine_similarity(gradient(loss, weight).flatten(), wanted.flatten(), 0) > 0.999
 
 
 @pytest.mark.parametrize("architecture", [name for name in SETTINGS if name != "bloom"])

@@ -1,0 +1,73 @@
+"""Each architecture against a row-by-row reference from the base model alone, on tiny random models.
+
+    python benchmarks/architectures.py
+
+The models and the reference are those of tests/architectures.py, which tests/test_architectures.py holds to bounds.
+"""
+
+import sys
+
+import torch
+from common import ROOT, describe_machine, print_table
+
+sys.path.insert(0, str(ROOT / "tests"))
+from architectures import (
+    PROMPT,
+    ROWS,
+    SETTINGS,
+    build,
+    left_padded,
+    reference_greedy,
+    reference_loss,
+    right_padded,
+)
+
+from prompt_tuning import add_soft_prompt, prompt_config
+from prompt_tuning.encoding import pad_left
+
+GREEDY = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
+
+
+def main() -> None:
+    print(f"{describe_machine()}; seed 0; loss absolute, gradient relative; bfloat16 under autocast, both sides\n")
+    rows = [
+        ("architecture", "training step", "loss", "loss, padded left", "gradient", "greedy text alone = in a batch",
+         "loss, bfloat16 (relative)", "gradient, bfloat16 (cosine)")
+    ]  # fmt: skip
+    for name in SETTINGS:
+        base = build(name)
+        torch.manual_seed(1)
+        size = base.get_input_embeddings().embedding_dim
+        model = add_soft_prompt(base, prompt_config(base, PROMPT), torch.randn(PROMPT, size))
+        weight = model.prompt_encoder["default"].embedding.weight
+
+        def both(weight=weight, model=model, base=base):
+            expected, loss = reference_loss(base, weight), model(**right_padded()).loss
+            wanted, gradient = (torch.autograd.grad(each, weight)[0] for each in (expected, loss))
+            return expected.item(), loss.item(), wanted, gradient
+
+        expected, loss, wanted, gradient = both()
+        left = model(**left_padded()).loss.item()
+        batch = pad_left(ROWS, 0)
+        written = model.generate(**batch, **GREEDY)[:, batch["input_ids"].shape[1] :].tolist()
+        same = sum(text == reference_greedy(base, weight, row, 8) for text, row in zip(written, ROWS, strict=True))
+        with torch.autocast("cpu", torch.bfloat16):
+            expected_half, loss_half, wanted_half, gradient_half = both()
+        cosine = torch.cosine_similarity(wanted_half.flatten(), gradient_half.flatten(), 0).item()
+        rows.append(
+            (
+                name,
+                model.way.name,
+                f"{abs(loss - expected):.0e}",
+                f"{abs(left - expected):.0e}",
+                f"{((gradient - wanted).norm() / wanted.norm()).item():.0e}",
+                f"{same} of {len(ROWS)}",
+                f"{abs(loss_half - expected_half) / expected_half:.0e}",
+                f"{cosine:.4f}",
+            )
+        )
+    print_table(*rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What the benchmarks share: the model, batches, and a comparison that noise does not decide."""
+
+import json
+import os
+import platform
+import random
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+warnings.filterwarnings("ignore")
+
+import torch
+from peft import PeftModelForCausalLM, PromptTuningConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from prompt_tuning import add_soft_prompt
+
+ROOT = Path(__file__).parents[1]
+MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+
+def base_model() -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).requires_grad_(False).eval()
+
+
+def tokenizer():
+    return AutoTokenizer.from_pretrained(MODEL)
+
+
+def soft_prompt(base: torch.nn.Module, length: int, engine: bool) -> PeftModelForCausalLM:
+    """The same prompt of tokens drawn from the vocabulary, with the engine or as plain PEFT."""
+    torch.manual_seed(0)
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=length, prompt_tuning_init="SAMPLE_VOCAB")
+    return add_soft_prompt(base, config) if engine else PeftModelForCausalLM(base, config)
+
+
+def random_batch(rows: int, longest: int, targets: int = 16, vocabulary: int = 40000) -> dict[str, torch.Tensor]:
+    """Rows of longest / 2 to longest random tokens, padded right, with loss on each one's last tokens."""
+    lengths = torch.randint(longest // 2, longest + 1, (rows,), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(longest)[None] < lengths[:, None]).long()
+    ids = torch.randint(5, vocabulary, (rows, longest), generator=torch.Generator().manual_seed(1)) * mask
+    place = torch.arange(longest)[None]
+    wanted = (place < lengths[:, None]) & (place >= lengths[:, None] - targets)
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(~wanted, -100)}
+
+
+def quickstart_rows(split: str) -> list[dict]:
+    lines = (ROOT / "recipes" / "quickstart" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def mixed_rows(count: int) -> list[dict]:
+    """Quickstart questions whose answer stands in one of up to six passages, so that rows differ in length."""
+    rows = quickstart_rows("test") + quickstart_rows("validation")
+    chosen = random.Random(0)
+    for row in rows:
+        others = chosen.sample([other["context"] for other in rows if other["context"] != row["context"]], 5)
+        passages = [row["context"], *others[: chosen.randint(0, 5)]]
+        chosen.shuffle(passages)
+        row["context"] = "\n".join(passages)
+    return rows[:count]
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def paired(ways: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+    """Seconds of each way, one after the other in every turn; the first turn warms up and is not counted."""
+    taken = {name: [] for name in ways}
+    for turn in range(turns + 1):
+        for name, call in ways.items():
+            taken[name] += [seconds(call)][: turn and 1]
+    return taken
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """Median of the paired ratios."""
+    return statistics.median(one / other for one, other in zip(slow, fast, strict=True))
+
+
+def print_table(*rows: Iterable[object]) -> None:
+    for number, row in enumerate(rows):
+        cells = [str(cell) for cell in row]
+        print("| " + " | ".join(cells) + " |")
+        if number == 0:
+            print("|" + "---|" * len(cells))
+    print()
+
+
+def describe_machine() -> str:
+    names = ("torch", "transformers", "peft", "accelerate", "prompt_tuning")
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
+    return f"{processor}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {packages}, float32"

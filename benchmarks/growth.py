@@ -1,0 +1,44 @@
+"""How a training step's time grows with the length of the prompt and the number of rows.
+
+    python benchmarks/growth.py
+
+Each cell: seconds of a step, relative to the step without a prompt: for PEFT the base model's own forward over the
+padded rows, for the engine its step with a prompt of one token. Rows of 16..32 random tokens, 8 targets each.
+"""
+
+from common import base_model, describe_machine, print_table, random_batch, seconds, soft_prompt
+
+PROMPTS, BATCHES = (20, 100, 400), (1, 4, 16, 32)
+
+
+def main() -> None:
+    print(f"{describe_machine()}; seed 0; the best of three steps, of one where it takes over 10 s\n")
+    engine, plain = base_model(), base_model()
+    table = [("way", "rows", "P=0, seconds", *(f"P={length}" for length in PROMPTS))]
+    for name, base in (("engine", engine), ("PEFT", plain)):
+        for rows in BATCHES:
+            batch = random_batch(rows, 32, 8)
+            models = [soft_prompt(base, length, engine=name == "engine").train() for length in PROMPTS]
+            alone = best(lambda: without_prompt(soft_prompt(base, 1, name == "engine"), batch, name == "engine"))  # noqa: B023
+            taken = [best(lambda: model(**batch).loss.backward()) for model in models]  # noqa: B023
+            table.append((name, rows, f"{alone:.2f}", *(f"{each / alone:.2f}" for each in taken)))
+    print_table(*table)
+
+
+def best(step) -> float:
+    first = seconds(step)
+    return first if first > 10 else min(seconds(step) for _ in range(3))
+
+
+def without_prompt(model, batch, engine: bool) -> None:
+    """Forward and backward of the rows alone, their embeddings in the prompt's place as what is trained."""
+    base = model.get_base_model()
+    if engine:  # a prompt of one token, which is as near to none as it comes
+        model(**batch).loss.backward()
+        return
+    embeds = base.get_input_embeddings()(batch["input_ids"]).requires_grad_()
+    base(inputs_embeds=embeds, attention_mask=batch["attention_mask"], labels=batch["labels"]).loss.backward()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Memory that one training step adds to a loaded model: the peak of live tensors, as torch's profiler counts them.
+
+python benchmarks/memory.py
+"""
+
+import torch
+from common import base_model, describe_machine, print_table, random_batch, soft_prompt
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, LlamaForCausalLM
+
+CASES = {
+    "P=20, B=8, rows of 64..128": (base_model, 20, 8, 128),
+    "P=100, B=16, rows of 32..64": (base_model, 100, 16, 64),
+    "128k vocabulary, random weights, P=20, B=8, rows of 64..128": (lambda: wide_model(), 20, 8, 128),
+}
+WAYS = ("PEFT", "engine", "engine, torch_compile", "engine, activation checkpointing")
+
+
+def wide_model() -> LlamaForCausalLM:
+    """Llama 3's vocabulary and head sizes on 4 layers of width 512."""
+    config = LlamaConfig(
+        vocab_size=128256, hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=4, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).requires_grad_(False)
+
+
+def added(way: str, make, length: int, rows: int, longest: int) -> float:
+    """MiB at the peak of one step, after one like it."""
+    base = make()
+    model = soft_prompt(base, length, engine=way != "PEFT").train()
+    if way.endswith("checkpointing"):
+        base.activation_checkpointing_enable({"use_reentrant": False})
+    if way.endswith("compile"):
+        model.compile_layers()
+    batch = random_batch(rows, longest)
+    model(**batch).loss.backward()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        model(**batch).loss.backward()
+    current = peak = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            current += event.nbytes()
+            peak = max(peak, current)
+    return peak / 2**20
+
+
+def main() -> None:
+    print(f"{describe_machine()}; MiB, and the share of PEFT's\n")
+    rows = [("batch", *WAYS)]
+    for case, sizes in CASES.items():
+        taken = [added(way, *sizes) for way in WAYS]
+        rows.append((case, f"{taken[0]:,.0f}", *(f"{each:,.0f} ({each / taken[0]:.2f})" for each in taken[1:])))
+    print_table(*rows)
+
+
+if __name__ == "__main__":
+    main()

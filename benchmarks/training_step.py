@@ -1,0 +1,130 @@
+"""One training step, as Trainer takes it: PEFT's forward against the engine, plain and with compiled layers.
+
+    python benchmarks/training_step.py
+
+Prints seconds, the median of paired ratios, how far loss and gradient are apart, and how long the step's matrix
+products alone take, measured on the model's own shapes: no implementation of the same mathematics is faster than that.
+"""
+
+import statistics
+import sys
+import tempfile
+
+import torch
+import torch.nn.functional as F
+from common import (
+    base_model,
+    describe_machine,
+    paired,
+    print_table,
+    quickstart_rows,
+    random_batch,
+    ratio,
+    seconds,
+    soft_prompt,
+    tokenizer,
+)
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+from prompt_tuning import Encoder, PromptTuningArguments, PromptTuningTrainer, Template
+
+CASES = {
+    "P=20, B=8, random rows of 64..128 tokens": (20, lambda: random_batch(8, 128)),
+    "P=100, B=16, random rows of 32..64 tokens": (100, lambda: random_batch(16, 64)),
+    "P=131, B=8, quickstart rows": (131, lambda: real_batch(8)),
+}
+
+
+def real_batch(rows: int) -> dict[str, torch.Tensor]:
+    words = tokenizer()
+    encoder = Encoder(Template.load("question_answering/instruction_last"), words)
+    encoded = [encoder.row(row) for row in quickstart_rows("train")[:rows]]
+    return dict(DataCollatorForSeq2Seq(words)([{k: row[k] for k in ("input_ids", "labels")} for row in encoded]))
+
+
+def product_seconds(base: torch.nn.Module, tokens: int, targets: int) -> float:
+    """Seconds of the step's matrix products with the frozen weights, forward and for the input's gradient."""
+    shapes = {}
+    for name, module in base.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            shape = (targets if name == "lm_head" else tokens, *module.weight.shape)
+            shapes[shape] = shapes.get(shape, 0) + 1
+    total = 0.0
+    for (rows, width, size), count in shapes.items():
+        given, weight, back = torch.randn(rows, size), torch.randn(width, size), torch.randn(rows, width)
+        F.linear(given, weight)
+        calls = [seconds(lambda: F.linear(given, weight)) + seconds(lambda: back @ weight) for _ in range(9)]  # noqa: B023
+        total += count * statistics.median(calls)
+    return total
+
+
+def steps(length: int, batch: dict[str, torch.Tensor], folder: str):
+    """For each way a step, the model and its number of tokens in a linear layer."""
+    ways = {}
+    for name in ("PEFT", "engine", "engine, torch_compile"):
+        model = soft_prompt(base_model(), length, engine=name != "PEFT")
+        settings = dict(output_dir=folder, use_cpu=True, report_to="none", per_device_train_batch_size=8)
+        if name == "PEFT":
+            trainer = Trainer(model, TrainingArguments(**settings), processing_class=tokenizer())
+        else:
+            arguments = PromptTuningArguments(**settings, torch_compile="compile" in name)
+            trainer = PromptTuningTrainer(model=model, args=arguments, processing_class=tokenizer())
+        items = (batch["labels"] != -100).sum()
+
+        def step(trainer=trainer, model=model, items=items):
+            model.zero_grad()
+            return trainer.training_step(model, dict(batch), items)
+
+        ways[name] = (step, model)
+    return ways
+
+
+def measure(case: str, folder: str, turns: int) -> None:
+    length, make = CASES[case]
+    batch = make()
+    ways = steps(length, batch, folder)
+    tokens = []
+    mlp = ways["engine"][1].get_base_model().model.layers[0].mlp
+    hook = mlp.register_forward_hook(lambda module, given, output: tokens.append(output.shape[:2].numel()))
+    losses, gradients, first = {}, {}, {}
+    for name, (step, model) in ways.items():
+        first[name] = seconds(lambda step=step, name=name: losses.update({name: step().item()}))
+        gradients[name] = model.prompt_encoder["default"].embedding.weight.grad.clone()
+    hook.remove()
+    taken = paired({name: step for name, (step, _) in ways.items()}, turns)
+    wanted = gradients["PEFT"]
+    rows = [("way", "seconds", "times PEFT's speed", "loss", "gradient off by", "warm-up", "share of product rate")]
+    alone = product_seconds(ways["PEFT"][1].get_base_model(), tokens[0], int((batch["labels"] != -100).sum()))
+    for name in ways:
+        off = ((gradients[name] - wanted).norm() / wanted.norm()).item()
+        median = statistics.median(taken[name])
+        rows.append(
+            (
+                name,
+                f"{median:.2f}",
+                f"{ratio(taken['PEFT'], taken[name]):.2f}",
+                f"{losses[name]:.5f}",
+                f"{off:.0e}",
+                f"{first[name]:.0f} s" if "compile" in name else "",
+                "" if name == "PEFT" else f"{alone / median:.0%}",
+            )
+        )
+    print(f"**{case}**, {turns} pairs\n")
+    print_table(*rows)
+    bound = statistics.median(taken["PEFT"]) / alone
+    padded = batch["input_ids"].shape[0] * (length + batch["input_ids"].shape[1])
+    print(
+        f"The engine runs {tokens[0]} tokens through each layer, PEFT {padded}. The engine's matrix products alone "
+        f"take {alone:.2f} s, so at this rate of products no step could have more than {bound:.2f} times PEFT's speed.\n"
+    )
+
+
+def main() -> None:
+    print(f"{describe_machine()}; seed 0\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for case in CASES:
+            measure(case, folder, turns=int(sys.argv[1]) if len(sys.argv) > 1 else 7)
+
+
+if __name__ == "__main__":
+    main()
