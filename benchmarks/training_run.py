@@ -19,7 +19,8 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set
 
 from prompt_tuning import Encoder, PromptTuningArguments, PromptTuningTrainer, Template, add_soft_prompt, encode
 from prompt_tuning.config import PromptArguments
-from prompt_tuning.model import initial_prompt, prompt_config
+from prompt_tuning.initialization import initial_prompt
+from prompt_tuning.model import prompt_config
 
 LENGTH = 20
 
@@ -53,7 +54,7 @@ def run(name: str, rows: Dataset, words, folder: str, steps: int) -> PeftModelFo
         collator = DataCollatorForSeq2Seq(words, padding="longest")
         trainer = Trainer(model, arguments, train_dataset=columns, data_collator=collator, processing_class=words)
     else:
-        initial = initial_prompt(base, words, PromptArguments(init="vocab", num_virtual_tokens=LENGTH), seed=42)
+        initial = initial_prompt(base, words, PromptArguments(init="vocab"), LENGTH, seed=42)
         model = add_soft_prompt(base, prompt_config(base, LENGTH), initial)
         arguments = PromptTuningArguments(**settings, torch_compile="compile" in name)
         trainer = PromptTuningTrainer(model=model, args=arguments, train_dataset=rows, processing_class=words)

@@ -115,7 +115,7 @@ def measure(case: str, folder: str, turns: int) -> None:
     padded = batch["input_ids"].shape[0] * (length + batch["input_ids"].shape[1])
     print(
         f"The engine runs {tokens[0]} tokens through each layer, PEFT {padded}. The engine's matrix products alone "
-        f"take {alone:.2f} s, so at this rate of products no step could have more than {bound:.2f} times PEFT's speed.\n"
+        f"take {alone:.2f} s, so at this rate no step could have more than {bound:.2f} times PEFT's speed.\n"
     )
 
 

@@ -22,6 +22,26 @@ if TYPE_CHECKING:
     from prompt_tuning.training_args import PromptTuningArguments
 
 TASKS = ("question_answering", "summarization", "translation")
+# Methods that take `init`, and the methods that each other setting belongs to.
+INITIALIZED = ("prompt_tuning", "prefix_tuning")
+EFFECTIVE = {
+    "init": INITIALIZED,
+    "residual": ("prompt_tuning",),
+    "encoder_reparameterization_type": ("p_tuning",),
+    "init_demonstrations": INITIALIZED,
+    "prefix_projection": ("prefix_tuning",),
+    "prefix_encoder": ("prefix_tuning",),
+    "prefix_decoder": ("prefix_tuning",),
+    "prefix_cross": ("prefix_tuning",),
+    "encoder_hidden_size": ("prompt_tuning", "p_tuning", "prefix_tuning"),
+    "lora_r": ("lora",),
+    "lora_alpha": ("lora",),
+    "lora_dropout": ("lora",),
+    "lora_target_modules": ("lora",),
+    "num_virtual_tokens": ("prompt_tuning", "p_tuning", "prefix_tuning"),
+}
+# Where it is not given; the Trainer's default elsewhere is that of PromptTuningArguments.
+LEARNING_RATES = {"p_tuning": 3e-3, "prefix_tuning": 2e-3, "cpt": 3e-3, "lora": 1e-3, "full": 2e-5}
 LOCAL_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -80,21 +100,67 @@ class PromptArguments:
     template: str | None = field(
         default=None, metadata={"help": "A shipped template, as question_answering/plain, or a YAML file of your own."}
     )
-    method: Literal["prompt_tuning", "none"] = field(
+    method: Literal["prompt_tuning", "p_tuning", "prefix_tuning", "cpt", "lora", "full", "none"] = field(
         default="prompt_tuning",
-        metadata={"help": "prompt_tuning: Lester et al. 2021. none: evaluate the hard prompt, train nothing."},
-    )
-    num_virtual_tokens: int | None = field(
-        default=None, metadata={"help": "Length of the soft prompt; with init text that of the text, else 20."}
-    )
-    init: Literal["random", "vocab", "text"] = field(
-        default="vocab",
         metadata={
-            "help": "What the soft prompt starts from: noise at the embeddings' scale, sampled tokens, or init_text."
+            "help": "prompt_tuning: trained embeddings (Lester et al. 2021). p_tuning: the same, written by a "
+            "network (Liu et al. 2021). prefix_tuning: trained keys and values (Li & Liang 2021; P-tuning v2, Liu et "
+            "al. 2022). cpt: a bounded change of init_text's embeddings (Blau et al. 2024). lora (Hu et al. 2022) and "
+            "full fine-tuning: to compare with. none: evaluate the hard prompt, train nothing."
         },
     )
-    init_text: str | None = field(
-        default=None, metadata={"help": "Text whose token embeddings the prompt starts from."}
+    adapter: str | None = field(
+        default=None, metadata={"help": "Folder of a saved adapter to go on training; it decides method and length."}
+    )
+    num_virtual_tokens: int | None = field(
+        default=None, metadata={"help": "Length of the prompt; with an init from text that of the text, else 20."}
+    )
+    init: Literal["random", "vocab", "frequent", "text", "class_labels", "demonstrations", "adapter"] = field(
+        default="vocab",
+        metadata={
+            "help": "What the prompt starts from. random: noise at the embeddings' own scale. vocab: sampled tokens. "
+            "frequent: the targets' most frequent tokens. text: init_text. class_labels: init_labels. demonstrations: "
+            "training rows as the template writes them. adapter: init_adapter (SPoT, Vu et al. 2022). For "
+            "prefix_tuning text and demonstrations become the keys and values that the model computes of them."
+        },
+    )
+    init_text: str | None = field(default=None, metadata={"help": "Text that the prompt starts from."})
+    init_labels: list[str] | None = field(default=None, metadata={"help": "Class labels that the prompt starts from."})
+    init_demonstrations: int = field(default=2, metadata={"help": "Training rows that the prompt starts from."})
+    init_adapter: str | None = field(
+        default=None, metadata={"help": "Folder of a soft prompt that this one starts from; its length may differ."}
+    )
+    residual: bool = field(
+        default=False,
+        metadata={
+            "help": "prompt_tuning: train embeddings plus a small network of them (Residual Prompt Tuning, "
+            "Razdaibiedina et al. 2023); what is saved is an ordinary soft prompt."
+        },
+    )
+    encoder_reparameterization_type: Literal["MLP", "LSTM"] = field(
+        default="MLP", metadata={"help": "p_tuning: what writes the prompt."}
+    )
+    encoder_hidden_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Width of the network behind p_tuning, residual or prefix_projection; by default the model's."
+        },
+    )
+    prefix_projection: bool = field(
+        default=False, metadata={"help": "prefix_tuning: train a network that writes the prefix (Li & Liang 2021)."}
+    )
+    prefix_encoder: bool = field(
+        default=True, metadata={"help": "Encoder-decoder: a prefix in encoder self-attention."}
+    )
+    prefix_decoder: bool = field(
+        default=True, metadata={"help": "Encoder-decoder: a prefix in decoder self-attention."}
+    )
+    prefix_cross: bool = field(default=True, metadata={"help": "Encoder-decoder: a prefix in cross-attention."})
+    lora_r: int = field(default=8, metadata={"help": "lora: rank."})
+    lora_alpha: int = field(default=16, metadata={"help": "lora: scale, divided by the rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "lora: dropout."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "lora: names of the layers; by default every linear layer."}
     )
     max_source_tokens: int = field(default=512, metadata={"help": "Budget of a rendered source, in tokens."})
     max_target_tokens: int = field(
@@ -139,6 +205,8 @@ class Recipe:
         values: dict[str, object] = {}
         for block in (self.model, self.data, self.prompt):
             values |= {key: value for key, value in dataclasses.asdict(block).items() if value is not None}
+        method = self.prompt.method
+        values = {key: value for key, value in values.items() if method in EFFECTIVE.get(key, (method,))}
         secret = {"hub_token", "push_to_hub_token"}
         ours = self.training.to_dict() | {"output_dir": self.training.output_dir, "seed": self.training.seed}
         names = self.given | set(type(self.training).DEFAULTS) | {"output_dir", "seed"}
@@ -178,6 +246,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
     flags = (item.lstrip("-").split("=")[0].replace("-", "_") for item in overrides if item.startswith("--"))
     given = frozenset(flags).union(key for key, _, _ in pairs)
     model, data, prompt, training = blocks
+    if "learning_rate" not in given and prompt.method in LEARNING_RATES:
+        training.learning_rate = LEARNING_RATES[prompt.method]
     if training.load_best_model_at_end and data.task and "metric_for_best_model" not in given:
         training.metric_for_best_model, training.greater_is_better = MAIN_METRIC[data.task], True
     recipe = Recipe(path, model, data, prompt, training, given)
@@ -282,12 +352,12 @@ def _contradictions(recipe: Recipe) -> list[str]:
             problems.append(f"{file}: no such file (looked in {Path.cwd()})")
     if data.task == "translation" and not (data.source_lang and data.target_lang):
         problems.append("translation needs source_lang and target_lang, as `source_lang: fr`")
-    if prompt.init == "text" and prompt.method != "none" and not prompt.init_text:
-        problems.append("init is text but init_text is missing; write the instruction the prompt should start from")
-    if prompt.init_text and prompt.init != "text":
-        problems.append(f"init_text is set but init is {prompt.init}, so it would have no effect; set init: text")
+    problems += _prompt_contradictions(recipe)
     positive = dict(
         num_virtual_tokens=prompt.num_virtual_tokens,
+        init_demonstrations=prompt.init_demonstrations,
+        lora_r=prompt.lora_r,
+        encoder_hidden_size=prompt.encoder_hidden_size,
         max_source_tokens=prompt.max_source_tokens,
         max_target_tokens=prompt.max_target_tokens,
         max_train_samples=data.max_train_samples,
@@ -311,4 +381,31 @@ def _contradictions(recipe: Recipe) -> list[str]:
     for name in ("do_train", "do_eval", "do_predict"):
         if name in recipe.given:
             problems.append(f"{name} has no effect here: `train` trains and then evaluates; leave it out")
+    return problems
+
+
+def _prompt_contradictions(recipe: Recipe) -> list[str]:
+    """Settings of the prompt that need each other, or would have no effect."""
+    prompt, given, problems = recipe.prompt, recipe.given, []
+    if prompt.method == "none":
+        return []
+    for init, name in (("text", "init_text"), ("class_labels", "init_labels"), ("adapter", "init_adapter")):
+        value = dataclasses.asdict(prompt)[name]
+        if prompt.init == init and not value and prompt.method in INITIALIZED:
+            problems.append(f"init is {init} but {name} is missing; set it, or another init")
+        if value and prompt.init != init and not (prompt.method == "cpt" and name == "init_text"):
+            problems.append(f"{name} is set but init is {prompt.init}, so it would have no effect; set init: {init}")
+    for name in ("adapter", "init_adapter"):
+        folder = dataclasses.asdict(prompt)[name]
+        if folder and not Path(folder, "adapter_config.json").is_file():
+            problems.append(f"{name} {folder}: no adapter_config.json there; name a folder that train wrote")
+    for name, methods in EFFECTIVE.items():
+        if name in given and prompt.method not in methods:
+            problems.append(f"{name} has no effect with method {prompt.method}; it belongs to {' and '.join(methods)}")
+    if prompt.method == "prefix_tuning" and prompt.prefix_projection and prompt.init not in ("random", "vocab"):
+        problems.append("prefix_projection starts from its network's own noise; leave init out, or the projection")
+    if prompt.method == "prefix_tuning" and prompt.init in ("frequent", "class_labels", "adapter"):
+        problems.append(f"init {prompt.init} is for soft prompts; prefix_tuning takes random, text and demonstrations")
+    if prompt.method == "cpt" and not prompt.init_text:
+        problems.append("cpt starts from a text; set init_text")
     return problems

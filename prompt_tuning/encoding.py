@@ -92,6 +92,15 @@ class Encoder:
             )
         return ids, max(full - len(ids), 0), text
 
+    def demonstration(self, row: dict[str, Any]) -> str:
+        """A row's source and target as one text, the source within its budget."""
+        _, _, source = self.source(row)
+        target, _ = self.template.render_target(row, self.languages)
+        return source + self._gap(source) + target
+
+    def _gap(self, source: str) -> str:
+        return "" if self.template.chat or source[-1:].isspace() else " "
+
     def _source_text(self, row: dict[str, Any]) -> str:
         rendered = self.template.render(row, self.languages, with_target=False)
         if not self.template.chat:
@@ -113,7 +122,7 @@ class Encoder:
         if self.is_encoder_decoder:
             ids = self.tokenizer(text_target=target).input_ids
             return ids if ids[-1:] == [end] else [*ids, end]
-        gap = "" if self.template.chat or source[-1:].isspace() else " "
+        gap = self._gap(source)
         joint = self._ids(source + gap + target)
         if joint[: len(source_ids)] == source_ids:
             ids = joint[len(source_ids) :]

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import PartialState
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from prompt_tuning.config import Recipe
@@ -33,17 +34,23 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
     prepared = prepare(recipe, (split,))
     set_seed(recipe.training.seed)
     model = load_base_model(recipe.model, prepared.config)
-    name = "soft_prompt" if adapter else "hard_prompt"
+    name = tuned_name(adapter_config.peft_type) if adapter_config else "hard_prompt"
     if adapter:
         model = load_adapter(model, adapter)
     predictions, scores = predict_and_score(model, prepared, split)
     results = describe(prepared, split) | {name: scores}
     if adapter:
-        results["trainable_parameters"] = sum(p.numel() for p in model.prompt_encoder.parameters())
+        tensors = load_file(Path(adapter) / "adapter_model.safetensors")
+        results["trainable_parameters"] = sum(tensor.numel() for tensor in tensors.values())
         results["adapter"] = str(adapter)
     folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-{name}"
     write_run(folder, results, prepared, split, {name: predictions})
     return folder
+
+
+def tuned_name(method: str) -> str:
+    """What results.json calls a trained method's scores: lora and full are references, all else is a soft prompt."""
+    return method.lower() if method.lower() in ("lora", "full") else "soft_prompt"
 
 
 def trainer_for(

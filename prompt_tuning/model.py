@@ -1,12 +1,25 @@
-"""A frozen base model, and the soft prompt added to it."""
+"""A frozen base model, and the prompt (or, to compare with, the LoRA) added to it."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel, PeftModelForSeq2SeqLM, PromptTuningConfig, TaskType
+from peft import (
+    CPTConfig,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PeftModelForCausalLM,
+    PeftModelForSeq2SeqLM,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    TaskType,
+)
+from peft.tuners.tuners_utils import BasePromptEncoder
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,12 +31,15 @@ from transformers import (
 )
 
 from prompt_tuning.config import ModelArguments, PromptArguments
-from prompt_tuning.errors import AdapterError, ModelError, RecipeError
+from prompt_tuning.encoder_decoder import (
+    EncoderDecoderPrefixConfig,
+    EncoderDecoderPromptModel,
+    load_prompt_config,
+)
+from prompt_tuning.errors import AdapterError, ModelError
 from prompt_tuning.shared_prefix import SharedPrefixModel
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_VIRTUAL_TOKENS = 20
 
 
 def load_config(args: ModelArguments) -> PretrainedConfig:
@@ -56,99 +72,128 @@ def load_base_model(args: ModelArguments, config: PretrainedConfig) -> PreTraine
     return model.requires_grad_(False).eval()
 
 
-def count_virtual_tokens(args: PromptArguments, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The length of the soft prompt: as given, or that of init_text, or 20.
-
-    Raises:
-        RecipeError: init_text is longer than num_virtual_tokens, so some of it would be lost.
-    """
-    if args.init != "text":
-        return args.num_virtual_tokens or DEFAULT_VIRTUAL_TOKENS
-    length = len(_text_ids(args, tokenizer))
-    if args.num_virtual_tokens and args.num_virtual_tokens < length:
-        raise RecipeError(
-            f"init_text has {length} tokens and num_virtual_tokens is {args.num_virtual_tokens}; "
-            "leave num_virtual_tokens out to follow the text, or shorten it"
-        )
-    return args.num_virtual_tokens or length
-
-
-def prompt_config(model: PreTrainedModel, num_virtual_tokens: int) -> PromptTuningConfig:
-    """PEFT's configuration of a soft prompt (Lester et al. 2021) for a causal or an encoder-decoder model.
+def prompt_config(
+    model: PreTrainedModel, num_virtual_tokens: int, args: PromptArguments | None = None, ids: Sequence[int] = ()
+) -> PeftConfig:
+    """PEFT's configuration of a method for this model; by default that of a soft prompt (Lester et al. 2021).
 
     An encoder-decoder prompt stands before the encoder's input alone, so it has one submodule; PEFT's default of two
     allocates twice the rows, and the second half never gets a gradient.
+
+    Args:
+        args: whose `method` and its settings decide.
+        ids: the text that cpt changes.
     """
+    args = args or PromptArguments()
     encoder_decoder = model.config.is_encoder_decoder
-    return PromptTuningConfig(
+    common = dict(
         task_type=TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM,
-        num_virtual_tokens=num_virtual_tokens,
-        num_transformer_submodules=1,
         base_model_name_or_path=model.name_or_path,
     )
+    if args.method == "lora":
+        return LoraConfig(
+            r=args.lora_r,
+            lora_alpha=args.lora_alpha,
+            lora_dropout=args.lora_dropout,
+            target_modules=args.lora_target_modules or "all-linear",
+            **common,
+        )
+    common |= {"num_virtual_tokens": num_virtual_tokens}
+    hidden = args.encoder_hidden_size or model.config.get_text_config().hidden_size
+    if args.method == "prefix_tuning":
+        network = dict(prefix_projection=args.prefix_projection, encoder_hidden_size=hidden)
+        if encoder_decoder:
+            places = {name: vars(args)[name] for name in ("prefix_encoder", "prefix_decoder", "prefix_cross")}
+            return EncoderDecoderPrefixConfig(**common, **network, **places)
+        return PrefixTuningConfig(**common, **network)
+    common |= {"num_transformer_submodules": 1}
+    if args.method == "p_tuning":
+        encoder = args.encoder_reparameterization_type
+        return PromptEncoderConfig(encoder_reparameterization_type=encoder, encoder_hidden_size=hidden, **common)
+    if args.method == "cpt":
+        # Every token is "input" to PEFT: it may move as far as opt_projection_epsilon lets it.
+        every = dict(cpt_mask=[1] * len(ids), cpt_tokens_type_mask=[2] * len(ids))
+        return CPTConfig(cpt_token_ids=list(ids), **every, **common)
+    return PromptTuningConfig(**common)
 
 
 def add_soft_prompt(
-    model: PreTrainedModel, config: PromptTuningConfig, initial: torch.Tensor | None = None
+    model: PreTrainedModel, config: PeftConfig, initial: torch.Tensor | None = None, residual: int | None = None
 ) -> PeftModel:
-    """The model with a trainable soft prompt, in float32 whatever the model's type.
+    """The model with a trainable prompt, in float32 whatever the model's type.
 
     Args:
-        initial: `[P, H]`, what the prompt starts from; by default what `config` says.
+        config: as `prompt_config` makes, or any of PEFT's for prompts.
+        initial: `[P, H]`, what a soft prompt starts from, or `[P, layers * 2 * heads * D]` for a prefix; by default
+            what `config` says.
+        residual: train a network of this width beside the soft prompt (Residual Prompt Tuning).
     """
-    wrapper = PeftModelForSeq2SeqLM if model.config.is_encoder_decoder else SharedPrefixModel
+    wrapper = EncoderDecoderPromptModel if model.config.is_encoder_decoder else SharedPrefixModel
     peft_model = wrapper(model, config)
-    weight = peft_model.prompt_encoder["default"].embedding.weight
-    weight.data = weight.data.float()
+    peft_model.prompt_encoder.float()
+    encoder = peft_model.prompt_encoder["default"]
     if initial is not None:
-        weight.data.copy_(initial)
+        encoder.embedding.weight.data.copy_(initial)
+    if residual:
+        peft_model.prompt_encoder["default"] = ResidualPrompt(encoder.embedding, residual)
     return peft_model
 
 
-def initial_prompt(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: PromptArguments, seed: int
-) -> torch.Tensor:
-    """Where a soft prompt starts, `[P, H]` in float32 (Lester et al. 2021, section 3.2).
+class ResidualPrompt(BasePromptEncoder):
+    """E + LayerNorm(Up(ReLU(Down(E)))) in place of E `[P, H]` (Razdaibiedina et al. 2023, section 3).
 
-    random: normal noise with the mean and deviation of the model's own embeddings. vocab: embeddings of tokens drawn
-    without replacement, special tokens left out. text: embeddings of init_text, repeated up to num_virtual_tokens.
+    The norm's weight starts at a tenth of E's deviation rather than at 1, so that the prompt starts near E.
     """
-    embeddings = model.get_input_embeddings()
-    length = count_virtual_tokens(args, tokenizer)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        if args.init == "random":
-            weight = embeddings.weight[: len(tokenizer)].float()
-            return (
-                torch.randn(length, weight.shape[1], generator=generator) * weight.std(0).cpu() + weight.mean(0).cpu()
-            )
-        if args.init == "vocab":
-            ordinary = sorted(
-                set(range(min(len(tokenizer), embeddings.num_embeddings))) - set(tokenizer.all_special_ids)
-            )
-            chosen = torch.randperm(len(ordinary), generator=generator)[:length]
-            ids = [ordinary[index] for index in chosen.tolist()]
-        else:
-            ids = _text_ids(args, tokenizer)
-        repeated = (ids * (length // len(ids) + 1))[:length]
-        return embeddings(torch.tensor(repeated, device=embeddings.weight.device)).float().cpu()
+
+    def __init__(self, embedding: torch.nn.Embedding, width: int) -> None:
+        super().__init__()
+        size = embedding.embedding_dim
+        self.embedding = embedding
+        self.network = torch.nn.Sequential(
+            torch.nn.Linear(size, width), torch.nn.ReLU(), torch.nn.Linear(width, size), torch.nn.LayerNorm(size)
+        )
+        torch.nn.init.constant_(self.network[-1].weight, 0.1 * embedding.weight.std().item())
+        self.network.to(embedding.weight.device)
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        embedded = self.embedding(indices)
+        return embedded + self.network(embedded)
 
 
-def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
-    """The base model with a saved soft prompt, for evaluation and prediction."""
+def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """The model with a trainable adapter that is no prompt, as LoRA."""
+    wrapper = PeftModelForSeq2SeqLM if model.config.is_encoder_decoder else PeftModelForCausalLM
+    return wrapper(model, config)
+
+
+def load_adapter(model: PreTrainedModel, folder: str | Path, is_trainable: bool = False) -> PeftModel:
+    """The base model with a saved adapter, for evaluation and prediction, or to go on training.
+
+    What P-tuning's encoder or a prefix's network wrote goes on as the soft prompt or prefix that it is; PEFT's own
+    `is_trainable=True` raises for every prompt.
+
+    Raises:
+        AdapterError: not an adapter, or one of another model.
+    """
     config = load_adapter_config(folder)
     check_adapter(config, folder, model.config)
-    config.inference_mode = True
+    config.inference_mode = not is_trainable
+    if not config.is_prompt_learning:
+        return (PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)).eval()
+    if is_trainable and config.peft_type in ("P_TUNING", "CPT"):
+        config = prompt_config(model, config.num_virtual_tokens)
+    if isinstance(config, PrefixTuningConfig):
+        config.prefix_projection = False  # the file holds what the network wrote
     peft_model = add_soft_prompt(model, config)
-    peft_model.load_adapter(str(folder), "default", torch_device=str(model.device))
-    return peft_model.eval()
+    peft_model.load_adapter(str(folder), "default", is_trainable, torch_device=str(model.device))
+    return peft_model.requires_grad_(False).eval() if not is_trainable else peft_model.eval()
 
 
 def load_adapter_config(folder: str | Path) -> PeftConfig:
     """The adapter's own configuration; reads no weights.
 
     Raises:
-        AdapterError: no adapter there, or not a soft prompt.
+        AdapterError: no adapter there.
     """
     folder = Path(folder)
     missing = [name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()]
@@ -156,28 +201,20 @@ def load_adapter_config(folder: str | Path) -> PeftConfig:
         raise AdapterError(
             f"{folder}: no {missing[0]} there; --adapter wants the folder that `prompt-tuning train` wrote"
         )
-    config = PeftConfig.from_pretrained(str(folder))
-    if config.peft_type != "PROMPT_TUNING":
-        raise AdapterError(f"{folder}: a {config.peft_type.value} adapter; expected PROMPT_TUNING")
-    return config
+    return load_prompt_config(folder)
 
 
 def check_adapter(config: PeftConfig, folder: str | Path, model_config: PretrainedConfig) -> None:
     """Raise AdapterError unless the adapter was trained on a model of this name and size."""
     trained_on, size = config.base_model_name_or_path or "", model_config.get_text_config().hidden_size
     name = model_config.name_or_path
-    if config.token_dim != size or Path(trained_on).name != Path(name).name:
+    embedded = config.peft_type in ("PROMPT_TUNING", "P_TUNING")  # the others do not tell
+    trained_size = config.token_dim if embedded else size
+    if trained_size != size or Path(trained_on).name != Path(name).name:
         raise AdapterError(
-            f"{folder} was trained on {trained_on} (hidden size {config.token_dim}), the model here is {name} "
+            f"{folder} was trained on {trained_on} (hidden size {trained_size}), the model here is {name} "
             f"(hidden size {size}); set model_name_or_path to the model it was trained on"
         )
-
-
-def _text_ids(args: PromptArguments, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids = tokenizer(args.init_text, add_special_tokens=False).input_ids
-    if not ids:
-        raise RecipeError("init_text has no tokens; write the instruction the prompt should start from")
-    return ids
 
 
 def _from_pretrained(auto, args: ModelArguments, **kwargs):

@@ -13,8 +13,9 @@ from prompt_tuning.config import Recipe
 from prompt_tuning.data import load_splits, row_origin, split_origin
 from prompt_tuning.encoding import Encoder, EncodingReport, encode
 from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
+from prompt_tuning.initialization import prompt_length, starting_ids, starting_text
 from prompt_tuning.metrics import TASK_METRICS, Score, load_metrics
-from prompt_tuning.model import count_virtual_tokens, load_config, load_tokenizer
+from prompt_tuning.model import load_adapter_config, load_config, load_tokenizer
 from prompt_tuning.template import Template
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,12 @@ PROBLEMS_SHOWN = 5
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe, ready for its model."""
+    """A recipe, ready for its model.
+
+    Args:
+        num_virtual_tokens: P; 0 for a method without a prompt.
+        init_ids: the tokens of the text that the prompt starts from, if it starts from one.
+    """
 
     recipe: Recipe
     config: PretrainedConfig
@@ -32,6 +38,7 @@ class Prepared:
     encoder: Encoder
     score: Score
     num_virtual_tokens: int
+    init_ids: list[int] | None
     rows: DatasetDict
     encoded: dict[str, Dataset]
     reports: dict[str, EncodingReport]
@@ -62,7 +69,6 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     score = attempt(load_metrics, prompt.metrics or TASK_METRICS[data.task], language=data.metric_language)
     if score:
         problems += _metric_problems(recipe, attempt(score, ["The a."], [["a"]]))
-    length = (attempt(count_virtual_tokens, prompt, tokenizer) or 0) if tokenizer and prompt.method != "none" else 0
     rows = attempt(load_splits, data, splits)
     if rows is not None and not rows:
         problems.append(DataError(f"{recipe.path}: no {' or '.join(splits)} rows; set {splits[-1]}_file"))
@@ -72,8 +78,9 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     if problems:
         raise_together(problems)
 
-    problems += _budget_problems(recipe, config, length)
     encoder = Encoder.of_recipe(recipe, template, tokenizer, config.is_encoder_decoder)
+    ids, length = attempt(_start, recipe, encoder, rows.get("train")) or (None, 0)
+    problems += _budget_problems(recipe, config, length)
     encoded, reports = {}, {}
     for split in rows:
         training = split == "train"
@@ -90,7 +97,20 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
             problems.append(DataError(f"{split_origin(data, split)}: all rows were left out as too long"))
     if problems:
         raise_together(problems)
-    return Prepared(recipe, config, tokenizer, encoder, score, length, rows, encoded, reports)
+    return Prepared(recipe, config, tokenizer, encoder, score, length, ids, rows, encoded, reports)
+
+
+def _start(recipe: Recipe, encoder: Encoder, train_rows: Dataset | None) -> tuple[list[int] | None, int]:
+    """The tokens that the prompt starts from, if any, and its length."""
+    prompt = recipe.prompt
+    if prompt.method in ("none", "lora", "full"):
+        return None, 0
+    if prompt.adapter:
+        config = load_adapter_config(prompt.adapter)
+        return None, config.num_virtual_tokens if config.is_prompt_learning else 0
+    text = starting_text(prompt, encoder, train_rows, recipe.training.seed)
+    ids = starting_ids(text, encoder.tokenizer, prompt.init)
+    return ids, prompt_length(prompt, ids)
 
 
 def raise_together(problems: list[PromptTuningError]) -> NoReturn:

@@ -33,7 +33,7 @@ from prompt_tuning.packed_attention import ATTENTION, RowLayout, shared_prefix_a
 logger = logging.getLogger(__name__)
 
 # Methods whose prompt is a sequence of input embeddings, and methods whose prompt is keys and values.
-EMBEDDED_METHODS = ("PROMPT_TUNING", "P_TUNING")
+EMBEDDED_METHODS = ("PROMPT_TUNING", "P_TUNING", "CPT")
 CACHED_METHODS = ("PREFIX_TUNING",)
 # tests/test_architectures.py holds each of these to a row-by-row reference.
 PACKED_ARCHITECTURES = (
@@ -96,13 +96,23 @@ class SharedPrefixModel(PeftModelForCausalLM):
         self._opening: torch.Tensor | None = None  # set while a prompt's cache is kept
         self._kept: dict[str, DynamicCache] = {}
         self._told: set[str] = set()
-        self._compiled = False
+        self._compiled = self._disabled = False
         if self.way.name == "packed":
             model.set_attn_implementation(ATTENTION)
         elif self.way.name == "cache":
             self._tell("The prompt is computed once for a batch, but rows are padded: %s.", self.way.reason)
         else:
             self._tell("The prompt is computed for each row, by PEFT's own forward: %s.", self.way.reason)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Within it the model is its base model, in `generate` too."""
+        self._disabled = True
+        try:
+            with super().disable_adapter():
+                yield
+        finally:
+            self._disabled = False
 
     def compile_layers(self, **kwargs: Any) -> None:
         """Compile each decoder layer in place with `torch.compile`, for batches of any shape.
@@ -348,6 +358,8 @@ class SharedPrefixModel(PeftModelForCausalLM):
         adapter_names: Sequence[str] | None,
         **kwargs: Any,
     ) -> Any:
+        if self._disabled:
+            return self.get_base_model().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if input_ids is None or self.active_peft_config.peft_type.value not in EMBEDDED_METHODS + CACHED_METHODS:
             return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if attention_mask is None:

@@ -9,7 +9,12 @@ from typing import Any
 
 from prompt_tuning.errors import DataError
 
-NAMES = {"hard_prompt": "hard prompt alone", "soft_prompt": "with soft prompt"}
+NAMES = {
+    "hard_prompt": "hard prompt alone",
+    "soft_prompt": "with soft prompt",
+    "lora": "with LoRA",
+    "full": "fine-tuned",
+}
 
 
 def summarize(folder: Path, examples: int = 3) -> str:
@@ -37,7 +42,8 @@ def _table(results: dict[str, Any]) -> str:
     for name, scores in scored.items():
         lines.append(f"{NAMES[name]:20}" + "".join(f"{scores[metric]:14.1f}" for metric in metrics))
     if len(scored) == 2:
-        gains = [results["soft_prompt"][metric] - results["hard_prompt"][metric] for metric in metrics]
+        hard, tuned = scored.values()
+        gains = [tuned[metric] - hard[metric] for metric in metrics]
         lines.append(f"{'difference':20}" + "".join(f"{gain:+14.1f}" for gain in gains))
     return "\n".join(lines)
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import torch
 import yaml
 from accelerate import PartialState
-from transformers import EarlyStoppingCallback, set_seed
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from prompt_tuning.config import Recipe
 from prompt_tuning.data import split_origin
 from prompt_tuning.errors import DataError, RecipeError
-from prompt_tuning.evaluation import describe, predict_and_score, trainer_for, write_run
+from prompt_tuning.evaluation import describe, predict_and_score, trainer_for, tuned_name, write_run
 from prompt_tuning.files import whole_file, whole_folder
-from prompt_tuning.model import add_soft_prompt, initial_prompt, load_base_model, prompt_config
+from prompt_tuning.initialization import frequent_ids, initial_prefix, initial_prompt
+from prompt_tuning.model import add_adapter, add_soft_prompt, load_adapter, load_base_model, prompt_config
 from prompt_tuning.model_card import write_card
 from prompt_tuning.prepare import Prepared, prepare
 
@@ -41,37 +47,73 @@ def train(recipe: Recipe) -> Path:
     set_seed(recipe.training.seed)
     base = load_base_model(recipe.model, prepared.config)
     results, predictions = describe(prepared, split), {}
-    started = time.perf_counter()
     if recipe.prompt.method != "none":
-        initial = initial_prompt(base, prepared.tokenizer, recipe.prompt, recipe.training.seed)
-        model = add_soft_prompt(base, prompt_config(base, prepared.num_virtual_tokens), initial)
-        trainable, total = model.get_nb_trainable_parameters()
-        logger.info("training %s of %s parameters (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
-        trainer = trainer_for(model, prepared, _callbacks(recipe))
-        trainer.train(resume_from_checkpoint=checkpoint)
-        seconds = time.perf_counter() - started
-        if trainer.is_world_process_zero():
-            _save(model, prepared, folder)
-        results |= {
-            "train_rows": prepared.reports["train"].rows,
-            "train_steps": trainer.state.global_step,
-            "trainable_parameters": trainable,
-            "train_seconds": round(seconds, 1),
-        }
-        if trainer.state.best_model_checkpoint:
-            results["best_checkpoint"] = Path(trainer.state.best_model_checkpoint).name
-        logger.info("evaluating the soft prompt on %s", split_origin(recipe.data, split))
+        name = tuned_name(recipe.prompt.method)
+        model = _with_trainable(base, prepared)
+        results |= _train(model, prepared, checkpoint, folder)
+        logger.info("evaluating with the %s on %s", name.replace("_", " "), split_origin(recipe.data, split))
         started = time.perf_counter()
-        predictions["soft_prompt"], results["soft_prompt"] = predict_and_score(model, prepared, split)
+        predictions[name], results[name] = predict_and_score(model, prepared, split)
+        if name == "full":
+            base = load_base_model(recipe.model, prepared.config)
+    started = time.perf_counter() if recipe.prompt.method == "none" else started
 
-    # A soft prompt changes nothing of the base model, so this is the same loaded model without it.
     logger.info("evaluating the hard prompt alone")
-    predictions["hard_prompt"], results["hard_prompt"] = predict_and_score(base, prepared, split)
+    # A prompt changes nothing of the base model, and LoRA's layers can be switched off.
+    with model.disable_adapter() if recipe.prompt.method == "lora" else nullcontext():
+        predictions["hard_prompt"], results["hard_prompt"] = predict_and_score(base, prepared, split)
     results["evaluation_seconds"] = round(time.perf_counter() - started, 1)
     write_run(folder, results, prepared, split, predictions)
-    if recipe.prompt.method != "none" and PartialState().is_main_process:
+    if "soft_prompt" in results and PartialState().is_main_process:
         write_card(folder)
     return folder
+
+
+def _with_trainable(base: PreTrainedModel, prepared: Prepared) -> PeftModel | PreTrainedModel:
+    """The base model with what the recipe trains."""
+    args, length, seed = prepared.recipe.prompt, prepared.num_virtual_tokens, prepared.recipe.training.seed
+    if args.adapter:
+        return load_adapter(base, args.adapter, is_trainable=True)
+    if args.method == "full":
+        return base.requires_grad_(True)
+    config = prompt_config(base, length, args, prepared.init_ids or ())
+    if args.method == "lora":
+        return add_adapter(base, config)
+    initial, ids = None, prepared.init_ids
+    if args.init == "frequent":
+        ids = frequent_ids(prepared.encoded["train"]["labels"], prepared.tokenizer, length)
+    if args.method == "prompt_tuning":
+        initial = initial_prompt(base, prepared.tokenizer, args, length, seed, ids)
+    elif args.method == "prefix_tuning" and not (args.prefix_projection or base.config.is_encoder_decoder):
+        initial = initial_prefix(base, prepared.tokenizer, args, length, seed, ids)
+    residual = args.encoder_hidden_size or base.config.get_text_config().hidden_size if args.residual else None
+    return add_soft_prompt(base, config, initial, residual)
+
+
+def _train(
+    model: PeftModel | PreTrainedModel, prepared: Prepared, checkpoint: str | None, folder: Path
+) -> dict[str, Any]:
+    """Train and save; returns the facts for results.json."""
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    logger.info("training %s of %s parameters (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
+    initial = _prompt_of(model)
+    started = time.perf_counter()
+    trainer = trainer_for(model, prepared, _callbacks(prepared.recipe))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - started
+    if trainer.is_world_process_zero():
+        _save(model, prepared, folder, initial)
+    facts = {
+        "method": prepared.recipe.prompt.method,
+        "train_rows": prepared.reports["train"].rows,
+        "train_steps": trainer.state.global_step,
+        "trainable_parameters": trainable,
+        "train_seconds": round(seconds, 1),
+    }
+    if trainer.state.best_model_checkpoint:
+        facts["best_checkpoint"] = Path(trainer.state.best_model_checkpoint).name
+    return facts
 
 
 def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
@@ -114,11 +156,26 @@ def _callbacks(recipe: Recipe) -> list[EarlyStoppingCallback]:
     return [EarlyStoppingCallback(recipe.prompt.early_stopping_patience, recipe.prompt.early_stopping_threshold)]
 
 
-def _save(model, prepared: Prepared, folder: Path) -> None:
-    """The adapter, and what `predict` needs to build the same prompt again."""
+def _prompt_of(model: PeftModel | PreTrainedModel) -> torch.Tensor | None:
+    """`[P, H]` embeddings of a soft prompt; None for other methods."""
+    if not isinstance(model, PeftModel) or model.active_peft_config.peft_type not in (
+        "PROMPT_TUNING",
+        "P_TUNING",
+        "CPT",
+    ):
+        return None
+    return model.get_prompt_embedding_to_save("default")
+
+
+def _save(model: PeftModel | PreTrainedModel, prepared: Prepared, folder: Path, initial: torch.Tensor | None) -> None:
+    """The adapter, what `predict` needs to build the same prompt again, and what `inspect` compares it with."""
     with whole_folder(folder) as partial:
         model.save_pretrained(partial)
         (partial / "README.md").unlink(missing_ok=True)  # PEFT's placeholder card; ours follows the evaluation
+        if initial is not None:
+            save_file({"initial_prompt": initial}, partial / "initial_prompt.safetensors")
+        if prepared.recipe.prompt.method == "full":
+            prepared.tokenizer.save_pretrained(partial)
     with whole_file(folder / "recipe.yaml") as file:
         yaml.safe_dump(prepared.recipe.resolved(), file, sort_keys=False, allow_unicode=True, width=120)
     with whole_file(folder / "template.yaml") as file:

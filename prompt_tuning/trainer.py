@@ -11,15 +11,19 @@ import torch
 from accelerate.utils import DynamoBackend
 from datasets import Dataset
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from prompt_tuning.encoding import StopTexts, batches_within, common_opening, decode, pad_left, source_length
+from prompt_tuning.errors import AdapterError
 from prompt_tuning.files import full_disk_told
 from prompt_tuning.metrics import Score
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once, target_loss
 from prompt_tuning.training_args import PromptTuningArguments
+
+PROMPT_ENCODER = "prompt_encoder.safetensors"
 
 
 class PromptTuningTrainer(Seq2SeqTrainer):
@@ -176,6 +180,34 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         start = 1 if self.model.config.is_encoder_decoder else sources["input_ids"].shape[1]
         return loss, generated[:, start:].contiguous(), inputs["labels"]
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's. A checkpoint also gets what PEFT leaves out: the network that writes the prompt, if any."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and self.args.should_save and _has_network(self.model):
+            state = {name: tensor.contiguous() for name, tensor in self.model.prompt_encoder.state_dict().items()}
+            save_file(state, Path(output_dir or self.args.output_dir, PROMPT_ENCODER))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        if not self._load_network(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_network(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _load_network(self, checkpoint: str) -> bool:
+        """Load the prompt with the network that writes it; PEFT would load the network's output as its input."""
+        if not _has_network(self.model):
+            return False
+        file = Path(checkpoint, PROMPT_ENCODER)
+        if not file.is_file():
+            raise AdapterError(
+                f"{checkpoint}: no {PROMPT_ENCODER} there, and PEFT's file holds only what the prompt's network "
+                "wrote; resume from a checkpoint that this trainer saved"
+            )
+        self.model.prompt_encoder.load_state_dict(load_file(file))
+        return True
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """As Trainer's, but one that fails or is interrupted half way leaves no folder to resume from."""
         run = Path(self._get_output_dir(trial=trial))
@@ -229,6 +261,12 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         predictions = decode(evaluated.predictions, self.processing_class, self.stop)[: len(references)]
         scores = self.score(predictions, list(references))
         return {name: value for name, value in scores.items() if not isinstance(value, str)}
+
+
+def _has_network(model: torch.nn.Module) -> bool:
+    """Whether more is trained than the prompt itself: P-tuning's encoder, a projection, a residual network."""
+    prompted = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+    return prompted and len(list(model.prompt_encoder.parameters())) > 1
 
 
 def source_rows(inputs: dict[str, torch.Tensor]) -> list[list[int]]:

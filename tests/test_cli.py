@@ -28,8 +28,8 @@ def run(recipe_file, tmp_path):
 def test_train_leaves_the_folder_that_the_design_says(run, recipe_file, model_folders, capsys):
     names = {path.name for path in run.iterdir()}
     assert names == {
-        "README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoint-2", "checkpoint-4", "predictions",
-        "recipe.yaml", "results.json", "template.yaml",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoint-2", "checkpoint-4",
+        "initial_prompt.safetensors", "predictions", "recipe.yaml", "results.json", "template.yaml",
     }  # fmt: skip
     results = json.loads((run / "results.json").read_text())
     assert results["task"] == "question_answering" and results["split"] == "test" and results["rows"] == 9

@@ -68,7 +68,7 @@ def test_the_best_checkpoint_is_by_default_that_of_the_tasks_main_metric(recipe_
             ["rows.txt: cannot tell its format; expected a name ending in .json, .jsonl"],
         ),
         ({"train_file": None, "validation_file": None, "test_file": None}, [], ["no data: set dataset_name"]),
-        ({"init": "text"}, [], ["init_text is missing; write the instruction"]),
+        ({"init": "text"}, [], ["init is text but init_text is missing"]),
         ({"init_text": "Answer."}, [], ["init_text is set but init is vocab"]),
         ({"task": "translation"}, [], ["translation needs source_lang and target_lang"]),
         ({"max_target_tokens": 0}, [], ["max_target_tokens is 0; it must be at least 1"]),

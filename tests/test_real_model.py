@@ -13,7 +13,7 @@ from prompt_tuning import Encoder, Template, add_soft_prompt, prompt_config
 from prompt_tuning.cli import main
 from prompt_tuning.config import PromptArguments
 from prompt_tuning.encoding import pad_left
-from prompt_tuning.model import initial_prompt
+from prompt_tuning.initialization import initial_prompt, starting_ids
 
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 pytestmark = [
@@ -43,8 +43,8 @@ def tokenizer():
 def model(tokenizer):
     base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).requires_grad_(False).eval()
     assert not hasattr(base.config, "quantization_config")
-    arguments = PromptArguments(init="text", init_text="Answer the question with a few words copied from the context.")
-    initial = initial_prompt(base, tokenizer, arguments, seed=0)
+    ids = starting_ids("Answer the question with a few words copied from the context.", tokenizer, "text")
+    initial = initial_prompt(base, tokenizer, PromptArguments(init="text"), len(ids), 0, ids)
     return add_soft_prompt(base, prompt_config(base, len(initial)), initial)
 
 
