@@ -624,11 +624,25 @@ def test_plain_peft_gives_two_decoder_layers_one_prefix_and_half_of_the_slots_no
     assert by_slot.tolist() == [True, True, False, False] * 3
 
 
-def test_plain_peft_raises_where_heads_and_hidden_size_differ_and_where_the_encoder_is_shallower():
-    with pytest.raises(RuntimeError):
-        plain_prefix(BASES["flan-t5"]())(**batch(rows()))
-    with pytest.raises((RuntimeError, ValueError, IndexError)):
-        plain_prefix(BASES["t5, 2 and 4 layers"]())(**batch(rows()))
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("flan-t5", RuntimeError, "shape '.*' is invalid for input of size"),
+        ("mt5", RuntimeError, "shape '.*' is invalid for input of size"),
+        ("t5, 2 and 4 layers", IndexError, "list index out of range"),
+        ("bart, 2 and 4 layers", RuntimeError, "Sizes of tensors must match"),
+    ],
+)
+def test_plain_peft_has_no_prefix_for_other_geometries_and_shallower_encoders(name, error, message):
+    with pytest.raises(error, match=message):
+        plain_prefix(BASES[name]())(**batch(rows()))
+
+
+@torch.no_grad()
+def test_plain_peft_writes_other_text_from_a_prefix_without_a_cache():
+    model = plain_prefix(BASES["bart"]())
+    cached = greedy(model, sources(rows()))
+    assert cached.tolist() != greedy(model, sources(rows()), use_cache=False).tolist()
 
 
 def test_plain_peft_allocates_twice_the_rows_of_a_soft_prompt():
