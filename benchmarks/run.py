@@ -13,7 +13,7 @@ BENCHMARKS = ("training_step", "training_run", "memory", "generation", "growth",
 
 
 def main() -> None:
-    start, parts = time.time(), ["# Benchmarks\n"]
+    start, parts = time.time(), []
     for name in BENCHMARKS:
         print(f"{name} ...", file=sys.stderr, flush=True)
         began = time.time()
@@ -21,11 +21,8 @@ def main() -> None:
         title = (FOLDER / f"{name}.py").read_text(encoding="utf-8").split('"""')[1].splitlines()[0]
         command = f"`python benchmarks/{name}.py`, {time.time() - began:.0f} s"
         parts.append(f"## {title.rstrip('.')}\n\n{command}: {done.stdout.strip()}\n")
-    parts.insert(
-        1, f"Written by `make benchmark` on {time.strftime('%Y-%m-%d')}, {(time.time() - start) / 60:.0f} min.\n"
-    )
-    (FOLDER / "results.md").write_text("\n".join(parts), encoding="utf-8")
-    print("\n".join(parts))
+        head = f"# Benchmarks\n\nWritten by `make benchmark` on {time.strftime('%Y-%m-%d')} in {time.time() - start:.0f} s."
+        (FOLDER / "results.md").write_text("\n\n".join([head, *parts]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def run(name: str, rows: Dataset, words, folder: str, steps: int) -> PeftModelFo
 
 
 def main() -> None:
-    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 24
+    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 16
     words = tokenizer()
     encoder = Encoder(Template.load("question_answering/instruction_last"), words)
     train, report = encode(Dataset.from_list(quickstart_rows("train")), encoder, training=True)

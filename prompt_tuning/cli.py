@@ -58,12 +58,16 @@ examples:
   prompt-tuning inspect runs/quickstart
   prompt-tuning inspect runs/quickstart -n 10 --output inspected
 
-Such readings do not explain what a prompt does: see the text that comes with them.
+piece 'x' is a token that is only part of a character; special tokens stand without quotes. Such readings do not
+explain what a prompt does: see the text that comes with them.
 """
 ENSEMBLE_EXAMPLES = """\
 examples:
   prompt-tuning ensemble recipes/quickstart/qa.yaml --adapters runs/seed1 runs/seed2 runs/seed3
-  prompt-tuning ensemble recipes/quickstart/qa.yaml --adapters runs/seed1 runs/seed2 --combine logits --split validation
+  prompt-tuning ensemble recipes/quickstart/qa.yaml --adapters runs/seed1 runs/seed2 --combine logits
+
+vote suits short answers: long texts seldom agree, and then the adapter named first decides. logits writes one text,
+greedily, each token by the mean of the adapters' log-probabilities.
 """
 SHOW_EXAMPLES = """\
 examples:
@@ -257,8 +261,13 @@ def _ensemble(args: argparse.Namespace, overrides: list[str]) -> int:
     chosen = any(item.split("=")[0] in ("--output_dir", "--output-dir") for item in overrides)
     from prompt_tuning.ensemble import ensemble, ensemble_text
 
-    output = Path(recipe.training.output_dir) if chosen else None
-    print(ensemble_text(ensemble(recipe, args.adapters, args.combine, args.split, output)))
+    folder = ensemble(
+        recipe, args.adapters, args.combine, args.split, Path(recipe.training.output_dir) if chosen else None
+    )
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        print(ensemble_text(folder))
     return 0
 
 

@@ -29,6 +29,7 @@ EFFECTIVE = {
     "residual": ("prompt_tuning",),
     "encoder_reparameterization_type": ("p_tuning",),
     "init_demonstrations": INITIALIZED,
+    "teacher_template": ("prompt_tuning", "p_tuning", "prefix_tuning", "cpt"),
     "prefix_projection": ("prefix_tuning",),
     "prefix_encoder": ("prefix_tuning",),
     "prefix_decoder": ("prefix_tuning",),
@@ -162,6 +163,17 @@ class PromptArguments:
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "lora: names of the layers; by default every linear layer."}
     )
+    loss: Literal["cross_entropy", "kl", "mse"] = field(
+        default="cross_entropy",
+        metadata={
+            "help": "cross_entropy: of the targets. kl, mse: context distillation, of the targets' logits from those "
+            "of the same model given teacher_template (Askell et al. 2021)."
+        },
+    )
+    teacher_template: str | None = field(
+        default=None, metadata={"help": "Longer template, as a few-shot prompt, that the soft prompt is to replace."}
+    )
+    max_teacher_tokens: int = field(default=1024, metadata={"help": "Budget of a source in teacher_template."})
     max_source_tokens: int = field(default=512, metadata={"help": "Budget of a rendered source, in tokens."})
     max_target_tokens: int = field(
         default=64, metadata={"help": "Budget of a target; also the most tokens generated."}
@@ -359,6 +371,7 @@ def _contradictions(recipe: Recipe) -> list[str]:
         lora_r=prompt.lora_r,
         encoder_hidden_size=prompt.encoder_hidden_size,
         max_source_tokens=prompt.max_source_tokens,
+        max_teacher_tokens=prompt.max_teacher_tokens,
         max_target_tokens=prompt.max_target_tokens,
         max_train_samples=data.max_train_samples,
         max_eval_samples=data.max_eval_samples,
@@ -406,6 +419,12 @@ def _prompt_contradictions(recipe: Recipe) -> list[str]:
         problems.append("prefix_projection starts from its network's own noise; leave init out, or the projection")
     if prompt.method == "prefix_tuning" and prompt.init in ("frequent", "class_labels", "adapter"):
         problems.append(f"init {prompt.init} is for soft prompts; prefix_tuning takes random, text and demonstrations")
+    if prompt.loss != "cross_entropy" and not prompt.teacher_template:
+        problems.append(f"loss {prompt.loss} needs a teacher; set teacher_template to the prompt to be replaced")
+    if prompt.teacher_template and prompt.loss == "cross_entropy":
+        problems.append("teacher_template is set but loss is cross_entropy, so it would have no effect; set loss: kl")
+    if prompt.loss != "cross_entropy" and recipe.training.label_smoothing_factor:
+        problems.append(f"label_smoothing_factor has no effect with loss {prompt.loss}; leave it out")
     if prompt.method == "cpt" and not prompt.init_text:
         problems.append("cpt starts from a text; set init_text")
     return problems

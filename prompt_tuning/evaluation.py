@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -54,7 +55,10 @@ def tuned_name(method: str) -> str:
 
 
 def trainer_for(
-    model: PreTrainedModel | PeftModel, prepared: Prepared, callbacks: list[TrainerCallback] | None = None
+    model: PreTrainedModel | PeftModel,
+    prepared: Prepared,
+    callbacks: list[TrainerCallback] | None = None,
+    teacher: dict[int, torch.Tensor] | None = None,
 ) -> PromptTuningTrainer:
     """A trainer on the recipe's rows, that generates as the recipe says."""
     return PromptTuningTrainer(
@@ -67,6 +71,8 @@ def trainer_for(
         train_dataset=prepared.encoded.get("train"),
         eval_dataset=prepared.encoded.get("validation", prepared.encoded.get("test")),
         callbacks=callbacks,
+        teacher=teacher,
+        distillation=prepared.recipe.prompt.loss,
     )
 
 

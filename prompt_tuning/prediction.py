@@ -49,21 +49,24 @@ class Predictor:
             AdapterError: not such a folder, or an adapter of another model.
         """
         adapter = Path(adapter)
-        adapter_config = load_adapter_config(adapter)
+        full = (adapter / "config.json").is_file()  # a run that trained every weight is a model itself
+        adapter_config = None if full else load_adapter_config(adapter)
         for name in ("recipe.yaml", "template.yaml"):
             if not (adapter / name).is_file():
                 raise AdapterError(
                     f"{adapter}: no {name} there, so its template is unknown; use a folder that train wrote"
                 )
-        overrides = [f"--model_name_or_path={model_name_or_path or adapter_config.base_model_name_or_path}"]
+        trained_on = adapter if full else adapter_config.base_model_name_or_path
+        overrides = [f"--model_name_or_path={model_name_or_path or trained_on}"]
         recipe = load_recipe(adapter / "recipe.yaml", overrides, for_prediction=True)
         template = Template.load(adapter / "template.yaml")
         config = load_config(recipe.model)
-        check_adapter(adapter_config, adapter, config)
+        if not full:
+            check_adapter(adapter_config, adapter, config)
         encoder = Encoder.of_recipe(recipe, template, load_tokenizer(recipe.model), config.is_encoder_decoder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         base = load_base_model(recipe.model, config).to(device)
-        return cls(load_adapter(base, adapter), encoder, recipe.decoding)
+        return cls(base if full else load_adapter(base, adapter), encoder, recipe.decoding)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> list[str]:
         """What the model writes for each row; one batch.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from datasets import Dataset, DatasetDict
@@ -11,7 +11,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from prompt_tuning.config import Recipe
 from prompt_tuning.data import load_splits, row_origin, split_origin
-from prompt_tuning.encoding import Encoder, EncodingReport, encode
+from prompt_tuning.distillation import SCALED_LOGITS
+from prompt_tuning.encoding import Encoder, EncodingReport, encode, source_length
 from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
 from prompt_tuning.initialization import prompt_length, starting_ids, starting_text
 from prompt_tuning.metrics import TASK_METRICS, Score, load_metrics
@@ -30,6 +31,7 @@ class Prepared:
     Args:
         num_virtual_tokens: P; 0 for a method without a prompt.
         init_ids: the tokens of the text that the prompt starts from, if it starts from one.
+        taught: the training rows in teacher_template, if there is one.
     """
 
     recipe: Recipe
@@ -41,6 +43,7 @@ class Prepared:
     init_ids: list[int] | None
     rows: DatasetDict
     encoded: dict[str, Dataset]
+    taught: Dataset | None
     reports: dict[str, EncodingReport]
 
     @property
@@ -95,9 +98,13 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
         problems += _row_problems(recipe, split, reports[split])
         if not encoded[split] and not reports[split].problems:
             problems.append(DataError(f"{split_origin(data, split)}: all rows were left out as too long"))
+    taught = None
+    if prompt.teacher_template and "train" in encoded and not problems:
+        taught = attempt(_taught, recipe, config, replace(encoder, max_source_tokens=prompt.max_teacher_tokens), rows)
+        problems += attempt(_teacher_problems, recipe, encoded["train"], taught) if taught else []
     if problems:
         raise_together(problems)
-    return Prepared(recipe, config, tokenizer, encoder, score, length, ids, rows, encoded, reports)
+    return Prepared(recipe, config, tokenizer, encoder, score, length, ids, rows, encoded, taught, reports)
 
 
 def _start(recipe: Recipe, encoder: Encoder, train_rows: Dataset | None) -> tuple[list[int] | None, int]:
@@ -111,6 +118,54 @@ def _start(recipe: Recipe, encoder: Encoder, train_rows: Dataset | None) -> tupl
     text = starting_text(prompt, encoder, train_rows, recipe.training.seed)
     ids = starting_ids(text, encoder.tokenizer, prompt.init)
     return ids, prompt_length(prompt, ids)
+
+
+def _taught(recipe: Recipe, config: PretrainedConfig, encoder: Encoder, rows: DatasetDict) -> Dataset:
+    """The training rows as the teacher reads them."""
+    if config.is_encoder_decoder or config.get_text_config().model_type in SCALED_LOGITS:
+        raise RecipeError(
+            f"loss {recipe.prompt.loss}: {config.model_type} cannot be its own teacher here; causal models whose "
+            "logits are their output layer's product can"
+        )
+    template = Template.load(recipe.prompt.teacher_template)
+    template.check_columns(rows["train"].column_names, split_origin(recipe.data, "train"))
+    taught, report = encode(
+        rows["train"],
+        replace(encoder, template=template, truncate=None),
+        training=True,
+        drop_overlong=recipe.prompt.drop_overlong,
+        num_proc=recipe.data.preprocessing_num_workers,
+    )
+    logger.info("train, as the teacher reads it: %s", report)
+    if problems := _row_problems(recipe, "train", report):
+        raise_together(problems)
+    return taught
+
+
+def _teacher_problems(recipe: Recipe, rows: Dataset, taught: Dataset) -> list[PromptTuningError]:
+    """Rows whose target has other tokens in the two templates, or that the teacher lacks."""
+    targets = {row: _target(labels) for row, labels in zip(taught["row"], taught["labels"], strict=True)}
+    unlike = [
+        row
+        for row, labels in zip(rows["row"], rows["labels"], strict=True)
+        if row in targets and targets[row] != _target(labels)
+    ]
+    missing = len(set(rows["row"]) - set(targets))
+    problems: list[PromptTuningError] = []
+    if unlike:
+        problems.append(
+            RecipeError(
+                f"{row_origin(recipe.data, 'train', unlike[0])}: its target has other tokens in teacher_template than "
+                f"in template, and so in {len(unlike)} rows; let both write the same target behind the same space"
+            )
+        )
+    if missing:
+        problems.append(RecipeError(f"{missing} training rows do not fit max_teacher_tokens; raise it"))
+    return problems
+
+
+def _target(labels: list[int]) -> list[int]:
+    return labels[source_length(labels) :]
 
 
 def raise_together(problems: list[PromptTuningError]) -> NoReturn:

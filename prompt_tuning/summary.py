@@ -14,6 +14,7 @@ NAMES = {
     "soft_prompt": "with soft prompt",
     "lora": "with LoRA",
     "full": "fine-tuned",
+    "ensemble": "prompts together",
 }
 
 

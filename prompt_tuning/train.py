@@ -18,6 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from prompt_tuning.config import Recipe
 from prompt_tuning.data import split_origin
+from prompt_tuning.distillation import teacher_states
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.evaluation import describe, predict_and_score, trainer_for, tuned_name, write_run
 from prompt_tuning.files import whole_file, whole_folder
@@ -99,7 +100,12 @@ def _train(
     logger.info("training %s of %s parameters (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
     initial = _prompt_of(model)
     started = time.perf_counter()
-    trainer = trainer_for(model, prepared, _callbacks(prepared.recipe))
+    teacher = None
+    if prepared.taught is not None:
+        budget = prepared.recipe.training.per_device_eval_batch_tokens
+        teacher = teacher_states(model.get_base_model(), prepared.taught, budget)
+        logger.info("the teacher read %s rows in %.0f s", len(teacher), time.perf_counter() - started)
+    trainer = trainer_for(model, prepared, _callbacks(prepared.recipe), teacher)
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - started
     if trainer.is_world_process_zero():

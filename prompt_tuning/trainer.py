@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
+from prompt_tuning.distillation import distillation_loss
 from prompt_tuning.encoding import StopTexts, batches_within, common_opening, decode, pad_left, source_length
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.files import full_disk_told
@@ -41,6 +42,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             from the rows' `references` column, or from their labels if they have none.
         generation_kwargs: for `generate`, as `dict(max_new_tokens=32, num_beams=4)`.
         stop: a prediction ends at the first of these texts that follows something other than white space.
+        teacher: for context distillation, `distillation.teacher_states` of the rows by their `row` column.
+        distillation: the divergence trained on if there is a teacher; evaluation's loss stays cross entropy.
         **kwargs: as for `Seq2SeqTrainer`.
     """
 
@@ -51,6 +54,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         compute_metrics: Score | None = None,
         generation_kwargs: dict[str, Any] | None = None,
         stop: tuple[str, ...] = (),
+        teacher: dict[int, torch.Tensor] | None = None,
+        distillation: Literal["kl", "mse"] = "kl",
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("data_collator", DataCollatorForSeq2Seq(processing_class, padding="longest"))
@@ -70,6 +75,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
                 self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
         self.score = compute_metrics
         self.stop = stop
+        self.teacher, self.distillation = teacher, distillation
         self.generation_kwargs = {"do_sample": False, "pad_token_id": processing_class.pad_token_id} | (
             generation_kwargs or {}
         )
@@ -87,6 +93,14 @@ class PromptTuningTrainer(Seq2SeqTrainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Cross entropy over target tokens, divided by their number in the whole accumulated batch."""
         smoothing = self.args.label_smoothing_factor
+        rows = inputs.pop("row", None)
+        if self.teacher is not None and model.training:
+            outputs = model(**inputs)
+            states = torch.cat([self.teacher[row] for row in rows.tolist()]).to(outputs.logits.device)
+            with torch.no_grad():
+                taught = self.model.get_base_model().get_output_embeddings()(states)
+            loss = distillation_loss(outputs.logits, taught, self.distillation, num_items_in_batch)
+            return self._over_processes(loss, outputs, return_outputs, num_items_in_batch)
         if isinstance(self.model, SharedPrefixModel):
             inputs = inputs | {"label_smoothing": smoothing}
         if not self.model.config.is_encoder_decoder:
@@ -94,6 +108,11 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         outputs = model(**inputs)
         targets = inputs["labels"].flatten()
         loss = target_loss(outputs.logits.flatten(0, 1), targets, num_items_in_batch, smoothing)
+        return self._over_processes(loss, outputs, return_outputs, num_items_in_batch)
+
+    def _over_processes(
+        self, loss: torch.Tensor, outputs: Any, return_outputs: bool, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # which averages gradients over processes
         return (loss, outputs) if return_outputs else loss
@@ -217,6 +236,11 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         except BaseException:
             shutil.rmtree(run / f"checkpoint-{self.state.global_step}", ignore_errors=True)
             raise
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self.teacher is not None and "row" not in self._signature_columns:
+            self._signature_columns.append("row")
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
         # Trainer would shuffle a length-grouped evaluation, and references are matched by order.

@@ -22,7 +22,7 @@ SETTINGS = {
     "gemma2, window 6": dict(sliding_window=6, attn_logit_softcapping=2.0, final_logit_softcapping=5.0),
     "gemma3_text": dict(layer_types=["full_attention"] * 3),
     "gemma3_text, window 6": dict(sliding_window=6, sliding_window_pattern=2),
-    "gpt2": dict(n_embd=32, n_layer=3, n_head=4, n_positions=64),
+    "gpt2": dict(n_embd=32, n_layer=3, n_head=4),
     "gpt_neox": {},
     "granite": dict(logits_scaling=4.0, embedding_multiplier=3.0, residual_multiplier=0.5, attention_multiplier=0.3),
     "llama": {},
@@ -44,10 +44,12 @@ NO_GROUPS = ("bloom", "gpt2", "gpt_neox", "opt")  # a key head for each query he
 WINDOWS = [name for name in SETTINGS if "window" in name]
 
 
-def build(architecture):
+def build(architecture, vocabulary=VOCABULARY, positions=64):
     torch.manual_seed(0)
     name = architecture.split(",")[0]
     sizes = {key: value for key, value in SIZES.items() if name not in NO_GROUPS or key != "num_key_value_heads"}
+    sizes |= {"vocab_size": vocabulary, "max_position_embeddings": positions}
+    sizes |= {"n_positions": positions} if name == "gpt2" else {}
     config = AutoConfig.for_model(name, **(sizes | SETTINGS[architecture]))
     for name, value in config.to_dict().items():
         if name.endswith(("dropout", "pdrop")) and isinstance(value, float):

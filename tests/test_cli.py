@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from prompt_tuning import Predictor
 from prompt_tuning.cli import main
 
-COMMANDS = ["train", "evaluate", "predict", "render", "check", "import-gguf", "show"]
+COMMANDS = ["train", "evaluate", "predict", "inspect", "ensemble", "render", "check", "import-gguf", "show"]
 
 
 @pytest.fixture
@@ -54,6 +54,62 @@ def test_the_saved_recipe_runs_again_to_the_same_adapter(run, tmp_path):
     assert main(["train", str(run / "recipe.yaml"), "--output_dir", str(tmp_path / "again")]) == 0
     again = (tmp_path / "again" / "adapter_model.safetensors").read_bytes()
     assert again == (run / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "p_tuning"},
+        {"method": "prefix_tuning"},
+        {"method": "prefix_tuning", "init": "demonstrations", "num_virtual_tokens": None},
+        {"method": "prefix_tuning", "prefix_projection": "true"},
+        {"method": "cpt", "init_text": "Answer the question.", "num_virtual_tokens": None},
+        {"residual": "true", "init": "frequent"},
+        {"init": "class_labels", "init_labels": "[Oslo, Lima]", "num_virtual_tokens": None},
+        {"method": "lora", "num_virtual_tokens": None},
+        {"method": "full", "num_virtual_tokens": None},
+    ],
+    ids=str,
+)
+def test_every_method_trains_evaluates_and_predicts_the_same(settings, recipe_file, tmp_path, capsys):
+    recipe, run = recipe_file(**settings), tmp_path / "run"
+    assert main(["train", str(recipe), "--save_strategy", "no"]) == 0
+    results = json.loads((run / "results.json").read_text())
+    name = settings.get("method") if settings.get("method") in ("lora", "full") else "soft_prompt"
+    assert results["trainable_parameters"] > 0 and set(results[name]) == set(results["hard_prompt"])
+    assert main(["show", str(run)]) == 0 and "difference" in capsys.readouterr().out
+
+    whole = ["--model_name_or_path", str(run)] if name == "full" else ["--adapter", str(run)]
+    assert main(["evaluate", str(recipe), *whole, "--output_dir", str(tmp_path / "again")]) == 0
+    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert again["hard_prompt" if name == "full" else name] == results[name]
+    rows = [json.loads(line) for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
+    source, output = str(tmp_path / "test.jsonl"), str(tmp_path / "predicted.jsonl")
+    assert main(["predict", "--adapter", str(run), "--input", source, "--output", output]) == 0
+    predicted = [json.loads(line)["prediction"] for line in (tmp_path / "predicted.jsonl").read_text().splitlines()]
+    assert predicted == [row[name] for row in rows]
+    assert main(["train", str(run / "recipe.yaml"), "--output_dir", str(tmp_path / "third")]) == 0
+
+
+def test_training_goes_on_from_an_adapter_and_a_prompt_may_start_from_another(run, recipe_file, tmp_path):
+    assert main(["train", str(recipe_file(adapter=run, output_dir=tmp_path / "longer", num_virtual_tokens=None))]) == 0
+    assert json.loads((tmp_path / "longer" / "adapter_config.json").read_text())["num_virtual_tokens"] == 6
+    transferred = recipe_file(init="adapter", init_adapter=run, num_virtual_tokens=9, output_dir=tmp_path / "spot")
+    assert main(["train", str(transferred)]) == 0
+    assert json.loads((tmp_path / "spot" / "adapter_config.json").read_text())["num_virtual_tokens"] == 9
+
+
+def test_inspect_and_ensemble_on_the_command_line(run, recipe_file, tmp_path, capsys):
+    assert main(["inspect", str(run), "-n", "2"]) == 0
+    assert "moved" in capsys.readouterr().out
+    assert {"inspection.json", "inspection.png"} <= {path.name for path in run.iterdir()}
+    other = tmp_path / "other"
+    assert main(["train", str(recipe_file(output_dir=other, seed=7))]) == 0
+    assert main(["ensemble", str(recipe_file()), "--adapters", str(run), str(other)]) == 0
+    assert "together, by vote" in capsys.readouterr().out
+    assert main(["show", str(run / "evaluate-test-ensemble-vote")]) == 0
+    assert main(["ensemble", str(recipe_file()), "--adapters", str(run)]) == 1
+    assert "an ensemble needs at least two, found 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("architecture", ["t5", "bart"])

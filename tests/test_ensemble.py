@@ -130,21 +130,27 @@ def test_a_row_is_given_the_same_alone_and_in_any_batch(adapters, recipe, combin
     assert all(alike) if combine == "logits" else not any(alike)
 
 
-def test_copies_count_in_the_tokens_and_rows_of_an_evaluation_batch(adapters, recipe, monkeypatch):
-    for overrides, rows, tokens in (
+@pytest.mark.parametrize(
+    ("overrides", "rows", "tokens"),
+    [
         (["--per_device_eval_batch_tokens=900"], 128, 900),
         (["--per_device_eval_batch_tokens=900", "--generation_num_beams=2"], 128, 450),
         (["--per_device_eval_batch_size=7"], 6, 8192),
-    ):
-        prepared = prepare(recipe(*overrides), ("test",))
-        trainer, shapes = trainer_for(load_adapters(prepared, adapters), prepared), []
-        generate = trainer.model.generate
-        monkeypatch.setattr(
-            trainer.model, "generate", lambda **kwargs: shapes.append(kwargs["input_ids"].shape) or generate(**kwargs)
-        )
-        write_together(trainer, prepared.encoded["test"], list(trainer.model.peft_config))
-        assert sum(count for count, _ in shapes) == 27 and max(count for count, _ in shapes) > 3
-        assert all(count <= rows and count * (max(LENGTHS) + width + TOKENS) <= tokens for count, width in shapes)
+    ],
+)
+def test_copies_count_in_the_size_of_an_evaluation_batch(adapters, recipe, monkeypatch, overrides, rows, tokens):
+    prepared = prepare(recipe(*overrides), ("test",))
+    trainer, shapes = trainer_for(load_adapters(prepared, adapters), prepared), []
+    generate = trainer.model.generate
+
+    def noted(**kwargs):
+        shapes.append(kwargs["input_ids"].shape)
+        return generate(**kwargs)
+
+    monkeypatch.setattr(trainer.model, "generate", noted)
+    write_together(trainer, prepared.encoded["test"], list(trainer.model.peft_config))
+    assert sum(count for count, _ in shapes) == 27 and max(count for count, _ in shapes) > 3
+    assert all(count <= rows and count * (max(LENGTHS) + width + TOKENS) <= tokens for count, width in shapes)
 
 
 def test_copies_of_a_row_share_the_mean_of_their_log_probabilities():
