@@ -21,7 +21,8 @@ def main() -> None:
         title = (FOLDER / f"{name}.py").read_text(encoding="utf-8").split('"""')[1].splitlines()[0]
         command = f"`python benchmarks/{name}.py`, {time.time() - began:.0f} s"
         parts.append(f"## {title.rstrip('.')}\n\n{command}: {done.stdout.strip()}\n")
-        head = f"# Benchmarks\n\nWritten by `make benchmark` on {time.strftime('%Y-%m-%d')} in {time.time() - start:.0f} s."
+        taken = f"{time.strftime('%Y-%m-%d')}, {time.time() - start:.0f} s in all"
+        head = f"# Benchmarks\n\nWritten by `make benchmark`: {taken}."
         (FOLDER / "results.md").write_text("\n\n".join([head, *parts]), encoding="utf-8")
 
 

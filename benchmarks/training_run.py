@@ -18,7 +18,7 @@ from peft import PeftModelForCausalLM, PromptTuningConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
 from prompt_tuning import Encoder, PromptTuningArguments, PromptTuningTrainer, Template, add_soft_prompt, encode
-from prompt_tuning.config import PromptArguments
+from prompt_tuning.arguments import PromptArguments
 from prompt_tuning.initialization import initial_prompt
 from prompt_tuning.model import prompt_config
 

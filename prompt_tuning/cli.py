@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from prompt_tuning.config import DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.arguments import DataArguments, ModelArguments, PromptArguments
 from prompt_tuning.errors import PromptTuningError
 
 TRAIN_EXAMPLES = """\

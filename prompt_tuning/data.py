@@ -11,7 +11,8 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from prompt_tuning.config import LOCAL_FORMATS, DataArguments
+from prompt_tuning.arguments import DataArguments
+from prompt_tuning.config import LOCAL_FORMATS
 from prompt_tuning.errors import DataError
 
 LIMITS = dict(train="max_train_samples", validation="max_eval_samples", test="max_predict_samples")

@@ -26,9 +26,10 @@ from prompt_tuning.evaluation import describe, trainer_for, write_run
 from prompt_tuning.metrics.squad.squad import answer_tokens
 from prompt_tuning.model import check_adapter, load_adapter, load_adapter_config, load_base_model, load_config
 from prompt_tuning.prepare import Prepared, prepare, raise_together
-from prompt_tuning.shared_prefix import CACHE_ARCHITECTURES, SharedPrefixModel
+from prompt_tuning.shared_prefix import SharedPrefixModel
 from prompt_tuning.summary import read_results
 from prompt_tuning.trainer import PromptTuningTrainer
+from prompt_tuning.ways import CACHE_ARCHITECTURES
 
 logger = logging.getLogger(__name__)
 

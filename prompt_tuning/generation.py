@@ -77,7 +77,7 @@ def generate_behind_cache(
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
     start = known + input_ids.shape[1] - shared
     sources = input_ids.repeat_interleave(len(sequences) // len(rows), 0)
-    return _with_sequences(output, torch.cat([sources, sequences[:, start:]], 1))
+    return with_sequences(output, torch.cat([sources, sequences[:, start:]], 1))
 
 
 def generate_from_embeddings(
@@ -108,10 +108,11 @@ def generate_from_embeddings(
     )
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
     sources = input_ids.repeat_interleave(len(sequences) // rows, 0)
-    return _with_sequences(output, torch.cat([sources, sequences], 1))
+    return with_sequences(output, torch.cat([sources, sequences], 1))
 
 
-def _with_sequences(output: Any, sequences: torch.Tensor) -> Any:
+def with_sequences(output: Any, sequences: torch.Tensor) -> Any:
+    """What `generate` returned, a tensor or more, with other sequences."""
     if isinstance(output, torch.Tensor):
         return sequences
     output.sequences = sequences

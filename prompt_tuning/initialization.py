@@ -12,7 +12,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from prompt_tuning.config import PromptArguments
+from prompt_tuning.arguments import PromptArguments
 from prompt_tuning.encoding import Encoder
 from prompt_tuning.errors import AdapterError, RecipeError
 

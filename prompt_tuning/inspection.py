@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from prompt_tuning.config import ModelArguments
+from prompt_tuning.arguments import ModelArguments
 from prompt_tuning.encoder_decoder import EncoderDecoderPrefixConfig
 from prompt_tuning.errors import AdapterError, ModelError, PromptTuningError
 from prompt_tuning.files import whole_folder, write_json

@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from prompt_tuning.config import ModelArguments, PromptArguments
+from prompt_tuning.arguments import ModelArguments, PromptArguments
 from prompt_tuning.encoder_decoder import (
     EncoderDecoderPrefixConfig,
     EncoderDecoderPromptModel,

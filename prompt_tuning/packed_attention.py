@@ -27,6 +27,39 @@ flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_back
 
 
 @dataclass(frozen=True)
+class Batch:
+    """What of a right-padded batch has to be computed, all `[B, T]`.
+
+    Args:
+        needed: the tokens that some target follows, and no padding.
+        predicts: the positions whose logits predict a target.
+        shared: how many tokens open every row, before any prediction.
+    """
+
+    input_ids: torch.Tensor
+    needed: torch.Tensor
+    predicts: torch.Tensor
+    shared: int
+
+    @classmethod
+    def of(cls, input_ids: torch.Tensor, wanted: torch.Tensor) -> Batch:
+        predicts = F.pad(wanted[:, 1:], (0, 1))
+        needed = predicts.flip(1).cumsum(1).flip(1) > 0
+        opening = ((input_ids == input_ids[:1]) & ~predicts).all(0)
+        return cls(input_ids, needed, predicts, int(opening.cumprod(0).sum()))
+
+    @property
+    def opening(self) -> torch.Tensor:
+        """`[S]`, the ids that open every row."""
+        return self.input_ids[0, : self.shared]
+
+    def rest(self) -> Batch:
+        """What follows the opening."""
+        parts = (each[:, self.shared :] for each in (self.input_ids, self.needed, self.predicts))
+        return Batch(*parts, shared=0)
+
+
+@dataclass(frozen=True)
 class RowLayout:
     """Where prompts and rows stand in a packed sequence.
 

@@ -16,8 +16,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,61 +26,24 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from prompt_tuning.errors import AdapterError
-from prompt_tuning.generation import count_new_tokens, generate_behind_cache, generate_from_embeddings, setting
-from prompt_tuning.packed_attention import ATTENTION, RowLayout, shared_prefix_attention
+from prompt_tuning.generation import (
+    count_new_tokens,
+    generate_behind_cache,
+    generate_from_embeddings,
+    setting,
+    with_sequences,
+)
+from prompt_tuning.packed_attention import ATTENTION, Batch, RowLayout, shared_prefix_attention
+from prompt_tuning.ways import (
+    CACHE_ARCHITECTURES,
+    CACHED_METHODS,
+    EMBEDDED_METHODS,
+    Way,
+    sliding_window,
+    way_of,
+)
 
 logger = logging.getLogger(__name__)
-
-# Methods whose prompt is a sequence of input embeddings, and methods whose prompt is keys and values.
-EMBEDDED_METHODS = ("PROMPT_TUNING", "P_TUNING", "CPT")
-CACHED_METHODS = ("PREFIX_TUNING",)
-# tests/test_architectures.py holds each of these to a row-by-row reference.
-PACKED_ARCHITECTURES = (
-    "cohere", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2",
-    "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
-)  # fmt: skip
-CACHE_ARCHITECTURES = (*PACKED_ARCHITECTURES, "bloom")  # exact behind a cache of the prompt
-
-
-@dataclass(frozen=True)
-class Way:
-    """How a batch is run, and why no faster way is taken."""
-
-    name: Literal["packed", "cache", "plain"]
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What of a right-padded batch has to be computed, all `[B, T]`.
-
-    Args:
-        needed: the tokens that some target follows, and no padding.
-        predicts: the positions whose logits predict a target.
-        shared: how many tokens open every row, before any prediction.
-    """
-
-    input_ids: torch.Tensor
-    needed: torch.Tensor
-    predicts: torch.Tensor
-    shared: int
-
-    @classmethod
-    def of(cls, input_ids: torch.Tensor, wanted: torch.Tensor) -> Batch:
-        predicts = F.pad(wanted[:, 1:], (0, 1))
-        needed = predicts.flip(1).cumsum(1).flip(1) > 0
-        opening = ((input_ids == input_ids[:1]) & ~predicts).all(0)
-        return cls(input_ids, needed, predicts, int(opening.cumprod(0).sum()))
-
-    @property
-    def opening(self) -> torch.Tensor:
-        """`[S]`, the ids that open every row."""
-        return self.input_ids[0, : self.shared]
-
-    def rest(self) -> Batch:
-        """What follows the opening."""
-        parts = (each[:, self.shared :] for each in (self.input_ids, self.needed, self.predicts))
-        return Batch(*parts, shared=0)
 
 
 class SharedPrefixModel(PeftModelForCausalLM):
@@ -138,26 +100,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
     @property
     def way(self) -> Way:
         """How the active adapter's batches are run."""
-        base = self.get_base_model()
-        config, method = base.config.get_text_config(), self.active_peft_config.peft_type.value
-        attention = config._attn_implementation
-        capped = getattr(config, "attn_logit_softcapping", None) is not None
-        if method not in EMBEDDED_METHODS + CACHED_METHODS:
-            return Way("plain", f"the method {method} has no prompt that all rows share")
-        if config.model_type not in CACHE_ARCHITECTURES:
-            return Way("plain", f"{config.model_type} has not been shown to be exact behind a shared prompt")
-        checkpointing = self.training and base.is_gradient_checkpointing
-        if config.model_type not in PACKED_ARCHITECTURES or getattr(config, "reorder_and_upcast_attn", False):
-            reason = f"{type(base).__name__} has no replaceable attention"
-        elif attention not in ("sdpa", ATTENTION) and not (capped and attention == "eager"):
-            reason = f"{type(base).__name__} runs {attention} attention, not a replaceable sdpa"
-        elif method in CACHED_METHODS and self.active_peft_config.num_virtual_tokens >= (_window(config) or 1e9):
-            reason = f"the prefix is longer than the sliding window of {_window(config)}"
-        else:
-            return Way("packed")
-        if checkpointing:
-            return Way("plain", f"{reason}, and activation checkpointing allows no cache")
-        return Way("cache", reason)
+        return way_of(self.get_base_model(), self.active_peft_config, self.training)
 
     def forward(
         self,
@@ -194,7 +137,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         input_ids, attention_mask, labels = (each.gather(1, order) for each in (input_ids, attention_mask, labels))
         wanted = (labels != -100) & attention_mask.bool()
         wanted[:, 0] = False  # as transformers counts: a row's first token is never a target
-        self._tell_window(self.active_peft_config.num_virtual_tokens + input_ids.shape[1])
+        self._tellsliding_window(self.active_peft_config.num_virtual_tokens + input_ids.shape[1])
         way = Way("plain", f"{', '.join(kwargs)} given") if kwargs else self.way
         if way.name == "plain" or not wanted.any():
             if adapter_names is not None:
@@ -336,10 +279,10 @@ class SharedPrefixModel(PeftModelForCausalLM):
         adapter_names: Sequence[str] | None = None,
         **kwargs: Any,
     ):
-        """`generate` of the base model behind the soft prompt; rows may be padded left.
+        """`generate` of the base model behind the prompt; rows may be padded on either side.
 
         Args:
-            input_ids: `[B, T]`, padded on the left.
+            input_ids: `[B, T]`.
             attention_mask: `[B, T]`.
             adapter_names: for each row the adapter whose prompt stands before it; by default the active one.
 
@@ -364,15 +307,22 @@ class SharedPrefixModel(PeftModelForCausalLM):
             return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        if bool((attention_mask[:, 1:] < attention_mask[:, :-1]).any()):  # padding after tokens: move it before them
+            order = attention_mask.argsort(dim=1, stable=True)
+            left = (each.gather(1, order) for each in (input_ids, attention_mask))
+            output = self._generate(*left, adapter_names, **kwargs)
+            sequences = output if isinstance(output, torch.Tensor) else output.sequences
+            sources = input_ids.repeat_interleave(len(sequences) // len(input_ids), 0)
+            return with_sequences(output, torch.cat([sources, sequences[:, input_ids.shape[1] :]], 1))
         base = self.get_base_model()
         config = base.config.get_text_config()
         names, owners = self._owners(adapter_names, len(input_ids))
         longest = max(self.peft_config[name].num_virtual_tokens for name in names)
         kwargs = count_new_tokens(base, input_ids.shape[1], kwargs)
         reach = longest + input_ids.shape[1] + kwargs["max_new_tokens"]
-        self._tell_window(reach)
+        self._tellsliding_window(reach)
         even = len(names) == 1 and bool(attention_mask.all())
-        within = not _window(config) or reach <= _window(config)
+        within = not sliding_window(config) or reach <= sliding_window(config)
         if config.model_type in CACHE_ARCHITECTURES and (even or within):
             cache, mask, opening = self._generation_cache(names, input_ids, attention_mask)
             return generate_behind_cache(base, cache, mask, owners, input_ids, attention_mask, opening, **kwargs)
@@ -421,10 +371,10 @@ class SharedPrefixModel(PeftModelForCausalLM):
         new = torch.nn.utils.rnn.pad_sequence(written, batch_first=True, padding_value=pad)
         return torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)
 
-    def _tell_window(self, length: int) -> None:
+    def _tellsliding_window(self, length: int) -> None:
         """Say once that sequences of this length, prompt included, reach beyond a sliding window."""
         config = self.get_base_model().config.get_text_config()
-        window = _window(config)
+        window = sliding_window(config)
         if window and length > window:
             types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
             virtual = self.active_peft_config.num_virtual_tokens
@@ -449,13 +399,6 @@ def prompt_computed_once(model: torch.nn.Module, opening: Sequence[int] = ()) ->
         yield
     finally:
         model._opening, model._kept = None, {}
-
-
-def _window(config: Any) -> int | None:
-    """The sliding window of a model that has layers with one."""
-    window = getattr(config, "sliding_window", None)
-    types = getattr(config, "layer_types", None)
-    return window if window and (types is None or "sliding_attention" in types) else None
 
 
 def target_loss(

@@ -22,7 +22,8 @@ from peft import PeftModelForCausalLM
 
 from prompt_tuning.encoding import pad_left
 from prompt_tuning.model import add_soft_prompt, prompt_config
-from prompt_tuning.shared_prefix import CACHE_ARCHITECTURES, PACKED_ARCHITECTURES
+from prompt_tuning.packed_attention import side_by_side
+from prompt_tuning.ways import CACHE_ARCHITECTURES, PACKED_ARCHITECTURES
 
 GREEDY = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
 # Each is run the fastest way it can be, and again the way that only a cache allows.
@@ -60,15 +61,28 @@ def test_loss_and_gradient_are_those_of_single_rows(architecture, attention):
         assert (gradient(loss, weight) - wanted).norm() / wanted.norm() < 1e-4
 
 
+@pytest.mark.parametrize("architecture", [name for name in SETTINGS if name != "bloom"])
+def test_rows_side_by_side_as_on_an_accelerator_have_the_same_loss_and_gradient(architecture, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.packed_attention.row_by_row", side_by_side)
+    base = build(architecture)
+    model, weight = soft(base)
+    expected, loss = reference_loss(base, weight), model(**right_padded()).loss
+    wanted = gradient(expected, weight)
+    assert abs(loss.item() - expected.item()) < 1e-5
+    assert (gradient(loss, weight) - wanted).norm() / wanted.norm() < 1e-4
+
+
 @pytest.mark.parametrize("architecture", SETTINGS)
 def test_greedy_text_is_the_same_alone_and_in_a_padded_batch(architecture):
     base = build(architecture)
     model, weight = soft(base)
-    batch = pad_left(ROWS, 0)
-    together = model.generate(**batch, **GREEDY)[:, batch["input_ids"].shape[1] :]
+    right = {name: each for name, each in right_padded().items() if name != "labels"}
+    together = [model.generate(**batch, **GREEDY) for batch in (pad_left(ROWS, 0), right)]
+    assert torch.equal(together[1][:, : right["input_ids"].shape[1]], right["input_ids"])
     for number, row in enumerate(ROWS):
-        alone = model.generate(**pad_left([row], 0), **GREEDY)[0, len(row) :]
-        assert together[number].tolist() == alone.tolist() == reference_greedy(base, weight, row, 8)
+        alone = model.generate(**pad_left([row], 0), **GREEDY)[0, len(row) :].tolist()
+        assert alone == reference_greedy(base, weight, row, 8)
+        assert [batch[number, -8:].tolist() for batch in together] == [alone, alone]
 
 
 @pytest.mark.parametrize("architecture", SETTINGS)

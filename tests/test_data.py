@@ -7,7 +7,7 @@ import pytest
 from conftest import write_jsonl
 from datasets import Dataset
 
-from prompt_tuning.config import DataArguments
+from prompt_tuning.arguments import DataArguments
 from prompt_tuning.data import load_splits, row_origin
 from prompt_tuning.errors import DataError
 

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import DynamicCache
 
 from prompt_tuning import Encoder, Template, add_soft_prompt, prompt_config
-from prompt_tuning.config import PromptArguments
+from prompt_tuning.arguments import PromptArguments
 from prompt_tuning.errors import AdapterError, RecipeError
 from prompt_tuning.initialization import (
     frequent_ids,

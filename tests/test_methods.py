@@ -8,7 +8,7 @@ from datasets import Dataset
 from peft import PeftModel, PeftModelForCausalLM, PrefixTuningConfig, PromptEncoderConfig
 
 from prompt_tuning import PromptTuningArguments, PromptTuningTrainer, add_soft_prompt, load_metrics, prompt_config
-from prompt_tuning.config import PromptArguments
+from prompt_tuning.arguments import PromptArguments
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.model import add_adapter, load_adapter
 

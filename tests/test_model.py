@@ -6,7 +6,7 @@ from conftest import tiny_llama, tiny_t5
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerFast
 
-from prompt_tuning.config import ModelArguments, PromptArguments
+from prompt_tuning.arguments import ModelArguments, PromptArguments
 from prompt_tuning.errors import AdapterError, ModelError
 from prompt_tuning.model import (
     add_adapter,

@@ -294,6 +294,7 @@ def test_what_cannot_be_packed_takes_a_slower_way_and_says_why(caplog):
 
 def test_an_unknown_architecture_takes_pefts_forward_and_says_so(caplog, monkeypatch):
     monkeypatch.setattr("prompt_tuning.shared_prefix.CACHE_ARCHITECTURES", ())
+    monkeypatch.setattr("prompt_tuning.ways.CACHE_ARCHITECTURES", ())
     base = build("llama")
     model = soft(base)
     assert "by PEFT's own forward: llama has not been shown to be exact behind a shared prompt" in caplog.text

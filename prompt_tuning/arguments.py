@@ -1,0 +1,153 @@
+"""The settings of a recipe that are ours, each a flag; the Trainer's stand in training_args.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class ModelArguments:
+    """Which frozen model."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Folder or hub id of the base model."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a hub model."})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata={"help": "Type of the frozen weights; the soft prompt is always trained in float32."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run Python code that comes with a hub model."})
+
+
+@dataclass
+class DataArguments:
+    """Which rows. The names are those of transformers' example scripts."""
+
+    task: Literal["question_answering", "summarization", "translation"] | None = field(
+        default=None, metadata={"help": "Decides the metrics and the usual columns."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub id of a data set."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of that data set."})
+    train_split: str = field(default="train", metadata={"help": "Name of the training split on the hub."})
+    validation_split: str = field(default="validation", metadata={"help": "Name of the validation split on the hub."})
+    test_split: str = field(default="test", metadata={"help": "Name of the test split on the hub."})
+    train_file: str | None = field(default=None, metadata={"help": "Local json, jsonl, csv or parquet file."})
+    validation_file: str | None = field(default=None, metadata={"help": "The same for validation."})
+    test_file: str | None = field(default=None, metadata={"help": "The same for test."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first N training rows."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first N validation rows."})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first N test rows."})
+    source_lang: str | None = field(default=None, metadata={"help": "Language code translated from."})
+    target_lang: str | None = field(default=None, metadata={"help": "Language code translated into."})
+    lang: str | None = field(
+        default=None, metadata={"help": "Language of the targets, if not target_lang; for metrics."}
+    )
+    text_column: str | None = field(default=None, metadata={"help": "Column to read as `document`."})
+    summary_column: str | None = field(default=None, metadata={"help": "Column to read as `summary`."})
+    context_column: str | None = field(default=None, metadata={"help": "Column to read as `context`."})
+    question_column: str | None = field(default=None, metadata={"help": "Column to read as `question`."})
+    answer_column: str | None = field(default=None, metadata={"help": "Column to read as `answers`."})
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that encode rows."})
+
+    @property
+    def metric_language(self) -> str | None:
+        return self.lang or self.target_lang
+
+
+@dataclass
+class PromptArguments:
+    """Which prompt."""
+
+    template: str | None = field(
+        default=None, metadata={"help": "A shipped template, as question_answering/plain, or a YAML file of your own."}
+    )
+    method: Literal["prompt_tuning", "p_tuning", "prefix_tuning", "cpt", "lora", "full", "none"] = field(
+        default="prompt_tuning",
+        metadata={
+            "help": "prompt_tuning: trained embeddings (Lester et al. 2021). p_tuning: the same, written by a "
+            "network (Liu et al. 2021). prefix_tuning: trained keys and values (Li & Liang 2021; P-tuning v2, Liu et "
+            "al. 2022). cpt: a bounded change of init_text's embeddings (Blau et al. 2024). lora (Hu et al. 2022) and "
+            "full fine-tuning: to compare with. none: evaluate the hard prompt, train nothing."
+        },
+    )
+    adapter: str | None = field(
+        default=None, metadata={"help": "Folder of a saved adapter to go on training; it decides method and length."}
+    )
+    num_virtual_tokens: int | None = field(
+        default=None, metadata={"help": "Length of the prompt; with an init from text that of the text, else 20."}
+    )
+    init: Literal["random", "vocab", "frequent", "text", "class_labels", "demonstrations", "adapter"] = field(
+        default="vocab",
+        metadata={
+            "help": "What the prompt starts from. random: noise at the embeddings' own scale. vocab: sampled tokens. "
+            "frequent: the targets' most frequent tokens. text: init_text. class_labels: init_labels. demonstrations: "
+            "training rows as the template writes them. adapter: init_adapter (SPoT, Vu et al. 2022). For "
+            "prefix_tuning text and demonstrations become the keys and values that the model computes of them."
+        },
+    )
+    init_text: str | None = field(default=None, metadata={"help": "Text that the prompt starts from."})
+    init_labels: list[str] | None = field(default=None, metadata={"help": "Class labels that the prompt starts from."})
+    init_demonstrations: int = field(default=2, metadata={"help": "Training rows that the prompt starts from."})
+    init_adapter: str | None = field(
+        default=None, metadata={"help": "Folder of a soft prompt that this one starts from; its length may differ."}
+    )
+    residual: bool = field(
+        default=False,
+        metadata={
+            "help": "prompt_tuning: train embeddings plus a small network of them (Residual Prompt Tuning, "
+            "Razdaibiedina et al. 2023); what is saved is an ordinary soft prompt."
+        },
+    )
+    encoder_reparameterization_type: Literal["MLP", "LSTM"] = field(
+        default="MLP", metadata={"help": "p_tuning: what writes the prompt."}
+    )
+    encoder_hidden_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Width of the network behind p_tuning, residual or prefix_projection; by default the model's."
+        },
+    )
+    prefix_projection: bool = field(
+        default=False, metadata={"help": "prefix_tuning: train a network that writes the prefix (Li & Liang 2021)."}
+    )
+    prefix_encoder: bool = field(
+        default=True, metadata={"help": "Encoder-decoder: a prefix in encoder self-attention."}
+    )
+    prefix_decoder: bool = field(
+        default=True, metadata={"help": "Encoder-decoder: a prefix in decoder self-attention."}
+    )
+    prefix_cross: bool = field(default=True, metadata={"help": "Encoder-decoder: a prefix in cross-attention."})
+    lora_r: int = field(default=8, metadata={"help": "lora: rank."})
+    lora_alpha: int = field(default=16, metadata={"help": "lora: scale, divided by the rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "lora: dropout."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "lora: names of the layers; by default every linear layer."}
+    )
+    loss: Literal["cross_entropy", "kl", "mse"] = field(
+        default="cross_entropy",
+        metadata={
+            "help": "cross_entropy: of the targets. kl, mse: context distillation, of the targets' logits from those "
+            "of the same model given teacher_template (Askell et al. 2021)."
+        },
+    )
+    teacher_template: str | None = field(
+        default=None, metadata={"help": "Longer template, as a few-shot prompt, that the soft prompt is to replace."}
+    )
+    max_teacher_tokens: int = field(default=1024, metadata={"help": "Budget of a source in teacher_template."})
+    max_source_tokens: int = field(default=512, metadata={"help": "Budget of a rendered source, in tokens."})
+    max_target_tokens: int = field(
+        default=64, metadata={"help": "Budget of a target; also the most tokens generated."}
+    )
+    truncate: list[str] | None = field(
+        default=None, metadata={"help": "Columns that give way, in this order, when a source is over budget."}
+    )
+    drop_overlong: bool = field(
+        default=False, metadata={"help": "Leave out (and count) training rows that do not fit, instead of stopping."}
+    )
+    metrics: list[str] | None = field(
+        default=None, metadata={"help": "Metrics in place of the task's: shipped names, hub ids or local paths."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after this many evaluations without a better metric_for_best_model."}
+    )
+    early_stopping_threshold: float = field(default=0.0, metadata={"help": "How much better counts as better."})

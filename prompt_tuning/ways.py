@@ -1,0 +1,59 @@
+"""How a model's batches can be run: packed, behind a cache of their prompt, or by PEFT's own forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from peft import PeftConfig
+from transformers import PreTrainedModel
+
+from prompt_tuning.packed_attention import ATTENTION
+
+# Methods whose prompt is a sequence of input embeddings, and methods whose prompt is keys and values.
+EMBEDDED_METHODS = ("PROMPT_TUNING", "P_TUNING", "CPT")
+CACHED_METHODS = ("PREFIX_TUNING",)
+# tests/test_architectures.py holds each of these to a row-by-row reference.
+PACKED_ARCHITECTURES = (
+    "cohere", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2",
+    "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
+)  # fmt: skip
+CACHE_ARCHITECTURES = (*PACKED_ARCHITECTURES, "bloom")  # exact behind a cache of the prompt
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a batch is run, and why no faster way is taken."""
+
+    name: Literal["packed", "cache", "plain"]
+    reason: str = ""
+
+
+def way_of(base: PreTrainedModel, adapter: PeftConfig, training: bool) -> Way:
+    """How batches of this model behind this adapter's prompt are run."""
+    config, method = base.config.get_text_config(), adapter.peft_type.value
+    attention = config._attn_implementation
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if method not in EMBEDDED_METHODS + CACHED_METHODS:
+        return Way("plain", f"the method {method} has no prompt that all rows share")
+    if config.model_type not in CACHE_ARCHITECTURES:
+        return Way("plain", f"{config.model_type} has not been shown to be exact behind a shared prompt")
+    checkpointing = training and base.is_gradient_checkpointing
+    if config.model_type not in PACKED_ARCHITECTURES or getattr(config, "reorder_and_upcast_attn", False):
+        reason = f"{type(base).__name__} has no replaceable attention"
+    elif attention not in ("sdpa", ATTENTION) and not (capped and attention == "eager"):
+        reason = f"{type(base).__name__} runs {attention} attention, not a replaceable sdpa"
+    elif method in CACHED_METHODS and adapter.num_virtual_tokens >= (sliding_window(config) or 1e9):
+        reason = f"the prefix is longer than the sliding window of {sliding_window(config)}"
+    else:
+        return Way("packed")
+    if checkpointing:
+        return Way("plain", f"{reason}, and activation checkpointing allows no cache")
+    return Way("cache", reason)
+
+
+def sliding_window(config: Any) -> int | None:
+    """The sliding window of a model that has layers with one."""
+    window = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    return window if window and (types is None or "sliding_attention" in types) else None
