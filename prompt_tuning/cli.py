@@ -10,9 +10,13 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prompt_tuning.arguments import DataArguments, ModelArguments, PromptArguments
 from prompt_tuning.errors import PromptTuningError
+
+if TYPE_CHECKING:
+    from prompt_tuning.config import Recipe
 
 TRAIN_EXAMPLES = """\
 examples:
@@ -24,7 +28,8 @@ examples:
   accelerate launch -m prompt_tuning train recipes/quickstart/qa.yaml
 
 Every key of a recipe is a flag, and every flag can stand in a recipe. The Trainer's own are those of
-Seq2SeqTrainingArguments (--help_all lists them); these are ours:
+Seq2SeqTrainingArguments (--help_all lists them), and --per_device_eval_batch_tokens: an evaluation's batches hold as
+many rows as it (8192) and --per_device_eval_batch_size (128) allow. These are ours:
 """
 EVALUATE_EXAMPLES = """\
 examples:
@@ -141,6 +146,20 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--adapter", metavar="DIR", help="folder of a trained run; without it the hard prompt alone")
     evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"), help="default: test")
 
+    _add_ensemble(command)
+    _add_commands_without_recipe(command)
+
+    render = command("render", _render, "Show exactly what the model sees.", RENDER_EXAMPLES, True)
+    render.add_argument("recipe", metavar="RECIPE", help="a YAML file")
+    render.add_argument("-n", metavar="N", type=_positive, default=3, help="rows to show (default: 3)")
+    render.add_argument("--split", default="train", choices=("train", "validation", "test"), help="default: train")
+
+    check = command("check", _check, "Report every error of recipes, their data and templates.", CHECK_EXAMPLES, True)
+    check.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files")
+    return parser
+
+
+def _add_commands_without_recipe(command: Callable[..., argparse.ArgumentParser]) -> None:
     predict = command("predict", _predict, "Predict for rows of a file or of standard input.", PREDICT_EXAMPLES)
     predict.add_argument("--adapter", metavar="DIR", required=True, help="folder of a trained run")
     predict.add_argument(
@@ -150,20 +169,22 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--batch_size", "--batch-size", metavar="N", type=_positive, default=8, help="default: 8")
     predict.add_argument("--model_name_or_path", metavar="MODEL", help="where the base model lies, if it has moved")
 
-    render = command("render", _render, "Show exactly what the model sees.", RENDER_EXAMPLES, True)
-    render.add_argument("recipe", metavar="RECIPE", help="a YAML file")
-    render.add_argument("-n", metavar="N", type=_positive, default=3, help="rows to show (default: 3)")
-    render.add_argument("--split", default="train", choices=("train", "validation", "test"), help="default: train")
-
-    check = command("check", _check, "Report every error of recipes, their data and templates.", CHECK_EXAMPLES, True)
-    check.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files")
-
     inspect = command("inspect", _inspect, "Nearest tokens, norms and moves of a trained prompt.", INSPECT_EXAMPLES)
     inspect.add_argument("adapter", metavar="ADAPTER", help="folder of a trained run")
     inspect.add_argument("--model_name_or_path", metavar="MODEL", help="where the base model lies, if it has moved")
     inspect.add_argument("-n", metavar="N", type=_positive, default=5, help="nearest tokens of each (default: 5)")
     inspect.add_argument("--output", metavar="DIR", help="for inspection.json and inspection.png; default: ADAPTER")
 
+    convert = command("import-gguf", _import_gguf, "Turn a GGUF file into a trainable model folder.", IMPORT_EXAMPLES)
+    convert.add_argument("source", metavar="SOURCE", help="a .gguf file, or an installed package that holds one")
+    convert.add_argument("output", metavar="OUT", help="the folder to make")
+
+    show = command("show", _show, "Print the results of a run again.", SHOW_EXAMPLES)
+    show.add_argument("folder", metavar="RUN", type=Path, help="folder that train or evaluate wrote")
+    show.add_argument("-n", metavar="N", type=int, default=3, help="example rows (default: 3)")
+
+
+def _add_ensemble(command: Callable[..., argparse.ArgumentParser]) -> None:
     ensemble = command(
         "ensemble", _ensemble, "Let several prompts of one model decide together.", ENSEMBLE_EXAMPLES, True
     )
@@ -176,15 +197,6 @@ def _parser() -> argparse.ArgumentParser:
         help="vote: the most frequent text; logits: the mean of the log-probabilities at each token (default: vote)",
     )
     ensemble.add_argument("--split", default="test", choices=("train", "validation", "test"), help="default: test")
-
-    convert = command("import-gguf", _import_gguf, "Turn a GGUF file into a trainable model folder.", IMPORT_EXAMPLES)
-    convert.add_argument("source", metavar="SOURCE", help="a .gguf file, or an installed package that holds one")
-    convert.add_argument("output", metavar="OUT", help="the folder to make")
-
-    show = command("show", _show, "Print the results of a run again.", SHOW_EXAMPLES)
-    show.add_argument("folder", metavar="RUN", type=Path, help="folder that train or evaluate wrote")
-    show.add_argument("-n", metavar="N", type=int, default=3, help="example rows (default: 3)")
-    return parser
 
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -206,11 +218,9 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
     from prompt_tuning.config import load_recipe
 
     recipe = load_recipe(args.recipe, overrides)
-    chosen = any(item.split("=")[0] in ("--output_dir", "--output-dir") for item in overrides)
     from prompt_tuning.evaluation import evaluate
 
-    folder = evaluate(recipe, args.adapter, args.split, Path(recipe.training.output_dir) if chosen else None)
-    _print_summary(folder)
+    _print_summary(evaluate(recipe, args.adapter, args.split, _chosen_folder(recipe, overrides)))
     return 0
 
 
@@ -258,12 +268,9 @@ def _ensemble(args: argparse.Namespace, overrides: list[str]) -> int:
     from prompt_tuning.config import load_recipe
 
     recipe = load_recipe(args.recipe, overrides)
-    chosen = any(item.split("=")[0] in ("--output_dir", "--output-dir") for item in overrides)
     from prompt_tuning.ensemble import ensemble, ensemble_text
 
-    folder = ensemble(
-        recipe, args.adapters, args.combine, args.split, Path(recipe.training.output_dir) if chosen else None
-    )
+    folder = ensemble(recipe, args.adapters, args.combine, args.split, _chosen_folder(recipe, overrides))
     from accelerate import PartialState
 
     if PartialState().is_main_process:
@@ -283,6 +290,12 @@ def _show(args: argparse.Namespace, _: list[str]) -> int:
 
     print(summarize(args.folder, args.n))
     return 0
+
+
+def _chosen_folder(recipe: Recipe, overrides: list[str]) -> Path | None:
+    """output_dir, if the command line names one; else these commands make a folder in the run's."""
+    chosen = any(item.split("=")[0] in ("--output_dir", "--output-dir") for item in overrides)
+    return Path(recipe.training.output_dir) if chosen else None
 
 
 def _print_summary(folder: Path) -> None:

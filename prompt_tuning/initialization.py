@@ -106,8 +106,7 @@ def initial_prompt(
             noise = torch.randn(length, weight.shape[1], generator=generator)
             return noise * weight.std(0).cpu() + weight.mean(0).cpu()
         if args.init == "vocab":
-            known = range(min(len(tokenizer), embeddings.num_embeddings))
-            ordinary = sorted(set(known) - set(tokenizer.all_special_ids))
+            ordinary = _ordinary_ids(model, tokenizer)
             ids = [ordinary[index] for index in torch.randperm(len(ordinary), generator=generator)[:length].tolist()]
         repeated = torch.tensor(ids)[torch.arange(length) % len(ids)]
         return embeddings(repeated.to(embeddings.weight.device)).float().cpu()
@@ -128,8 +127,7 @@ def initial_prefix(
     is repeated before the model reads it.
     """
     if ids is None:
-        known = range(min(len(tokenizer), model.get_input_embeddings().num_embeddings))
-        ids = random.Random(seed).sample(sorted(set(known) - set(tokenizer.all_special_ids)), length)
+        ids = random.Random(seed).sample(_ordinary_ids(model, tokenizer), length)
     repeated = torch.tensor(ids)[torch.arange(length) % len(ids)]
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
@@ -144,6 +142,12 @@ def initial_prefix(
         states = [torch.randn(each.shape, generator=generator) * each.std() + each.mean() for each in states]
     # [1, heads, P, D] each -> [P, layers * 2, heads, D] -> [P, layers * 2 * heads * D]
     return torch.stack([each[0].transpose(0, 1) for each in states], 1).flatten(1)
+
+
+def _ordinary_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that are embedded and not special."""
+    known = range(min(len(tokenizer), model.get_input_embeddings().num_embeddings))
+    return sorted(set(known) - set(tokenizer.all_special_ids))
 
 
 def saved_prompt(folder: str | Path) -> torch.Tensor:
