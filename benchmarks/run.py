@@ -1,6 +1,7 @@
 """Run every benchmark, each in its own process, and write benchmarks/results.md.
 
-make benchmark        # or: python benchmarks/run.py
+make benchmark                           # or: python benchmarks/run.py
+python benchmarks/run.py generation      # that part of results.md anew
 """
 
 import subprocess
@@ -12,18 +13,24 @@ FOLDER = Path(__file__).parent
 BENCHMARKS = ("training_step", "training_run", "memory", "generation", "growth", "architectures")
 
 
+def section(name: str) -> str:
+    """What a benchmark prints, under its file's first line."""
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    began = time.time()
+    done = subprocess.run([sys.executable, FOLDER / f"{name}.py"], stdout=subprocess.PIPE, text=True, check=True)
+    title = (FOLDER / f"{name}.py").read_text(encoding="utf-8").split('"""')[1].splitlines()[0].rstrip(".")
+    command = f"`python benchmarks/{name}.py`, {time.strftime('%Y-%m-%d')}, {time.time() - began:.0f} s"
+    return f"## {title}\n\n{command}: {done.stdout.strip()}\n"
+
+
 def main() -> None:
-    start, parts = time.time(), []
-    for name in BENCHMARKS:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        began = time.time()
-        done = subprocess.run([sys.executable, FOLDER / f"{name}.py"], stdout=subprocess.PIPE, text=True, check=True)
-        title = (FOLDER / f"{name}.py").read_text(encoding="utf-8").split('"""')[1].splitlines()[0]
-        command = f"`python benchmarks/{name}.py`, {time.time() - began:.0f} s"
-        parts.append(f"## {title.rstrip('.')}\n\n{command}: {done.stdout.strip()}\n")
-        taken = f"{time.strftime('%Y-%m-%d')}, {time.time() - start:.0f} s in all"
-        head = f"# Benchmarks\n\nWritten by `make benchmark`: {taken}."
-        (FOLDER / "results.md").write_text("\n\n".join([head, *parts]), encoding="utf-8")
+    wanted, results = sys.argv[1:] or BENCHMARKS, FOLDER / "results.md"
+    known = results.read_text(encoding="utf-8").split("\n\n## ")[1:] if results.is_file() else []
+    parts = {name: f"## {part}" for name in BENCHMARKS for part in known if f"benchmarks/{name}.py`" in part}
+    for name in wanted:
+        parts[name] = section(name)
+        ordered = [parts[each] for each in BENCHMARKS if each in parts]
+        results.write_text("\n\n".join(["# Benchmarks, by `make benchmark`", *ordered]), encoding="utf-8")
 
 
 if __name__ == "__main__":
