@@ -58,12 +58,12 @@ def quickstart_rows(split: str) -> list[dict]:
 
 
 def mixed_rows(count: int) -> list[dict]:
-    """Quickstart questions whose answer stands in one of up to six passages, so that rows differ in length."""
+    """Quickstart questions whose answer stands in one of up to three passages, so that rows differ in length."""
     rows = quickstart_rows("test") + quickstart_rows("validation")
     chosen = random.Random(0)
     for row in rows:
-        others = chosen.sample([other["context"] for other in rows if other["context"] != row["context"]], 5)
-        passages = [row["context"], *others[: chosen.randint(0, 5)]]
+        others = chosen.sample([other["context"] for other in rows if other["context"] != row["context"]], 2)
+        passages = [row["context"], *others[: chosen.randint(0, 2)]]
         chosen.shuffle(passages)
         row["context"] = "\n".join(passages)
     return rows[:count]
