@@ -42,7 +42,7 @@ EFFECTIVE = {
     "lora_target_modules": ("lora",),
     "num_virtual_tokens": ("prompt_tuning", "p_tuning", "prefix_tuning"),
 }
-# Where it is not given; the Trainer's default elsewhere is that of PromptTuningArguments.
+# Where it is not given; prompt_tuning's stands in PromptTuningArguments. None of these has been measured here yet.
 LEARNING_RATES = {"p_tuning": 3e-3, "prefix_tuning": 2e-3, "cpt": 3e-3, "lora": 1e-3, "full": 2e-5}
 LOCAL_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
