@@ -17,7 +17,6 @@ from prompt_tuning.encoding import Encoder
 from prompt_tuning.errors import AdapterError, RecipeError
 
 DEFAULT_VIRTUAL_TOKENS = 20
-FROM_TEXT = ("text", "class_labels", "demonstrations")
 
 
 def starting_text(args: PromptArguments, encoder: Encoder, train_rows: Dataset | None, seed: int) -> str | None:

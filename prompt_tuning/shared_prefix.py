@@ -137,7 +137,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         input_ids, attention_mask, labels = (each.gather(1, order) for each in (input_ids, attention_mask, labels))
         wanted = (labels != -100) & attention_mask.bool()
         wanted[:, 0] = False  # as transformers counts: a row's first token is never a target
-        self._tellsliding_window(self.active_peft_config.num_virtual_tokens + input_ids.shape[1])
+        self._tell_window(self.active_peft_config.num_virtual_tokens + input_ids.shape[1])
         way = Way("plain", f"{', '.join(kwargs)} given") if kwargs else self.way
         if way.name == "plain" or not wanted.any():
             if adapter_names is not None:
@@ -320,7 +320,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         longest = max(self.peft_config[name].num_virtual_tokens for name in names)
         kwargs = count_new_tokens(base, input_ids.shape[1], kwargs)
         reach = longest + input_ids.shape[1] + kwargs["max_new_tokens"]
-        self._tellsliding_window(reach)
+        self._tell_window(reach)
         even = len(names) == 1 and bool(attention_mask.all())
         within = not sliding_window(config) or reach <= sliding_window(config)
         if config.model_type in CACHE_ARCHITECTURES and (even or within):
@@ -371,7 +371,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         new = torch.nn.utils.rnn.pad_sequence(written, batch_first=True, padding_value=pad)
         return torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)
 
-    def _tellsliding_window(self, length: int) -> None:
+    def _tell_window(self, length: int) -> None:
         """Say once that sequences of this length, prompt included, reach beyond a sliding window."""
         config = self.get_base_model().config.get_text_config()
         window = sliding_window(config)
