@@ -1,64 +1,115 @@
-"""Every method and start on the quickstart's questions, at equal steps: scores, trained numbers, seconds.
+"""Every method and every start of a prompt, at equal steps: scores, trained numbers and seconds.
 
-    python benchmarks/methods.py [NAME ...]        # trains what is not in runs/methods yet, some four minutes each
+    python benchmarks/methods.py                     # on the quickstart's rows
+    python benchmarks/methods.py --data FOLDER       # on a folder's train.jsonl and test.jsonl, with SQuAD's columns
+    python benchmarks/methods.py --only NAME ...     # some of them
 
-One seed (42), 40 steps of 8 rows, 140 test rows of unseen topics, template question_answering/instruction_last. "text"
-is the quickstart's: two demonstrations with their instruction, 131 tokens.
+One seed (42), 40 steps of 8 rows, template question_answering/instruction_last. Of a folder's rows those are taken whose
+passage and question have at most 160 tokens: all of train.jsonl, 200 of test.jsonl at random. "text" is the
+quickstart's: two demonstrations with their instruction, 131 tokens. What stands in runs/methods already is not run
+again; each takes some four minutes.
 """
 
+import argparse
 import json
-import sys
+import random
+from pathlib import Path
 
 import yaml
-from common import ROOT, describe_machine, print_table
+from common import ROOT, describe_machine, print_table, tokenizer
 
 from prompt_tuning.config import load_recipe
 from prompt_tuning.train import train
 
-RUNS = ROOT / "runs" / "methods"
+QUICKSTART = ROOT / "recipes" / "quickstart"
+LONGEST, TEST_ROWS = 160, 200
 SHORT = {"init": None, "init_text": None, "num_virtual_tokens": "20"}
+PLAIN = {"init": None, "init_text": None}
 METHODS = {
     "prompt_tuning, text": {},
+    "lora, r=8": PLAIN | {"method": "lora"},
     "prompt_tuning, 20 sampled tokens": SHORT,
-    "prefix_tuning, text": {"method": "prefix_tuning"},
-    "p_tuning, 20 tokens": SHORT | {"method": "p_tuning"},
-    "lora, r=8": {"method": "lora", "init": None, "init_text": None},
-    "prompt_tuning, random, 20 tokens": SHORT | {"init": "random"},
-    "prefix_tuning, 20 sampled tokens": SHORT | {"method": "prefix_tuning"},
-    "cpt, text": {"method": "cpt", "init": None},
+    "prefix_tuning, text": {"method": "prefix_tuning", "learning_rate": "2e-3"},
+    "prefix_tuning, text, 1e-2": {"method": "prefix_tuning", "learning_rate": "1e-2"},
+    "p_tuning, 20 tokens": SHORT | {"method": "p_tuning", "learning_rate": "3e-3"},
+    "p_tuning, 20 tokens, 1e-3": SHORT | {"method": "p_tuning", "learning_rate": "1e-3"},
+    "cpt, text": {"method": "cpt", "init": None, "learning_rate": "3e-3"},
+    "cpt, text, 3e-2": {"method": "cpt", "init": None, "learning_rate": "3e-2"},
+    "few-shot, the same text": PLAIN | {"method": "none", "template": str(QUICKSTART / "templates/two_examples.yaml")},
+    "prompt_tuning, 20 random": SHORT | {"init": "random"},
+    "prompt_tuning, 20 frequent": SHORT | {"init": "frequent"},
+    "prompt_tuning, 2 demonstrations of the data": {"init": "demonstrations", "init_text": None},
     "prompt_tuning, text, residual": {"residual": "true", "encoder_hidden_size": "128"},
-    "prompt_tuning, frequent, 20 tokens": SHORT | {"init": "frequent"},
-    "prompt_tuning, two random demonstrations": {"init": "demonstrations", "init_text": None},
-    "prefix_tuning, projected, 20 tokens": SHORT | {"method": "prefix_tuning", "prefix_projection": "true"},
-}
+    "prompt_tuning, class labels": {
+        "init": "class_labels", "init_text": None, "init_labels": ["person", "place", "date", "number"],
+    },
+    "prefix_tuning, 20 random": SHORT | {"method": "prefix_tuning", "learning_rate": "1e-2", "init": "random"},
+    "prefix_tuning, 20 projected": SHORT
+    | {"method": "prefix_tuning", "prefix_projection": "true", "learning_rate": "2e-3"},
+    "prefix_tuning, 2 demonstrations of the data": {
+        "method": "prefix_tuning", "init": "demonstrations", "init_text": None, "learning_rate": "2e-3",
+    },
+    "prompt_tuning, another adapter": {"init": "adapter", "init_text": None, "init_adapter": "runs/quickstart"},
+    "full": PLAIN | {"method": "full", "learning_rate": "2e-5"},
+}  # fmt: skip
 
 
-def results(name: str, changes: dict[str, str | None]) -> dict:
-    """A method's results.json, after training it if that has not been done."""
-    folder = RUNS / name.replace(", ", "_").replace(" ", "-")
+def rows_of(data: Path, runs: Path) -> dict[str, str]:
+    """Files of the folder's short rows: all for training, so many at random for the test."""
+    words, files = tokenizer(), {}
+    for split in ("train", "test"):
+        file = runs / f"{split}.jsonl"
+        if not file.is_file():
+            lines = (data / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+            texts = [row["context"] + row["question"] for row in map(json.loads, lines)]
+            lengths = [len(ids) for ids in words(texts).input_ids]
+            short = [line for line, length in zip(lines, lengths, strict=True) if length <= LONGEST]
+            if split == "test":
+                short = random.Random(0).sample(short, min(TEST_ROWS, len(short)))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("\n".join(short) + "\n", encoding="utf-8")
+        files[f"{split}_file"] = str(file)
+    return files | {"validation_file": None}
+
+
+def results(name: str, changes: dict, files: dict, runs: Path) -> dict:
+    """A method's results.json with its learning rate, after training it if that has not been done."""
+    folder = runs / name.replace(", ", "_").replace(" ", "-").replace("=", "")
     if not (folder / "results.json").is_file():
-        quickstart = yaml.load((ROOT / "recipes/quickstart/qa.yaml").read_text(encoding="utf-8"), yaml.BaseLoader)
-        rate = {} if changes.get("method", "prompt_tuning") == "prompt_tuning" else {"learning_rate": None}
-        settings = quickstart | rate | changes | {"output_dir": str(folder), "save_strategy": "no"}
-        recipe = RUNS / f"{folder.name}.yaml"
+        quickstart = yaml.load((QUICKSTART / "qa.yaml").read_text(encoding="utf-8"), yaml.BaseLoader)
+        settings = quickstart | files | changes | {"output_dir": str(folder), "save_strategy": "no"}
+        recipe = runs / f"{folder.name}.yaml"
         recipe.parent.mkdir(parents=True, exist_ok=True)
         recipe.write_text(yaml.safe_dump({key: value for key, value in settings.items() if value}), encoding="utf-8")
-        train(load_recipe(recipe))
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        recipe = load_recipe(recipe)
+        train(recipe, evaluate_hard_prompt=not changes or recipe.prompt.method == "none")
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text()) if (folder / "recipe.yaml").is_file() else {}
+    return json.loads((folder / "results.json").read_text(encoding="utf-8")) | {"rate": recipe.get("learning_rate")}
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or METHODS
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--only", nargs="*", default=list(METHODS))
+    args = parser.parse_args()
+    runs = ROOT / "runs" / "methods" / (args.data.name if args.data else "quickstart")
+    files = rows_of(args.data, runs) if args.data else {}
     rows = [("method, start", "EM", "F1", "trained numbers", "learning rate", "training, s")]
-    for name in wanted:
-        found = results(name, METHODS[name])
-        scores = found.get("soft_prompt") or found["lora"]
-        trained = f"{found['trainable_parameters']:,}"
-        saved = yaml.safe_load((RUNS / name.replace(", ", "_").replace(" ", "-") / "recipe.yaml").read_text())
-        rows.append(
-            (name, f"{scores['exact_match']:.1f}", f"{scores['f1']:.1f}", trained, saved["learning_rate"],
-             f"{found['train_seconds']:.0f}")
-        )  # fmt: skip
+    for name in args.only:
+        found = results(name, METHODS[name], files, runs)
+        scored = [key for key in ("hard_prompt", "soft_prompt", "lora", "full") if key in found]
+        for key in scored:
+            scores, hard = found[key], key == "hard_prompt"
+            rows.append(
+                (
+                    "hard prompt, zero-shot" if hard and len(scored) > 1 else name,
+                    f"{scores['exact_match']:.1f}",
+                    f"{scores['f1']:.1f}",
+                    "0" if hard else f"{found['trainable_parameters']:,}",
+                    "" if hard else found["rate"],
+                    "" if hard else f"{found['train_seconds']:.0f}",
+                )
+            )
     print(f"{describe_machine()}\n")
     print_table(*rows)
 

@@ -30,8 +30,11 @@ from prompt_tuning.prepare import Prepared, prepare
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe) -> Path:
+def train(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
     """Run a recipe.
+
+    Args:
+        evaluate_hard_prompt: also without what was trained; False where another run of the same template has done so.
 
     Returns:
         The run's folder: the adapter as PEFT saves it, recipe.yaml, template.yaml, results.json, predictions/,
@@ -55,17 +58,18 @@ def train(recipe: Recipe) -> Path:
         logger.info("evaluating with the %s on %s", name.replace("_", " "), split_origin(recipe.data, split))
         started = time.perf_counter()
         predictions[name], results[name] = predict_and_score(model, prepared, split)
-        if name == "full":
+        if name == "full" and evaluate_hard_prompt:
             base = load_base_model(recipe.model, prepared.config)
     started = time.perf_counter() if recipe.prompt.method == "none" else started
 
-    logger.info("evaluating the hard prompt alone")
-    # A prompt changes nothing of the base model, and LoRA's layers can be switched off.
-    with model.disable_adapter() if recipe.prompt.method == "lora" else nullcontext():
-        predictions["hard_prompt"], results["hard_prompt"] = predict_and_score(base, prepared, split)
+    if evaluate_hard_prompt:
+        logger.info("evaluating the hard prompt alone")
+        # A prompt changes nothing of the base model, and LoRA's layers can be switched off.
+        with model.disable_adapter() if recipe.prompt.method == "lora" else nullcontext():
+            predictions["hard_prompt"], results["hard_prompt"] = predict_and_score(base, prepared, split)
     results["evaluation_seconds"] = round(time.perf_counter() - started, 1)
     write_run(folder, results, prepared, split, predictions)
-    if "soft_prompt" in results and PartialState().is_main_process:
+    if {"soft_prompt", "hard_prompt"} <= results.keys() and PartialState().is_main_process:
         write_card(folder)
     return folder
 
