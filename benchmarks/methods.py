@@ -4,8 +4,8 @@
     python benchmarks/methods.py --data FOLDER       # on a folder's train.jsonl and test.jsonl, with SQuAD's columns
     python benchmarks/methods.py --only NAME ...     # some of them
 
-One seed (42), 40 steps of 8 rows, template question_answering/instruction_last. Of a folder's rows those are taken whose
-passage and question have at most 160 tokens: all of train.jsonl, 200 of test.jsonl at random. "text" is the
+One seed (42), 40 steps of 8 rows, template question_answering/instruction_last. Of a folder's rows those are taken
+whose passage and question have at most 160 tokens: all of train.jsonl, 200 of test.jsonl at random. "text" is the
 quickstart's: two demonstrations with their instruction, 131 tokens. What stands in runs/methods already is not run
 again; each takes some four minutes.
 """
@@ -27,7 +27,7 @@ SHORT = {"init": None, "init_text": None, "num_virtual_tokens": "20"}
 PLAIN = {"init": None, "init_text": None}
 METHODS = {
     "prompt_tuning, text": {},
-    "lora, r=8": PLAIN | {"method": "lora"},
+    "lora, r=8": PLAIN | {"method": "lora", "learning_rate": "1e-3"},
     "prompt_tuning, 20 sampled tokens": SHORT,
     "prefix_tuning, text": {"method": "prefix_tuning", "learning_rate": "2e-3"},
     "prefix_tuning, text, 1e-2": {"method": "prefix_tuning", "learning_rate": "1e-2"},
@@ -69,7 +69,7 @@ def rows_of(data: Path, runs: Path) -> dict[str, str]:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("\n".join(short) + "\n", encoding="utf-8")
         files[f"{split}_file"] = str(file)
-    return files | {"validation_file": None}
+    return files | {"validation_file": None, "max_target_tokens": "32", "drop_overlong": "true"}
 
 
 def results(name: str, changes: dict, files: dict, runs: Path) -> dict:

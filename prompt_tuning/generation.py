@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import Cache, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer
 from transformers.generation import EosTokenCriteria
+
+from prompt_tuning.caches import RoomyLayer, cache_of_rows, join_caches
 
 DEFAULT_NEW_TOKENS = 20  # as in transformers
 # Settings under which a row's tokens depend on that row alone, so that finished rows can leave the batch.
@@ -37,47 +41,50 @@ def count_new_tokens(model: PreTrainedModel, width: int, kwargs: dict[str, Any])
 
 def generate_behind_cache(
     base: PreTrainedModel,
-    cache: Cache,
-    cache_mask: torch.Tensor,
+    caches: Sequence[Cache],
     owners: Sequence[int],
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     opening: torch.Tensor,
+    packed: bool,
     **kwargs: Any,
 ) -> Any:
     """`generate` of rows whose prompts' keys and values are known.
 
     Args:
-        cache: K rows of P + S positions; it is used up.
-        cache_mask: `[K, P + S]`.
-        owners: for each of the B rows its row in the cache.
+        caches: K prompts' keys and values, one row of P + S positions each.
+        owners: for each of the B rows the number of its prompt.
         input_ids: `[B, T]`, padded on the left.
         attention_mask: `[B, T]`.
         opening: `[S]`, the ids that open every row and are in the cache already.
+        packed: read the rows as one packed sequence, and once what several open with; for rows within their window.
 
     Returns:
         As `base.generate(input_ids, ...)`.
     """
-    rows = torch.tensor(owners, device=input_ids.device)
+    shared = len(opening)
+    # A row's first S tokens are hidden, then S columns that hold nothing else are left out.
+    rest = attention_mask * (attention_mask.cumsum(1) > shared)
+    if packed:
+        # `generate` reads the last token itself.
+        rows = [ids[own.bool()][:-1].tolist() for ids, own in zip(input_ids, rest, strict=True)]
+        cache, mask = cache_of_rows(base, caches, owners, rows)
+        mask = torch.cat([mask, rest[:, -1:]], 1)
+    else:
+        cache, mask = join_caches(copy.deepcopy(caches))
+        rows = torch.tensor(owners, device=input_ids.device)
+        cache.batch_select_indices(rows)
+        mask = torch.cat([mask[rows], rest[:, shared:]], 1)
     copies = max(setting(base, kwargs, "num_beams", 1), setting(base, kwargs, "num_return_sequences", 1))
-    cache.batch_select_indices(rows.repeat_interleave(copies))
-    known, shared = cache_mask.shape[1], len(opening)
-    if shared:  # a row's first S tokens are hidden, then S columns that hold nothing else are left out
-        attention_mask = attention_mask * (attention_mask.cumsum(1) > shared)
+    cache.batch_repeat_interleave(copies)
+    cache.layers = [RoomyLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     # Ids in the places of prompt and padding are never embedded, but a repetition penalty reads them.
     own = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
-    virtual = input_ids[:, -1:].expand(-1, known - shared)
-    output = _generate_dropping_finished(
-        base,
-        torch.cat([virtual, opening.expand(len(rows), -1), own[:, shared:]], 1),
-        torch.cat([cache_mask[rows], attention_mask[:, shared:]], 1),
-        cache,
-        **kwargs,
-    )
+    virtual = input_ids[:, -1:].expand(-1, mask.shape[1] - own.shape[1])
+    output = _generate_dropping_finished(base, torch.cat([virtual, own], 1), mask, cache, **kwargs)
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
-    start = known + input_ids.shape[1] - shared
-    sources = input_ids.repeat_interleave(len(sequences) // len(rows), 0)
-    return with_sequences(output, torch.cat([sources, sequences[:, start:]], 1))
+    sources = input_ids.repeat_interleave(len(sequences) // len(input_ids), 0)
+    return with_sequences(output, torch.cat([sources, sequences[:, mask.shape[1] :]], 1))
 
 
 def generate_from_embeddings(

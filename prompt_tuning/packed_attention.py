@@ -67,14 +67,16 @@ class RowLayout:
         prompts: length of each prompt.
         rows: length of each row.
         owners: for each row the number of its prompt.
-        prefixes: for prefix tuning, the keys and values of each prompt, one row each; the packed sequence then holds
+        prefixes: the keys and values of each prompt where they are known, one row each; the packed sequence then holds
             rows alone.
+        kept: by layer the keys and values of the packed sequence, both `[1, key heads, N, D]`, if they are wanted.
     """
 
     prompts: tuple[int, ...]
     rows: tuple[int, ...]
     owners: tuple[int, ...]
     prefixes: tuple[Cache, ...] = ()
+    kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
     _masks: dict[Any, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -165,6 +167,8 @@ def shared_prefix_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
+    if row_layout.kept is not None:
+        row_layout.kept[module.layer_idx] = key, value
     if row_layout.prefixes:
         layers = [prefix.layers[module.layer_idx] for prefix in row_layout.prefixes]
         key = torch.cat([*(layer.keys.to(key.dtype) for layer in layers), key], 2)

@@ -10,7 +10,6 @@ as a cache, with a mask that gives every row its true positions.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import warnings
@@ -25,6 +24,7 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from prompt_tuning.caches import join_caches
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.generation import (
     count_new_tokens,
@@ -56,7 +56,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
     def __init__(self, model: torch.nn.Module, peft_config: Any, adapter_name: str = "default", **kwargs: Any) -> None:
         super().__init__(model, peft_config, adapter_name, **kwargs)
         self._opening: torch.Tensor | None = None  # set while a prompt's cache is kept
-        self._kept: dict[str, DynamicCache] = {}
+        self._kept: dict[str, list[DynamicCache]] = {}
         self._told: set[str] = set()
         self._compiled = self._disabled = False
         if self.way.name == "packed":
@@ -191,7 +191,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
             opening, batch = batch.opening, batch.rest()
         else:
             opening = batch.opening[:0]
-        cache, mask = self._prompt_cache(names, opening)
+        cache, mask = join_caches(self._prompt_caches(names, opening))
         rows = torch.tensor(owners, device=mask.device)
         cache.batch_select_indices(rows)
         output = self._base_after(cache, mask[rows], batch.input_ids, batch.needed, batch.predicts)
@@ -238,13 +238,9 @@ class SharedPrefixModel(PeftModelForCausalLM):
             self.active_adapter = active
         return prompt if self._prompt_is_cache else prompt[0]
 
-    def _prompt_cache(self, names: Sequence[str], opening: torch.Tensor) -> tuple[DynamicCache, torch.Tensor]:
-        """Keys and values of prompts and of the ids after them, a row for each adapter, and their mask `[K, P + S]`.
-
-        Shorter prompts are padded on their left.
-        """
-        base = self.get_base_model()
-        caches = []
+    def _prompt_caches(self, names: Sequence[str], opening: torch.Tensor) -> list[DynamicCache]:
+        """For each adapter the keys and values of its prompt and of the ids after it, one row of P + S positions."""
+        base, caches = self.get_base_model(), []
         for name in names:
             prompt = self._prompt(name)
             if self._prompt_is_cache:
@@ -257,19 +253,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
             embeds = torch.cat([prompt.to(embeds.dtype), embeds])[None]
             caches.append(DynamicCache(config=base.config))
             base(inputs_embeds=embeds, past_key_values=caches[-1], use_cache=True, logits_to_keep=1)
-        lengths = [cache.get_seq_length() for cache in caches]
-        longest = max(lengths)
-        mask = torch.tensor([[0] * (longest - length) + [1] * length for length in lengths], device=base.device)
-        joined = caches[0]
-        if len(caches) > 1:
-            for number, layer in enumerate(joined.layers):
-                each = [
-                    (c.layers[number].keys, c.layers[number].values, longest - n)
-                    for c, n in zip(caches, lengths, strict=True)
-                ]
-                layer.keys = torch.cat([F.pad(keys, (0, 0, pad, 0)) for keys, _, pad in each])
-                layer.values = torch.cat([F.pad(values, (0, 0, pad, 0)) for _, values, pad in each])
-        return joined, mask
+        return caches
 
     @torch.no_grad()
     def generate(
@@ -324,16 +308,17 @@ class SharedPrefixModel(PeftModelForCausalLM):
         even = len(names) == 1 and bool(attention_mask.all())
         within = not sliding_window(config) or reach <= sliding_window(config)
         if config.model_type in CACHE_ARCHITECTURES and (even or within):
-            cache, mask, opening = self._generation_cache(names, input_ids, attention_mask)
-            return generate_behind_cache(base, cache, mask, owners, input_ids, attention_mask, opening, **kwargs)
+            caches, opening = self._generation_caches(names, input_ids, attention_mask)
+            packed = within and self.way.name == "packed"
+            return generate_behind_cache(base, caches, owners, input_ids, attention_mask, opening, packed, **kwargs)
         if config.model_type in CACHE_ARCHITECTURES and len(names) == 1 and not self._prompt_is_cache:
             return generate_from_embeddings(base, self._prompt(names[0]), input_ids, attention_mask, **kwargs)
         return self._generate_one_by_one(input_ids, attention_mask, [names[owner] for owner in owners], **kwargs)
 
-    def _generation_cache(
+    def _generation_caches(
         self, names: list[str], input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
-        """The kept cache, if its ids open every row, else one for this batch; its mask; and its ids."""
+    ) -> tuple[list[DynamicCache], torch.Tensor]:
+        """The kept cache, if its ids open every row, else those for this batch; and those ids."""
         opening = self._opening
         if opening is not None and len(names) == 1:
             # Sorted, a row's tokens come before its padding.
@@ -341,11 +326,10 @@ class SharedPrefixModel(PeftModelForCausalLM):
             opened = (input_ids.gather(1, order)[:, : len(opening)] == opening).all()
             if int(attention_mask.sum(1).min()) > len(opening) and bool(opened):
                 if names[0] not in self._kept:
-                    self._kept[names[0]], _ = self._prompt_cache(names, opening)
-                cache = copy.deepcopy(self._kept[names[0]])
-                return cache, attention_mask.new_ones(1, cache.get_seq_length()), opening
+                    self._kept[names[0]] = self._prompt_caches(names, opening)
+                return self._kept[names[0]], opening
         none = input_ids.new_empty(0)
-        return *self._prompt_cache(names, none), none
+        return self._prompt_caches(names, none), none
 
     def _generate_one_by_one(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, adapter_names: Sequence[str], **kwargs: Any

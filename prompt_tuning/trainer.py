@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
+from prompt_tuning.caches import shared_openings
 from prompt_tuning.distillation import distillation_loss
 from prompt_tuning.encoding import StopTexts, batches_within, common_opening, decode, pad_left, source_length
 from prompt_tuning.errors import AdapterError
@@ -272,9 +273,18 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         )
 
     def _by_length(self, rows: Dataset) -> tuple[Dataset, np.ndarray]:
-        """Rows from long to short, so that a batch holds little padding and the largest batch comes first."""
+        """Rows from long to short, so that a batch holds little padding and the largest batch comes first.
+
+        Rows about one passage stay together, at the place of their longest: the engine reads it once for a batch.
+        """
         self._opening = [] if self.model.config.is_encoder_decoder else common_opening(rows)
-        order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
+        ids = list(rows["input_ids"])
+        lengths = np.array([len(row) for row in ids])
+        longest, group = lengths.copy(), np.arange(len(ids))
+        if isinstance(self.model, SharedPrefixModel):
+            for _, members in shared_openings(ids, [0] * len(ids)):
+                longest[members], group[members] = lengths[members].max(), members[0]
+        order = np.lexsort((-lengths, group, -longest))
         rows = rows.select(order)
         self._references = rows["references"] if "references" in rows.column_names else None
         return rows, order

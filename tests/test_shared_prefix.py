@@ -24,7 +24,9 @@ from peft import (
     PromptTuningConfig,
 )
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
+from prompt_tuning.caches import RoomyLayer, shared_openings
 from prompt_tuning.encoding import pad_left
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.model import add_soft_prompt, prompt_config
@@ -202,6 +204,53 @@ def test_one_cache_serves_a_whole_evaluation(architecture, method, monkeypatch):
         assert len(computed) == 1 or "window" in architecture
         assert written(model, [[9, 8, 7], [5, 4]]) == wanted[2]  # which do not open like that
     assert written(model, ROWS[:2]) == wanted[0]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "gemma2"])
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_what_several_rows_open_with_is_read_once_and_changes_no_token(architecture, method):
+    model = soft(build(architecture), method)
+    passage, other = list(range(30, 48)), list(range(60, 78))
+    ends = [passage, [5, 6]], [other, [8]], [passage, [9]], [[7], [20]], [passage, []], [other, [8, 9, 3]]
+    rows = [opening + end for opening, end in [*ends, ends[0]]]
+    alone = [written(model, [row])[0] for row in rows]
+    read = []
+    model.word_embeddings.register_forward_hook(lambda module, given, output: read.append(given[0].shape))
+    assert written(model, rows) == alone
+    # 17 tokens of one passage (a row ends there), 18 of the other, then what is left of each row but its last token,
+    # which `generate` reads for all rows together.
+    assert sum(shape.numel() for shape in read if shape[0] == 1) == 17 + 18 + sum([2, 0, 1, 1, 0, 2, 2])
+    assert {shape[0] for shape in read if len(shape) == 2} == {1, len(rows)}
+
+
+def test_openings_are_shared_by_rows_behind_one_prompt_alone():
+    passage, other = list(range(30, 50)), list(range(60, 80))
+    rows = [[*passage, 1], [*other, 2], [*passage, 3], [*passage[:10], 4], [*other, 5]]
+    assert sorted(shared_openings(rows, [0] * 5)) == [(20, [0, 2]), (20, [1, 4])]
+    assert shared_openings(rows, [0, 0, 1, 0, 0]) == [(20, [1, 4])]
+    # A short common opening does not break up a group with a long one.
+    long = [*passage, *other]
+    assert shared_openings([[*long, 1], [*long, 2], [*passage[:17], 3]], [0] * 3) == [(40, [0, 1])]
+
+
+def test_keys_and_values_are_not_copied_with_each_new_token():
+    layer = DynamicLayer()
+    first = torch.randn(2, 3, 5, 4)
+    layer.update(first, -first)
+    roomy = RoomyLayer(layer)
+    places, grown = set(), first
+    for _ in range(70):
+        new = torch.randn(2, 3, 1, 4)
+        grown = torch.cat([grown, new], 2)
+        keys, values = roomy.update(new, -new)
+        assert torch.equal(keys, grown) and torch.equal(values, -grown)
+        places.add(keys.data_ptr())
+    assert len(places) == 2  # moved once, when its room was used up
+    kept = roomy.keys
+    roomy.batch_select_indices(torch.tensor([1]))
+    new = torch.randn(1, 3, 1, 4)
+    assert torch.equal(roomy.update(new, new)[0], torch.cat([grown[1:], new], 2))
+    assert torch.equal(kept, grown)
 
 
 def test_finished_rows_leave_the_batch():

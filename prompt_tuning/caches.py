@@ -1,0 +1,186 @@
+"""Keys and values of prompts and of rows behind them, each computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from prompt_tuning.packed_attention import RowLayout
+
+WORTH_SHARING = 16  # tokens that rows must open with alike to be run once
+READ_AT_ONCE = 2048  # tokens on a CPU, where the temporaries of more are mapped into memory anew each time
+
+
+class RoomyLayer(DynamicLayer):
+    """A DynamicLayer with room for tokens to come, where transformers' copies all keys and values with each token."""
+
+    room = 64
+
+    def __init__(self, layer: DynamicLayer) -> None:
+        super().__init__()
+        self.__dict__ |= layer.__dict__
+        self._buffers: tuple[torch.Tensor, ...] = ()
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        known = self.keys.shape[2]
+        end = known + key_states.shape[2]
+        keys = self._buffers[0] if self._buffers else key_states[:, :, :0]
+        # Other rows may have been selected since, which makes other tensors, or the room used up.
+        if self.keys.data_ptr() != keys.data_ptr() or end > keys.shape[2]:
+            room = end - known + self.room
+            self._buffers = tuple(F.pad(states, (0, 0, 0, room)) for states in (self.keys, self.values))
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, known:end] = new
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+        return self.keys, self.values
+
+
+def join_caches(caches: Sequence[Cache]) -> tuple[Cache, torch.Tensor]:
+    """One cache of K rows out of K caches of one row, padded on the left, and its mask `[K, longest]`."""
+    lengths = [cache.get_seq_length() for cache in caches]
+    longest, joined = max(lengths), caches[0]
+    mask = [[0] * (longest - length) + [1] * length for length in lengths]
+    if len(caches) > 1:
+        for number, layer in enumerate(joined.layers):
+            each = [(cache.layers[number], longest - length) for cache, length in zip(caches, lengths, strict=True)]
+            layer.keys = torch.cat([F.pad(one.keys, (0, 0, pad, 0)) for one, pad in each])
+            layer.values = torch.cat([F.pad(one.values, (0, 0, pad, 0)) for one, pad in each])
+    return joined, torch.tensor(mask, device=joined.layers[0].keys.device)
+
+
+def shared_openings(rows: Sequence[Sequence[int]], owners: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Rows that open alike, as questions about one passage do.
+
+    Args:
+        rows: token ids.
+        owners: for each row the number of its prompt; rows behind different prompts share nothing.
+
+    Returns:
+        Groups of two or more rows, each as how many tokens they share and their numbers.
+    """
+    order = sorted(range(len(rows)), key=lambda number: (owners[number], rows[number]))
+    alike = [_alike(rows[one], rows[other]) if owners[one] == owners[other] else 0 for one, other in pairwise(order)]
+    groups: list[tuple[int, list[int]]] = []
+    going_on = False
+    for place, shared in enumerate(alike):
+        # Rows with much in common are not parted from most of it for the sake of one with less.
+        if shared < max(WORTH_SHARING, max(alike[max(place - 1, 0) : place + 2]) / 2):
+            going_on = False
+        elif going_on:
+            groups[-1] = min(groups[-1][0], shared), [*groups[-1][1], order[place + 1]]
+        else:
+            groups.append((shared, [order[place], order[place + 1]]))
+            going_on = True
+    return groups
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """With how many equal tokens two rows open."""
+    unlike = (place for place, (first, second) in enumerate(zip(one, other, strict=False)) if first != second)
+    return next(unlike, min(len(one), len(other)))
+
+
+def read_packed(
+    base: PreTrainedModel, caches: Sequence[Cache], owners: Sequence[int], rows: Sequence[Sequence[int]]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each layer the keys and values of rows behind their prompts, both `[1, key heads, N, D]`, without padding.
+
+    Args:
+        caches: prompts' keys and values, one row each; they are not changed.
+        owners: for each row the number of its prompt.
+        rows: token ids.
+    """
+    device, parts = base.device, []
+    at_once = READ_AT_ONCE if device.type == "cpu" else sum(map(len, rows))
+    lengths = tuple(cache.get_seq_length() for cache in caches)
+    for chunk in _chunks([number for number, row in enumerate(rows) if row], [len(row) for row in rows], at_once):
+        own = [(owners[number], rows[number]) for number in chunk]
+        layout = RowLayout(
+            lengths, tuple(len(row) for _, row in own), tuple(owner for owner, _ in own), tuple(caches), {}
+        )
+        base(
+            input_ids=torch.tensor([[token for _, row in own for token in row]], device=device),
+            position_ids=layout.positions(device),
+            attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device),  # so that the model makes none
+            use_cache=False,
+            logits_to_keep=1,
+            row_layout=layout,
+        )
+        parts.append([layout.kept[number] for number in range(len(caches[0].layers))])
+    if not parts:
+        return [(layer.keys[:, :, :0], layer.values[:, :, :0]) for layer in caches[0].layers]
+    return [tuple(torch.cat(states, 2) for states in zip(*layer, strict=True)) for layer in zip(*parts, strict=True)]
+
+
+def _chunks(numbers: Sequence[int], lengths: Sequence[int], at_once: int) -> Iterator[list[int]]:
+    """Consecutive rows of so many tokens together, a longer one by itself."""
+    chunk, size = [], 0
+    for number in numbers:
+        if chunk and size + lengths[number] > at_once:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(number)
+        size += lengths[number]
+    if chunk:
+        yield chunk
+
+
+def _caches_behind(
+    caches: Sequence[Cache], owners: Sequence[int], lengths: Sequence[int], read: Sequence[tuple[torch.Tensor, ...]]
+) -> list[Cache]:
+    """For each row a cache of its prompt and its tokens, whose keys and values were `read`."""
+    behind = [DynamicCache() for _ in lengths]
+    for number, layer in enumerate(read):
+        parts = zip(*(states.split(list(lengths), 2) for states in layer), strict=True)
+        for cache, owner, (keys, values) in zip(behind, owners, parts, strict=True):
+            prompt = caches[owner].layers[number]
+            cache.update(torch.cat([prompt.keys, keys], 2), torch.cat([prompt.values, values], 2), number)
+    return behind
+
+
+def cache_of_rows(
+    base: PreTrainedModel, caches: Sequence[Cache], owners: Sequence[int], rows: Sequence[Sequence[int]]
+) -> tuple[Cache, torch.Tensor]:
+    """Keys and values of prompts and rows, run packed, and what several rows open with run once.
+
+    Args:
+        caches: prompts' keys and values, one row each; they are not changed.
+        owners: for each of the B rows the number of its prompt.
+        rows: token ids.
+
+    Returns:
+        A cache of B rows, each its prompt and its tokens, padded on the left, and its mask `[B, longest]`.
+    """
+    caches, owners, rows = list(caches), list(owners), [list(row) for row in rows]
+    if groups := shared_openings(rows, owners):
+        of_groups = [owners[members[0]] for _, members in groups]
+        read = read_packed(base, caches, of_groups, [rows[members[0]][:shared] for shared, members in groups])
+        passages = _caches_behind(caches, of_groups, [shared for shared, _ in groups], read)
+        for number, (shared, members) in enumerate(groups):
+            for row in members:
+                owners[row], rows[row] = len(caches) + number, rows[row][shared:]
+        caches += passages
+    read = read_packed(base, caches, owners, rows)
+    starts = [0, *accumulate([cache.get_seq_length() for cache in caches] + [len(row) for row in rows])]
+    places = [
+        [*range(starts[owner], starts[owner + 1]), *range(starts[len(caches) + row], starts[len(caches) + row + 1])]
+        for row, owner in enumerate(owners)
+    ]
+    longest = max(map(len, places))
+    padded = torch.tensor([[0] * (longest - len(each)) + each for each in places], device=base.device)
+    joined = DynamicCache()
+    for number, layer in enumerate(read):
+        known = [(cache.layers[number].keys, cache.layers[number].values) for cache in caches]
+        # [1, heads, all, D] -> [B, heads, longest, D]
+        gathered = (torch.cat(states, 2)[0, :, padded].transpose(0, 1) for states in zip(*known, layer, strict=True))
+        joined.update(*gathered, number)
+    mask = [[0] * (longest - len(each)) + [1] * len(each) for each in places]
+    return joined, torch.tensor(mask, device=base.device)
