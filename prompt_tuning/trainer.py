@@ -38,6 +38,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
     gradient accumulation count target tokens, for encoder-decoder models too, whose own loss ignores
     `num_items_in_batch`. `torch_compile` compiles each decoder layer for itself. And `compute_metrics` gets texts.
 
+    Rows for a multitask prompt also have their task's number, in a column `task_ids`.
+
     Args:
         compute_metrics: `(predictions, references) -> metrics`, as `metrics.load_metrics` returns; references come
             from the rows' `references` column, or from their labels if they have none.

@@ -50,6 +50,12 @@ def scattered(base, **settings):
     return model
 
 
+def written(model, task_ids):
+    given = {name: each for name, each in right_padded().items() if name != "labels"}
+    settings = dict(max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+    return model.generate(**given, task_ids=task_ids, **settings)[:, given["input_ids"].shape[1] :].tolist()
+
+
 def gradients(model):
     return torch.cat([each.grad.flatten() for each in model.prompt_encoder.parameters()])
 
@@ -134,11 +140,7 @@ def test_rows_of_several_tasks_are_generated_together(architecture):
     base = build(architecture)
     model = scattered(base).eval()
     prompts = [task_prompt(model, int(task)) for task in TASKS]
-    given = {name: each for name, each in right_padded().items() if name != "labels"}
-    out = model.generate(**given, task_ids=TASKS, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
-    width = given["input_ids"].shape[1]
-    wanted = [reference_greedy(base, prompt, row, 6) for prompt, row in zip(prompts, ROWS, strict=True)]
-    assert out[:, width:].tolist() == wanted
+    assert written(model, TASKS) == [reference_greedy(base, *each, 6) for each in zip(prompts, ROWS, strict=True)]
 
 
 @pytest.mark.filterwarnings("ignore:Position ids are not supported")
@@ -150,6 +152,7 @@ def test_where_no_faster_way_is_known_pefts_forward_takes_the_task_ids():
     prompts = [task_prompt(model, int(task)) for task in TASKS]
     loss = model(**right_padded(), task_ids=TASKS).loss
     assert loss.item() == pytest.approx(reference_loss(base, prompts).item(), abs=1e-5)
+    assert written(model, TASKS) == [reference_greedy(base, *each, 6) for each in zip(prompts, ROWS, strict=True)]
 
 
 def test_task_ids_that_are_missing_unknown_or_too_few_are_said():
@@ -405,6 +408,15 @@ def test_check_prepares_every_task_and_render_names_them(recipes, tmp_path, caps
     errors = capsys.readouterr().err
     assert "summaries_train.jsonl: the file is empty" in errors and "test.jsonl" in errors
     assert errors.count("/no/such: no such folder") == 1
+
+
+def test_a_task_that_lacks_rows_stops_the_run_before_the_model_loads(recipes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.multitask.load_base_model", None)
+    task = tmp_path / "summaries.yaml"
+    task.write_text(task.read_text().replace("validation_file: summaries_validation.jsonl\n", ""))
+    assert main(["train", str(recipes(eval_strategy="steps"))]) == 1
+    assert "summaries.yaml: eval_strategy is steps but there are no validation rows" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
