@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate.utils import DynamoBackend
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Cache, DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
@@ -40,6 +40,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
     the data set. The evaluation's loss is the mean over all target tokens, not over batches. Label smoothing and
     gradient accumulation count target tokens, for encoder-decoder models too, whose own loss ignores
     `num_items_in_batch`. `torch_compile` compiles each decoder layer for itself. And `compute_metrics` gets texts.
+
+    Rows for a multitask prompt also have their task's number, in a column `task_ids`.
 
     Args:
         compute_metrics: `(predictions, references) -> metrics`, as `metrics.load_metrics` returns; references come
@@ -201,6 +203,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         sources = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
         if not self.model.config.is_encoder_decoder:
             sources = self._prepare_inputs(pad_left(source_rows(inputs), self.processing_class.pad_token_id))
+        if _is_multitask(self.model):
+            sources["task_ids"] = inputs["task_ids"]
         stops = {"stopping_criteria": [StopTexts(self.processing_class, self.stop)]} if self.stop else {}
         with self.compute_loss_context_manager():  # the autocast that training runs under
             generated = self._generate(**sources, **stops, **(gen_kwargs or self._gen_kwargs))
@@ -267,6 +271,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         super()._set_signature_columns_if_needed()
         if self.teacher is not None and "row" not in self._signature_columns:
             self._signature_columns.append("row")
+        if _is_multitask(self.model) and "task_ids" not in self._signature_columns:
+            self._signature_columns.append("task_ids")
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
         # Trainer would shuffle a length-grouped evaluation, and references are matched by order.
@@ -326,6 +332,11 @@ def _has_network(model: torch.nn.Module) -> bool:
     """Whether more is trained than the prompt itself: P-tuning's encoder, a projection, a residual network."""
     prompted = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
     return prompted and len(list(model.prompt_encoder.parameters())) > 1
+
+
+def _is_multitask(model: torch.nn.Module) -> bool:
+    """Whether rows have a `task_ids` column that says whose prompt stands before them."""
+    return isinstance(model, PeftModel) and model.active_peft_config.peft_type == PeftType.MULTITASK_PROMPT_TUNING
 
 
 def source_rows(inputs: dict[str, torch.Tensor]) -> list[list[int]]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from prompt_tuning.packed_attention import ATTENTION
 
 # Methods whose prompt is a sequence of input embeddings, and methods whose prompt is keys and values.
-EMBEDDED_METHODS = ("PROMPT_TUNING", "P_TUNING", "CPT")
+EMBEDDED_METHODS = ("PROMPT_TUNING", "P_TUNING", "CPT", "MULTITASK_PROMPT_TUNING")
 CACHED_METHODS = ("PREFIX_TUNING",)
 # tests/test_architectures.py holds each of these to a row-by-row reference.
 PACKED_ARCHITECTURES = (
