@@ -64,12 +64,14 @@ def test_a_prompt_of_token_embeddings_is_read_as_these_tokens(adapter, base, tok
 def test_a_cpt_prompt_is_read_as_the_text_that_it_changes(base, tmp_path):
     model = add_soft_prompt(base, prompt_config(base, 4, PromptArguments(method="cpt"), IDS))
     with torch.no_grad():
-        model.prompt_encoder["default"].delta_embedding.weight[2, 0] += 1
+        model.prompt_encoder["default"].delta_embedding.weight[2, 0] += 1  # of which PEFT keeps what its bound allows
     model.save_pretrained(tmp_path / "cpt")
+    start = base.get_input_embeddings().weight[IDS].detach().clone()
+    save_file({"initial_prompt": start}, tmp_path / "cpt" / "initial_prompt.safetensors")
     report = inspect(str(tmp_path / "cpt"))
     assert report["method"] == "CPT" and [token["nearest"][0]["id"] for token in report["tokens"]] == IDS
-    cosines = [token["nearest"][0]["cosine"] for token in report["tokens"]]
-    assert cosines[:2] == [1, 1] and cosines[2] < 1 and cosines[3] == 1
+    bound = 0.1 * (32 / 2048) ** 0.5
+    assert [token["moved"] for token in report["tokens"]] == pytest.approx([0, 0, bound, 0], abs=1e-4)
 
 
 def test_norms_stand_beside_those_of_the_vocabulary(adapter, base):
