@@ -294,8 +294,9 @@ def _templates(args: argparse.Namespace, _: list[str]) -> int:
     elif args.show or len(templates) == 1:
         texts = [library.whole(name, template) for name, template in templates.items()]
     else:
-        texts = [library.table(templates)]
-    print("\n".join(texts))
+        texts = [library.table(templates)] if templates else []
+    for text in texts:
+        print(text)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     return 0 if templates else 2

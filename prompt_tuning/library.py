@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def table(templates: dict[str, Template]) -> str:
     """A line each: name, kind, the columns to train on, the first words."""
     rows = [("name", "kind", "columns", "first words")]
     for name, template in templates.items():
-        words = " ".join(f"{template.system or ''} {template.source}".split())
+        words = " ".join(re.sub(r"\{%.*?%\}", " ", f"{template.system or ''} {template.source}", flags=re.S).split())
         rows.append((name, _kind(template), ", ".join(sorted(template.columns)), words[:OPENING_WIDTH]))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(

@@ -52,6 +52,8 @@ def convert(entry: Any, name: str) -> dict[str, str]:
             f"template {name}: its filter {drawn[0]} draws at random, and a row must always give the same text"
         )
     choices = entry.get("answer_choices")
+    if isinstance(choices, list):  # as its first files have them
+        choices = f" {SEPARATOR} ".join(map(str, choices))
     if choices is None and any(node.name == "answer_choices" for node in tree.find_all(jinja2.nodes.Name)):
         raise TemplateError(f"template {name}: it reads answer_choices and its field answer_choices is empty")
     fields = {"source": source, "target": target}

@@ -62,7 +62,9 @@ def as_promptsource(entry, row):
             return [hold(item) for item in value]
         return value.replace("|||", "HELD") if isinstance(value, str) else value
 
-    choices = cut(entry["answer_choices"], **row) if entry.get("answer_choices") else []
+    choices = entry.get("answer_choices") or []
+    if isinstance(choices, str):
+        choices = cut(choices, **row)
     return *cut(entry["jinja"], **row, answer_choices=choices), choices
 
 
@@ -79,7 +81,7 @@ def test_the_files_of_a_data_set_load_and_write_what_promptsource_writes():
             for row in rows:
                 rendered = template.render(row)
                 assert (rendered.source, rendered.target, template.choices(row)) == as_promptsource(entry, row)
-    assert converted == 6 and len(found) == converted + len(LEFT_OUT)
+    assert converted == 7 and len(found) == converted + len(LEFT_OUT)
 
 
 def test_what_a_row_needs_to_be_predicted_on_leaves_the_target_out():
