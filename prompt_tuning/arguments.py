@@ -59,7 +59,8 @@ class PromptArguments:
     """Which prompt."""
 
     template: str | None = field(
-        default=None, metadata={"help": "A shipped template, as question_answering/plain, or a YAML file of your own."}
+        default=None,
+        metadata={"help": "A shipped template (`prompt-tuning templates` lists them), or FILE or FILE:NAME of YAML."},
     )
     method: Literal[
         "prompt_tuning", "p_tuning", "prefix_tuning", "cpt", "multitask_prompt_tuning", "lora", "full", "none"
