@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import jinja2
 import jinja2.meta
 import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+VALUE_END = "\ue001"  # a code point for private use
 
 
 @functools.cache
@@ -21,6 +24,32 @@ def environment() -> ImmutableSandboxedEnvironment:
     sandbox.filters["most_frequent"] = _most_frequent  # promptsource's
     sandbox.globals["zip"] = zip
     return sandbox
+
+
+@functools.lru_cache(maxsize=512)
+def compiled(text: str) -> jinja2.Template:
+    return environment().from_string(text)
+
+
+@functools.lru_cache(maxsize=512)
+def compiled_expression(text: str) -> Callable[..., Any]:
+    return environment().compile_expression(text, undefined_to_none=False)
+
+
+@functools.lru_cache(maxsize=512)
+def printed_values(text: str) -> jinja2.Template:
+    """A template that writes what another prints of a row, without that one's own words.
+
+    VALUE_END stands where those words stood, but for words in a branch or loop: what these print is one value.
+    """
+    tree = environment().parse(text)
+    for words in tree.find_all(jinja2.nodes.TemplateData):
+        words.data = " "
+    for node in tree.body:
+        for piece in node.nodes if isinstance(node, jinja2.nodes.Output) else ():
+            if isinstance(piece, jinja2.nodes.TemplateData):
+                piece.data = VALUE_END
+    return environment().from_string(tree)
 
 
 def needed_names(body: list[jinja2.nodes.Node], given: set[str]) -> set[str]:

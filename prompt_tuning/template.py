@@ -15,7 +15,7 @@ import jinja2
 
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.promptsource import SEPARATOR, convert
-from prompt_tuning.sandbox import environment, needed_names
+from prompt_tuning.sandbox import VALUE_END, compiled, compiled_expression, environment, needed_names, printed_values
 from prompt_tuning.template_yaml import read_yaml, write_yaml
 
 FOLDER = Path(__file__).parent / "templates"
@@ -200,6 +200,17 @@ class Template:
         references = tuple(map(str, self._evaluate(self.references, values))) if self.references else (target,)
         return target, references
 
+    def source_key(self, row: dict[str, Any], languages: dict[str, str] | None = None) -> tuple[str, ...]:
+        """What a row itself says in its source, value by value, without case and white space: equal rows share it.
+
+        Neither the template's own words nor what it prints in its system message are part of it.
+
+        Raises:
+            TemplateError: the row lacks something that the source reads.
+        """
+        text = self._render(self.source, self._values(row, languages), printed_values)
+        return tuple(map(normalised, text.split(VALUE_END)))
+
     def choices(self, row: dict[str, Any], languages: dict[str, str] | None = None) -> list[str]:
         """The texts that the row may be answered with, in their order; none where the answer is open.
 
@@ -225,18 +236,25 @@ class Template:
         given = LANGUAGE_VARIABLES if self.answer_choices is None else LANGUAGE_VARIABLES | {"answer_choices"}
         return frozenset(needed_names(tree.body, set(given)))
 
-    def _render(self, text: str, values: dict[str, Any]) -> str:
+    def _render(
+        self, text: str, values: dict[str, Any], compile: Callable[[str], jinja2.Template] = compiled
+    ) -> str:
         try:
-            return environment().from_string(text).render(values)
+            return compile(text).render(values)
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise TemplateError(f"template {self.name}: {error}") from None
 
     def _evaluate(self, expression: str, values: dict[str, Any]) -> list[str]:
         try:
-            found = environment().compile_expression(expression, undefined_to_none=False)(**values)
+            found = compiled_expression(expression)(**values)
             return [found] if isinstance(found, str) else list(found)
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
             raise TemplateError(f"template {self.name}: references: {error}") from None
+
+
+def normalised(text: str) -> str:
+    """Without case and white space, as rows are compared."""
+    return " ".join(text.casefold().split())
 
 
 def language_variables(source_lang: str | None, target_lang: str | None) -> dict[str, str]:
