@@ -146,6 +146,21 @@ class PromptArguments:
         default=None, metadata={"help": "Longer template, as a few-shot prompt, that the soft prompt is to replace."}
     )
     max_teacher_tokens: int = field(default=1024, metadata={"help": "Budget of a source in teacher_template."})
+    num_demonstrations: int = field(
+        default=0,
+        metadata={
+            "help": "Training rows shown before each source, as the template writes them. What does not fit in "
+            "max_source_tokens is left out, from the last, and counted."
+        },
+    )
+    demonstration_selection: Literal["random", "balanced", "bm25"] = field(
+        default="random",
+        metadata={
+            "help": "random, balanced (each target's text as often): drawn once with the seed, the same for all rows; "
+            "they are saved in the run's template.yaml, leave the training split, and work for predict. bm25: the "
+            "nearest to each row by its source (Robertson & Zaragoza 2009; needs the package bm25s); not for predict."
+        },
+    )
     max_source_tokens: int = field(default=512, metadata={"help": "Budget of a rendered source, in tokens."})
     max_target_tokens: int = field(
         default=64, metadata={"help": "Budget of a target; also the most tokens generated."}

@@ -46,7 +46,10 @@ EFFECTIVE = {
     "num_ranks": (MULTITASK,),
 }
 # What the recipes of `tasks` say, each for its own task; everything else is the multitask recipe's.
-ENCODING = ("template", "metrics", "truncate", "max_source_tokens", "max_target_tokens", "drop_overlong")
+ENCODING = (
+    "template", "metrics", "truncate", "max_source_tokens", "max_target_tokens", "drop_overlong",
+    "num_demonstrations", "demonstration_selection",
+)  # fmt: skip
 GENERATION = ("generation_max_length", "generation_num_beams")
 OF_TASKS = frozenset(field.name for field in dataclasses.fields(DataArguments)).union(ENCODING, GENERATION)
 # Where it is not given; prompt_tuning's stands in PromptTuningArguments. None of these has been measured here yet.
@@ -290,6 +293,13 @@ def _task_contradictions(recipe: Recipe) -> list[str]:
             problems.append(f"{file}: cannot tell its format; expected a name ending in {', '.join(LOCAL_FORMATS)}")
         elif not Path(file).is_file():
             problems.append(f"{file}: no such file (looked in {Path.cwd()})")
+    count, selection = recipe.prompt.num_demonstrations, recipe.prompt.demonstration_selection
+    if count < 0:
+        problems.append(f"num_demonstrations is {count}; it must be at least 0")
+    if count == 0 and selection != "random":
+        problems.append(f"demonstration_selection is {selection} but num_demonstrations is 0; set it to at least 1")
+    if count > 0 and not data.train_file and not data.dataset_name:
+        problems.append(f"num_demonstrations is {count} but there are no training rows; set train_file")
     if data.task == "translation" and not (data.source_lang and data.target_lang):
         problems.append("translation needs source_lang and target_lang, as `source_lang: fr`")
     return problems

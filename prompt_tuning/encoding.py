@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -30,6 +30,7 @@ class Encoder:
     Args:
         truncate: columns that give way, in this order, when the source is over budget; by default the template's.
         languages: `template.language_variables(...)`.
+        chosen: how many of the template's demonstrations, its last, are training rows that a recipe chose.
     """
 
     template: Template
@@ -39,6 +40,7 @@ class Encoder:
     max_target_tokens: int = 64
     truncate: tuple[str, ...] | None = None
     languages: dict[str, str] | None = None
+    chosen: int = 0
 
     @classmethod
     def of_recipe(
@@ -55,27 +57,58 @@ class Encoder:
             language_variables(data.source_lang, data.target_lang),
         )
 
-    def row(self, row: dict[str, Any]) -> dict[str, Any]:
+    def row(self, row: dict[str, Any], nearest: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         """`input_ids`, `labels`, the `source` as text, `references`, and how many tokens were `cut`.
+
+        Args:
+            nearest: training rows that are this row's own demonstrations, the nearest first.
+
+        Returns:
+            Also how many demonstrations were `left_out`, since they did not fit, and how many chosen ones are `shown`.
 
         Raises:
             TemplateError: the row cannot be rendered.
             OverlongError: the source does not fit its budget.
         """
-        ids, cut, text = self.source(row)
+        encoder, left_out = self.fitted(row, nearest)
+        shown = len(encoder.template.demonstrations) - len(self.template.demonstrations) + self.chosen
+        ids, cut, text = encoder._within_budget(row)
         target, references = self.template.render_target(row, self.languages)
         target_ids = self._target_ids(text, ids, target)
         if self.is_encoder_decoder:
             encoded = {"input_ids": ids, "labels": target_ids}
         else:
             encoded = {"input_ids": ids + target_ids, "labels": [-100] * len(ids) + target_ids}
-        return encoded | {"source": text, "references": list(references), "cut": cut}
+        facts = {"cut": cut, "left_out": left_out, "shown": shown}
+        return encoded | {"source": text, "references": list(references)} | facts
 
     def source(self, row: dict[str, Any]) -> tuple[list[int], int, str]:
         """Token ids of a row's source, the number of tokens cut to fit, and the source as text.
 
-        Only the columns in `truncate` are cut, from their end; the rest of the prompt is never touched.
+        Only the columns in `truncate` are cut, from their end, once the chosen demonstrations that do not fit are left
+        out; the rest of the prompt is never touched.
         """
+        return self.fitted(row)[0]._within_budget(row)
+
+    def fitted(self, row: dict[str, Any], nearest: Sequence[dict[str, Any]] = ()) -> tuple[Encoder, int]:
+        """This encoder with the demonstrations that a row is shown, and how many more there were no tokens for.
+
+        Chosen demonstrations of the row's own source are never shown; the last of the others give way first.
+        """
+        if not self.chosen and not nearest:
+            return self, 0
+        given = self.template.demonstrations
+        own, chosen = given[: len(given) - self.chosen], (*given[len(given) - self.chosen :], *nearest)
+        source = self.template.source_key(row, self.languages)
+        others = [each for each in chosen if self.template.source_key(each, self.languages) != source]
+        for count in range(len(others), -1, -1):
+            template = replace(self.template, demonstrations=(*own, *others[:count]))
+            encoder = replace(self, template=template, chosen=0)
+            if count == 0 or len(self._ids(encoder._source_text(row))) <= self.max_source_tokens:
+                break
+        return encoder, len(others) - count
+
+    def _within_budget(self, row: dict[str, Any]) -> tuple[list[int], int, str]:
         text = self._source_text(row)
         ids = self._ids(text)
         full = len(ids)
@@ -149,12 +182,32 @@ class EncodingReport:
     longest: int
     opening: int
     problems: tuple[tuple[int, str], ...]
+    held_out_rows: int = 0
+    lacking_rows: int = 0
+    lacking_demonstrations: int = 0
+    bare_rows: int = 0
 
     def __str__(self) -> str:
         cut = f"{self.cut_rows} cut by {self.cut_tokens} tokens in all" if self.cut_rows else "none cut"
         dropped = f", {self.dropped_rows} left out" if self.dropped_rows else ""
+        if self.held_out_rows:
+            dropped += f", {self.held_out_rows} left out as they are demonstrations"
+        if self.lacking_rows:
+            counts = f"{self.lacking_demonstrations} in all did not fit, {self.bare_rows} rows have none"
+            dropped += f", {self.lacking_rows} with fewer demonstrations ({counts})"
         opening = f", all open with the same {self.opening}" if self.opening and self.rows > 1 else ""
         return f"{self.rows} rows, {cut}{dropped}, longest {self.longest} tokens{opening}"
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """For each row of a split the training rows that are its demonstrations, the nearest first."""
+
+    train: Dataset
+    numbers: list[list[int]]
+
+    def of(self, row: int) -> list[dict[str, Any]]:
+        return [self.train[number] for number in self.numbers[row]]
 
 
 def encode(
@@ -164,21 +217,25 @@ def encode(
     training: bool = False,
     drop_overlong: bool = False,
     num_proc: int | None = None,
+    nearest: Nearest | None = None,
+    held_out: Set[int] = frozenset(),
 ) -> tuple[Dataset, EncodingReport]:
     """Encode every row of a split.
 
     Args:
         training: a target longer than the encoder's max_target_tokens is then a problem (never cut).
         drop_overlong: leave rows that do not fit out, and count them, in place of reporting each as a problem.
+        held_out: rows that are left out, and counted, since they are demonstrations.
 
     Returns:
-        The rows with `input_ids`, `labels`, `source`, `references`, `cut` and their number in the split as `row`; and
-        the report, whose `problems` are (row, message). A row with a problem is not among the rows.
+        The rows with `input_ids`, `labels`, `source`, `references`, `cut`, the number of demonstrations `left_out`
+        since they did not fit, and their own number in the split as `row`; and the report, whose `problems` are (row,
+        message). A row with a problem is not among the rows.
     """
     encoded = dataset.map(
         _encode_row,
         # Part of the key of datasets' cache, which does not see that this module's code has changed: the version.
-        fn_kwargs={"encoder": encoder, "training": training, "version": version("prompt_tuning")},
+        fn_kwargs=dict(encoder=encoder, training=training, nearest=nearest, version=version("prompt_tuning")),
         with_indices=True,
         remove_columns=dataset.column_names,
         num_proc=num_proc,
@@ -187,24 +244,30 @@ def encode(
     messages, overlong = encoded["problem"], encoded["overlong"]
     dropped = {row for row in range(len(messages)) if drop_overlong and overlong[row]}
     problems = tuple((row, message) for row, message in enumerate(messages) if message and row not in dropped)
-    if any(messages):
-        encoded = encoded.select([row for row, message in enumerate(messages) if not message])
-    cuts = encoded["cut"]
+    if any(messages) or held_out:
+        encoded = encoded.select([row for row, text in enumerate(messages) if not text and row not in held_out])
+    cuts, left_out, shown = (list(encoded[name]) for name in ("cut", "left_out", "shown"))
     report = EncodingReport(
         rows=len(encoded),
         cut_rows=sum(cut > 0 for cut in cuts),
         cut_tokens=sum(cuts),
-        dropped_rows=len(dropped),
+        dropped_rows=len(dropped - held_out),
         longest=max(map(len, encoded["input_ids"]), default=0),
         opening=len(common_opening(encoded, encoder.is_encoder_decoder)),
         problems=problems,
+        held_out_rows=len(held_out),
+        lacking_rows=sum(count > 0 for count in left_out),
+        lacking_demonstrations=sum(left_out),
+        bare_rows=sum(count > 0 and not kept for count, kept in zip(left_out, shown, strict=True)),
     )
-    return encoded.remove_columns(["problem", "overlong"]), report
+    return encoded.remove_columns(["problem", "overlong", "shown"]), report
 
 
-def _encode_row(row: dict[str, Any], index: int, encoder: Encoder, training: bool, version: str) -> dict[str, Any]:
+def _encode_row(
+    row: dict[str, Any], index: int, encoder: Encoder, training: bool, nearest: Nearest | None, version: str
+) -> dict[str, Any]:
     try:
-        encoded = encoder.row(row)
+        encoded = encoder.row(row, nearest.of(index) if nearest else ())
         length = sum(label != -100 for label in encoded["labels"])
         if training and length > encoder.max_target_tokens:
             raise OverlongError(
@@ -213,7 +276,7 @@ def _encode_row(row: dict[str, Any], index: int, encoder: Encoder, training: boo
             )
         return encoded | {"row": index, "problem": "", "overlong": False}
     except TemplateError as error:
-        blank = {"input_ids": [], "labels": [], "source": "", "references": [], "cut": 0}
+        blank = {"input_ids": [], "labels": [], "source": "", "references": [], "cut": 0, "left_out": 0, "shown": 0}
         return blank | {"row": index, "problem": str(error), "overlong": isinstance(error, OverlongError)}
 
 

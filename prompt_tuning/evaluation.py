@@ -98,6 +98,7 @@ def describe(prepared: Prepared, split: str) -> dict[str, Any]:
         "model": recipe.model.model_name_or_path,
         "template": recipe.prompt.template,
         "decoding": recipe.decoding,
+        "leakage": prepared.leakage,
         "versions": {name: version(name) for name in ("prompt_tuning", "transformers", "peft", "torch")},
     }
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -60,10 +60,17 @@ class Predictor:
         overrides = [f"--model_name_or_path={model_name_or_path or trained_on}"]
         recipe = load_recipe(adapter / "recipe.yaml", overrides, for_prediction=True)
         template = Template.load(adapter / "template.yaml")
+        if (count := recipe.prompt.num_demonstrations) and recipe.prompt.demonstration_selection == "bm25":
+            raise AdapterError(
+                f"{adapter}: its {count} demonstrations are the training rows nearest to each row (bm25), and a run's "
+                "folder holds no training rows; use `prompt-tuning evaluate` with your rows as test_file, or "
+                "train with demonstration_selection: random or balanced"
+            )
         config = load_config(recipe.model)
         if not full:
             check_adapter(adapter_config, adapter, config)
         encoder = Encoder.of_recipe(recipe, template, load_tokenizer(recipe.model), config.is_encoder_decoder)
+        encoder = replace(encoder, chosen=min(count, len(template.demonstrations)))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         base = load_base_model(recipe.model, config).to(device)
         return cls(base if full else load_adapter(base, adapter), encoder, recipe.decoding)
@@ -115,17 +122,19 @@ def predict(
 def _predict_lines(
     predictor: Predictor, lines: Iterator[tuple[int, str]], file: TextIO, batch_size: int, source: str
 ) -> int:
-    count, cut_rows = 0, 0
+    count, cut_rows, lacking_rows = 0, 0, 0
     rows = _rows(lines, predictor.encoder, source)
     while batch := list(islice(rows, batch_size)):
         sources = []
         for number, row in batch:
             try:
-                ids, cut, _ = predictor.encoder.source(row)
+                encoder, left_out = predictor.encoder.fitted(row)
+                ids, cut, _ = encoder.source(row)
             except TemplateError as error:
                 raise DataError(f"{_name(source)}, line {number}: {error}") from error
             sources.append(ids)
             cut_rows += cut > 0
+            lacking_rows += left_out > 0
         for (_, row), prediction in zip(batch, predictor.write(sources), strict=True):
             file.write(json.dumps(row | {"prediction": prediction}, ensure_ascii=False) + "\n")
         file.flush()
@@ -134,6 +143,8 @@ def _predict_lines(
         raise DataError(f"{_name(source)}: no rows")
     if cut_rows:
         print(f"{cut_rows} of {count} rows were cut to fit max_source_tokens", file=sys.stderr)
+    if lacking_rows:
+        print(f"{lacking_rows} of {count} rows have fewer demonstrations, to fit max_source_tokens", file=sys.stderr)
     return count
 
 

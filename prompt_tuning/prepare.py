@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from datasets import Dataset, DatasetDict
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from prompt_tuning.config import MULTITASK, Recipe
 from prompt_tuning.data import load_splits, row_origin, split_origin
+from prompt_tuning.demonstrations import Demonstrations
 from prompt_tuning.distillation import SCALED_LOGITS
 from prompt_tuning.encoding import Encoder, EncodingReport, encode, source_length
 from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
 from prompt_tuning.initialization import prompt_length, starting_ids, starting_text
+from prompt_tuning.leakage import Leaks, find_leaks
 from prompt_tuning.metrics import TASK_METRICS, Score, load_metrics
 from prompt_tuning.model import load_adapter_config, load_config, load_tokenizer
 from prompt_tuning.template import Template
@@ -22,6 +24,7 @@ from prompt_tuning.template import Template
 logger = logging.getLogger(__name__)
 
 PROBLEMS_SHOWN = 5
+LEAKS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class Prepared:
     Args:
         num_virtual_tokens: P; 0 for a method without a prompt.
         init_ids: the tokens of the text that the prompt starts from, if it starts from one.
+        encoder: its template ends with the demonstrations that were chosen for all rows, if any were.
         taught: the training rows in teacher_template, if there is one.
+        leakage: by split, which of its rows stand in the training split or in a demonstration too, for results.json.
     """
 
     recipe: Recipe
@@ -45,6 +50,7 @@ class Prepared:
     encoded: dict[str, Dataset]
     taught: Dataset | None
     reports: dict[str, EncodingReport]
+    leakage: dict[str, dict[str, Any]]
 
     @property
     def template(self) -> Template:
@@ -76,39 +82,101 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     score = attempt(load_metrics, prompt.metrics or TASK_METRICS[data.task], language=data.metric_language)
     if score:
         problems += _metric_problems(recipe, attempt(score, ["The a."], [["a"]]))
-    rows = attempt(load_splits, data, splits)
+    to_choose_from = ("train",) if prompt.num_demonstrations and "train" not in splits else ()
+    loaded = attempt(load_splits, data, (*to_choose_from, *splits))
+    rows = DatasetDict({split: loaded[split] for split in splits if split in loaded}) if loaded else loaded
     if rows is not None and not rows:
         problems.append(DataError(f"{recipe.path}: no {' or '.join(splits)} rows; set {splits[-1]}_file"))
-    if template and rows:
-        for split in rows:
-            attempt(template.check_columns, rows[split].column_names, split_origin(data, split))
+    if template and loaded:
+        for split in loaded:
+            attempt(template.check_columns, loaded[split].column_names, split_origin(data, split))
     if problems:
         raise_together(problems)
 
     encoder = Encoder.of_recipe(recipe, template, tokenizer, config.is_encoder_decoder)
     ids, length = attempt(_start, recipe, encoder, rows.get("train")) or (None, 0)
     problems += _budget_problems(recipe, config, length)
+    demonstrations = attempt(_demonstrations, recipe, encoder, loaded) if prompt.num_demonstrations else None
+    encoder = demonstrations.encoder if demonstrations else encoder
     encoded, reports = {}, {}
     for split in rows:
-        training = split == "train"
-        encoded[split], reports[split] = encode(
-            rows[split],
-            encoder,
-            training=training,
-            drop_overlong=prompt.drop_overlong and training,
-            num_proc=data.preprocessing_num_workers,
-        )
-        logger.info("%s: %s", split, reports[split])
+        encoded[split], reports[split] = _encode(recipe, split, rows[split], encoder, demonstrations)
         problems += _row_problems(recipe, split, reports[split])
-        if not encoded[split] and not reports[split].problems:
-            problems.append(DataError(f"{split_origin(data, split)}: all rows were left out as too long"))
     taught = None
     if prompt.teacher_template and "train" in encoded and not problems:
         taught = attempt(_taught, recipe, config, replace(encoder, max_source_tokens=prompt.max_teacher_tokens), rows)
         problems += attempt(_teacher_problems, recipe, encoded["train"], taught) if taught else []
     if problems:
         raise_together(problems)
-    return Prepared(recipe, config, tokenizer, encoder, score, length, ids, rows, encoded, taught, reports)
+    leakage = _leakage(recipe, encoder, rows)
+    return Prepared(recipe, config, tokenizer, encoder, score, length, ids, rows, encoded, taught, reports, leakage)
+
+
+def _demonstrations(recipe: Recipe, encoder: Encoder, loaded: DatasetDict) -> Demonstrations:
+    prompt, train = recipe.prompt, loaded["train"]
+    chosen = Demonstrations.choose(
+        encoder, train, prompt.num_demonstrations, prompt.demonstration_selection, recipe.training.seed
+    )
+    if chosen.fixed:
+        origins = [row_origin(recipe.data, "train", number) for number in chosen.fixed]
+        logger.info("demonstrations, which a run saves in its template.yaml: %s", "; ".join(origins))
+    return chosen
+
+
+def _encode(
+    recipe: Recipe, split: str, rows: Dataset, encoder: Encoder, demonstrations: Demonstrations | None
+) -> tuple[Dataset, EncodingReport]:
+    training = split == "train"
+    encoded, report = encode(
+        rows,
+        encoder,
+        training=training,
+        drop_overlong=recipe.prompt.drop_overlong and training,
+        num_proc=recipe.data.preprocessing_num_workers,
+        nearest=demonstrations.nearest(rows) if demonstrations else None,
+        held_out=demonstrations.held_out() if demonstrations and training else frozenset(),
+    )
+    logger.info("%s: %s", split, report)
+    return encoded, report
+
+
+def _leakage(recipe: Recipe, encoder: Encoder, rows: DatasetDict) -> dict[str, dict[str, Any]]:
+    """What of each evaluated split stands in the training split, a demonstration or init_text too, said in the log."""
+    text = recipe.prompt.init_text if recipe.prompt.method != "none" else None
+    found = {
+        split: find_leaks(encoder.template, encoder.languages, rows[split], rows.get("train"), text)
+        for split in rows
+        if split != "train"
+    }
+    for split, leaks in found.items():
+        for line in _leak_lines(recipe, split, leaks):
+            logger.warning("%s: %s", split, line)
+        if "train" in rows and not (leaks.same_target or leaks.other_target or leaks.near):
+            logger.info("%s: none of its %s rows stands in the training split too", split, leaks.rows)
+    return {split: leaks.facts() for split, leaks in found.items()}
+
+
+def _leak_lines(recipe: Recipe, split: str, leaks: Leaks) -> list[str]:
+    said = {
+        "same_target": "stand in the training split with the same target",
+        "other_target": "stand in the training split with another target",
+        "near": "are nearly those of the training split",
+        "demonstrated": "have the source of a demonstration",
+        "initial_text": "stand in init_text",
+    }
+    lines = []
+    for name, rows in leaks.lists().items():
+        shown = []
+        for numbers in rows[:LEAKS_SHOWN]:
+            row, *training_row = numbers if isinstance(numbers, tuple) else (numbers,)
+            places = [(split, row), *(("train", each) for each in training_row)]
+            shown.append(" = ".join(row_origin(recipe.data, *place) for place in places))
+        if rows:
+            more = f"; {len(rows) - LEAKS_SHOWN} more" if len(rows) > LEAKS_SHOWN else ""
+            lines.append(f"{len(rows)} of {leaks.rows} rows {said[name]} ({'; '.join(shown)}{more})")
+    if leaks.shared_passages:
+        lines.append(f"{leaks.shared_passages} of {leaks.rows} rows ask something else about a training row's context")
+    return lines
 
 
 def _start(recipe: Recipe, encoder: Encoder, train_rows: Dataset | None) -> tuple[list[int] | None, int]:
@@ -135,7 +203,7 @@ def _taught(recipe: Recipe, config: PretrainedConfig, encoder: Encoder, rows: Da
     template.check_columns(rows["train"].column_names, split_origin(recipe.data, "train"))
     taught, report = encode(
         rows["train"],
-        replace(encoder, template=template, truncate=None),
+        replace(encoder, template=template, truncate=None, chosen=0),
         training=True,
         drop_overlong=recipe.prompt.drop_overlong,
         num_proc=recipe.data.preprocessing_num_workers,
@@ -210,6 +278,17 @@ def _row_problems(recipe: Recipe, split: str, report: EncodingReport) -> list[Pr
         DataError(f"{row_origin(recipe.data, split, row)}: {message}")
         for row, message in report.problems[:PROBLEMS_SHOWN]
     ]
+    origin = split_origin(recipe.data, split)
     if (more := len(report.problems) - len(shown)) > 0:
-        shown.append(DataError(f"{split_origin(recipe.data, split)}: {more} more rows have problems"))
+        shown.append(DataError(f"{origin}: {more} more rows have problems"))
+    if not report.rows and not report.problems:
+        left_out = "they are all demonstrations" if report.held_out_rows else "too long"
+        shown.append(DataError(f"{origin}: all rows were left out as {left_out}"))
+    if report.rows and report.bare_rows == report.rows:
+        shown.append(
+            DataError(
+                f"{origin}: not one of {recipe.prompt.num_demonstrations} demonstrations fits beside any row; raise "
+                f"max_source_tokens, which is {recipe.prompt.max_source_tokens}"
+            )
+        )
     return shown

@@ -20,7 +20,7 @@ def render(prepared: Prepared, split: str, count: int) -> Iterator[str]:
                 row["source"],
                 f"-- target: {tokenizer.decode(labels)!r}",
                 f"-- references: {' / '.join(map(repr, row['references']))}",
-                f"-- {_soft(prepared)}{len(source_ids)} source tokens, {_cut(row['cut'])}:",
+                f"-- {_soft(prepared)}{len(source_ids)} source tokens, {_cut(row['cut'], row['left_out'])}:",
                 " ".join(map(repr, tokenizer.convert_ids_to_tokens(source_ids))),
                 f"-- {len(labels)} tokens that carry loss:",
                 " ".join(map(repr, tokenizer.convert_ids_to_tokens(labels))),
@@ -33,5 +33,6 @@ def _soft(prepared: Prepared) -> str:
     return f"{prepared.num_virtual_tokens} virtual tokens, then " if prepared.num_virtual_tokens else ""
 
 
-def _cut(tokens: int) -> str:
-    return f"{tokens} cut to fit max_source_tokens" if tokens else "nothing cut"
+def _cut(tokens: int, demonstrations: int) -> str:
+    cut = f"{tokens} cut to fit max_source_tokens" if tokens else "nothing cut"
+    return f"{cut}, {demonstrations} demonstrations left out to fit it" if demonstrations else cut

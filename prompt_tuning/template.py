@@ -236,9 +236,7 @@ class Template:
         given = LANGUAGE_VARIABLES if self.answer_choices is None else LANGUAGE_VARIABLES | {"answer_choices"}
         return frozenset(needed_names(tree.body, set(given)))
 
-    def _render(
-        self, text: str, values: dict[str, Any], compile: Callable[[str], jinja2.Template] = compiled
-    ) -> str:
+    def _render(self, text: str, values: dict[str, Any], compile: Callable[[str], jinja2.Template] = compiled) -> str:
         try:
             return compile(text).render(values)
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:

@@ -1,0 +1,134 @@
+"""Few-shot demonstrations: training rows that a recipe shows before each source, as its template writes them.
+
+`random` and `balanced` choose once, for all rows; they become the last of the template's own demonstrations. `bm25`
+chooses for each row. A row is never shown itself, nor a training row of the same source.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from datasets import Dataset
+
+from prompt_tuning.encoding import Encoder, Nearest
+from prompt_tuning.errors import DataError, RecipeError, TemplateError
+from prompt_tuning.leakage import Source, words
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """The training rows of a recipe that may be shown.
+
+    Args:
+        encoder: of the recipe; with the demonstrations that are the same for every row, if they are.
+        numbers: the first training row of each source.
+        fixed: the training rows that are in the encoder's template.
+    """
+
+    encoder: Encoder
+    train: Dataset
+    count: int
+    numbers: dict[Source, int]
+    fixed: tuple[int, ...] = ()
+
+    @classmethod
+    def choose(cls, encoder: Encoder, train: Dataset, count: int, selection: str, seed: int) -> Demonstrations:
+        """
+        Raises:
+            DataError: too few training rows. RecipeError: bm25's library is not there.
+        """
+        numbers, targets = _sources(encoder, train)
+        if len(numbers) < count + (selection == "bm25"):  # of which one may be the row itself
+            raise DataError(
+                f"num_demonstrations is {count} and the training split has {len(numbers)} rows of different sources; "
+                "lower it, or give more training rows"
+            )
+        if selection == "bm25":
+            _bm25s()
+            return cls(encoder, train, count, numbers)
+        fixed = _drawn(targets, count, seed) if selection == "random" else _balanced(targets, count, seed)
+        columns = sorted(encoder.template.columns & set(train.column_names))  # no others: they are saved with the run
+        shown = tuple({column: train[number][column] for column in columns} for number in fixed)
+        template = replace(encoder.template, demonstrations=encoder.template.demonstrations + shown)
+        return cls(replace(encoder, template=template, chosen=count), train, count, numbers, tuple(fixed))
+
+    def held_out(self) -> frozenset[int]:
+        """Training rows that have the source of a fixed one: they would be shown themselves."""
+        keys = {source for source, number in self.numbers.items() if number in self.fixed}
+        return frozenset(number for number, source in enumerate(_keys(self.encoder, self.train)) if source in keys)
+
+    def nearest(self, rows: Dataset) -> Nearest | None:
+        """For each row the training rows that are shown to it, the nearest first; None where these are fixed."""
+        if self.fixed:
+            return None
+        retriever = _bm25s().BM25()
+        retriever.index([_tokens(source) for source in self.numbers], show_progress=False)
+        sources, places = _keys(self.encoder, rows), list(self.numbers.values())
+        found, scores = retriever.retrieve(
+            [_tokens(source or ()) for source in sources], k=self.count + 1, sorted=True, show_progress=False
+        )
+        chosen = []
+        for source, known, score in zip(sources, found.tolist(), scores.tolist(), strict=True):
+            ranked = sorted(zip([-each for each in score], known, strict=True))  # of equals the earlier row
+            numbers = [places[place] for _, place in ranked]
+            chosen.append([number for number in numbers if number != self.numbers.get(source)][: self.count])
+        return Nearest(self.train, chosen)
+
+
+def _sources(encoder: Encoder, train: Dataset) -> tuple[dict[Source, int], dict[int, str]]:
+    """The first training row of each source, and the targets of these; rows that cannot be written are no choice."""
+    numbers: dict[Source, int] = {}
+    targets: dict[int, str] = {}
+    for number, source in enumerate(_keys(encoder, train)):
+        if source is None or source in numbers:
+            continue
+        try:
+            target = encoder.template.render_target(train[number], encoder.languages)[0]
+        except TemplateError:
+            continue
+        numbers[source], targets[number] = number, target
+    return numbers, targets
+
+
+def _keys(encoder: Encoder, rows: Dataset) -> list[Source | None]:
+    """Each row's source as rows are compared; None for a row that cannot be written, which `encode` reports."""
+    keys: list[Source | None] = []
+    for row in rows:
+        try:
+            keys.append(encoder.template.source_key(row, encoder.languages))
+        except TemplateError:
+            keys.append(None)
+    return keys
+
+
+def _drawn(targets: Iterable[int], count: int, seed: int) -> list[int]:
+    return random.Random(seed).sample(list(targets), count)
+
+
+def _balanced(targets: dict[int, str], count: int, seed: int) -> list[int]:
+    """One row of each target in turn, until there are enough; the order of targets and of rows is drawn."""
+    draw = random.Random(seed)
+    classes: dict[str, list[int]] = defaultdict(list)
+    for number in draw.sample(list(targets), len(targets)):
+        classes[targets[number].strip()].append(number)
+    turns = [number for turn in range(count) for rows in classes.values() for number in rows[turn : turn + 1]]
+    return turns[:count]
+
+
+def _tokens(source: Sequence[str]) -> list[str]:
+    return [word for text in source for word in words(text)]
+
+
+def _bm25s() -> Any:
+    try:
+        import bm25s
+    except ImportError:
+        raise RecipeError(
+            "demonstration_selection bm25 needs the package bm25s, which is not installed; "
+            "`pip install 'prompt-tuning[bm25]'`, or set demonstration_selection: random or balanced"
+        ) from None
+    return bm25s

@@ -1,0 +1,175 @@
+"""Rows of an evaluated split that also stand in the training split: then a score says less than it seems to.
+
+Rows are compared by what the template prints of them in their source (`Template.source_key`), value by value. Exact:
+every value is equal without case and white space. Near: in every value the runs of three words have a Jaccard index of
+at least 0.6. So a passage that comes again with another question is no leak of the row; such rows are counted apart,
+where the template reads a `context`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
+
+from datasets import Dataset
+
+from prompt_tuning.template import Template, normalised
+
+SHINGLE = 3
+NEAR = 0.6
+FIRST = 5
+
+# Thai, Lao, Burmese, Khmer, Japanese and Chinese put no spaces between words: there a character is a word.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[^\W{_UNSPACED}]+|\w")
+
+Source = tuple[str, ...]
+Pairs = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What of a split stands elsewhere too. Pairs are (row, training row), from 0; a row is in one of the first three.
+
+    Args:
+        same_target: source and target are those of a training row.
+        other_target: the source is, the target is not.
+        near: the source nearly is.
+        shared_passages: rows in none of these whose `context` is that of a training row; None without such a column.
+        demonstrated: rows whose source is that of a demonstration.
+        initial_text: rows whose source stands in the text that the soft prompt starts from.
+    """
+
+    rows: int
+    same_target: Pairs = ()
+    other_target: Pairs = ()
+    near: Pairs = ()
+    shared_passages: int | None = None
+    demonstrated: tuple[int, ...] = ()
+    initial_text: tuple[int, ...] = ()
+
+    def lists(self) -> dict[str, tuple]:
+        return {name: value for name, value in asdict(self).items() if isinstance(value, tuple)}
+
+    def facts(self) -> dict[str, Any]:
+        """For results.json: how many of each, and the first of them, numbered as in predictions/."""
+        counts = {name: len(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        first = {name: [*value[:FIRST]] for name, value in self.lists().items() if value}
+        return counts | ({"first": first} if first else {})
+
+
+def find_leaks(
+    template: Template,
+    languages: dict[str, str] | None,
+    rows: Dataset,
+    train: Dataset | None = None,
+    initial_text: str | None = None,
+) -> Leaks:
+    """Compare an evaluated split, in time that grows with the number of rows and not with that of pairs.
+
+    Args:
+        template: with the demonstrations that stand before every row.
+        train: the training rows; without them demonstrations and the initial text alone are looked up.
+    """
+    sources = [template.source_key(row, languages) for row in rows]
+    shown = {template.source_key(row, languages) for row in template.demonstrations}
+    start = _spaced(normalised(initial_text or ""))
+    demonstrated = tuple(number for number, source in enumerate(sources) if source in shown)
+    initial = tuple(number for number, source in enumerate(sources) if initial_text and _stands_in(source, start))
+    if train is None:
+        return Leaks(len(rows), demonstrated=demonstrated, initial_text=initial)
+
+    known: dict[Source, dict[str, int]] = defaultdict(dict)  # source -> target -> first training row
+    for number, row in enumerate(train):
+        known[template.source_key(row, languages)].setdefault(_target(template, row, languages), number)
+    firsts = [min(targets.values()) for targets in known.values()]
+    places = nearest_sources([*known], dict.fromkeys(source for source in sources if source not in known))
+    same, other, near = [], [], []
+    for number, source in enumerate(sources):
+        if source in known:
+            targets, target = known[source], _target(template, rows[number], languages)
+            (same if target in targets else other).append((number, targets.get(target, min(targets.values()))))
+        elif source in places:
+            near.append((number, firsts[places[source]]))
+    leaked = {number for number, _ in chain(same, other, near)}
+    passages = _shared_passages(rows, train, leaked) if "context" in template.source_columns else None
+    return Leaks(len(rows), tuple(same), tuple(other), tuple(near), passages, demonstrated, initial)
+
+
+def nearest_sources(known: Sequence[Source], asked: Iterable[Source]) -> dict[Source, int]:
+    """Asked source -> place of the first known one that it is near to, for those that are near to one.
+
+    Two sets with a Jaccard index of at least t share one of the n - ceil(t n) + 1 rarest members of each (prefix
+    filtering, Chaudhuri et al. 2006), so rows that have the same frequent words are never paired for these. Candidates
+    come of the value that differs most among the asked, as the question where rows share passages.
+    """
+    asked = list(asked)
+    if not asked:
+        return {}
+    value = max(range(len(asked[0])), key=lambda place: len({source[place] for source in asked}))
+    shingles = [[_shingles(text) for text in source] for source in asked]
+    counts = Counter(chain.from_iterable(texts[value] for texts in shingles))
+    index = defaultdict(list)
+    for number, texts in enumerate(shingles):
+        for shingle in _rarest(texts[value], counts):
+            index[shingle].append(number)
+    found: dict[int, int] = {}
+    for place, source in enumerate(known):
+        rarest = _rarest(_shingles(source[value]), counts)
+        candidates = set(chain.from_iterable(index[shingle] for shingle in rarest if shingle in index))
+        if candidates := candidates - found.keys():
+            texts = [_shingles(text) for text in source]
+            found |= {number: place for number in candidates if _alike(texts, shingles[number])}
+    return {asked[number]: place for number, place in found.items()}
+
+
+def words(text: str) -> list[str]:
+    """
+    >>> words("Ada's boat, 1871; 于2019年")
+    ['Ada', 's', 'boat', '1871', '于', '2019', '年']
+    """
+    return _WORD.findall(text)
+
+
+def _rarest(members: set[tuple[str, ...]], counts: Counter) -> list[tuple[str, ...]]:
+    """Those of the rarest members that any asked row has; members that none has are rarer still."""
+    wanted = len(members) - math.ceil(NEAR * len(members)) + 1
+    occurring = [member for member in members if member in counts]
+    wanted -= len(members) - len(occurring)
+    return sorted(occurring, key=lambda member: (counts[member], member))[:wanted] if wanted > 0 else []
+
+
+def _shingles(text: str) -> set[tuple[str, ...]]:
+    found = words(text)
+    if len(found) < SHINGLE:
+        return {tuple(found)}
+    return set(zip(*(found[start:] for start in range(SHINGLE)), strict=False))
+
+
+def _alike(one: list[set], other: list[set]) -> bool:
+    """Whether all values of two sources are near."""
+    pairs = zip(one, other, strict=False)
+    return len(one) == len(other) and all(len(a & b) >= NEAR * len(a | b) for a, b in pairs)
+
+
+def _shared_passages(rows: Dataset, train: Dataset, leaked: set[int]) -> int:
+    known = set(map(normalised, train["context"]))
+    return sum(number not in leaked and normalised(text) in known for number, text in enumerate(rows["context"]))
+
+
+def _target(template: Template, row: dict[str, Any], languages: dict[str, str] | None) -> str:
+    return normalised(template.render_target(row, languages)[0])
+
+
+def _spaced(text: str) -> str:
+    return f" {' '.join(words(text))} "
+
+
+def _stands_in(source: Source, start: str) -> bool:
+    texts = [spaced for text in source if (spaced := _spaced(text)).strip()]
+    return bool(texts) and all(text in start for text in texts)
