@@ -23,6 +23,7 @@ examples:
   prompt-tuning train recipes/quickstart/qa.yaml
   prompt-tuning train recipes/quickstart/qa.yaml --learning_rate 0.1 --output_dir runs/hot --seed 1
   prompt-tuning train recipes/quickstart/qa.yaml --train_file my.jsonl --init text --init_text "Answer briefly."
+  prompt-tuning train recipes/quickstart/qa.yaml --num_demonstrations 2 --max_source_tokens 512
   prompt-tuning train recipes/quickstart/qa.yaml --resume_from_checkpoint true
   prompt-tuning train recipes/quickstart/qa.yaml --adapter runs/quickstart --output_dir runs/longer
   accelerate launch -m prompt_tuning train recipes/quickstart/qa.yaml
@@ -35,6 +36,7 @@ EVALUATE_EXAMPLES = """\
 examples:
   prompt-tuning evaluate recipes/quickstart/qa.yaml                                    the hard prompt alone
   prompt-tuning evaluate recipes/quickstart/qa.yaml --adapter runs/quickstart          with the soft prompt
+  prompt-tuning evaluate recipes/quickstart/qa.yaml --num_demonstrations 1 --demonstration_selection bm25
   prompt-tuning evaluate recipes/quickstart/qa.yaml --split validation --template question_answering/instruction
 """
 PREDICT_EXAMPLES = """\

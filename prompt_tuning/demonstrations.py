@@ -129,6 +129,6 @@ def _bm25s() -> Any:
     except ImportError:
         raise RecipeError(
             "demonstration_selection bm25 needs the package bm25s, which is not installed; "
-            "`pip install 'prompt-tuning[bm25]'`, or set demonstration_selection: random or balanced"
+            "`pip install bm25s`, or set demonstration_selection: random or balanced"
         ) from None
     return bm25s

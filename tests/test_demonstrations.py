@@ -166,7 +166,7 @@ def test_too_few_rows_and_rows_that_cannot_be_written_are_no_choice(tokenizer):
 
 def test_without_its_library_bm25_names_the_command(tokenizer, monkeypatch):
     monkeypatch.setitem(sys.modules, "bm25s", None)
-    with pytest.raises(RecipeError, match=r"needs the package bm25s.*`pip install 'prompt-tuning\[bm25\]'`"):
+    with pytest.raises(RecipeError, match=r"needs the package bm25s.*`pip install bm25s`"):
         choose(tokenizer, question_rows(9), "bm25")
 
 
@@ -228,14 +228,17 @@ def test_bm25_evaluates_and_predict_refuses(recipe_file, tmp_path, capsys):
     assert "a run's folder holds no training rows; use `prompt-tuning evaluate` with your rows as test_file" in error
 
 
-def test_a_soft_prompt_from_demonstrations_and_a_teacher_are_written_without_them(recipe_file, tmp_path):
-    taught = dict(teacher_template="question_answering/instruction", loss="kl", max_source_tokens=160)
-    for changes in ({"init": "demonstrations", "num_virtual_tokens": None, "max_source_tokens": 160}, taught):
+def test_a_soft_prompt_from_demonstrations_and_a_teacher_are_written_without_them(recipe_file, tokenizer):
+    shown = Template.load("question_answering/few_shot")
+    longest = max(len(tokenizer(shown.render(row).source).input_ids) for row in question_rows(24))
+    taught = dict(teacher_template="question_answering/few_shot", loss="kl", max_teacher_tokens=longest - 5)
+    for changes in ({"init": "demonstrations", "num_virtual_tokens": None}, taught):
+        changes = changes | {"max_source_tokens": 160}
         with_them = prepare(load_recipe(recipe_file(num_demonstrations=2, **changes)), ("train",))
         without = prepare(load_recipe(recipe_file(**changes)), ("train",))
         assert with_them.init_ids == without.init_ids
-        if with_them.taught:
-            assert with_them.taught["source"] == without.taught["source"]
+        if with_them.taught:  # whose own demonstrations stay, and whose context is cut
+            assert with_them.taught["source"] == without.taught["source"] and max(without.taught["cut"]) == 5
 
 
 def test_demonstrations_are_a_tasks_own(recipe_file, tmp_path):
