@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
     name = tuned_name(adapter_config.peft_type) if adapter_config else "hard_prompt"
     if adapter:
         model = load_adapter(model, adapter)
+    started = time.perf_counter()
     predictions, scores = predict_and_score(model, prepared, split)
-    results = describe(prepared, split) | {name: scores}
+    results = describe(prepared, split) | {name: scores, "evaluation_seconds": round(time.perf_counter() - started, 1)}
     if adapter:
         tensors = load_file(Path(adapter) / "adapter_model.safetensors")
         results["trainable_parameters"] = sum(tensor.numel() for tensor in tensors.values())

