@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from prompt_tuning import Predictor
 from prompt_tuning.cli import main
 
-COMMANDS = ["train", "evaluate", "predict", "inspect", "ensemble", "render", "check", "import-gguf", "show"]
+COMMANDS = ["train", "evaluate", "predict", "inspect", "ensemble", "render", "check", "import-gguf", "show", "push"]
 
 
 @pytest.fixture
