@@ -66,7 +66,7 @@ class HubServer(ThreadingHTTPServer):
         self.url = f"http://localhost:{self.server_port}"
 
     def __enter__(self):
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_):
