@@ -76,7 +76,7 @@ def push(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         there = api.model_info(repo_id, revision=revision)
         if private and not there.private:
-            raise HubError(f"{repo_id} is public already; leave --private out, or name another repository")
+            raise HubError(f"{repo_id} is public already; leave private out, or name another repository")
         _check_there(api, there, base, overwrite)
         files = plan_upload(run, repo_id, base_model, finished)
         commit = api.create_commit(
@@ -241,7 +241,7 @@ def _public(path: Path, renamed: dict[str, str], repo_id: str, base_model: str |
     text = path.read_text(encoding="utf-8")
     for ours, public in renamed.items():
         words = r"\s+".join(map(re.escape, ours.split(" ")))  # YAML may break a line where a path has a blank
-        text = re.sub(rf"(?<![\w./-]){words}(?![\w/-])", public.replace("\\", r"\\"), text)
+        text = re.sub(rf"(?<![\w./-]){words}(?![\w-])", public.replace("\\", r"\\"), text)
     if path.name == ADAPTER_FILES[0] and base_model:
         text = json.dumps(json.loads(text) | {"base_model_name_or_path": base_model}, indent=2, sort_keys=True)
     if path.name == "README.md":
@@ -294,6 +294,4 @@ def _refusal(error: HfHubHTTPError, repo_id: str) -> str:
 
 
 def _first_line(message: object) -> str:
-    lines = [line.strip() for line in str(message).splitlines() if line.strip()] or ["no more is known"]
-    token = get_token()
-    return lines[0].replace(token, "<token>") if token else lines[0]
+    return next((line.strip() for line in str(message).splitlines() if line.strip()), "no more is known")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from httpx2 import HTTPError
 from peft import (
     CPTConfig,
     LoraConfig,
@@ -231,6 +232,6 @@ def _from_pretrained(auto, args: ModelArguments, **kwargs):
         return auto.from_pretrained(
             name, revision=args.model_revision, trust_remote_code=args.trust_remote_code, **kwargs
         )
-    except (OSError, ValueError) as error:
+    except (OSError, HTTPError, ValueError) as error:
         what = "the folder cannot be loaded as a model" if local else "not a folder here, and not found on the hub"
         raise ModelError(f"model_name_or_path {name}: {what}: {str(error).strip().splitlines()[0]}") from error

@@ -1,4 +1,7 @@
-"""Runs on the hub, by the real client over HTTP: tests/hub_server.py is the hub, on the loopback interface."""
+"""Runs on the hub, by the real client over HTTP: tests/hub_server.py is the hub, on the loopback interface.
+
+Xet, by which the client uploads large files to the real hub, is switched off: files go by LFS here.
+"""
 
 import json
 import os
@@ -91,7 +94,8 @@ def commands(hub, tmp_path):
             timeout=300,
         )
         assert done.returncode == code, done.stderr[-3000:]
-        assert "Traceback" not in done.stderr and TOKEN not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr, done.stderr[-3000:]
+        assert TOKEN not in done.stdout + done.stderr
         return done
 
     return run_commands
@@ -201,6 +205,7 @@ def test_a_branch_is_made_and_main_left_alone(run, hub, commands):
         ({"HF_TOKEN": ""}, None, "wants to know who asks; log in with `hf auth login`, or set HF_TOKEN"),
         ({"HF_TOKEN": "hf_wrong"}, None, "does not accept the token (HF_TOKEN, or that of `hf auth login`)"),
         ({"HF_TOKEN": "hf_ofBea"}, None, "this token may not write to ann/squad: the name is somebody else's"),
+        ({"HF_TOKEN": f"{TOKEN}é"}, None, "would not take it: 'ascii' codec can't encode"),
         ({}, ("POST .*/commit/", 403), "this token may not write to ann/squad"),
         ({}, ("POST .*/commit/", 412), "somebody else changed it at the same time, and nothing was overwritten"),
         ({}, ("POST .*/preupload/", 503), "answers 503, and nothing was changed; wait, and run the same"),
@@ -306,6 +311,23 @@ def test_training_on_a_hub_data_set_pushes_the_finished_run_alone(hub, commands,
     assert "this token may not write to bea/places" in done.stderr and not second.exists()
     assert f"`prompt-tuning push {third} --repo_id ann/third` pushes it again" in done.stderr
     assert (third / "results.json").is_file() and hub.files("ann/third") == {}
+
+
+def test_a_data_set_or_a_base_model_that_is_cut_off_is_said(hub, commands, tmp_path):
+    write_rows(tmp_path)
+    for name in ("broken", "cut"):
+        hub.add(f"bea/{name}", {"train.jsonl": b"{}"}, kind="datasets")
+    hub.fail("datasets/bea/broken", 500, times=999)
+    hub.fail("datasets/bea/cut", "cut", times=999)
+    hub.add("bea/half", hub.files(BASE))
+    hub.fail("bea/half", "cut", times=999)
+    recipe = write_recipe(tmp_path, settings(BASE, tmp_path))
+    by_name = ["check", recipe, "--train_file=", "--validation_file=", "--test_file=", "--dataset_name"]
+    commands_ = [*by_name, "bea/broken"], [*by_name, "bea/cut"], ["check", recipe, "--model_name_or_path", "bea/half"]
+    errors = commands(*commands_, code=1).stderr
+    assert "exit codes: 1 1 1" in errors
+    assert "dataset bea/broken, split train: " in errors and "dataset bea/cut, split train: " in errors
+    assert "model_name_or_path bea/half: not a folder here, and not found on the hub" in errors
 
 
 def test_of_a_whole_model_no_training_state_is_uploaded(whole):
