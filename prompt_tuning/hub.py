@@ -184,7 +184,7 @@ def _base_model(run: Path, base_model: str | None) -> str | None:
     """The hub id that an adapter will name; None for a run that is a whole model itself."""
     if not (run / ADAPTER_FILES[0]).is_file():
         return None
-    trained_on = json.loads((run / ADAPTER_FILES[0]).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    trained_on = json.loads((run / ADAPTER_FILES[0]).read_text(encoding="utf-8")).get("base_model_name_or_path")
     base = base_model or trained_on
     if base and not Path(base).is_dir() and (is_hub_id(base) or "/" not in base):
         return base
