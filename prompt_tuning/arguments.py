@@ -59,17 +59,29 @@ class PromptArguments:
     """Which prompt."""
 
     template: str | None = field(
-        default=None, metadata={"help": "A shipped template, as question_answering/plain, or a YAML file of your own."}
+        default=None,
+        metadata={"help": "A shipped template (`prompt-tuning templates` lists them), or FILE or FILE:NAME of YAML."},
     )
-    method: Literal["prompt_tuning", "p_tuning", "prefix_tuning", "cpt", "lora", "full", "none"] = field(
+    method: Literal[
+        "prompt_tuning", "p_tuning", "prefix_tuning", "cpt", "multitask_prompt_tuning", "lora", "full", "none"
+    ] = field(
         default="prompt_tuning",
         metadata={
             "help": "prompt_tuning: trained embeddings (Lester et al. 2021). p_tuning: the same, written by a "
             "network (Liu et al. 2021). prefix_tuning: trained keys and values (Li & Liang 2021; P-tuning v2, Liu et "
-            "al. 2022). cpt: a bounded change of init_text's embeddings (Blau et al. 2024). lora (Hu et al. 2022) and "
-            "full fine-tuning: to compare with. none: evaluate the hard prompt, train nothing."
+            "al. 2022). cpt: a bounded change of init_text's embeddings (Blau et al. 2024). multitask_prompt_tuning: "
+            "one prompt for all of `tasks`, times a low-rank matrix of each (Wang et al. 2023). lora (Hu et al. 2022) "
+            "and full fine-tuning: to compare with. none: evaluate the hard prompt, train nothing."
         },
     )
+    tasks: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "multitask_prompt_tuning: recipes of two or more tasks, each with task, template, data, budgets "
+            "and metrics of its own; all else is set here. A task is called by its recipe's file name."
+        },
+    )
+    num_ranks: int = field(default=1, metadata={"help": "multitask_prompt_tuning: rank of each task's matrix."})
     adapter: str | None = field(
         default=None,
         metadata={"help": "Folder or hub id of an adapter to go on training; it decides method and length."},

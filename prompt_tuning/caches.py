@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from prompt_tuning.encoding import agreement
 from prompt_tuning.packed_attention import RowLayout
 
 WORTH_SHARING = 16  # tokens that rows must open with alike to be run once
@@ -43,6 +44,16 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
 
+def opening_cache(base: PreTrainedModel, opening: Sequence[int]) -> Cache:
+    """Keys and values of the ids that open every row, one row; of no ids an empty one."""
+    cache = DynamicCache()
+    ids = torch.tensor([list(opening) or [0]], device=base.device)
+    base(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    if not opening:
+        cache.crop(-1)
+    return cache
+
+
 def join_caches(caches: Sequence[Cache]) -> tuple[Cache, torch.Tensor]:
     """One cache of K rows out of K caches of one row, padded on the left, and its mask `[K, longest]`."""
     lengths = [cache.get_seq_length() for cache in caches]
@@ -67,7 +78,9 @@ def shared_openings(rows: Sequence[Sequence[int]], owners: Sequence[int]) -> lis
         Groups of two or more rows, each as how many tokens they share and their numbers.
     """
     order = sorted(range(len(rows)), key=lambda number: (owners[number], rows[number]))
-    alike = [_alike(rows[one], rows[other]) if owners[one] == owners[other] else 0 for one, other in pairwise(order)]
+    alike = [
+        agreement(rows[one], rows[other]) if owners[one] == owners[other] else 0 for one, other in pairwise(order)
+    ]
     groups: list[tuple[int, list[int]]] = []
     going_on = False
     for place, shared in enumerate(alike):
@@ -80,12 +93,6 @@ def shared_openings(rows: Sequence[Sequence[int]], owners: Sequence[int]) -> lis
             groups.append((shared, [order[place], order[place + 1]]))
             going_on = True
     return groups
-
-
-def _alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """With how many equal tokens two rows open."""
-    unlike = (place for place, (first, second) in enumerate(zip(one, other, strict=False)) if first != second)
-    return next(unlike, min(len(one), len(other)))
 
 
 def read_packed(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from prompt_tuning.config import load_recipe
+from prompt_tuning.config import MULTITASK, load_recipe
 from prompt_tuning.data import SPLITS
-from prompt_tuning.prepare import prepare
+from prompt_tuning.multitask import prepare_tasks
+from prompt_tuning.prepare import Prepared, prepare
 
 
 def check(path: str, overrides: list[str] | None = None) -> str:
@@ -13,5 +14,11 @@ def check(path: str, overrides: list[str] | None = None) -> str:
     Raises:
         PromptTuningError: with all that is wrong.
     """
-    prepared = prepare(load_recipe(path, overrides), SPLITS)
+    recipe = load_recipe(path, overrides)
+    if recipe.prompt.method == MULTITASK:
+        return "; ".join(f"{name} ({_rows(each)})" for name, each in prepare_tasks(recipe, SPLITS).items())
+    return _rows(prepare(recipe, SPLITS))
+
+
+def _rows(prepared: Prepared) -> str:
     return "; ".join(f"{split}: {report}" for split, report in prepared.reports.items())

@@ -49,6 +49,19 @@ examples:
   prompt-tuning render recipes/quickstart/qa.yaml -n 3
   prompt-tuning render recipes/quickstart/qa.yaml -n 1 --split validation --template question_answering/chat
 """
+TEMPLATES_EXAMPLES = """\
+examples:
+  prompt-tuning templates
+  prompt-tuning templates translation
+  prompt-tuning templates question_answering/few_shot
+  prompt-tuning templates summarization --row '{"document": "The ferry is late because of the storm."}'
+  prompt-tuning templates translation/chat --row '{"translation": {"fr": "Bonjour.", "en": "Good morning."}}'
+  prompt-tuning templates mine.yaml my_templates/ --row rows.jsonl --question_column query
+  prompt-tuning templates templates.yaml "templates.yaml:Its Name" --show
+
+A file holds the fields of one template, or several by name, or is one of promptsource's. `render` shows the tokens
+too, with the chat template and the budget of a recipe.
+"""
 CHECK_EXAMPLES = """\
 examples:
   prompt-tuning check recipes/quickstart/qa.yaml
@@ -192,6 +205,8 @@ def _add_commands_without_recipe(command: Callable[..., argparse.ArgumentParser]
     convert.add_argument("source", metavar="SOURCE", help="a .gguf file, or an installed package that holds one")
     convert.add_argument("output", metavar="OUT", help="the folder to make")
 
+    _add_templates(command)
+
     show = command("show", _show, "Print the results of a run again.", SHOW_EXAMPLES)
     show.add_argument("folder", metavar="RUN", type=Path, help="folder that train or evaluate wrote")
     show.add_argument("-n", metavar="N", type=int, default=3, help="example rows (default: 3)")
@@ -208,6 +223,26 @@ def _add_commands_without_recipe(command: Callable[..., argparse.ArgumentParser]
     push.add_argument(
         "--dry_run", "--dry-run", action="store_true", help="list what would be uploaded; asks no network"
     )
+
+
+def _add_templates(command: Callable[..., argparse.ArgumentParser]) -> None:
+    templates = command(
+        "templates", _templates, "List templates, show one, or render them on a row.", TEMPLATES_EXAMPLES
+    )
+    templates.add_argument(
+        "names",
+        metavar="TEMPLATE",
+        nargs="*",
+        help="a task, a shipped template, a YAML file, one of its templates as FILE:NAME, or a folder; default: all "
+        "that are shipped",
+    )
+    templates.add_argument("--show", action="store_true", help="each whole; without it several are listed")
+    templates.add_argument(
+        "--row", metavar="ROW", help="render each on a row, written as JSON, or the first of a json or jsonl file"
+    )
+    for field in dataclasses.fields(DataArguments):
+        if field.name.endswith("_column") or field.name in ("source_lang", "target_lang"):
+            templates.add_argument(f"--{field.name}", metavar="NAME", help=field.metadata["help"])
 
 
 def _add_ensemble(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -267,6 +302,30 @@ def _render(args: argparse.Namespace, overrides: list[str]) -> int:
     for text in render(prepare(recipe, (args.split,)), args.split, args.n):
         print(text)
     return 0
+
+
+def _templates(args: argparse.Namespace, _: list[str]) -> int:
+    from prompt_tuning import library
+    from prompt_tuning.template import Template, load_templates
+
+    found = {}
+    for where in args.names or [None]:
+        found |= load_templates(where)
+    templates = {name: template for name, template in found.items() if isinstance(template, Template)}
+    problems = [str(error) for error in found.values() if not isinstance(error, Template)]
+    if args.row and templates:
+        row, languages = library.usual_row(library.read_row(args.row), vars(args), args.source_lang, args.target_lang)
+        texts, unrendered = library.on_row(templates, row, languages)
+        problems += unrendered
+    elif args.show or len(templates) == 1:
+        texts = [library.whole(name, template) for name, template in templates.items()]
+    else:
+        texts = [library.table(templates)] if templates else []
+    for text in texts:
+        print(text)
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    return 0 if templates else 2
 
 
 def _check(args: argparse.Namespace, overrides: list[str]) -> int:

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 TASKS = ("question_answering", "summarization", "translation")
 # Methods that take `init`, and the methods that each other setting belongs to.
-INITIALIZED = ("prompt_tuning", "prefix_tuning")
+MULTITASK = "multitask_prompt_tuning"
+INITIALIZED = ("prompt_tuning", "prefix_tuning", MULTITASK)
 EFFECTIVE = {
     "init": INITIALIZED,
     "residual": ("prompt_tuning",),
     "encoder_reparameterization_type": ("p_tuning",),
-    "init_demonstrations": INITIALIZED,
+    "init_demonstrations": ("prompt_tuning", "prefix_tuning"),
     "teacher_template": ("prompt_tuning", "p_tuning", "prefix_tuning", "cpt"),
     "prefix_projection": ("prefix_tuning",),
     "prefix_encoder": ("prefix_tuning",),
@@ -41,8 +42,14 @@ EFFECTIVE = {
     "lora_alpha": ("lora",),
     "lora_dropout": ("lora",),
     "lora_target_modules": ("lora",),
-    "num_virtual_tokens": ("prompt_tuning", "p_tuning", "prefix_tuning"),
+    "num_virtual_tokens": ("prompt_tuning", "p_tuning", "prefix_tuning", MULTITASK),
+    "tasks": (MULTITASK,),
+    "num_ranks": (MULTITASK,),
 }
+# What the recipes of `tasks` say, each for its own task; everything else is the multitask recipe's.
+ENCODING = ("template", "metrics", "truncate", "max_source_tokens", "max_target_tokens", "drop_overlong")
+GENERATION = ("generation_max_length", "generation_num_beams")
+OF_TASKS = frozenset(field.name for field in dataclasses.fields(DataArguments)).union(ENCODING, GENERATION)
 # Where it is not given; prompt_tuning's stands in PromptTuningArguments. None of these has been measured here yet.
 LEARNING_RATES = {"p_tuning": 3e-3, "prefix_tuning": 2e-3, "cpt": 3e-3, "lora": 1e-3, "full": 2e-5}
 LOCAL_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -73,7 +80,12 @@ class Recipe:
         for block in (self.model, self.data, self.prompt):
             values |= {key: value for key, value in dataclasses.asdict(block).items() if value is not None}
         method = self.prompt.method
-        values = {key: value for key, value in values.items() if method in EFFECTIVE.get(key, (method,))}
+        elsewhere = OF_TASKS if method == MULTITASK else ()
+        values = {
+            key: value
+            for key, value in values.items()
+            if method in EFFECTIVE.get(key, (method,)) and key not in elsewhere
+        }
         # A token is a secret, and a run that is made again is not to be pushed over the first one.
         secret = {name for name in self.given if name.startswith(("hub_", "push_to_hub"))}
         ours = self.training.to_dict() | {"output_dir": self.training.output_dir, "seed": self.training.seed}
@@ -122,6 +134,34 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
     if not for_prediction and (problems := _contradictions(recipe)):
         raise RecipeError("\n".join(f"{path}: {problem}" for problem in problems))
     return recipe
+
+
+def load_tasks(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipes of a multitask recipe's tasks, by the tasks' names; a task's id is its place here.
+
+    Raises:
+        RecipeError: with all that is wrong with any of them.
+    """
+    tasks: dict[str, Recipe] = {}
+    problems = []
+    for path in map(Path, recipe.prompt.tasks or ()):
+        try:
+            task = load_recipe(path, for_prediction=True)  # its method decides whether the rest is looked at
+        except RecipeError as error:
+            problems.append(str(error))
+            continue
+        if task.prompt.method == MULTITASK:
+            problems.append(f"{path}: its method is {MULTITASK} too; name recipes that could each be trained alone")
+        elif path.stem in tasks:
+            problems.append(
+                f"{path}: task {path.stem} is {tasks[path.stem].path} already; rename one of the two files"
+            )
+        else:
+            tasks[path.stem] = task
+            problems += [f"{path}: {problem}" for problem in _contradictions(task)]
+    if problems:
+        raise RecipeError("\n".join(problems))
+    return tasks
 
 
 def print_all_flags() -> None:
@@ -202,29 +242,14 @@ def _parser():
 
 def _contradictions(recipe: Recipe) -> list[str]:
     model, data, prompt, training = recipe.model, recipe.data, recipe.prompt, recipe.training
-    problems = []
-    for name, value in [
-        ("model_name_or_path", model.model_name_or_path),
-        ("task", data.task),
-        ("template", prompt.template),
-    ]:
-        if value is None:
-            problems.append(f"{name} is missing")
-    files = [data.train_file, data.validation_file, data.test_file]
-    if not data.dataset_name and not any(files):
-        problems.append("no data: set dataset_name (a hub id), or train_file, validation_file and test_file")
-    for file in filter(None, files):
-        if Path(file).suffix not in LOCAL_FORMATS:
-            problems.append(f"{file}: cannot tell its format; expected a name ending in {', '.join(LOCAL_FORMATS)}")
-        elif not Path(file).is_file():
-            problems.append(f"{file}: no such file (looked in {Path.cwd()})")
-    if data.task == "translation" and not (data.source_lang and data.target_lang):
-        problems.append("translation needs source_lang and target_lang, as `source_lang: fr`")
+    problems = [] if model.model_name_or_path else ["model_name_or_path is missing"]
+    problems += _task_contradictions(recipe) if prompt.method != MULTITASK else _multitask_contradictions(recipe)
     problems += _prompt_contradictions(recipe)
     positive = dict(
         num_virtual_tokens=prompt.num_virtual_tokens,
         init_demonstrations=prompt.init_demonstrations,
         lora_r=prompt.lora_r,
+        num_ranks=prompt.num_ranks,
         encoder_hidden_size=prompt.encoder_hidden_size,
         max_source_tokens=prompt.max_source_tokens,
         max_teacher_tokens=prompt.max_teacher_tokens,
@@ -267,11 +292,65 @@ def _hub_contradictions(recipe: Recipe) -> list[str]:
         )
     if method == "none":
         problems.append("push_to_hub has nothing to push with method none; leave it out")
+    elif method == MULTITASK:
+        problems.append(
+            "push_to_hub is for one run; each task's folder is one: `prompt-tuning push RUN/TASK` afterwards"
+        )
     elif base and method != "full" and Path(base).is_dir():
         problems.append(
             f"push_to_hub: the adapter would name {base}, a folder that nobody else has; train without it, then "
             "`prompt-tuning push RUN --repo_id NAME --base_model USER/NAME`"
         )
+    return problems
+
+
+def _task_contradictions(recipe: Recipe) -> list[str]:
+    """What is wrong with the settings of a task and its data."""
+    data, problems = recipe.data, []
+    for name, value in (("task", data.task), ("template", recipe.prompt.template)):
+        if value is None:
+            problems.append(f"{name} is missing")
+    files = [data.train_file, data.validation_file, data.test_file]
+    if not data.dataset_name and not any(files):
+        problems.append("no data: set dataset_name (a hub id), or train_file, validation_file and test_file")
+    for file in filter(None, files):
+        if Path(file).suffix not in LOCAL_FORMATS:
+            problems.append(f"{file}: cannot tell its format; expected a name ending in {', '.join(LOCAL_FORMATS)}")
+        elif not Path(file).is_file():
+            problems.append(f"{file}: no such file (looked in {Path.cwd()})")
+    if data.task == "translation" and not (data.source_lang and data.target_lang):
+        problems.append("translation needs source_lang and target_lang, as `source_lang: fr`")
+    return problems
+
+
+def _multitask_contradictions(recipe: Recipe) -> list[str]:
+    """What is wrong with a recipe that trains on several tasks at once, and with theirs."""
+    prompt, count = recipe.prompt, len(recipe.prompt.tasks or ())
+    problems = [
+        f"{name} is each task's own and has no effect with method {MULTITASK}; set it in the recipes of tasks"
+        for name in sorted(recipe.given & OF_TASKS)
+    ]
+    if count < 2:
+        problems.append(
+            f"tasks names {count or 'no'} recipe{'' if count == 1 else 's'}; {MULTITASK} needs two or more, as "
+            "`tasks: [qa.yaml, summaries.yaml]`"
+        )
+    if prompt.init == "demonstrations":
+        problems.append(
+            "init demonstrations is for one task: each has a template of its own; take vocab, frequent or text"
+        )
+    if prompt.adapter:
+        problems.append(
+            f"adapter goes on training the prompt of one task; to start from it set init: adapter and init_adapter: "
+            f"{prompt.adapter}"
+        )
+    best = recipe.training.metric_for_best_model or "loss"
+    if best.removeprefix("eval_") != "loss":
+        problems.append(f"metric_for_best_model {best}: only the loss is taken over all tasks; leave it out")
+    try:
+        load_tasks(recipe)
+    except RecipeError as error:
+        problems += str(error).splitlines()
     return problems
 
 

@@ -31,6 +31,7 @@ from prompt_tuning.errors import AdapterError, ModelError
 ATTENTION = "encoder_decoder_prefix"
 # What adapter_config.json says instead of PREFIX_TUNING, so that plain PEFT stops at a method it does not know.
 SAVED_TYPE = "ENCODER_DECODER_PREFIX"
+SOFT_PROMPTS = (PeftType.PROMPT_TUNING, PeftType.P_TUNING, PeftType.MULTITASK_PROMPT_TUNING)
 FORMAT = "prompt_tuning/encoder_decoder_prefix/1"
 # tests/test_encoder_decoder.py holds each of these to attention computed by hand.
 T5_LIKE, BART_LIKE = ("t5", "mt5"), ("bart", "marian", "mbart", "pegasus")
@@ -181,10 +182,11 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
     def add_adapter(self, adapter_name: str, peft_config: PeftConfig, **kwargs: Any) -> None:
         """As PEFT's, for the prompts that are right."""
         if not isinstance(peft_config, EncoderDecoderPrefixConfig):
-            if peft_config.peft_type not in (PeftType.PROMPT_TUNING, PeftType.P_TUNING):
+            if peft_config.peft_type not in SOFT_PROMPTS:
                 raise AdapterError(
                     f"a {type(peft_config).__name__} makes no prompt for an encoder-decoder model here; expected "
-                    "EncoderDecoderPrefixConfig, PromptTuningConfig or PromptEncoderConfig"
+                    "EncoderDecoderPrefixConfig, PromptTuningConfig, PromptEncoderConfig or "
+                    "MultitaskPromptTuningConfig"
                 )
             submodules = peft_config.num_transformer_submodules or 1
             if submodules != 1 and not peft_config.inference_mode:

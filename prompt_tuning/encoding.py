@@ -218,17 +218,21 @@ def _encode_row(row: dict[str, Any], index: int, encoder: Encoder, training: boo
 
 
 def common_opening(encoded: Dataset, is_encoder_decoder: bool = False) -> list[int]:
-    """The longest run of ids that opens the source of every row: a system message, the template's first words."""
+    """The longest run of ids that opens the source of every row: a system message, the template's first words.
+
+    A causal row's last source token is not part of it: it predicts the target's first.
+    """
     shared: list[int] | None = None
     for row in encoded.select_columns(["input_ids", "labels"]):
-        ids = row["input_ids"] if is_encoder_decoder else row["input_ids"][: source_length(row["labels"])]
-        shared = ids if shared is None else shared[: _agreement(shared, ids)]
+        ids = row["input_ids"] if is_encoder_decoder else row["input_ids"][: source_length(row["labels"])][:-1]
+        shared = ids if shared is None else shared[: agreement(shared, ids)]
         if not shared:
             return []
     return shared or []
 
 
-def _agreement(one: Sequence[int], other: Sequence[int]) -> int:
+def agreement(one: Sequence[int], other: Sequence[int]) -> int:
+    """With how many equal tokens two rows open."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 

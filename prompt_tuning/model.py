@@ -11,15 +11,18 @@ from httpx2 import HTTPError
 from peft import (
     CPTConfig,
     LoraConfig,
+    MultitaskPromptTuningConfig,
     PeftConfig,
     PeftModel,
     PeftModelForCausalLM,
     PeftModelForSeq2SeqLM,
+    PeftType,
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
     TaskType,
 )
+from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding, MultitaskPromptTuningInit
 from peft.tuners.tuners_utils import BasePromptEncoder
 from transformers import (
     AutoConfig,
@@ -42,6 +45,9 @@ from prompt_tuning.hub import adapter_folder
 from prompt_tuning.shared_prefix import SharedPrefixModel
 
 logger = logging.getLogger(__name__)
+
+# Starts of PEFT's multitask prompts that come with matrices of their own.
+OF_SOURCE_TASKS = (MultitaskPromptTuningInit.AVERAGE_SOURCE_TASKS, MultitaskPromptTuningInit.EXACT_SOURCE_TASK)
 
 
 def load_config(args: ModelArguments) -> PretrainedConfig:
@@ -116,6 +122,8 @@ def prompt_config(
         # Every token is "input" to PEFT: it may move as far as opt_projection_epsilon lets it.
         every = dict(cpt_mask=[1] * len(ids), cpt_tokens_type_mask=[2] * len(ids))
         return CPTConfig(cpt_token_ids=list(ids), **every, **common)
+    if args.method == "multitask_prompt_tuning":
+        return MultitaskPromptTuningConfig(num_tasks=len(args.tasks), num_ranks=args.num_ranks, **common)
     return PromptTuningConfig(**common)
 
 
@@ -136,9 +144,23 @@ def add_soft_prompt(
     encoder = peft_model.prompt_encoder["default"]
     if initial is not None:
         encoder.embedding.weight.data.copy_(initial)
+    if isinstance(encoder, MultitaskPromptEmbedding) and config.prompt_tuning_init not in OF_SOURCE_TASKS:
+        _start_at_shared_prompt(encoder)
     if residual:
         peft_model.prompt_encoder["default"] = ResidualPrompt(encoder.embedding, residual)
     return peft_model
+
+
+@torch.no_grad()
+def _start_at_shared_prompt(encoder: MultitaskPromptEmbedding) -> None:
+    """Make every task's `cols [P, R] @ rows [R, H]`, by which the shared prompt is multiplied, exactly 1.
+
+    PEFT draws both with deviation 0.02: a product of about 4e-4, and with it prompts of next to nothing. Here the
+    first rank is ones, and of further ranks one factor is noise and the other zero, as LoRA starts.
+    """
+    cols, rows = encoder.prefix_task_cols, encoder.prefix_task_rows
+    cols.normal_(std=0.02)[:, :, 0] = 1
+    rows.zero_()[:, 0] = 1
 
 
 class ResidualPrompt(BasePromptEncoder):
@@ -199,7 +221,7 @@ def load_adapter_config(folder: str | Path) -> PeftConfig:
     """The configuration of an adapter, by its folder or hub id; reads no weights.
 
     Raises:
-        AdapterError: no adapter there.
+        AdapterError: no adapter there, or one with prompts of several tasks.
     """
     folder = adapter_folder(folder)
     missing = [name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()]
@@ -207,7 +229,14 @@ def load_adapter_config(folder: str | Path) -> PeftConfig:
         raise AdapterError(
             f"{folder}: no {missing[0]} there; --adapter wants the folder that `prompt-tuning train` wrote"
         )
-    return load_prompt_config(folder)
+    config = load_prompt_config(folder)
+    if config.peft_type == PeftType.MULTITASK_PROMPT_TUNING:
+        tasks = sorted(str(path.parent) for path in folder.glob("*/template.yaml"))
+        raise AdapterError(
+            f"{folder} holds the prompts of {config.num_tasks} tasks at once; name the folder of one"
+            f"{': ' if tasks else ', as train writes them'}{', '.join(tasks)}"
+        )
+    return config
 
 
 def check_adapter(config: PeftConfig, folder: str | Path, model_config: PretrainedConfig) -> None:

@@ -9,7 +9,7 @@ from typing import NoReturn
 from datasets import Dataset, DatasetDict
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from prompt_tuning.config import Recipe
+from prompt_tuning.config import MULTITASK, Recipe
 from prompt_tuning.data import load_splits, row_origin, split_origin
 from prompt_tuning.distillation import SCALED_LOGITS
 from prompt_tuning.encoding import Encoder, EncodingReport, encode, source_length
@@ -57,6 +57,10 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     Raises:
         PromptTuningError: with all that is wrong with model name, template, prompt, metrics and rows, a line each.
     """
+    if recipe.prompt.method == MULTITASK:
+        raise RecipeError(
+            f"{recipe.path}: its rows are those of its tasks; name one of {', '.join(recipe.prompt.tasks)}"
+        )
     problems: list[PromptTuningError] = []
 
     def attempt(step, *args, **kwargs):

@@ -45,6 +45,8 @@ from prompt_tuning.ways import (
 
 logger = logging.getLogger(__name__)
 
+PromptName = tuple[str, int | None]  # the adapter whose prompt stands before a row, and of a multitask one the task
+
 
 class SharedPrefixModel(PeftModelForCausalLM):
     """`PeftModelForCausalLM` whose soft prompt is computed once for a batch.
@@ -56,7 +58,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
     def __init__(self, model: torch.nn.Module, peft_config: Any, adapter_name: str = "default", **kwargs: Any) -> None:
         super().__init__(model, peft_config, adapter_name, **kwargs)
         self._opening: torch.Tensor | None = None  # set while a prompt's cache is kept
-        self._kept: dict[str, list[DynamicCache]] = {}
+        self._kept: dict[PromptName, list[DynamicCache]] = {}
         self._told: set[str] = set()
         self._compiled = self._disabled = False
         if self.way.name == "packed":
@@ -110,6 +112,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         num_items_in_batch: torch.Tensor | int | None = None,
         label_smoothing: float = 0.0,
         adapter_names: Sequence[str] | None = None,
+        task_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Loss over the target positions of a batch, padded on either side.
@@ -121,6 +124,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
             num_items_in_batch: what the summed loss is divided by; by default the number of targets here.
             label_smoothing: as in `torch.nn.functional.cross_entropy`.
             adapter_names: for each row the adapter whose prompt stands before it; by default the active one.
+            task_ids: `[B]`, each row's task, for multitask prompts. A task's prompt is computed once.
 
         Returns:
             With labels: `loss`, and `logits` of the target positions alone, `[targets, V]` in the order of the batch.
@@ -129,7 +133,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         if labels is None or input_ids is None or not self.active_peft_config.is_prompt_learning:
             if labels is not None:
                 kwargs |= {"labels": labels, "num_items_in_batch": num_items_in_batch}
-            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, task_ids=task_ids, **kwargs)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         # A row starts right after the prompt wherever its padding stands.
@@ -142,10 +146,10 @@ class SharedPrefixModel(PeftModelForCausalLM):
         if way.name == "plain" or not wanted.any():
             if adapter_names is not None:
                 raise AdapterError(f"adapter_names: rows with prompts of their own cannot be run: {way.reason}")
-            logits = self._plain_logits(input_ids, attention_mask, wanted, **kwargs)
+            logits = self._plain_logits(input_ids, attention_mask, wanted, task_ids=task_ids, **kwargs)
         else:
             run = self._packed_logits if way.name == "packed" else self._cache_logits
-            logits = run(Batch.of(input_ids, wanted), *self._owners(adapter_names, len(input_ids)))
+            logits = run(Batch.of(input_ids, wanted), *self._owners(adapter_names, task_ids, len(input_ids)))
         loss = target_loss(logits, labels[wanted], num_items_in_batch, label_smoothing)
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
@@ -156,7 +160,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         output = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         return output.logits[:, -input_ids.shape[1] :][:, :-1][wanted[:, 1:]]
 
-    def _packed_logits(self, batch: Batch, names: list[str], owners: list[int]) -> torch.Tensor:
+    def _packed_logits(self, batch: Batch, names: list[PromptName], owners: list[int]) -> torch.Tensor:
         """Logits `[targets, V]` that predict the targets of a batch, from one sequence of prompts and rows."""
         if self._prompt_is_cache:
             layout_prompts, prefixes, opening = [], tuple(self._prompt(name) for name in names), []
@@ -185,7 +189,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         )
         return output.logits.flatten(0, -2)
 
-    def _cache_logits(self, batch: Batch, names: list[str], owners: list[int]) -> torch.Tensor:
+    def _cache_logits(self, batch: Batch, names: list[PromptName], owners: list[int]) -> torch.Tensor:
         """Logits `[targets, V]`, from padded rows behind a cache of their prompts."""
         if not self._prompt_is_cache:
             opening, batch = batch.opening, batch.rest()
@@ -213,32 +217,47 @@ class SharedPrefixModel(PeftModelForCausalLM):
             **given,
         )
 
-    def _owners(self, adapter_names: Sequence[str] | None, rows: int) -> tuple[list[str], list[int]]:
-        """The adapters that a batch uses, and for each row the number of its own."""
-        if adapter_names is None:
-            return [self.active_adapter], [0] * rows
-        if len(adapter_names) != rows:
-            raise AdapterError(f"adapter_names: {len(adapter_names)} names for {rows} rows; give one for each row")
-        names = list(dict.fromkeys(adapter_names))
-        for name in names:
+    def _owners(
+        self, adapter_names: Sequence[str] | None, task_ids: torch.Tensor | None, rows: int
+    ) -> tuple[list[PromptName], list[int]]:
+        """The prompts that a batch uses, and for each row the number of its own."""
+        names = [self.active_adapter] * rows if adapter_names is None else adapter_names
+        tasks = [None] * rows if task_ids is None else task_ids.tolist()
+        for each, what in ((names, "adapter_names: {} names"), (tasks, "task_ids: {} ids")):
+            if len(each) != rows:
+                raise AdapterError(f"{what.format(len(each))} for {rows} rows; give one for each row")
+        for name in dict.fromkeys(names):
             if name not in self.peft_config:
                 raise AdapterError(f"adapter {name} is not loaded; there are {', '.join(self.peft_config)}")
-        return names, [names.index(name) for name in adapter_names]
+        of_rows = [self._prompt_name(name, task) for name, task in zip(names, tasks, strict=True)]
+        used = list(dict.fromkeys(of_rows))
+        return used, [used.index(name) for name in of_rows]
+
+    def _prompt_name(self, name: str, task: int | None) -> PromptName:
+        config = self.peft_config[name]
+        if config.peft_type.value != "MULTITASK_PROMPT_TUNING":
+            return name, None
+        if task is None or not 0 <= task < config.num_tasks:
+            found = "no task_ids" if task is None else f"task id {task}"
+            raise AdapterError(f"{found} for adapter {name}; give each row one from 0 to {config.num_tasks - 1}")
+        return name, task
 
     @property
     def _prompt_is_cache(self) -> bool:
         return self.active_peft_config.peft_type.value in CACHED_METHODS
 
-    def _prompt(self, adapter_name: str) -> torch.Tensor | DynamicCache:
+    def _prompt(self, name: PromptName) -> torch.Tensor | DynamicCache:
         """`[P, H]` input embeddings, or for prefix tuning a cache of one row; its encoder or MLP runs once."""
+        adapter_name, task = name
         active, self.active_adapter = self.active_adapter, adapter_name
         try:
-            prompt = self.get_prompt(batch_size=1)
+            task_ids = None if task is None else torch.tensor([task], device=self.word_embeddings.weight.device)
+            prompt = self.get_prompt(batch_size=1, task_ids=task_ids)
         finally:
             self.active_adapter = active
         return prompt if self._prompt_is_cache else prompt[0]
 
-    def _prompt_caches(self, names: Sequence[str], opening: torch.Tensor) -> list[DynamicCache]:
+    def _prompt_caches(self, names: Sequence[PromptName], opening: torch.Tensor) -> list[DynamicCache]:
         """For each adapter the keys and values of its prompt and of the ids after it, one row of P + S positions."""
         base, caches = self.get_base_model(), []
         for name in names:
@@ -261,6 +280,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         adapter_names: Sequence[str] | None = None,
+        task_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ):
         """`generate` of the base model behind the prompt; rows may be padded on either side.
@@ -269,20 +289,22 @@ class SharedPrefixModel(PeftModelForCausalLM):
             input_ids: `[B, T]`.
             attention_mask: `[B, T]`.
             adapter_names: for each row the adapter whose prompt stands before it; by default the active one.
+            task_ids: `[B]`, each row's task, for multitask prompts.
 
         Returns:
             As the base model's `generate` would for these `input_ids` alone: `[B, T + new]`, without virtual tokens.
         """
         if self._compiled:
             with torch.compiler.set_stance("force_eager"):
-                return self._generate(input_ids, attention_mask, adapter_names, **kwargs)
-        return self._generate(input_ids, attention_mask, adapter_names, **kwargs)
+                return self._generate(input_ids, attention_mask, adapter_names, task_ids, **kwargs)
+        return self._generate(input_ids, attention_mask, adapter_names, task_ids, **kwargs)
 
     def _generate(
         self,
         input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         adapter_names: Sequence[str] | None,
+        task_ids: torch.Tensor | None,
         **kwargs: Any,
     ) -> Any:
         if self._disabled:
@@ -294,14 +316,14 @@ class SharedPrefixModel(PeftModelForCausalLM):
         if bool((attention_mask[:, 1:] < attention_mask[:, :-1]).any()):  # padding after tokens: move it before them
             order = attention_mask.argsort(dim=1, stable=True)
             left = (each.gather(1, order) for each in (input_ids, attention_mask))
-            output = self._generate(*left, adapter_names, **kwargs)
+            output = self._generate(*left, adapter_names, task_ids, **kwargs)
             sequences = output if isinstance(output, torch.Tensor) else output.sequences
             sources = input_ids.repeat_interleave(len(sequences) // len(input_ids), 0)
             return with_sequences(output, torch.cat([sources, sequences[:, input_ids.shape[1] :]], 1))
         base = self.get_base_model()
         config = base.config.get_text_config()
-        names, owners = self._owners(adapter_names, len(input_ids))
-        longest = max(self.peft_config[name].num_virtual_tokens for name in names)
+        names, owners = self._owners(adapter_names, task_ids, len(input_ids))
+        longest = max(self.peft_config[name].num_virtual_tokens for name, _ in names)
         kwargs = count_new_tokens(base, input_ids.shape[1], kwargs)
         reach = longest + input_ids.shape[1] + kwargs["max_new_tokens"]
         self._tell_window(reach)
@@ -316,7 +338,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         return self._generate_one_by_one(input_ids, attention_mask, [names[owner] for owner in owners], **kwargs)
 
     def _generation_caches(
-        self, names: list[str], input_ids: torch.Tensor, attention_mask: torch.Tensor
+        self, names: list[PromptName], input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[list[DynamicCache], torch.Tensor]:
         """The kept cache, if its ids open every row, else those for this batch; and those ids."""
         opening = self._opening
@@ -332,7 +354,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         return self._prompt_caches(names, none), none
 
     def _generate_one_by_one(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, adapter_names: Sequence[str], **kwargs: Any
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, names: Sequence[PromptName], **kwargs: Any
     ) -> torch.Tensor:
         """Each row alone and unpadded, which PEFT gets right."""
         if len(input_ids) > 1:
@@ -340,14 +362,15 @@ class SharedPrefixModel(PeftModelForCausalLM):
         pad = setting(self.get_base_model(), kwargs, "pad_token_id", 0)
         known = self.get_base_model().config.get_text_config().model_type in CACHE_ARCHITECTURES
         written, active = [], self.active_adapter
-        for ids, mask, name in zip(input_ids, attention_mask.bool(), adapter_names, strict=True):
+        for ids, mask, (name, task) in zip(input_ids, attention_mask.bool(), names, strict=True):
             row = ids[mask][None]
+            of_task = {} if task is None else {"task_ids": row.new_tensor([task])}
             self.active_adapter = name
             try:
                 with warnings.catch_warnings():  # without padding, true positions are what it falls back to
                     warnings.filterwarnings("ignore", "Position ids are not supported")
                     output = (self if known else super()).generate(
-                        input_ids=row, attention_mask=row.new_ones(row.shape), **kwargs
+                        input_ids=row, attention_mask=row.new_ones(row.shape), **of_task, **kwargs
                     )
             finally:
                 self.active_adapter = active

@@ -25,8 +25,17 @@ def summarize(folder: Path, examples: int = 3) -> str:
         DataError: the folder holds no finished run.
     """
     results = read_results(folder)
-    blocks = [_table(results), _facts(results), *_examples(folder, results, examples), _files(folder)]
+    if "tasks" in results:
+        return _summarize_tasks(folder, results["tasks"], examples)
+    blocks = [_table(results), _facts(results), *_examples(folder, results, examples), _files(folder, folder)]
     return "\n\n".join(block for block in blocks if block)
+
+
+def _summarize_tasks(folder: Path, tasks: dict[str, dict[str, Any]], examples: int) -> str:
+    blocks = []
+    for name, results in tasks.items():
+        blocks += [f"== {name}", _table(results), _facts(results), *_examples(folder / name, results, examples)]
+    return "\n\n".join([*blocks, _files(folder, folder / next(iter(tasks)))])
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -82,12 +91,12 @@ def _one_line(text: str) -> str:
     return textwrap.shorten(" ".join(text.split()), 100, placeholder=" ...") or "(nothing)"
 
 
-def _files(folder: Path) -> str:
+def _files(folder: Path, adapter: Path) -> str:
     lines = [
         f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir() if path.name[0] != '.'))}"
     ]
-    if (folder / "adapter_config.json").is_file():
+    if (adapter / "adapter_config.json").is_file():
         lines.append(
-            f"next: prompt-tuning predict --adapter {folder} --input rows.jsonl    (- or nothing reads what you type)"
+            f"next: prompt-tuning predict --adapter {adapter} --input rows.jsonl    (- or nothing reads what you type)"
         )
     return "\n".join(lines)

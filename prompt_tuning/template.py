@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import jinja2.meta
-import yaml
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from prompt_tuning.errors import TemplateError
+from prompt_tuning.promptsource import SEPARATOR, convert
+from prompt_tuning.sandbox import environment, needed_names
+from prompt_tuning.template_yaml import read_yaml, write_yaml
 
 FOLDER = Path(__file__).parent / "templates"
+FIELDS_NAMED = 8
+SUFFIXES = (".yaml", ".yml")
+
+# The setting that reads a column under another name, by the usual name.
+COLUMN_SETTINGS = {
+    "document": "text_column",
+    "summary": "summary_column",
+    "context": "context_column",
+    "question": "question_column",
+    "answers": "answer_column",
+}
 
 # Not columns: what a recipe's source_lang and target_lang say, by code and by name.
 LANGUAGE_VARIABLES = frozenset({"source_lang", "target_lang", "source_language", "target_language"})
@@ -29,6 +43,10 @@ LANGUAGES = {
     "ru": "Russian", "sk": "Slovak", "sl": "Slovenian", "sv": "Swedish", "sw": "Swahili", "ta": "Tamil",
     "th": "Thai", "tr": "Turkish", "uk": "Ukrainian", "ur": "Urdu", "vi": "Vietnamese", "zh": "Chinese",
 }  # fmt: skip
+
+
+# Stands for a separator within a row's own text while choices are told apart: a code point for private use.
+_HELD_SEPARATOR = "\ue000"
 
 
 @dataclass(frozen=True)
@@ -65,6 +83,8 @@ class Template:
         chat: wrap the source in the tokenizer's chat template.
         stop: a prediction ends at the first of these texts that follows something other than white space.
         truncate: columns that give way, in this order, when a source is over its token budget.
+        answer_choices: Jinja text of all texts that a closed question may be answered with, `|||` between them;
+            source, target and references read them as the list `answer_choices`.
         name: where it came from, for messages.
     """
 
@@ -76,19 +96,21 @@ class Template:
     chat: bool = False
     stop: tuple[str, ...] = ()
     truncate: tuple[str, ...] = ()
+    answer_choices: str | None = None
     name: str = "inline"
 
     @classmethod
     def load(cls, name: str | Path) -> Template:
-        """A shipped template by its name (`question_answering/plain`), or a YAML file with these fields.
+        """A shipped template by its name (`question_answering/plain`), or one of a YAML file.
+
+        A file holds the fields of one template (`mine.yaml`), or several by name (`mine.yaml:short`), or is one of
+        promptsource's (`templates.yaml:Its Name`).
 
         Raises:
             TemplateError: no such template, or a field that is unknown, missing or not valid Jinja.
         """
-        if Path(name).suffix in (".yaml", ".yml"):
-            if not Path(name).is_file():
-                raise TemplateError(f"template {name}: no such file (looked in {Path.cwd()})")
-            return cls.from_dict(_read_yaml(Path(name)), str(name))
+        if in_file := re.fullmatch(r"(.+?\.ya?ml)(?::(.+))?", str(name)):
+            return _one_of_file(Path(in_file[1]), in_file[2])
         shipped = shipped_templates()
         if str(name) not in shipped:
             nearest = difflib.get_close_matches(str(name), shipped, n=1, cutoff=0.3)
@@ -106,6 +128,10 @@ class Template:
             raise TemplateError(
                 f"template {name}: unknown field {unknown[0]}; the fields are {', '.join(sorted(known))}"
             )
+        for key in ("source", "target", "references", "system", "answer_choices"):
+            if not isinstance(values.get(key, ""), str) and (values[key] is not None or key in ("source", "target")):
+                kind = type(values[key]).__name__
+                raise TemplateError(f"template {name}: expected text as {key}, found {kind}; put it in quotes")
         lists = {key: tuple(values[key] or ()) for key in ("demonstrations", "stop", "truncate") if key in values}
         template = cls(**(values | lists), name=name)
         template.columns  # noqa: B018 - compiles every field, so that a mistake is found here
@@ -115,12 +141,13 @@ class Template:
         """The template as a file that `load` reads."""
         values = {key: value for key, value in asdict(self).items() if value and key != "name"}
         lists = {key: list(value) for key, value in values.items() if isinstance(value, tuple)}
-        return yaml.dump(values | lists, Dumper=_BlockDumper, sort_keys=False, allow_unicode=True, width=120)
+        return write_yaml(values | lists)
 
     @property
     def source_columns(self) -> frozenset[str]:
         """Columns that a row must have to be predicted on."""
-        return self._variables(self.source) | self._variables(self.system or "")
+        texts = (self.source, self.system or "", self.answer_choices or "")
+        return frozenset().union(*map(self._variables, texts))
 
     @property
     def columns(self) -> frozenset[str]:
@@ -146,11 +173,15 @@ class Template:
         Raises:
             TemplateError: the row lacks something that the template reads, or a value is null or empty.
         """
-        values = row | (languages or {})
+        values = self._values(row, languages)
         messages = [{"role": "system", "content": self._render(self.system, values)}] if self.system else []
         shown = replace(self, demonstrations=(), system=None, references=None)
-        for demonstration in self.demonstrations:
-            example = shown.render(demonstration, languages)
+        for number, demonstration in enumerate(self.demonstrations, 1):
+            try:
+                example = shown.render(demonstration, languages)
+            except TemplateError as error:
+                hint = f"in its demonstration {number}; a file of your own may show others"
+                raise TemplateError(f"{error} ({hint})") from None
             messages.append(example.messages[0])
             messages.append({"role": "assistant", "content": example.target or ""})
         messages.append({"role": "user", "content": self._render(self.source, values)})
@@ -162,30 +193,47 @@ class Template:
         self, row: dict[str, Any], languages: dict[str, str] | None = None
     ) -> tuple[str, tuple[str, ...]]:
         """Target and references alone; raises as `render` does."""
-        values = row | (languages or {})
+        values = self._values(row, languages)
         target = self._render(self.target, values)
         if not target.strip():
             raise TemplateError(f"template {self.name}: the target is empty")
         references = tuple(map(str, self._evaluate(self.references, values))) if self.references else (target,)
         return target, references
 
+    def choices(self, row: dict[str, Any], languages: dict[str, str] | None = None) -> list[str]:
+        """The texts that the row may be answered with, in their order; none where the answer is open.
+
+        Raises:
+            TemplateError: the row lacks something that answer_choices reads.
+        """
+        if self.answer_choices is None:
+            return []
+        held = _replaced(row | (languages or {}), SEPARATOR, _HELD_SEPARATOR)
+        text = self._render(self.answer_choices, held)
+        return [choice.strip().replace(_HELD_SEPARATOR, SEPARATOR) for choice in text.split(SEPARATOR)]
+
+    def _values(self, row: dict[str, Any], languages: dict[str, str] | None) -> dict[str, Any]:
+        values = row | (languages or {})
+        return values if self.answer_choices is None else values | {"answer_choices": self.choices(row, languages)}
+
     def _variables(self, text: str) -> frozenset[str]:
         try:
-            tree = _environment().parse(text)
-            _environment().from_string(text)
+            tree = environment().parse(text)
+            environment().from_string(text)
         except jinja2.TemplateError as error:
             raise TemplateError(f"template {self.name}: {error} in {text.strip()[:80]!r}") from None
-        return frozenset(jinja2.meta.find_undeclared_variables(tree)) - LANGUAGE_VARIABLES
+        given = LANGUAGE_VARIABLES if self.answer_choices is None else LANGUAGE_VARIABLES | {"answer_choices"}
+        return frozenset(needed_names(tree.body, set(given)))
 
     def _render(self, text: str, values: dict[str, Any]) -> str:
         try:
-            return _environment().from_string(text).render(values)
+            return environment().from_string(text).render(values)
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise TemplateError(f"template {self.name}: {error}") from None
 
     def _evaluate(self, expression: str, values: dict[str, Any]) -> list[str]:
         try:
-            found = _environment().compile_expression(expression, undefined_to_none=False)(**values)
+            found = environment().compile_expression(expression, undefined_to_none=False)(**values)
             return [found] if isinstance(found, str) else list(found)
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
             raise TemplateError(f"template {self.name}: references: {error}") from None
@@ -208,55 +256,102 @@ def shipped_templates() -> dict[str, dict[str, Any]]:
     return {
         f"{file.stem}/{name}": values
         for file in sorted(FOLDER.glob("*.yaml"))
-        for name, values in _read_yaml(file).items()
+        for name, values in read_yaml(file).items()
     }
 
 
-@functools.cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Sandboxed, since a template may come with somebody's adapter."""
-    return ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_refuse_null, cache_size=400
-    )
+def load_templates(where: str | Path | None = None) -> dict[str, Template | TemplateError]:
+    """Templates by the name that `Template.load` takes; one that cannot be read is the error that says why.
+
+    Args:
+        where: a shipped template, a task (all that are shipped for it), a file, or a folder, searched for YAML files
+            to its last subfolder; by default all that are shipped.
+
+    Raises:
+        TemplateError: there is nothing of that name, or the file is not YAML.
+    """
+    shipped = [name for name in shipped_templates() if where is None or f"{name}/".startswith(f"{where}/")]
+    if shipped:
+        return {name: Template.load(name) for name in shipped}
+    path = Path(where)
+    if path.is_file() and path.suffix in SUFFIXES:
+        return _templates_of_file(path)
+    if not path.is_dir():
+        return {str(where): Template.load(where)}
+    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    if not files:
+        raise TemplateError(f"{path}: no .yaml file in this folder; name one that holds templates")
+    found: dict[str, Template | TemplateError] = {}
+    for file in files:
+        try:
+            found |= _templates_of_file(file)
+        except TemplateError as error:
+            found[str(file)] = error
+    return found
 
 
-def _refuse_null(value: Any) -> Any:
-    if value is None:
-        raise ValueError("a value it prints is null")
-    return value
+def _one_of_file(path: Path, name: str | None) -> Template:
+    if not path.is_file():
+        raise TemplateError(f"template {path}: no such file (looked in {Path.cwd()})")
+    found = _templates_of_file(path)
+    wanted = str(path) if name is None else f"{path}:{name}"
+    if name is None and len(found) == 1:
+        (wanted,) = found
+    if wanted not in found:
+        names = [full.removeprefix(f"{path}:") for full in found]
+        (nearest,) = difflib.get_close_matches(name or "", names, n=1) or names[:1]
+        raise TemplateError(
+            f"template {wanted}: the file holds {len(names)} ({', '.join(names)}); name one, as {path}:{nearest}"
+        )
+    if isinstance(template := found[wanted], TemplateError):
+        raise template
+    return template
 
 
-def _read_yaml(path: Path) -> Any:
+def _templates_of_file(path: Path) -> dict[str, Template | TemplateError]:
+    values = read_yaml(path)
+    if isinstance(values, dict) and {"dataset", "templates"} <= set(values):
+        return _templates_of_promptsource(path, values["templates"])
+    if isinstance(values, dict) and values and all(isinstance(value, dict) for value in values.values()):
+        return {f"{path}:{name}": _attempt(fields, f"{path}:{name}") for name, fields in values.items()}
+    return {str(path): Template.from_dict(values, str(path))}
+
+
+def _templates_of_promptsource(path: Path, entries: Any) -> dict[str, Template | TemplateError]:
+    if not isinstance(entries, dict) or not entries:
+        raise TemplateError(
+            f"template {path}: expected templates by id under the key templates, found {_found(entries)}"
+        )
+    names = [str(entry.get("name") or key) if isinstance(entry, dict) else str(key) for key, entry in entries.items()]
+    shared = {name for name, count in Counter(names).items() if count > 1}
+    found: dict[str, Template | TemplateError] = {}
+    for name, (key, entry) in zip(names, entries.items(), strict=True):
+        full = f"{path}:{key if name in shared else name}"
+        found[full] = _attempt(entry, full, convert)
+    return found
+
+
+def _attempt(values: Any, name: str, convert: Callable[[Any, str], Any] | None = None) -> Template | TemplateError:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise TemplateError(f"template {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        raise TemplateError(f"template {path}: not YAML: {' '.join(str(error).split())}") from None
+        return Template.from_dict(convert(values, name) if convert else values, name)
+    except TemplateError as error:
+        return error
 
 
-class _BlockDumper(yaml.SafeDumper):
-    """Writes text of several lines as people do."""
-
-
-_BlockDumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style="|" if "\n" in text.strip() else None
-    ),
-)
+def _replaced(value: Any, old: str, new: str) -> Any:
+    """A row with one text in place of another wherever it stands."""
+    if isinstance(value, str):
+        return value.replace(old, new)
+    if isinstance(value, dict):
+        return {key: _replaced(item, old, new) for key, item in value.items()}
+    return [_replaced(item, old, new) for item in value] if isinstance(value, list) else value
 
 
 def _found(values: Any) -> str:
-    return ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
+    if not isinstance(values, dict) or not values:
+        return type(values).__name__
+    return ", ".join([*map(str, values)][:FIELDS_NAMED]) + (", ..." if len(values) > FIELDS_NAMED else "")
 
 
 def _column_flag(column: str) -> str:
-    flags = dict(
-        document="text_column",
-        summary="summary_column",
-        context="context_column",
-        question="question_column",
-        answers="answer_column",
-    )
-    return f" (--{flags[column]} NAME)" if column in flags else ""
+    return f" (--{COLUMN_SETTINGS[column]} NAME)" if column in COLUMN_SETTINGS else ""

@@ -13,10 +13,10 @@ import yaml
 from accelerate import PartialState
 from peft import PeftModel
 from safetensors.torch import save_file
-from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from prompt_tuning.config import Recipe
+from prompt_tuning.config import MULTITASK, Recipe
 from prompt_tuning.data import split_origin
 from prompt_tuning.distillation import teacher_states
 from prompt_tuning.errors import DataError, HubError, RecipeError
@@ -27,6 +27,8 @@ from prompt_tuning.initialization import frequent_ids, initial_prefix, initial_p
 from prompt_tuning.model import add_adapter, add_soft_prompt, load_adapter, load_base_model, prompt_config
 from prompt_tuning.model_card import write_card
 from prompt_tuning.prepare import Prepared, prepare
+from prompt_tuning.template import Template
+from prompt_tuning.trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +43,16 @@ def train(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
         The run's folder: the adapter as PEFT saves it, recipe.yaml, template.yaml, results.json, predictions/,
         README.md and the checkpoints.
     """
+    if recipe.prompt.method == MULTITASK:
+        from prompt_tuning.multitask import train_tasks  # which takes its helpers from here
+
+        return train_tasks(recipe, evaluate_hard_prompt)
     folder = Path(recipe.training.output_dir)
-    checkpoint = _checkpoint(recipe, folder)
+    checkpoint = checkpoint_to_resume(recipe, folder)
     prepared = prepare(
         recipe, ("train", "validation", "test") if recipe.prompt.method != "none" else ("validation", "test")
     )
-    _check_splits(prepared)
+    check_splits(prepared)
     split = "test" if "test" in prepared.encoded else "validation"
     if recipe.training.push_to_hub and PartialState().is_main_process:
         create_repository(_repository(recipe), recipe.training.hub_private_repo)  # a refusal now, not after training
@@ -119,9 +125,6 @@ def _train(
     model: PeftModel | PreTrainedModel, prepared: Prepared, checkpoint: str | None, folder: Path
 ) -> dict[str, Any]:
     """Train and save; returns the facts for results.json."""
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    logger.info("training %s of %s parameters (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
     initial = _prompt_of(model)
     started = time.perf_counter()
     teacher = None
@@ -129,24 +132,35 @@ def _train(
         budget = prepared.recipe.training.per_device_eval_batch_tokens
         teacher = teacher_states(model.get_base_model(), prepared.taught, budget)
         logger.info("the teacher read %s rows in %.0f s", len(teacher), time.perf_counter() - started)
-    trainer = trainer_for(model, prepared, _callbacks(prepared.recipe), teacher)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = time.perf_counter() - started
+    trainer = trainer_for(model, prepared, callbacks(prepared.recipe), teacher)
+    facts = fit(trainer, prepared.recipe, prepared.reports["train"].rows, checkpoint)
+    facts["train_seconds"] = round(time.perf_counter() - started, 1)  # the teacher's too
     if trainer.is_world_process_zero():
-        _save(model, prepared, folder, initial)
+        save_adapter(model, folder, initial, prepared.tokenizer if facts["method"] == "full" else None)
+        save_recipe(prepared.recipe, folder, prepared.template)
+    return facts
+
+
+def fit(trainer: PromptTuningTrainer, recipe: Recipe, rows: int, checkpoint: str | None) -> dict[str, Any]:
+    """Train; returns the facts for results.json."""
+    trainable = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in trainer.model.parameters())
+    logger.info("training %s of %s parameters (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
     facts = {
-        "method": prepared.recipe.prompt.method,
-        "train_rows": prepared.reports["train"].rows,
+        "method": recipe.prompt.method,
+        "train_rows": rows,
         "train_steps": trainer.state.global_step,
         "trainable_parameters": trainable,
-        "train_seconds": round(seconds, 1),
+        "train_seconds": round(time.perf_counter() - started, 1),
     }
     if trainer.state.best_model_checkpoint:
         facts["best_checkpoint"] = Path(trainer.state.best_model_checkpoint).name
     return facts
 
 
-def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
+def checkpoint_to_resume(recipe: Recipe, folder: Path) -> str | None:
     """What to resume from; nothing that an earlier run left is written over unasked."""
     wanted = recipe.training.resume_from_checkpoint
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
@@ -167,7 +181,7 @@ def _checkpoint(recipe: Recipe, folder: Path) -> str | None:
     return last
 
 
-def _check_splits(prepared: Prepared) -> None:
+def check_splits(prepared: Prepared) -> None:
     recipe, found = prepared.recipe, set(prepared.encoded)
     if recipe.prompt.method != "none" and "train" not in found:
         raise DataError(f"{recipe.path}: no training rows; set train_file")
@@ -180,7 +194,7 @@ def _check_splits(prepared: Prepared) -> None:
         raise DataError(f"{recipe.path}: no rows to evaluate on; set test_file or validation_file")
 
 
-def _callbacks(recipe: Recipe) -> list[EarlyStoppingCallback]:
+def callbacks(recipe: Recipe) -> list[EarlyStoppingCallback]:
     if recipe.prompt.early_stopping_patience is None:
         return []
     return [EarlyStoppingCallback(recipe.prompt.early_stopping_patience, recipe.prompt.early_stopping_threshold)]
@@ -197,16 +211,27 @@ def _prompt_of(model: PeftModel | PreTrainedModel) -> torch.Tensor | None:
     return model.get_prompt_embedding_to_save("default")
 
 
-def _save(model: PeftModel | PreTrainedModel, prepared: Prepared, folder: Path, initial: torch.Tensor | None) -> None:
-    """The adapter, what `predict` needs to build the same prompt again, and what `inspect` compares it with."""
+def save_adapter(
+    model: PeftModel | PreTrainedModel,
+    folder: Path,
+    initial: torch.Tensor | None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
+    """The adapter, and what `inspect` compares it with; a whole model with its tokenizer."""
     with whole_folder(folder) as partial:
         model.save_pretrained(partial)
         (partial / "README.md").unlink(missing_ok=True)  # PEFT's placeholder card; ours follows the evaluation
         if initial is not None:
             save_file({"initial_prompt": initial}, partial / "initial_prompt.safetensors")
-        if prepared.recipe.prompt.method == "full":
-            prepared.tokenizer.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+
+
+def save_recipe(recipe: Recipe, folder: Path, template: Template | None = None, comment: str = "") -> None:
+    """What `predict` needs to build the same prompt again."""
     with whole_file(folder / "recipe.yaml") as file:
-        yaml.safe_dump(prepared.recipe.resolved(), file, sort_keys=False, allow_unicode=True, width=120)
-    with whole_file(folder / "template.yaml") as file:
-        file.write(prepared.template.to_yaml())
+        file.write(comment)
+        yaml.safe_dump(recipe.resolved(), file, sort_keys=False, allow_unicode=True, width=120)
+    if template:
+        with whole_file(folder / "template.yaml") as file:
+            file.write(template.to_yaml())

@@ -10,22 +10,25 @@ import numpy as np
 import torch
 from accelerate.utils import DynamoBackend
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
+from transformers import Cache, DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
-from prompt_tuning.caches import shared_openings
+from prompt_tuning.caches import opening_cache, shared_openings
 from prompt_tuning.distillation import distillation_loss
 from prompt_tuning.encoding import StopTexts, batches_within, common_opening, decode, pad_left, source_length
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.files import full_disk_told
+from prompt_tuning.generation import count_new_tokens, generate_behind_cache
 from prompt_tuning.hub import push
 from prompt_tuning.metrics import Score
 from prompt_tuning.model_card import write_card
+from prompt_tuning.packed_attention import ATTENTION
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once, target_loss
 from prompt_tuning.training_args import PromptTuningArguments
+from prompt_tuning.ways import sliding_window, why_not_packed
 
 PROMPT_ENCODER = "prompt_encoder.safetensors"
 
@@ -40,6 +43,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
     gradient accumulation count target tokens, for encoder-decoder models too, whose own loss ignores
     `num_items_in_batch`. `torch_compile` compiles each decoder layer for itself. `push_to_hub` uploads no training
     state. And `compute_metrics` gets texts.
+
+    Rows for a multitask prompt also have their task's number, in a column `task_ids`.
 
     Args:
         compute_metrics: `(predictions, references) -> metrics`, as `metrics.load_metrics` returns; references come
@@ -85,6 +90,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         )
         self._references: list[list[str]] | None = None
         self._opening: list[int] = []
+        self._opening_cache: Cache | None = None
         self._loss_wanted = True
         self._summed_loss, self._loss_items = 0.0, 0
 
@@ -171,7 +177,10 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         """As Trainer's, with one cache of the prompt, and the loss as the mean over all target tokens."""
         self._summed_loss, self._loss_items = 0.0, 0
         with prompt_computed_once(self.model, self._opening):
-            output = super().evaluation_loop(*args, **kwargs)
+            try:
+                output = super().evaluation_loop(*args, **kwargs)
+            finally:
+                self._opening_cache = None
         name = f"{kwargs.get('metric_key_prefix', 'eval')}_loss"
         if name in output.metrics and self._loss_items and self.args.world_size == 1:
             output.metrics[name] = self._summed_loss / self._loss_items
@@ -197,11 +206,31 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         sources = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
         if not self.model.config.is_encoder_decoder:
             sources = self._prepare_inputs(pad_left(source_rows(inputs), self.processing_class.pad_token_id))
+        if _is_multitask(self.model):
+            sources["task_ids"] = inputs["task_ids"]
         stops = {"stopping_criteria": [StopTexts(self.processing_class, self.stop)]} if self.stop else {}
         with self.compute_loss_context_manager():  # the autocast that training runs under
-            generated = self.model.generate(**sources, **stops, **(gen_kwargs or self._gen_kwargs))
+            generated = self._generate(**sources, **stops, **(gen_kwargs or self._gen_kwargs))
         start = 1 if self.model.config.is_encoder_decoder else sources["input_ids"].shape[1]
         return loss, generated[:, start:].contiguous(), inputs["labels"]
+
+    def _generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """`generate`, where a model without a prompt also reads once what rows open with."""
+        prompted = isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        if prompted or base.config.is_encoder_decoder or why_not_packed(base):
+            return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        kwargs = count_new_tokens(base, input_ids.shape[1], kwargs)
+        window = sliding_window(base.config.get_text_config())
+        if window and input_ids.shape[1] + kwargs["max_new_tokens"] > window:
+            return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        base.set_attn_implementation(ATTENTION)
+        if self._opening_cache is None:
+            self._opening_cache = opening_cache(base, self._opening)
+        return generate_behind_cache(
+            base, [self._opening_cache], [0] * len(input_ids), input_ids, attention_mask,
+            input_ids.new_tensor(self._opening), packed=True, **kwargs,
+        )  # fmt: skip
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As Trainer's. A checkpoint also gets what PEFT leaves out: the network that writes the prompt, if any."""
@@ -286,6 +315,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         super()._set_signature_columns_if_needed()
         if self.teacher is not None and "row" not in self._signature_columns:
             self._signature_columns.append("row")
+        if _is_multitask(self.model) and "task_ids" not in self._signature_columns:
+            self._signature_columns.append("task_ids")
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
         # Trainer would shuffle a length-grouped evaluation, and references are matched by order.
@@ -325,7 +356,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         ids = list(rows["input_ids"])
         lengths = np.array([len(row) for row in ids])
         longest, group = lengths.copy(), np.arange(len(ids))
-        if isinstance(self.model, SharedPrefixModel):
+        if not self.model.config.is_encoder_decoder:
             for _, members in shared_openings(ids, [0] * len(ids)):
                 longest[members], group[members] = lengths[members].max(), members[0]
         order = np.lexsort((-lengths, group, -longest))
@@ -345,6 +376,11 @@ def _has_network(model: torch.nn.Module) -> bool:
     """Whether more is trained than the prompt itself: P-tuning's encoder, a projection, a residual network."""
     prompted = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
     return prompted and len(list(model.prompt_encoder.parameters())) > 1
+
+
+def _is_multitask(model: torch.nn.Module) -> bool:
+    """Whether rows have a `task_ids` column that says whose prompt stands before them."""
+    return isinstance(model, PeftModel) and model.active_peft_config.peft_type == PeftType.MULTITASK_PROMPT_TUNING
 
 
 def source_rows(inputs: dict[str, torch.Tensor]) -> list[list[int]]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from prompt_tuning.packed_attention import ATTENTION
 
 # Methods whose prompt is a sequence of input embeddings, and methods whose prompt is keys and values.
-EMBEDDED_METHODS = ("PROMPT_TUNING", "P_TUNING", "CPT")
+EMBEDDED_METHODS = ("PROMPT_TUNING", "P_TUNING", "CPT", "MULTITASK_PROMPT_TUNING")
 CACHED_METHODS = ("PREFIX_TUNING",)
 # tests/test_architectures.py holds each of these to a row-by-row reference.
 PACKED_ARCHITECTURES = (
@@ -32,24 +32,30 @@ class Way:
 def way_of(base: PreTrainedModel, adapter: PeftConfig, training: bool) -> Way:
     """How batches of this model behind this adapter's prompt are run."""
     config, method = base.config.get_text_config(), adapter.peft_type.value
-    attention = config._attn_implementation
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
     if method not in EMBEDDED_METHODS + CACHED_METHODS:
         return Way("plain", f"the method {method} has no prompt that all rows share")
     if config.model_type not in CACHE_ARCHITECTURES:
         return Way("plain", f"{config.model_type} has not been shown to be exact behind a shared prompt")
-    checkpointing = training and base.is_gradient_checkpointing
-    if config.model_type not in PACKED_ARCHITECTURES or getattr(config, "reorder_and_upcast_attn", False):
-        reason = f"{type(base).__name__} has no replaceable attention"
-    elif attention not in ("sdpa", ATTENTION) and not (capped and attention == "eager"):
-        reason = f"{type(base).__name__} runs {attention} attention, not a replaceable sdpa"
-    elif method in CACHED_METHODS and adapter.num_virtual_tokens >= (sliding_window(config) or 1e9):
+    reason = why_not_packed(base)
+    if not reason and method in CACHED_METHODS and adapter.num_virtual_tokens >= (sliding_window(config) or 1e9):
         reason = f"the prefix is longer than the sliding window of {sliding_window(config)}"
-    else:
+    if not reason:
         return Way("packed")
-    if checkpointing:
+    if training and base.is_gradient_checkpointing:
         return Way("plain", f"{reason}, and activation checkpointing allows no cache")
     return Way("cache", reason)
+
+
+def why_not_packed(base: PreTrainedModel) -> str:
+    """Why rows of this causal model cannot run as one packed sequence; empty if they can."""
+    config = base.config.get_text_config()
+    attention = config._attn_implementation
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if config.model_type not in PACKED_ARCHITECTURES or getattr(config, "reorder_and_upcast_attn", False):
+        return f"{type(base).__name__} has no replaceable attention"
+    if attention not in ("sdpa", ATTENTION) and not (capped and attention == "eager"):
+        return f"{type(base).__name__} runs {attention} attention, not a replaceable sdpa"
+    return ""
 
 
 def sliding_window(config: Any) -> int | None:

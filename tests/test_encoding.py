@@ -133,9 +133,9 @@ def test_tokens_that_open_every_source_are_found_once_and_reported(tokenizer):
     assert tokenizer.decode(opening) == "Answer the question. Where does"
     assert report.opening == len(opening)
     assert str(report).endswith(f"all open with the same {len(opening)}")
-    # A row that is nothing but the opening ends it, and a target is never part of it.
+    # A row that is nothing but the opening ends it; its last token, and a target, are never part of it.
     alone = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}] * 2)
-    assert common_opening(alone) == [5, 6]
+    assert common_opening(alone) == [5]
     assert common_opening(alone, is_encoder_decoder=True) == [5, 6, 7]
     assert (
         common_opening(Dataset.from_list([{"input_ids": [5], "labels": [5]}, {"input_ids": [6], "labels": [6]}])) == []

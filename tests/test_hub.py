@@ -343,6 +343,7 @@ def test_of_a_whole_model_no_training_state_is_uploaded(whole):
     [
         ({"push_to_hub": True}, "a folder that nobody else has; train without it, then `prompt-tuning push RUN"),
         ({"push_to_hub": True, "model_name_or_path": BASE, "method": "none"}, "nothing to push with method none"),
+        ({"push_to_hub": True, "method": "multitask_prompt_tuning"}, "each task's folder is one: `prompt-tuning push"),
         ({"push_to_hub": True, "model_name_or_path": BASE, "hub_strategy": "checkpoint"}, "the optimiser's state"),
         ({"hub_token": TOKEN}, "hub_token would stand in every checkpoint; log in with `hf auth login`"),
     ],

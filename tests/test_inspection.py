@@ -18,6 +18,7 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from prompt_tuning.arguments import PromptArguments
 from prompt_tuning.encoder_decoder import EncoderDecoderPrefixConfig, EncoderDecoderPromptModel
 from prompt_tuning.errors import AdapterError, ModelError, PromptTuningError
 from prompt_tuning.inspection import inspect, inspection_text, token_text
@@ -58,6 +59,19 @@ def test_a_prompt_of_token_embeddings_is_read_as_these_tokens(adapter, base, tok
         assert [near["cosine"] for near in token["nearest"]] == pytest.approx(expected.values.tolist(), abs=1e-4)
     assert report["tokens"][0]["nearest"][0]["token"] == "<eos>"
     assert report["tokens"][1]["nearest"][0]["token"] == token_text(tokenizer, 70, special=False)
+
+
+def test_a_cpt_prompt_is_read_as_the_text_that_it_changes(base, tmp_path):
+    model = add_soft_prompt(base, prompt_config(base, 4, PromptArguments(method="cpt"), IDS))
+    with torch.no_grad():
+        model.prompt_encoder["default"].delta_embedding.weight[2, 0] += 1  # of which PEFT keeps what its bound allows
+    model.save_pretrained(tmp_path / "cpt")
+    start = base.get_input_embeddings().weight[IDS].detach().clone()
+    save_file({"initial_prompt": start}, tmp_path / "cpt" / "initial_prompt.safetensors")
+    report = inspect(str(tmp_path / "cpt"))
+    assert report["method"] == "CPT" and [token["nearest"][0]["id"] for token in report["tokens"]] == IDS
+    bound = 0.1 * (32 / 2048) ** 0.5
+    assert [token["moved"] for token in report["tokens"]] == pytest.approx([0, 0, bound, 0], abs=1e-4)
 
 
 def test_norms_stand_beside_those_of_the_vocabulary(adapter, base):

@@ -2,14 +2,15 @@
 
 import re
 import shlex
+from collections import Counter
 
 import pytest
 from conftest import ROOT
 
 from prompt_tuning.cli import main
-from prompt_tuning.config import load_recipe
+from prompt_tuning.config import TASKS, load_recipe
 from prompt_tuning.errors import RecipeError
-from prompt_tuning.template import Template
+from prompt_tuning.template import Template, shipped_templates
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
@@ -37,6 +38,12 @@ def test_the_template_example_is_one(tmp_path):
     assert Template.load(tmp_path / "mine.yaml").columns == {"context", "question", "answers"}
 
 
+def test_as_many_templates_as_promised():
+    counts = Counter(name.split("/")[0] for name in shipped_templates())
+    (promised,) = re.findall(r"(\d+) are shipped .*?(\d+) for\s.*?(\d+) for .*?(\d+) for", README, re.DOTALL)
+    assert [*map(int, promised)] == [counts.total(), *(counts[task] for task in TASKS)]
+
+
 def test_every_make_target_exists():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^make (\w+)", "\n".join(blocks("bash")), re.MULTILINE)
@@ -48,6 +55,9 @@ def test_every_make_target_exists():
 def test_every_command_names_recipes_and_flags_that_exist(line, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     _, command, *words = shlex.split(line, comments=True)
+    if command == "templates":  # needs no model, so it is run
+        assert main([command, *words]) == 0 and capsys.readouterr().err == ""
+        return
     with pytest.raises(SystemExit):
         main([command, "--help"])
     own = set(re.findall(r"--\w+|-\w", capsys.readouterr().out))

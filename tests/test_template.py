@@ -5,7 +5,7 @@ import yaml
 
 from prompt_tuning.config import TASKS
 from prompt_tuning.errors import TemplateError
-from prompt_tuning.template import Template, language_variables, shipped_templates
+from prompt_tuning.template import LANGUAGES, Template, language_variables, load_templates, shipped_templates
 
 FRENCH = language_variables("fr", "en")
 ROW = {
@@ -30,9 +30,89 @@ def test_shipped_templates_render_and_survive_being_saved(name):
     assert Template.from_dict(yaml.safe_load(template.to_yaml()), name) == template
 
 
-def test_each_task_has_at_least_three():
-    for task in TASKS:
-        assert sum(name.startswith(f"{task}/") for name in shipped_templates()) >= 3
+@pytest.mark.parametrize("task", TASKS)
+def test_each_task_has_ten_templates_and_every_kind_in_short_and_long_wordings(task):
+    templates = {name: Template.load(name) for name in shipped_templates() if name.startswith(f"{task}/")}
+    written = {str(template.render(ROW, FRENCH).messages) for template in templates.values()}
+    assert len(written) == len(templates) >= 10
+    kinds = ("plain", "instruction", "instruction_short", "instruction_long", "chat", "chat_short", "chat_long")
+    for kind in (*kinds, "few_shot", "few_shot_instruction", "few_shot_chat"):
+        template = templates[f"{task}/{kind}"]
+        assert template.chat == ("chat" in kind) and bool(template.demonstrations) == kind.startswith("few_shot")
+    for kind in ("instruction", "chat"):
+        short, usual, long = (
+            len(template.render(ROW, FRENCH, with_target=False).source)
+            for template in (templates[f"{task}/{kind}{length}"] for length in ("_short", "", "_long"))
+        )
+        assert short <= usual < long
+
+
+def test_translation_says_languages_by_name_and_by_code():
+    assert "fr: Bonjour.\nen:" in Template.load("translation/plain_codes").render(ROW, FRENCH).source
+    assert "French: Bonjour.\nEnglish:" in Template.load("translation/plain").render(ROW, FRENCH).source
+    languages = set(Template.load("translation/few_shot").demonstrations[0]["translation"])
+    assert {"en", "de", "fr", "zh", "ja", "ru"} <= languages <= set(LANGUAGES)
+    for shown in Template.load("translation/few_shot").demonstrations:
+        assert set(shown["translation"]) == languages and all(shown["translation"].values())
+    with pytest.raises(TemplateError, match="in its demonstration 1; a file of your own may show others"):
+        Template.load("translation/few_shot").render(
+            {"translation": {"is": "a", "en": "b"}}, language_variables("is", "en")
+        )
+
+
+def test_a_file_of_several_and_a_folder_of_files_load_by_name(tmp_path):
+    one, several = tmp_path / "one.yaml", tmp_path / "deeper" / "several.yml"
+    several.parent.mkdir()
+    one.write_text("source: '{{ question }}'\ntarget: '{{ answers.text[0] }}'\n")
+    several.write_text("a: {source: '{{ context }}', target: x}\n'b c': {source: '{{', target: x}\n")
+    (tmp_path / "recipe.yaml").write_text("task: translation\n")
+    assert Template.load(one).name == str(one)
+    assert Template.load(f"{several}:a").source_columns == {"context"}
+    found = load_templates(tmp_path)
+    assert set(found) == {str(one), f"{several}:a", f"{several}:b c", str(tmp_path / "recipe.yaml")}
+    assert found[str(one)] == Template.load(one) and found[f"{several}:a"] == Template.load(f"{several}:a")
+    assert "unexpected 'end of template'" in str(found[f"{several}:b c"])
+    assert "expected the fields source and target, found task" in str(found[str(tmp_path / "recipe.yaml")])
+    with pytest.raises(TemplateError, match="unexpected 'end of template'"):
+        Template.load(f"{several}:b c")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TemplateError, match=r"no \.yaml file in this folder"):
+        load_templates(tmp_path / "empty")
+    assert list(load_templates("translation/plain")) == ["translation/plain"]
+    assert set(load_templates()) == set(shipped_templates())
+
+
+def test_a_closed_question_has_choices_that_a_row_fills():
+    template = Template(
+        source="{{ question }} {{ answer_choices | join(' or ') }}?",
+        target="{{ answer_choices[label] }}",
+        answer_choices="{{ first }} ||| {{ second }}",
+    )
+    row = {"question": "Which?", "first": "a ||| b", "second": "c", "label": 1}
+    assert template.source_columns == {"question", "first", "second"}
+    assert template.columns == template.source_columns | {"label"}
+    assert template.choices(row) == ["a ||| b", "c"]
+    assert template.render(row).source == "Which? a ||| b or c?" and template.render(row).target == "c"
+    assert Template.from_dict(yaml.safe_load(template.to_yaml())) == template
+    assert Template.load("question_answering/plain").choices(ROW) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "columns"),
+    [
+        ("{% if a %}{% set w = b %}{{ w }}{% endif %}", {"a", "b"}),
+        ("{% if a %}{% set w = 1 %}{% endif %}{{ w }}", {"a", "w"}),
+        (
+            "{% if a %}{% set w = 1 %}{% elif c %}{% set w = 2 %}{% else %}{% set w=3 %}{% endif %}{{ w }}",
+            {"a", "c"},
+        ),
+        ("{% filter trim %}{% if a %}{{ w }}{% set w = 1 %}{% endif %}{% endfilter %}", {"a", "w"}),
+        ("{% macro m(x) %}{{ x }}{{ y }}{% endmacro %}{{ m(1) }}{% set w %}b{% endset %}{{ w }}", {"y"}),
+        ("{% for x in xs %}{{ loop.index }}{{ x }}{% endfor %}{{ x }}", {"x", "xs"}),
+    ],
+)
+def test_what_a_template_sets_itself_is_no_column(source, columns):
+    assert Template(source=source, target="x").columns == columns
 
 
 def test_columns_are_known_without_a_row():
@@ -108,7 +188,13 @@ def test_demonstrations_and_system_come_before_the_source():
         ("source: '{{ a'\ntarget: b", "unexpected end of template"),
         ("source: a\ntarget: b\nreferences: '[['", "template"),
         ("source: [", "not YAML"),
-        ("source: !!python/object/apply:os.system ['true']\ntarget: b", "not YAML"),
+        (
+            "source: !!python/object/apply:os.system ['true']\ntarget: b",
+            "line 1: tag !!python/object/apply:os",
+        ),
+        ("source: a\ntarget: b\nsource: c", "line 1: 'source' is there twice"),
+        ("source: a\ntarget: b\nanswer_choices: yes", "expected text as answer_choices, found bool"),
+        ("{a: {source: a, target: b}, b: {source: c, target: d}}", "the file holds 2 (a, b); name one, as"),
     ],
 )
 def test_a_broken_template_file_is_named_with_what_is_wrong(tmp_path, content, message):

@@ -1,12 +1,14 @@
 """The trainer: what it feeds the model, how it scores, and that stopping and going on changes nothing."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from conftest import question_rows, tiny_bart, tiny_llama, tiny_t5
 from datasets import Dataset
-from peft import PeftModel
-from transformers import EarlyStoppingCallback, Seq2SeqTrainer
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import EarlyStoppingCallback, MistralConfig, MistralForCausalLM, Seq2SeqTrainer
 
 from prompt_tuning import (
     Encoder,
@@ -18,6 +20,7 @@ from prompt_tuning import (
     load_metrics,
     prompt_config,
 )
+from prompt_tuning.encoding import decode, source_length
 
 BUILDERS = {"llama": tiny_llama, "t5": tiny_t5, "bart": tiny_bart}
 
@@ -143,6 +146,43 @@ def test_an_evaluation_computes_its_prompt_once(tokenizer, tmp_path, monkeypatch
     assert tokenizer.decode(run._opening).startswith("Read.")  # which is in that cache too
     model.prompt_encoder["default"].embedding.weight.data.add_(1.0)
     assert run.predict_texts(run.eval_dataset) != wanted
+
+
+@pytest.mark.parametrize("window", [None, 60])
+@pytest.mark.parametrize("tuned", ["nothing", "lora"])
+def test_without_a_prompt_too_rows_are_what_they_are_alone_and_their_opening_is_read_once(
+    tuned, window, tokenizer, tmp_path
+):
+    if window:
+        torch.manual_seed(0)
+        config = tiny_llama(len(tokenizer)).config.to_dict() | {"sliding_window": window}
+        model = MistralForCausalLM(MistralConfig.from_dict(config)).eval()
+    else:
+        model = tiny_llama(len(tokenizer))
+    plain = copy.deepcopy(model)
+    if tuned == "lora":
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+        plain = model
+    run = trainer(model, tokenizer, tmp_path)
+    rows = encoded(tokenizer, [row | {"context": "Read. " + row["context"]} for row in question_rows(11)])
+    base = model.get_base_model() if tuned == "lora" else model
+    alone = []
+    for row in rows:
+        ids = torch.tensor([row["input_ids"][: source_length(row["labels"])]])
+        new = plain.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0
+        )
+        alone += decode(new[:, ids.shape[1] :].tolist(), tokenizer, ("\n",))
+    read = []
+    base.get_input_embeddings().register_forward_hook(lambda module, given, output: read.append(given[0].shape))
+    assert run.predict_texts(rows) == alone and len(set(alone)) > 1
+    if not window:  # whose padded rows go beyond it
+        sources = [source_length(labels) - 1 - len(run._opening) for labels in rows["labels"]]
+        assert sum(shape.numel() for shape in read if shape[0] == 1) == len(run._opening) + sum(sources)
+    assert run.predict_texts(rows.select([3])) == alone[3:4]
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own

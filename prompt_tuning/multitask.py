@@ -1,0 +1,167 @@
+"""Multitask prompt tuning: one prompt for several tasks, times a low-rank matrix of each (Wang et al. 2023).
+
+Task k's prompt is P_k = P* o (u_k v_k): the shared prompt P* `[P, H]`, entry by entry times the product of the task's
+u_k `[P, R]` and v_k `[R, H]`. All tasks' rows train together, from products of exactly 1. Afterwards P_k is an
+ordinary soft prompt, in a folder of its own. The paper's distillation from prompts trained alone is not done.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset, concatenate_datasets
+from peft import PeftModel
+from transformers import PreTrainedModel, set_seed
+
+from prompt_tuning.config import ENCODING, GENERATION, MULTITASK, OF_TASKS, Recipe, load_tasks
+from prompt_tuning.data import SPLITS, split_origin
+from prompt_tuning.errors import PromptTuningError
+from prompt_tuning.evaluation import describe, predict_and_score, write_run
+from prompt_tuning.files import write_json
+from prompt_tuning.initialization import frequent_ids, initial_prompt
+from prompt_tuning.model import add_soft_prompt, load_base_model, prompt_config
+from prompt_tuning.model_card import write_card
+from prompt_tuning.prepare import Prepared, prepare
+from prompt_tuning.train import callbacks, check_splits, checkpoint_to_resume, fit, save_adapter, save_recipe
+from prompt_tuning.trainer import PromptTuningTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def train_tasks(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
+    """Run a multitask recipe.
+
+    Returns:
+        The run's folder: the multitask adapter as PEFT saves it, recipe.yaml, results.json, the checkpoints, and for
+        each task a folder that is an ordinary run's, with the task's prompt as a plain adapter.
+    """
+    folder = Path(recipe.training.output_dir)
+    checkpoint = checkpoint_to_resume(recipe, folder)
+    tasks = prepare_tasks(recipe, SPLITS)
+    for prepared in tasks.values():
+        check_splits(prepared)
+
+    set_seed(recipe.training.seed)
+    base = load_base_model(recipe.model, next(iter(tasks.values())).config)
+    initial = _shared_start(base, recipe, list(tasks.values()))
+    model = add_soft_prompt(base, prompt_config(base, len(initial), recipe.prompt), initial)
+    trainer = PromptTuningTrainer(
+        model=model,
+        args=recipe.training,
+        processing_class=next(iter(tasks.values())).tokenizer,
+        train_dataset=join_rows(tasks, "train"),
+        eval_dataset=join_rows(tasks, "validation"),  # without compute_metrics: their loss alone
+        callbacks=callbacks(recipe),
+    )
+    facts = fit(trainer, recipe, len(trainer.train_dataset), checkpoint)
+    if trainer.is_world_process_zero():
+        save_adapter(model, folder, initial)
+        save_recipe(recipe, folder)
+
+    results: dict[str, dict[str, Any]] = {}
+    for number, (name, prepared) in enumerate(tasks.items()):
+        prompt = task_prompt(model, number)
+        of_task = facts | {
+            "train_rows": prepared.reports["train"].rows,
+            "trainable_parameters": prompt.numel(),
+            "trained_with": [other for other in tasks if other != name],
+        }
+        plain = add_soft_prompt(base, prompt_config(base, len(prompt)), prompt)
+        if PartialState().is_main_process:
+            comment = (
+                f"# One task of ../recipe.yaml, which trained its prompt together with other tasks' by {MULTITASK}.\n"
+            )
+            save_adapter(plain, folder / name, initial)
+            save_recipe(prepared.recipe, folder / name, prepared.template, comment)
+        results[name] = _evaluate(base, plain, prepared, of_task, evaluate_hard_prompt)
+    if PartialState().is_main_process:
+        write_json(folder / "results.json", {"tasks": results, "seed": recipe.training.seed} | facts)
+    return folder
+
+
+def prepare_tasks(recipe: Recipe, splits: tuple[str, ...]) -> dict[str, Prepared]:
+    """Each task's rows, by the task's name.
+
+    Raises:
+        PromptTuningError: with all that is wrong with any of the tasks, a line each.
+    """
+    tasks: dict[str, Prepared] = {}
+    problems: list[PromptTuningError] = []
+    for name, task in load_tasks(recipe).items():
+        logger.info("task %s", name)
+        try:
+            tasks[name] = prepare(_recipe_of_task(recipe, name, task), splits)
+        except PromptTuningError as error:
+            problems.append(error)
+    if problems:
+        # Once what is wrong for all of them, as the model's name.
+        lines = dict.fromkeys(line for error in problems for line in str(error).splitlines())
+        raise type(problems[0])("\n".join(lines))
+    return tasks
+
+
+def join_rows(tasks: dict[str, Prepared], split: str) -> Dataset | None:
+    """All tasks' rows of a split, each with its task's number as `task_ids`; None if no task has any."""
+    parts = []
+    for number, prepared in enumerate(tasks.values()):
+        if split in prepared.encoded:
+            rows = prepared.encoded[split].select_columns(["input_ids", "labels"])
+            parts.append(rows.add_column("task_ids", [number] * len(rows)))
+    return concatenate_datasets(parts) if parts else None
+
+
+@torch.no_grad()
+def task_prompt(model: PeftModel, task: int) -> torch.Tensor:
+    """The prompt of one task of a multitask model, `[P, H]`."""
+    return model.get_prompt(1, task_ids=torch.tensor([task], device=model.device))[0].cpu()
+
+
+def _recipe_of_task(recipe: Recipe, name: str, task: Recipe) -> Recipe:
+    """An ordinary recipe: what the task's own says of the task, what the multitask recipe says of everything else."""
+    own = {key: vars(task.prompt)[key] for key in ENCODING}
+    training = copy.copy(recipe.training)
+    training.output_dir = str(Path(recipe.training.output_dir, name))
+    for key in GENERATION:
+        setattr(training, key, vars(task.training)[key])
+    return Recipe(
+        path=task.path,
+        model=recipe.model,
+        data=task.data,
+        prompt=replace(recipe.prompt, method="prompt_tuning", tasks=None, **own),
+        training=training,
+        given=recipe.given | (task.given & OF_TASKS),
+    )
+
+
+def _shared_start(base: PreTrainedModel, recipe: Recipe, tasks: list[Prepared]) -> torch.Tensor:
+    """Where the shared prompt starts, `[P, H]`: as a prompt of one task would, from the rows of all."""
+    args, ids, length, tokenizer = recipe.prompt, tasks[0].init_ids, tasks[0].num_virtual_tokens, tasks[0].tokenizer
+    if args.init == "frequent":
+        labels = (row for prepared in tasks for row in prepared.encoded["train"]["labels"])
+        ids = frequent_ids(labels, tokenizer, length)
+    return initial_prompt(base, tokenizer, args, length, recipe.training.seed, ids)
+
+
+def _evaluate(
+    base: PreTrainedModel, model: PeftModel, prepared: Prepared, facts: dict[str, Any], evaluate_hard_prompt: bool
+) -> dict[str, Any]:
+    """Evaluate one task with its prompt and without, as an ordinary run; returns its results.json."""
+    folder, split = Path(prepared.recipe.training.output_dir), "test" if "test" in prepared.encoded else "validation"
+    results, predictions = describe(prepared, split) | facts, {}
+    started = time.perf_counter()
+    for name, each in {"soft_prompt": model, "hard_prompt": base}.items():
+        if name == "soft_prompt" or evaluate_hard_prompt:
+            logger.info("evaluating %s with the %s", split_origin(prepared.recipe.data, split), name.replace("_", " "))
+            predictions[name], results[name] = predict_and_score(each, prepared, split)
+    results["evaluation_seconds"] = round(time.perf_counter() - started, 1)
+    write_run(folder, results, prepared, split, predictions)
+    if evaluate_hard_prompt and PartialState().is_main_process:
+        write_card(folder)
+    return results

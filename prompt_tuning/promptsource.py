@@ -1,0 +1,163 @@
+"""Templates of promptsource (Bach et al. 2022), `jinja: source ||| target`, as fields of ours.
+
+promptsource renders a row with the whole text and cuts the result at `|||`. A row to predict on has no target, so here
+the text itself is cut; what each part writes of a row is what promptsource writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import jinja2.nodes
+
+from prompt_tuning.errors import TemplateError
+
+SEPARATOR = "|||"
+RANDOM_FILTERS = frozenset({"choice", "random"})
+OPENING_TAGS = frozenset({"if", "for", "call", "filter", "with"})
+# Choices come without white space at their ends.
+_CHOICE = re.compile(r"\{\{\s*answer_choices\s*\[[^{}]*\]\s*\}\}")
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Text, a printed expression, or a tag with its keyword."""
+
+    text: str
+    is_text: bool = False
+    keyword: str = ""
+
+
+def convert(entry: Any, name: str) -> dict[str, str]:
+    """source, target and answer_choices of one entry of a promptsource file.
+
+    Raises:
+        TemplateError: why it cannot be converted.
+    """
+    jinja = entry.get("jinja") if isinstance(entry, dict) else None
+    if not isinstance(jinja, str):
+        raise TemplateError(f"template {name}: it has no text in the field jinja")
+    try:
+        tree = jinja2.Environment().parse(jinja)
+        source, target = _split(jinja)
+    except (jinja2.TemplateError, ValueError) as error:
+        raise TemplateError(f"template {name}: {error}") from None
+    used = {node.name for node in tree.find_all(jinja2.nodes.Filter)}
+    if drawn := sorted(used & RANDOM_FILTERS):
+        raise TemplateError(
+            f"template {name}: its filter {drawn[0]} draws at random, and a row must always give the same text"
+        )
+    choices = entry.get("answer_choices")
+    if isinstance(choices, list):  # as its first files have them
+        choices = f" {SEPARATOR} ".join(map(str, choices))
+    if choices is None and any(node.name == "answer_choices" for node in tree.find_all(jinja2.nodes.Name)):
+        raise TemplateError(f"template {name}: it reads answer_choices and its field answer_choices is empty")
+    fields = {"source": source, "target": target}
+    return fields if choices is None else fields | {"answer_choices": choices}
+
+
+def _split(jinja: str) -> tuple[str, str]:
+    parts: tuple[list[str], list[str]] = ([], [])
+    side, _ = _divide(_pieces(jinja), 0, parts)
+    if side == 0:
+        raise ValueError(f"it has no {SEPARATOR} between source and target")
+    return _stripped("".join(parts[0])), _stripped("".join(parts[1]))
+
+
+def _divide(pieces: Iterator[_Piece], side: int | None, parts: tuple[list[str], list[str]]) -> tuple[int | None, str]:
+    """Sort pieces into source and target, up to the tag that ends the block they stand in.
+
+    Args:
+        side: 0 before the separator, 1 after it, None where that depends on the branch of an `if`.
+
+    Returns:
+        The side at the end, and the tag that ended the block.
+    """
+    for piece in pieces:
+        if piece.is_text:
+            side = _divide_text(piece.text, side, parts)
+        elif piece.keyword.startswith("end") or piece.keyword in ("elif", "else"):
+            return side, piece.text
+        elif side is None:
+            raise ValueError(f"more follows an if of which only some branches hold {SEPARATOR}")
+        elif piece.keyword in OPENING_TAGS:
+            side = _divide_block(piece, pieces, side, parts)
+        elif piece.keyword == "macro" or (piece.keyword == "set" and "=" not in piece.text):
+            raise ValueError(f"it has a {piece.keyword} block")
+        else:
+            parts[side].append(piece.text)
+            if piece.keyword == "set" and side == 0:
+                parts[1].append(piece.text)  # the target may read what the source sets
+    return side, ""
+
+
+def _divide_text(text: str, side: int | None, parts: tuple[list[str], list[str]]) -> int | None:
+    before, *after = text.split(SEPARATOR)
+    if side is None and text.strip():
+        raise ValueError(f"more follows an if of which only some branches hold {SEPARATOR}")
+    if len(after) > 1 or (after and side):
+        raise ValueError(f"it has more than one {SEPARATOR}")
+    if side is not None:
+        parts[side].append(before)
+    parts[1].extend(after)
+    return 1 if after else side
+
+
+def _divide_block(
+    opening: _Piece, pieces: Iterator[_Piece], side: int, parts: tuple[list[str], list[str]]
+) -> int | None:
+    inner: tuple[list[str], list[str]] = ([], [])
+    ends, tag, has_else = set(), opening.text, False
+    while True:
+        for part in inner:
+            part.append(tag)
+        end, tag = _divide(pieces, side, inner)
+        ends.add(end)
+        if _keyword(tag).startswith("end"):
+            break
+        has_else = has_else or _keyword(tag) == "else"
+    for part in inner:
+        part.append(tag)
+    if ends != {side} and opening.keyword != "if":
+        raise ValueError(f"its {SEPARATOR} stands inside a {opening.keyword} block")
+    if not has_else:
+        ends.add(side)
+    sets = any(_keyword(text) == "set" for text in inner[1])
+    if side == 0:
+        parts[0].extend(inner[0])
+    if side == 1 or ends != {0} or sets:
+        parts[1].extend(inner[1])
+    return ends.pop() if len(ends) == 1 else None
+
+
+def _pieces(jinja: str) -> Iterator[_Piece]:
+    """The text as pieces, comments left out, with the white space around tags kept as promptsource keeps it."""
+    held: list[str] = []
+    for _, kind, value in jinja2.Environment().lex(jinja):
+        if kind == "raw_begin":
+            raise ValueError("it has a raw block")
+        if kind == "data":
+            yield _Piece(value, is_text=True)
+        elif kind in ("variable_end", "block_end"):
+            text = "".join([*held, "+%}" if value == "%}" else value])
+            yield _Piece(text, keyword=_keyword(text))
+            held = []
+        elif not kind.startswith("comment"):
+            held.append("{%+" if kind == "block_begin" and value == "{%" else value)
+
+
+def _keyword(text: str) -> str:
+    found = re.match(r"\{%[+-]?\s*(\w+)", text)
+    return found[1] if found else ""
+
+
+def _stripped(text: str) -> str:
+    text = text.strip()
+    bare = _CHOICE.sub("x", text)
+    if bare.startswith("{") or bare.endswith("}"):  # what it ends with is known only when a row is there
+        return f"{{% filter trim %}}{text}{{% endfilter %}}"
+    return text

@@ -1,0 +1,66 @@
+"""Jinja that somebody else wrote: run in a sandbox, since a template may come with an adapter, and what it reads."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from typing import Any
+
+import jinja2
+import jinja2.meta
+import jinja2.nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+
+@functools.cache
+def environment() -> ImmutableSandboxedEnvironment:
+    """Sandboxed, since a template may come with somebody's adapter."""
+    sandbox = ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_refuse_null, cache_size=400
+    )
+    sandbox.filters["most_frequent"] = _most_frequent  # promptsource's
+    sandbox.globals["zip"] = zip
+    return sandbox
+
+
+def needed_names(body: list[jinja2.nodes.Node], given: set[str]) -> set[str]:
+    """Names that a row must have for these nodes; adds to `given` what they set.
+
+    jinja2.meta alone would take what is set in the branches of an `if` for a column as well.
+    """
+    needed: set[str] = set()
+    for node in body:
+        if isinstance(node, jinja2.nodes.If):
+            branches = [node.body, *(other.body for other in node.elif_), node.else_]
+            for test in (node.test, *(other.test for other in node.elif_)):
+                needed |= _undeclared(jinja2.nodes.Output([test])) - given
+            ends = [set(given) for _ in branches]
+            for branch, end in zip(branches, ends, strict=True):
+                needed |= needed_names(branch, end)
+            given |= set.intersection(*ends)
+        elif isinstance(node, jinja2.nodes.FilterBlock):
+            needed |= needed_names(node.body, set(given))
+        else:
+            needed |= _undeclared(node) - given
+            if isinstance(node, jinja2.nodes.Macro):
+                given.add(node.name)
+            elif isinstance(node, (jinja2.nodes.Assign, jinja2.nodes.AssignBlock)):
+                given |= {name.name for name in node.find_all(jinja2.nodes.Name) if name.ctx == "store"}
+    return needed
+
+
+def _undeclared(node: jinja2.nodes.Node) -> set[str]:
+    tree = jinja2.nodes.Template([node], lineno=1).set_environment(environment())
+    return jinja2.meta.find_undeclared_variables(tree)
+
+
+def _most_frequent(items: Any) -> list[Any]:
+    """All items that no other item outnumbers, in their order."""
+    counts = Counter(items)
+    return [item for item, count in counts.items() if count == max(counts.values())]
+
+
+def _refuse_null(value: Any) -> Any:
+    if value is None:
+        raise ValueError("a value it prints is null")
+    return value

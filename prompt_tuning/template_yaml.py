@@ -1,0 +1,73 @@
+"""Template files as plain values: whatever a file says, nothing is constructed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from yaml.constructor import ConstructorError
+
+from prompt_tuning.errors import TemplateError
+
+PROMPTSOURCE_TAGS = ("!Template", "!TemplateMetadata")
+
+
+def read_yaml(path: Path) -> Any:
+    """What a file holds.
+
+    Raises:
+        TemplateError: with the line, where the file has a tag or says a key twice.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except UnicodeDecodeError as error:
+        raise TemplateError(f"template {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except ConstructorError as error:
+        raise TemplateError(f"template {path}, line {error.problem_mark.line + 1}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise TemplateError(f"template {path}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def write_yaml(values: Any) -> str:
+    return yaml.dump(values, Dumper=_BlockDumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads promptsource's two tags as mappings, and refuses every other and every key that is there twice."""
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict:
+        counts = Counter(str(key.value) for key, _ in node.value) if isinstance(node, yaml.MappingNode) else {}
+        if twice := [key for key, count in counts.items() if count > 1]:
+            raise ConstructorError(None, None, f"{twice[0]!r} is there twice; keep one of the two", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _mapping(loader: _Loader, node: yaml.Node) -> dict:
+    return loader.construct_mapping(node, deep=True)
+
+
+def _refuse(loader: _Loader, node: yaml.Node) -> NoReturn:
+    tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+    known = " and ".join(PROMPTSOURCE_TAGS)
+    raise ConstructorError(
+        None, None, f"tag {tag}: a template is plain values, only {known} may stand before one", node.start_mark
+    )
+
+
+for _tag in PROMPTSOURCE_TAGS:
+    _Loader.add_constructor(_tag, _mapping)
+_Loader.add_constructor(None, _refuse)
+
+
+class _BlockDumper(yaml.SafeDumper):
+    """Writes text of several lines as people do."""
+
+
+_BlockDumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text.strip() else None
+    ),
+)
