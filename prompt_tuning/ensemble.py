@@ -76,6 +76,11 @@ def ensemble(
         raise DataError(f"split {split}: expected one of {', '.join(SPLITS)}")
     check_adapters(recipe, adapters, combine)
     prepared = prepare(recipe, (split,))
+    if prepared.encoder.closed:
+        raise RecipeError(
+            f"template {prepared.template.name} has answer_choices, and an ensemble votes on what its prompts write; "
+            "set score_choices: false, or evaluate each adapter alone"
+        )
     set_seed(recipe.training.seed)
     model = load_adapters(prepared, adapters)
     names, lengths = list(model.peft_config), [each.num_virtual_tokens for each in model.peft_config.values()]
