@@ -42,6 +42,7 @@ examples:
   prompt-tuning predict --adapter runs/quickstart --input rows.jsonl --output predicted.jsonl
   echo '{"context": "Ada lives in Turin.", "question": "Where?"}' | prompt-tuning predict --adapter runs/quickstart
   prompt-tuning predict --adapter runs/fr-en --input sentences.txt --batch_size 32
+  prompt-tuning predict --adapter somebody/squad-prompt@main --input rows.jsonl
 """
 RENDER_EXAMPLES = """\
 examples:
@@ -86,6 +87,16 @@ examples:
 
 vote suits short answers: long texts seldom agree, and then the adapter named first decides. logits writes one text,
 greedily, each token by the mean of the adapters' log-probabilities.
+"""
+PUSH_EXAMPLES = """\
+examples:
+  prompt-tuning push runs/mine --repo_id me/squad-prompt --dry-run
+  prompt-tuning push runs/mine --repo_id me/squad-prompt --private
+  prompt-tuning push runs/quickstart --repo_id me/quickstart --base_model HuggingFaceTB/SmolLM2-135M-Instruct
+
+Uploads the adapter, its recipe, template, results and card in one commit: no checkpoint, no predictions, no token, no
+path of this machine. Log in once with `hf auth login`, or set HF_TOKEN. Whoever has the id names it as a folder:
+  prompt-tuning predict --adapter me/squad-prompt --input rows.jsonl
 """
 SHOW_EXAMPLES = """\
 examples:
@@ -156,7 +167,9 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate", _evaluate, "Evaluate a split with an adapter, or the hard prompt alone.", EVALUATE_EXAMPLES, True
     )
     evaluate.add_argument("recipe", metavar="RECIPE", help="a YAML file")
-    evaluate.add_argument("--adapter", metavar="DIR", help="folder of a trained run; without it the hard prompt alone")
+    evaluate.add_argument(
+        "--adapter", metavar="ADAPTER", help="folder or hub id of a trained run; without it the hard prompt alone"
+    )
     evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"), help="default: test")
 
     _add_ensemble(command)
@@ -174,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_commands_without_recipe(command: Callable[..., argparse.ArgumentParser]) -> None:
     predict = command("predict", _predict, "Predict for rows of a file or of standard input.", PREDICT_EXAMPLES)
-    predict.add_argument("--adapter", metavar="DIR", required=True, help="folder of a trained run")
+    predict.add_argument("--adapter", metavar="ADAPTER", required=True, help="folder or hub id of a trained run")
     predict.add_argument(
         "--input", metavar="FILE", default="-", help="JSON Lines, or plain text with one source a line"
     )
@@ -183,7 +196,7 @@ def _add_commands_without_recipe(command: Callable[..., argparse.ArgumentParser]
     predict.add_argument("--model_name_or_path", metavar="MODEL", help="where the base model lies, if it has moved")
 
     inspect = command("inspect", _inspect, "Nearest tokens, norms and moves of a trained prompt.", INSPECT_EXAMPLES)
-    inspect.add_argument("adapter", metavar="ADAPTER", help="folder of a trained run")
+    inspect.add_argument("adapter", metavar="ADAPTER", help="folder or hub id of a trained run")
     inspect.add_argument("--model_name_or_path", metavar="MODEL", help="where the base model lies, if it has moved")
     inspect.add_argument("-n", metavar="N", type=_positive, default=5, help="nearest tokens of each (default: 5)")
     inspect.add_argument("--output", metavar="DIR", help="for inspection.json and inspection.png; default: ADAPTER")
@@ -197,6 +210,19 @@ def _add_commands_without_recipe(command: Callable[..., argparse.ArgumentParser]
     show = command("show", _show, "Print the results of a run again.", SHOW_EXAMPLES)
     show.add_argument("folder", metavar="RUN", type=Path, help="folder that train or evaluate wrote")
     show.add_argument("-n", metavar="N", type=int, default=3, help="example rows (default: 3)")
+
+    push = command("push", _push, "Share a run on the Hugging Face hub.", PUSH_EXAMPLES)
+    push.add_argument("folder", metavar="RUN", help="folder of a finished train")
+    push.add_argument("--repo_id", "--repo-id", metavar="NAME", required=True, help="NAME or USER/NAME; made if new")
+    push.add_argument("--private", action="store_true", help="make it a private repository")
+    push.add_argument("--revision", metavar="BRANCH", help="branch to push to; made if new (default: main)")
+    push.add_argument(
+        "--base_model", "--base-model", metavar="ID", help="the base model's hub id, if it was trained from a folder"
+    )
+    push.add_argument("--overwrite", action="store_true", help="replace an adapter of another base model")
+    push.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="list what would be uploaded; asks no network"
+    )
 
 
 def _add_templates(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -224,7 +250,7 @@ def _add_ensemble(command: Callable[..., argparse.ArgumentParser]) -> None:
         "ensemble", _ensemble, "Let several prompts of one model decide together.", ENSEMBLE_EXAMPLES, True
     )
     ensemble.add_argument("recipe", metavar="RECIPE", help="a YAML file")
-    ensemble.add_argument("--adapters", metavar="DIR", nargs="+", required=True, help="folders of trained runs")
+    ensemble.add_argument("--adapters", metavar="ADAPTER", nargs="+", required=True, help="folders or hub ids")
     ensemble.add_argument(
         "--combine",
         default="vote",
@@ -341,6 +367,17 @@ def _import_gguf(args: argparse.Namespace, _: list[str]) -> int:
     from prompt_tuning.import_gguf import import_gguf
 
     print(import_gguf(args.source, args.output))
+    return 0
+
+
+def _push(args: argparse.Namespace, _: list[str]) -> int:
+    from prompt_tuning.hub import list_upload, plan_upload, push
+
+    if args.dry_run:
+        print(list_upload(plan_upload(args.folder, args.repo_id, args.base_model)))
+        return 0
+    options = {"revision": args.revision, "base_model": args.base_model, "overwrite": args.overwrite}
+    print(push(args.folder, args.repo_id, private=args.private or None, **options))
     return 0
 
 

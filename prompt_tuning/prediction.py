@@ -22,6 +22,7 @@ from prompt_tuning.data import utf8_lines
 from prompt_tuning.encoding import Encoder, StopTexts, decode, pad_left
 from prompt_tuning.errors import AdapterError, DataError, TemplateError
 from prompt_tuning.files import whole_file
+from prompt_tuning.hub import adapter_folder
 from prompt_tuning.model import (
     check_adapter,
     load_adapter,
@@ -54,12 +55,14 @@ class Predictor:
 
     @classmethod
     def load(cls, adapter: str | Path, model_name_or_path: str | None = None) -> Predictor:
-        """From the folder that `prompt-tuning train` wrote.
+        """From the folder that `prompt-tuning train` wrote, or its hub id.
+
+        A recipe that was downloaded cannot ask for trust_remote_code: it is somebody else's.
 
         Raises:
             AdapterError: not such a folder, or an adapter of another model.
         """
-        adapter = Path(adapter)
+        downloaded, adapter = not Path(adapter).is_dir(), adapter_folder(adapter)
         full = (adapter / "config.json").is_file()  # a run that trained every weight is a model itself
         adapter_config = None if full else load_adapter_config(adapter)
         for name in ("recipe.yaml", "template.yaml"):
@@ -69,6 +72,7 @@ class Predictor:
                 )
         trained_on = adapter if full else adapter_config.base_model_name_or_path
         overrides = [f"--model_name_or_path={model_name_or_path or trained_on}"]
+        overrides += ["--trust_remote_code=false"] if downloaded else []
         recipe = load_recipe(adapter / "recipe.yaml", overrides, for_prediction=True)
         template = Template.load(adapter / "template.yaml")
         config = load_config(recipe.model)

@@ -24,7 +24,9 @@ from prompt_tuning.encoding import StopTexts, batches_within, common_opening, de
 from prompt_tuning.errors import AdapterError, DataError
 from prompt_tuning.files import full_disk_told
 from prompt_tuning.generation import count_new_tokens, generate_behind_cache
+from prompt_tuning.hub import push
 from prompt_tuning.metrics import Score
+from prompt_tuning.model_card import write_card
 from prompt_tuning.packed_attention import ATTENTION
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once, target_loss
 from prompt_tuning.training_args import PromptTuningArguments
@@ -36,12 +38,13 @@ PROMPT_ENCODER = "prompt_encoder.safetensors"
 class PromptTuningTrainer(Seq2SeqTrainer):
     """Trains and evaluates causal and encoder-decoder models on rows from `encode`, or on any rows of the same form.
 
-    Differs from `Seq2SeqTrainer`, which it otherwise is, in six things. A causal model generates from the source
+    Differs from `Seq2SeqTrainer`, which it otherwise is, in seven things. A causal model generates from the source
     alone (the tokens before the first label); Seq2SeqTrainer would give it source and answer. Evaluation goes through
     rows by length, in batches of so many tokens, with one cache of the prompt, and returns predictions in the order of
     the data set. The evaluation's loss is the mean over all target tokens, not over batches. Label smoothing and
     gradient accumulation count target tokens, for encoder-decoder models too, whose own loss ignores
-    `num_items_in_batch`. `torch_compile` compiles each decoder layer for itself. And `compute_metrics` gets texts.
+    `num_items_in_batch`. `torch_compile` compiles each decoder layer for itself. `push_to_hub` uploads no training
+    state. And `compute_metrics` gets texts.
 
     Rows for a multitask prompt also have their task's number, in a column `task_ids`.
 
@@ -287,6 +290,47 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         except BaseException:
             shutil.rmtree(run / f"checkpoint-{self.state.global_step}", ignore_errors=True)
             raise
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As Trainer's, but the repository is made by the push: an evaluation makes a trainer too, and needs none."""
+        self.hub_model_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: Trainer's uploads all of an unfinished output folder, and by `hub_strategy` the optimiser too."""
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> str | None:
+        """As Trainer's, of the files that `hub.push` names alone; always blocks. Returns the URL of the commit."""
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:  # args.push_to_hub is False
+            self.init_hf_repo()
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        return push(
+            self.args.output_dir,
+            self.hub_model_id,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision or self.args.hub_revision,
+            finished=False,
+            token=token or self.args.hub_token,
+            message=commit_message,
+        )
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card of the run, if `prompt-tuning train` wrote its facts there; else Trainer's draft."""
+        if not Path(self.args.output_dir, "results.json").is_file():
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            write_card(Path(self.args.output_dir))
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
