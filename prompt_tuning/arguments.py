@@ -158,6 +158,22 @@ class PromptArguments:
     drop_overlong: bool = field(
         default=False, metadata={"help": "Leave out (and count) training rows that do not fit, instead of stopping."}
     )
+    score_choices: bool = field(
+        default=True,
+        metadata={
+            "help": "A template with answer_choices is answered by the likeliest of them after the source; false: by "
+            "what the model writes, as any other."
+        },
+    )
+    choice_normalization: Literal["none", "tokens", "characters", "bytes", "unconditional"] = field(
+        default="none",
+        metadata={
+            "help": "What a choice's log-likelihood is divided by. none: nothing, the sum that training raises "
+            "(lm-evaluation-harness calls it acc). tokens, characters (acc_norm), bytes (acc_bytes): so many, for "
+            "choices of unlike length. unconditional: less its log-likelihood without a source (acc_mutual_info; PMI, "
+            "Holtzman et al. 2021)."
+        },
+    )
     metrics: list[str] | None = field(
         default=None, metadata={"help": "Metrics in place of the task's: shipped names, hub ids or local paths."}
     )

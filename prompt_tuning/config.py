@@ -47,7 +47,10 @@ EFFECTIVE = {
     "num_ranks": (MULTITASK,),
 }
 # What the recipes of `tasks` say, each for its own task; everything else is the multitask recipe's.
-ENCODING = ("template", "metrics", "truncate", "max_source_tokens", "max_target_tokens", "drop_overlong")
+ENCODING = (
+    "template", "metrics", "truncate", "max_source_tokens", "max_target_tokens", "drop_overlong", "score_choices",
+    "choice_normalization",
+)  # fmt: skip
 GENERATION = ("generation_max_length", "generation_num_beams")
 OF_TASKS = frozenset(field.name for field in dataclasses.fields(DataArguments)).union(ENCODING, GENERATION)
 # Where it is not given; prompt_tuning's stands in PromptTuningArguments. None of these has been measured here yet.

@@ -77,6 +77,7 @@ def ensemble(
         raise DataError(f"split {split}: expected one of {', '.join(SPLITS)}")
     check_adapters(recipe, adapters, combine)
     prepared = prepare(recipe, (split,))
+    _check_open(prepared)
     set_seed(recipe.training.seed)
     model = load_adapters(prepared, adapters)
     names, lengths = list(model.peft_config), [each.num_virtual_tokens for each in model.peft_config.values()]
@@ -146,6 +147,14 @@ def check_adapters(recipe: Recipe, adapters: Sequence[str], combine: str) -> Non
             problems.append(error)
     if problems:
         raise_together(problems)
+
+
+def _check_open(prepared: Prepared) -> None:
+    if prepared.encoder.closed:
+        raise RecipeError(
+            f"template {prepared.template.name} has answer_choices, and an ensemble votes on what its prompts write; "
+            "set score_choices: false, or evaluate each adapter alone"
+        )
 
 
 def load_adapters(prepared: Prepared, adapters: Sequence[str]) -> SharedPrefixModel:

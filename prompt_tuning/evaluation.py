@@ -74,6 +74,7 @@ def trainer_for(
         compute_metrics=prepared.score,
         generation_kwargs=prepared.recipe.decoding,
         stop=prepared.template.stop,
+        choice_normalization=prepared.recipe.prompt.choice_normalization,
         train_dataset=prepared.encoded.get("train"),
         eval_dataset=prepared.encoded.get("validation", prepared.encoded.get("test")),
         callbacks=callbacks,
@@ -85,7 +86,7 @@ def trainer_for(
 def predict_and_score(
     model: PreTrainedModel | PeftModel, prepared: Prepared, split: str
 ) -> tuple[list[str], dict[str, float | str]]:
-    """What the model writes for each row of a split, and the metrics of it."""
+    """What the model writes for each row of a split, or the choice that it takes, and the metrics of it."""
     rows = prepared.encoded[split]
     predictions = trainer_for(model, prepared).predict_texts(rows)
     scores = prepared.score(predictions, list(rows["references"]))
@@ -95,6 +96,7 @@ def predict_and_score(
 def describe(prepared: Prepared, split: str) -> dict[str, Any]:
     """The facts that every results.json opens with."""
     recipe, report = prepared.recipe, prepared.reports[split]
+    chosen = {"choice_normalization": recipe.prompt.choice_normalization}
     return {
         "task": recipe.data.task,
         "split": split,
@@ -103,7 +105,7 @@ def describe(prepared: Prepared, split: str) -> dict[str, Any]:
         "seed": recipe.training.seed,
         "model": recipe.model.model_name_or_path,
         "template": recipe.prompt.template,
-        "decoding": recipe.decoding,
+        "decoding": chosen if prepared.encoder.closed else recipe.decoding,
         "versions": {name: version(name) for name in ("prompt_tuning", "transformers", "peft", "torch")},
     }
 

@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from prompt_tuning.choices import choose
 from prompt_tuning.config import load_recipe
 from prompt_tuning.data import utf8_lines
 from prompt_tuning.encoding import Encoder, StopTexts, decode, pad_left
@@ -35,12 +36,22 @@ from prompt_tuning.template import Template
 
 
 @dataclass(frozen=True)
+class Question:
+    """A row's source, and for a closed question its choices as texts and as ids."""
+
+    source: list[int]
+    choices: Sequence[str] = ()
+    choice_ids: Sequence[list[int]] = ()
+
+
+@dataclass(frozen=True)
 class Predictor:
     """A model with its soft prompt, template and budget: what a run's folder describes."""
 
     model: PeftModel | PreTrainedModel
     encoder: Encoder
     generation_kwargs: dict[str, Any]
+    choice_normalization: str = "none"
 
     @classmethod
     def load(cls, adapter: str | Path, model_name_or_path: str | None = None) -> Predictor:
@@ -70,15 +81,31 @@ class Predictor:
         encoder = Encoder.of_recipe(recipe, template, load_tokenizer(recipe.model), config.is_encoder_decoder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         base = load_base_model(recipe.model, config).to(device)
-        return cls(base if full else load_adapter(base, adapter), encoder, recipe.decoding)
+        model = base if full else load_adapter(base, adapter)
+        return cls(model, encoder, recipe.decoding, recipe.prompt.choice_normalization)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> list[str]:
-        """What the model writes for each row; one batch.
+        """What the model writes for each row, or the choice that it takes; one batch.
 
         Raises:
             TemplateError: a row lacks a column or does not fit its budget.
         """
-        return self.write([self.encoder.source(row)[0] for row in rows])
+        return self.answer([self.read(row)[0] for row in rows])
+
+    def read(self, row: dict[str, Any]) -> tuple[Question, int]:
+        """A row as token ids, and how many tokens were cut to fit; raises as calling does."""
+        ids, cut, text = self.encoder.source(row)
+        return Question(ids, *(self.encoder.choices(row, text, ids) if self.encoder.closed else ())), cut
+
+    @torch.inference_mode()
+    def answer(self, questions: Sequence[Question]) -> list[str]:
+        """What the model writes after each source, or the choice that it takes."""
+        sources = [question.source for question in questions]
+        if not self.encoder.closed:
+            return self.write(sources)
+        texts, ids = [each.choices for each in questions], [each.choice_ids for each in questions]
+        best = choose(self.model, self.encoder.tokenizer, sources, texts, ids, self.choice_normalization)
+        return [choices[number] for choices, number in zip(texts, best, strict=True)]
 
     @torch.inference_mode()
     def write(self, sources: Sequence[list[int]]) -> list[str]:
@@ -122,15 +149,15 @@ def _predict_lines(
     count, cut_rows = 0, 0
     rows = _rows(lines, predictor.encoder, source)
     while batch := list(islice(rows, batch_size)):
-        sources = []
+        questions = []
         for number, row in batch:
             try:
-                ids, cut, _ = predictor.encoder.source(row)
+                question, cut = predictor.read(row)
             except TemplateError as error:
                 raise DataError(f"{_name(source)}, line {number}: {error}") from error
-            sources.append(ids)
+            questions.append(question)
             cut_rows += cut > 0
-        for (_, row), prediction in zip(batch, predictor.write(sources), strict=True):
+        for (_, row), prediction in zip(batch, predictor.answer(questions), strict=True):
             file.write(json.dumps(row | {"prediction": prediction}, ensure_ascii=False) + "\n")
         file.flush()
         count += len(batch)

@@ -23,7 +23,7 @@ def test_yaml_and_flags_are_typed_alike_and_flags_win(recipe_file):
     recipe = load_recipe(
         path, ["--learning_rate", "1e-3", "--metrics", "squad", "--seed=7", "--max-train-samples", "3"]
     )
-    assert recipe.training.learning_rate == 1e-3 and recipe.training.seed == 8
+    assert recipe.training.learning_rate == 1e-3 and recipe.training.seed == 7
     assert recipe.prompt.metrics == ["squad"] and recipe.data.max_train_samples == 3
 
 

@@ -56,7 +56,9 @@ def test_every_command_names_recipes_and_flags_that_exist(line, monkeypatch, cap
     monkeypatch.chdir(ROOT)
     _, command, *words = shlex.split(line, comments=True)
     if command == "templates":  # needs no model, so it is run
-        assert main([command, *words]) == 0 and capsys.readouterr().err == ""
+        assert main([command, *words]) == 0
+        # The quickstart's rows have no choices.
+        assert re.sub("left out: 1 of .* which read columns that the row has not\n", "", capsys.readouterr().err) == ""
         return
     with pytest.raises(SystemExit):
         main([command, "--help"])
