@@ -1,12 +1,15 @@
 """Evaluation by generation of 200 rows of mixed length: PEFT's batched generate against the engine's.
 
-    python benchmarks/generation.py [ROWS]
+    python benchmarks/generation.py [ROWS [FILE]]
 
-PEFT's batches are 8 rows in the order of the data, as Trainer makes them by default.
+The quickstart's questions with up to two other passages beside their own, or the first ROWS of a JSON Lines file with
+SQuAD's columns. PEFT's batches are 8 rows in the order of the data, as Trainer makes them by default.
 """
 
+import json
 import sys
 import tempfile
+from pathlib import Path
 
 import torch
 from common import base_model, describe_machine, mixed_rows, print_table, seconds, soft_prompt, tokenizer
@@ -32,7 +35,9 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     words = tokenizer()
     encoder = Encoder(Template.load("question_answering/instruction_last"), words, max_source_tokens=1024)
-    rows, report = encode(Dataset.from_list(mixed_rows(count)), encoder)
+    lines = Path(sys.argv[2]).read_text(encoding="utf-8").splitlines()[:count] if len(sys.argv) > 2 else None
+    found = [json.loads(line) for line in lines] if lines else mixed_rows(count)
+    rows, report = encode(Dataset.from_list(found), encoder)
     sources = [ids[: source_length(labels)] for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True)]
     plain, ours = (
         soft_prompt(base_model(), LENGTH, engine=False).eval(),
@@ -54,7 +59,7 @@ def main() -> None:
             in_batches(ours if name == "engine" else plain, sources[:8], words)
         taken = {name: seconds(call) for name, call in ways.items()}
     alone = [in_batches(plain, [source], words)[0] for source in sources[:25]]
-    print(f"{describe_machine()}; {count} rows, {report}; P={LENGTH}, {NEW_TOKENS} new tokens, greedy\n")
+    print(f"{describe_machine()}; {report}; P={LENGTH}, {NEW_TOKENS} new tokens, greedy\n")
     table = [("way", "seconds", "times the speed of PEFT", "of 25 rows as PEFT writes them alone")]
     for name, each in taken.items():
         texts = written["ours" if name == "engine" else "plain"]

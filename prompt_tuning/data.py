@@ -10,6 +10,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from httpx2 import HTTPError
 
 from prompt_tuning.arguments import DataArguments
 from prompt_tuning.config import LOCAL_FORMATS
@@ -101,7 +102,7 @@ def _load_from_hub(args: DataArguments, split: str) -> Dataset:
     name = getattr(args, f"{split}_split")
     try:
         return load_dataset(args.dataset_name, args.dataset_config_name, split=name, revision=args.dataset_revision)
-    except (DatasetNotFoundError, ConnectionError, ValueError) as error:
+    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, HTTPError, ValueError) as error:
         raise DataError(
             f"dataset {args.dataset_name}, split {name}: {str(error).splitlines()[0]}; check the id, "
             f"dataset_config_name, {split}_split and the connection, or name a local {split}_file"

@@ -15,6 +15,8 @@ from prompt_tuning.config import Recipe
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.template import Template, language_variables
 
+CHOICES_NAMED = 8
+
 
 class OverlongError(TemplateError):
     """A row that does not fit its budget."""
@@ -30,6 +32,7 @@ class Encoder:
     Args:
         truncate: columns that give way, in this order, when the source is over budget; by default the template's.
         languages: `template.language_variables(...)`.
+        score_choices: a template with answer_choices is answered by the likeliest of them; False: in free text.
         chosen: how many of the template's demonstrations, its last, are training rows that a recipe chose.
     """
 
@@ -40,6 +43,7 @@ class Encoder:
     max_target_tokens: int = 64
     truncate: tuple[str, ...] | None = None
     languages: dict[str, str] | None = None
+    score_choices: bool = True
     chosen: int = 0
 
     @classmethod
@@ -55,19 +59,25 @@ class Encoder:
             prompt.max_target_tokens,
             None if prompt.truncate is None else tuple(prompt.truncate),
             language_variables(data.source_lang, data.target_lang),
+            prompt.score_choices,
         )
+
+    @property
+    def closed(self) -> bool:
+        """Whether rows are answered by one of their choices."""
+        return self.score_choices and self.template.answer_choices is not None
 
     def row(self, row: dict[str, Any], nearest: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         """`input_ids`, `labels`, the `source` as text, `references`, and how many tokens were `cut`.
 
+        Also how many demonstrations were `left_out`, since they did not fit, how many chosen ones are `shown`, and
+        where rows are answered by one of their choices, `choices` as texts and `choice_ids`.
+
         Args:
             nearest: training rows that are this row's own demonstrations, the nearest first.
 
-        Returns:
-            Also how many demonstrations were `left_out`, since they did not fit, and how many chosen ones are `shown`.
-
         Raises:
-            TemplateError: the row cannot be rendered.
+            TemplateError: the row cannot be rendered, or its target is not among its choices.
             OverlongError: the source does not fit its budget.
         """
         encoder, left_out = self.fitted(row, nearest)
@@ -79,8 +89,38 @@ class Encoder:
             encoded = {"input_ids": ids, "labels": target_ids}
         else:
             encoded = {"input_ids": ids + target_ids, "labels": [-100] * len(ids) + target_ids}
+        if self.closed:
+            choices, choice_ids = self.choices(row, text, ids)
+            if target.strip() not in choices:
+                raise TemplateError(
+                    f"the target {target!r} is not among the row's choices ({_listed(choices)}); correct the row or "
+                    "answer_choices, or set score_choices: false, and the model writes its answer"
+                )
+            encoded |= {"choices": choices, "choice_ids": choice_ids}
         facts = {"cut": cut, "left_out": left_out, "shown": shown}
         return encoded | {"source": text, "references": list(references)} | facts
+
+    def choices(self, row: dict[str, Any], source: str, source_ids: list[int]) -> tuple[list[str], list[list[int]]]:
+        """The texts that a row may be answered with, and their ids as they follow its source, without the end.
+
+        Raises:
+            TemplateError: fewer than two, or an empty one.
+            OverlongError: one does not fit the budget of a target.
+        """
+        texts = self.template.choices(row, self.languages)
+        if len(texts) < 2 or not all(texts):
+            raise TemplateError(
+                f"template {self.template.name}: answer_choices gives {_listed(texts)}; expected two or more texts, "
+                "none of them empty, with ||| between them"
+            )
+        ids = [self._target_ids(source, source_ids, text) for text in texts]
+        longest = max(ids, key=len)
+        if len(longest) > self.max_target_tokens:
+            raise OverlongError(
+                f"the choice {texts[ids.index(longest)]!r} has {len(longest)} tokens with its end, max_target_tokens "
+                f"is {self.max_target_tokens}; raise it"
+            )
+        return texts, [choice[:-1] for choice in ids]
 
     def source(self, row: dict[str, Any]) -> tuple[list[int], int, str]:
         """Token ids of a row's source, the number of tokens cut to fit, and the source as text.
@@ -229,8 +269,8 @@ def encode(
 
     Returns:
         The rows with `input_ids`, `labels`, `source`, `references`, `cut`, the number of demonstrations `left_out`
-        since they did not fit, and their own number in the split as `row`; and the report, whose `problems` are (row,
-        message). A row with a problem is not among the rows.
+        since they did not fit, their own number in the split as `row`, and for closed questions `choices` and
+        `choice_ids`; and the report, whose `problems` are (row, message). A row with a problem is not among the rows.
     """
     encoded = dataset.map(
         _encode_row,
@@ -277,7 +317,12 @@ def _encode_row(
         return encoded | {"row": index, "problem": "", "overlong": False}
     except TemplateError as error:
         blank = {"input_ids": [], "labels": [], "source": "", "references": [], "cut": 0, "left_out": 0, "shown": 0}
+        blank |= {"choices": [], "choice_ids": []} if encoder.closed else {}
         return blank | {"row": index, "problem": str(error), "overlong": isinstance(error, OverlongError)}
+
+
+def _listed(choices: Sequence[str]) -> str:
+    return ", ".join(map(repr, choices[:CHOICES_NAMED])) + (", ..." if len(choices) > CHOICES_NAMED else "")
 
 
 def common_opening(encoded: Dataset, is_encoder_decoder: bool = False) -> list[int]:

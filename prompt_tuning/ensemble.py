@@ -23,6 +23,7 @@ from prompt_tuning.data import SPLITS
 from prompt_tuning.encoding import StopTexts, batches_within, decode, pad_left, source_length
 from prompt_tuning.errors import AdapterError, DataError, PromptTuningError, RecipeError
 from prompt_tuning.evaluation import describe, trainer_for, write_run
+from prompt_tuning.hub import adapter_folder
 from prompt_tuning.metrics.squad.squad import answer_tokens
 from prompt_tuning.model import check_adapter, load_adapter, load_adapter_config, load_base_model, load_config
 from prompt_tuning.prepare import Prepared, prepare, raise_together
@@ -64,7 +65,7 @@ def ensemble(
     """Evaluate a split with several adapters, each alone and all together.
 
     Args:
-        adapters: folders of trained runs; the first breaks ties.
+        adapters: folders or hub ids of trained runs; the first breaks ties.
 
     Returns:
         The folder with results.json and predictions/<split>.jsonl.
@@ -76,6 +77,7 @@ def ensemble(
         raise DataError(f"split {split}: expected one of {', '.join(SPLITS)}")
     check_adapters(recipe, adapters, combine)
     prepared = prepare(recipe, (split,))
+    _check_open(prepared)
     set_seed(recipe.training.seed)
     model = load_adapters(prepared, adapters)
     names, lengths = list(model.peft_config), [each.num_virtual_tokens for each in model.peft_config.values()]
@@ -147,11 +149,19 @@ def check_adapters(recipe: Recipe, adapters: Sequence[str], combine: str) -> Non
         raise_together(problems)
 
 
+def _check_open(prepared: Prepared) -> None:
+    if prepared.encoder.closed:
+        raise RecipeError(
+            f"template {prepared.template.name} has answer_choices, and an ensemble votes on what its prompts write; "
+            "set score_choices: false, or evaluate each adapter alone"
+        )
+
+
 def load_adapters(prepared: Prepared, adapters: Sequence[str]) -> SharedPrefixModel:
     """One base model with the prompt of every adapter, in their order; the first one's is active."""
     model = load_adapter(load_base_model(prepared.recipe.model, prepared.config), adapters[0])
     for number, folder in enumerate(adapters[1:], 2):
-        model.load_adapter(str(folder), f"adapter_{number}", torch_device=str(model.device))
+        model.load_adapter(str(adapter_folder(folder)), f"adapter_{number}", torch_device=str(model.device))
     return model.eval()
 
 

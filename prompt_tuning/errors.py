@@ -5,7 +5,8 @@
     ├── TemplateError           exit code 2: a hard prompt that cannot be read or does not fit the data
     ├── DataError               exit code 1: files, splits, rows
     ├── ModelError              exit code 1: a base model or its tokenizer
-    └── AdapterError            exit code 1: a saved soft prompt
+    ├── AdapterError            exit code 1: a saved soft prompt
+    └── HubError                exit code 1: the hub, its answers and the way to it
 
 A message says what was found, what was expected and what to do next. An error may carry several problems, one a line.
 """
@@ -34,4 +35,8 @@ class ModelError(PromptTuningError):
 
 
 class AdapterError(PromptTuningError):
+    pass
+
+
+class HubError(PromptTuningError):
     pass

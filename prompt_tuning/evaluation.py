@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from prompt_tuning.config import Recipe
 from prompt_tuning.data import SPLITS
 from prompt_tuning.errors import DataError
 from prompt_tuning.files import write_json, write_json_lines
+from prompt_tuning.hub import adapter_folder
 from prompt_tuning.model import check_adapter, load_adapter, load_adapter_config, load_base_model, load_config
 from prompt_tuning.prepare import Prepared, prepare
 from prompt_tuning.trainer import PromptTuningTrainer
@@ -23,6 +25,9 @@ from prompt_tuning.trainer import PromptTuningTrainer
 
 def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", output_dir: Path | None = None) -> Path:
     """Evaluate one split with a saved soft prompt, or without one the hard prompt alone.
+
+    Args:
+        adapter: a folder or a hub id.
 
     Returns:
         The folder with results.json and predictions/<split>.jsonl.
@@ -38,10 +43,11 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
     name = tuned_name(adapter_config.peft_type) if adapter_config else "hard_prompt"
     if adapter:
         model = load_adapter(model, adapter)
+    started = time.perf_counter()
     predictions, scores = predict_and_score(model, prepared, split)
-    results = describe(prepared, split) | {name: scores}
+    results = describe(prepared, split) | {name: scores, "evaluation_seconds": round(time.perf_counter() - started, 1)}
     if adapter:
-        tensors = load_file(Path(adapter) / "adapter_model.safetensors")
+        tensors = load_file(adapter_folder(adapter) / "adapter_model.safetensors")
         results["trainable_parameters"] = sum(tensor.numel() for tensor in tensors.values())
         results["adapter"] = str(adapter)
     folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-{name}"
@@ -68,6 +74,7 @@ def trainer_for(
         compute_metrics=prepared.score,
         generation_kwargs=prepared.recipe.decoding,
         stop=prepared.template.stop,
+        choice_normalization=prepared.recipe.prompt.choice_normalization,
         train_dataset=prepared.encoded.get("train"),
         eval_dataset=prepared.encoded.get("validation", prepared.encoded.get("test")),
         callbacks=callbacks,
@@ -79,7 +86,7 @@ def trainer_for(
 def predict_and_score(
     model: PreTrainedModel | PeftModel, prepared: Prepared, split: str
 ) -> tuple[list[str], dict[str, float | str]]:
-    """What the model writes for each row of a split, and the metrics of it."""
+    """What the model writes for each row of a split, or the choice that it takes, and the metrics of it."""
     rows = prepared.encoded[split]
     predictions = trainer_for(model, prepared).predict_texts(rows)
     scores = prepared.score(predictions, list(rows["references"]))
@@ -89,6 +96,7 @@ def predict_and_score(
 def describe(prepared: Prepared, split: str) -> dict[str, Any]:
     """The facts that every results.json opens with."""
     recipe, report = prepared.recipe, prepared.reports[split]
+    chosen = {"choice_normalization": recipe.prompt.choice_normalization}
     return {
         "task": recipe.data.task,
         "split": split,
@@ -97,7 +105,7 @@ def describe(prepared: Prepared, split: str) -> dict[str, Any]:
         "seed": recipe.training.seed,
         "model": recipe.model.model_name_or_path,
         "template": recipe.prompt.template,
-        "decoding": recipe.decoding,
+        "decoding": chosen if prepared.encoder.closed else recipe.decoding,
         "leakage": prepared.leakage,
         "versions": {name: version(name) for name in ("prompt_tuning", "transformers", "peft", "torch")},
     }

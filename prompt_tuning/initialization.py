@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from prompt_tuning.arguments import PromptArguments
 from prompt_tuning.encoding import Encoder
 from prompt_tuning.errors import AdapterError, RecipeError
+from prompt_tuning.hub import adapter_folder
 
 DEFAULT_VIRTUAL_TOKENS = 20
 
@@ -150,12 +151,12 @@ def _ordinary_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def saved_prompt(folder: str | Path) -> torch.Tensor:
-    """The soft prompt of an adapter, `[P, H]`.
+    """The soft prompt of an adapter, by its folder or hub id, `[P, H]`.
 
     Raises:
         AdapterError: no adapter there, or one without a soft prompt.
     """
-    file = Path(folder) / "adapter_model.safetensors"
+    file = adapter_folder(folder) / "adapter_model.safetensors"
     tensors = load_file(file) if file.is_file() else {}
     if "prompt_embeddings" not in tensors:
         raise AdapterError(f"init_adapter {folder}: no soft prompt there; name the folder of one that train wrote")

@@ -23,6 +23,7 @@ from prompt_tuning.arguments import ModelArguments
 from prompt_tuning.encoder_decoder import EncoderDecoderPrefixConfig
 from prompt_tuning.errors import AdapterError, ModelError, PromptTuningError
 from prompt_tuning.files import whole_folder, write_json
+from prompt_tuning.hub import adapter_folder
 from prompt_tuning.model import check_adapter, load_adapter_config, load_base_model, load_config, load_tokenizer
 from prompt_tuning.shared_prefix import CACHED_METHODS, EMBEDDED_METHODS
 
@@ -42,12 +43,15 @@ def inspect(adapter: str, model_name_or_path: str | None = None, nearest: int = 
     Args:
         model_name_or_path: where the base model lies, if it has moved.
         nearest: how many vocabulary tokens to name for each virtual token.
+        adapter: a folder or a hub id.
         output: the folder to write to; by default the adapter's.
 
     Raises:
         PromptTuningError: no adapter with virtual tokens there, no such base model, or matplotlib is not installed.
     """
-    folder = Path(adapter)
+    folder = adapter_folder(adapter)
+    if folder != Path(adapter) and output is None:
+        raise AdapterError(f"{adapter} lies in the hub's cache; name a folder to write to, as --output inspected")
     config, weight = _read_adapter(folder)
     method, name = config.peft_type.value, model_name_or_path or config.base_model_name_or_path
     report = {"adapter": adapter, "method": method, "model": name, "virtual_tokens": len(weight)}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from httpx2 import HTTPError
 from peft import (
     CPTConfig,
     LoraConfig,
@@ -40,6 +41,7 @@ from prompt_tuning.encoder_decoder import (
     load_prompt_config,
 )
 from prompt_tuning.errors import AdapterError, ModelError
+from prompt_tuning.hub import adapter_folder
 from prompt_tuning.shared_prefix import SharedPrefixModel
 
 logger = logging.getLogger(__name__)
@@ -194,11 +196,15 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, is_trainable: bool 
     What P-tuning's encoder or a prefix's network wrote goes on as the soft prompt or prefix that it is; PEFT's own
     `is_trainable=True` raises for every prompt.
 
+    Args:
+        folder: or a hub id, as `adapter_folder` takes it.
+
     Raises:
         AdapterError: not an adapter, or one of another model.
     """
     config = load_adapter_config(folder)
     check_adapter(config, folder, model.config)
+    folder = adapter_folder(folder)
     config.inference_mode = not is_trainable
     if not config.is_prompt_learning:
         return (PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)).eval()
@@ -212,12 +218,12 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, is_trainable: bool 
 
 
 def load_adapter_config(folder: str | Path) -> PeftConfig:
-    """The adapter's own configuration; reads no weights.
+    """The configuration of an adapter, by its folder or hub id; reads no weights.
 
     Raises:
         AdapterError: no adapter there, or one with prompts of several tasks.
     """
-    folder = Path(folder)
+    folder = adapter_folder(folder)
     missing = [name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()]
     if missing:
         raise AdapterError(
@@ -255,6 +261,6 @@ def _from_pretrained(auto, args: ModelArguments, **kwargs):
         return auto.from_pretrained(
             name, revision=args.model_revision, trust_remote_code=args.trust_remote_code, **kwargs
         )
-    except (OSError, ValueError) as error:
+    except (OSError, HTTPError, ValueError) as error:
         what = "the folder cannot be loaded as a model" if local else "not a folder here, and not found on the hub"
         raise ModelError(f"model_name_or_path {name}: {what}: {str(error).strip().splitlines()[0]}") from error

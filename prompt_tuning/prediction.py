@@ -16,11 +16,13 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from prompt_tuning.choices import choose
 from prompt_tuning.config import load_recipe
 from prompt_tuning.data import utf8_lines
 from prompt_tuning.encoding import Encoder, StopTexts, decode, pad_left
 from prompt_tuning.errors import AdapterError, DataError, TemplateError
 from prompt_tuning.files import whole_file
+from prompt_tuning.hub import adapter_folder
 from prompt_tuning.model import (
     check_adapter,
     load_adapter,
@@ -34,21 +36,33 @@ from prompt_tuning.template import Template
 
 
 @dataclass(frozen=True)
+class Question:
+    """A row's source, and for a closed question its choices as texts and as ids."""
+
+    source: list[int]
+    choices: Sequence[str] = ()
+    choice_ids: Sequence[list[int]] = ()
+
+
+@dataclass(frozen=True)
 class Predictor:
     """A model with its soft prompt, template and budget: what a run's folder describes."""
 
     model: PeftModel | PreTrainedModel
     encoder: Encoder
     generation_kwargs: dict[str, Any]
+    choice_normalization: str = "none"
 
     @classmethod
     def load(cls, adapter: str | Path, model_name_or_path: str | None = None) -> Predictor:
-        """From the folder that `prompt-tuning train` wrote.
+        """From the folder that `prompt-tuning train` wrote, or its hub id.
+
+        A recipe that was downloaded cannot ask for trust_remote_code: it is somebody else's.
 
         Raises:
             AdapterError: not such a folder, or an adapter of another model.
         """
-        adapter = Path(adapter)
+        downloaded, adapter = not Path(adapter).is_dir(), adapter_folder(adapter)
         full = (adapter / "config.json").is_file()  # a run that trained every weight is a model itself
         adapter_config = None if full else load_adapter_config(adapter)
         for name in ("recipe.yaml", "template.yaml"):
@@ -58,6 +72,7 @@ class Predictor:
                 )
         trained_on = adapter if full else adapter_config.base_model_name_or_path
         overrides = [f"--model_name_or_path={model_name_or_path or trained_on}"]
+        overrides += ["--trust_remote_code=false"] if downloaded else []
         recipe = load_recipe(adapter / "recipe.yaml", overrides, for_prediction=True)
         template = Template.load(adapter / "template.yaml")
         if (count := recipe.prompt.num_demonstrations) and recipe.prompt.demonstration_selection == "bm25":
@@ -73,15 +88,32 @@ class Predictor:
         encoder = replace(encoder, chosen=min(count, len(template.demonstrations)))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         base = load_base_model(recipe.model, config).to(device)
-        return cls(base if full else load_adapter(base, adapter), encoder, recipe.decoding)
+        model = base if full else load_adapter(base, adapter)
+        return cls(model, encoder, recipe.decoding, recipe.prompt.choice_normalization)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> list[str]:
-        """What the model writes for each row; one batch.
+        """What the model writes for each row, or the choice that it takes; one batch.
 
         Raises:
             TemplateError: a row lacks a column or does not fit its budget.
         """
-        return self.write([self.encoder.source(row)[0] for row in rows])
+        return self.answer([self.read(row)[0] for row in rows])
+
+    def read(self, row: dict[str, Any]) -> tuple[Question, int, int]:
+        """A row as token ids, and how many tokens and demonstrations did not fit; raises as calling does."""
+        encoder, left_out = self.encoder.fitted(row)
+        ids, cut, text = encoder.source(row)
+        return Question(ids, *(encoder.choices(row, text, ids) if encoder.closed else ())), cut, left_out
+
+    @torch.inference_mode()
+    def answer(self, questions: Sequence[Question]) -> list[str]:
+        """What the model writes after each source, or the choice that it takes."""
+        sources = [question.source for question in questions]
+        if not self.encoder.closed:
+            return self.write(sources)
+        texts, ids = [each.choices for each in questions], [each.choice_ids for each in questions]
+        best = choose(self.model, self.encoder.tokenizer, sources, texts, ids, self.choice_normalization)
+        return [choices[number] for choices, number in zip(texts, best, strict=True)]
 
     @torch.inference_mode()
     def write(self, sources: Sequence[list[int]]) -> list[str]:
@@ -125,17 +157,16 @@ def _predict_lines(
     count, cut_rows, lacking_rows = 0, 0, 0
     rows = _rows(lines, predictor.encoder, source)
     while batch := list(islice(rows, batch_size)):
-        sources = []
+        questions = []
         for number, row in batch:
             try:
-                encoder, left_out = predictor.encoder.fitted(row)
-                ids, cut, _ = encoder.source(row)
+                question, cut, left_out = predictor.read(row)
             except TemplateError as error:
                 raise DataError(f"{_name(source)}, line {number}: {error}") from error
-            sources.append(ids)
+            questions.append(question)
             cut_rows += cut > 0
             lacking_rows += left_out > 0
-        for (_, row), prediction in zip(batch, predictor.write(sources), strict=True):
+        for (_, row), prediction in zip(batch, predictor.answer(questions), strict=True):
             file.write(json.dumps(row | {"prediction": prediction}, ensure_ascii=False) + "\n")
         file.flush()
         count += len(batch)

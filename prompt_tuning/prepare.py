@@ -95,7 +95,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
 
     encoder = Encoder.of_recipe(recipe, template, tokenizer, config.is_encoder_decoder)
     ids, length = attempt(_start, recipe, encoder, rows.get("train")) or (None, 0)
-    problems += _budget_problems(recipe, config, length)
+    problems += _budget_problems(recipe, config, length) + _choice_problems(recipe, encoder)
     demonstrations = attempt(_demonstrations, recipe, encoder, loaded) if prompt.num_demonstrations else None
     encoder = demonstrations.encoder if demonstrations else encoder
     encoded, reports = {}, {}
@@ -271,6 +271,16 @@ def _budget_problems(recipe: Recipe, config: PretrainedConfig, length: int) -> l
             f"{prompt.max_target_tokens} make {wanted} positions, the model has {positions}; lower one of them"
         )
     ]
+
+
+def _choice_problems(recipe: Recipe, encoder: Encoder) -> list[PromptTuningError]:
+    normalization = recipe.prompt.choice_normalization
+    if encoder.closed or normalization == "none":
+        return []
+    reason = f"template {encoder.template.name} has no answer_choices"
+    if encoder.template.answer_choices is not None:
+        reason = "score_choices is false"
+    return [RecipeError(f"choice_normalization {normalization} would have no effect, since {reason}; leave it out")]
 
 
 def _row_problems(recipe: Recipe, split: str, report: EncodingReport) -> list[PromptTuningError]:

@@ -20,6 +20,7 @@ def render(prepared: Prepared, split: str, count: int) -> Iterator[str]:
                 row["source"],
                 f"-- target: {tokenizer.decode(labels)!r}",
                 f"-- references: {' / '.join(map(repr, row['references']))}",
+                *([f"-- choices: {' / '.join(map(repr, row['choices']))}"] if prepared.encoder.closed else []),
                 f"-- {_soft(prepared)}{len(source_ids)} source tokens, {_cut(row['cut'], row['left_out'])}:",
                 " ".join(map(repr, tokenizer.convert_ids_to_tokens(source_ids))),
                 f"-- {len(labels)} tokens that carry loss:",

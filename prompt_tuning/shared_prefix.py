@@ -14,7 +14,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from prompt_tuning.caches import join_caches
+from prompt_tuning.encoding import pad_left
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.generation import (
     count_new_tokens,
@@ -60,7 +61,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         self._opening: torch.Tensor | None = None  # set while a prompt's cache is kept
         self._kept: dict[PromptName, list[DynamicCache]] = {}
         self._told: set[str] = set()
-        self._compiled = self._disabled = False
+        self._compiled = self.disabled = False
         if self.way.name == "packed":
             model.set_attn_implementation(ATTENTION)
         elif self.way.name == "cache":
@@ -71,12 +72,12 @@ class SharedPrefixModel(PeftModelForCausalLM):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Within it the model is its base model, in `generate` too."""
-        self._disabled = True
+        self.disabled = True
         try:
             with super().disable_adapter():
                 yield
         finally:
-            self._disabled = False
+            self.disabled = False
 
     def compile_layers(self, **kwargs: Any) -> None:
         """Compile each decoder layer in place with `torch.compile`, for batches of any shape.
@@ -93,6 +94,10 @@ class SharedPrefixModel(PeftModelForCausalLM):
             for module in self.get_base_model().modules():
                 if isinstance(module, GradientCheckpointingLayer):
                     module.compile(**({"dynamic": True} | kwargs))
+
+    def eagerly(self) -> AbstractContextManager:
+        """Within it compiled layers run as they are, for shapes that would each be compiled anew."""
+        return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
     def _tell(self, message: str, *values: Any) -> None:
         if message not in self._told:
@@ -294,10 +299,8 @@ class SharedPrefixModel(PeftModelForCausalLM):
         Returns:
             As the base model's `generate` would for these `input_ids` alone: `[B, T + new]`, without virtual tokens.
         """
-        if self._compiled:
-            with torch.compiler.set_stance("force_eager"):
-                return self._generate(input_ids, attention_mask, adapter_names, task_ids, **kwargs)
-        return self._generate(input_ids, attention_mask, adapter_names, task_ids, **kwargs)
+        with self.eagerly():
+            return self._generate(input_ids, attention_mask, adapter_names, task_ids, **kwargs)
 
     def _generate(
         self,
@@ -307,7 +310,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         task_ids: torch.Tensor | None,
         **kwargs: Any,
     ) -> Any:
-        if self._disabled:
+        if self.disabled:
             return self.get_base_model().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if input_ids is None or self.active_peft_config.peft_type.value not in EMBEDDED_METHODS + CACHED_METHODS:
             return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
@@ -337,6 +340,22 @@ class SharedPrefixModel(PeftModelForCausalLM):
             return generate_from_embeddings(base, self._prompt(names[0]), input_ids, attention_mask, **kwargs)
         return self._generate_one_by_one(input_ids, attention_mask, [names[owner] for owner in owners], **kwargs)
 
+    def packed_caches(self, rows: Sequence[Sequence[int]], reach: int) -> tuple[list[DynamicCache], int] | None:
+        """The active prompt's cache, and how many ids that open every row are in it; None if no rows can be packed.
+
+        Args:
+            rows: token ids.
+            reach: the most positions that a row and what follows it take.
+        """
+        window = sliding_window(self.get_base_model().config.get_text_config())
+        beyond = window and self.active_peft_config.num_virtual_tokens + reach > window
+        if self.disabled or self.way.name != "packed" or beyond:
+            return None
+        batch = {name: each.to(self.word_embeddings.weight.device) for name, each in pad_left(rows, 0).items()}
+        names, _ = self._owners(None, None, len(rows))
+        caches, opening = self._generation_caches(names, **batch)
+        return caches, len(opening)
+
     def _generation_caches(
         self, names: list[PromptName], input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[list[DynamicCache], torch.Tensor]:
@@ -345,8 +364,8 @@ class SharedPrefixModel(PeftModelForCausalLM):
         if opening is not None and len(names) == 1:
             # Sorted, a row's tokens come before its padding.
             order = attention_mask.argsort(dim=1, descending=True, stable=True)
-            opened = (input_ids.gather(1, order)[:, : len(opening)] == opening).all()
-            if int(attention_mask.sum(1).min()) > len(opening) and bool(opened):
+            longer = int(attention_mask.sum(1).min()) > len(opening)
+            if longer and bool((input_ids.gather(1, order)[:, : len(opening)] == opening).all()):
                 if names[0] not in self._kept:
                     self._kept[names[0]] = self._prompt_caches(names, opening)
                 return self._kept[names[0]], opening

@@ -219,7 +219,7 @@ class Template:
         """
         if self.answer_choices is None:
             return []
-        held = _replaced(row | (languages or {}), SEPARATOR, _HELD_SEPARATOR)
+        held = _replaced({**row, **(languages or {})}, SEPARATOR, _HELD_SEPARATOR)  # a row of `datasets` is no dict
         text = self._render(self.answer_choices, held)
         return [choice.strip().replace(_HELD_SEPARATOR, SEPARATOR) for choice in text.split(SEPARATOR)]
 

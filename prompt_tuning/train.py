@@ -19,9 +19,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from prompt_tuning.config import MULTITASK, Recipe
 from prompt_tuning.data import split_origin
 from prompt_tuning.distillation import teacher_states
-from prompt_tuning.errors import DataError, RecipeError
+from prompt_tuning.errors import DataError, HubError, RecipeError
 from prompt_tuning.evaluation import describe, predict_and_score, trainer_for, tuned_name, write_run
 from prompt_tuning.files import whole_file, whole_folder
+from prompt_tuning.hub import create_repository, push
 from prompt_tuning.initialization import frequent_ids, initial_prefix, initial_prompt
 from prompt_tuning.model import add_adapter, add_soft_prompt, load_adapter, load_base_model, prompt_config
 from prompt_tuning.model_card import write_card
@@ -53,6 +54,8 @@ def train(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
     )
     check_splits(prepared)
     split = "test" if "test" in prepared.encoded else "validation"
+    if recipe.training.push_to_hub and PartialState().is_main_process:
+        create_repository(_repository(recipe), recipe.training.hub_private_repo)  # a refusal now, not after training
 
     set_seed(recipe.training.seed)
     base = load_base_model(recipe.model, prepared.config)
@@ -75,9 +78,28 @@ def train(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
             predictions["hard_prompt"], results["hard_prompt"] = predict_and_score(base, prepared, split)
     results["evaluation_seconds"] = round(time.perf_counter() - started, 1)
     write_run(folder, results, prepared, split, predictions)
+    if recipe.prompt.method == "none" and PartialState().is_main_process:
+        save_recipe(recipe, folder, prepared.template)
     if {"soft_prompt", "hard_prompt"} <= results.keys() and PartialState().is_main_process:
         write_card(folder)
+    if recipe.training.push_to_hub and PartialState().is_main_process:
+        _push(recipe, folder)
     return folder
+
+
+def _repository(recipe: Recipe) -> str:
+    """Where a run is pushed to, as Trainer names it."""
+    return recipe.training.hub_model_id or Path(recipe.training.output_dir).absolute().name
+
+
+def _push(recipe: Recipe, folder: Path) -> None:
+    args, repo_id = recipe.training, _repository(recipe)
+    try:
+        url = push(folder, repo_id, private=args.hub_private_repo, revision=args.hub_revision)
+    except HubError as error:
+        again = f"{folder} is complete; `prompt-tuning push {folder} --repo_id {repo_id}` pushes it again"
+        raise HubError(f"{error}\n{again}") from error
+    logger.info("pushed: %s", url)
 
 
 def _with_trainable(base: PreTrainedModel, prepared: Prepared) -> PeftModel | PreTrainedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +17,16 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Cache, DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
-from prompt_tuning.caches import opening_cache, shared_openings
+from prompt_tuning.caches import by_length, opening_cache
+from prompt_tuning.choices import choose
 from prompt_tuning.distillation import distillation_loss
 from prompt_tuning.encoding import StopTexts, batches_within, common_opening, decode, pad_left, source_length
-from prompt_tuning.errors import AdapterError
+from prompt_tuning.errors import AdapterError, DataError
 from prompt_tuning.files import full_disk_told
 from prompt_tuning.generation import count_new_tokens, generate_behind_cache
+from prompt_tuning.hub import push
 from prompt_tuning.metrics import Score
+from prompt_tuning.model_card import write_card
 from prompt_tuning.packed_attention import ATTENTION
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once, target_loss
 from prompt_tuning.training_args import PromptTuningArguments
@@ -34,12 +38,13 @@ PROMPT_ENCODER = "prompt_encoder.safetensors"
 class PromptTuningTrainer(Seq2SeqTrainer):
     """Trains and evaluates causal and encoder-decoder models on rows from `encode`, or on any rows of the same form.
 
-    Differs from `Seq2SeqTrainer`, which it otherwise is, in six things. A causal model generates from the source
+    Differs from `Seq2SeqTrainer`, which it otherwise is, in seven things. A causal model generates from the source
     alone (the tokens before the first label); Seq2SeqTrainer would give it source and answer. Evaluation goes through
     rows by length, in batches of so many tokens, with one cache of the prompt, and returns predictions in the order of
     the data set. The evaluation's loss is the mean over all target tokens, not over batches. Label smoothing and
     gradient accumulation count target tokens, for encoder-decoder models too, whose own loss ignores
-    `num_items_in_batch`. `torch_compile` compiles each decoder layer for itself. And `compute_metrics` gets texts.
+    `num_items_in_batch`. `torch_compile` compiles each decoder layer for itself. `push_to_hub` uploads no training
+    state. And `compute_metrics` gets texts.
 
     Rows for a multitask prompt also have their task's number, in a column `task_ids`.
 
@@ -48,6 +53,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             from the rows' `references` column, or from their labels if they have none.
         generation_kwargs: for `generate`, as `dict(max_new_tokens=32, num_beams=4)`.
         stop: a prediction ends at the first of these texts that follows something other than white space.
+        choice_normalization: of rows with `choices`, `choice_ids` and their number as `row`, whose predictions are one
+            of these texts (choices.py). `predict` then gives the number of the choice, `[rows, 1]`.
         teacher: for context distillation, `distillation.teacher_states` of the rows by their `row` column.
         distillation: the divergence trained on if there is a teacher; evaluation's loss stays cross entropy.
         **kwargs: as for `Seq2SeqTrainer`.
@@ -60,6 +67,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         compute_metrics: Score | None = None,
         generation_kwargs: dict[str, Any] | None = None,
         stop: tuple[str, ...] = (),
+        choice_normalization: str = "none",
         teacher: dict[int, torch.Tensor] | None = None,
         distillation: Literal["kl", "mse"] = "kl",
         **kwargs: Any,
@@ -80,12 +88,13 @@ class PromptTuningTrainer(Seq2SeqTrainer):
                 self.model.compile_layers(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
                 self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
         self.score = compute_metrics
-        self.stop = stop
+        self.stop, self.choice_normalization = stop, choice_normalization
         self.teacher, self.distillation = teacher, distillation
         self.generation_kwargs = {"do_sample": False, "pad_token_id": processing_class.pad_token_id} | (
             generation_kwargs or {}
         )
         self._references: list[list[str]] | None = None
+        self._choices: dict[int, tuple[list[str], list[list[int]]]] | None = None  # by row, while it is evaluated
         self._opening: list[int] = []
         self._opening_cache: Cache | None = None
         self._loss_wanted = True
@@ -163,10 +172,11 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         )
 
     def predict_texts(self, dataset: Dataset) -> list[str]:
-        """What the model writes for each row, as text, in the order of the data set."""
+        """What the model writes for each row, or the choice that it takes, as text, in the order of the data set."""
         compute_metrics, self.compute_metrics = self.compute_metrics, None
         try:
-            return decode(self.predict(dataset).predictions, self.processing_class, self.stop)
+            predictions = self.predict(dataset).predictions
+            return self._texts(predictions, dataset["choices"] if "choice_ids" in dataset.column_names else None)
         finally:
             self.compute_metrics = compute_metrics
 
@@ -191,8 +201,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         ignore_keys: list[str] | None = None,
         **gen_kwargs: Any,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Loss from source and target, if wanted; generation from the source alone."""
-        loss = None
+        """Loss from source and target, if wanted; generation or the best choice from the source alone."""
+        loss, numbers = None, [] if self._choices is None else inputs["row"].tolist()
         if self._loss_wanted:
             loss, _, _ = super(Seq2SeqTrainer, self).prediction_step(model, inputs, prediction_loss_only=True)
             items = int((inputs["labels"] != -100).sum())
@@ -200,6 +210,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if prediction_loss_only or not self.args.predict_with_generate:
             return loss, None, None
         inputs = self._prepare_inputs(inputs)
+        if self._choices is not None:
+            return loss, self._best_choices(inputs, numbers), inputs["labels"]
         sources = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
         if not self.model.config.is_encoder_decoder:
             sources = self._prepare_inputs(pad_left(source_rows(inputs), self.processing_class.pad_token_id))
@@ -210,6 +222,18 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             generated = self._generate(**sources, **stops, **(gen_kwargs or self._gen_kwargs))
         start = 1 if self.model.config.is_encoder_decoder else sources["input_ids"].shape[1]
         return loss, generated[:, start:].contiguous(), inputs["labels"]
+
+    def _best_choices(self, inputs: dict[str, torch.Tensor], numbers: list[int]) -> torch.Tensor:
+        """`[B, 1]`, which of its choices each row is answered with."""
+        if self.model.config.is_encoder_decoder:
+            pairs = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+            sources = [ids[mask.bool()].tolist() for ids, mask in pairs]
+        else:
+            sources = source_rows(inputs)
+        texts, ids = zip(*(self._choices[number] for number in numbers), strict=True)
+        with self.compute_loss_context_manager():  # the autocast that training runs under
+            best = choose(self.model, self.processing_class, sources, texts, ids, self.choice_normalization)
+        return inputs["labels"].new_tensor(best)[:, None]
 
     def _generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """`generate`, where a model without a prompt also reads once what rows open with."""
@@ -267,9 +291,51 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             shutil.rmtree(run / f"checkpoint-{self.state.global_step}", ignore_errors=True)
             raise
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As Trainer's, but the repository is made by the push: an evaluation makes a trainer too, and needs none."""
+        self.hub_model_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: Trainer's uploads all of an unfinished output folder, and by `hub_strategy` the optimiser too."""
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> str | None:
+        """As Trainer's, of the files that `hub.push` names alone; always blocks. Returns the URL of the commit."""
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:  # args.push_to_hub is False
+            self.init_hf_repo()
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        return push(
+            self.args.output_dir,
+            self.hub_model_id,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision or self.args.hub_revision,
+            finished=False,
+            token=token or self.args.hub_token,
+            message=commit_message,
+        )
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card of the run, if `prompt-tuning train` wrote its facts there; else Trainer's draft."""
+        if not Path(self.args.output_dir, "results.json").is_file():
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            write_card(Path(self.args.output_dir))
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if self.teacher is not None and "row" not in self._signature_columns:
+        needed = self.teacher is not None or self._choices is not None
+        if needed and "row" not in self._signature_columns:
             self._signature_columns.append("row")
         if _is_multitask(self.model) and "task_ids" not in self._signature_columns:
             self._signature_columns.append("task_ids")
@@ -284,12 +350,10 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         bounded = isinstance(dataset, Dataset) and isinstance(self.args, PromptTuningArguments)
         if is_training or not bounded or self.args.world_size > 1:
             return loader
-        new_tokens = self.generation_kwargs.get("max_new_tokens", self.args.generation_max_length or 0)
-        beams = self.generation_kwargs.get("num_beams", 1)
         prompted = isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning
         prompt = self.model.active_peft_config.num_virtual_tokens if prompted else 0
         batches = batches_within(
-            [(prompt + len(ids) + new_tokens) * beams for ids in dataset["input_ids"]],
+            self._places(dataset, prompt),
             self.args.per_device_eval_batch_size,
             self.args.per_device_eval_batch_tokens,
         )
@@ -303,29 +367,43 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             )
         )
 
-    def _by_length(self, rows: Dataset) -> tuple[Dataset, np.ndarray]:
-        """Rows from long to short, so that a batch holds little padding and the largest batch comes first.
+    def _places(self, dataset: Dataset, prompt: int) -> list[int]:
+        """How many tokens each row takes of an evaluation's batch."""
+        if "choice_ids" in dataset.column_names:
+            pairs = zip(dataset["input_ids"], dataset["choice_ids"], strict=True)
+            return [prompt + len(ids) + sum(map(len, choices)) + len(choices) for ids, choices in pairs]
+        new_tokens = self.generation_kwargs.get("max_new_tokens", self.args.generation_max_length or 0)
+        beams = self.generation_kwargs.get("num_beams", 1)
+        return [(prompt + len(ids) + new_tokens) * beams for ids in dataset["input_ids"]]
 
-        Rows about one passage stay together, at the place of their longest: the engine reads it once for a batch.
-        """
-        self._opening = [] if self.model.config.is_encoder_decoder else common_opening(rows)
-        ids = list(rows["input_ids"])
-        lengths = np.array([len(row) for row in ids])
-        longest, group = lengths.copy(), np.arange(len(ids))
-        if not self.model.config.is_encoder_decoder:
-            for _, members in shared_openings(ids, [0] * len(ids)):
-                longest[members], group[members] = lengths[members].max(), members[0]
-        order = np.lexsort((-lengths, group, -longest))
+    def _by_length(self, rows: Dataset) -> tuple[Dataset, np.ndarray]:
+        """Rows ordered by `by_length`, and the order."""
+        causal = not self.model.config.is_encoder_decoder
+        self._opening = common_opening(rows) if causal else []
+        order = np.array(by_length(list(rows["input_ids"]), share=causal), dtype=int)
         rows = rows.select(order)
         self._references = rows["references"] if "references" in rows.column_names else None
+        self._choices = None
+        if "choice_ids" in rows.column_names:
+            pairs = zip(rows["choices"], rows["choice_ids"], strict=True)
+            self._choices = dict(zip(rows["row"], pairs, strict=True))
+            if len(self._choices) < len(rows):
+                raise DataError("rows with choices need a number each in the column row, and some have the same")
         return rows, order
 
     def _score(self, evaluated: EvalPrediction) -> dict[str, float]:
         labels = evaluated.label_ids
         references = self._references or [[text] for text in decode(labels, self.processing_class)]
-        predictions = decode(evaluated.predictions, self.processing_class, self.stop)[: len(references)]
+        choices = None if self._choices is None else [texts for texts, _ in self._choices.values()]
+        predictions = self._texts(evaluated.predictions, choices)[: len(references)]
         scores = self.score(predictions, list(references))
         return {name: value for name, value in scores.items() if not isinstance(value, str)}
+
+    def _texts(self, predictions: np.ndarray, choices: Iterable[list[str]] | None) -> list[str]:
+        """Predictions as text: ids `[rows, T]` of what was written, or `[rows, 1]` the number of a choice."""
+        if choices is None:
+            return decode(predictions, self.processing_class, self.stop)
+        return [texts[number] for texts, number in zip(choices, predictions[:, 0], strict=False)]
 
 
 def _has_network(model: torch.nn.Module) -> bool:

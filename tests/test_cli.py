@@ -27,6 +27,7 @@ COMMANDS = [
     "import-gguf",
     "show",
     "templates",
+    "push",
 ]
 
 

@@ -113,20 +113,19 @@ def test_what_is_not_a_recipe_is_said(tmp_path, content, message):
 def test_a_resolved_recipe_parses_to_the_same_settings(recipe_file, tmp_path):
     import yaml
 
-    recipe = load_recipe(
-        recipe_file(metrics="[squad, exact_match]"), ["--weight_decay", "0.1", "--hub_token", "hf_secret"]
-    )
+    overrides = ["--weight_decay", "0.1", "--hub_model_id", "ann/first"]
+    recipe = load_recipe(recipe_file(metrics="[squad, exact_match]"), overrides)
     resolved = recipe.resolved()
-    assert "hf_secret" not in str(resolved)
+    assert "ann/first" not in str(resolved)  # a run that is made again is not pushed over the first one
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(resolved))
     again = load_recipe(tmp_path / "again.yaml")
     assert (again.model, again.data, again.prompt) == (recipe.model, recipe.data, recipe.prompt)
     differing = {key for key, value in recipe.training.to_dict().items() if again.training.to_dict()[key] != value}
-    assert differing <= {"hub_token", "logging_dir"}
+    assert differing <= {"hub_model_id", "logging_dir"}
 
 
 def test_there_are_as_many_recipes_as_the_readme_says():
-    assert len(RECIPES) == 7
+    assert len(RECIPES) == 8
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))

@@ -247,3 +247,23 @@ def test_demonstrations_are_a_tasks_own(recipe_file, tmp_path):
     recipe = recipe_file(method="multitask_prompt_tuning", num_demonstrations=2, tasks="[a.yaml, b.yaml]")
     with pytest.raises(RecipeError, match="num_demonstrations is each task's own"):
         load_recipe(recipe)
+
+
+def test_closed_questions_are_shown_balanced_answers(recipe_file, tmp_path, capsys):
+    for split, count in (("train", 20), ("test", 6)):
+        rows = question_rows(count, 0 if split == "train" else 3)
+        for number, row in enumerate(rows):
+            row["answers"] = {"text": ["no" if number % 5 else "yes"], "answer_start": [0]}
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    recipe = recipe_file(
+        template="question_answering/yes_no", num_demonstrations=2, demonstration_selection="balanced",
+        max_source_tokens=250, validation_file=None,
+    )  # fmt: skip
+    assert main(["train", str(recipe), "--save_strategy", "no"]) == 0
+    saved = Template.load(tmp_path / "run" / "template.yaml")
+    assert {each["answers"]["text"][0] for each in saved.demonstrations} == {"yes", "no"}
+    capsys.readouterr()
+    assert main(["predict", "--adapter", str(tmp_path / "run"), "--input", str(tmp_path / "test.jsonl")]) == 0
+    predicted = [json.loads(line)["prediction"] for line in capsys.readouterr().out.splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()]
+    assert predicted == [row["soft_prompt"] for row in rows] and set(predicted) <= {"yes", "no"}

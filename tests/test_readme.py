@@ -56,13 +56,15 @@ def test_every_command_names_recipes_and_flags_that_exist(line, monkeypatch, cap
     monkeypatch.chdir(ROOT)
     _, command, *words = shlex.split(line, comments=True)
     if command == "templates":  # needs no model, so it is run
-        assert main([command, *words]) == 0 and capsys.readouterr().err == ""
+        assert main([command, *words]) == 0
+        # The quickstart's rows have no choices.
+        assert re.sub("left out: 1 of .* which read columns that the row has not\n", "", capsys.readouterr().err) == ""
         return
     with pytest.raises(SystemExit):
         main([command, "--help"])
     own = set(re.findall(r"--\w+|-\w", capsys.readouterr().out))
     overrides = [word for word in words[1:] if word not in ("-n", "3")]
-    if words[0].startswith("--"):
+    if words[0].startswith("--") or command == "push":
         assert {word for word in words if word.startswith("--")} <= own
         return
     with pytest.raises(RecipeError) as caught:  # the reader's own files are not here; nothing else may be wrong

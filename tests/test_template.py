@@ -12,6 +12,7 @@ ROW = {
     "context": "Ada lives in Turin.",
     "question": "Where does Ada live?",
     "answers": {"text": ["Turin", "in Turin"], "answer_start": [13, 10]},
+    "choices": ["Oslo", "Turin"],
     "document": "A long story about Ada.",
     "summary": "Ada.",
     "translation": {"fr": "Bonjour.", "en": "Good morning."},
@@ -26,7 +27,8 @@ def test_shipped_templates_render_and_survive_being_saved(name):
         name.split("/")[0]
     ]
     assert rendered.target == target and target in rendered.references
-    assert target not in rendered.source.replace(ROW["context"], "").replace(ROW["document"], "")
+    if "choices" not in template.columns:  # which show the target among others
+        assert target not in rendered.source.replace(ROW["context"], "").replace(ROW["document"], "")
     assert Template.from_dict(yaml.safe_load(template.to_yaml()), name) == template
 
 

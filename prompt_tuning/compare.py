@@ -1,0 +1,227 @@
+"""Several recipes on the same rows, at the same seeds: an honest table of what each reached and what it cost.
+
+Each part is an ordinary `train` run in a folder of its own, so that a comparison goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from prompt_tuning.bootstrap import DRAWS, corpus_tests, difference, interval, row_scores
+from prompt_tuning.config import Recipe, load_recipe
+from prompt_tuning.data import SPLITS
+from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
+from prompt_tuning.files import write_json
+from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, load_metrics
+from prompt_tuning.prepare import prepare
+from prompt_tuning.summary import NAMES
+from prompt_tuning.train import train
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one recipe wrote and cost, over its seeds.
+
+    Args:
+        results: results.json of each seed.
+        predictions: of each seed the text of each row.
+    """
+
+    name: str
+    recipe: Recipe
+    folders: list[Path]
+    results: list[dict[str, Any]]
+    predictions: list[list[str]]
+    references: list[list[str]]
+
+    @property
+    def tuned(self) -> str:
+        return next(name for name in NAMES if name in self.results[0] and (name != "hard_prompt" or self.untrained))
+
+    @property
+    def untrained(self) -> bool:
+        return self.recipe.prompt.method == "none"
+
+
+def compare(
+    paths: list[str], overrides: list[str], seeds: list[int], folder: Path, metric: str | None = None
+) -> dict[str, Any]:
+    """Run what has not been run, and write compare.json, compare.md and compare.png.
+
+    Args:
+        paths: recipes; the first is what the others are compared with.
+        overrides: flags for all of them.
+        seeds: each recipe is trained once with each; one that trains nothing is run once.
+        metric: by default the task's main one.
+
+    Raises:
+        RecipeError: the recipes are not of one task, or have the same name.
+        DataError: they were evaluated on different rows.
+    """
+    recipes = {Path(path).stem: load_recipe(path, overrides) for path in paths}
+    if len(recipes) < len(paths):
+        raise RecipeError(f"{', '.join(paths)}: two recipes of one file name; a part is named by it, so rename one")
+    tasks = {recipe.data.task for recipe in recipes.values()}
+    if len(tasks) > 1:
+        raise RecipeError(f"the recipes are of different tasks ({', '.join(map(str, sorted(tasks)))}); compare one")
+    metric = metric or MAIN_METRIC[tasks.pop()]
+    _check_rows(recipes)
+    parts = []
+    for path in paths:
+        of_part = seeds if recipes[Path(path).stem].prompt.method != "none" else seeds[:1]
+        folders = [_run(path, overrides, seed, folder) for seed in of_part]
+        parts.append(_read(Path(path).stem, folders, recipes[Path(path).stem]))
+    compared = {"metric": metric, "rows": len(parts[0].references), "seeds": seeds} | _facts(parts, metric)
+    write_json(folder / "compare.json", compared)
+    (folder / "compare.md").write_text(comparison_text(compared) + "\n", encoding="utf-8")
+    _draw(compared, folder / "compare.png")
+    return compared
+
+
+def _check_rows(recipes: dict[str, Recipe]) -> None:
+    """Find what is wrong with any recipe, and whether all are evaluated on the same rows, before a model loads."""
+    known: dict[str, list[list[str]]] = {}
+    for name, recipe in recipes.items():
+        encoded = prepare(recipe, SPLITS).encoded
+        known[name] = list(encoded["test" if "test" in encoded else "validation"]["references"])
+        first = next(iter(known))
+        if known[name] != known[first]:
+            raise DataError(f"{first} and {name} would be evaluated on other rows; give both one test_file")
+
+
+def _run(path: str, overrides: list[str], seed: int, folder: Path) -> Path:
+    """The folder of a recipe's run with a seed, which is trained, or gone on with, unless it is there."""
+    run = folder / f"{Path(path).stem}-seed{seed}"
+    recipe = load_recipe(path, [*overrides, f"--seed={seed}", f"--output_dir={run}", "--resume_from_checkpoint=auto"])
+    if (run / "results.json").is_file():
+        saved = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        wanted = yaml.safe_load(yaml.safe_dump(recipe.resolved()))
+        if changed := sorted(key for key in wanted.keys() | saved.keys() if wanted.get(key) != saved.get(key)):
+            raise RecipeError(
+                f"{run} was run with other settings ({', '.join(changed)}); remove it, or name another --output_dir"
+            )
+        return run
+    logger.info("%s, seed %s", Path(path).stem, seed)
+    train(recipe, evaluate_hard_prompt=recipe.prompt.method == "none")
+    gc.collect()  # a trainer and its model refer to each other
+    return run
+
+
+def _read(name: str, folders: list[Path], recipe: Recipe) -> Part:
+    results = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
+    part = Part(name, recipe, folders, results, [], [])
+    for folder in folders:
+        (file,) = (folder / "predictions").glob("*.jsonl")
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        part.predictions.append([row[part.tuned] for row in rows])
+        part.references[:] = [row["references"] for row in rows]
+    return part
+
+
+def _facts(parts: list[Part], metric: str) -> dict[str, Any]:
+    """For each part its score with interval and spread, the difference from the first, and its cost."""
+    data = parts[0].recipe.data
+    score = load_metrics(parts[0].recipe.prompt.metrics or TASK_METRICS[data.task], language=data.metric_language)
+    rows = {
+        part.name: [row_scores(score, metric, texts, part.references) for texts in part.predictions] for part in parts
+    }
+    by_row = all(each is not None for of_part in rows.values() for each in of_part)
+    tests = {}
+    if not by_row:
+        if metric not in ("bleu", "chrf"):
+            raise PromptTuningError(f"{metric} is no mean over rows, and only bleu and chrf have a test of their own")
+        first_seeds = {part.name: part.predictions[0] for part in parts}
+        tests = corpus_tests(metric, first_seeds, parts[0].references, data.metric_language)
+    facts = {}
+    for part in parts:
+        of_seeds = [result[part.tuned][metric] for result in part.results]
+        found = {"score": float(np.mean(of_seeds)), "of_seeds": of_seeds}
+        if by_row:
+            scores = np.stack(rows[part.name])
+            found["low"], found["high"] = interval(scores)
+            if part is not parts[0]:
+                found["against_first"] = difference(scores, np.stack(rows[parts[0].name]))
+        else:
+            found |= tests[part.name]
+        facts[part.name] = found | _costs(part)
+    how = f"{DRAWS} draws of rows and seeds" if by_row else "sacreBLEU's paired bootstrap of the first seed"
+    return {"test": how, "parts": facts}
+
+
+def _costs(part: Part) -> dict[str, Any]:
+    adapter = part.folders[0] / "adapter_model.safetensors"
+    whole = part.folders[0] / "model.safetensors"
+    saved = next((file.stat().st_size for file in (adapter, whole) if file.is_file()), 0)
+    results = part.results
+    return {
+        "method": part.recipe.prompt.method,
+        "steps": results[0].get("train_steps", 0),
+        "trainable_parameters": results[0].get("trainable_parameters", 0),
+        "adapter_bytes": saved,
+        "train_seconds": round(float(np.mean([result.get("train_seconds", 0) for result in results])), 1),
+        "seconds_per_100_predictions": round(
+            float(np.mean([100 * result["evaluation_seconds"] / result["rows"] for result in results])), 1
+        ),
+    }
+
+
+def comparison_text(compared: dict[str, Any]) -> str:
+    """The table, in Markdown."""
+    parts, metric = compared["parts"], compared["metric"]
+    first = next(iter(parts))
+    head = (
+        "recipe", metric, "95 % interval", "of each seed", f"against {first}", "p",
+        "trained numbers", "adapter, bytes", "training, s", "s per 100 predictions",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name, part in parts.items():
+        against = part.get("against_first", {})
+        p = against.get("p", part.get("p"))
+        cells = (
+            name,
+            f"{part['score']:.1f}",
+            f"{part['low']:.1f} to {part['high']:.1f}",
+            ", ".join(f"{each:.1f}" for each in part["of_seeds"]),
+            f"{against['difference']:+.1f} ({against['low']:+.1f} to {against['high']:+.1f})"
+            if against
+            else ("" if name == first else f"{part['score'] - parts[first]['score']:+.1f}"),
+            "" if p is None else f"{p:.3f}",
+            f"{part['trainable_parameters']:,}",
+            f"{part['adapter_bytes']:,}",
+            f"{part['train_seconds']:.0f}",
+            f"{part['seconds_per_100_predictions']:.1f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    rows, seeds = compared["rows"], ", ".join(map(str, compared["seeds"]))
+    return "\n".join([*lines, "", f"{rows} rows; seeds {seeds}; intervals and p: {compared['test']}"])
+
+
+def _draw(compared: dict[str, Any], path: Path) -> None:
+    """Quality against trained numbers."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a display
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise PromptTuningError("compare.png needs matplotlib; pip install prompt-tuning[plot]") from None
+    figure = Figure(figsize=(9, 5.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for name, part in compared["parts"].items():
+        place = max(part["trainable_parameters"], 1)
+        around = [[part["score"] - part["low"]], [part["high"] - part["score"]]]
+        axes.errorbar(place, part["score"], np.maximum(around, 0), fmt="o", capsize=4)
+        axes.annotate(name, (place, part["score"]), xytext=(6, 5), textcoords="offset points", fontsize=8)
+    axes.set_xscale("symlog", linthresh=10)
+    axes.set(xlabel="trained numbers (1: none)", ylabel=compared["metric"])
+    axes.margins(x=0.2, y=0.15)
+    axes.grid(alpha=0.3)
+    FigureCanvasAgg(figure).print_png(path)

@@ -1,0 +1,297 @@
+"""Runs on the Hugging Face hub: a folder goes up as one commit, an adapter comes down by its id.
+
+What goes up is named, file by file, so that nothing else can: no checkpoint with its optimiser's state, no prediction,
+no training arguments (they may hold a token), and no initial_prompt.safetensors, in which the training rows of an init
+from demonstrations could be read.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from httpx2 import HTTPError
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.utils import validate_repo_id
+
+from prompt_tuning.errors import AdapterError, HubError
+
+RUN_FILES = ("recipe.yaml", "template.yaml", "results.json")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+MODEL_FILES = (
+    "config.json", "generation_config.json", "model.safetensors", "model-*.safetensors",
+    "model.safetensors.index.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
+    "merges.txt", "*.model", "chat_template.jinja",
+)  # fmt: skip
+# Settings that are texts of the user's, where a leading slash makes no path.
+TEXTS = ("init_text", "init_labels")
+
+
+def push(
+    run: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    base_model: str | None = None,
+    overwrite: bool = False,
+    finished: bool = True,
+    token: str | None = None,
+    message: str = "Push a run of prompt_tuning",
+) -> str:
+    """Upload a run in one commit, so that all of it is there or nothing, and it may be done again; its commit's URL.
+
+    Args:
+        repo_id: `name` or `user/name`; made if it is not there.
+        private: of a repository that is made; one that is public already is then refused.
+        revision: the branch, made if it is not there; by default main.
+        base_model: hub id to write in place of the base model that the adapter was trained on.
+        overwrite: also replace an adapter of another base model.
+        finished: refuse a folder without results.
+
+    Raises:
+        HubError: with what happened and what to do next. The token is in no message.
+    """
+    plan_upload(run, repo_id, base_model, finished)  # what is wrong here is said before anything is made there
+    api, base = HfApi(token=token, library_name="prompt_tuning"), _base_model(Path(run), base_model)
+    with _explained(repo_id):
+        if base:
+            _check_base_is_on_hub(api, base)
+        repo_id = create_repository(repo_id, private, token)
+        if revision and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        there = api.model_info(repo_id, revision=revision)
+        if private and not there.private:
+            raise HubError(f"{repo_id} is public already; leave private out, or name another repository")
+        _check_there(api, there, base, overwrite)
+        files = plan_upload(run, repo_id, base_model, finished)
+        commit = api.create_commit(
+            repo_id,
+            [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()],
+            commit_message=message,
+            revision=revision,
+            parent_commit=there.sha,  # what somebody else commits meanwhile is not overwritten
+        )
+    return commit.commit_url
+
+
+def create_repository(repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+    """The full id of a repository that is there now."""
+    with _explained(repo_id):
+        return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+
+
+def plan_upload(
+    run: str | Path, repo_id: str, base_model: str | None = None, finished: bool = True
+) -> dict[str, bytes | Path]:
+    """What `push` uploads, by name; asks no network. No path of this machine stays in the text files.
+
+    Raises:
+        HubError: not a finished run, or one whose base model nobody else has.
+    """
+    run = Path(run)
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(
+            f"--repo_id {repo_id}: {str(error).split(':')[0].rstrip('.')}; give NAME or USER/NAME"
+        ) from error
+    adapter = (run / ADAPTER_FILES[0]).is_file()
+    needed = [*(ADAPTER_FILES if adapter else ["config.json"]), *(RUN_FILES if finished else [])]
+    if missing := [name for name in needed if not (run / name).is_file()]:
+        what = missing[0] if adapter or missing[0] != "config.json" else ADAPTER_FILES[0]
+        raise HubError(f"{run}: no {what} there; push wants the folder of a finished `prompt-tuning train`")
+    _base_model(run, base_model)
+    patterns = ["README.md", *RUN_FILES, *(ADAPTER_FILES if adapter else MODEL_FILES)]
+    paths = sorted({path for pattern in patterns for path in run.glob(pattern) if path.is_file()})
+    renamed = _renamed(run, base_model)
+    return {path.name: _public(path, renamed, repo_id, base_model) for path in paths}
+
+
+def list_upload(files: dict[str, bytes | Path]) -> str:
+    """Names and sizes, for --dry-run."""
+    sizes = {
+        name: content.stat().st_size if isinstance(content, Path) else len(content) for name, content in files.items()
+    }
+    lines = [f"{size:>13,}  {name}" for name, size in sizes.items()]
+    return "\n".join([*lines, f"{sum(sizes.values()):>13,}  bytes in {len(sizes)} files"])
+
+
+def is_hub_id(name: str | Path) -> bool:
+    """Whether it can be somebody's repository, `user/name` or `user/name@revision`, and not only a folder."""
+    return bool(re.fullmatch(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+(@\S+)?", str(name), re.ASCII))
+
+
+def adapter_folder(name: str | Path) -> Path:
+    """The folder of an adapter: itself, or where the files of a hub id were downloaded to.
+
+    Args:
+        name: a folder, or a hub id, as `user/name` or with a branch, tag or commit `user/name@revision`. A folder of
+            that name wins. Offline the cache answers.
+
+    Raises:
+        AdapterError: neither, or the hub cannot be asked.
+    """
+    return _downloaded(str(name)) if is_hub_id(name) and not Path(name).is_dir() else Path(name)
+
+
+@functools.cache  # so that all of a run reads one commit
+def _downloaded(name: str) -> Path:
+    repo_id, _, revision = name.partition("@")
+    nowhere = f"{name}: no such folder (looked in {Path.cwd()})"
+    try:
+        patterns = [*ADAPTER_FILES, *RUN_FILES, "config.json"]
+        folder = Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=patterns))
+        whole_model = (folder / "config.json").is_file() and (folder / "recipe.yaml").is_file()
+        if whole_model:
+            snapshot_download(repo_id, revision=folder.name, allow_patterns=list(MODEL_FILES))
+    except HFValidationError as error:
+        raise AdapterError(f"{nowhere}, nor can it be a repository's id") from error
+    except RevisionNotFoundError as error:
+        raise AdapterError(f"{repo_id} on {constants.ENDPOINT} has no revision {revision}") from error
+    except RepositoryNotFoundError as error:
+        login = "" if get_token() else ", or it is private: log in with `hf auth login`, or set HF_TOKEN"
+        raise AdapterError(f"{nowhere}, and no such repository on {constants.ENDPOINT}{login}") from error
+    except LocalEntryNotFoundError as error:
+        why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{constants.ENDPOINT} cannot be reached"
+        raise AdapterError(f"{nowhere}, not in the cache ({constants.HF_HUB_CACHE}), and {why}") from error
+    except HfHubHTTPError as error:
+        raise AdapterError(f"{nowhere}, and {_refusal(error, repo_id)}") from error
+    except HTTPError as error:
+        raise AdapterError(
+            f"{name}: the connection to {constants.ENDPOINT} was lost; run the command again"
+        ) from error
+    if not whole_model and not (folder / ADAPTER_FILES[0]).is_file():
+        raise AdapterError(f"{name} on {constants.ENDPOINT}: no {ADAPTER_FILES[0]} there, so it holds no adapter")
+    return folder
+
+
+def _base_model(run: Path, base_model: str | None) -> str | None:
+    """The hub id that an adapter will name; None for a run that is a whole model itself."""
+    if not (run / ADAPTER_FILES[0]).is_file():
+        return None
+    trained_on = json.loads((run / ADAPTER_FILES[0]).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = base_model or trained_on
+    if base and not Path(base).is_dir() and (is_hub_id(base) or "/" not in base):
+        return base
+    raise HubError(
+        f"{run}: its adapter names the base model {base}, a folder that only this machine has, so nobody else could "
+        "load it; name the hub model that it is a copy of, as --base_model USER/NAME"
+    )
+
+
+def _check_base_is_on_hub(api: HfApi, base: str) -> None:
+    try:
+        api.model_info(base)
+    except RepositoryNotFoundError as error:
+        raise HubError(
+            f"the adapter names the base model {base}, and {constants.ENDPOINT} has none of that name that this token "
+            "may read; name the hub model that it was trained on, as --base_model USER/NAME"
+        ) from error
+
+
+def _check_there(api: HfApi, there: ModelInfo, base: str | None, overwrite: bool) -> None:
+    """Refuse to put an adapter over that of another model, or beside a whole model, and the other way round."""
+    names = {sibling.rfilename for sibling in there.siblings or []}
+    other = "config.json" if base else ADAPTER_FILES[0]
+    if other in names:
+        what = "a whole model" if base else "an adapter"
+        raise HubError(f"{there.id} holds {what} ({other}), and the two cannot share it; name another repository")
+    if not base or ADAPTER_FILES[0] not in names or overwrite:
+        return
+    path = api.hf_hub_download(there.id, ADAPTER_FILES[0], revision=there.sha)
+    theirs = json.loads(Path(path).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if theirs != base:
+        raise HubError(
+            f"{there.id} holds an adapter of {theirs}, this one is of {base}; name another repository, or replace it "
+            "with --overwrite"
+        )
+
+
+def _renamed(run: Path, base_model: str | None) -> dict[str, str]:
+    """What stands in the recipe and means something on this machine alone -> what is written in place of it."""
+    recipe = run / "recipe.yaml"
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
+    values = [value for key, value in settings.items() if key not in TEXTS]
+    texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
+    renamed = {text: Path(text).name for text in texts if isinstance(text, str) and Path(text).is_absolute()}
+    if base_model and (trained_on := settings.get("model_name_or_path")):
+        renamed[trained_on] = base_model
+    return dict(sorted(renamed.items(), key=lambda pair: -len(pair[0])))
+
+
+def _public(path: Path, renamed: dict[str, str], repo_id: str, base_model: str | None) -> bytes | Path:
+    """A file as others may read it; the path of one that holds no text of ours."""
+    if path.suffix not in (".md", ".yaml", ".json"):
+        return path
+    text = path.read_text(encoding="utf-8")
+    for ours, public in renamed.items():
+        words = r"\s+".join(map(re.escape, ours.split(" ")))  # YAML may break a line where a path has a blank
+        text = re.sub(rf"(?<![\w./-]){words}(?![\w-])", public.replace("\\", r"\\"), text)
+    if path.name == ADAPTER_FILES[0] and base_model:
+        text = json.dumps(json.loads(text) | {"base_model_name_or_path": base_model}, indent=2, sort_keys=True)
+    if path.name == "README.md":
+        text = re.sub(r"(prompt-tuning predict --adapter) .+?(?= --input)", rf"\1 {repo_id}", text)
+        if base_model:
+            card = ModelCard(text)
+            card.data.base_model = base_model
+            text = str(card)
+    return text.encode("utf-8")
+
+
+@contextmanager
+def _explained(repo_id: str) -> Iterator[None]:
+    """Turn what the hub's client raises into an error that says what happened and what to do next."""
+    again = "a push is one commit, so nothing is half there: run the same command again"
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise HubError(f"{repo_id}: HF_HUB_OFFLINE is set, so nothing was sent; unset it to push") from error
+    except HfHubHTTPError as error:
+        raise HubError(f"{repo_id}: {_refusal(error, repo_id)}") from error
+    except (HTTPError, RuntimeError, ConnectionError, LocalEntryNotFoundError) as error:
+        # Uploads run in threads or in hf_xet, which report a lost connection as a RuntimeError.
+        cause = error.__cause__ or error
+        if isinstance(cause, HfHubHTTPError):
+            raise HubError(f"{repo_id}: {_refusal(cause, repo_id)}") from error
+        why = f"{type(cause).__name__}: {_first_line(cause)}"
+        raise HubError(f"{repo_id}: the connection to {constants.ENDPOINT} failed ({why}); {again}") from error
+    except ValueError as error:
+        raise HubError(f"{repo_id}: {constants.ENDPOINT} would not take it: {_first_line(error)}") from error
+
+
+def _refusal(error: HfHubHTTPError, repo_id: str) -> str:
+    """Why the hub said no, and what to do about it."""
+    status, hub = error.response.status_code, constants.ENDPOINT
+    if status == 401 and get_token() is None:
+        return f"{hub} wants to know who asks; log in with `hf auth login`, or set HF_TOKEN"
+    if status == 401:
+        return f"{hub} does not accept the token (HF_TOKEN, or that of `hf auth login`); log in with a valid one"
+    if status == 403:
+        return (
+            f"this token may not write to {repo_id}: the name is somebody else's, or the token may only read; name a "
+            "repository of your own (`hf auth whoami` tells whose), or log in with a token that may write"
+        )
+    if status in (409, 412):
+        return "somebody else changed it at the same time, and nothing was overwritten; run the same command again"
+    if status == 429 or status >= 500:
+        return f"{hub} answers {status}, and nothing was changed; wait, and run the same command again"
+    return f"{hub} answers {status}: {_first_line(error.server_message or error)}"
+
+
+def _first_line(message: object) -> str:
+    return next((line.strip() for line in str(message).splitlines() if line.strip()), "no more is known")

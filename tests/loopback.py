@@ -1,0 +1,27 @@
+"""`python loopback.py '[["push", ...], ["predict", ...]]'`: commands one after the other, in one process.
+
+The hub's client waits no second before it tries again, and no address but the loopback one is reached.
+"""
+
+import json
+import socket
+import sys
+import time
+
+real_getaddrinfo = socket.getaddrinfo
+
+
+def loopback_alone(host, *args, **kwargs):
+    host = host.decode() if isinstance(host, bytes) else host
+    if host != "localhost" and not host.endswith(".localhost"):
+        raise AssertionError(f"a test asked for {host}")
+    return real_getaddrinfo("127.0.0.1", *args, **kwargs)
+
+
+socket.getaddrinfo, time.sleep = loopback_alone, lambda seconds: None
+
+from prompt_tuning.cli import main  # noqa: E402
+
+codes = [main(command) for command in json.loads(sys.argv[1])]
+print("exit codes:", *codes, file=sys.stderr)
+sys.exit(max(codes))

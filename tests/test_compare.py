@@ -1,0 +1,114 @@
+"""compare: what it trains, what it does not train again, and that its tests tell a difference from none."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import question_rows, write_jsonl
+
+from prompt_tuning.bootstrap import corpus_tests, difference, interval, row_scores
+from prompt_tuning.cli import main
+from prompt_tuning.metrics import load_metrics
+
+
+@pytest.fixture
+def recipes(recipe_file, tmp_path):
+    """Recipes by name: no training, a soft prompt, LoRA."""
+    paths = {}
+    for name, changes in {
+        "hard": {"method": "none"},
+        "soft": {},
+        "lora": {"method": "lora", "num_virtual_tokens": None},
+    }.items():
+        paths[name] = recipe_file(output_dir=None, **changes).rename(tmp_path / f"{name}.yaml")
+    return paths
+
+
+def compared(recipes, tmp_path, *flags):
+    names = [str(path) for path in recipes.values()]
+    return main(["compare", *names, "--output_dir", str(tmp_path / "runs"), "--seeds", "1", "2", *flags])
+
+
+def test_recipes_are_run_once_with_each_seed_and_told_in_a_table(recipes, tmp_path, capsys, monkeypatch):
+    assert compared(recipes, tmp_path, "--max_steps", "3") == 0
+    table = capsys.readouterr().out
+    folder = tmp_path / "runs"
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
+        "hard-seed1", "soft-seed1", "soft-seed2", "lora-seed1", "lora-seed2",
+    }  # fmt: skip
+    found = json.loads((folder / "compare.json").read_text())
+    assert found["metric"] == "f1" and found["rows"] == 9
+    results = json.loads((folder / "soft-seed2" / "results.json").read_text())
+    assert "hard_prompt" not in results and results["train_steps"] == 3
+    soft = found["parts"]["soft"]
+    assert soft["of_seeds"][1] == results["soft_prompt"]["f1"] and soft["low"] <= soft["score"] <= soft["high"]
+    assert soft["trainable_parameters"] == 6 * 32 and soft["adapter_bytes"] > 6 * 32 * 4
+    assert found["parts"]["hard"]["trainable_parameters"] == 0 and "against_first" not in found["parts"]["hard"]
+    assert "| soft |" in table and "9 rows; seeds 1, 2" in table
+    assert (folder / "compare.md").read_text() in table + "\n"
+    assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+    monkeypatch.setattr("prompt_tuning.compare.train", None)  # all is there
+    assert compared(recipes, tmp_path, "--max_steps", "3") == 0
+    assert json.loads((folder / "compare.json").read_text()) == found
+    assert compared(recipes, tmp_path, "--max_steps", "4") == 2
+    assert "was run with other settings (max_steps)" in capsys.readouterr().err
+
+
+def test_what_cannot_be_compared_is_said_before_anything_is_trained(recipes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.compare.train", None)
+    twice = {"one": recipes["soft"], "other": recipes["soft"]}
+    assert compared(twice, tmp_path) == 2
+    assert "two recipes of one file name" in capsys.readouterr().err
+    text = recipes["lora"].read_text()
+    recipes["lora"].write_text(text.replace("question_answering", "summarization"))
+    assert compared(recipes, tmp_path) == 2
+    assert "of different tasks (question_answering, summarization)" in capsys.readouterr().err
+
+
+def test_parts_on_other_rows_are_refused_before_anything_is_trained(recipes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.compare.train", None)
+    other = write_jsonl(tmp_path / "other.jsonl", question_rows(4))
+    text = recipes["soft"].read_text()
+    recipes["soft"].write_text(text.replace(str(tmp_path / "test.jsonl"), str(other)))
+    del recipes["lora"]
+    assert compared(recipes, tmp_path, "--max_steps", "1") == 1
+    assert "hard and soft would be evaluated on other rows" in capsys.readouterr().err
+
+
+def test_an_interval_holds_the_mean_as_often_as_it_says():
+    generator = np.random.default_rng(7)
+    held = 0
+    for _ in range(100):
+        low, high = interval(generator.normal(50, 20, size=(1, 60)))
+        held += low <= 50 <= high
+    assert 88 <= held <= 100
+
+
+def test_a_paired_test_sees_a_small_gain_on_every_row_and_none_in_noise():
+    generator = np.random.default_rng(7)
+    rows = generator.normal(50, 20, size=(1, 200))
+    gained = difference(rows + generator.normal(2, 3, size=rows.shape), rows)
+    assert gained["p"] < 0.01 and 0 < gained["low"] < gained["difference"] < gained["high"]
+    noise = generator.normal(0, 3, size=rows.shape)
+    noise = difference(rows + noise - noise.mean() + 0.05, rows)
+    assert noise["p"] > 0.05 and noise["low"] < 0 < noise["high"]
+    assert difference(rows, rows)["p"] == 1
+    seeds = np.concatenate([rows + 5, rows - 5])  # a gain that one seed alone has
+    assert difference(seeds, rows)["p"] > 0.1
+
+
+def test_corpus_metrics_are_no_mean_over_rows_and_go_by_sacrebleu():
+    references = [
+        [f"the {word} cat sat on the old mat by the door"] for word in ("red", "big", "shy", "wet", "sad") * 6
+    ]
+    good = [texts[0] for texts in references]
+    poor = [text.replace("old mat by", "new rug at") for text in good]
+    bleu = load_metrics(["sacrebleu"])
+    assert row_scores(bleu, "bleu", poor[:-1] + good[:1], references) is None
+    squad = load_metrics(["squad"])
+    assert row_scores(squad, "f1", poor, references).shape == (30,)
+    for metric in ("bleu", "chrf"):
+        found = corpus_tests(metric, {"poor": poor, "good": good}, references)
+        assert found["good"]["p"] < 0.01 and "p" not in found["poor"]
+        assert found["poor"]["low"] <= found["poor"]["high"] < 100
