@@ -35,7 +35,8 @@ METHODS = {
     "p_tuning, 20 tokens, 1e-3": SHORT | {"method": "p_tuning", "learning_rate": "1e-3"},
     "cpt, text": {"method": "cpt", "init": None, "learning_rate": "3e-3"},
     "cpt, text, 3e-2": {"method": "cpt", "init": None, "learning_rate": "3e-2"},
-    "few-shot, the same text": PLAIN | {"method": "none", "template": str(QUICKSTART / "templates/two_examples.yaml")},
+    "few-shot, the same text": PLAIN
+    | {"method": "none", "template": str(QUICKSTART / "templates/two_examples.yaml"), "max_source_tokens": "512"},
     "prompt_tuning, 20 random": SHORT | {"init": "random"},
     "prompt_tuning, 20 frequent": SHORT | {"init": "frequent"},
     "prompt_tuning, 2 demonstrations of the data": {"init": "demonstrations", "init_text": None},

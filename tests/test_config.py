@@ -9,7 +9,8 @@ from prompt_tuning.config import load_recipe
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.template import Template
 
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "templates")
+OTHER = ("templates", "accelerate")
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name not in OTHER)
 
 
 def test_yaml_and_flags_are_typed_alike_and_flags_win(recipe_file):
