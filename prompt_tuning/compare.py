@@ -19,7 +19,7 @@ from prompt_tuning.bootstrap import DRAWS, corpus_tests, difference, interval, r
 from prompt_tuning.config import Recipe, load_recipe
 from prompt_tuning.data import SPLITS
 from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
-from prompt_tuning.files import write_json
+from prompt_tuning.files import whole_file, write_json
 from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, load_metrics
 from prompt_tuning.prepare import prepare
 from prompt_tuning.summary import NAMES
@@ -83,7 +83,8 @@ def compare(
         parts.append(_read(Path(path).stem, folders, recipes[Path(path).stem]))
     compared = {"metric": metric, "rows": len(parts[0].references), "seeds": seeds} | _facts(parts, metric)
     write_json(folder / "compare.json", compared)
-    (folder / "compare.md").write_text(comparison_text(compared) + "\n", encoding="utf-8")
+    with whole_file(folder / "compare.md") as file:
+        file.write(comparison_text(compared) + "\n")
     _draw(compared, folder / "compare.png")
     return compared
 
