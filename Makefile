@@ -1,4 +1,4 @@
-# make quickstart   tune a soft prompt on a real model and show what it gained (some six minutes the first time)
+# make quickstart   tune a soft prompt on a real model and show what it gained (some five minutes the first time)
 # make test         the whole test suite
 # make lint         ruff
 # make benchmark    every figure of benchmarks/results.md, some 20 minutes
