@@ -111,6 +111,13 @@ examples:
   prompt-tuning show runs/quickstart
   prompt-tuning show runs/quickstart -n 20
 """
+REPORT_EXAMPLES = """\
+examples:
+  prompt-tuning report runs/quickstart
+
+train and evaluate write it themselves. One file, which asks nothing of any network: results, curves, every row with
+its score, lengths and the recipe. The rows of your data are in it; `push` leaves it here.
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -226,6 +233,9 @@ def _add_commands_without_recipe(command: Callable[..., argparse.ArgumentParser]
     show = command("show", _show, "Print the results of a run again.", SHOW_EXAMPLES)
     show.add_argument("folder", metavar="RUN", type=Path, help="folder that train or evaluate wrote")
     show.add_argument("-n", metavar="N", type=int, default=3, help="example rows (default: 3)")
+
+    report = command("report", _report, "Write a run's report.html again.", REPORT_EXAMPLES)
+    report.add_argument("folder", metavar="RUN", type=Path, help="folder that train or evaluate wrote")
 
     push = command("push", _push, "Share a run on the Hugging Face hub.", PUSH_EXAMPLES)
     push.add_argument("folder", metavar="RUN", help="folder of a finished train")
@@ -408,6 +418,13 @@ def _show(args: argparse.Namespace, _: list[str]) -> int:
     from prompt_tuning.summary import summarize
 
     print(summarize(args.folder, args.n))
+    return 0
+
+
+def _report(args: argparse.Namespace, _: list[str]) -> int:
+    from prompt_tuning.report import write_report
+
+    print(write_report(args.folder))
     return 0
 
 
