@@ -174,17 +174,18 @@ def _fitting(text: str) -> str:
 
 
 def _table(results: dict[str, Any]) -> dict[str, Any]:
-    """Metrics by what answered the rows; the difference where there are two."""
+    """The metrics of what answered the rows, and the difference where two did."""
     scored = {label: results[name] for name, label in NAMES.items() if name in results}
     scored |= {f"{each['folder']} alone": each for each in results.get("adapters", {}).values()}
     first = next(iter(scored.values()))
     metrics = [key for key, value in first.items() if not isinstance(value, str)]
-    lines = {label: [f"{scores[metric]:.2f}" for metric in metrics] for label, scores in scored.items()}
+    lines = {metric: [f"{scores[metric]:.2f}" for scores in scored.values()] for metric in metrics}
     if len(scored) == 2:
         hard, tuned = scored.values()
-        lines["difference"] = [f"{tuned[metric] - hard[metric]:+.2f}" for metric in metrics]
+        for metric, values in lines.items():
+            values.append(f"{tuned[metric] - hard[metric]:+.2f}")
     return {
-        "metrics": metrics,
+        "columns": [*scored, "difference"] if len(scored) == 2 else [*scored],
         "lines": lines,
         "signatures": [value for value in first.values() if isinstance(value, str)],
         "rows": results["rows"],
@@ -211,7 +212,7 @@ def _facts(results: dict[str, Any], of_tasks: bool = False) -> dict[str, str]:
             f"{results['train_rows']:,} rows, {results['train_steps']:,} steps, {results['train_seconds']:.0f} s, "
             f"{results['trainable_parameters']:,} trained parameters"
         )
-    if "trained_with" in results:
+    if "trained_with" in results and not of_tasks:
         facts["Trained with"] = f"{', '.join(results['trained_with'])}; steps and seconds are those of all"
     if "best_checkpoint" in results:
         facts["Best checkpoint"] = results["best_checkpoint"]

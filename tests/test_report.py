@@ -132,7 +132,7 @@ def test_a_run_that_trains_nothing_has_one_column_and_no_curves(recipe_file, tmp
 @pytest.mark.parametrize("name", ["soft_prompt", "lora", "full"])
 def test_gains_and_losses_are_counted_and_named(name, tmp_path):
     text = report.write_report(make_run(tmp_path / "run", ("hard_prompt", name))).read_text()
-    assert "11 rows are better, 1 worse, 0 the same" in text
+    assert "11 better, 1 worse, 0 the same" in text
     gains = re.findall(r'<a href="#row-(\d+)">', text)
     assert gains == ["1", "3", "5", "7", "9", "4"]  # ties by their number, then the loss
     assert text.count("+100.0") == 5 + 6 and "2 / " not in text
