@@ -185,7 +185,7 @@ def _table(results: dict[str, Any]) -> dict[str, Any]:
         for metric, values in lines.items():
             values.append(f"{tuned[metric] - hard[metric]:+.2f}")
     return {
-        "columns": [*scored, "difference"] if len(scored) == 2 else [*scored],
+        "columns": [*scored, "change"] if len(scored) == 2 else [*scored],
         "lines": lines,
         "signatures": [value for value in first.values() if isinstance(value, str)],
         "rows": results["rows"],
