@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from prompt_tuning.encoding import agreement
 from prompt_tuning.packed_attention import RowLayout
@@ -119,26 +120,33 @@ def read_packed(
         owners: for each row the number of its prompt.
         rows: token ids.
     """
-    device, parts = base.device, []
-    at_once = READ_AT_ONCE if device.type == "cpu" else sum(map(len, rows))
+    parts = []
+    at_once = READ_AT_ONCE if base.device.type == "cpu" else sum(map(len, rows))
     lengths = tuple(cache.get_seq_length() for cache in caches)
     for chunk in chunks([number for number, row in enumerate(rows) if row], [len(row) for row in rows], at_once):
         own = [(owners[number], rows[number]) for number in chunk]
         layout = RowLayout(
             lengths, tuple(len(row) for _, row in own), tuple(owner for owner, _ in own), tuple(caches), {}
         )
-        base(
-            input_ids=torch.tensor([[token for _, row in own for token in row]], device=device),
-            position_ids=layout.positions(device),
-            attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device),  # so that the model makes none
-            use_cache=False,
-            logits_to_keep=1,
-            row_layout=layout,
-        )
+        run_packed(base, [row for _, row in own], layout, logits_to_keep=1)
         parts.append([layout.kept[number] for number in range(len(caches[0].layers))])
     if not parts:
         return [(layer.keys[:, :, :0], layer.values[:, :, :0]) for layer in caches[0].layers]
     return [tuple(torch.cat(states, 2) for states in zip(*layer, strict=True)) for layer in zip(*parts, strict=True)]
+
+
+def run_packed(
+    base: PreTrainedModel, rows: Sequence[Sequence[int]], layout: RowLayout, **kwargs: Any
+) -> CausalLMOutputWithPast:
+    """The model's output over rows of token ids as one packed sequence, behind the layout's prefixes."""
+    return base(
+        input_ids=torch.tensor([[token for row in rows for token in row]], device=base.device),
+        position_ids=layout.positions(base.device),
+        attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.long, device=base.device),  # so that the model makes none
+        use_cache=False,
+        row_layout=layout,
+        **kwargs,
+    )
 
 
 def chunks(numbers: Sequence[int], lengths: Sequence[int], at_once: int) -> Iterator[list[int]]:

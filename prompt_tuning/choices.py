@@ -24,11 +24,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
-from prompt_tuning.caches import by_length, caches_of_rows, chunks, opening_cache
+from prompt_tuning.caches import by_length, caches_of_rows, chunks, opening_cache, run_packed
 from prompt_tuning.encoding import batches_within, common_opening, source_length
 from prompt_tuning.packed_attention import ATTENTION, RowLayout
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once
-from prompt_tuning.ways import sliding_window, why_not_packed
+from prompt_tuning.ways import why_not_packed, within_window
 
 Normalization = Literal["none", "tokens", "characters", "bytes", "unconditional"]
 
@@ -171,8 +171,7 @@ def _logits(
         if packed := model.packed_caches(sources, reach):
             return _packed_logits(base, *packed, sources, segments)
         prompted = not model.disabled
-    window = sliding_window(base.config.get_text_config())
-    if prompted or why_not_packed(base) or (window and reach > window):
+    if prompted or why_not_packed(base) or not within_window(base, reach):
         return _padded_logits(model, sources, segments)
     base.set_attn_implementation(ATTENTION)
     return _packed_logits(base, [opening_cache(base, [])], 0, sources, segments)
@@ -199,14 +198,7 @@ def _packed_logits(
             tuple(owner[segments[number].row] for number in chunk),
             tuple(behind[row] for row in used),
         )
-        output = base(
-            input_ids=torch.tensor([[token for row in ids for token in row]], device=base.device),
-            position_ids=layout.positions(base.device),
-            attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.long, device=base.device),  # so that it makes none
-            use_cache=False,
-            row_layout=layout,
-        )
-        yield from output.logits[0].split(list(layout.rows))
+        yield from run_packed(base, ids, layout).logits[0].split(list(layout.rows))
 
 
 def _padded_logits(

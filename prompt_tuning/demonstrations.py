@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,7 +37,8 @@ class Demonstrations:
 
     @classmethod
     def choose(cls, encoder: Encoder, train: Dataset, count: int, selection: str, seed: int) -> Demonstrations:
-        """
+        """As a recipe asks for them.
+
         Raises:
             DataError: too few training rows. RecipeError: bm25's library is not there.
         """
@@ -50,7 +51,11 @@ class Demonstrations:
         if selection == "bm25":
             _bm25s()
             return cls(encoder, train, count, numbers)
-        fixed = _drawn(targets, count, seed) if selection == "random" else _balanced(targets, count, seed)
+        fixed = (
+            random.Random(seed).sample(list(targets), count)
+            if selection == "random"
+            else _balanced(targets, count, seed)
+        )
         columns = sorted(encoder.template.columns & set(train.column_names))  # no others: they are saved with the run
         shown = tuple({column: train[number][column] for column in columns} for number in fixed)
         template = replace(encoder.template, demonstrations=encoder.template.demonstrations + shown)
@@ -103,10 +108,6 @@ def _keys(encoder: Encoder, rows: Dataset) -> list[Source | None]:
         except TemplateError:
             keys.append(None)
     return keys
-
-
-def _drawn(targets: Iterable[int], count: int, seed: int) -> list[int]:
-    return random.Random(seed).sample(list(targets), count)
 
 
 def _balanced(targets: dict[int, str], count: int, seed: int) -> list[int]:

@@ -28,7 +28,7 @@ from prompt_tuning.files import write_json
 from prompt_tuning.initialization import frequent_ids, initial_prompt
 from prompt_tuning.model import add_soft_prompt, load_base_model, prompt_config
 from prompt_tuning.model_card import write_card
-from prompt_tuning.prepare import Prepared, prepare
+from prompt_tuning.prepare import Prepared, prepare, raise_together
 from prompt_tuning.report import write_report
 from prompt_tuning.train import callbacks, check_splits, checkpoint_to_resume, fit, save_adapter, save_recipe
 from prompt_tuning.trainer import PromptTuningTrainer
@@ -105,9 +105,7 @@ def prepare_tasks(recipe: Recipe, splits: tuple[str, ...]) -> dict[str, Prepared
         except PromptTuningError as error:
             problems.append(error)
     if problems:
-        # Once what is wrong for all of them, as the model's name.
-        lines = dict.fromkeys(line for error in problems for line in str(error).splitlines())
-        raise type(problems[0])("\n".join(lines))
+        raise_together(problems)
     return tasks
 
 

@@ -241,8 +241,8 @@ def _target(labels: list[int]) -> list[int]:
 
 
 def raise_together(problems: list[PromptTuningError]) -> NoReturn:
-    """One error of the first one's kind, with every message on a line."""
-    raise type(problems[0])("\n".join(str(problem) for problem in problems))
+    """One error of the first one's kind, with every message on a line, and once what is said of several tasks."""
+    raise type(problems[0])("\n".join(dict.fromkeys(line for each in problems for line in str(each).splitlines())))
 
 
 def _metric_problems(recipe: Recipe, tried: dict[str, float | str] | None) -> list[PromptTuningError]:

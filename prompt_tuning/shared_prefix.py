@@ -42,6 +42,7 @@ from prompt_tuning.ways import (
     Way,
     sliding_window,
     way_of,
+    within_window,
 )
 
 logger = logging.getLogger(__name__)
@@ -331,7 +332,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         reach = longest + input_ids.shape[1] + kwargs["max_new_tokens"]
         self._tell_window(reach)
         even = len(names) == 1 and bool(attention_mask.all())
-        within = not sliding_window(config) or reach <= sliding_window(config)
+        within = within_window(base, reach)
         if config.model_type in CACHE_ARCHITECTURES and (even or within):
             caches, opening = self._generation_caches(names, input_ids, attention_mask)
             packed = within and self.way.name == "packed"
@@ -347,9 +348,8 @@ class SharedPrefixModel(PeftModelForCausalLM):
             rows: token ids.
             reach: the most positions that a row and what follows it take.
         """
-        window = sliding_window(self.get_base_model().config.get_text_config())
-        beyond = window and self.active_peft_config.num_virtual_tokens + reach > window
-        if self.disabled or self.way.name != "packed" or beyond:
+        within = within_window(self.get_base_model(), self.active_peft_config.num_virtual_tokens + reach)
+        if self.disabled or self.way.name != "packed" or not within:
             return None
         batch = {name: each.to(self.word_embeddings.weight.device) for name, each in pad_left(rows, 0).items()}
         names, _ = self._owners(None, None, len(rows))

@@ -29,6 +29,7 @@ from prompt_tuning.model_card import write_card
 from prompt_tuning.prepare import Prepared, prepare
 from prompt_tuning.template import Template
 from prompt_tuning.trainer import PromptTuningTrainer
+from prompt_tuning.ways import EMBEDDED_METHODS
 
 logger = logging.getLogger(__name__)
 
@@ -205,11 +206,7 @@ def callbacks(recipe: Recipe) -> list[EarlyStoppingCallback]:
 
 def _prompt_of(model: PeftModel | PreTrainedModel) -> torch.Tensor | None:
     """`[P, H]` embeddings of a soft prompt; None for other methods."""
-    if not isinstance(model, PeftModel) or model.active_peft_config.peft_type not in (
-        "PROMPT_TUNING",
-        "P_TUNING",
-        "CPT",
-    ):
+    if not isinstance(model, PeftModel) or model.active_peft_config.peft_type.value not in EMBEDDED_METHODS:
         return None
     return model.get_prompt_embedding_to_save("default")
 

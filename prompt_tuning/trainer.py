@@ -30,7 +30,7 @@ from prompt_tuning.model_card import write_card
 from prompt_tuning.packed_attention import ATTENTION
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once, target_loss
 from prompt_tuning.training_args import PromptTuningArguments
-from prompt_tuning.ways import sliding_window, why_not_packed
+from prompt_tuning.ways import why_not_packed, within_window
 
 PROMPT_ENCODER = "prompt_encoder.safetensors"
 
@@ -242,8 +242,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if prompted or base.config.is_encoder_decoder or why_not_packed(base):
             return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         kwargs = count_new_tokens(base, input_ids.shape[1], kwargs)
-        window = sliding_window(base.config.get_text_config())
-        if window and input_ids.shape[1] + kwargs["max_new_tokens"] > window:
+        if not within_window(base, input_ids.shape[1] + kwargs["max_new_tokens"]):
             return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         base.set_attn_implementation(ATTENTION)
         if self._opening_cache is None:

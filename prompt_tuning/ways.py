@@ -58,6 +58,12 @@ def why_not_packed(base: PreTrainedModel) -> str:
     return ""
 
 
+def within_window(base: PreTrainedModel, positions: int) -> bool:
+    """Whether the last of so many positions, a prompt's included, still sees the first in every layer."""
+    window = sliding_window(base.config.get_text_config())
+    return not window or positions <= window
+
+
 def sliding_window(config: Any) -> int | None:
     """The sliding window of a model that has layers with one."""
     window = getattr(config, "sliding_window", None)
