@@ -93,8 +93,8 @@ def _check_rows(recipes: dict[str, Recipe]) -> None:
     """Find what is wrong with any recipe, and whether all are evaluated on the same rows, before a model loads."""
     known: dict[str, list[list[str]]] = {}
     for name, recipe in recipes.items():
-        encoded = prepare(recipe, SPLITS).encoded
-        known[name] = list(encoded["test" if "test" in encoded else "validation"]["references"])
+        prepared = prepare(recipe, SPLITS)
+        known[name] = list(prepared.encoded[prepared.last_split]["references"])
         first = next(iter(known))
         if known[name] != known[first]:
             raise DataError(f"{first} and {name} would be evaluated on other rows; give both one test_file")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from prompt_tuning.config import Recipe
-from prompt_tuning.data import SPLITS
+from prompt_tuning.data import SPLITS, split_origin
 from prompt_tuning.encoding import source_length
 from prompt_tuning.errors import DataError
 from prompt_tuning.files import write_json, write_json_lines
@@ -23,6 +25,8 @@ from prompt_tuning.model import check_adapter, load_adapter, load_adapter_config
 from prompt_tuning.prepare import Prepared, prepare
 from prompt_tuning.report import write_report
 from prompt_tuning.trainer import PromptTuningTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", output_dir: Path | None = None) -> Path:
@@ -45,17 +49,36 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
     name = tuned_name(adapter_config.peft_type) if adapter_config else "hard_prompt"
     if adapter:
         model = load_adapter(model, adapter)
-    started = time.perf_counter()
-    predictions, scores = predict_and_score(model, prepared, split)
-    results = describe(prepared, split) | {name: scores, "evaluation_seconds": round(time.perf_counter() - started, 1)}
-    results["recipe"] = recipe.resolved()
+    results = describe(prepared, split) | {"recipe": recipe.resolved()}
     if adapter:
         tensors = load_file(adapter_folder(adapter) / "adapter_model.safetensors")
         results["trainable_parameters"] = sum(tensor.numel() for tensor in tensors.values())
         results["adapter"] = str(adapter)
     folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-{name}"
-    write_run(folder, results, prepared, split, {name: predictions})
+    evaluate_and_write([(name, model)], prepared, split, folder, results)
     return folder
+
+
+def evaluate_and_write(
+    models: Iterable[tuple[str, PreTrainedModel | PeftModel]],
+    prepared: Prepared,
+    split: str,
+    folder: Path,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Predict and score a split with one model after the other, and write what came out; returns results.json.
+
+    Args:
+        models: each with its name in results.json; they may be made as their turn comes.
+        facts: what else results.json holds.
+    """
+    results, predictions, started = dict(facts), {}, time.perf_counter()
+    for name, model in models:
+        logger.info("evaluating %s with the %s", split_origin(prepared.recipe.data, split), name.replace("_", " "))
+        predictions[name], results[name] = predict_and_score(model, prepared, split)
+    results["evaluation_seconds"] = round(time.perf_counter() - started, 1)
+    write_run(folder, results, prepared, split, predictions)
+    return results
 
 
 def tuned_name(method: str) -> str:

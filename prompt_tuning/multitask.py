@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
 from prompt_tuning.config import ENCODING, GENERATION, MULTITASK, OF_TASKS, Recipe, load_tasks
-from prompt_tuning.data import SPLITS, split_origin
+from prompt_tuning.data import SPLITS
 from prompt_tuning.errors import PromptTuningError
-from prompt_tuning.evaluation import describe, predict_and_score, write_run
+from prompt_tuning.evaluation import describe, evaluate_and_write
 from prompt_tuning.files import write_json
 from prompt_tuning.initialization import frequent_ids, initial_prompt
 from prompt_tuning.model import add_soft_prompt, load_base_model, prompt_config
@@ -83,7 +82,11 @@ def train_tasks(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
             )
             save_adapter(plain, folder / name, initial)
             save_recipe(prepared.recipe, folder / name, prepared.template, comment)
-        results[name] = _evaluate(base, plain, prepared, of_task, evaluate_hard_prompt)
+        models = [("soft_prompt", plain), *([("hard_prompt", base)] if evaluate_hard_prompt else [])]
+        of_task = describe(prepared, prepared.last_split) | of_task
+        results[name] = evaluate_and_write(models, prepared, prepared.last_split, folder / name, of_task)
+        if evaluate_hard_prompt and PartialState().is_main_process:
+            write_card(folder / name)
     if PartialState().is_main_process:
         write_json(folder / "results.json", {"tasks": results, "seed": recipe.training.seed} | facts)
         write_report(folder, tasks=False)
@@ -149,21 +152,3 @@ def _shared_start(base: PreTrainedModel, recipe: Recipe, tasks: list[Prepared]) 
         labels = (row for prepared in tasks for row in prepared.encoded["train"]["labels"])
         ids = frequent_ids(labels, tokenizer, length)
     return initial_prompt(base, tokenizer, args, length, recipe.training.seed, ids)
-
-
-def _evaluate(
-    base: PreTrainedModel, model: PeftModel, prepared: Prepared, facts: dict[str, Any], evaluate_hard_prompt: bool
-) -> dict[str, Any]:
-    """Evaluate one task with its prompt and without, as an ordinary run; returns its results.json."""
-    folder, split = Path(prepared.recipe.training.output_dir), "test" if "test" in prepared.encoded else "validation"
-    results, predictions = describe(prepared, split) | facts, {}
-    started = time.perf_counter()
-    for name, each in {"soft_prompt": model, "hard_prompt": base}.items():
-        if name == "soft_prompt" or evaluate_hard_prompt:
-            logger.info("evaluating %s with the %s", split_origin(prepared.recipe.data, split), name.replace("_", " "))
-            predictions[name], results[name] = predict_and_score(each, prepared, split)
-    results["evaluation_seconds"] = round(time.perf_counter() - started, 1)
-    write_run(folder, results, prepared, split, predictions)
-    if evaluate_hard_prompt and PartialState().is_main_process:
-        write_card(folder)
-    return results

@@ -56,6 +56,11 @@ class Prepared:
     def template(self) -> Template:
         return self.encoder.template
 
+    @property
+    def last_split(self) -> str:
+        """What a run is evaluated on in the end."""
+        return "test" if "test" in self.encoded else "validation"
+
 
 def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     """Load and encode those of `splits` that the recipe has.

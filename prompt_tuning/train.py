@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,9 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 from transformers.trainer_utils import get_last_checkpoint
 
 from prompt_tuning.config import MULTITASK, Recipe
-from prompt_tuning.data import split_origin
 from prompt_tuning.distillation import teacher_states
 from prompt_tuning.errors import DataError, HubError, RecipeError
-from prompt_tuning.evaluation import describe, predict_and_score, trainer_for, tuned_name, write_run
+from prompt_tuning.evaluation import describe, evaluate_and_write, trainer_for, tuned_name
 from prompt_tuning.files import whole_file, whole_folder, write_json
 from prompt_tuning.hub import create_repository, push
 from prompt_tuning.initialization import frequent_ids, initial_prefix, initial_prompt
@@ -54,38 +54,40 @@ def train(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
         recipe, ("train", "validation", "test") if recipe.prompt.method != "none" else ("validation", "test")
     )
     check_splits(prepared)
-    split = "test" if "test" in prepared.encoded else "validation"
+    split = prepared.last_split
     if recipe.training.push_to_hub and PartialState().is_main_process:
         create_repository(_repository(recipe), recipe.training.hub_private_repo)  # a refusal now, not after training
 
     set_seed(recipe.training.seed)
     base = load_base_model(recipe.model, prepared.config)
-    results, predictions = describe(prepared, split), {}
+    facts, model = describe(prepared, split), None
     if recipe.prompt.method != "none":
-        name = tuned_name(recipe.prompt.method)
         model = _with_trainable(base, prepared)
-        results |= _train(model, prepared, checkpoint, folder)
-        logger.info("evaluating with the %s on %s", name.replace("_", " "), split_origin(recipe.data, split))
-        started = time.perf_counter()
-        predictions[name], results[name] = predict_and_score(model, prepared, split)
-        if name == "full" and evaluate_hard_prompt:
-            base = load_base_model(recipe.model, prepared.config)
-    started = time.perf_counter() if recipe.prompt.method == "none" else started
-
-    if evaluate_hard_prompt:
-        logger.info("evaluating the hard prompt alone")
-        # A prompt changes nothing of the base model, and LoRA's layers can be switched off.
-        with model.disable_adapter() if recipe.prompt.method == "lora" else nullcontext():
-            predictions["hard_prompt"], results["hard_prompt"] = predict_and_score(base, prepared, split)
-    results["evaluation_seconds"] = round(time.perf_counter() - started, 1)
-    if recipe.prompt.method == "none" and PartialState().is_main_process:
+        facts |= _train(model, prepared, checkpoint, folder)
+    elif PartialState().is_main_process:
         save_recipe(recipe, folder, prepared.template)
-    write_run(folder, results, prepared, split, predictions)
+    models = _evaluated(model, base, prepared, evaluate_hard_prompt)
+    results = evaluate_and_write(models, prepared, split, folder, facts)
     if {"soft_prompt", "hard_prompt"} <= results.keys() and PartialState().is_main_process:
         write_card(folder)
     if recipe.training.push_to_hub and PartialState().is_main_process:
         _push(recipe, folder)
     return folder
+
+
+def _evaluated(
+    model: PeftModel | PreTrainedModel | None, base: PreTrainedModel, prepared: Prepared, evaluate_hard_prompt: bool
+) -> Iterator[tuple[str, PeftModel | PreTrainedModel]]:
+    """By its name in results.json what was trained, if anything was, and the base model."""
+    method = prepared.recipe.prompt.method
+    if model is not None:
+        yield tuned_name(method), model
+    if evaluate_hard_prompt and method == "full":
+        base = load_base_model(prepared.recipe.model, prepared.config)
+    if evaluate_hard_prompt:
+        # A prompt changes nothing of the base model, and LoRA's layers can be switched off.
+        with model.disable_adapter() if method == "lora" else nullcontext():
+            yield "hard_prompt", base
 
 
 def _repository(recipe: Recipe) -> str:
