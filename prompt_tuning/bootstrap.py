@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from prompt_tuning.errors import RecipeError
 from prompt_tuning.metrics import Score
 from prompt_tuning.metrics.references import reference_streams
 from prompt_tuning.metrics.sacrebleu.sacrebleu import tokenizer_for
@@ -55,7 +56,13 @@ def difference(scores: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
 def corpus_tests(
     metric: str, systems: dict[str, Sequence[str]], references: Sequence[list[str]], language: str | None = None
 ) -> dict[str, dict[str, float]]:
-    """For each system `low`, `high` and, but for the first, `p` against it, by sacreBLEU's paired bootstrap."""
+    """For each system `low`, `high` and, but for the first, `p` against it, by sacreBLEU's paired bootstrap.
+
+    Raises:
+        RecipeError: a metric other than bleu and chrf.
+    """
+    if metric not in ("bleu", "chrf"):
+        raise RecipeError(f"{metric} is no mean over rows, and only bleu and chrf have a test of their own; name one")
     from sacrebleu.metrics import BLEU, CHRF
     from sacrebleu.significance import PairedTest
 

@@ -97,7 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files")
     compare.add_argument("--seeds", metavar="N", nargs="+", type=int, default=[42], help="default: 42")
     compare.add_argument("--metric", metavar="NAME", help="default: the task's main one")
-    compare.add_argument("--output_dir", "--output-dir", metavar="RUNS", type=Path, default=Path("runs/compare"))
+    compare.add_argument(
+        "--output_dir",
+        "--output-dir",
+        metavar="RUNS",
+        type=Path,
+        default=Path("runs/compare"),
+        help="where the runs and the comparison go (default: runs/compare)",
+    )
 
     check = command("check", _check, "Report every error of recipes, their data and templates.", True)
     check.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files")

@@ -10,22 +10,33 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
 from prompt_tuning.bootstrap import DRAWS, corpus_tests, difference, interval, row_scores
-from prompt_tuning.config import Recipe, load_recipe
+from prompt_tuning.config import MULTITASK, Recipe, load_recipe
 from prompt_tuning.data import SPLITS
-from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
+from prompt_tuning.errors import DataError, RecipeError
+from prompt_tuning.evaluation import tuned_name
+from prompt_tuning.figures import new_figure, write_png
 from prompt_tuning.files import whole_file, write_json
-from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, load_metrics
+from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, Score, load_metrics
 from prompt_tuning.prepare import prepare
-from prompt_tuning.summary import NAMES
 from prompt_tuning.train import train
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 logger = logging.getLogger(__name__)
+
+
+# Rows whose metrics show whether one is a mean over rows.
+MADE_UP = (
+    ["the red cat sat on a mat", "a wet dog ran", "no"],
+    [["the red cat sat on the mat"], ["a dog ran"], ["yes"]],
+)
 
 
 @dataclass(frozen=True)
@@ -45,12 +56,10 @@ class Part:
     references: list[list[str]]
 
     @property
-    def tuned(self) -> str:
-        return next(name for name in NAMES if name in self.results[0] and (name != "hard_prompt" or self.untrained))
-
-    @property
-    def untrained(self) -> bool:
-        return self.recipe.prompt.method == "none"
+    def system(self) -> str:
+        """What results.json and predictions call it."""
+        method = self.recipe.prompt.method
+        return "hard_prompt" if method == "none" else tuned_name(method)
 
 
 def compare(
@@ -65,16 +74,20 @@ def compare(
         metric: by default the task's main one.
 
     Raises:
-        RecipeError: the recipes are not of one task, or have the same name.
+        RecipeError: the recipes are not of one task, have the same name, or do not give the metric.
         DataError: they were evaluated on different rows.
     """
     recipes = {Path(path).stem: load_recipe(path, overrides) for path in paths}
     if len(recipes) < len(paths):
         raise RecipeError(f"{', '.join(paths)}: two recipes of one file name; a part is named by it, so rename one")
+    if several := [name for name, recipe in recipes.items() if recipe.prompt.method == MULTITASK]:
+        raise RecipeError(f"{several[0]} is of several tasks at once; compare the recipes of one")
     tasks = {recipe.data.task for recipe in recipes.values()}
     if len(tasks) > 1:
-        raise RecipeError(f"the recipes are of different tasks ({', '.join(map(str, sorted(tasks)))}); compare one")
+        raise RecipeError(f"the recipes are of different tasks ({', '.join(sorted(tasks))}); compare one")
     metric = metric or MAIN_METRIC[tasks.pop()]
+    figure = new_figure("compare.png", 9, 5.5)  # what is not there is said now, not after hours of training
+    _check_metric(recipes, metric)
     _check_rows(recipes)
     parts = []
     for path in paths:
@@ -85,8 +98,24 @@ def compare(
     write_json(folder / "compare.json", compared)
     with whole_file(folder / "compare.md") as file:
         file.write(comparison_text(compared) + "\n")
-    _draw(compared, folder / "compare.png")
+    _draw(compared, figure, folder / "compare.png")
     return compared
+
+
+def _score_of(recipe: Recipe) -> Score:
+    data = recipe.data
+    return load_metrics(recipe.prompt.metrics or TASK_METRICS[data.task], language=data.metric_language)
+
+
+def _check_metric(recipes: dict[str, Recipe], metric: str) -> None:
+    for name, recipe in recipes.items():
+        score = _score_of(recipe)
+        given = score(*MADE_UP)
+        numbers = [key for key, value in given.items() if not isinstance(value, str)]
+        if metric not in numbers:
+            raise RecipeError(f"metric {metric}: the metrics of {name} give {', '.join(numbers)}; name one of them")
+        if row_scores(score, metric, *MADE_UP) is None:
+            corpus_tests(metric, {name: MADE_UP[0]}, MADE_UP[1], recipe.data.metric_language)
 
 
 def _check_rows(recipes: dict[str, Recipe]) -> None:
@@ -124,28 +153,25 @@ def _read(name: str, folders: list[Path], recipe: Recipe) -> Part:
     for folder in folders:
         (file,) = (folder / "predictions").glob("*.jsonl")
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        part.predictions.append([row[part.tuned] for row in rows])
+        part.predictions.append([row[part.system] for row in rows])
         part.references[:] = [row["references"] for row in rows]
     return part
 
 
 def _facts(parts: list[Part], metric: str) -> dict[str, Any]:
     """For each part its score with interval and spread, the difference from the first, and its cost."""
-    data = parts[0].recipe.data
-    score = load_metrics(parts[0].recipe.prompt.metrics or TASK_METRICS[data.task], language=data.metric_language)
+    score = _score_of(parts[0].recipe)
     rows = {
         part.name: [row_scores(score, metric, texts, part.references) for texts in part.predictions] for part in parts
     }
     by_row = all(each is not None for of_part in rows.values() for each in of_part)
     tests = {}
     if not by_row:
-        if metric not in ("bleu", "chrf"):
-            raise PromptTuningError(f"{metric} is no mean over rows, and only bleu and chrf have a test of their own")
         first_seeds = {part.name: part.predictions[0] for part in parts}
-        tests = corpus_tests(metric, first_seeds, parts[0].references, data.metric_language)
+        tests = corpus_tests(metric, first_seeds, parts[0].references, parts[0].recipe.data.metric_language)
     facts = {}
     for part in parts:
-        of_seeds = [result[part.tuned][metric] for result in part.results]
+        of_seeds = [result[part.system][metric] for result in part.results]
         found = {"score": float(np.mean(of_seeds)), "of_seeds": of_seeds}
         if by_row:
             scores = np.stack(rows[part.name])
@@ -207,14 +233,8 @@ def comparison_text(compared: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{rows} rows; seeds {seeds}; intervals and p: {compared['test']}"])
 
 
-def _draw(compared: dict[str, Any], path: Path) -> None:
+def _draw(compared: dict[str, Any], figure: Figure, path: Path) -> None:
     """Quality against trained numbers."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a display
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise PromptTuningError("compare.png needs matplotlib; pip install prompt-tuning[plot]") from None
-    figure = Figure(figsize=(9, 5.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     for name, part in compared["parts"].items():
         place = max(part["trainable_parameters"], 1)
@@ -225,4 +245,4 @@ def _draw(compared: dict[str, Any], path: Path) -> None:
     axes.set(xlabel="trained numbers (1: none)", ylabel=compared["metric"])
     axes.margins(x=0.2, y=0.15)
     axes.grid(alpha=0.3)
-    FigureCanvasAgg(figure).print_png(path)
+    write_png(figure, path)

@@ -21,7 +21,8 @@ from transformers.utils.hub import cached_file
 
 from prompt_tuning.arguments import ModelArguments
 from prompt_tuning.encoder_decoder import EncoderDecoderPrefixConfig
-from prompt_tuning.errors import AdapterError, ModelError, PromptTuningError
+from prompt_tuning.errors import AdapterError, ModelError
+from prompt_tuning.figures import new_figure, write_png
 from prompt_tuning.files import whole_folder, write_json
 from prompt_tuning.hub import adapter_folder
 from prompt_tuning.model import check_adapter, load_adapter_config, load_base_model, load_config, load_tokenizer
@@ -221,13 +222,9 @@ def _mean_and_range(values: list[float]) -> tuple[float, float, float]:
 
 def _draw(report: dict[str, Any], path: Path) -> None:
     """Norms beside the vocabulary's, or by layer; and the similarity of virtual tokens."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a display
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        raise PromptTuningError("inspection.png needs matplotlib; pip install prompt-tuning[plot]") from None
-    figure = Figure(figsize=(13, 5.2), dpi=150, layout="constrained")
+    figure = new_figure("inspection.png", 13, 5.2)
+    from matplotlib.ticker import MaxNLocator
+
     left, right = figure.subplots(1, 2, width_ratios=[1.3, 1])
     if "layers" in report:
         for name, color in (("key_norms", "tab:blue"), ("value_norms", "tab:orange")):
@@ -250,4 +247,4 @@ def _draw(report: dict[str, Any], path: Path) -> None:
     for axis in (left.xaxis, right.xaxis, right.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(f"{report['adapter']} ({report['method']}, {report['virtual_tokens']} virtual tokens)")
-    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
+    write_png(figure, path)

@@ -1,6 +1,7 @@
 """compare: what it trains, what it does not train again, and that its tests tell a difference from none."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -64,6 +65,23 @@ def test_what_cannot_be_compared_is_said_before_anything_is_trained(recipes, tmp
     recipes["lora"].write_text(text.replace("question_answering", "summarization"))
     assert compared(recipes, tmp_path) == 2
     assert "of different tasks (question_answering, summarization)" in capsys.readouterr().err
+
+
+def test_what_would_fail_after_training_is_said_before(recipes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.compare.train", None)
+    assert compared(recipes, tmp_path, "--metric", "rougeL") == 2
+    assert "metric rougeL: the metrics of hard give exact_match, f1; name one of them" in capsys.readouterr().err
+    assert compared(recipes, tmp_path, "--metrics", "ter", "--metric", "ter") == 2
+    assert "ter is no mean over rows, and only bleu and chrf have a test of their own" in capsys.readouterr().err
+    several = tmp_path / "several.yaml"
+    model = next(line for line in recipes["soft"].read_text().splitlines() if line.startswith("model_name"))
+    tasks = f"tasks: [{recipes['soft']}, {recipes['hard']}]"
+    several.write_text(f"{model}\nmethod: multitask_prompt_tuning\n{tasks}\nnum_virtual_tokens: 4\n")
+    assert compared({"several": several, "soft": recipes["soft"]}, tmp_path) == 2
+    assert "several is of several tasks at once; compare the recipes of one" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert compared(recipes, tmp_path) == 1
+    assert "compare.png needs matplotlib; pip install prompt-tuning[plot]" in capsys.readouterr().err
 
 
 def test_parts_on_other_rows_are_refused_before_anything_is_trained(recipes, tmp_path, capsys, monkeypatch):
