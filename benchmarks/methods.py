@@ -2,7 +2,7 @@
 
     python benchmarks/methods.py                     # on the quickstart's rows
     python benchmarks/methods.py --data FOLDER       # on a folder's train.jsonl and test.jsonl, with SQuAD's columns
-    python benchmarks/methods.py --only NAME ...     # some of them
+    python benchmarks/methods.py --only NAME ... --against NAME        # some of them, all that follow against one
 
 One seed (42), 40 steps of 8 rows, template question_answering/instruction_last. Of a folder's rows those are taken
 whose passage and question have at most 160 tokens: all of train.jsonl, 200 of test.jsonl at random. "text" is the
@@ -15,10 +15,13 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import yaml
 from common import ROOT, describe_machine, print_table, tokenizer
 
+from prompt_tuning.bootstrap import difference, interval, row_scores
 from prompt_tuning.config import load_recipe
+from prompt_tuning.metrics import load_metrics
 from prompt_tuning.train import train
 
 QUICKSTART = ROOT / "recipes" / "quickstart"
@@ -73,9 +76,13 @@ def rows_of(data: Path, runs: Path) -> dict[str, str]:
     return files | {"validation_file": None, "max_target_tokens": "32", "drop_overlong": "true"}
 
 
+def folder_of(name: str, runs: Path) -> Path:
+    return runs / name.replace(", ", "_").replace(" ", "-").replace("=", "")
+
+
 def results(name: str, changes: dict, files: dict, runs: Path) -> dict:
     """A method's results.json with its learning rate, after training it if that has not been done."""
-    folder = runs / name.replace(", ", "_").replace(" ", "-").replace("=", "")
+    folder = folder_of(name, runs)
     if not (folder / "results.json").is_file():
         quickstart = yaml.load((QUICKSTART / "qa.yaml").read_text(encoding="utf-8"), yaml.BaseLoader)
         settings = quickstart | files | changes | {"output_dir": str(folder), "save_strategy": "no"}
@@ -88,24 +95,41 @@ def results(name: str, changes: dict, files: dict, runs: Path) -> dict:
     return json.loads((folder / "results.json").read_text(encoding="utf-8")) | {"rate": recipe.get("learning_rate")}
 
 
+def scores_by_row(folder: Path, key: str) -> np.ndarray:
+    """F1 of each test row, `[1, rows]`."""
+    lines = (folder / "predictions" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    squad = load_metrics(["squad"], language="en")
+    return row_scores(squad, "f1", [row[key] for row in rows], [row["references"] for row in rows])[None]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path)
     parser.add_argument("--only", nargs="*", default=list(METHODS))
+    parser.add_argument("--against", default="lora, r=8", help="what those after it are compared with, row by row")
     args = parser.parse_args()
     runs = ROOT / "runs" / "methods" / (args.data.name if args.data else "quickstart")
     files = rows_of(args.data, runs) if args.data else {}
-    rows = [("method, start", "EM", "F1", "trained numbers", "learning rate", "training, s")]
+    head = ("method, start", "EM", "F1", "95 % interval", f"F1 less that of {args.against}", "p")
+    rows = [(*head, "trained numbers", "learning rate", "training, s")]
+    first = None
     for name in args.only:
         found = results(name, METHODS[name], files, runs)
         scored = [key for key in ("hard_prompt", "soft_prompt", "lora", "full") if key in found]
         for key in scored:
             scores, hard = found[key], key == "hard_prompt"
+            by_row = scores_by_row(folder_of(name, runs), key)
+            first = by_row if name == args.against else first
+            less = difference(by_row, first) if first is not None and name != args.against else None
             rows.append(
                 (
                     "hard prompt, zero-shot" if hard and len(scored) > 1 else name,
                     f"{scores['exact_match']:.1f}",
                     f"{scores['f1']:.1f}",
+                    "{:.1f} to {:.1f}".format(*interval(by_row)),
+                    "{difference:+.1f} ({low:+.1f} to {high:+.1f})".format(**less) if less else "",
+                    f"{less['p']:.4f}" if less else "",
                     "0" if hard else f"{found['trainable_parameters']:,}",
                     "" if hard else found["rate"],
                     "" if hard else f"{found['train_seconds']:.0f}",
