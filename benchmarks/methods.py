@@ -50,8 +50,10 @@ METHODS = {
     "prefix_tuning, 20 random": SHORT | {"method": "prefix_tuning", "learning_rate": "1e-2", "init": "random"},
     "prefix_tuning, 20 projected": SHORT
     | {"method": "prefix_tuning", "prefix_projection": "true", "learning_rate": "2e-3"},
+    "prefix_tuning, 20 projected, 3e-4": SHORT
+    | {"method": "prefix_tuning", "prefix_projection": "true", "learning_rate": "3e-4"},
     "prefix_tuning, 2 demonstrations of the data": {
-        "method": "prefix_tuning", "init": "demonstrations", "init_text": None, "learning_rate": "2e-3",
+        "method": "prefix_tuning", "init": "demonstrations", "init_text": None, "learning_rate": "1e-2",
     },
     "prompt_tuning, another adapter": {"init": "adapter", "init_text": None, "init_adapter": "runs/quickstart"},
     "full": PLAIN | {"method": "full", "learning_rate": "2e-5"},
