@@ -293,7 +293,8 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _rank(args: argparse.Namespace, overrides: list[str]) -> int:
-    from prompt_tuning.rank import rank, rank_text
+    from prompt_tuning.rank import rank
+    from prompt_tuning.rank_table import rank_text
 
     counts, folder = args.num_demonstrations, args.output_dir
     ranked = rank(args.recipe, overrides, folder, args.templates, counts, args.seeds, args.rows, args.finalists)

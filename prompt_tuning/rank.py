@@ -35,13 +35,13 @@ from prompt_tuning.files import whole_file, write_json, write_json_lines
 from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, load_metrics
 from prompt_tuning.model import load_base_model
 from prompt_tuning.prepare import Prepared, prepare
+from prompt_tuning.rank_table import rank_text
 from prompt_tuning.template import Template, load_templates
 
 logger = logging.getLogger(__name__)
 
 FIRST_ROWS = 8  # on which at least all candidates are scored
 ROWS_AT_ONCE = 16  # of every candidate; so much is lost where a rank is stopped
-ALIKE = 0.05  # two candidates with a larger p cannot be told apart
 
 Known = dict[str, dict[int, float]]  # of each candidate the log-likelihood of each row that it was scored on
 
@@ -252,11 +252,12 @@ def _log_likelihoods(model: PreTrainedModel, places: Sequence[tuple[Dataset, int
     Args:
         places: data sets and numbers of rows in them.
     """
-    ended = [rows.select_columns(["input_ids", "labels"])[number] for rows, number in places]
-    if model.config.is_encoder_decoder:
-        rows = [row | {"labels": row["labels"][:-1]} for row in ended]
-    else:
-        rows = [{name: ids[:-1] for name, ids in row.items()} for row in ended]
+    ended = 0 if model.config.is_encoder_decoder else 1  # a causal row's ids end with its target's
+    rows = []
+    for encoded, number in places:
+        row = encoded[number]
+        ids = row["input_ids"]
+        rows.append({"input_ids": ids[: len(ids) - ended], "labels": row["labels"][:-1]})
     sums, _ = target_log_likelihoods(model, Dataset.from_list(rows))
     return sums.tolist()
 
@@ -345,7 +346,11 @@ def _write_recipe(recipe: Recipe, winner: Candidate, prepared: Prepared, file: P
     }
     hint = None
     if winner.selection != "bm25" and prepared.encoder.opening().strip():
-        starts = [key for key in ("init_text", "init_labels", "init_adapter", "num_virtual_tokens") if key in values]
+        starts = [
+            key
+            for key in ("adapter", "init_text", "init_labels", "init_adapter", "num_virtual_tokens")
+            if key in values
+        ]
         without = f" and take out {', '.join(starts)}" if starts else ""
         hint = f"to start a soft prompt at its opening: set method: prompt_tuning and init: template{without}"
     with whole_file(file) as opened:
@@ -353,61 +358,3 @@ def _write_recipe(recipe: Recipe, winner: Candidate, prepared: Prepared, file: P
         opened.write(f"# {hint[0].upper()}{hint[1:]}.\n" if hint else "")
         yaml.safe_dump(values, opened, sort_keys=False, allow_unicode=True, width=120)
     return hint
-
-
-def rank_text(ranked: dict[str, Any]) -> str:
-    """The table in Markdown, and in words what cannot be told apart."""
-    metric, winner, candidates = ranked["metric"], ranked["winner"], ranked["candidates"]
-    head = (
-        "candidate",
-        "rows",
-        "log-likelihood",
-        "95 %",
-        "against the winner",
-        "p",
-        metric,
-        "95 %",
-        "against the winner",
-        "p",
-    )
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for name, facts in candidates.items():
-        cells = [name, str(facts["rows"]), *_cells(facts["log_likelihood"], "mean", 2)]
-        of_metric = facts.get(metric, {})
-        cells += _cells(of_metric, "score", 1) if of_metric else [""] * 4
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        f"{ranked['rows']} rows; log-likelihood: of a row's target without its end, in nats, {DRAWS} draws of",
-    ]
-    lines[-1] += f" rows; {metric}: {ranked['test']}"
-    lines.append("halving: " + ", ".join(f"{kept} candidates on {reach} rows" for kept, reach in ranked["halving"]))
-    lines += [f"left out: {name}: {reason}" for name, reason in ranked["left_out"].items()]
-    lines += ["", f"winner: {winner}"]
-    alike = [name for name, facts in candidates.items() if facts.get(metric, {}).get("p", 0) > ALIKE]
-    if alike:
-        lines.append(f"cannot be told apart from it by {metric}: {'; '.join(alike)}; more rows may tell")
-    near = [
-        name
-        for name, facts in candidates.items()
-        if metric not in facts and facts["log_likelihood"]["against_winner"]["p"] > ALIKE
-    ]
-    if near:
-        lines.append(f"stopped, though the likelihood does not tell them from it: {'; '.join(near)}")
-    lines.append("its score is high by the choice, too: `evaluate` the recipe on other rows, the test split")
-    return "\n".join([*lines, ranked["next"]] if ranked["next"] else lines)
-
-
-def _cells(facts: dict[str, Any], score: str, digits: int) -> list[str]:
-    """A score, its interval, the difference from the winner's and p, as far as they are there."""
-    against = facts.get("against_winner", {})
-    p = against.get("p", facts.get("p"))
-    told = "" if p is None else f"{p:.3f}{', not told apart' if p > ALIKE else ''}"
-    return [
-        f"{facts[score]:.{digits}f}",
-        f"{facts['low']:.{digits}f} to {facts['high']:.{digits}f}" if "low" in facts else "",
-        f"{against['difference']:+.{digits}f} ({against['low']:+.{digits}f} to {against['high']:+.{digits}f})"
-        if against
-        else "",
-        told,
-    ]

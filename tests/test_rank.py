@@ -7,6 +7,7 @@ import torch
 from architectures import row_logits
 from conftest import question_rows, tiny_llama, tiny_t5, write_jsonl
 from datasets import Dataset
+from transformers import AutoModelForCausalLM
 
 from prompt_tuning import Encoder, Template, encode
 from prompt_tuning.arguments import PromptArguments
@@ -14,7 +15,8 @@ from prompt_tuning.cli import main
 from prompt_tuning.config import load_recipe
 from prompt_tuning.encoding import source_length
 from prompt_tuning.errors import RecipeError
-from prompt_tuning.initialization import starting_text
+from prompt_tuning.initialization import saved_prompt, starting_text
+from prompt_tuning.prepare import prepare
 from prompt_tuning.rank import _log_likelihoods, halving_plan
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -224,8 +226,12 @@ def test_a_prompt_starts_at_the_template_and_the_rows_lose_its_demonstrations(
     rows = [json.loads(line) for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
     assert all(row["source"].count("Answer:") == 1 for row in rows)
     assert "demonstrations" not in (run / "template.yaml").read_text()
-    text = opening(Template.load("question_answering/plain"), tokenizer)
-    assert text == "" and config["num_virtual_tokens"] > 40
+    prepared = prepare(load_recipe(recipe), ("train",))
+    assert prepared.reports["train"].rows == 22 and config["num_virtual_tokens"] == len(prepared.init_ids)
+    assert tokenizer.decode(prepared.init_ids).count("Answer:") == 2
+    if method == "prompt_tuning":
+        embeddings = AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"]).get_input_embeddings()
+        assert torch.equal(saved_prompt(run), embeddings.weight[prepared.init_ids])
     capsys.readouterr()
     arguments = ["--adapter", str(run), "--input", str(tmp_path / "test.jsonl")]
     assert main(["predict", *arguments]) == 0
