@@ -17,13 +17,18 @@ from prompt_tuning.metrics.sacrebleu.sacrebleu import tokenizer_for
 DRAWS = 2000
 
 
+def rows_alone(score: Score, metric: str, predictions: Sequence[str], references: Sequence[list[str]]) -> np.ndarray:
+    """`[rows]`, a metric of each row alone; of a corpus metric the sentence-level one."""
+    return np.array(
+        [float(score([text], [texts])[metric]) for text, texts in zip(predictions, references, strict=True)]
+    )
+
+
 def row_scores(
     score: Score, metric: str, predictions: Sequence[str], references: Sequence[list[str]]
 ) -> np.ndarray | None:
     """`[rows]`, a metric of each row alone; None where their mean is not the metric of all, as with BLEU."""
-    each = np.array(
-        [float(score([text], [texts])[metric]) for text, texts in zip(predictions, references, strict=True)]
-    )
+    each = rows_alone(score, metric, predictions, references)
     whole = float(score(predictions, references)[metric])
     return each if abs(each.mean() - whole) < 1e-6 * max(1.0, abs(whole)) else None
 

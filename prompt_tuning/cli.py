@@ -132,6 +132,9 @@ def _add_commands_without_recipe(command: Callable[..., argparse.ArgumentParser]
     show.add_argument("folder", metavar="RUN", type=Path, help="folder that train or evaluate wrote")
     show.add_argument("-n", metavar="N", type=int, default=3, help="example rows (default: 3)")
 
+    report = command("report", _report, "Write a run's report.html again.")
+    report.add_argument("folder", metavar="RUN", type=Path, help="folder that train or evaluate wrote")
+
     push = command("push", _push, "Share a run on the Hugging Face hub.")
     push.add_argument("folder", metavar="RUN", help="folder of a finished train")
     push.add_argument("--repo_id", "--repo-id", metavar="NAME", required=True, help="NAME or USER/NAME; made if new")
@@ -345,6 +348,13 @@ def _show(args: argparse.Namespace, _: list[str]) -> int:
     from prompt_tuning.summary import summarize
 
     print(summarize(args.folder, args.n))
+    return 0
+
+
+def _report(args: argparse.Namespace, _: list[str]) -> int:
+    from prompt_tuning.report import write_report
+
+    print(write_report(args.folder))
     return 0
 
 

@@ -108,6 +108,13 @@ Uploads the adapter, its recipe, template, results and card in one commit: no ch
 path of this machine. Log in once with `hf auth login`, or set HF_TOKEN. Whoever has the id names it as a folder:
   prompt-tuning predict --adapter me/squad-prompt --input rows.jsonl
 """,
+    "report": """\
+examples:
+  prompt-tuning report runs/quickstart
+
+train and evaluate write it themselves. One file, which asks nothing of any network: results, curves, every row with
+its score, lengths and the recipe. The rows of your data are in it; `push` leaves it here.
+""",
     "show": """\
 examples:
   prompt-tuning show runs/quickstart

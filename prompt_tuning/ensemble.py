@@ -68,7 +68,7 @@ def ensemble(
         adapters: folders or hub ids of trained runs; the first breaks ties.
 
     Returns:
-        The folder with results.json and predictions/<split>.jsonl.
+        The folder with results.json, predictions/<split>.jsonl and report.html.
 
     Raises:
         PromptTuningError: before the model loads, with all that is wrong with the adapters.
@@ -98,6 +98,7 @@ def ensemble(
 
     each = {f"adapter_{number}": list(texts) for number, texts in enumerate(zip(*alone, strict=True), 1)}
     results = describe(prepared, split) | {
+        "recipe": recipe.resolved(),
         "combine": combine,
         "ensemble": _score(prepared, together, rows),
         "adapters": {

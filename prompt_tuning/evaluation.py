@@ -15,11 +15,13 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from prompt_tuning.config import Recipe
 from prompt_tuning.data import SPLITS
+from prompt_tuning.encoding import source_length
 from prompt_tuning.errors import DataError
 from prompt_tuning.files import write_json, write_json_lines
 from prompt_tuning.hub import adapter_folder
 from prompt_tuning.model import check_adapter, load_adapter, load_adapter_config, load_base_model, load_config
 from prompt_tuning.prepare import Prepared, prepare
+from prompt_tuning.report import write_report
 from prompt_tuning.trainer import PromptTuningTrainer
 
 
@@ -30,7 +32,7 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
         adapter: a folder or a hub id.
 
     Returns:
-        The folder with results.json and predictions/<split>.jsonl.
+        The folder with results.json, predictions/<split>.jsonl and report.html.
     """
     if split not in SPLITS:
         raise DataError(f"split {split}: expected one of {', '.join(SPLITS)}")
@@ -46,6 +48,7 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
     started = time.perf_counter()
     predictions, scores = predict_and_score(model, prepared, split)
     results = describe(prepared, split) | {name: scores, "evaluation_seconds": round(time.perf_counter() - started, 1)}
+    results["recipe"] = recipe.resolved()
     if adapter:
         tensors = load_file(adapter_folder(adapter) / "adapter_model.safetensors")
         results["trainable_parameters"] = sum(tensor.numel() for tensor in tensors.values())
@@ -114,16 +117,20 @@ def describe(prepared: Prepared, split: str) -> dict[str, Any]:
 def write_run(
     folder: Path, results: dict[str, Any], prepared: Prepared, split: str, predictions: dict[str, list[str]]
 ) -> None:
-    """results.json and predictions/<split>.jsonl, by one process."""
+    """results.json, predictions/<split>.jsonl and report.html, by one process."""
     if not PartialState().is_main_process:
         return
-    rows = prepared.encoded[split]
+    whole_input = prepared.config.is_encoder_decoder
+    rows = prepared.encoded[split].select_columns(["row", "source", "references", "cut", "input_ids", "labels"])
     write_json_lines(
         folder / "predictions" / f"{split}.jsonl",
         (
             {"row": row["row"], "source": row["source"], "references": row["references"]}
+            | {"source_tokens": len(row["input_ids"]) if whole_input else source_length(row["labels"])}
+            | {"cut_tokens": row["cut"]}
             | {name: texts[number] for name, texts in predictions.items()}
-            for number, row in enumerate(rows.select_columns(["row", "source", "references"]))
+            for number, row in enumerate(rows)
         ),
     )
     write_json(folder / "results.json", results)
+    write_report(folder)

@@ -1,8 +1,8 @@
 """Runs on the Hugging Face hub: a folder goes up as one commit, an adapter comes down by its id.
 
-What goes up is named, file by file, so that nothing else can: no checkpoint with its optimiser's state, no prediction,
-no training arguments (they may hold a token), and no initial_prompt.safetensors, in which the training rows of an init
-from demonstrations could be read.
+What goes up is named, file by file, so that nothing else can: no checkpoint with its optimiser's state, no prediction
+and no report.html (rows of the data are in them), no training arguments (they may hold a token), and no
+initial_prompt.safetensors, in which the training rows of an init from demonstrations could be read.
 """
 
 from __future__ import annotations

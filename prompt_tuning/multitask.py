@@ -29,6 +29,7 @@ from prompt_tuning.initialization import frequent_ids, initial_prompt
 from prompt_tuning.model import add_soft_prompt, load_base_model, prompt_config
 from prompt_tuning.model_card import write_card
 from prompt_tuning.prepare import Prepared, prepare
+from prompt_tuning.report import write_report
 from prompt_tuning.train import callbacks, check_splits, checkpoint_to_resume, fit, save_adapter, save_recipe
 from prompt_tuning.trainer import PromptTuningTrainer
 
@@ -39,8 +40,9 @@ def train_tasks(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
     """Run a multitask recipe.
 
     Returns:
-        The run's folder: the multitask adapter as PEFT saves it, recipe.yaml, results.json, the checkpoints, and for
-        each task a folder that is an ordinary run's, with the task's prompt as a plain adapter.
+        The run's folder: the multitask adapter as PEFT saves it, recipe.yaml, results.json, log_history.json,
+        report.html, the checkpoints, and for each task a folder that is an ordinary run's, with the task's prompt as
+        a plain adapter.
     """
     folder = Path(recipe.training.output_dir)
     checkpoint = checkpoint_to_resume(recipe, folder)
@@ -64,6 +66,7 @@ def train_tasks(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
     if trainer.is_world_process_zero():
         save_adapter(model, folder, initial)
         save_recipe(recipe, folder)
+        write_json(folder / "log_history.json", trainer.state.log_history)
 
     results: dict[str, dict[str, Any]] = {}
     for number, (name, prepared) in enumerate(tasks.items()):
@@ -83,6 +86,7 @@ def train_tasks(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
         results[name] = _evaluate(base, plain, prepared, of_task, evaluate_hard_prompt)
     if PartialState().is_main_process:
         write_json(folder / "results.json", {"tasks": results, "seed": recipe.training.seed} | facts)
+        write_report(folder, tasks=False)
     return folder
 
 

@@ -21,7 +21,7 @@ from prompt_tuning.data import split_origin
 from prompt_tuning.distillation import teacher_states
 from prompt_tuning.errors import DataError, HubError, RecipeError
 from prompt_tuning.evaluation import describe, predict_and_score, trainer_for, tuned_name, write_run
-from prompt_tuning.files import whole_file, whole_folder
+from prompt_tuning.files import whole_file, whole_folder, write_json
 from prompt_tuning.hub import create_repository, push
 from prompt_tuning.initialization import frequent_ids, initial_prefix, initial_prompt
 from prompt_tuning.model import add_adapter, add_soft_prompt, load_adapter, load_base_model, prompt_config
@@ -40,8 +40,8 @@ def train(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
         evaluate_hard_prompt: also without what was trained; False where another run of the same template has done so.
 
     Returns:
-        The run's folder: the adapter as PEFT saves it, recipe.yaml, template.yaml, results.json, predictions/,
-        README.md and the checkpoints.
+        The run's folder: the adapter as PEFT saves it, recipe.yaml, template.yaml, results.json, log_history.json,
+        predictions/, report.html, README.md and the checkpoints.
     """
     if recipe.prompt.method == MULTITASK:
         from prompt_tuning.multitask import train_tasks  # which takes its helpers from here
@@ -77,9 +77,9 @@ def train(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
         with model.disable_adapter() if recipe.prompt.method == "lora" else nullcontext():
             predictions["hard_prompt"], results["hard_prompt"] = predict_and_score(base, prepared, split)
     results["evaluation_seconds"] = round(time.perf_counter() - started, 1)
-    write_run(folder, results, prepared, split, predictions)
     if recipe.prompt.method == "none" and PartialState().is_main_process:
         save_recipe(recipe, folder, prepared.template)
+    write_run(folder, results, prepared, split, predictions)
     if {"soft_prompt", "hard_prompt"} <= results.keys() and PartialState().is_main_process:
         write_card(folder)
     if recipe.training.push_to_hub and PartialState().is_main_process:
@@ -140,6 +140,7 @@ def _train(
     if trainer.is_world_process_zero():
         save_adapter(model, folder, initial, prepared.tokenizer if facts["method"] == "full" else None)
         save_recipe(prepared.recipe, folder, prepared.template)
+        write_json(folder / "log_history.json", trainer.state.log_history)
     return facts
 
 

@@ -26,6 +26,7 @@ COMMANDS = [
     "check",
     "import-gguf",
     "show",
+    "report",
     "templates",
     "push",
 ]
@@ -41,7 +42,8 @@ def test_train_leaves_the_folder_that_the_design_says(run, recipe_file, model_fo
     names = {path.name for path in run.iterdir()}
     assert names == {
         "README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoint-2", "checkpoint-4",
-        "initial_prompt.safetensors", "predictions", "recipe.yaml", "results.json", "template.yaml",
+        "initial_prompt.safetensors", "log_history.json", "predictions", "recipe.yaml", "report.html", "results.json",
+        "template.yaml",
     }  # fmt: skip
     results = json.loads((run / "results.json").read_text())
     assert results["task"] == "question_answering" and results["split"] == "test" and results["rows"] == 9
@@ -50,7 +52,9 @@ def test_train_leaves_the_folder_that_the_design_says(run, recipe_file, model_fo
     assert set(results["versions"]) == {"prompt_tuning", "transformers", "peft", "torch"}
     rows = [json.loads(line) for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
     assert [row["row"] for row in rows] == list(range(9))
-    assert set(rows[0]) == {"row", "source", "references", "hard_prompt", "soft_prompt"}
+    assert set(rows[0]) == {
+        "row", "source", "references", "source_tokens", "cut_tokens", "hard_prompt", "soft_prompt",
+    }  # fmt: skip
     assert main(["show", str(run)]) == 0
     shown = capsys.readouterr().out
     assert "hard prompt alone" in shown and "with soft prompt" in shown and shown.count("\nrow ") == 3

@@ -296,7 +296,8 @@ def test_two_tasks_train_together_and_each_leaves_a_run_of_its_own(family, recip
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "checkpoint-2", "checkpoint-4",
-        "initial_prompt.safetensors", "qa", "recipe.yaml", "results.json", "summaries",
+        "initial_prompt.safetensors", "log_history.json", "qa", "recipe.yaml", "report.html", "results.json",
+        "summaries",
     }  # fmt: skip
     results = json.loads((run / "results.json").read_text())
     assert list(results["tasks"]) == ["qa", "summaries"]
@@ -312,7 +313,7 @@ def test_two_tasks_train_together_and_each_leaves_a_run_of_its_own(family, recip
     for number, (name, of_task) in enumerate(results["tasks"].items()):
         assert {path.name for path in (run / name).iterdir()} == {
             "README.md", "adapter_config.json", "adapter_model.safetensors", "initial_prompt.safetensors",
-            "predictions", "recipe.yaml", "results.json", "template.yaml",
+            "predictions", "recipe.yaml", "report.html", "results.json", "template.yaml",
         }  # fmt: skip
         assert json.loads((run / name / "results.json").read_text()) == of_task
         plain = PeftModel.from_pretrained(auto.from_pretrained(model_folders[family]), run / name)
@@ -331,6 +332,11 @@ def test_two_tasks_train_together_and_each_leaves_a_run_of_its_own(family, recip
         assert json.loads((tmp_path / name / "results.json").read_text())["soft_prompt"] == of_task["soft_prompt"]
         assert main(["inspect", str(run / name)]) == 0 and "moved" in capsys.readouterr().out
 
+    report = (run / "report.html").read_text()
+    assert 'href="qa/report.html"' in report and 'href="summaries/report.html"' in report and "rougeL" in report
+    assert 'href="../report.html"' in (run / "qa" / "report.html").read_text()
+    assert main(["report", str(run)]) == 0 and capsys.readouterr().out == f"{run / 'report.html'}\n"
+    assert (run / "report.html").read_text() == report
     assert main(["show", str(run)]) == 0
     shown = capsys.readouterr().out
     assert "== qa\n" in shown and "== summaries\n" in shown and shown.count("with soft prompt") == 2 + 6
