@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+Init = Literal["random", "vocab", "frequent", "text", "class_labels", "demonstrations", "template", "adapter"]
+
 
 @dataclass
 class ModelArguments:
@@ -89,13 +91,14 @@ class PromptArguments:
     num_virtual_tokens: int | None = field(
         default=None, metadata={"help": "Length of the prompt; with an init from text that of the text, else 20."}
     )
-    init: Literal["random", "vocab", "frequent", "text", "class_labels", "demonstrations", "adapter"] = field(
+    init: Init = field(
         default="vocab",
         metadata={
             "help": "What the prompt starts from. random: noise at the embeddings' own scale. vocab: sampled tokens. "
             "frequent: the targets' most frequent tokens. text: init_text. class_labels: init_labels. demonstrations: "
-            "training rows as the template writes them. adapter: init_adapter (SPoT, Vu et al. 2022). For "
-            "prefix_tuning text and demonstrations become the keys and values that the model computes of them."
+            "training rows as the template writes them. template: what every row opens with, its system message, "
+            "demonstrations and first words; demonstrations then leave the rows. adapter: init_adapter (SPoT, Vu et "
+            "al. 2022). For prefix_tuning texts become the keys and values that the model computes of them."
         },
     )
     init_text: str | None = field(default=None, metadata={"help": "Text that the prompt starts from."})

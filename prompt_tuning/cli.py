@@ -106,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
         help="where the runs and the comparison go (default: runs/compare)",
     )
 
+    _add_rank(command)
+
     check = command("check", _check, "Report every error of recipes, their data and templates.", True)
     check.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files")
     return parser
@@ -170,6 +172,32 @@ def _add_templates(command: Callable[..., argparse.ArgumentParser]) -> None:
     for field in dataclasses.fields(DataArguments):
         if field.name.endswith("_column") or field.name in ("source_lang", "target_lang"):
             templates.add_argument(f"--{field.name}", metavar="NAME", help=field.metadata["help"])
+
+
+def _add_rank(command: Callable[..., argparse.ArgumentParser]) -> None:
+    rank = command("rank", _rank, "Find the best template and number of demonstrations, without training.", True)
+    rank.add_argument("recipe", metavar="RECIPE", help="a YAML file")
+    rank.add_argument(
+        "--templates",
+        metavar="TEMPLATE",
+        nargs="+",
+        help="shipped, YAML files, FILE:NAME or folders (default: the recipe's and all that are shipped for its task)",
+    )
+    rank.add_argument(
+        "--num_demonstrations",
+        "--num-demonstrations",
+        metavar="N",
+        nargs="+",
+        type=_not_negative,
+        help="training rows shown before each source (default: the recipe's)",
+    )
+    rank.add_argument("--seeds", metavar="N", nargs="+", type=int, help="to draw these with (default: the recipe's)")
+    rank.add_argument("--rows", metavar="N", type=_positive, help="the first N validation rows (default: all)")
+    rank.add_argument(
+        "--finalists", metavar="N", type=_positive, default=3, help="candidates that write predictions (default: 3)"
+    )
+    rank.add_argument("--output_dir", "--output-dir", metavar="DIR", type=Path, default=Path("runs/rank"))
+    rank.set_defaults(when_interrupted="; the same command goes on from here")
 
 
 def _add_ensemble(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -274,6 +302,16 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _rank(args: argparse.Namespace, overrides: list[str]) -> int:
+    from prompt_tuning.rank import rank
+    from prompt_tuning.rank_table import rank_text
+
+    counts, folder = args.num_demonstrations, args.output_dir
+    ranked = rank(args.recipe, overrides, folder, args.templates, counts, args.seeds, args.rows, args.finalists)
+    print(f"{rank_text(ranked)}\nwritten: {folder / 'winner.yaml'}")
+    return 0
+
+
 def _inspect(args: argparse.Namespace, _: list[str]) -> int:
     from prompt_tuning.inspection import inspect, inspection_text
 
@@ -346,6 +384,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
     return number
 
 

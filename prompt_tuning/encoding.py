@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
 from prompt_tuning.config import Recipe
 from prompt_tuning.errors import TemplateError
-from prompt_tuning.template import Template, language_variables
+from prompt_tuning.sandbox import VALUE_END
+from prompt_tuning.template import Rendered, Template, language_variables
 
 CHOICES_NAMED = 8
 
@@ -171,11 +172,20 @@ class Encoder:
         target, _ = self.template.render_target(row, self.languages)
         return source + self._gap(source) + target
 
+    def opening(self) -> str:
+        """The text that opens every source: system message, demonstrations, the template's first words.
+
+        Without a space at its end, which belongs to the word that follows.
+        """
+        return self._as_text(self.template.opening(self.languages)).split(VALUE_END)[0].rstrip(" ")
+
     def _gap(self, source: str) -> str:
         return "" if self.template.chat or source[-1:].isspace() else " "
 
     def _source_text(self, row: dict[str, Any]) -> str:
-        rendered = self.template.render(row, self.languages, with_target=False)
+        return self._as_text(self.template.render(row, self.languages, with_target=False))
+
+    def _as_text(self, rendered: Rendered) -> str:
         if not self.template.chat:
             return rendered.source
         if not self.tokenizer.chat_template:

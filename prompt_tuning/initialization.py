@@ -24,6 +24,9 @@ def starting_text(args: PromptArguments, encoder: Encoder, train_rows: Dataset |
     """The text whose tokens the prompt starts from; None where it starts from something else.
 
     Demonstrations are training rows drawn with the seed, each as the template writes it with its target.
+
+    Raises:
+        RecipeError: init template, and a row's own text comes first in it.
     """
     if args.method == "cpt" or args.init == "text":
         return args.init_text
@@ -32,6 +35,14 @@ def starting_text(args: PromptArguments, encoder: Encoder, train_rows: Dataset |
     if args.init == "demonstrations" and train_rows is not None:
         chosen = random.Random(seed).sample(range(len(train_rows)), min(args.init_demonstrations, len(train_rows)))
         return "\n\n".join(encoder.demonstration(train_rows[number]) for number in chosen) + "\n\n"
+    if args.init == "template" and train_rows is not None:
+        text = encoder.opening()
+        if not text.strip():
+            raise RecipeError(
+                f"init template: template {encoder.template.name} opens with a column, so nothing of its own stands "
+                "there to start from; set num_demonstrations, or init: text or demonstrations"
+            )
+        return text
     return None
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from datasets import Dataset, DatasetDict
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from prompt_tuning.config import MULTITASK, Recipe
+from prompt_tuning.config import INITIALIZED, MULTITASK, Recipe
 from prompt_tuning.data import load_splits, row_origin, split_origin
 from prompt_tuning.demonstrations import Demonstrations
 from prompt_tuning.distillation import SCALED_LOGITS
@@ -99,10 +99,13 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
         raise_together(problems)
 
     encoder = Encoder.of_recipe(recipe, template, tokenizer, config.is_encoder_decoder)
-    ids, length = attempt(_start, recipe, encoder, rows.get("train")) or (None, 0)
-    problems += _budget_problems(recipe, config, length) + _choice_problems(recipe, encoder)
     demonstrations = attempt(_demonstrations, recipe, encoder, loaded) if prompt.num_demonstrations else None
-    encoder = demonstrations.encoder if demonstrations else encoder
+    shown = demonstrations.encoder if demonstrations else encoder
+    in_prompt = prompt.init == "template" and prompt.method in INITIALIZED
+    ids, length = attempt(_start, recipe, shown if in_prompt else encoder, rows.get("train")) or (None, 0)
+    problems += _budget_problems(recipe, config, length) + _choice_problems(recipe, encoder)
+    # The prompt starts at the demonstrations, so that rows need not show them again.
+    encoder = replace(shown, template=replace(shown.template, demonstrations=()), chosen=0) if in_prompt else shown
     encoded, reports = {}, {}
     for split in rows:
         encoded[split], reports[split] = _encode(recipe, split, rows[split], encoder, demonstrations)
@@ -113,7 +116,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
         problems += attempt(_teacher_problems, recipe, encoded["train"], taught) if taught else []
     if problems:
         raise_together(problems)
-    leakage = _leakage(recipe, encoder, rows)
+    leakage = _leakage(recipe, shown, rows)
     return Prepared(recipe, config, tokenizer, encoder, score, length, ids, rows, encoded, taught, reports, leakage)
 
 

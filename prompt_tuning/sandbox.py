@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -50,6 +51,24 @@ def printed_values(text: str) -> jinja2.Template:
             if isinstance(piece, jinja2.nodes.TemplateData):
                 piece.data = VALUE_END
     return environment().from_string(tree)
+
+
+@functools.lru_cache(maxsize=512)
+def compiled_opening(text: str, given: frozenset[str]) -> jinja2.Template:
+    """A template that writes what another does before anything of a row, and then VALUE_END.
+
+    Args:
+        given: variables that are the same for every row. A branch, loop or assignment is taken for a row's.
+    """
+    tree = environment().parse(text)
+    for place, node in enumerate(tree.body):
+        pieces = node.nodes if isinstance(node, jinja2.nodes.Output) else []
+        fixed = list(itertools.takewhile(lambda piece: not _undeclared(jinja2.nodes.Output([piece])) - given, pieces))
+        if not pieces or len(fixed) < len(pieces):
+            end = jinja2.nodes.TemplateData(VALUE_END, lineno=node.lineno)
+            tree.body[place:] = [jinja2.nodes.Output([*fixed, end], lineno=node.lineno)]
+            break
+    return environment().from_string(tree.set_environment(environment()))
 
 
 def needed_names(body: list[jinja2.nodes.Node], given: set[str]) -> set[str]:

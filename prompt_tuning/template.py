@@ -15,7 +15,15 @@ import jinja2
 
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.promptsource import SEPARATOR, convert
-from prompt_tuning.sandbox import VALUE_END, compiled, compiled_expression, environment, needed_names, printed_values
+from prompt_tuning.sandbox import (
+    VALUE_END,
+    compiled,
+    compiled_expression,
+    compiled_opening,
+    environment,
+    needed_names,
+    printed_values,
+)
 from prompt_tuning.template_yaml import read_yaml, write_yaml
 
 FOLDER = Path(__file__).parent / "templates"
@@ -175,19 +183,22 @@ class Template:
         """
         values = self._values(row, languages)
         messages = [{"role": "system", "content": self._render(self.system, values)}] if self.system else []
-        shown = replace(self, demonstrations=(), system=None, references=None)
-        for number, demonstration in enumerate(self.demonstrations, 1):
-            try:
-                example = shown.render(demonstration, languages)
-            except TemplateError as error:
-                hint = f"in its demonstration {number}; a file of your own may show others"
-                raise TemplateError(f"{error} ({hint})") from None
-            messages.append(example.messages[0])
-            messages.append({"role": "assistant", "content": example.target or ""})
+        messages += self._shown(languages)
         messages.append({"role": "user", "content": self._render(self.source, values)})
         if not with_target:
             return Rendered(tuple(messages), None, ())
         return Rendered(tuple(messages), *self.render_target(row, languages))
+
+    def opening(self, languages: dict[str, str] | None = None) -> Rendered:
+        """What every row is rendered as up to its first own text, in whose place VALUE_END stands."""
+        given = languages or {}
+
+        def opened(text: str) -> str:
+            return self._render(text, given, functools.partial(compiled_opening, given=frozenset(given)))
+
+        messages = [{"role": "system", "content": opened(self.system)}] if self.system else []
+        messages += [*self._shown(languages), {"role": "user", "content": opened(self.source)}]
+        return Rendered(tuple(messages), None, ())
 
     def render_target(
         self, row: dict[str, Any], languages: dict[str, str] | None = None
@@ -222,6 +233,20 @@ class Template:
         held = _replaced({**row, **(languages or {})}, SEPARATOR, _HELD_SEPARATOR)  # a row of `datasets` is no dict
         text = self._render(self.answer_choices, held)
         return [choice.strip().replace(_HELD_SEPARATOR, SEPARATOR) for choice in text.split(SEPARATOR)]
+
+    def _shown(self, languages: dict[str, str] | None) -> list[dict[str, str]]:
+        """Demonstrations as turns."""
+        messages = []
+        shown = replace(self, demonstrations=(), system=None, references=None)
+        for number, demonstration in enumerate(self.demonstrations, 1):
+            try:
+                example = shown.render(demonstration, languages)
+            except TemplateError as error:
+                hint = f"in its demonstration {number}; a file of your own may show others"
+                raise TemplateError(f"{error} ({hint})") from None
+            messages.append(example.messages[0])
+            messages.append({"role": "assistant", "content": example.target or ""})
+        return messages
 
     def _values(self, row: dict[str, Any], languages: dict[str, str] | None) -> dict[str, Any]:
         values = row | (languages or {})

@@ -443,6 +443,7 @@ def test_a_task_that_lacks_rows_stops_the_run_before_the_model_loads(recipes, tm
             ],
         ),
         ({"init": "demonstrations"}, ["init demonstrations is for one task"]),
+        ({"init": "template"}, ["init template is for one task"]),
         ({"adapter": "runs/x"}, ["to start from it set init: adapter and init_adapter: runs/x"]),
         ({"metric_for_best_model": "f1"}, ["metric_for_best_model f1: only the loss is taken over all tasks"]),
         ({"num_ranks": 0}, ["num_ranks is 0; it must be at least 1"]),

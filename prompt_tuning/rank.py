@@ -1,0 +1,360 @@
+"""Which hard prompt is best for a model: templates x numbers of demonstrations x seeds, on the same validation rows.
+
+First by the likelihood of the targets, which needs no generation, with successive halving (Jamieson & Talwalkar 2016):
+all candidates are scored on a few rows, the better half on twice as many, and so on, until the finalists are scored on
+all. Then by the task's metric of what the model writes, for the finalists alone. A likelihood is the sum over a
+target's tokens, since templates lead to different tokens of one text, and without its end, which a model that was not
+tuned writes in other ways. Candidates of one row are read together, so that a passage they open with is read once.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+import logging
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from prompt_tuning.bootstrap import DRAWS, corpus_tests, difference, interval, row_scores
+from prompt_tuning.choices import target_log_likelihoods
+from prompt_tuning.config import MULTITASK, Recipe, load_recipe
+from prompt_tuning.errors import PromptTuningError, RecipeError
+from prompt_tuning.evaluation import trainer_for
+from prompt_tuning.files import whole_file, write_json, write_json_lines
+from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, load_metrics
+from prompt_tuning.model import load_base_model
+from prompt_tuning.prepare import Prepared, prepare
+from prompt_tuning.rank_table import rank_text
+from prompt_tuning.template import Template, load_templates
+
+logger = logging.getLogger(__name__)
+
+FIRST_ROWS = 8  # on which at least all candidates are scored
+ROWS_AT_ONCE = 16  # of every candidate; so much is lost where a rank is stopped
+
+Known = dict[str, dict[int, float]]  # of each candidate the log-likelihood of each row that it was scored on
+
+
+@dataclass(frozen=True)
+class Candidate:
+    template: str
+    num_demonstrations: int
+    seed: int
+    selection: str
+
+    def __str__(self) -> str:
+        drawn = f", seed {self.seed}" if self.selection != "bm25" else ""
+        return f"{self.template}, {self.num_demonstrations} shown{drawn}" if self.num_demonstrations else self.template
+
+
+def rank(
+    path: str,
+    overrides: list[str],
+    folder: Path,
+    templates: list[str] | None = None,
+    counts: list[int] | None = None,
+    seeds: list[int] | None = None,
+    rows: int | None = None,
+    finalists: int = 3,
+) -> dict[str, Any]:
+    """Score what has not been scored, and write rank.json, rank.md and winner.yaml, a recipe.
+
+    Args:
+        overrides: flags of the recipe.
+        templates: as `load_templates` takes them; by default the recipe's own and all that are shipped for its task,
+            but those that are answered by choosing.
+        counts: numbers of demonstrations; by default the recipe's.
+        seeds: that demonstrations are drawn with; by default the recipe's.
+        rows: the first validation rows, instead of all.
+        finalists: how many candidates write predictions.
+
+    Raises:
+        RecipeError: nothing to rank, or the folder holds a rank with other settings.
+    """
+    recipe = load_recipe(path, [*overrides, f"--num_demonstrations={max(counts)}"] if counts else overrides)
+    if recipe.prompt.method == MULTITASK:
+        raise RecipeError(f"{path}: rank is for one task; name one of {', '.join(recipe.prompt.tasks)}")
+    metric = _metric(recipe)
+    names, left_out = _templates(recipe, templates)
+    counts, seeds = counts or [recipe.prompt.num_demonstrations], seeds or [recipe.training.seed]
+    candidates = {str(each): each for each in _candidates(recipe, names, counts, seeds)}
+    prepared, unfit = _prepared(recipe, candidates, rows)
+    left_out |= unfit
+    _check_settings(folder, recipe, prepared, finalists)
+
+    @functools.cache
+    def model() -> PreTrainedModel:
+        config = next(iter(prepared.values())).config
+        return load_base_model(recipe.model, config).to(recipe.training.device)
+
+    known, plan, last = _halve(model, prepared, folder / "likelihoods.jsonl", finalists)
+    texts = _predictions(model, {name: prepared[name] for name in last}, folder / "predictions.jsonl")
+    ranked = {"metric": metric, "rows": len(_rows(next(iter(prepared.values()))))}
+    ranked |= _facts(prepared, known, texts, metric) | {"halving": plan, "left_out": left_out}
+    winner = candidates[ranked["winner"]]
+    ranked["next"] = _write_recipe(recipe, winner, prepared[ranked["winner"]], folder / "winner.yaml")
+    write_json(folder / "rank.json", ranked)
+    with whole_file(folder / "rank.md") as file:
+        file.write(rank_text(ranked) + "\n")
+    return ranked
+
+
+def _metric(recipe: Recipe) -> str:
+    metric, names = MAIN_METRIC[recipe.data.task], recipe.prompt.metrics or TASK_METRICS[recipe.data.task]
+    given = load_metrics(names, language=recipe.data.metric_language)(["The a."], [["a"]])
+    if metric not in given:
+        raise RecipeError(f"metrics give {', '.join(given)}, and rank goes by {metric}; leave metrics out")
+    return metric
+
+
+def _templates(recipe: Recipe, wanted: list[str] | None) -> tuple[list[str], dict[str, str]]:
+    """Names of the templates to rank; and of those that are not, why."""
+    found = {recipe.prompt.template: Template.load(recipe.prompt.template)} if not wanted else {}
+    for where in wanted or [recipe.data.task]:
+        found |= load_templates(where)
+    left_out = {name: str(error) for name, error in found.items() if not isinstance(error, Template)}
+    for name, template in found.items():
+        if name not in left_out and template.answer_choices and not wanted and name != recipe.prompt.template:
+            left_out[name] = "it is answered by choosing, not by writing; name it in --templates to rank it"
+    return [name for name in found if name not in left_out], left_out
+
+
+def _candidates(recipe: Recipe, names: list[str], counts: list[int], seeds: list[int]) -> list[Candidate]:
+    """One for each template, number and seed; where a seed draws nothing, only one of them."""
+    drawn = recipe.prompt.demonstration_selection
+    candidates = []
+    for name in names:
+        for count in counts:
+            selection = drawn if count else "random"
+            of_count = seeds if count and selection != "bm25" else seeds[:1]
+            candidates += [Candidate(name, count, seed, selection) for seed in of_count]
+    return candidates
+
+
+def _prepared(
+    recipe: Recipe, candidates: dict[str, Candidate], rows: int | None
+) -> tuple[dict[str, Prepared], dict[str, str]]:
+    """The validation rows as each candidate writes them; and for those that do not fit, why."""
+    prepared: dict[str, Prepared] = {}
+    unfit: dict[str, str] = {}
+    for name, candidate in candidates.items():
+        logger.info("%s", name)
+        try:
+            made = prepare(_of_candidate(recipe, candidate, rows), ("validation",))
+        except PromptTuningError as error:
+            unfit[name] = str(error).splitlines()[0]
+            continue
+        first = next(iter(prepared), name)
+        if prepared and list(_rows(made)["references"]) != list(_rows(prepared[first])["references"]):
+            unfit[name] = f"it counts other texts as right than {first}"
+        else:
+            prepared[name] = made
+    if not prepared:
+        reasons = dict.fromkeys(unfit.values())
+        raise RecipeError("\n".join([f"{recipe.path}: no template could be ranked", *reasons]))
+    return prepared, unfit
+
+
+def _of_candidate(recipe: Recipe, candidate: Candidate, rows: int | None = None) -> Recipe:
+    """The recipe of a candidate's hard prompt alone."""
+    prompt = replace(
+        recipe.prompt,
+        method="none",
+        template=candidate.template,
+        num_demonstrations=candidate.num_demonstrations,
+        demonstration_selection=candidate.selection,
+    )
+    limits = [limit for limit in (rows, recipe.data.max_eval_samples) if limit is not None]
+    data = replace(recipe.data, max_eval_samples=min(limits, default=None))
+    training = copy.copy(recipe.training)
+    training.seed = candidate.seed
+    return replace(recipe, data=data, prompt=prompt, training=training)
+
+
+def _rows(prepared: Prepared) -> Dataset:
+    return prepared.encoded["validation"]
+
+
+def _check_settings(folder: Path, recipe: Recipe, prepared: dict[str, Prepared], finalists: int) -> None:
+    """Keep what the scores in a folder depend on; raise RecipeError where those of another rank lie there."""
+    settings = recipe.resolved() | {"finalists": finalists, "candidates": {}}
+    del settings["output_dir"]
+    for name, each in prepared.items():
+        columns = [list(_rows(each)[column]) for column in ("input_ids", "labels", "references")]
+        settings["candidates"][name] = hashlib.sha256(json.dumps(columns).encode()).hexdigest()
+    file, settings = folder / "settings.json", json.loads(json.dumps(settings))
+    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else settings
+    if changed := sorted(key for key in saved.keys() | settings.keys() if saved.get(key) != settings.get(key)):
+        raise RecipeError(
+            f"{folder} holds a rank with other settings or rows ({', '.join(changed)}); remove it, or name another "
+            "--output_dir"
+        )
+    write_json(file, settings)
+
+
+def halving_plan(candidates: int, rows: int, finalists: int) -> list[tuple[int, int]]:
+    """How many candidates are scored on how many rows, step by step; the last step is the finalists on all."""
+    halvings = math.ceil(math.log2(max(candidates / finalists, 1)))
+    plan = []
+    for step in range(halvings + 1):
+        kept = max(math.ceil(candidates / 2**step), min(finalists, candidates))
+        plan.append((kept, max(math.ceil(rows / 2 ** (halvings - step)), min(FIRST_ROWS, rows))))
+    return plan
+
+
+def _halve(
+    model: Callable[[], PreTrainedModel], prepared: dict[str, Prepared], file: Path, finalists: int
+) -> tuple[Known, list[tuple[int, int]], list[str]]:
+    """Log-likelihoods, the halving's plan, and the names of the finalists."""
+    known: Known = {name: {} for name in prepared}
+    for line in _lines(file):
+        known[line["candidate"]][line["row"]] = line["log_likelihood"]
+    count = len(_rows(next(iter(prepared.values()))))
+    # Neighbours in a file are often about one passage, so that its first rows stand for fewer than they are.
+    order = random.Random(0).sample(range(count), count)
+    plan, alive, seen = halving_plan(len(prepared), count, finalists), list(prepared), 0
+    for kept, reach in plan:
+        if seen:
+            alive = sorted(alive, key=lambda name: -np.mean([known[name][row] for row in order[:seen]]))[:kept]
+        logger.info("likelihood: %s candidates on %s of %s rows", len(alive), reach, count)
+        for start in range(0, reach, ROWS_AT_ONCE):
+            rows = order[start : min(start + ROWS_AT_ONCE, reach)]
+            if wanted := [(name, row) for row in rows for name in alive if row not in known[name]]:
+                found = _log_likelihoods(model(), [(_rows(prepared[name]), row) for name, row in wanted])
+                for (name, row), value in zip(wanted, found, strict=True):
+                    known[name][row] = value
+                write_json_lines(
+                    file,
+                    (
+                        {"candidate": name, "row": row, "log_likelihood": value}
+                        for name, of_name in known.items()
+                        for row, value in of_name.items()
+                    ),
+                )
+        seen = reach
+    return known, plan, alive
+
+
+def _log_likelihoods(model: PreTrainedModel, places: Sequence[tuple[Dataset, int]]) -> list[float]:
+    """The log-likelihood of each row's target without its end.
+
+    Args:
+        places: data sets and numbers of rows in them.
+    """
+    ended = 0 if model.config.is_encoder_decoder else 1  # a causal row's ids end with its target's
+    rows = []
+    for encoded, number in places:
+        row = encoded[number]
+        ids = row["input_ids"]
+        rows.append({"input_ids": ids[: len(ids) - ended], "labels": row["labels"][:-1]})
+    sums, _ = target_log_likelihoods(model, Dataset.from_list(rows))
+    return sums.tolist()
+
+
+def _predictions(
+    model: Callable[[], PreTrainedModel], finalists: dict[str, Prepared], file: Path
+) -> dict[str, list[str]]:
+    """What the model writes for all rows, finalist by finalist."""
+    texts: dict[str, list[str]] = {}
+    for line in _lines(file):
+        texts.setdefault(line["candidate"], []).append(line["prediction"])
+    for name, prepared in finalists.items():
+        if name in texts:
+            continue
+        logger.info("predictions: %s", name)
+        texts[name] = trainer_for(model(), prepared).predict_texts(_rows(prepared))
+        write_json_lines(
+            file,
+            (
+                {"candidate": each, "row": row, "prediction": text}
+                for each, of_each in texts.items()
+                for row, text in enumerate(of_each)
+            ),
+        )
+    return {name: texts[name] for name in finalists}
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+
+def _facts(prepared: dict[str, Prepared], known: Known, texts: dict[str, list[str]], metric: str) -> dict[str, Any]:
+    """For each candidate, the winner first, its scores with intervals, and its paired differences from the winner."""
+    first = next(iter(prepared.values()))
+    references = list(_rows(first)["references"])
+    scores = {name: float(first.score(of_name, references)[metric]) for name, of_name in texts.items()}
+    likelihoods = {name: float(np.mean([*of_name.values()])) for name, of_name in known.items()}
+    # Of finalists with one score the likelier; then those that were scored on more rows.
+    best = sorted(scores, key=lambda name: (-scores[name], -likelihoods[name]))
+    rest = sorted(known.keys() - scores.keys(), key=lambda name: (-len(known[name]), -likelihoods[name], name))
+    tests = _metric_tests({name: texts[name] for name in best}, references, first, metric)
+    facts = {}
+    for name in [*best, *rest]:
+        of_rows = np.array([list(known[name].values())])
+        low, high = interval(of_rows)
+        facts[name] = {
+            "rows": len(known[name]),
+            "log_likelihood": {"mean": likelihoods[name], "low": low, "high": high},
+        }
+        if name != best[0]:
+            of_winner = np.array([[known[best[0]][row] for row in known[name]]])
+            facts[name]["log_likelihood"] |= {"against_winner": difference(of_rows, of_winner)}
+        if name in scores:
+            facts[name][metric] = {"score": scores[name]} | tests["of"][name]
+    return {"winner": best[0], "test": tests["test"], "candidates": facts}
+
+
+def _metric_tests(
+    texts: dict[str, list[str]], references: list[list[str]], prepared: Prepared, metric: str
+) -> dict[str, Any]:
+    """For each finalist the interval of its score, and but for the first its `p` against that one."""
+    rows = {name: row_scores(prepared.score, metric, of_name, references) for name, of_name in texts.items()}
+    winner = next(iter(texts))
+    if any(each is None for each in rows.values()):
+        alone = {winner: {}}  # sacreBLEU tests two or more
+        language = prepared.recipe.data.metric_language
+        of = corpus_tests(metric, texts, references, language) if len(texts) > 1 else alone
+        return {"test": "sacreBLEU's paired bootstrap", "of": of}
+    of = {}
+    for name, each in rows.items():
+        low, high = interval(each[None])
+        of[name] = {"low": low, "high": high}
+        if name != winner:
+            of[name]["against_winner"] = difference(each[None], rows[winner][None])
+            of[name]["p"] = of[name]["against_winner"]["p"]
+    return {"test": f"{DRAWS} draws of rows", "of": of}
+
+
+def _write_recipe(recipe: Recipe, winner: Candidate, prepared: Prepared, file: Path) -> str | None:
+    """The recipe with the winner's hard prompt; returns how to start a soft prompt at it, if it has an opening."""
+    values = recipe.resolved() | {
+        "template": winner.template,
+        "num_demonstrations": winner.num_demonstrations,
+        "demonstration_selection": winner.selection,
+        "seed": winner.seed,
+    }
+    hint = None
+    if winner.selection != "bm25" and prepared.encoder.opening().strip():
+        starts = [
+            key
+            for key in ("adapter", "init_text", "init_labels", "init_adapter", "num_virtual_tokens")
+            if key in values
+        ]
+        without = f" and take out {', '.join(starts)}" if starts else ""
+        hint = f"to start a soft prompt at its opening: set method: prompt_tuning and init: template{without}"
+    with whole_file(file) as opened:
+        opened.write(f"# {winner}: the best of `prompt-tuning rank {recipe.path}` on the validation rows.\n")
+        opened.write(f"# {hint[0].upper()}{hint[1:]}.\n" if hint else "")
+        yaml.safe_dump(values, opened, sort_keys=False, allow_unicode=True, width=120)
+    return hint
