@@ -126,13 +126,14 @@ def test_a_resolved_recipe_parses_to_the_same_settings(recipe_file, tmp_path):
 
 
 def test_there_are_as_many_recipes_as_the_readme_says():
-    assert len(RECIPES) == 8
+    assert len(RECIPES) == 14
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
 def test_every_recipe_loads_names_a_shipped_template_and_says_how_to_run_it(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    recipe = load_recipe(path)
+    files = [f"--{split}_file=recipes/quickstart/{split}.jsonl" for split in ("train", "validation", "test")]
+    recipe = load_recipe(path, files if "Needs: local files" in path.read_text(encoding="utf-8") else [])
     Template.load(recipe.prompt.template)
     header = path.read_text(encoding="utf-8").split("\nmodel_name_or_path")[0]
     assert all(line.startswith("#") for line in header.splitlines())
