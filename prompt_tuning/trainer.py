@@ -235,6 +235,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             best = choose(self.model, self.processing_class, sources, texts, ids, self.choice_normalization)
         return inputs["labels"].new_tensor(best)[:, None]
 
+    @torch.no_grad()  # of rows read into a cache LoRA and full fine-tuning would keep every activation
     def _generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """`generate`, where a model without a prompt also reads once what rows open with."""
         prompted = isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning

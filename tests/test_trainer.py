@@ -176,9 +176,15 @@ def test_without_a_prompt_too_rows_are_what_they_are_alone_and_their_opening_is_
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0
         )
         alone += decode(new[:, ids.shape[1] :].tolist(), tokenizer, ("\n",))
-    read = []
-    base.get_input_embeddings().register_forward_hook(lambda module, given, output: read.append(given[0].shape))
+    read, graphs = [], []
+
+    def note(module, given, output):
+        read.append(given[0].shape)
+        graphs.append(output.requires_grad)
+
+    base.get_input_embeddings().register_forward_hook(note)
     assert run.predict_texts(rows) == alone and len(set(alone)) > 1
+    assert not any(graphs)  # else the activations of all rows stay in memory
     if not window:  # whose padded rows go beyond it
         sources = [source_length(labels) - 1 - len(run._opening) for labels in rows["labels"]]
         assert sum(shape.numel() for shape in read if shape[0] == 1) == len(run._opening) + sum(sources)
