@@ -237,12 +237,13 @@ def _draw(compared: dict[str, Any], figure: Figure, path: Path) -> None:
     """Quality against trained numbers."""
     axes = figure.subplots()
     for name, part in compared["parts"].items():
-        place = max(part["trainable_parameters"], 1)
+        place = part["trainable_parameters"]
         around = [[part["score"] - part["low"]], [part["high"] - part["score"]]]
         axes.errorbar(place, part["score"], np.maximum(around, 0), fmt="o", capsize=4)
         axes.annotate(name, (place, part["score"]), xytext=(6, 5), textcoords="offset points", fontsize=8)
     axes.set_xscale("symlog", linthresh=10)
-    axes.set(xlabel="trained numbers (1: none)", ylabel=compared["metric"])
+    axes.set(xlabel="trained numbers", ylabel=compared["metric"])
     axes.margins(x=0.2, y=0.15)
+    axes.set_xlim(left=-3)  # those that train nothing stand at 0
     axes.grid(alpha=0.3)
     write_png(figure, path)
