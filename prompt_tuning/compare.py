@@ -22,8 +22,8 @@ from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.evaluation import tuned_name
 from prompt_tuning.figures import new_figure, write_png
 from prompt_tuning.files import whole_file, write_json
-from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, Score, load_metrics
-from prompt_tuning.prepare import prepare
+from prompt_tuning.metrics import MAIN_METRIC
+from prompt_tuning.prepare import prepare, score_of
 from prompt_tuning.train import train
 
 if TYPE_CHECKING:
@@ -102,14 +102,9 @@ def compare(
     return compared
 
 
-def _score_of(recipe: Recipe) -> Score:
-    data = recipe.data
-    return load_metrics(recipe.prompt.metrics or TASK_METRICS[data.task], language=data.metric_language)
-
-
 def _check_metric(recipes: dict[str, Recipe], metric: str) -> None:
     for name, recipe in recipes.items():
-        score = _score_of(recipe)
+        score = score_of(recipe)
         given = score(*MADE_UP)
         numbers = [key for key, value in given.items() if not isinstance(value, str)]
         if metric not in numbers:
@@ -160,7 +155,7 @@ def _read(name: str, folders: list[Path], recipe: Recipe) -> Part:
 
 def _facts(parts: list[Part], metric: str) -> dict[str, Any]:
     """For each part its score with interval and spread, the difference from the first, and its cost."""
-    score = _score_of(parts[0].recipe)
+    score = score_of(parts[0].recipe)
     rows = {
         part.name: [row_scores(score, metric, texts, part.references) for texts in part.predictions] for part in parts
     }

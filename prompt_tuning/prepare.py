@@ -62,6 +62,12 @@ class Prepared:
         return "test" if "test" in self.encoded else "validation"
 
 
+def score_of(recipe: Recipe) -> Score:
+    """The recipe's metrics, or those of its task, in the language of its targets."""
+    names = recipe.prompt.metrics or TASK_METRICS[recipe.data.task]
+    return load_metrics(names, language=recipe.data.metric_language)
+
+
 def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     """Load and encode those of `splits` that the recipe has.
 
@@ -84,7 +90,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     config = attempt(load_config, recipe.model)
     tokenizer = config and attempt(load_tokenizer, recipe.model)
     template = attempt(Template.load, prompt.template)
-    score = attempt(load_metrics, prompt.metrics or TASK_METRICS[data.task], language=data.metric_language)
+    score = attempt(score_of, recipe)
     if score:
         problems += _metric_problems(recipe, attempt(score, ["The a."], [["a"]]))
     to_choose_from = ("train",) if prompt.num_demonstrations and "train" not in splits else ()

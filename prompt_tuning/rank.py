@@ -32,9 +32,9 @@ from prompt_tuning.config import MULTITASK, Recipe, load_recipe
 from prompt_tuning.errors import PromptTuningError, RecipeError
 from prompt_tuning.evaluation import trainer_for
 from prompt_tuning.files import whole_file, write_json, write_json_lines
-from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, load_metrics
+from prompt_tuning.metrics import MAIN_METRIC
 from prompt_tuning.model import load_base_model
-from prompt_tuning.prepare import Prepared, prepare
+from prompt_tuning.prepare import Prepared, prepare, score_of
 from prompt_tuning.rank_table import rank_text
 from prompt_tuning.template import Template, load_templates
 
@@ -111,8 +111,7 @@ def rank(
 
 
 def _metric(recipe: Recipe) -> str:
-    metric, names = MAIN_METRIC[recipe.data.task], recipe.prompt.metrics or TASK_METRICS[recipe.data.task]
-    given = load_metrics(names, language=recipe.data.metric_language)(["The a."], [["a"]])
+    metric, given = MAIN_METRIC[recipe.data.task], score_of(recipe)(["The a."], [["a"]])
     if metric not in given:
         raise RecipeError(f"metrics give {', '.join(given)}, and rank goes by {metric}; leave metrics out")
     return metric
