@@ -15,8 +15,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 warnings.filterwarnings("ignore")
 
 import torch
-from peft import PeftModelForCausalLM, PromptTuningConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from datasets import Dataset
+from peft import PeftModelForCausalLM, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 from transformers.utils import logging
 
 from prompt_tuning import add_soft_prompt
@@ -40,6 +41,22 @@ def soft_prompt(base: torch.nn.Module, length: int, engine: bool) -> PeftModelFo
     torch.manual_seed(0)
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=length, prompt_tuning_init="SAMPLE_VOCAB")
     return add_soft_prompt(base, config) if engine else PeftModelForCausalLM(base, config)
+
+
+def trained_by_peft(rows: Dataset, length: int, folder: str | Path, **settings: object) -> PeftModelForCausalLM:
+    """The tutorial's way: PEFT's configuration and Trainer's learning rate as they come; saved in the folder."""
+    model = get_peft_model(base_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=length))
+    words = tokenizer()
+    trainer = Trainer(
+        model,
+        TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none", save_strategy="no", **settings),
+        train_dataset=rows.select_columns(["input_ids", "labels"]),
+        data_collator=DataCollatorForSeq2Seq(words, padding="longest"),
+        processing_class=words,
+    )
+    trainer.train()
+    model.save_pretrained(folder)
+    return model
 
 
 def random_batch(rows: int, longest: int, targets: int = 16, vocabulary: int = 40000) -> dict[str, torch.Tensor]:

@@ -12,10 +12,10 @@ from contextlib import redirect_stdout
 from io import StringIO
 
 import torch
-from common import base_model, describe_machine, print_table, quickstart_rows, seconds, tokenizer
+from common import base_model, describe_machine, print_table, quickstart_rows, seconds, tokenizer, trained_by_peft
 from datasets import Dataset
-from peft import PeftModelForCausalLM, PromptTuningConfig, get_peft_model
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
+from peft import PeftModelForCausalLM
+from transformers import set_seed
 
 from prompt_tuning import Encoder, PromptTuningArguments, PromptTuningTrainer, Template, add_soft_prompt, encode
 from prompt_tuning.arguments import PromptArguments
@@ -40,25 +40,22 @@ def held_out_loss(model: PeftModelForCausalLM, rows: Dataset) -> float:
 
 def run(name: str, rows: Dataset, words, folder: str, steps: int) -> PeftModelForCausalLM:
     set_seed(42)
-    base = base_model()
-    settings = dict(
-        output_dir=folder, max_steps=steps, per_device_train_batch_size=8, seed=42, use_cpu=True, disable_tqdm=True,
-        report_to="none", save_strategy="no",
-    )  # fmt: skip
+    settings = dict(max_steps=steps, per_device_train_batch_size=8, seed=42, disable_tqdm=True)
     if name.startswith("PEFT"):
-        # The tutorial's way: PEFT's configuration and Trainer's learning rate as they come.
-        model = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH))
         grouped = {"train_sampling_strategy": "group_by_length"} if "groups" in name else {}
-        arguments = TrainingArguments(**settings, **grouped)
-        columns = rows.select_columns(["input_ids", "labels"])
-        collator = DataCollatorForSeq2Seq(words, padding="longest")
-        trainer = Trainer(model, arguments, train_dataset=columns, data_collator=collator, processing_class=words)
-    else:
-        initial = initial_prompt(base, words, PromptArguments(init="vocab"), LENGTH, seed=42)
-        model = add_soft_prompt(base, prompt_config(base, LENGTH), initial)
-        arguments = PromptTuningArguments(**settings, torch_compile="compile" in name)
-        trainer = PromptTuningTrainer(model=model, args=arguments, train_dataset=rows, processing_class=words)
-    trainer.train()
+        return trained_by_peft(rows, LENGTH, folder, **settings, **grouped).eval()
+    base = base_model()
+    initial = initial_prompt(base, words, PromptArguments(init="vocab"), LENGTH, seed=42)
+    model = add_soft_prompt(base, prompt_config(base, LENGTH), initial)
+    arguments = PromptTuningArguments(
+        output_dir=folder,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        torch_compile="compile" in name,
+        **settings,
+    )
+    PromptTuningTrainer(model=model, args=arguments, train_dataset=rows, processing_class=words).train()
     model.save_pretrained(folder)
     return model.eval()
 
