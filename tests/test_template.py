@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from prompt_tuning.config import TASKS
 from prompt_tuning.errors import TemplateError
@@ -219,3 +220,13 @@ def test_languages_have_names_and_unknown_codes_stand_for_themselves():
         FRENCH["source_language"] == "French" and language_variables("xx", "pt_BR")["target_language"] == "Portuguese"
     )
     assert language_variables("xx", None) == {"source_lang": "xx", "source_language": "xx"}
+
+
+@pytest.mark.parametrize(("truth", "word"), [(True, "yes"), (False, "no")])
+def test_boolq_as_the_hub_has_it_reads_like_files_with_squads_columns(truth, word):
+    theirs = Template.load(str(ROOT / "recipes" / "question_answering" / "templates" / "boolq.yaml"))
+    usual = Template.load("question_answering/yes_no")
+    row = {"question": "is the mill old", "passage": "The mill was built in 1650.", "answer": truth}
+    same = {"question": row["question"], "context": row["passage"], "answers": {"text": [word], "answer_start": [-1]}}
+    assert theirs.render(row) == usual.render(same) and theirs.render(row).target == word
+    assert theirs.choices(row) == usual.choices(same) == ["yes", "no"]
