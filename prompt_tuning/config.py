@@ -132,6 +132,11 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
     model, data, prompt, training = blocks
     if "learning_rate" not in given and prompt.method in LEARNING_RATES:
         training.learning_rate = LEARNING_RATES[prompt.method]
+    if data.streaming:
+        if "train_sampling_strategy" not in given:
+            training.train_sampling_strategy = "sequential"  # in the order of the stream, which is shuffled by itself
+        # Else one process reads for all, and cannot send them batches of unlike length.
+        training.accelerator_config.dispatch_batches = False
     if training.load_best_model_at_end and data.task and "metric_for_best_model" not in given:
         training.metric_for_best_model, training.greater_is_better = MAIN_METRIC[data.task], True
     recipe = Recipe(path, model, data, prompt, training, given)
@@ -156,6 +161,8 @@ def load_tasks(recipe: Recipe) -> dict[str, Recipe]:
             continue
         if task.prompt.method == MULTITASK:
             problems.append(f"{path}: its method is {MULTITASK} too; name recipes that could each be trained alone")
+        elif task.data.streaming:
+            problems.append(f"{path}: rows of several tasks are not streamed; set streaming: false")
         elif path.stem in tasks:
             problems.append(
                 f"{path}: task {path.stem} is {tasks[path.stem].path} already; rename one of the two files"
@@ -259,6 +266,7 @@ def _contradictions(recipe: Recipe) -> list[str]:
         max_teacher_tokens=prompt.max_teacher_tokens,
         max_target_tokens=prompt.max_target_tokens,
         max_train_samples=data.max_train_samples,
+        buffer_size=data.buffer_size,
         max_eval_samples=data.max_eval_samples,
         max_predict_samples=data.max_predict_samples,
         per_device_eval_batch_size=training.per_device_eval_batch_size,
@@ -276,7 +284,7 @@ def _contradictions(recipe: Recipe) -> list[str]:
             problems.append(
                 f"{name} is false; evaluation here is by generation, from rows with references: leave it out"
             )
-    problems += _hub_contradictions(recipe)
+    problems += _hub_contradictions(recipe) + _stream_contradictions(recipe)
     for name in ("do_train", "do_eval", "do_predict"):
         if name in recipe.given:
             problems.append(f"{name} has no effect here: `train` trains and then evaluates; leave it out")
@@ -305,6 +313,37 @@ def _hub_contradictions(recipe: Recipe) -> list[str]:
             f"push_to_hub: the adapter would name {base}, a folder that nobody else has; train without it, then "
             "`prompt-tuning push RUN --repo_id NAME --base_model USER/NAME`"
         )
+    return problems
+
+
+def _stream_contradictions(recipe: Recipe) -> list[str]:
+    """What cannot be had of training rows that are read as they are needed."""
+    data, prompt, training = recipe.data, recipe.prompt, recipe.training
+    if not data.streaming:
+        return []
+    problems = []
+    if training.max_steps <= 0:
+        problems.append("streaming: a stream has no known length; set max_steps")
+    wanted = {
+        f"init {prompt.init}": prompt.init in ("frequent", "demonstrations") and prompt.method in INITIALIZED,
+        f"num_demonstrations {prompt.num_demonstrations}": prompt.num_demonstrations > 0,
+        f"teacher_template with loss {prompt.loss}": prompt.teacher_template is not None,
+        f"train_sampling_strategy {training.train_sampling_strategy}": training.train_sampling_strategy
+        != "sequential",
+    }
+    problems += [
+        f"streaming: {name} needs all training rows before training; leave out one of the two"
+        for name, asked in wanted.items()
+        if asked
+    ]
+    for name, value in (
+        ("preprocessing_num_workers", data.preprocessing_num_workers),
+        ("dataloader_num_workers", training.dataloader_num_workers),
+    ):
+        if value:
+            problems.append(
+                f"streaming: {name} has no effect, since the training process reads the rows; leave it out"
+            )
     return problems
 
 

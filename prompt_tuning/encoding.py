@@ -101,6 +101,21 @@ class Encoder:
         facts = {"cut": cut, "left_out": left_out, "shown": shown}
         return encoded | {"source": text, "references": list(references)} | facts
 
+    def training_row(self, row: dict[str, Any], nearest: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+        """As `row`, of a row whose target fits its budget: it is never cut.
+
+        Raises:
+            TemplateError, OverlongError: as `row`, and a target that is longer than max_target_tokens.
+        """
+        encoded = self.row(row, nearest)
+        length = sum(label != -100 for label in encoded["labels"])
+        if length > self.max_target_tokens:
+            raise OverlongError(
+                f"the target has {length} tokens with its end, max_target_tokens is {self.max_target_tokens}; "
+                "raise it, or set drop_overlong"
+            )
+        return encoded
+
     def choices(self, row: dict[str, Any], source: str, source_ids: list[int]) -> tuple[list[str], list[list[int]]]:
         """The texts that a row may be answered with, and their ids as they follow its source, without the end.
 
@@ -317,13 +332,7 @@ def _encode_row(
     row: dict[str, Any], index: int, encoder: Encoder, training: bool, nearest: Nearest | None, version: str
 ) -> dict[str, Any]:
     try:
-        encoded = encoder.row(row, nearest.of(index) if nearest else ())
-        length = sum(label != -100 for label in encoded["labels"])
-        if training and length > encoder.max_target_tokens:
-            raise OverlongError(
-                f"the target has {length} tokens with its end, max_target_tokens is {encoder.max_target_tokens}; "
-                "raise it, or set drop_overlong"
-            )
+        encoded = (encoder.training_row if training else encoder.row)(row, nearest.of(index) if nearest else ())
         return encoded | {"row": index, "problem": "", "overlong": False}
     except TemplateError as error:
         blank = {"input_ids": [], "labels": [], "source": "", "references": [], "cut": 0, "left_out": 0, "shown": 0}
