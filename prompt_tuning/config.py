@@ -109,7 +109,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
         RecipeError: with every unknown key, wrong type and missing setting at once.
     """
     path = Path(path)
-    pairs = _read_pairs(path)
+    pairs = read_pairs(path)
     parser = _parser()
     problems = [
         f"{path}, line {line}: {problem}" for key, value, line in pairs if (problem := parser.problem(key, value))
@@ -122,7 +122,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
 
     argv = [f"--output_dir=runs/{path.stem}"]
     for key, value, _ in pairs:
-        argv += _to_argv(key, value)
+        argv += to_argv(key, value)
     try:
         blocks = parser.parse_args_into_dataclasses(argv + overrides, look_for_args_file=False)
     except (ValueError, TypeError, ImportError) as error:  # raised by the dataclasses' own __post_init__
@@ -180,7 +180,7 @@ def print_all_flags() -> None:
     _parser().print_help()
 
 
-def _read_pairs(path: Path) -> list[tuple[str, str | list[str], int]]:
+def read_pairs(path: Path) -> list[tuple[str, str | list[str], int]]:
     """`(key, value, line)` of each pair. Scalars stay text: `no` is Norwegian here, and 5e-5 is typed by its flag."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
@@ -202,13 +202,23 @@ def _read_pairs(path: Path) -> list[tuple[str, str | list[str], int]]:
         if key in seen:
             raise RecipeError(f"{path}, line {line}: {key} was set on line {seen[key]} already; keep one of the two")
         seen[key] = line
+        if twice := _twice(value_node):
+            raise RecipeError(f"{path}, line {line}: {twice} stands twice in {key}; keep one of the two")
         value = yaml.BaseLoader("").construct_object(value_node, deep=True)
         if value not in ("null", "~"):
             pairs.append((key, value, line))
     return pairs
 
 
-def _to_argv(key: str, value: str | list | dict) -> list[str]:
+def _twice(node: yaml.Node) -> str | None:
+    """A key that stands twice in a mapping, at any depth."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    names = [key.value for key, _ in pairs]
+    here = next((name for name in names if names.count(name) > 1), None)
+    return here or next(filter(None, (_twice(value) for _, value in pairs)), None)
+
+
+def to_argv(key: str, value: str | list | dict) -> list[str]:
     if isinstance(value, list):
         return [f"--{key}", *map(str, value)]
     return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
@@ -236,7 +246,7 @@ def _parser():
             if f"--{key}" not in self._option_string_actions:
                 return self.unknown(key)
             problems: list[str] = []
-            self.parse_known_args_quietly(_to_argv(key, value), problems)
+            self.parse_known_args_quietly(to_argv(key, value), problems)
             return problems[0].removeprefix("command line: ") if problems else None
 
         def parse_known_args_quietly(self, argv: list[str], problems: list[str]):

@@ -36,11 +36,12 @@ from prompt_tuning.ways import EMBEDDED_METHODS
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
+def train(recipe: Recipe, evaluate_hard_prompt: bool = True, base: PreTrainedModel | None = None) -> Path:
     """Run a recipe.
 
     Args:
         evaluate_hard_prompt: also without what was trained; False where another run of the same template has done so.
+        base: the recipe's frozen model, where it is in memory already; the run may add to it and hook into it.
 
     Returns:
         The run's folder: the adapter as PEFT saves it, recipe.yaml, template.yaml, results.json, log_history.json,
@@ -61,7 +62,7 @@ def train(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
         create_repository(_repository(recipe), recipe.training.hub_private_repo)  # a refusal now, not after training
 
     set_seed(recipe.training.seed)
-    base = load_base_model(recipe.model, prepared.config)
+    base = base or load_base_model(recipe.model, prepared.config)
     facts, model = describe(prepared, split), None
     if recipe.prompt.method != "none":
         model = _with_trainable(base, prepared)
