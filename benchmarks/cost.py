@@ -83,6 +83,9 @@ class Batch:
         return self.prompt**2 / 2 + self.rows * (self.mean * self.prompt + self.mean**2 / 2)
 
 
+BATCH = Batch(rows=8, mean=384, longest=512, targets=32, prompt=100)  # of one GPU
+
+
 def flops(model: Geometry, batch: Batch, shared: bool, checkpointing: bool = False) -> float:
     """Of a forward pass and the gradient of its inputs: frozen matrices have no gradient of their own."""
     products = 2 * model.layers * model.layer * batch.layer_tokens(shared)
@@ -193,13 +196,12 @@ def movement(batch: Batch) -> None:
 
 
 def main() -> None:
-    batch = Batch(rows=8, mean=384, longest=512, targets=32, prompt=100)
     print(
-        f"A GPU's batch: {batch.rows} rows of {batch.mean} tokens in the mean, the longest {batch.longest}, "
-        f"{batch.targets} targets each, P={batch.prompt}; bfloat16.\n"
+        f"A GPU's batch: {BATCH.rows} rows of {BATCH.mean} tokens in the mean, the longest {BATCH.longest}, "
+        f"{BATCH.targets} targets each, P={BATCH.prompt}; bfloat16.\n"
     )
     for part in (compute, state, movement):
-        part(batch)
+        part(BATCH)
     print("SmolLM2-135M in float32 on 2 CPU cores, measured figures from benchmarks/results.md:\n")
     check()
 

@@ -106,15 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where the runs and the comparison go (default: runs/compare)",
     )
 
-    sweep = command("sweep", _sweep, "Train many prompts over one base model, which is read once.", True)
-    sweep.usage = "%(prog)s SWEEP [--output_dir RUNS] [--key value ...]"
-    sweep.add_argument("sweep", metavar="SWEEP", help="a YAML file: `recipe`, and `runs` by name with their settings")
-    sweep.add_argument(
-        "--output_dir", "--output-dir", metavar="RUNS", type=Path, default=Path("runs/sweep"),
-        help="where the runs and their table go (default: runs/sweep)",
-    )  # fmt: skip
-    sweep.set_defaults(when_interrupted="; the same command goes on from here")
-
+    _add_sweep(command)
     _add_rank(command)
 
     check = command("check", _check, "Report every error of recipes, their data and templates.", True)
@@ -181,6 +173,17 @@ def _add_templates(command: Callable[..., argparse.ArgumentParser]) -> None:
     for field in dataclasses.fields(DataArguments):
         if field.name.endswith("_column") or field.name in ("source_lang", "target_lang"):
             templates.add_argument(f"--{field.name}", metavar="NAME", help=field.metadata["help"])
+
+
+def _add_sweep(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sweep = command("sweep", _sweep, "Train many prompts over one base model, which is read once.", True)
+    sweep.usage = "%(prog)s SWEEP [--output_dir RUNS] [--key value ...]"
+    sweep.add_argument("sweep", metavar="SWEEP", help="a YAML file: `recipe`, and `runs` by name with their settings")
+    sweep.add_argument(
+        "--output_dir", "--output-dir", metavar="RUNS", type=Path, default=Path("runs/sweep"),
+        help="where the runs and their table go (default: runs/sweep)",
+    )  # fmt: skip
+    sweep.set_defaults(when_interrupted="; the same command goes on from here")
 
 
 def _add_rank(command: Callable[..., argparse.ArgumentParser]) -> None:

@@ -14,6 +14,7 @@ examples:
   prompt-tuning train recipes/quickstart/qa.yaml --train_file my.jsonl --init text --init_text "Answer briefly."
   prompt-tuning train recipes/quickstart/qa.yaml --num_demonstrations 2 --max_source_tokens 512
   prompt-tuning train recipes/quickstart/qa.yaml --resume_from_checkpoint true
+  prompt-tuning train recipes/quickstart/qa.yaml --train_file large.jsonl --streaming true --max_steps 2000
   prompt-tuning train recipes/quickstart/qa.yaml --adapter runs/quickstart --output_dir runs/longer
   accelerate launch -m prompt_tuning train recipes/quickstart/qa.yaml
 
