@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-BENCHMARKS = ("training_step", "training_run", "memory", "generation", "growth", "architectures")
+BENCHMARKS = ("training_step", "training_run", "memory", "generation", "growth", "architectures", "encode", "sweep")
 
 
 def section(name: str) -> str:

@@ -50,6 +50,17 @@ class DataArguments:
     question_column: str | None = field(default=None, metadata={"help": "Column to read as `question`."})
     answer_column: str | None = field(default=None, metadata={"help": "Column to read as `answers`."})
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that encode rows."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read and encode training rows as they are needed, pass after pass, in place of all before "
+            "training; needs max_steps."
+        },
+    )
+    buffer_size: int | None = field(
+        default=None,
+        metadata={"help": "streaming: rows shuffled among each other (1000); 1 keeps their order."},
+    )
 
     @property
     def metric_language(self) -> str | None:

@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where the runs and the comparison go (default: runs/compare)",
     )
 
+    _add_sweep(command)
     _add_rank(command)
 
     check = command("check", _check, "Report every error of recipes, their data and templates.", True)
@@ -172,6 +173,17 @@ def _add_templates(command: Callable[..., argparse.ArgumentParser]) -> None:
     for field in dataclasses.fields(DataArguments):
         if field.name.endswith("_column") or field.name in ("source_lang", "target_lang"):
             templates.add_argument(f"--{field.name}", metavar="NAME", help=field.metadata["help"])
+
+
+def _add_sweep(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sweep = command("sweep", _sweep, "Train many prompts over one base model, which is read once.", True)
+    sweep.usage = "%(prog)s SWEEP [--output_dir RUNS] [--key value ...]"
+    sweep.add_argument("sweep", metavar="SWEEP", help="a YAML file: `recipe`, and `runs` by name with their settings")
+    sweep.add_argument(
+        "--output_dir", "--output-dir", metavar="RUNS", type=Path, default=Path("runs/sweep"),
+        help="where the runs and their table go (default: runs/sweep)",
+    )  # fmt: skip
+    sweep.set_defaults(when_interrupted="; the same command goes on from here")
 
 
 def _add_rank(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -300,6 +312,17 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
 
     print(comparison_text(compare(args.recipes, overrides, args.seeds, args.output_dir, args.metric)))
     return 0
+
+
+def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
+    from prompt_tuning.sweep import sweep, sweep_text
+
+    swept = sweep(args.sweep, overrides, args.output_dir)
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        print(sweep_text(swept))
+    return 1 if any("error" in run for run in swept.values()) else 0
 
 
 def _rank(args: argparse.Namespace, overrides: list[str]) -> int:

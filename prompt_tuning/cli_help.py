@@ -14,6 +14,7 @@ examples:
   prompt-tuning train recipes/quickstart/qa.yaml --train_file my.jsonl --init text --init_text "Answer briefly."
   prompt-tuning train recipes/quickstart/qa.yaml --num_demonstrations 2 --max_source_tokens 512
   prompt-tuning train recipes/quickstart/qa.yaml --resume_from_checkpoint true
+  prompt-tuning train recipes/quickstart/qa.yaml --train_file large.jsonl --streaming true --max_steps 2000
   prompt-tuning train recipes/quickstart/qa.yaml --adapter runs/quickstart --output_dir runs/longer
   accelerate launch -m prompt_tuning train recipes/quickstart/qa.yaml
 
@@ -65,6 +66,22 @@ examples:
 
 The first recipe is what the others are held against. Each is trained once with each seed, in RUNS/NAME-seedN; what is
 there already is not run again. --key value goes for all of them. Written: compare.md, compare.json, compare.png.
+""",
+    "sweep": """\
+examples:
+  prompt-tuning sweep tasks.yaml
+  prompt-tuning sweep tasks.yaml --max_steps 60 --output_dir runs/tasks
+
+tasks.yaml:
+  recipe: base.yaml
+  runs:
+    rivers: {train_file: rivers/train.jsonl, test_file: rivers/test.jsonl}
+    ferries: {train_file: ferries/train.jsonl, test_file: ferries/test.jsonl, num_virtual_tokens: 40}
+    notes: {recipe: notes.yaml}
+
+Each run is what `train` makes of the recipe and its settings, in RUNS/NAME; --key value goes for all. All are checked
+before the model is read. One that fails is told and the others go on (then the exit code is 1); what is finished is
+not run again, and what was stopped goes on from its checkpoint. Written: sweep.md, sweep.json.
 """,
     "rank": """\
 examples:

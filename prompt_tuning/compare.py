@@ -5,7 +5,6 @@ Each part is an ordinary `train` run in a folder of its own, so that a compariso
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from prompt_tuning.bootstrap import DRAWS, corpus_tests, difference, interval, row_scores
 from prompt_tuning.config import MULTITASK, Recipe, load_recipe
@@ -24,7 +22,7 @@ from prompt_tuning.figures import new_figure, write_png
 from prompt_tuning.files import whole_file, write_json
 from prompt_tuning.metrics import MAIN_METRIC
 from prompt_tuning.prepare import prepare, score_of
-from prompt_tuning.train import train
+from prompt_tuning.runs import SharedBaseModel, is_finished
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,10 +87,10 @@ def compare(
     figure = new_figure("compare.png", 9, 5.5)  # what is not there is said now, not after hours of training
     _check_metric(recipes, metric)
     _check_rows(recipes)
-    parts = []
+    parts, base = [], SharedBaseModel()
     for path in paths:
         of_part = seeds if recipes[Path(path).stem].prompt.method != "none" else seeds[:1]
-        folders = [_run(path, overrides, seed, folder) for seed in of_part]
+        folders = [_run(path, overrides, seed, folder, base) for seed in of_part]
         parts.append(_read(Path(path).stem, folders, recipes[Path(path).stem]))
     compared = {"metric": metric, "rows": len(parts[0].references), "seeds": seeds} | _facts(parts, metric)
     write_json(folder / "compare.json", compared)
@@ -124,22 +122,14 @@ def _check_rows(recipes: dict[str, Recipe]) -> None:
             raise DataError(f"{first} and {name} would be evaluated on other rows; give both one test_file")
 
 
-def _run(path: str, overrides: list[str], seed: int, folder: Path) -> Path:
+def _run(path: str, overrides: list[str], seed: int, folder: Path, base: SharedBaseModel) -> Path:
     """The folder of a recipe's run with a seed, which is trained, or gone on with, unless it is there."""
     run = folder / f"{Path(path).stem}-seed{seed}"
     recipe = load_recipe(path, [*overrides, f"--seed={seed}", f"--output_dir={run}", "--resume_from_checkpoint=auto"])
-    if (run / "results.json").is_file():
-        saved = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-        wanted = yaml.safe_load(yaml.safe_dump(recipe.resolved()))
-        if changed := sorted(key for key in wanted.keys() | saved.keys() if wanted.get(key) != saved.get(key)):
-            raise RecipeError(
-                f"{run} was run with other settings ({', '.join(changed)}); remove it, or name another --output_dir"
-            )
+    if is_finished(recipe):
         return run
     logger.info("%s, seed %s", Path(path).stem, seed)
-    train(recipe, evaluate_hard_prompt=recipe.prompt.method == "none")
-    gc.collect()  # a trainer and its model refer to each other
-    return run
+    return base.train(recipe, evaluate_hard_prompt=recipe.prompt.method == "none")
 
 
 def _read(name: str, folders: list[Path], recipe: Recipe) -> Part:

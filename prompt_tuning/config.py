@@ -109,7 +109,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
         RecipeError: with every unknown key, wrong type and missing setting at once.
     """
     path = Path(path)
-    pairs = _read_pairs(path)
+    pairs = read_pairs(path)
     parser = _parser()
     problems = [
         f"{path}, line {line}: {problem}" for key, value, line in pairs if (problem := parser.problem(key, value))
@@ -122,7 +122,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
 
     argv = [f"--output_dir=runs/{path.stem}"]
     for key, value, _ in pairs:
-        argv += _to_argv(key, value)
+        argv += to_argv(key, value)
     try:
         blocks = parser.parse_args_into_dataclasses(argv + overrides, look_for_args_file=False)
     except (ValueError, TypeError, ImportError) as error:  # raised by the dataclasses' own __post_init__
@@ -132,6 +132,11 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
     model, data, prompt, training = blocks
     if "learning_rate" not in given and prompt.method in LEARNING_RATES:
         training.learning_rate = LEARNING_RATES[prompt.method]
+    if data.streaming:
+        if "train_sampling_strategy" not in given:
+            training.train_sampling_strategy = "sequential"  # in the order of the stream, which is shuffled by itself
+        # Else one process reads for all, and cannot send them batches of unlike length.
+        training.accelerator_config.dispatch_batches = False
     if training.load_best_model_at_end and data.task and "metric_for_best_model" not in given:
         training.metric_for_best_model, training.greater_is_better = MAIN_METRIC[data.task], True
     recipe = Recipe(path, model, data, prompt, training, given)
@@ -156,6 +161,8 @@ def load_tasks(recipe: Recipe) -> dict[str, Recipe]:
             continue
         if task.prompt.method == MULTITASK:
             problems.append(f"{path}: its method is {MULTITASK} too; name recipes that could each be trained alone")
+        elif task.data.streaming:
+            problems.append(f"{path}: rows of several tasks are not streamed; set streaming: false")
         elif path.stem in tasks:
             problems.append(
                 f"{path}: task {path.stem} is {tasks[path.stem].path} already; rename one of the two files"
@@ -173,7 +180,7 @@ def print_all_flags() -> None:
     _parser().print_help()
 
 
-def _read_pairs(path: Path) -> list[tuple[str, str | list[str], int]]:
+def read_pairs(path: Path) -> list[tuple[str, str | list[str], int]]:
     """`(key, value, line)` of each pair. Scalars stay text: `no` is Norwegian here, and 5e-5 is typed by its flag."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
@@ -195,13 +202,23 @@ def _read_pairs(path: Path) -> list[tuple[str, str | list[str], int]]:
         if key in seen:
             raise RecipeError(f"{path}, line {line}: {key} was set on line {seen[key]} already; keep one of the two")
         seen[key] = line
+        if twice := _twice(value_node):
+            raise RecipeError(f"{path}, line {line}: {twice} stands twice in {key}; keep one of the two")
         value = yaml.BaseLoader("").construct_object(value_node, deep=True)
         if value not in ("null", "~"):
             pairs.append((key, value, line))
     return pairs
 
 
-def _to_argv(key: str, value: str | list | dict) -> list[str]:
+def _twice(node: yaml.Node) -> str | None:
+    """A key that stands twice in a mapping, at any depth."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    names = [key.value for key, _ in pairs]
+    here = next((name for name in names if names.count(name) > 1), None)
+    return here or next(filter(None, (_twice(value) for _, value in pairs)), None)
+
+
+def to_argv(key: str, value: str | list | dict) -> list[str]:
     if isinstance(value, list):
         return [f"--{key}", *map(str, value)]
     return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
@@ -229,7 +246,7 @@ def _parser():
             if f"--{key}" not in self._option_string_actions:
                 return self.unknown(key)
             problems: list[str] = []
-            self.parse_known_args_quietly(_to_argv(key, value), problems)
+            self.parse_known_args_quietly(to_argv(key, value), problems)
             return problems[0].removeprefix("command line: ") if problems else None
 
         def parse_known_args_quietly(self, argv: list[str], problems: list[str]):
@@ -259,6 +276,7 @@ def _contradictions(recipe: Recipe) -> list[str]:
         max_teacher_tokens=prompt.max_teacher_tokens,
         max_target_tokens=prompt.max_target_tokens,
         max_train_samples=data.max_train_samples,
+        buffer_size=data.buffer_size,
         max_eval_samples=data.max_eval_samples,
         max_predict_samples=data.max_predict_samples,
         per_device_eval_batch_size=training.per_device_eval_batch_size,
@@ -276,7 +294,7 @@ def _contradictions(recipe: Recipe) -> list[str]:
             problems.append(
                 f"{name} is false; evaluation here is by generation, from rows with references: leave it out"
             )
-    problems += _hub_contradictions(recipe)
+    problems += _hub_contradictions(recipe) + _stream_contradictions(recipe)
     for name in ("do_train", "do_eval", "do_predict"):
         if name in recipe.given:
             problems.append(f"{name} has no effect here: `train` trains and then evaluates; leave it out")
@@ -305,6 +323,37 @@ def _hub_contradictions(recipe: Recipe) -> list[str]:
             f"push_to_hub: the adapter would name {base}, a folder that nobody else has; train without it, then "
             "`prompt-tuning push RUN --repo_id NAME --base_model USER/NAME`"
         )
+    return problems
+
+
+def _stream_contradictions(recipe: Recipe) -> list[str]:
+    """What cannot be had of training rows that are read as they are needed."""
+    data, prompt, training = recipe.data, recipe.prompt, recipe.training
+    if not data.streaming:
+        return []
+    problems = []
+    if training.max_steps <= 0:
+        problems.append("streaming: a stream has no known length; set max_steps")
+    wanted = {
+        f"init {prompt.init}": prompt.init in ("frequent", "demonstrations") and prompt.method in INITIALIZED,
+        f"num_demonstrations {prompt.num_demonstrations}": prompt.num_demonstrations > 0,
+        f"teacher_template with loss {prompt.loss}": prompt.teacher_template is not None,
+        f"train_sampling_strategy {training.train_sampling_strategy}": training.train_sampling_strategy
+        != "sequential",
+    }
+    problems += [
+        f"streaming: {name} needs all training rows before training; leave out one of the two"
+        for name, asked in wanted.items()
+        if asked
+    ]
+    for name, value in (
+        ("preprocessing_num_workers", data.preprocessing_num_workers),
+        ("dataloader_num_workers", training.dataloader_num_workers),
+    ):
+        if value:
+            problems.append(
+                f"streaming: {name} has no effect, since the training process reads the rows; leave it out"
+            )
     return problems
 
 

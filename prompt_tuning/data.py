@@ -7,8 +7,9 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from httpx2 import HTTPError
 
@@ -22,6 +23,8 @@ SPLITS = tuple(LIMITS)
 
 def load_splits(args: DataArguments, splits: tuple[str, ...] = SPLITS) -> DatasetDict:
     """Those of `splits` that the recipe names, with columns renamed to the usual ones and max_*_samples applied.
+
+    With `streaming` the training split is an `IterableDataset`, of which the first rows alone were looked at.
 
     Usual columns: question, context, answers {text, answer_start}; document, summary; translation {code: text}.
 
@@ -47,6 +50,11 @@ def split_origin(args: DataArguments, split: str) -> str:
     return getattr(args, f"{split}_file") or f"{args.dataset_name}[{getattr(args, f'{split}_split')}]"
 
 
+def column_names(rows: Dataset | IterableDataset) -> list[str]:
+    """Of a stream that does not know them those of its first row."""
+    return rows.column_names or list(next(iter(rows)))
+
+
 def row_origin(args: DataArguments, split: str, index: int) -> str:
     """Where row `index` of a split stands: `train.jsonl, line 12`, or `squad[train], row 12`."""
     file = getattr(args, f"{split}_file")
@@ -68,17 +76,40 @@ def utf8_lines(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
             raise DataError(f"{where}; save it as UTF-8") from None
 
 
-def _load_split(args: DataArguments, split: str) -> Dataset | None:
-    file = getattr(args, f"{split}_file")
+def streamed_rows(rows: IterableDataset, args: DataArguments) -> Iterator[dict[str, Any]]:
+    """The training rows of a stream in their order.
+
+    Raises:
+        DataError: what cannot be read, with file and line where there is one; or no rows.
+    """
+    row = None
+    try:
+        yield from (row := each for each in rows)
+    except (ValueError, ConnectionError, HTTPError) as error:  # of json, csv, parquet and the hub
+        if not args.train_file:
+            raise _not_from_hub(args, "train", error) from error
+        file = Path(args.train_file)
+        _check_utf8(file)
+        raise DataError(_why_unreadable(file, error)) from error
+    if row is None:
+        raise DataError(f"{split_origin(args, 'train')}: no rows; the train split needs at least one")
+
+
+def _load_split(args: DataArguments, split: str) -> Dataset | IterableDataset | None:
+    file, streaming = getattr(args, f"{split}_file"), args.streaming and split == "train"
     if file:
-        dataset = _load_file(Path(file))
+        dataset = _load_file(Path(file), streaming)
     elif args.dataset_name:
-        dataset = _load_from_hub(args, split)
+        dataset = _load_from_hub(args, split, streaming)
     else:
         return None
     origin = split_origin(args, split)
+    if streaming and dataset.column_names is None:  # the first rows cannot be read
+        next(streamed_rows(dataset, args))
     dataset = _usual_columns(dataset, args, origin)
     limit = getattr(args, LIMITS[split])
+    if streaming:
+        return dataset if limit is None else dataset.take(limit)
     if limit is not None:
         dataset = dataset.select(range(min(limit, len(dataset))))
     if len(dataset) == 0:
@@ -86,30 +117,41 @@ def _load_split(args: DataArguments, split: str) -> Dataset | None:
     return dataset
 
 
-def _load_file(file: Path) -> Dataset:
+def _load_file(file: Path, streaming: bool) -> Dataset | IterableDataset:
     if file.stat().st_size == 0:
         raise DataError(f"{file}: the file is empty")
-    if file.suffix != ".parquet":
-        with file.open("rb") as lines:  # `datasets` would read other encodings as if nothing were wrong
-            deque(utf8_lines(lines, str(file)), maxlen=0)
+    if not streaming:
+        _check_utf8(file)  # `datasets` would read other encodings as if nothing were wrong
     try:
-        return load_dataset(LOCAL_FORMATS[file.suffix], data_files=str(file), split="train")
+        return load_dataset(LOCAL_FORMATS[file.suffix], data_files=str(file), split="train", streaming=streaming)
     except (DatasetGenerationError, UnicodeDecodeError, ValueError) as error:
         raise DataError(_why_unreadable(file, error)) from error
 
 
-def _load_from_hub(args: DataArguments, split: str) -> Dataset:
-    name = getattr(args, f"{split}_split")
+def _check_utf8(file: Path) -> None:
+    if file.suffix != ".parquet":
+        with file.open("rb") as lines:
+            deque(utf8_lines(lines, str(file)), maxlen=0)
+
+
+def _load_from_hub(args: DataArguments, split: str, streaming: bool) -> Dataset | IterableDataset:
+    options = dict(split=getattr(args, f"{split}_split"), revision=args.dataset_revision, streaming=streaming)
     try:
-        return load_dataset(args.dataset_name, args.dataset_config_name, split=name, revision=args.dataset_revision)
+        return load_dataset(args.dataset_name, args.dataset_config_name, **options)
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError, HTTPError, ValueError) as error:
-        raise DataError(
-            f"dataset {args.dataset_name}, split {name}: {str(error).splitlines()[0]}; check the id, "
-            f"dataset_config_name, {split}_split and the connection, or name a local {split}_file"
-        ) from error
+        raise _not_from_hub(args, split, error) from error
 
 
-def _usual_columns(dataset: Dataset, args: DataArguments, origin: str) -> Dataset:
+def _not_from_hub(args: DataArguments, split: str, error: Exception) -> DataError:
+    name = getattr(args, f"{split}_split")
+    return DataError(
+        f"dataset {args.dataset_name}, split {name}: {str(error).splitlines()[0]}; check the id, "
+        f"dataset_config_name, {split}_split and the connection, or name a local {split}_file"
+    )
+
+
+def _usual_columns(dataset: Dataset | IterableDataset, args: DataArguments, origin: str) -> Dataset | IterableDataset:
+    names = column_names(dataset)
     renames = dict(
         document=args.text_column,
         summary=args.summary_column,
@@ -119,19 +161,12 @@ def _usual_columns(dataset: Dataset, args: DataArguments, origin: str) -> Datase
     )
     for usual, theirs in renames.items():
         if theirs and theirs != usual:
-            if theirs not in dataset.column_names:
-                raise DataError(
-                    f"{origin} has no column {theirs!r}; it has {', '.join(map(repr, dataset.column_names))}"
-                )
-            dataset = dataset.remove_columns([usual] if usual in dataset.column_names else []).rename_column(
-                theirs, usual
-            )
+            if theirs not in names:
+                raise DataError(f"{origin} has no column {theirs!r}; it has {', '.join(map(repr, names))}")
+            dataset = dataset.remove_columns([usual] if usual in names else []).rename_column(theirs, usual)
+            names = [usual if name == theirs else name for name in names if name != usual]
     codes = [args.source_lang, args.target_lang]
-    if (
-        args.task == "translation"
-        and "translation" not in dataset.column_names
-        and set(codes) <= set(dataset.column_names)
-    ):
+    if args.task == "translation" and "translation" not in names and set(codes) <= set(names):
         dataset = dataset.map(lambda row: {"translation": {code: row[code] for code in codes}})
     return dataset
 

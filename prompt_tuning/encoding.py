@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
@@ -100,6 +103,21 @@ class Encoder:
             encoded |= {"choices": choices, "choice_ids": choice_ids}
         facts = {"cut": cut, "left_out": left_out, "shown": shown}
         return encoded | {"source": text, "references": list(references)} | facts
+
+    def training_row(self, row: dict[str, Any], nearest: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+        """As `row`, of a row whose target fits its budget: it is never cut.
+
+        Raises:
+            TemplateError, OverlongError: as `row`, and a target that is longer than max_target_tokens.
+        """
+        encoded = self.row(row, nearest)
+        length = sum(label != -100 for label in encoded["labels"])
+        if length > self.max_target_tokens:
+            raise OverlongError(
+                f"the target has {length} tokens with its end, max_target_tokens is {self.max_target_tokens}; "
+                "raise it, or set drop_overlong"
+            )
+        return encoded
 
     def choices(self, row: dict[str, Any], source: str, source_ids: list[int]) -> tuple[list[str], list[list[int]]]:
         """The texts that a row may be answered with, and their ids as they follow its source, without the end.
@@ -291,24 +309,28 @@ def encode(
         num_proc=num_proc,
         desc="encode",
     )
-    messages, overlong = encoded["problem"], encoded["overlong"]
-    dropped = {row for row in range(len(messages)) if drop_overlong and overlong[row]}
-    problems = tuple((row, message) for row, message in enumerate(messages) if message and row not in dropped)
-    if any(messages) or held_out:
-        encoded = encoded.select([row for row, text in enumerate(messages) if not text and row not in held_out])
-    cuts, left_out, shown = (list(encoded[name]) for name in ("cut", "left_out", "shown"))
+    columns = {name: encoded.data.column(name).to_numpy() for name in ("cut", "left_out", "shown", "overlong")}
+    columns["length"] = pc.list_value_length(encoded.data.column("input_ids")).to_numpy()
+    bad = pc.not_equal(encoded.data.column("problem"), "").to_numpy()
+    held = np.isin(np.arange(len(bad)), list(held_out))
+    dropped = columns["overlong"] & drop_overlong
+    problems = tuple((row, encoded[row]["problem"]) for row in np.flatnonzero(bad & ~dropped).tolist())
+    kept = ~(bad | held)
+    cut, left_out, shown, lengths = (columns[name][kept] for name in ("cut", "left_out", "shown", "length"))
+    if not kept.all():
+        encoded = encoded.select(np.flatnonzero(kept))
     report = EncodingReport(
         rows=len(encoded),
-        cut_rows=sum(cut > 0 for cut in cuts),
-        cut_tokens=sum(cuts),
-        dropped_rows=len(dropped - held_out),
-        longest=max(map(len, encoded["input_ids"]), default=0),
+        cut_rows=int((cut > 0).sum()),
+        cut_tokens=int(cut.sum()),
+        dropped_rows=int((dropped & ~held).sum()),
+        longest=int(lengths.max(initial=0)),
         opening=len(common_opening(encoded, encoder.is_encoder_decoder)),
         problems=problems,
         held_out_rows=len(held_out),
-        lacking_rows=sum(count > 0 for count in left_out),
-        lacking_demonstrations=sum(left_out),
-        bare_rows=sum(count > 0 and not kept for count, kept in zip(left_out, shown, strict=True)),
+        lacking_rows=int((left_out > 0).sum()),
+        lacking_demonstrations=int(left_out.sum()),
+        bare_rows=int(((left_out > 0) & (shown == 0)).sum()),
     )
     return encoded.remove_columns(["problem", "overlong", "shown"]), report
 
@@ -317,13 +339,7 @@ def _encode_row(
     row: dict[str, Any], index: int, encoder: Encoder, training: bool, nearest: Nearest | None, version: str
 ) -> dict[str, Any]:
     try:
-        encoded = encoder.row(row, nearest.of(index) if nearest else ())
-        length = sum(label != -100 for label in encoded["labels"])
-        if training and length > encoder.max_target_tokens:
-            raise OverlongError(
-                f"the target has {length} tokens with its end, max_target_tokens is {encoder.max_target_tokens}; "
-                "raise it, or set drop_overlong"
-            )
+        encoded = (encoder.training_row if training else encoder.row)(row, nearest.of(index) if nearest else ())
         return encoded | {"row": index, "problem": "", "overlong": False}
     except TemplateError as error:
         blank = {"input_ids": [], "labels": [], "source": "", "references": [], "cut": 0, "left_out": 0, "shown": 0}
@@ -340,13 +356,26 @@ def common_opening(encoded: Dataset, is_encoder_decoder: bool = False) -> list[i
 
     A causal row's last source token is not part of it: it predicts the target's first.
     """
-    shared: list[int] | None = None
-    for row in encoded.select_columns(["input_ids", "labels"]):
-        ids = row["input_ids"] if is_encoder_decoder else row["input_ids"][: source_length(row["labels"])][:-1]
-        shared = ids if shared is None else shared[: agreement(shared, ids)]
-        if not shared:
+    shared: np.ndarray | None = None
+    for rows in encoded.select_columns(["input_ids", "labels"]).with_format("arrow").iter(1000):
+        ids, labels = (rows.column(name).combine_chunks() for name in ("input_ids", "labels"))
+        starts, ends = ids.offsets.to_numpy()[:-1], ids.offsets.to_numpy()[1:]
+        longest = int((ends - starts if is_encoder_decoder else _source_lengths(labels) - 1).min())
+        longest = min(longest, longest if shared is None else len(shared))
+        if longest <= 0:
             return []
-    return shared or []
+        opened = ids.values.to_numpy()[starts[:, None] + np.arange(longest)]  # [rows, longest]
+        shared = opened[0] if shared is None else shared[:longest]
+        same = np.append((opened == shared).all(0), False)
+        shared = shared[: same.argmin()]
+    return [] if shared is None else shared.tolist()
+
+
+def _source_lengths(labels: pa.ListArray) -> np.ndarray:
+    """`source_length` of each row."""
+    starts, ends = labels.offsets.to_numpy()[:-1], labels.offsets.to_numpy()[1:]
+    targets = np.append(np.flatnonzero(labels.values.to_numpy() != -100), ends[-1])
+    return np.minimum(targets[np.searchsorted(targets[:-1], starts)], ends) - starts
 
 
 def agreement(one: Sequence[int], other: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,7 +20,9 @@ from prompt_tuning.hub import adapter_folder
 DEFAULT_VIRTUAL_TOKENS = 20
 
 
-def starting_text(args: PromptArguments, encoder: Encoder, train_rows: Dataset | None, seed: int) -> str | None:
+def starting_text(
+    args: PromptArguments, encoder: Encoder, train_rows: Dataset | IterableDataset | None, seed: int
+) -> str | None:
     """The text whose tokens the prompt starts from; None where it starts from something else.
 
     Demonstrations are training rows drawn with the seed, each as the template writes it with its target.

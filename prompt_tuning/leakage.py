@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
@@ -72,6 +72,8 @@ def find_leaks(
 ) -> Leaks:
     """Compare an evaluated split, in time that grows with the number of rows and not with that of pairs.
 
+    Training rows are read one by one, and none is kept: there may be many.
+
     Args:
         template: with the demonstrations that stand before every row.
         train: the training rows; without them demonstrations and the initial text alone are looked up.
@@ -84,24 +86,30 @@ def find_leaks(
     if train is None:
         return Leaks(len(rows), demonstrated=demonstrated, initial_text=initial)
 
-    known: dict[Source, dict[str, int]] = defaultdict(dict)  # source -> target -> first training row
-    for number, row in enumerate(train):
-        known[template.source_key(row, languages)].setdefault(_target(template, row, languages), number)
-    firsts = [min(targets.values()) for targets in known.values()]
-    places = nearest_sources([*known], dict.fromkeys(source for source in sources if source not in known))
+    asked = dict.fromkeys(sources)
+    known: dict[Source, dict[str, int]] = defaultdict(dict)  # of those asked: source -> target -> first training row
+
+    def training_sources() -> Iterator[Source]:
+        for number, row in enumerate(train):
+            source = template.source_key(row, languages)
+            if source in asked:
+                known[source].setdefault(_target(template, row, languages), number)
+            yield source
+
+    places = nearest_sources(training_sources(), asked)
     same, other, near = [], [], []
     for number, source in enumerate(sources):
         if source in known:
             targets, target = known[source], _target(template, rows[number], languages)
             (same if target in targets else other).append((number, targets.get(target, min(targets.values()))))
         elif source in places:
-            near.append((number, firsts[places[source]]))
+            near.append((number, places[source]))
     leaked = {number for number, _ in chain(same, other, near)}
     passages = _shared_passages(rows, train, leaked) if "context" in template.source_columns else None
     return Leaks(len(rows), tuple(same), tuple(other), tuple(near), passages, demonstrated, initial)
 
 
-def nearest_sources(known: Sequence[Source], asked: Iterable[Source]) -> dict[Source, int]:
+def nearest_sources(known: Iterable[Source], asked: Iterable[Source]) -> dict[Source, int]:
     """Asked source -> place of the first known one that it is near to, for those that are near to one.
 
     Two sets with a Jaccard index of at least t share one of the n - ceil(t n) + 1 rarest members of each (prefix
@@ -158,8 +166,9 @@ def _alike(one: list[set], other: list[set]) -> bool:
 
 
 def _shared_passages(rows: Dataset, train: Dataset, leaked: set[int]) -> int:
-    known = set(map(normalised, train["context"]))
-    return sum(number not in leaked and normalised(text) in known for number, text in enumerate(rows["context"]))
+    asked = [normalised(text) for text in rows["context"]]
+    known = set(asked).intersection(map(normalised, train["context"]))
+    return sum(number not in leaked and text in known for number, text in enumerate(asked))
 
 
 def _target(template: Template, row: dict[str, Any], languages: dict[str, str] | None) -> str:

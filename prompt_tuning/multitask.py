@@ -61,7 +61,7 @@ def train_tasks(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
         eval_dataset=join_rows(tasks, "validation"),  # without compute_metrics: their loss alone
         callbacks=callbacks(recipe),
     )
-    facts = fit(trainer, recipe, len(trainer.train_dataset), checkpoint)
+    facts = fit(trainer, recipe, checkpoint) | {"train_rows": len(trainer.train_dataset)}
     if trainer.is_world_process_zero():
         save_adapter(model, folder, initial)
         save_recipe(recipe, folder)

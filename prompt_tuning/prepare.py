@@ -6,11 +6,11 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from prompt_tuning.config import INITIALIZED, MULTITASK, Recipe
-from prompt_tuning.data import load_splits, row_origin, split_origin
+from prompt_tuning.data import column_names, load_splits, row_origin, split_origin
 from prompt_tuning.demonstrations import Demonstrations
 from prompt_tuning.distillation import SCALED_LOGITS
 from prompt_tuning.encoding import Encoder, EncodingReport, encode, source_length
@@ -19,6 +19,7 @@ from prompt_tuning.initialization import prompt_length, starting_ids, starting_t
 from prompt_tuning.leakage import Leaks, find_leaks
 from prompt_tuning.metrics import TASK_METRICS, Score, load_metrics
 from prompt_tuning.model import load_adapter_config, load_config, load_tokenizer
+from prompt_tuning.streaming import StreamReport, encode_stream
 from prompt_tuning.template import Template
 
 logger = logging.getLogger(__name__)
@@ -47,9 +48,9 @@ class Prepared:
     num_virtual_tokens: int
     init_ids: list[int] | None
     rows: DatasetDict
-    encoded: dict[str, Dataset]
+    encoded: dict[str, Dataset | IterableDataset]
     taught: Dataset | None
-    reports: dict[str, EncodingReport]
+    reports: dict[str, EncodingReport | StreamReport]
     leakage: dict[str, dict[str, Any]]
 
     @property
@@ -78,6 +79,8 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
         raise RecipeError(
             f"{recipe.path}: its rows are those of its tasks; name one of {', '.join(recipe.prompt.tasks)}"
         )
+    if recipe.data.streaming and splits == ("train",):
+        raise RecipeError(f"{recipe.path}: streaming is for training; add --streaming false to read the split whole")
     problems: list[PromptTuningError] = []
 
     def attempt(step, *args, **kwargs):
@@ -100,7 +103,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
         problems.append(DataError(f"{recipe.path}: no {' or '.join(splits)} rows; set {splits[-1]}_file"))
     if template and loaded:
         for split in loaded:
-            attempt(template.check_columns, loaded[split].column_names, split_origin(data, split))
+            attempt(template.check_columns, column_names(loaded[split]), split_origin(data, split))
     if problems:
         raise_together(problems)
 
@@ -114,6 +117,9 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     encoder = replace(shown, template=replace(shown.template, demonstrations=()), chosen=0) if in_prompt else shown
     encoded, reports = {}, {}
     for split in rows:
+        if isinstance(rows[split], IterableDataset):
+            encoded[split], reports[split] = attempt(encode_stream, recipe, rows[split], encoder) or (None, None)
+            continue
         encoded[split], reports[split] = _encode(recipe, split, rows[split], encoder, demonstrations)
         problems += _row_problems(recipe, split, reports[split])
     taught = None
@@ -157,15 +163,18 @@ def _encode(
 def _leakage(recipe: Recipe, encoder: Encoder, rows: DatasetDict) -> dict[str, dict[str, Any]]:
     """What of each evaluated split stands in the training split, a demonstration or init_text too, said in the log."""
     text = recipe.prompt.init_text if recipe.prompt.method != "none" else None
+    train = rows.get("train") if not recipe.data.streaming else None
+    if "train" in rows and train is None:
+        logger.warning("train: a stream, whose rows are not compared with those of other splits")
     found = {
-        split: find_leaks(encoder.template, encoder.languages, rows[split], rows.get("train"), text)
+        split: find_leaks(encoder.template, encoder.languages, rows[split], train, text)
         for split in rows
         if split != "train"
     }
     for split, leaks in found.items():
         for line in _leak_lines(recipe, split, leaks):
             logger.warning("%s: %s", split, line)
-        if "train" in rows and not (leaks.same_target or leaks.other_target or leaks.near):
+        if train is not None and not (leaks.same_target or leaks.other_target or leaks.near):
             logger.info("%s: none of its %s rows stands in the training split too", split, leaks.rows)
     return {split: leaks.facts() for split, leaks in found.items()}
 

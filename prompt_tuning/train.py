@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from prompt_tuning.initialization import frequent_ids, initial_prefix, initial_p
 from prompt_tuning.model import add_adapter, add_soft_prompt, load_adapter, load_base_model, prompt_config
 from prompt_tuning.model_card import write_card
 from prompt_tuning.prepare import Prepared, prepare
+from prompt_tuning.streaming import StreamReport
 from prompt_tuning.template import Template
 from prompt_tuning.trainer import PromptTuningTrainer
 from prompt_tuning.ways import EMBEDDED_METHODS
@@ -34,11 +36,12 @@ from prompt_tuning.ways import EMBEDDED_METHODS
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
+def train(recipe: Recipe, evaluate_hard_prompt: bool = True, base: PreTrainedModel | None = None) -> Path:
     """Run a recipe.
 
     Args:
         evaluate_hard_prompt: also without what was trained; False where another run of the same template has done so.
+        base: the recipe's frozen model, where it is in memory already; the run may add to it and hook into it.
 
     Returns:
         The run's folder: the adapter as PEFT saves it, recipe.yaml, template.yaml, results.json, log_history.json,
@@ -59,7 +62,7 @@ def train(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
         create_repository(_repository(recipe), recipe.training.hub_private_repo)  # a refusal now, not after training
 
     set_seed(recipe.training.seed)
-    base = load_base_model(recipe.model, prepared.config)
+    base = base or load_base_model(recipe.model, prepared.config)
     facts, model = describe(prepared, split), None
     if recipe.prompt.method != "none":
         model = _with_trainable(base, prepared)
@@ -138,7 +141,12 @@ def _train(
         teacher = teacher_states(model.get_base_model(), prepared.taught, budget)
         logger.info("the teacher read %s rows in %.0f s", len(teacher), time.perf_counter() - started)
     trainer = trainer_for(model, prepared, callbacks(prepared.recipe), teacher)
-    facts = fit(trainer, prepared.recipe, prepared.reports["train"].rows, checkpoint)
+    facts = fit(trainer, prepared.recipe, checkpoint)
+    report = prepared.reports["train"]
+    facts["train_rows"] = report.rows  # of a stream: so far
+    if isinstance(report, StreamReport):
+        logger.info("train: %s", report)
+        facts["stream"] = asdict(report)
     facts["train_seconds"] = round(time.perf_counter() - started, 1)  # the teacher's too
     if trainer.is_world_process_zero():
         save_adapter(model, folder, initial, prepared.tokenizer if facts["method"] == "full" else None)
@@ -147,7 +155,7 @@ def _train(
     return facts
 
 
-def fit(trainer: PromptTuningTrainer, recipe: Recipe, rows: int, checkpoint: str | None) -> dict[str, Any]:
+def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) -> dict[str, Any]:
     """Train; returns the facts for results.json."""
     trainable = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -156,7 +164,6 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, rows: int, checkpoint: str
     trainer.train(resume_from_checkpoint=checkpoint)
     facts = {
         "method": recipe.prompt.method,
-        "train_rows": rows,
         "train_steps": trainer.state.global_step,
         "trainable_parameters": trainable,
         "train_seconds": round(time.perf_counter() - started, 1),

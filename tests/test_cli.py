@@ -29,6 +29,9 @@ COMMANDS = [
     "report",
     "templates",
     "push",
+    "compare",
+    "rank",
+    "sweep",
 ]
 
 

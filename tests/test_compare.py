@@ -49,7 +49,7 @@ def test_recipes_are_run_once_with_each_seed_and_told_in_a_table(recipes, tmp_pa
     assert (folder / "compare.md").read_text() in table + "\n"
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
 
-    monkeypatch.setattr("prompt_tuning.compare.train", None)  # all is there
+    monkeypatch.setattr("prompt_tuning.runs.train", None)  # all is there
     assert compared(recipes, tmp_path, "--max_steps", "3") == 0
     assert json.loads((folder / "compare.json").read_text()) == found
     assert compared(recipes, tmp_path, "--max_steps", "4") == 2
@@ -57,7 +57,7 @@ def test_recipes_are_run_once_with_each_seed_and_told_in_a_table(recipes, tmp_pa
 
 
 def test_what_cannot_be_compared_is_said_before_anything_is_trained(recipes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.compare.train", None)
+    monkeypatch.setattr("prompt_tuning.runs.train", None)
     twice = {"one": recipes["soft"], "other": recipes["soft"]}
     assert compared(twice, tmp_path) == 2
     assert "two recipes of one file name" in capsys.readouterr().err
@@ -68,7 +68,7 @@ def test_what_cannot_be_compared_is_said_before_anything_is_trained(recipes, tmp
 
 
 def test_what_would_fail_after_training_is_said_before(recipes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.compare.train", None)
+    monkeypatch.setattr("prompt_tuning.runs.train", None)
     assert compared(recipes, tmp_path, "--metric", "rougeL") == 2
     assert "metric rougeL: the metrics of hard give exact_match, f1; name one of them" in capsys.readouterr().err
     assert compared(recipes, tmp_path, "--metrics", "ter", "--metric", "ter") == 2
@@ -85,7 +85,7 @@ def test_what_would_fail_after_training_is_said_before(recipes, tmp_path, capsys
 
 
 def test_parts_on_other_rows_are_refused_before_anything_is_trained(recipes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.compare.train", None)
+    monkeypatch.setattr("prompt_tuning.runs.train", None)
     other = write_jsonl(tmp_path / "other.jsonl", question_rows(4))
     text = recipes["soft"].read_text()
     recipes["soft"].write_text(text.replace(str(tmp_path / "test.jsonl"), str(other)))

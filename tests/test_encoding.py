@@ -1,10 +1,17 @@
 """Token ids within a budget: only the columns that may be cut are cut, and every cut is counted."""
 
+import os
+import random
+import subprocess
+import sys
+
 import pytest
 import torch
-from conftest import question_rows
+from conftest import ROOT, question_rows, write_jsonl
 from datasets import Dataset
 
+from prompt_tuning.config import load_recipe
+from prompt_tuning.data import SPLITS
 from prompt_tuning.encoding import (
     Encoder,
     OverlongError,
@@ -14,8 +21,10 @@ from prompt_tuning.encoding import (
     decode,
     encode,
     pad_left,
+    source_length,
 )
 from prompt_tuning.errors import TemplateError
+from prompt_tuning.prepare import prepare
 from prompt_tuning.template import Template
 
 PLAIN = Template.load("question_answering/plain")
@@ -147,3 +156,45 @@ def test_batches_hold_their_budget_and_every_row_once():
     assert batches_within([50, 2, 2], max_rows=8, max_tokens=10) == [[0], [1, 2]]
     assert batches_within([2, 2, 50, 2], max_rows=8, max_tokens=10) == [[0, 1], [2], [3]]
     assert batches_within([], max_rows=3, max_tokens=18) == []
+
+
+def test_the_common_opening_is_that_of_a_loop_over_rows():
+    draw = random.Random(0)
+    for opened in (0, 1, 5, 9):
+        rows = []
+        for _ in range(2500):
+            source = [*range(opened), *draw.choices((1, 2), k=draw.randint(1, 4))]
+            target = draw.choices((3, 4), k=draw.randint(0, 3))
+            rows.append({"input_ids": source + target, "labels": [-100] * len(source) + target})
+        dataset = Dataset.from_list(rows).select(range(2499, -1, -1))
+        causal = [row["input_ids"][: source_length(row["labels"])][:-1] for row in rows]
+        for ids, is_encoder_decoder in ((causal, False), ([row["input_ids"] for row in rows], True)):
+            wanted = os.path.commonprefix(ids)  # noqa: RUF071 of lists here
+            assert common_opening(dataset, is_encoder_decoder) == wanted and len(wanted) >= opened
+
+
+def test_a_second_run_in_another_process_encodes_nothing_again(recipe_file, tmp_path, monkeypatch):
+    pairs = [{"fr": f"Bonjour {number}.", "en": f"Day {number}"} for number in range(12)]
+    for split in ("train", "validation", "test"):
+        write_jsonl(tmp_path / f"{split}_fr.jsonl", pairs)
+    files = {f"{split}_file": tmp_path / f"{split}_fr.jsonl" for split in ("train", "validation", "test")}
+    texts = dict(task="translation", template="translation/few_shot", source_lang="fr", target_lang="en")
+    recipes = [
+        recipe_file(template="question_answering/chat").rename(tmp_path / "chat.yaml"),
+        recipe_file(preprocessing_num_workers=2, max_train_samples=20).rename(tmp_path / "workers.yaml"),
+        recipe_file(**texts, **files, max_source_tokens=256).rename(tmp_path / "translation.yaml"),
+        recipe_file(num_demonstrations=1, max_source_tokens=128).rename(tmp_path / "demonstrations.yaml"),
+    ]
+    command = [sys.executable, "-m", "prompt_tuning", "check", *map(str, recipes)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": "7"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    def encoded_again(*args):
+        raise AssertionError("a row was encoded again")
+
+    monkeypatch.setattr(Encoder, "row", encoded_again)
+    for path in recipes:
+        prepare(load_recipe(path), SPLITS)
+    changed = load_recipe(recipes[0], ["--max_source_tokens", "95"])
+    with pytest.raises(AssertionError, match="encoded again"):
+        prepare(changed, SPLITS)

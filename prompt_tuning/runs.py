@@ -1,0 +1,62 @@
+"""Several runs in one process: which are finished, and one base model for all that do not change it."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from transformers import PreTrainedModel
+
+from prompt_tuning.arguments import ModelArguments
+from prompt_tuning.config import Recipe
+from prompt_tuning.errors import RecipeError
+from prompt_tuning.model import load_base_model, load_config
+from prompt_tuning.train import train
+
+
+def is_finished(recipe: Recipe) -> bool:
+    """Whether the recipe's folder holds its finished run.
+
+    Raises:
+        RecipeError: a run with other settings.
+    """
+    run = Path(recipe.training.output_dir)
+    if not (run / "results.json").is_file():
+        return False
+    saved = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    wanted = yaml.safe_load(yaml.safe_dump(recipe.resolved()))
+    if changed := sorted(key for key in wanted.keys() | saved.keys() if wanted.get(key) != saved.get(key)):
+        raise RecipeError(
+            f"{run} was run with other settings ({', '.join(changed)}); remove it, or name another --output_dir"
+        )
+    return True
+
+
+@dataclass
+class SharedBaseModel:
+    """The base model of one run after the other, read again only where a recipe names another."""
+
+    args: ModelArguments | None = None
+    model: PreTrainedModel | None = None
+
+    def train(self, recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
+        """`train` with this model; bit for bit what it gives alone, on a CPU."""
+        if recipe.prompt.method == "full":  # which changes the weights themselves
+            return train(recipe, evaluate_hard_prompt)
+        if self.args != recipe.model:
+            self.args = self.model = None
+            gc.collect()
+            self.model, self.args = load_base_model(recipe.model, load_config(recipe.model)), recipe.model
+        try:
+            return train(recipe, evaluate_hard_prompt, sharing_weights(self.model))
+        finally:
+            gc.collect()  # a trainer and its model refer to each other
+
+
+def sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """Another model of the same weights in memory: what is added to it or hooked into it does not reach the first."""
+    shared = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
