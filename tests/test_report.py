@@ -167,15 +167,6 @@ def test_rows_beyond_what_is_shown_are_told_and_counted(tmp_path, monkeypatch):
     assert "row 9" in "".join(page.texts["li"])  # named without a link that leads nowhere
 
 
-def test_predictions_of_an_older_run_count_characters(tmp_path):
-    gone = {"source_tokens": None, "cut_tokens": None}
-    run = make_run(tmp_path, changes=dict.fromkeys(range(12), gone))
-    lines = (run / "predictions" / "test.jsonl").read_text().replace('"source_tokens": null, "cut_tokens": null, ', "")
-    (run / "predictions" / "test.jsonl").write_text(lines)
-    text = report.write_report(run).read_text()
-    assert "Length of the sources, in characters" in text and "do not say by how much" in text
-
-
 def test_nothing_from_the_run_runs_or_loads(tmp_path):
     changes = {
         0: {"soft_prompt": EVIL}, 1: {"hard_prompt": EVIL}, 2: {"source": EVIL}, 3: {"references": [EVIL]},
