@@ -155,6 +155,8 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, rows: int, checkpoint: str
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = round(time.perf_counter() - started, 1)
     facts = {"method": recipe.prompt.method, "train_rows": rows, "train_seconds": seconds}
+    if checkpoint:
+        facts["resumed_from"] = Path(checkpoint).name  # the seconds are those since then
     return facts | training_facts(trainer)
 
 

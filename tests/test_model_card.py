@@ -147,14 +147,16 @@ def test_a_card_or_report_that_fails_fails_no_run(broken, run, tmp_path, monkeyp
     assert {names[name] for name in names if not (folder / names[name]).exists()} == {names[broken]}
 
 
-def test_a_report_that_is_interrupted_comes_after_the_card(home, tmp_path, monkeypatch):
+def test_the_card_comes_before_the_report_and_says_since_when_seconds_count(home, tmp_path, monkeypatch):
     def interrupt(folder):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(home)
     monkeypatch.setattr(evaluation, "write_report", interrupt)
-    assert main(["train", "recipe.yaml", "--output_dir", str(tmp_path / "other"), "--max_steps", "1"]) == 130
-    assert {"results.json", "README.md"} <= {path.name for path in (tmp_path / "other").iterdir()}
+    resumed = ["--resume_from_checkpoint", "run/checkpoint-2", "--output_dir", str(tmp_path / "other")]
+    assert main(["train", "recipe.yaml", *resumed]) == 130
+    assert (tmp_path / "other" / "results.json").is_file()
+    assert re.search(r"4 steps in \S+ s since checkpoint-2", (tmp_path / "other" / "README.md").read_text())
 
 
 def test_no_card_of_peft_or_trainer_is_left(run, llama, tokenizer, tmp_path):
