@@ -13,7 +13,7 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import ROOT, question_rows, write_jsonl
+from conftest import question_rows, write_jsonl
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer, pipeline
 
@@ -87,11 +87,11 @@ def harness(model, adapter, task, batch_size=1):
     arguments = f"pretrained={model},peft={adapter},dtype=float32"
     run_python(
         "-m", "lm_eval", "run", "--model", "hf", "--model_args", arguments, "--tasks", "closed_questions",
-        "--include_path", task, "--batch_size", batch_size, "--device", "cpu", "--output_path", output, "--log_samples",
-        HF_DATASETS_OFFLINE="1",
+        "--include_path", task, "--batch_size", batch_size, "--device", "cpu", "--output_path", output,
+        "--log_samples", HF_DATASETS_OFFLINE="1",
     )  # fmt: skip
     (results,), (samples,) = output.rglob("results_*.json"), output.rglob("samples_*.jsonl")
-    scores = [[float(choice[0]) for choice, in zip(row["resps"])] for row in lines(samples)]
+    scores = [[float(likelihood) for likelihood, _ in row["filtered_resps"]] for row in lines(samples)]
     return json.loads(results.read_text())["results"]["closed_questions"]["acc,none"], scores
 
 
@@ -115,7 +115,12 @@ def test_lm_evaluation_harness_reaches_the_same_accuracy(recipe_file, model_fold
 def test_trackio_hears_the_metrics_by_report_to(recipe_file, tmp_path):
     recipe = recipe_file(eval_strategy="steps", eval_steps=2, logging_steps=2, report_to="trackio", project="cards")
     run_python(
-        "-m", "prompt_tuning", "train", recipe, TRACKIO_DIR=str(tmp_path / "trackio"), PYTHONPATH=os.pathsep.join(sys.path)
+        "-m",
+        "prompt_tuning",
+        "train",
+        recipe,
+        TRACKIO_DIR=str(tmp_path / "trackio"),
+        PYTHONPATH=os.pathsep.join(sys.path),
     )
     (database,) = (tmp_path / "trackio").rglob("cards*.db")
     with sqlite3.connect(database) as rows:

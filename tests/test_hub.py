@@ -348,8 +348,8 @@ def test_a_data_set_or_a_base_model_that_is_cut_off_is_said(hub, commands, tmp_p
 def test_of_a_whole_model_no_training_state_is_uploaded(whole):
     names = set(plan_upload(whole, "ann/whole"))
     assert names == {
-        "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "recipe.yaml",
-        "results.json", "template.yaml", "tokenizer.json", "tokenizer_config.json",
+        "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
+        "recipe.yaml", "results.json", "template.yaml", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
 
 
