@@ -203,6 +203,10 @@ class PromptArguments:
             "Holtzman et al. 2021)."
         },
     )
+    license: str | None = field(
+        default=None,
+        metadata={"help": "Licence of what is trained, for its model card, as the hub calls it: apache-2.0."},
+    )
     metrics: list[str] | None = field(
         default=None, metadata={"help": "Metrics in place of the task's: shipped names, hub ids or local paths."}
     )

@@ -143,6 +143,12 @@ def _add_commands_without_recipe(command: Callable[..., argparse.ArgumentParser]
     report = command("report", _report, "Write a run's report.html again.")
     report.add_argument("folder", metavar="RUN", type=Path, help="folder that train or evaluate wrote")
 
+    card = command("card", _card, "Write a run's model card again.")
+    card.add_argument("source", metavar="RUN", type=Path, help="folder that train wrote, or a card's facts (.json)")
+    card.add_argument(
+        "--output", metavar="FILE", type=Path, help="the card (.md), or its facts (.json); default: RUN/README.md"
+    )
+
     push = command("push", _push, "Share a run on the Hugging Face hub.")
     push.add_argument("folder", metavar="RUN", help="folder of a finished train")
     push.add_argument("--repo_id", "--repo-id", metavar="NAME", required=True, help="NAME or USER/NAME; made if new")
@@ -385,6 +391,13 @@ def _report(args: argparse.Namespace, _: list[str]) -> int:
     from prompt_tuning.report import write_report
 
     print(write_report(args.folder))
+    return 0
+
+
+def _card(args: argparse.Namespace, _: list[str]) -> int:
+    from prompt_tuning.model_card import write_card
+
+    print(write_card(args.source, args.output))
     return 0
 
 

@@ -132,6 +132,15 @@ examples:
 train and evaluate write it themselves. One file, which asks nothing of any network: results, curves, every row with
 its score, lengths and the recipe. The rows of your data are in it; `push` leaves it here.
 """,
+    "card": """\
+examples:
+  prompt-tuning card runs/quickstart
+  prompt-tuning card runs/quickstart --output model_cards/quickstart.json
+  prompt-tuning card model_cards/quickstart.json
+
+train writes RUN/README.md itself. A card is made of facts alone, asks no network and leaves out what is not known. One
+row of the data is in it, as an example.
+""",
     "show": """\
 examples:
   prompt-tuning show runs/quickstart

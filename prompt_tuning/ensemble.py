@@ -22,7 +22,7 @@ from prompt_tuning.config import Recipe
 from prompt_tuning.data import SPLITS
 from prompt_tuning.encoding import StopTexts, batches_within, decode, pad_left, source_length
 from prompt_tuning.errors import AdapterError, DataError, PromptTuningError, RecipeError
-from prompt_tuning.evaluation import describe, trainer_for, write_run
+from prompt_tuning.evaluation import describe, trainer_for, write_pages, write_run
 from prompt_tuning.hub import adapter_folder
 from prompt_tuning.metrics.squad.squad import answer_tokens
 from prompt_tuning.model import check_adapter, load_adapter, load_adapter_config, load_base_model, load_config
@@ -115,6 +115,7 @@ def ensemble(
     }
     folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-ensemble-{combine}"
     write_run(folder, results, prepared, split, {"ensemble": together} | each)
+    write_pages(folder, "report")
     return folder
 
 

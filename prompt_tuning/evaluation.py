@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from prompt_tuning.config import Recipe
 from prompt_tuning.data import SPLITS, split_origin
-from prompt_tuning.encoding import source_length
+from prompt_tuning.encoding import EncodingReport, source_length
 from prompt_tuning.errors import DataError
-from prompt_tuning.files import write_json, write_json_lines
+from prompt_tuning.facts import machine_facts, origin_facts
+from prompt_tuning.files import whole_file, write_json, write_json_lines
 from prompt_tuning.hub import adapter_folder
 from prompt_tuning.model import check_adapter, load_adapter, load_adapter_config, load_base_model, load_config
+from prompt_tuning.model_card import write_card
 from prompt_tuning.prepare import Prepared, prepare
 from prompt_tuning.report import write_report
 from prompt_tuning.trainer import PromptTuningTrainer
@@ -56,6 +58,7 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
         results["adapter"] = str(adapter)
     folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-{name}"
     evaluate_and_write([(name, model)], prepared, split, folder, results)
+    write_pages(folder, "report")
     return folder
 
 
@@ -128,19 +131,33 @@ def describe(prepared: Prepared, split: str) -> dict[str, Any]:
         "split": split,
         "rows": report.rows,
         "cut_rows": report.cut_rows,
+        "splits": {name: _size(each) for name, each in prepared.reports.items()},
         "seed": recipe.training.seed,
         "model": recipe.model.model_name_or_path,
         "template": recipe.prompt.template,
         "decoding": chosen if prepared.encoder.closed else recipe.decoding,
         "leakage": prepared.leakage,
-        "versions": {name: version(name) for name in ("prompt_tuning", "transformers", "peft", "torch")},
+        "example": _example(prepared, split),
+        **origin_facts(prepared, split),
+        **machine_facts(recipe.training),
     }
+
+
+def _size(report: EncodingReport) -> dict[str, int]:
+    return {"rows": report.rows, "cut_rows": report.cut_rows, "longest": report.longest}
+
+
+def _example(prepared: Prepared, split: str) -> dict[str, Any]:
+    """What the template reads of the first row: the model card's example."""
+    row = prepared.rows[split][prepared.encoded[split][0]["row"]]
+    read = {column: row[column] for column in sorted(prepared.template.source_columns) if column in row}
+    return json.loads(json.dumps(read, default=str))  # parquet has dates
 
 
 def write_run(
     folder: Path, results: dict[str, Any], prepared: Prepared, split: str, predictions: dict[str, list[str]]
 ) -> None:
-    """results.json, predictions/<split>.jsonl and report.html, by one process."""
+    """results.json, template.yaml and predictions/<split>.jsonl, by one process."""
     if not PartialState().is_main_process:
         return
     whole_input = prepared.config.is_encoder_decoder
@@ -155,5 +172,22 @@ def write_run(
             for number, row in enumerate(rows)
         ),
     )
+    with whole_file(folder / "template.yaml") as file:
+        file.write(prepared.template.to_yaml())
     write_json(folder / "results.json", results)
-    write_report(folder)
+
+
+def write_pages(folder: Path, *names: str) -> None:
+    """Those of the `card`, README.md, and the `report`, report.html, of a finished run, by one process.
+
+    All else is on disk by now, so what goes wrong here is said and fails nothing. Let the report come last: it may
+    score rows for minutes.
+    """
+    if not PartialState().is_main_process:
+        return
+    for name in names:
+        try:
+            write_card(folder) if name == "card" else write_report(folder)
+        except Exception as error:
+            again = f"the run is complete without it; `prompt-tuning {name} {folder}` tries again"
+            logger.warning("%s: no %s was written (%s: %s); %s", folder, name, type(error).__name__, error, again)

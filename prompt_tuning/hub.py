@@ -222,15 +222,22 @@ def _check_there(api: HfApi, there: ModelInfo, base: str | None, overwrite: bool
         )
 
 
+def public_name(text: str) -> str:
+    """A path as others may read it: of one that says where this machine keeps its files, the last name."""
+    path = Path(text)
+    return path.name if path.is_absolute() or ".." in path.parts or path.parts[:1] == ("~",) else text
+
+
 def _renamed(run: Path, base_model: str | None) -> dict[str, str]:
     """What stands in the recipe and means something on this machine alone -> what is written in place of it."""
     recipe = run / "recipe.yaml"
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
     values = [value for key, value in settings.items() if key not in TEXTS]
     texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
-    renamed = {text: Path(text).name for text in texts if isinstance(text, str) and Path(text).is_absolute()}
+    renamed = {text: public_name(text) for text in texts if isinstance(text, str) and public_name(text) != text}
     if base_model and (trained_on := settings.get("model_name_or_path")):
-        renamed[trained_on] = base_model
+        name = public_name(trained_on)  # as the card writes it
+        renamed |= {trained_on: base_model, f"`{name}`": f"`{base_model}`", f"'{name}'": f"'{base_model}'"}
     return dict(sorted(renamed.items(), key=lambda pair: -len(pair[0])))
 
 
@@ -246,6 +253,7 @@ def _public(path: Path, renamed: dict[str, str], repo_id: str, base_model: str |
         text = json.dumps(json.loads(text) | {"base_model_name_or_path": base_model}, indent=2, sort_keys=True)
     if path.name == "README.md":
         text = re.sub(r"(prompt-tuning predict --adapter) .+?(?= --input)", rf"\1 {repo_id}", text)
+        text = re.sub(r"(?m)^adapter = ['\"].+['\"]$", f"adapter = {repo_id!r}", text)
         if base_model:
             card = ModelCard(text)
             card.data.base_model = base_model

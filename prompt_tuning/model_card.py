@@ -1,51 +1,313 @@
-"""The model card of a run, from the facts in its folder."""
+"""The model card of a run: the facts of its folder, and the text that they alone make, without a network.
+
+What is not known is left out. Texts of the user's (rows, predictions, templates, names) stand in fences that they
+cannot close.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import pprint
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from prompt_tuning.files import whole_file
-from prompt_tuning.summary import read_results
-from prompt_tuning.template import Template
+from prompt_tuning.arguments import DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.config import LEARNING_RATES, LOCAL_FORMATS, MULTITASK
+from prompt_tuning.errors import DataError
+from prompt_tuning.files import whole_file, write_json
+from prompt_tuning.hub import TEXTS, public_name
+from prompt_tuning.summary import NAMES, decoding_text, leakage_text, logged_steps, read_results
+from prompt_tuning.template_yaml import write_yaml
+
+if TYPE_CHECKING:
+    from prompt_tuning.trainer import PromptTuningTrainer
+
+STEPS_SHOWN = 20
+METHODS = {
+    "prompt_tuning": ("A soft prompt", "prompt tuning (Lester et al. 2021): trained embeddings before the text"),
+    "p_tuning": ("A soft prompt", "P-tuning (Liu et al. 2021): embeddings before the text, written by a network"),
+    "prefix_tuning": ("A prefix", "prefix tuning (Li & Liang 2021): trained keys and values in every layer"),
+    "cpt": ("A soft prompt", "CPT (Blau et al. 2024): a bounded change of the embeddings of a text"),
+    MULTITASK: ("A soft prompt", "multitask prompt tuning (Wang et al. 2023): one prompt times a matrix of each task"),
+    "lora": ("LoRA layers", "LoRA (Hu et al. 2022): low-rank changes of the linear layers"),
+    "full": ("A whole model", "full fine-tuning: every weight is trained"),
+}
+STARTS = {
+    "random": "noise at the embeddings' own scale",
+    "vocab": "tokens sampled from the vocabulary",
+    "frequent": "the most frequent tokens of the targets",
+    "text": "a text",
+    "class_labels": "the class labels",
+    "demonstrations": "training rows as the template writes them",
+    "template": "what every row opens with",
+    "adapter": "another adapter",
+}
+# Of a training without a recipe.
+HYPERPARAMETERS = (
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "num_train_epochs", "max_steps", "bf16", "fp16",
+)  # fmt: skip
+# The metrics that are known by other names on the hub.
+HUB_METRICS = {"bleu": "sacrebleu", "rouge1": "rouge", "rouge2": "rouge", "rougeL": "rouge", "rougeLsum": "rouge"}
+# Settings that the card tells elsewhere, or that change nothing of what is trained.
+TOLD = {
+    "model_name_or_path", "template", "method", "init", "init_text", "init_labels", "init_adapter", "adapter",
+    "num_virtual_tokens", "license", "metrics", "output_dir", "seed", "disable_tqdm", "report_to", "use_cpu",
+}  # fmt: skip
 
 
-def write_card(folder: Path) -> None:
-    """README.md in a run's folder. What is not known is left out."""
+def write_card(source: Path, output: Path | None = None) -> Path:
+    """Write the card of a run; returns its path.
+
+    Args:
+        source: a run's folder, or its facts as a JSON file.
+        output: by default README.md in the folder; of a JSON file's name gets the facts.
+
+    Raises:
+        DataError: the folder holds no finished training of one task.
+    """
+    if source.suffix == ".json":
+        facts = json.loads(source.read_text(encoding="utf-8"))
+        output = output or source.with_suffix(".md")
+    else:
+        facts, output = card_facts(source), output or source / "README.md"
+    if output.suffix == ".json":
+        write_json(output, facts)
+    else:
+        with whole_file(output) as file:
+            file.write(card_text(facts))
+    return output
+
+
+def card_facts(folder: Path) -> dict[str, Any]:
+    """All that a card says, from a run's folder; no path of this machine is in it.
+
+    Raises:
+        DataError: the folder holds no finished training of one task.
+    """
     results = read_results(folder)
-    recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    settings = yaml.safe_load(recipe)
+    if "tasks" in results or "method" not in results:
+        which = f"several tasks: name {folder / next(iter(results['tasks']))}" if "tasks" in results else "no training"
+        raise DataError(f"{folder} is a run of {which}; a card is of what one task trained")
+    facts = {"name": folder.absolute().name, "folder": public_name(str(folder))}
+    facts["results"] = {key: value if key == "example" else _public(value) for key, value in results.items()}
+    facts["settings"] = _public(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")))
+    facts["template"] = yaml.safe_load((folder / "template.yaml").read_text(encoding="utf-8"))
+    if (log := folder / "log_history.json").is_file():
+        facts["log_history"] = json.loads(log.read_text(encoding="utf-8"))
+    if loader := _plain_loader(folder):
+        facts["loader"] = loader
     with (folder / "predictions" / f"{results['split']}.jsonl").open(encoding="utf-8") as rows:
-        example = json.loads(next(rows))
-    data = ModelCardData(
-        library_name="peft",
-        base_model=None if Path(results["model"]).is_dir() else results["model"],
-        datasets=settings.get("dataset_name"),
-        language=settings.get("lang") or settings.get("target_lang"),
-        pipeline_tag=results["task"].replace("_", "-")
-        if results["task"] != "question_answering"
-        else "text-generation",
-        tags=["prompt-tuning", results["task"].replace("_", "-")],
-    )
+        facts["example"] = json.loads(next(rows))
+    return facts
+
+
+def _plain_loader(folder: Path) -> str | None:
+    """The class of PEFT or transformers that writes text with what was saved, if a causal model was."""
+    if (whole := folder / "config.json").is_file():
+        encoder_decoder = json.loads(whole.read_text(encoding="utf-8")).get("is_encoder_decoder")
+        return None if encoder_decoder else "AutoModelForCausalLM"
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return "AutoPeftModelForCausalLM" if config["task_type"] == "CAUSAL_LM" else None
+
+
+def trainer_facts(trainer: PromptTuningTrainer, **given: Any) -> dict[str, Any]:
+    """What is known of a training that no recipe describes.
+
+    Args:
+        given: settings that the trainer cannot know: `lang` and `license`.
+    """
+    from peft import PeftModel  # which imports torch, as these
+
+    from prompt_tuning.facts import machine_facts, training_facts
+
+    args, model = trainer.args, trainer.model
+    adapter = isinstance(model, PeftModel)
+    base = (model.get_base_model() if adapter else model).name_or_path
+    results = training_facts(trainer) | machine_facts(args) | {"model": base, "seed": args.seed}
+    results["method"] = model.active_peft_config.peft_type.value.lower() if adapter else "full"
+    if base and not Path(base).is_dir():
+        results["base_model"] = base
+    return {
+        "name": Path(args.output_dir).absolute().name,
+        "results": _public(results),
+        "settings": {name: args.to_dict()[name] for name in HYPERPARAMETERS} | given,
+        "log_history": trainer.state.log_history,
+    }
+
+
+def card_text(facts: dict[str, Any]) -> str:
+    """The card of these facts, Markdown behind YAML."""
+    results, settings = facts["results"], facts["settings"]
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters |= {"code": _code, "fence": _fence, "literal": _literal, "yaml": write_yaml}
+    scored = {label: results[name] for name, label in NAMES.items() if name in results}
+    scores = next(iter(scored.values()), {})
+    metrics = _numbers(scores)
+    what, method = METHODS.get(results["method"], ("An adapter", f"PEFT's {results['method']}"))
+    steps = _steps(facts)
     text = environment.get_template("model_card_template.md").render(
-        name=folder.name,
-        folder=folder,
-        task=results["task"].replace("_", " "),
-        virtual_tokens=json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["num_virtual_tokens"],
-        results=results,
-        metrics=[key for key, value in results["soft_prompt"].items() if not isinstance(value, str)],
-        signatures=[value for value in results["soft_prompt"].values() if isinstance(value, str)],
-        columns=sorted(Template.load(folder / "template.yaml").source_columns),
-        template=(folder / "template.yaml").read_text(encoding="utf-8"),
-        example=example,
-        recipe=recipe,
+        facts,
+        what=what,
+        method=method,
+        start=STARTS.get(settings.get("init", "")),
+        metrics=metrics,
+        signatures=[value for value in scores.values() if isinstance(value, str)],
+        results_table=(["", *metrics], [[label, *(each[key] for key in metrics)] for label, each in scored.items()]),
+        decoding=decoding_text(results["decoding"]) if metrics else None,
+        predicted={label: facts["example"][name] for name, label in NAMES.items() if name in results},
+        data_table=_data_table(results, settings) if metrics else None,
+        changed=_changed(settings, results["method"]),
+        steps_table=_steps_table(steps, _saved_step(results)),
+        steps=len(steps),
     )
-    with whole_file(folder / "README.md") as file:
-        file.write(f"---\n{data.to_yaml()}\n---\n\n{text}")
+    text = re.sub(r"\n{3,}(?=#|<details>)", "\n\n", text)
+    return f"---\n{_metadata(facts).to_yaml()}\n---\n\n{text.strip()}\n"
+
+
+def _metadata(facts: dict[str, Any]) -> ModelCardData:
+    results, settings = facts["results"], facts["settings"]
+    task, method = results.get("task", "").replace("_", "-"), results["method"]
+    tags = [method.replace("_", "-"), task] if method in ("lora", "full") else ["prompt-tuning", method, task]
+    codes = [settings.get(key) for key in ("source_lang", "target_lang", "lang")]
+    languages = list(dict.fromkeys(re.split("[-_]", code)[0] for code in codes if code))
+    pipeline = task if task in ("summarization", "translation") else "text-generation"
+    return ModelCardData(
+        base_model=results.get("base_model"),
+        datasets=[settings["dataset_name"]] if "dataset_commit" in results else None,
+        language=languages or None,
+        library_name="transformers" if method == "full" else "peft",
+        license=settings.get("license"),
+        model_name=facts["name"],
+        pipeline_tag=pipeline,
+        tags=[tag.replace("_", "-") for tag in tags if tag],
+        eval_results=_eval_results(results, settings, task) or None,
+    )
+
+
+def _eval_results(results: dict[str, Any], settings: dict[str, Any], task: str) -> list[EvalResult]:
+    """The tuned scores, for the hub's model-index."""
+    tuned = next((results[name] for name in NAMES if name in results and name != "hard_prompt"), {})
+    split = results.get("split")
+    if file := settings.get(f"{split}_file"):
+        data = {"dataset_type": LOCAL_FORMATS[Path(file).suffix], "dataset_name": Path(file).name}
+        data |= {"dataset_split": split}
+    else:
+        data = {"dataset_type": settings.get("dataset_name"), "dataset_name": settings.get("dataset_name")}
+        data |= {
+            "dataset_config": settings.get("dataset_config_name"),
+            "dataset_split": settings.get(f"{split}_split"),
+        }
+        data |= {"dataset_revision": results.get("dataset_commit")}
+    language = settings.get("lang") or settings.get("target_lang")
+    return [
+        EvalResult(
+            task_type=task,
+            metric_type=HUB_METRICS.get(metric, metric),
+            metric_name=metric,
+            metric_value=tuned[metric],
+            metric_args={
+                **({"language": language} if language else {}),
+                **({"signature": tuned[f"{metric}_signature"]} if f"{metric}_signature" in tuned else {}),
+                **results["decoding"],
+            },
+            **data,
+        )
+        for metric in _numbers(tuned)
+    ]
+
+
+def _numbers(scores: dict[str, Any]) -> list[str]:
+    return [key for key, value in scores.items() if not isinstance(value, str)]
+
+
+def _changed(settings: dict[str, Any], method: str) -> dict[str, Any]:
+    """The settings of prompt and training that differ from their defaults."""
+    from prompt_tuning.training_args import PromptTuningArguments  # which imports torch
+
+    blocks = (ModelArguments, PromptArguments, PromptTuningArguments)
+    defaults = {field.name: field.default for block in blocks for field in dataclasses.fields(block)}
+    defaults["learning_rate"] = LEARNING_RATES.get(method, defaults["learning_rate"])
+    told = TOLD | {field.name for field in dataclasses.fields(DataArguments)}
+    return {key: value for key, value in settings.items() if key not in told and value != defaults[key]}
+
+
+def _data_table(results: dict[str, Any], settings: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    rows = []
+    for split, size in results["splits"].items():
+        where = _code(settings.get(f"{split}_file") or settings[f"{split}_split"])
+        leaked = leakage_text(results["leakage"][split]) if split in results["leakage"] else ""
+        rows.append([where, f"{size['rows']:,}", size["longest"], size["cut_rows"], leaked])
+    return ["", "rows", "longest row, tokens", "cut to fit", "rows that also stand elsewhere"], rows
+
+
+def _saved_step(results: dict[str, Any]) -> int:
+    best = results.get("best_checkpoint")
+    return int(best.rpartition("-")[2]) if best else results["train_steps"]
+
+
+def _steps(facts: dict[str, Any]) -> dict[int, dict[str, float]]:
+    """What was logged by step, and the step whose weights were saved; nothing if nothing was logged."""
+    steps = logged_steps(facts.get("log_history", []))
+    return dict(sorted(({_saved_step(facts["results"]): {}} | steps).items())) if steps else {}
+
+
+def _steps_table(steps: dict[int, dict[str, float]], saved: int) -> tuple[list[str], list[list[Any]]] | None:
+    """Some STEPS_SHOWN of the steps at most, evenly spaced, with the saved one."""
+    if not steps:
+        return None
+    logged = {key for values in steps.values() for key in values}
+    named = {"loss": "training loss", "eval_loss": "validation loss"}
+    named |= {key: f"validation {key.removeprefix('eval_')}" for key in sorted(logged) if key.startswith("eval_")}
+    keys = [key for key in named if key in logged]
+    every = math.ceil(len(steps) / STEPS_SHOWN)
+    rows = [
+        [
+            f"**{step}, saved**" if step == saved else step,
+            *(f"{values[key]:.4g}" if key in values else "" for key in keys),
+        ]
+        for number, (step, values) in enumerate(steps.items(), 1)
+        if number % every == 0 or step == saved
+    ]
+    return ["step", *(named[key] for key in keys)], rows
+
+
+def _public(value: Any) -> Any:
+    """The same without folders of this machine: an absolute path becomes its last name."""
+    if isinstance(value, dict):
+        return {key: each if key in TEXTS else _public(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_public(each) for each in value]
+    return public_name(value) if isinstance(value, str) else value
+
+
+def _longest_ticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def _fence(text: str, language: str = "text") -> str:
+    """A fenced block; nothing in the text ends it."""
+    ticks = "`" * max(3, _longest_ticks(text) + 1)
+    return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
+
+
+def _code(text: Any) -> str:
+    """Inline code on one line, whatever is in it, also within a table."""
+    line = " ".join(str(text).split()).replace("|", "\\|")
+    ticks = "`" * (_longest_ticks(line) + 1)
+    pad = " " if "`" in line else ""
+    return f"{ticks}{pad}{line}{pad}{ticks}"
+
+
+def _literal(value: Any) -> str:
+    """A value as Python writes it."""
+    return pprint.pformat(value, width=110, sort_dicts=False)

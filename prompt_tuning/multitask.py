@@ -22,13 +22,11 @@ from transformers import PreTrainedModel, set_seed
 from prompt_tuning.config import ENCODING, GENERATION, MULTITASK, OF_TASKS, Recipe, load_tasks
 from prompt_tuning.data import SPLITS
 from prompt_tuning.errors import PromptTuningError
-from prompt_tuning.evaluation import describe, evaluate_and_write
+from prompt_tuning.evaluation import describe, evaluate_and_write, write_pages
 from prompt_tuning.files import write_json
 from prompt_tuning.initialization import frequent_ids, initial_prompt
 from prompt_tuning.model import add_soft_prompt, load_base_model, prompt_config
-from prompt_tuning.model_card import write_card
 from prompt_tuning.prepare import Prepared, prepare, raise_together
-from prompt_tuning.report import write_report
 from prompt_tuning.train import callbacks, check_splits, checkpoint_to_resume, fit, save_adapter, save_recipe
 from prompt_tuning.trainer import PromptTuningTrainer
 
@@ -73,6 +71,7 @@ def train_tasks(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
         of_task = facts | {
             "train_rows": prepared.reports["train"].rows,
             "trainable_parameters": prompt.numel(),
+            "total_parameters": base.num_parameters() + prompt.numel(),
             "trained_with": [other for other in tasks if other != name],
         }
         plain = add_soft_prompt(base, prompt_config(base, len(prompt)), prompt)
@@ -85,11 +84,10 @@ def train_tasks(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
         models = [("soft_prompt", plain), *([("hard_prompt", base)] if evaluate_hard_prompt else [])]
         of_task = describe(prepared, prepared.last_split) | of_task
         results[name] = evaluate_and_write(models, prepared, prepared.last_split, folder / name, of_task)
-        if evaluate_hard_prompt and PartialState().is_main_process:
-            write_card(folder / name)
+        write_pages(folder / name, "card")
     if PartialState().is_main_process:
         write_json(folder / "results.json", {"tasks": results, "seed": recipe.training.seed} | facts)
-        write_report(folder, tasks=False)
+    write_pages(folder, "report")  # and that of each task
     return folder
 
 

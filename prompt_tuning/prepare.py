@@ -37,7 +37,8 @@ class Prepared:
         init_ids: the tokens of the text that the prompt starts from, if it starts from one.
         encoder: its template ends with the demonstrations that were chosen for all rows, if any were.
         taught: the training rows in teacher_template, if there is one.
-        leakage: by split, which of its rows stand in the training split or in a demonstration too, for results.json.
+        leakage: by split, which of its rows stand in the training split or in a demonstration too, for results.json;
+            None where no training rows were read.
     """
 
     recipe: Recipe
@@ -176,7 +177,8 @@ def _leakage(recipe: Recipe, encoder: Encoder, rows: DatasetDict) -> dict[str, d
             logger.warning("%s: %s", split, line)
         if train is not None and not (leaks.same_target or leaks.other_target or leaks.near):
             logger.info("%s: none of its %s rows stands in the training split too", split, leaks.rows)
-    return {split: leaks.facts() for split, leaks in found.items()}
+    unknown = dict.fromkeys(("same_target", "other_target", "near")) if "train" not in rows else {}
+    return {split: leaks.facts() | unknown for split, leaks in found.items()}
 
 
 def _leak_lines(recipe: Recipe, split: str, leaks: Leaks) -> list[str]:

@@ -20,7 +20,7 @@ from prompt_tuning.encoding import agreement
 from prompt_tuning.errors import DataError
 from prompt_tuning.files import whole_file
 from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, Score, load_metrics
-from prompt_tuning.summary import NAMES, read_results
+from prompt_tuning.summary import NAMES, decoding_text, leakage_text, logged_steps, read_results
 
 logger = logging.getLogger(__name__)
 
@@ -31,20 +31,19 @@ EXTREMES = 5
 STEPS_SHOWN = 300
 
 
-def write_report(folder: Path, tasks: bool = True) -> Path:
-    """Write report.html in the folder of a finished train, evaluate or ensemble; returns its path.
+def write_report(folder: Path) -> Path:
+    """Write report.html in the folder of a finished train, evaluate or ensemble, and of several tasks each one's too.
 
-    Args:
-        tasks: of the folder of several tasks, also write each task's.
+    Returns:
+        Its path.
 
     Raises:
         DataError: the folder holds no finished run, or its predictions are gone.
     """
     results = read_results(folder)
     if "tasks" in results:
-        if tasks:
-            for name in results["tasks"]:
-                write_report(folder / name)
+        for name in results["tasks"]:
+            write_report(folder / name)
         facts = _of_tasks(results)
     else:
         facts = _of_run(folder, results)
@@ -56,7 +55,7 @@ def write_report(folder: Path, tasks: bool = True) -> Path:
     text = environment.get_template("report_template.html").render(
         name=folder.absolute().name,
         recipe=_recipe_text(folder, results),
-        template=_text_of(folder / "template.yaml") if "recipe" not in results else None,
+        template=_text_of(folder / "template.yaml"),
         **_curves(folder, results),
         **facts,
     )
@@ -195,16 +194,11 @@ def _table(results: dict[str, Any]) -> dict[str, Any]:
 
 def _facts(results: dict[str, Any], of_tasks: bool = False) -> dict[str, str]:
     """What was run, by name; what is not known is left out."""
-    decoding = results["decoding"]
-    if "choice_normalization" in decoding:
-        how = f"the likeliest of each row's choices, normalised by {decoding['choice_normalization']}"
-    else:
-        beams = decoding["num_beams"]
-        how = f"{'greedy' if beams == 1 else f'{beams} beams'}, up to {decoding['max_new_tokens']} tokens"
     facts = {"Model": results["model"]}
     if not of_tasks:
         facts |= {"Task": results["task"].replace("_", " "), "Template": results["template"]}
-        facts |= {"Rows": f"{results['rows']:,} of {results['split']}", "Decoding": how}
+        facts |= {"Rows": f"{results['rows']:,} of {results['split']}", "Decoding": decoding_text(results["decoding"])}
+        facts |= {"Rows that also stand elsewhere": leakage_text(results["leakage"][results["split"]])}
     if "method" in results:
         facts["Method"] = results["method"].replace("_", " ")
     if "train_steps" in results:
@@ -230,12 +224,7 @@ def _curves(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
     together = "trained_with" in results
     if text is None:
         return {"trained": together, "elsewhere": together, "curves": [], "columns": [], "steps": [], "steps_of": 0}
-    steps: dict[int, dict[str, float]] = {}
-    left_out = ("epoch", "step", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
-    for entry in json.loads(text):
-        if "train_runtime" not in entry:
-            numbers = {key: value for key, value in entry.items() if key not in left_out}
-            steps.setdefault(entry["step"], {}).update(numbers)
+    steps = logged_steps(json.loads(text))
 
     def series(key: str) -> list[tuple[int, float]]:
         return [(step, values[key]) for step, values in steps.items() if key in values]
@@ -265,13 +254,10 @@ def _curves(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lengths(rows: list[dict[str, Any]], results: dict[str, Any]) -> dict[str, Any]:
-    """Histograms of the sources' lengths and of what was cut of them. Runs before 0.1.0 counted no tokens."""
-    counted = "source_tokens" in rows[0]
-    unit = "tokens" if counted else "characters"
-    lengths = [row["source_tokens"] if counted else len(row["source"]) for row in rows]
-    charts = [histogram(f"Length of the sources, in {unit}", unit, lengths)]
-    cuts = [row["cut_tokens"] for row in rows if counted and row["cut_tokens"]]
-    if cuts:
+    """Histograms of the sources' lengths and of what was cut of them."""
+    lengths = [row["source_tokens"] for row in rows]
+    charts = [histogram("Length of the sources, in tokens", "tokens", lengths)]
+    if cuts := [row["cut_tokens"] for row in rows if row["cut_tokens"]]:
         charts.append(histogram("Tokens cut of a source, where it was cut", "tokens", cuts))
     return {"charts": charts, "cut": results["cut_rows"], "rows": results["rows"]}
 

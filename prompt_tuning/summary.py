@@ -45,6 +45,43 @@ def read_results(folder: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+def decoding_text(decoding: dict[str, Any]) -> str:
+    """How predictions were made, of `decoding` in results.json."""
+    if "choice_normalization" in decoding:
+        return f"the likeliest of each row's choices, normalised by {decoding['choice_normalization']}"
+    beams = decoding["num_beams"]
+    return f"{'greedy' if beams == 1 else f'{beams} beams'}, up to {decoding['max_new_tokens']} tokens"
+
+
+def leakage_text(leakage: dict[str, Any]) -> str:
+    """Which of a split's rows stand elsewhere too, of its counts under `leakage` in results.json."""
+    said = {
+        "same_target": "have a training row's source and target",
+        "other_target": "have a training row's source and another target",
+        "near": "are nearly training rows",
+        "demonstrated": "have a demonstration's source",
+        "initial_text": "stand in the text that the prompt starts from",
+    }
+    found = [f"{leakage[name]} {what}" for name, what in said.items() if leakage[name]]
+    text = ", ".join(found) or "none"
+    if leakage["same_target"] is None:
+        text += "; no training rows were read"
+    if leakage["shared_passages"]:
+        text += f"; {leakage['shared_passages']} ask about a training row's context"
+    return text
+
+
+def logged_steps(log_history: list[dict[str, float]]) -> dict[int, dict[str, float]]:
+    """What Trainer logged, by step, without its timings."""
+    left_out = ("epoch", "step", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+    steps: dict[int, dict[str, float]] = {}
+    for entry in log_history:
+        if "train_runtime" not in entry:
+            numbers = {key: value for key, value in entry.items() if key not in left_out}
+            steps.setdefault(entry["step"], {}).update(numbers)
+    return steps
+
+
 def _table(results: dict[str, Any]) -> str:
     scored = {name: results[name] for name in NAMES if name in results}
     metrics = [key for key, value in next(iter(scored.values())).items() if not isinstance(value, str)]

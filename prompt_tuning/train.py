@@ -21,12 +21,12 @@ from transformers.trainer_utils import get_last_checkpoint
 from prompt_tuning.config import MULTITASK, Recipe
 from prompt_tuning.distillation import teacher_states
 from prompt_tuning.errors import DataError, HubError, RecipeError
-from prompt_tuning.evaluation import describe, evaluate_and_write, trainer_for, tuned_name
+from prompt_tuning.evaluation import describe, evaluate_and_write, trainer_for, tuned_name, write_pages
+from prompt_tuning.facts import training_facts
 from prompt_tuning.files import whole_file, whole_folder, write_json
 from prompt_tuning.hub import create_repository, push
 from prompt_tuning.initialization import frequent_ids, initial_prefix, initial_prompt
 from prompt_tuning.model import add_adapter, add_soft_prompt, load_adapter, load_base_model, prompt_config
-from prompt_tuning.model_card import write_card
 from prompt_tuning.prepare import Prepared, prepare
 from prompt_tuning.streaming import StreamReport
 from prompt_tuning.template import Template
@@ -63,16 +63,15 @@ def train(recipe: Recipe, evaluate_hard_prompt: bool = True, base: PreTrainedMod
 
     set_seed(recipe.training.seed)
     base = base or load_base_model(recipe.model, prepared.config)
-    facts, model = describe(prepared, split), None
+    facts, model = {}, None
     if recipe.prompt.method != "none":
         model = _with_trainable(base, prepared)
-        facts |= _train(model, prepared, checkpoint, folder)
+        facts = _train(model, prepared, checkpoint, folder)
     elif PartialState().is_main_process:
         save_recipe(recipe, folder, prepared.template)
     models = _evaluated(model, base, prepared, evaluate_hard_prompt)
-    results = evaluate_and_write(models, prepared, split, folder, facts)
-    if {"soft_prompt", "hard_prompt"} <= results.keys() and PartialState().is_main_process:
-        write_card(folder)
+    evaluate_and_write(models, prepared, split, folder, describe(prepared, split) | facts)
+    write_pages(folder, *(["card"] if model is not None else []), "report")
     if recipe.training.push_to_hub and PartialState().is_main_process:
         _push(recipe, folder)
     return folder
@@ -157,20 +156,16 @@ def _train(
 
 def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) -> dict[str, Any]:
     """Train; returns the facts for results.json."""
-    trainable = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in trainer.model.parameters())
+    facts = training_facts(trainer)
+    trainable, total = facts["trainable_parameters"], facts["total_parameters"]
     logger.info("training %s of %s parameters (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
-    facts = {
-        "method": recipe.prompt.method,
-        "train_steps": trainer.state.global_step,
-        "trainable_parameters": trainable,
-        "train_seconds": round(time.perf_counter() - started, 1),
-    }
-    if trainer.state.best_model_checkpoint:
-        facts["best_checkpoint"] = Path(trainer.state.best_model_checkpoint).name
-    return facts
+    seconds = round(time.perf_counter() - started, 1)
+    facts = {"method": recipe.prompt.method, "train_seconds": seconds}
+    if checkpoint:
+        facts["resumed_from"] = Path(checkpoint).name  # the seconds are those since then
+    return facts | training_facts(trainer)
 
 
 def checkpoint_to_resume(recipe: Recipe, folder: Path) -> str | None:

@@ -22,11 +22,11 @@ from prompt_tuning.choices import choose
 from prompt_tuning.distillation import distillation_loss
 from prompt_tuning.encoding import StopTexts, batches_within, common_opening, decode, pad_left, source_length
 from prompt_tuning.errors import AdapterError, DataError
-from prompt_tuning.files import full_disk_told
+from prompt_tuning.files import full_disk_told, whole_file
 from prompt_tuning.generation import count_new_tokens, generate_behind_cache
 from prompt_tuning.hub import push
 from prompt_tuning.metrics import Score
-from prompt_tuning.model_card import write_card
+from prompt_tuning.model_card import card_text, trainer_facts, write_card
 from prompt_tuning.packed_attention import ATTENTION
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once, target_loss
 from prompt_tuning.training_args import PromptTuningArguments
@@ -254,8 +254,11 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         )  # fmt: skip
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer's. A checkpoint also gets what PEFT leaves out: the network that writes the prompt, if any."""
+        """As Trainer's. A checkpoint also gets the network that writes the prompt, as PEFT leaves it out; no card."""
         super().save_model(output_dir, _internal_call)
+        if _internal_call and self.args.should_save:
+            # PEFT's card, of places to fill in.
+            Path(output_dir or self.args.output_dir, "README.md").unlink(missing_ok=True)
         if _internal_call and self.args.should_save and _has_network(self.model):
             state = {name: tensor.contiguous() for name, tensor in self.model.prompt_encoder.state_dict().items()}
             save_file(state, Path(output_dir or self.args.output_dir, PROMPT_ENCODER))
@@ -325,12 +328,24 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             message=commit_message,
         )
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The card of the run, if `prompt-tuning train` wrote its facts there; else Trainer's draft."""
-        if not Path(self.args.output_dir, "results.json").is_file():
-            super().create_model_card(*args, **kwargs)
-        elif self.is_world_process_zero():
-            write_card(Path(self.args.output_dir))
+    def create_model_card(
+        self, language: str | None = None, license: str | None = None, model_name: str | None = None, **kwargs: Any
+    ) -> None:
+        """The card of the run, if `prompt-tuning train` wrote its facts there; else of what the trainer knows.
+
+        Args:
+            kwargs: Trainer's others, for a draft with places to fill in, which this is not: without effect.
+        """
+        folder = Path(self.args.output_dir)
+        if not self.is_world_process_zero():
+            return
+        if (folder / "results.json").is_file():
+            write_card(folder)
+            return
+        given = {"lang": language, "license": license}
+        facts = trainer_facts(self, **{name: value for name, value in given.items() if value})
+        with whole_file(folder / "README.md") as file:
+            file.write(card_text(facts | ({"name": model_name} if model_name else {})))
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

@@ -17,6 +17,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
+from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     BartConfig,
@@ -171,3 +172,14 @@ def recipe_file(tmp_path, model_folders):
         return path
 
     return write
+
+
+def check_card(path):
+    """A card whose metadata huggingface_hub reads, and writes again as it is; nothing in it is left to fill in."""
+    text = path.read_text(encoding="utf-8")
+    card = ModelCard(text)  # parses the model-index too; ModelCard.validate would ask the hub
+    assert card.data.to_yaml(original_order=card._original_order) == text.split("\n---\n")[0].removeprefix("---\n")
+    written = text.casefold()
+    assert not [word for word in ("more information needed", "[needs", "undefined", "none\n") if word in written]
+    assert card.data.library_name in ("peft", "transformers") and card.data.tags
+    return card

@@ -8,8 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import question_rows, write_jsonl
-from huggingface_hub import ModelCard
+from conftest import check_card, question_rows, write_jsonl
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -27,6 +26,7 @@ COMMANDS = [
     "import-gguf",
     "show",
     "report",
+    "card",
     "templates",
     "push",
     "compare",
@@ -52,7 +52,9 @@ def test_train_leaves_the_folder_that_the_design_says(run, recipe_file, model_fo
     assert results["task"] == "question_answering" and results["split"] == "test" and results["rows"] == 9
     assert set(results["hard_prompt"]) == set(results["soft_prompt"]) == {"f1", "exact_match"}
     assert results["trainable_parameters"] == 6 * 32 and results["train_steps"] == 4 and results["seed"] == 42
-    assert set(results["versions"]) == {"prompt_tuning", "transformers", "peft", "torch"}
+    assert set(results["versions"]) == {
+        "prompt_tuning", "transformers", "peft", "accelerate", "datasets", "torch",
+    }  # fmt: skip
     rows = [json.loads(line) for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
     assert [row["row"] for row in rows] == list(range(9))
     assert set(rows[0]) == {
@@ -62,10 +64,9 @@ def test_train_leaves_the_folder_that_the_design_says(run, recipe_file, model_fo
     shown = capsys.readouterr().out
     assert "hard prompt alone" in shown and "with soft prompt" in shown and shown.count("\nrow ") == 3
     assert f"prompt-tuning predict --adapter {run}" in shown and "192 trained parameters, 4 steps" in shown
-    card = ModelCard.load(run / "README.md")
+    card = check_card(run / "README.md")
     assert card.data.library_name == "peft" and card.data.base_model is None  # a local folder is no hub id
-    assert f"| with this soft prompt | {results['soft_prompt']['exact_match']:.1f} |" in card.text
-    assert "[More Information Needed]" not in card.text and "None" not in card.text
+    assert f"| with soft prompt | {results['soft_prompt']['exact_match']} |" in card.text
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folders["llama"]), run)
 
 
@@ -97,6 +98,9 @@ def test_every_method_trains_evaluates_and_predicts_the_same(settings, recipe_fi
     name = settings.get("method") if settings.get("method") in ("lora", "full") else "soft_prompt"
     assert results["trainable_parameters"] > 0 and set(results[name]) == set(results["hard_prompt"])
     assert main(["show", str(run)]) == 0 and "difference" in capsys.readouterr().out
+    card = check_card(run / "README.md")
+    assert card.data.library_name == ("transformers" if name == "full" else "peft")
+    assert {result.metric_value for result in card.data.eval_results} == {*results[name].values()}
 
     whole = ["--model_name_or_path", str(run)] if name == "full" else ["--adapter", str(run)]
     assert main(["evaluate", str(recipe), *whole, "--output_dir", str(tmp_path / "again")]) == 0

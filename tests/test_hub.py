@@ -11,11 +11,21 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT, question_rows, write_jsonl
+from conftest import ROOT, check_card, question_rows, write_jsonl
+from datasets import Dataset
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 
-from prompt_tuning import Predictor, PromptTuningArguments, PromptTuningTrainer, add_soft_prompt, prompt_config
+from prompt_tuning import (
+    Encoder,
+    Predictor,
+    PromptTuningArguments,
+    PromptTuningTrainer,
+    Template,
+    add_soft_prompt,
+    encode,
+    prompt_config,
+)
 from prompt_tuning.cli import main
 from prompt_tuning.errors import AdapterError, HubError
 from prompt_tuning.hub import _downloaded, adapter_folder, is_hub_id, plan_upload
@@ -165,6 +175,8 @@ def test_what_is_uploaded_is_named_and_holds_no_token_no_path_and_no_row_but_the
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == BASE
     card = ModelCard(files["README.md"].decode())
     assert card.data.base_model == BASE and "predict --adapter ann/squad --input rows.jsonl" in card.text
+    assert card.text.count("adapter = 'ann/squad'") == 2 and f"AutoTokenizer.from_pretrained('{BASE}')" in card.text
+    assert f"for the frozen `{BASE}`" in card.text and card.data.eval_results[0].dataset_name == "test.jsonl"
 
 
 def test_a_dry_run_lists_files_and_asks_no_network(run, hub, commands):
@@ -304,8 +316,11 @@ def test_training_on_a_hub_data_set_pushes_the_finished_run_alone(hub, commands,
     assert set(files) == NAMES and len(hub.asked("POST .*/ann/places/commit/")) == 1
     assert hub.repositories["models", "ann/places"].private
     card = ModelCard(files["README.md"].decode())
-    assert card.data.datasets == "bea/places" and card.data.base_model == BASE
-    assert "[More Information Needed]" not in card.text
+    assert card.data.datasets == ["bea/places"] and card.data.base_model == BASE
+    commit = hub.repositories["datasets", "bea/places"].branches["main"]
+    (result,) = [each for each in card.data.eval_results if each.metric_type == "f1"]
+    assert (result.dataset_type, result.dataset_split, result.dataset_revision) == ("bea/places", "test", commit)
+    assert f"Data set `bea/places`, commit `{commit}`." in card.text
     assert not {"push_to_hub", "hub_model_id"} & set(yaml.safe_load(files["recipe.yaml"]))
     assert predictions(output) == predictions(tmp_path / "run" / "predictions" / "test.jsonl", "soft_prompt")
     assert "this token may not write to bea/places" in done.stderr and not second.exists()
@@ -333,8 +348,8 @@ def test_a_data_set_or_a_base_model_that_is_cut_off_is_said(hub, commands, tmp_p
 def test_of_a_whole_model_no_training_state_is_uploaded(whole):
     names = set(plan_upload(whole, "ann/whole"))
     assert names == {
-        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "recipe.yaml",
-        "results.json", "template.yaml", "tokenizer.json", "tokenizer_config.json",
+        "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
+        "recipe.yaml", "results.json", "template.yaml", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
 
 
@@ -355,30 +370,31 @@ def test_settings_of_a_push_that_cannot_be_are_said_first(changes, message, mode
     assert message in (errors := capsys.readouterr().err) and TOKEN not in errors
 
 
-def test_a_trainer_of_ones_own_pushes_no_checkpoint_and_asks_the_hub_only_then(
-    llama, tokenizer, questions, model_folders, tmp_path, monkeypatch
-):
-    from prompt_tuning import Encoder, Template, encode
+def soft_trainer(llama, tokenizer, folder, **settings):
+    """Two steps of a soft prompt, without a recipe."""
+    rows = Encoder(Template.load("question_answering/plain"), tokenizer)
+    rows, _ = encode(Dataset.from_list(question_rows(24)), rows, training=True)
+    args = PromptTuningArguments(
+        str(folder), max_steps=2, logging_steps=1, use_cpu=True, report_to="none", disable_tqdm=True, **settings
+    )
+    model = add_soft_prompt(llama, prompt_config(llama, 4))
+    return PromptTuningTrainer(model=model, args=args, processing_class=tokenizer, train_dataset=rows)
 
+
+def test_a_trainer_of_ones_own_pushes_no_checkpoint_and_asks_the_hub_only_then(
+    llama, tokenizer, model_folders, tmp_path, monkeypatch
+):
     pushed = []
     monkeypatch.setattr("prompt_tuning.trainer.push", lambda *args, **kwargs: pushed.append((args, kwargs)) or "url")
-    rows, _ = encode(questions, Encoder(Template.load("question_answering/plain"), tokenizer), training=True)
-    args = PromptTuningArguments(
-        str(tmp_path / "run"), max_steps=2, save_steps=1, push_to_hub=True, use_cpu=True, report_to="none"
-    )
     llama.name_or_path = str(model_folders["llama"])
-    trainer = PromptTuningTrainer(
-        model=add_soft_prompt(llama, prompt_config(llama, 4)),
-        args=args,
-        processing_class=tokenizer,
-        train_dataset=rows,
-    )
+    trainer = soft_trainer(llama, tokenizer, tmp_path / "run", save_steps=1, push_to_hub=True)
     trainer.train()
     assert pushed == []  # HF_HUB_OFFLINE is set here: whatever asked would have raised
     assert trainer.push_to_hub() == "url"
     assert pushed[0][0] == (str(tmp_path / "run"), "run")
     planned = plan_upload(tmp_path / "run", "run", BASE, finished=False)
     assert set(planned) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    check_card(tmp_path / "run" / "README.md")
 
 
 def test_a_downloaded_recipe_cannot_ask_for_remote_code(run, tmp_path, monkeypatch):

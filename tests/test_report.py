@@ -21,6 +21,9 @@ from prompt_tuning.hub import plan_upload
 EVIL = "</script><script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>\"' onload=x {{ 7 * 7 }}"
 
 
+LEAKAGE = dict.fromkeys(("same_target", "other_target", "near", "shared_passages", "demonstrated", "initial_text"), 0)
+
+
 class Page(HTMLParser):
     """Every element with its attributes, the text of all, and the body rows of the table of rows."""
 
@@ -71,7 +74,7 @@ def make_run(folder, names=("hard_prompt", "soft_prompt"), count=12, changes=Non
     facts = {
         "task": "question_answering", "split": "test", "rows": count, "cut_rows": count // 3, "seed": 1,
         "model": "tiny", "template": "question_answering/plain", "decoding": {"max_new_tokens": 9, "num_beams": 1},
-        "versions": {"torch": "2"},
+        "versions": {"torch": "2"}, "leakage": {"test": LEAKAGE | {"rows": count, "near": 2, "shared_passages": 3}},
     }  # fmt: skip
     scores = {name: {"f1": 50.0, "exact_match": 25.0} for name in names}
     (folder / "results.json").write_text(json.dumps(facts | scores | (results or {})))
@@ -120,6 +123,8 @@ def test_train_and_evaluate_leave_a_report_that_says_what_they_found(recipe_file
     assert alone.column("with soft prompt") == page.column("with soft prompt")
     assert not any(cell[0] in ("gain", "hard prompt alone") for cell in alone.rows[0])
     assert "max_source_tokens: 30" in "".join(alone.texts["pre"])
+    for each, leaked in ((page, "9 are nearly training rows"), (alone, "none; no training rows were read")):
+        assert leaked in each.texts["dd"] and (run / "template.yaml").read_text() in each.texts["pre"]
 
 
 def test_a_run_that_trains_nothing_has_one_column_and_no_curves(recipe_file, tmp_path):
@@ -165,15 +170,6 @@ def test_rows_beyond_what_is_shown_are_told_and_counted(tmp_path, monkeypatch):
     links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
     assert [link for link in links if link.startswith("#row-")] == ["#row-1", "#row-3"]
     assert "row 9" in "".join(page.texts["li"])  # named without a link that leads nowhere
-
-
-def test_predictions_of_an_older_run_count_characters(tmp_path):
-    gone = {"source_tokens": None, "cut_tokens": None}
-    run = make_run(tmp_path, changes=dict.fromkeys(range(12), gone))
-    lines = (run / "predictions" / "test.jsonl").read_text().replace('"source_tokens": null, "cut_tokens": null, ', "")
-    (run / "predictions" / "test.jsonl").write_text(lines)
-    text = report.write_report(run).read_text()
-    assert "Length of the sources, in characters" in text and "do not say by how much" in text
 
 
 def test_nothing_from_the_run_runs_or_loads(tmp_path):

@@ -1,0 +1,62 @@
+"""What a run knows of itself, for results.json and the model card: where data and model are from, size, machine."""
+
+from __future__ import annotations
+
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import Trainer, TrainingArguments
+
+from prompt_tuning.prepare import Prepared
+
+PACKAGES = ("prompt_tuning", "transformers", "peft", "accelerate", "datasets", "torch")
+
+
+def origin_facts(prepared: Prepared, split: str) -> dict[str, str]:
+    """The hub id of the base model, and the commit of the data set, if they are the hub's."""
+    facts, model, data = {}, prepared.recipe.model.model_name_or_path, prepared.recipe.data
+    if not Path(model).is_dir():
+        facts["base_model"] = model
+    if data.dataset_name and (commit := dataset_commit(prepared.rows[split])):
+        facts["dataset_commit"] = commit
+    return facts
+
+
+def dataset_commit(rows: Dataset) -> str | None:
+    """The commit of a hub data set, by which `datasets` names the folder of its cache; None if it is not there."""
+    folder = Path(rows.cache_files[0]["filename"]).parent.name if rows.cache_files else ""
+    return folder if re.fullmatch("[0-9a-f]{40}", folder) else None
+
+
+def machine_facts(args: TrainingArguments) -> dict[str, Any]:
+    """Versions and hardware, and the number of processes if there are several."""
+    if args.device.type == "cuda":
+        hardware = torch.cuda.get_device_name(args.device)
+    elif args.device.type == "cpu":
+        threads = torch.get_num_threads()
+        hardware = f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''}"
+    else:
+        hardware = args.device.type
+    facts: dict[str, Any] = {"versions": {name: version(name) for name in PACKAGES}, "hardware": hardware}
+    return facts | ({"processes": args.world_size} if args.world_size > 1 else {})
+
+
+def training_facts(trainer: Trainer) -> dict[str, Any]:
+    """What was trained: steps, numbers, the length of the prompt, and the best checkpoint, if one was looked for."""
+    model, parameters = trainer.model, list(trainer.model.parameters())
+    facts: dict[str, Any] = {
+        "train_steps": trainer.state.global_step,
+        "trainable_parameters": sum(each.numel() for each in parameters if each.requires_grad),
+        "total_parameters": sum(each.numel() for each in parameters),
+    }
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        facts["virtual_tokens"] = model.active_peft_config.num_virtual_tokens
+    if trainer.state.best_model_checkpoint:
+        facts["best_checkpoint"] = Path(trainer.state.best_model_checkpoint).name
+    return facts
