@@ -56,6 +56,7 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
         results["adapter"] = str(adapter)
     folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-{name}"
     evaluate_and_write([(name, model)], prepared, split, folder, results)
+    PartialState().wait_for_everyone()  # until the folder is whole
     return folder
 
 

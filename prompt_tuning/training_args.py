@@ -54,6 +54,9 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Checkpoints kept; the best is always among them."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Look for parameters without a gradient at each step; a prompt has none."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Log every this many steps."})
 
     def __post_init__(self) -> None:
