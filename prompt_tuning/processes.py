@@ -71,6 +71,16 @@ def keep_between_layers(model: torch.nn.Module) -> list[FSDPModule]:
     return parts
 
 
+def name_embeddings_once(model: torch.nn.Module) -> None:
+    """Let a split model have its embeddings by the base model's name alone.
+
+    PEFT registers those of a model with a prompt as `word_embeddings` too, and torch, which keeps a split model's
+    checkpoints by name, raises a KeyError for the second name.
+    """
+    if isinstance(model, FSDPModule) and "word_embeddings" in model._modules:
+        model.__dict__["word_embeddings"] = model._modules.pop("word_embeddings")
+
+
 @contextmanager
 def gathered(model: torch.nn.Module) -> Iterator[None]:
     """Within it each process holds the prompt whole, and all else of a split model but its layers.

@@ -37,14 +37,17 @@ from prompt_tuning.processes import (
     gathered,
     in_step,
     keep_between_layers,
+    name_embeddings_once,
     not_repeated,
     whole_weights,
 )
+from prompt_tuning.sampling import RepeatableSampler
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once, target_loss
 from prompt_tuning.training_args import PromptTuningArguments
 from prompt_tuning.ways import why_not_packed, within_window
 
 PROMPT_ENCODER = "prompt_encoder.safetensors"
+ORDER = "order.pt"
 
 
 class PromptTuningTrainer(Seq2SeqTrainer):
@@ -113,6 +116,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         self._opening_cache: Cache | None = None
         self._loss_wanted = True
         self._summed_loss, self._loss_items = 0.0, 0
+        self._order: RepeatableSampler | None = None
         self._rows, self._rows_left = 0, 0  # of an evaluation: on all processes, and not yet evaluated
 
     def _send_only_what_is_trained(self) -> None:
@@ -123,9 +127,18 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         # Dropout on a CPU draws from the generator that orders rows, on each process as many numbers as its rows need.
         self.accelerator.rng_types.append("torch")
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[torch.nn.Module, DataLoader]:
-        prepared = super()._prepare_for_training(*args, **kwargs)
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
+    ) -> tuple[torch.nn.Module, DataLoader]:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if (
+            self._order is not None
+            and resume_from_checkpoint
+            and (file := Path(resume_from_checkpoint, ORDER)).is_file()
+        ):
+            self._order.draw_from = torch.load(file, weights_only=True)
         keep_between_layers(self.model)
+        name_embeddings_once(self.model)
         return prepared
 
     def compute_loss(
@@ -304,6 +317,12 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             state = {name: tensor.contiguous() for name, tensor in self.model.prompt_encoder.state_dict().items()}
             save_file(state, Path(output_dir or self.args.output_dir, PROMPT_ENCODER))
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """As Trainer's, and in the middle of an epoch what the order of its rows was drawn from."""
+        super()._save_rng_state(output_dir)
+        if self._order and self.args.should_save and not self.accelerator.gradient_state.end_of_dataloader:
+            torch.save(self._order.drawn_from, Path(output_dir, ORDER))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         if isinstance(self.model, FSDPModule):
             # Trainer would then also load what PEFT saved, which cannot be put into split tensors.
@@ -396,7 +415,9 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         """As Trainer's, but rows of like length share the batch of all processes, as they would on one."""
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
-            sampler.batch_size *= self.args.world_size
+            sampler = self._order = RepeatableSampler(
+                sampler.batch_size * self.args.world_size, lengths=sampler.lengths
+            )
         return sampler
 
     def get_batch_samples(
