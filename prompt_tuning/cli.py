@@ -223,9 +223,12 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     if args.recipe is None:
         raise SystemExit("prompt-tuning train: error: name a recipe, as recipes/quickstart/qa.yaml")
     recipe = load_recipe(args.recipe, overrides)
+    from prompt_tuning.processes import lost_process_told
     from prompt_tuning.train import train
 
-    _print_summary(train(recipe))
+    with lost_process_told():
+        folder = train(recipe)
+    _print_summary(folder)
     return 0
 
 

@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prompt_tuning.config import MULTITASK, Recipe
 from prompt_tuning.encoding import batches_within
-from prompt_tuning.errors import RecipeError
+from prompt_tuning.errors import ProcessError, RecipeError
 
 
 def check_split(recipe: Recipe) -> None:
@@ -29,6 +29,21 @@ def check_split(recipe: Recipe) -> None:
         problems.append("a teacher_template does not run under FSDP; launch it with recipes/accelerate/ddp.yaml")
     if problems:
         raise RecipeError("\n".join(f"{recipe.path}: {problem}" for problem in problems))
+
+
+@contextmanager
+def lost_process_told() -> Iterator[None]:
+    """Turn the errors by which torch and gloo report that another process is gone into a ProcessError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        reason = str(error).splitlines()[0].rpartition("] ")[2]
+        raise ProcessError(
+            f"another process of this run is gone, or its host cannot be reached ({reason}); its own log says why. "
+            "Start all of them again with --resume_from_checkpoint true"
+        ) from error
 
 
 def batches_of_process(
