@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import errno
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -240,9 +241,12 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     if args.recipe is None:
         raise SystemExit("prompt-tuning train: error: name a recipe, as recipes/quickstart/qa.yaml")
     recipe = load_recipe(args.recipe, overrides)
+    from prompt_tuning.processes import lost_process_told
     from prompt_tuning.train import train
 
-    _print_summary(train(recipe))
+    with lost_process_told():
+        folder = train(recipe)
+    _print_summary(folder)
     return 0
 
 
@@ -436,5 +440,12 @@ def _set_up_messages() -> None:
     logger = logging.getLogger("prompt_tuning")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first speaks, and the others of errors alone
+        logger.setLevel(logging.ERROR)
+        os.environ |= {
+            "TQDM_DISABLE": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        }
     # peft 0.21 asks transformers 5.23 for a name it has renamed; nothing that a user could mend
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

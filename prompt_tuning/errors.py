@@ -6,7 +6,8 @@
     ├── DataError               exit code 1: files, splits, rows
     ├── ModelError              exit code 1: a base model or its tokenizer
     ├── AdapterError            exit code 1: a saved soft prompt
-    └── HubError                exit code 1: the hub, its answers and the way to it
+    ├── HubError                exit code 1: the hub, its answers and the way to it
+    └── ProcessError            exit code 1: another process of the same run
 
 A message says what was found, what was expected and what to do next. An error may carry several problems, one a line.
 """
@@ -39,4 +40,8 @@ class AdapterError(PromptTuningError):
 
 
 class HubError(PromptTuningError):
+    pass
+
+
+class ProcessError(PromptTuningError):
     pass

@@ -59,6 +59,7 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
     folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-{name}"
     evaluate_and_write([(name, model)], prepared, split, folder, results)
     write_pages(folder, "report")
+    PartialState().wait_for_everyone()  # until the folder is whole
     return folder
 
 

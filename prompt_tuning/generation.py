@@ -17,7 +17,7 @@ DEFAULT_NEW_TOKENS = 20  # as in transformers
 # Settings under which a row's tokens depend on that row alone, so that finished rows can leave the batch.
 ROW_WISE = {
     "do_sample", "temperature", "top_k", "top_p", "max_new_tokens", "pad_token_id", "eos_token_id",
-    "stopping_criteria", "num_beams", "repetition_penalty",
+    "stopping_criteria", "num_beams", "repetition_penalty", "synced_gpus",
 }  # fmt: skip
 
 

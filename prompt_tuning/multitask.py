@@ -27,6 +27,7 @@ from prompt_tuning.files import write_json
 from prompt_tuning.initialization import frequent_ids, initial_prompt
 from prompt_tuning.model import add_soft_prompt, load_base_model, prompt_config
 from prompt_tuning.prepare import Prepared, prepare, raise_together
+from prompt_tuning.processes import check_split
 from prompt_tuning.train import callbacks, check_splits, checkpoint_to_resume, fit, save_adapter, save_recipe
 from prompt_tuning.trainer import PromptTuningTrainer
 
@@ -41,6 +42,7 @@ def train_tasks(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
         report.html, the checkpoints, and for each task a folder that is an ordinary run's, with the task's prompt as
         a plain adapter.
     """
+    check_split(recipe)
     folder = Path(recipe.training.output_dir)
     checkpoint = checkpoint_to_resume(recipe, folder)
     tasks = prepare_tasks(recipe, SPLITS)
@@ -88,6 +90,7 @@ def train_tasks(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
     if PartialState().is_main_process:
         write_json(folder / "results.json", {"tasks": results, "seed": recipe.training.seed} | facts)
     write_pages(folder, "report")  # and that of each task
+    PartialState().wait_for_everyone()  # until the folder is whole
     return folder
 
 

@@ -15,6 +15,7 @@ import yaml
 from accelerate import PartialState
 from peft import PeftModel
 from safetensors.torch import save_file
+from torch.distributed.fsdp import FSDPModule
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -28,6 +29,7 @@ from prompt_tuning.hub import create_repository, push
 from prompt_tuning.initialization import frequent_ids, initial_prefix, initial_prompt
 from prompt_tuning.model import add_adapter, add_soft_prompt, load_adapter, load_base_model, prompt_config
 from prompt_tuning.prepare import Prepared, prepare
+from prompt_tuning.processes import check_split, whole_weights
 from prompt_tuning.streaming import StreamReport
 from prompt_tuning.template import Template
 from prompt_tuning.trainer import PromptTuningTrainer
@@ -51,6 +53,7 @@ def train(recipe: Recipe, evaluate_hard_prompt: bool = True, base: PreTrainedMod
         from prompt_tuning.multitask import train_tasks  # which takes its helpers from here
 
         return train_tasks(recipe, evaluate_hard_prompt)
+    check_split(recipe)
     folder = Path(recipe.training.output_dir)
     checkpoint = checkpoint_to_resume(recipe, folder)
     prepared = prepare(
@@ -74,6 +77,7 @@ def train(recipe: Recipe, evaluate_hard_prompt: bool = True, base: PreTrainedMod
     write_pages(folder, *(["card"] if model is not None else []), "report")
     if recipe.training.push_to_hub and PartialState().is_main_process:
         _push(recipe, folder)
+    PartialState().wait_for_everyone()  # until the folder is whole
     return folder
 
 
@@ -86,10 +90,11 @@ def _evaluated(
         yield tuned_name(method), model
     if evaluate_hard_prompt and method == "full":
         base = load_base_model(prepared.recipe.model, prepared.config)
+    split = isinstance(model, FSDPModule) and isinstance(model, PeftModel)
     if evaluate_hard_prompt:
         # A prompt changes nothing of the base model, and LoRA's layers can be switched off.
-        with model.disable_adapter() if method == "lora" else nullcontext():
-            yield "hard_prompt", base
+        with model.disable_adapter() if method == "lora" or split else nullcontext():
+            yield "hard_prompt", model if split else base
 
 
 def _repository(recipe: Recipe) -> str:
@@ -147,8 +152,11 @@ def _train(
         logger.info("train: %s", report)
         facts["stream"] = asdict(report)
     facts["train_seconds"] = round(time.perf_counter() - started, 1)  # the teacher's too
+    tokenizer = prepared.tokenizer if facts["method"] == "full" else None
+    with whole_weights(model, trainer.accelerator) as state_dict:
+        if trainer.is_world_process_zero():
+            save_adapter(model, folder, initial, tokenizer, state_dict)
     if trainer.is_world_process_zero():
-        save_adapter(model, folder, initial, prepared.tokenizer if facts["method"] == "full" else None)
         save_recipe(prepared.recipe, folder, prepared.template)
         write_json(folder / "log_history.json", trainer.state.log_history)
     return facts
@@ -220,10 +228,15 @@ def save_adapter(
     folder: Path,
     initial: torch.Tensor | None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """The adapter, and what `inspect` compares it with; a whole model with its tokenizer."""
+    """The adapter, and what `inspect` compares it with; a whole model with its tokenizer.
+
+    Args:
+        state_dict: as `whole_weights` gives it.
+    """
     with whole_folder(folder) as partial:
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, state_dict=state_dict)
         (partial / "README.md").unlink(missing_ok=True)  # PEFT's placeholder card; ours follows the evaluation
         if initial is not None:
             save_file({"initial_prompt": initial}, partial / "initial_prompt.safetensors")

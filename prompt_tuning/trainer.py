@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate.utils import DynamoBackend
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import DynamoBackend, fsdp2_prepare_model, gather_object, load_fsdp_model
 from datasets import Dataset
 from peft import PeftModel, PeftType
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Cache, DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from prompt_tuning.caches import by_length, opening_cache
 from prompt_tuning.choices import choose
 from prompt_tuning.distillation import distillation_loss
-from prompt_tuning.encoding import StopTexts, batches_within, common_opening, decode, pad_left, source_length
+from prompt_tuning.encoding import StopTexts, common_opening, decode, pad_left, source_length
 from prompt_tuning.errors import AdapterError, DataError
 from prompt_tuning.files import full_disk_told, whole_file
 from prompt_tuning.generation import count_new_tokens, generate_behind_cache
@@ -28,11 +32,22 @@ from prompt_tuning.hub import push
 from prompt_tuning.metrics import Score
 from prompt_tuning.model_card import card_text, trainer_facts, write_card
 from prompt_tuning.packed_attention import ATTENTION
+from prompt_tuning.processes import (
+    batches_of_process,
+    gathered,
+    in_step,
+    keep_between_layers,
+    name_embeddings_once,
+    not_repeated,
+    whole_weights,
+)
+from prompt_tuning.sampling import RepeatableSampler
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once, target_loss
 from prompt_tuning.training_args import PromptTuningArguments
 from prompt_tuning.ways import why_not_packed, within_window
 
 PROMPT_ENCODER = "prompt_encoder.safetensors"
+ORDER = "order.pt"
 
 
 class PromptTuningTrainer(Seq2SeqTrainer):
@@ -87,6 +102,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
                 # The whole forward would be compiled anew for the layout of each batch.
                 self.model.compile_layers(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
                 self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
+        if self.args.world_size > 1:
+            self._send_only_what_is_trained()
         self.score = compute_metrics
         self.stop, self.choice_normalization = stop, choice_normalization
         self.teacher, self.distillation = teacher, distillation
@@ -99,6 +116,27 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         self._opening_cache: Cache | None = None
         self._loss_wanted = True
         self._summed_loss, self._loss_items = 0.0, 0
+        self._order: RepeatableSampler | None = None
+        self._rows, self._rows_left = 0, 0  # of an evaluation: on all processes, and not yet evaluated
+
+    def _send_only_what_is_trained(self) -> None:
+        """Each process reads the frozen weights from the same files; DDP would send them all once more."""
+        frozen = [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad]
+        frozen += [name for name, _ in self.model.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, frozen)
+        # Dropout on a CPU draws from the generator that orders rows, on each process as many numbers as its rows need.
+        self.accelerator.rng_types.append("torch")
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
+    ) -> tuple[torch.nn.Module, DataLoader]:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        saved = Path(resume_from_checkpoint or "", ORDER)
+        if self._order and resume_from_checkpoint and saved.is_file():
+            self._order.draw_from = torch.load(saved, weights_only=True)
+        keep_between_layers(self.model)
+        name_embeddings_once(self.model)
+        return prepared
 
     def compute_loss(
         self,
@@ -180,19 +218,26 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         finally:
             self.compute_metrics = compute_metrics
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """As Trainer's, with one cache of the prompt, and the loss as the mean over all target tokens."""
         self._summed_loss, self._loss_items = 0.0, 0
-        with prompt_computed_once(self.model, self._opening):
+        self._rows_left = len(dataloader.dataset)
+        if self.accelerator.is_fsdp2 and not self.accelerator._models:
+            # Trainer would let accelerate prepare the model, which refuses one without an optimiser.
+            self.accelerator._models.append(fsdp2_prepare_model(self.accelerator, self.model))
+        with gathered(self.model), prompt_computed_once(self.model, self._opening):
             try:
-                output = super().evaluation_loop(*args, **kwargs)
+                output = super().evaluation_loop(dataloader, *args, **kwargs)
             finally:
                 self._opening_cache = None
         name = f"{kwargs.get('metric_key_prefix', 'eval')}_loss"
-        if name in output.metrics and self._loss_items and self.args.world_size == 1:
-            output.metrics[name] = self._summed_loss / self._loss_items
+        if name in output.metrics:
+            summed, items = zip(*gather_object([(self._summed_loss, self._loss_items)]), strict=True)
+            if any(items):
+                output.metrics[name] = sum(summed) / sum(items)
         return output
 
+    @torch.no_grad()  # of rows read into a cache LoRA and full fine-tuning would keep every activation
     def prediction_step(
         self,
         model: torch.nn.Module,
@@ -203,10 +248,15 @@ class PromptTuningTrainer(Seq2SeqTrainer):
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """Loss from source and target, if wanted; generation or the best choice from the source alone."""
         loss, numbers = None, [] if self._choices is None else inputs["row"].tolist()
+        own = not_repeated(self._rows_left, len(inputs["labels"]), self.args.process_index)
+        self._rows_left -= len(inputs["labels"]) * self.args.world_size
         if self._loss_wanted:
-            loss, _, _ = super(Seq2SeqTrainer, self).prediction_step(model, inputs, prediction_loss_only=True)
-            items = int((inputs["labels"] != -100).sum())
-            self._summed_loss, self._loss_items = self._summed_loss + loss.item() * items, self._loss_items + items
+            labels = inputs["labels"].clone()
+            labels[own:] = -100
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, self._prepare_inputs(inputs | {"labels": labels}))
+            if items := int((labels != -100).sum()):
+                self._summed_loss, self._loss_items = self._summed_loss + loss.item() * items, self._loss_items + items
         if prediction_loss_only or not self.args.predict_with_generate:
             return loss, None, None
         inputs = self._prepare_inputs(inputs)
@@ -218,8 +268,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if _is_multitask(self.model):
             sources["task_ids"] = inputs["task_ids"]
         stops = {"stopping_criteria": [StopTexts(self.processing_class, self.stop)]} if self.stop else {}
-        with self.compute_loss_context_manager():  # the autocast that training runs under
-            generated = self._generate(**sources, **stops, **(gen_kwargs or self._gen_kwargs))
+        with self.compute_loss_context_manager(), in_step(self.model) as synced:  # the autocast of training
+            generated = self._generate(**sources, **stops, **synced, **(gen_kwargs or self._gen_kwargs))
         start = 1 if self.model.config.is_encoder_decoder else sources["input_ids"].shape[1]
         return loss, generated[:, start:].contiguous(), inputs["labels"]
 
@@ -231,11 +281,10 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         else:
             sources = source_rows(inputs)
         texts, ids = zip(*(self._choices[number] for number in numbers), strict=True)
-        with self.compute_loss_context_manager():  # the autocast that training runs under
+        with self.compute_loss_context_manager(), in_step(self.model):  # the autocast that training runs under
             best = choose(self.model, self.processing_class, sources, texts, ids, self.choice_normalization)
         return inputs["labels"].new_tensor(best)[:, None]
 
-    @torch.no_grad()  # of rows read into a cache LoRA and full fine-tuning would keep every activation
     def _generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """`generate`, where a model without a prompt also reads once what rows open with."""
         prompted = isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning
@@ -255,25 +304,45 @@ class PromptTuningTrainer(Seq2SeqTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As Trainer's. A checkpoint also gets the network that writes the prompt, as PEFT leaves it out; no card."""
-        super().save_model(output_dir, _internal_call)
-        if _internal_call and self.args.should_save:
-            # PEFT's card, of places to fill in.
-            Path(output_dir or self.args.output_dir, "README.md").unlink(missing_ok=True)
-        if _internal_call and self.args.should_save and _has_network(self.model):
+        if isinstance(self.model, FSDPModule):
+            with whole_weights(self.model, self.accelerator) as state_dict:
+                if self.args.should_save:
+                    self._save(output_dir, state_dict)
+        else:
+            super().save_model(output_dir, _internal_call)
+        if not _internal_call or not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's card, of places to fill in
+        if self._keeps_network():
             state = {name: tensor.contiguous() for name, tensor in self.model.prompt_encoder.state_dict().items()}
-            save_file(state, Path(output_dir or self.args.output_dir, PROMPT_ENCODER))
+            save_file(state, folder / PROMPT_ENCODER)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """As Trainer's, and in the middle of an epoch what the order of its rows was drawn from."""
+        super()._save_rng_state(output_dir)
+        if self._order and self.args.should_save and not self.accelerator.gradient_state.end_of_dataloader:
+            torch.save(self._order.drawn_from, Path(output_dir, ORDER))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        if not self._load_network(resume_from_checkpoint):
+        if isinstance(self.model, FSDPModule):
+            # Trainer would then also load what PEFT saved, which cannot be put into split tensors.
+            plugin = self.accelerator.state.fsdp_plugin
+            load_fsdp_model(plugin, self.accelerator, self.model, resume_from_checkpoint, adapter_only=True)
+        elif not self._load_network(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         if not self._load_network(self.state.best_model_checkpoint):
             super()._load_best_model()
 
+    def _keeps_network(self) -> bool:
+        """Whether checkpoints hold the network that writes the prompt; those of a split model do in any case."""
+        return _has_network(self.model) and not isinstance(self.model, FSDPModule)
+
     def _load_network(self, checkpoint: str) -> bool:
         """Load the prompt with the network that writes it; PEFT would load the network's output as its input."""
-        if not _has_network(self.model):
+        if not self._keeps_network():
             return False
         file = Path(checkpoint, PROMPT_ENCODER)
         if not file.is_file():
@@ -355,32 +424,57 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if _is_multitask(self.model) and "task_ids" not in self._signature_columns:
             self._signature_columns.append("task_ids")
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """As Trainer's, but rows of like length share the batch of all processes, as they would on one."""
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler = self._order = RepeatableSampler(
+                sampler.batch_size * self.args.world_size, lengths=sampler.lengths
+            )
+        return sampler
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """As Trainer's, but rows that accelerate repeats to fill the last batch of all processes have no targets."""
+        return super().get_batch_samples(map(self._without_repeated, epoch_iterator), num_batches, device)
+
+    def _without_repeated(self, batch: dict[str, Any]) -> dict[str, Any]:
+        whole = self.args.dataloader_drop_last or self.args.train_sampling_strategy == "batch_rebalance"
+        whole = whole or not isinstance(self.train_dataset, Dataset)  # a stream has no last batch
+        left = 0 if whole else len(self.train_dataset) % (self._train_batch_size * self.args.world_size)
+        if left and self.accelerator.gradient_state.end_of_dataloader:
+            batch["labels"][not_repeated(left, len(batch["labels"]), self.args.process_index) :] = -100
+        return batch
+
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
         # Trainer would shuffle a length-grouped evaluation, and references are matched by order.
         return SequentialSampler(eval_dataset)
 
     def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
-        """As Trainer's, but an evaluation's batches are bounded by their tokens, where one process makes them all."""
+        """As Trainer's, but an evaluation's batches are bounded by their tokens."""
         loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
         bounded = isinstance(dataset, Dataset) and isinstance(self.args, PromptTuningArguments)
-        if is_training or not bounded or self.args.world_size > 1:
+        if is_training or not bounded:
             return loader
         prompted = isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning
         prompt = self.model.active_peft_config.num_virtual_tokens if prompted else 0
-        batches = batches_within(
+        batches = batches_of_process(
             self._places(dataset, prompt),
             self.args.per_device_eval_batch_size,
             self.args.per_device_eval_batch_tokens,
+            self.args.world_size,
+            self.args.process_index,
         )
-        return self.accelerator.prepare(
-            DataLoader(
-                loader.dataset,
-                batch_sampler=batches,
-                collate_fn=loader.collate_fn,
-                num_workers=loader.num_workers,
-                pin_memory=self.args.dataloader_pin_memory,
-            )
+        own = DataLoader(
+            loader.dataset,
+            batch_sampler=batches,
+            collate_fn=loader.collate_fn,
+            num_workers=loader.num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
         )
+        # As of one process: the rows are divided already.
+        return prepare_data_loader(own, self.args.device, num_processes=1, process_index=0, put_on_device=True)
 
     def _places(self, dataset: Dataset, prompt: int) -> list[int]:
         """How many tokens each row takes of an evaluation's batch."""
@@ -397,6 +491,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         self._opening = common_opening(rows) if causal else []
         order = np.array(by_length(list(rows["input_ids"]), share=causal), dtype=int)
         rows = rows.select(order)
+        self._rows = len(rows)
         self._references = rows["references"] if "references" in rows.column_names else None
         self._choices = None
         if "choice_ids" in rows.column_names:
@@ -407,10 +502,10 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         return rows, order
 
     def _score(self, evaluated: EvalPrediction) -> dict[str, float]:
-        labels = evaluated.label_ids
+        labels, predictions = evaluated.label_ids[: self._rows], evaluated.predictions[: self._rows]
         references = self._references or [[text] for text in decode(labels, self.processing_class)]
         choices = None if self._choices is None else [texts for texts, _ in self._choices.values()]
-        predictions = self._texts(evaluated.predictions, choices)[: len(references)]
+        predictions = self._texts(predictions, choices)
         scores = self.score(predictions, list(references))
         return {name: value for name, value in scores.items() if not isinstance(value, str)}
 
@@ -418,7 +513,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         """Predictions as text: ids `[rows, T]` of what was written, or `[rows, 1]` the number of a choice."""
         if choices is None:
             return decode(predictions, self.processing_class, self.stop)
-        return [texts[number] for texts, number in zip(choices, predictions[:, 0], strict=False)]
+        return [texts[number] for texts, number in zip(choices, predictions[:, 0], strict=True)]
 
 
 def _has_network(model: torch.nn.Module) -> bool:

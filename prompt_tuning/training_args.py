@@ -1,9 +1,11 @@
 """Seq2SeqTrainingArguments with the defaults that prompt tuning needs."""
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import ClassVar
 
 import torch
+from accelerate import PartialState
 from transformers import Seq2SeqTrainingArguments
 
 
@@ -54,9 +56,15 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Checkpoints kept; the best is always among them."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Look for parameters without a gradient at each step; a prompt has none."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Log every this many steps."})
 
     def __post_init__(self) -> None:
+        if self.use_cpu:
+            # Trainer leaves ddp_timeout out then, and several processes would wait for a lost one half an hour.
+            PartialState(cpu=True, timeout=timedelta(seconds=self.ddp_timeout))
         super().__post_init__()
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # would only bring a warning

@@ -62,8 +62,7 @@ def write_jsonl(path, rows):
     return path
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
+def tiny_tokenizer():
     """A byte-level BPE of some 400 pieces, with end, padding and a chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -80,6 +79,11 @@ def tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", chat_template=CHAT_TEMPLATE
     )
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return tiny_tokenizer()
 
 
 def tiny_llama(vocab_size, seed=0, **settings):

@@ -238,6 +238,27 @@ def test_stopped_and_resumed_ends_where_an_uninterrupted_run_does(architecture, 
     assert torch.equal(prompt_of(resumed), prompt_of(whole))
 
 
+@pytest.mark.parametrize("save_steps", [3, 4])  # at the end of the first epoch, in the middle of the second
+def test_a_run_stopped_in_a_later_epoch_goes_on_with_its_rows_and_trainer_does_not(save_steps, tokenizer, tmp_path):
+    def prompt(plain, **resume):
+        settings = dict(train=10, max_steps=7, save_steps=save_steps, save_total_limit=None)
+        model = soft("llama", tokenizer)
+        run = trainer(model, tokenizer, tmp_path / str(plain), **settings)
+        if plain:
+            args, data = run.args, run.train_dataset.select_columns(["input_ids", "labels"])
+            run = Seq2SeqTrainer(model=model, args=args, train_dataset=data, data_collator=run.data_collator)
+        run.train(**resume)
+        return prompt_of(model)
+
+    def equal(plain):
+        whole = prompt(plain)
+        checkpoint = str(tmp_path / str(plain) / f"checkpoint-{save_steps}")
+        return torch.equal(whole, prompt(plain, resume_from_checkpoint=checkpoint))
+
+    assert equal(plain=False)
+    assert equal(plain=True) == (save_steps == 3)
+
+
 class StopAfter(EarlyStoppingCallback):
     def __init__(self, step):
         super().__init__()

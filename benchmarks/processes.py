@@ -1,0 +1,55 @@
+"""One process, two over gloo (DDP), and two that split the model (FSDP2): how far apart the trained weights are.
+
+    python benchmarks/processes.py
+
+A tiny random model, 7 steps of 8 rows whose epochs end with 4, each method at its default learning rate. The runs are
+those of tests/two_processes.py, which tests/test_processes.py holds to bounds; FSDP2 runs on CPUs here.
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common import ROOT, describe_machine, print_table
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(ROOT / "tests"))
+from conftest import question_rows, tiny_llama, tiny_t5, tiny_tokenizer, write_jsonl
+from test_processes import RECIPE
+from two_processes import METHODS, fit_all
+
+
+def saved(folder: Path, kind: str, method: str) -> dict:
+    return load_file(folder / f"{kind} {method}" / "adapter" / "adapter_model.safetensors")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder, tokenizer = Path(name), tiny_tokenizer()
+        for model, build in (("tiny-llama", tiny_llama), ("tiny-t5", tiny_t5)):
+            build(len(tokenizer)).save_pretrained(folder / model)
+            tokenizer.save_pretrained(folder / model)
+        for split in ("train", "validation", "test"):
+            write_jsonl(folder / f"{split}.jsonl", question_rows(20))
+        (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
+        fit_all(folder, "one")
+        for kind in ("ddp", "fsdp2"):
+            torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+            command = [*torchrun, "tests/two_processes.py", kind, str(folder)]
+            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        rows = []
+        for method in METHODS:
+            one = saved(folder, "one", method)
+            largest = max(float(tensor.abs().max()) for tensor in one.values())
+            apart = [
+                max(float((one[each] - tensor).abs().max()) for each, tensor in saved(folder, kind, method).items())
+                for kind in ("ddp", "fsdp2")
+            ]
+            rows.append([method, f"{largest:.2f}", *(f"{difference:.1e}" for difference in apart)])
+    print(describe_machine(), end="\n\n")
+    print_table(["method", "largest weight", "two processes less one", "FSDP2 less one"], rows)
+
+
+if __name__ == "__main__":
+    main()

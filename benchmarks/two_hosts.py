@@ -1,0 +1,167 @@
+"""Training over two hosts, and what happens when one of them is cut off: two network namespaces with a cable between.
+
+    sudo .venv/bin/python benchmarks/two_hosts.py
+
+Needs Linux, `ip` (package iproute2) and the right to make network namespaces. A tiny random model, made here, trains
+three times: over both hosts undisturbed; again, until one host's cable is pulled after a checkpoint; on from there.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from common import ROOT
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(ROOT / "tests"))
+from conftest import question_rows, tiny_llama, tiny_tokenizer, write_jsonl
+
+HOSTS = {"pt-host-0": "10.231.77.1", "pt-host-1": "10.231.77.2"}
+TIMEOUT = 15  # seconds, ddp_timeout
+STEPS, SAVED = 240, 60
+RECIPE = f"""\
+model_name_or_path: tiny
+task: question_answering
+train_file: train.jsonl
+test_file: test.jsonl
+template: question_answering/plain
+num_virtual_tokens: 6
+max_source_tokens: 96
+max_target_tokens: 12
+per_device_train_batch_size: 2
+max_steps: {STEPS}
+save_steps: {SAVED}
+ddp_timeout: {TIMEOUT}
+use_cpu: true
+disable_tqdm: true
+"""
+
+
+def ip(*args: str) -> None:
+    subprocess.run(["ip", *args], check=True, capture_output=True, text=True)
+
+
+@contextmanager
+def two_hosts():
+    """Two network namespaces, named as HOSTS, with a cable between them; gone afterwards whatever happens."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        sys.exit("skipped: this needs `ip` and the right to make network namespaces (root)")
+    with ExitStack() as made:
+        for host in HOSTS:
+            try:
+                ip("netns", "add", host)
+            except subprocess.CalledProcessError as error:
+                sys.exit(f"skipped: no network namespace can be made here: {error.stderr.strip()}")
+            made.callback(ip, "netns", "del", host)
+        ends = [name for host in HOSTS for name in (host, "cable")]
+        ip("link", "add", "cable", "netns", ends[0], "type", "veth", "peer", "name", "cable", "netns", ends[2])
+        for host, address in HOSTS.items():
+            ip("-n", host, "address", "add", f"{address}/24", "dev", "cable")
+            for device in ("lo", "cable"):
+                ip("-n", host, "link", "set", device, "up")
+        yield
+
+
+@contextmanager
+def training(folder: Path, output: str, *overrides: str):
+    """The launched run's process on each host."""
+    processes = []
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "cable", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment["PYTHONPATH"] = str(ROOT)
+    try:
+        for rank, host in enumerate(HOSTS):
+            launch = [sys.executable, "-m", "accelerate.commands.launch"]
+            launch += ["--config_file", str(ROOT / "recipes/accelerate/ddp_multi_node.yaml")]
+            launch += ["--num_processes", "2", "--mixed_precision", "no", "--machine_rank", str(rank)]
+            launch += ["--main_process_ip", HOSTS["pt-host-0"]]
+            command = ["-m", "prompt_tuning", "train", "recipe.yaml", "--output_dir", output, *overrides]
+            with (folder / f"{host}.log").open("w") as log:
+                processes.append(
+                    subprocess.Popen(
+                        ["ip", "netns", "exec", host, *launch, *command],
+                        cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True,
+                    )
+                )  # fmt: skip
+        yield processes
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def finished(folder: Path, output: str, *overrides: str) -> float:
+    """Run to the end on both hosts; returns seconds."""
+    started = time.perf_counter()
+    with training(folder, output, *overrides) as processes:
+        codes = [process.wait() for process in processes]
+    if any(codes):
+        sys.exit("\n".join((folder / f"{host}.log").read_text()[-3000:] for host in HOSTS))
+    return time.perf_counter() - started
+
+
+def sent(host: str) -> int:
+    """Bytes that went through a host's cable, both ways."""
+    counters = [f"/sys/class/net/cable/statistics/{way}_bytes" for way in ("rx", "tx")]
+    read = subprocess.run(["ip", "netns", "exec", host, "cat", *counters], check=True, capture_output=True, text=True)
+    return sum(map(int, read.stdout.split()))
+
+
+def cut_off(folder: Path, output: str) -> list[tuple[str, int, float, str]]:
+    """Pull the second host's cable after a checkpoint; by host the exit code, after how long, and the error."""
+    with training(folder, output) as processes:
+        while not (folder / output / f"checkpoint-{2 * SAVED}" / "trainer_state.json").is_file():
+            if any(process.poll() is not None for process in processes):
+                sys.exit((folder / "pt-host-0.log").read_text()[-3000:])
+            time.sleep(0.01)
+        ip("-n", "pt-host-1", "link", "set", "cable", "down")
+        pulled, ended = time.perf_counter(), {}
+        while len(ended) < len(processes) and time.perf_counter() < pulled + 10 * TIMEOUT:
+            for host, process in zip(HOSTS, processes, strict=True):
+                if host not in ended and process.poll() is not None:
+                    ended[host] = time.perf_counter() - pulled
+            time.sleep(0.05)
+        ip("-n", "pt-host-1", "link", "set", "cable", "up")
+        logs = {host: (folder / f"{host}.log").read_text().splitlines() for host in HOSTS}
+        said = {
+            host: next((line for line in log if line.startswith("error:")), "nothing") for host, log in logs.items()
+        }
+        return [
+            (host, process.poll(), ended.get(host, float("nan")), said[host])
+            for host, process in zip(HOSTS, processes, strict=True)
+        ]
+
+
+def main() -> None:
+    with two_hosts(), tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tokenizer = tiny_tokenizer()
+        tiny_llama(len(tokenizer)).save_pretrained(folder / "tiny")
+        tokenizer.save_pretrained(folder / "tiny")
+        write_jsonl(folder / "train.jsonl", question_rows(40))
+        write_jsonl(folder / "test.jsonl", question_rows(9, 5))
+        (folder / "recipe.yaml").write_text(RECIPE)
+
+        seconds = finished(folder, "whole")
+        print(f"undisturbed: {STEPS} steps over two hosts, {sent('pt-host-0'):,} bytes on the cable, {seconds:.0f} s")
+        print(f"\nthe second host's cable pulled after step {2 * SAVED}, ddp_timeout {TIMEOUT} s:")
+        for host, code, after, error in cut_off(folder, "cut"):
+            print(f"  {host}: exit code {code} after {after:.1f} s: {error}")
+        checkpoints = sorted(path.name for path in (folder / "cut").glob("checkpoint-*"))
+        print(f"  left in the run's folder: {', '.join(checkpoints)}")
+        finished(folder, "cut", "--resume_from_checkpoint", "true")
+        whole, cut = (load_file(folder / run / "adapter_model.safetensors") for run in ("whole", "cut"))
+        largest = max(float((whole[name] - cut[name]).abs().max()) for name in whole)
+        print(f"\nresumed on both; largest difference from the undisturbed run's adapter: {largest:.1e}")
+        if largest > 1e-6:
+            sys.exit("the resumed run is another one")
+
+
+if __name__ == "__main__":
+    main()
