@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria
 from prompt_tuning.config import Recipe
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.sandbox import VALUE_END
-from prompt_tuning.template import Rendered, Template, language_variables
+from prompt_tuning.template import Rendered, Template, gap_after, language_variables
 
 CHOICES_NAMED = 8
 
@@ -198,7 +198,7 @@ class Encoder:
         return self._as_text(self.template.opening(self.languages)).split(VALUE_END)[0].rstrip(" ")
 
     def _gap(self, source: str) -> str:
-        return "" if self.template.chat or source[-1:].isspace() else " "
+        return "" if self.template.chat else gap_after(source)
 
     def _source_text(self, row: dict[str, Any]) -> str:
         return self._as_text(self.template.render(row, self.languages, with_target=False))

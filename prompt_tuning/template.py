@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -57,6 +58,14 @@ LANGUAGES = {
 _HELD_SEPARATOR = "\ue000"
 
 
+def gap_after(source: str) -> str:
+    """What stands between a source and its target in plain text: a space, unless the source ends in one of its own or
+    in a full-width character, as Chinese and Japanese do, which put none.
+    """
+    last = source[-1:]
+    return "" if last.isspace() or (last and unicodedata.east_asian_width(last) in ("W", "F")) else " "
+
+
 @dataclass(frozen=True)
 class Rendered:
     """One row as text. `target` is None where the row was rendered for prediction alone."""
@@ -71,7 +80,7 @@ class Rendered:
         parts: list[str] = []
         for message in self.messages:
             if message["role"] == "assistant":
-                parts[-1] += " " + message["content"]
+                parts[-1] += gap_after(parts[-1]) + message["content"]
             else:
                 parts.append(message["content"])
         return "\n\n".join(parts)

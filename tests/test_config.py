@@ -126,7 +126,7 @@ def test_a_resolved_recipe_parses_to_the_same_settings(recipe_file, tmp_path):
 
 
 def test_there_are_as_many_recipes_as_the_readme_says():
-    assert len(RECIPES) == 14
+    assert len(RECIPES) == 15
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))

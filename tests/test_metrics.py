@@ -346,6 +346,25 @@ def test_squad_of_chinese_equals_f1_by_character():
     assert 20 < expected["exact_match"] < expected["f1"] < 100
 
 
+@pytest.mark.parametrize(
+    ("prediction", "gold", "exact_match", "f1"),
+    [
+        ("《西游记》", "西游记", 100, 100),
+        ("吴承恩写的", "吴承恩", 0, 75),
+        ("在1987年", "1987年", 0, 80),
+        ("GPU服务器", "GPU 服务器", 100, 100),
+        ("歌手碧昂丝（Beyoncé）", "碧昂丝（Beyoncé）", 0, 80),
+        ("Anna-Lena Müller 女士", "Müller", 0, 40),
+        ("２０１９年", "２０１９年春天", 0, 200 / 3),
+        ("约 3,500 米", "3500米", 0, 80),
+        ("", "长江", 0, 0),
+    ],
+)
+def test_squad_of_chinese_rows_is_what_mlqas_script_prints(prediction, gold, exact_match, f1):
+    scores = load_metrics(["squad"], language="zh")([prediction], [[gold]])
+    assert scores == {"exact_match": exact_match, "f1": pytest.approx(f1)}
+
+
 def test_squad_normalisation_by_language():
     assert load_metrics(["squad"])(["The Ferry!"], [["ferry"]])["exact_match"] == 100.0
     assert load_metrics(["squad"], language="fr")(["« a ferry »"], [["A ferry."]])["exact_match"] == 100.0

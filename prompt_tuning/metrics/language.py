@@ -21,7 +21,12 @@ _ISO_639_1 = {
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "km", "my"})
 """Languages written without spaces between words; their tokens are characters."""
 
-_CHARACTERS = re.compile(r"[A-Za-z0-9_]+|\S")
+# Thai and Lao; Burmese; Khmer; the CJK marks, kana and bopomofo; CJK ideographs and their extensions.
+_UNSPACED_SCRIPTS = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u312f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
+    r"\U00020000-\U0003ffff"
+)
+_CHARACTERS = re.compile(rf"[^\W{_UNSPACED_SCRIPTS}]+|\S")
 
 
 def primary_language(code: str | None) -> str | None:
@@ -42,12 +47,13 @@ def is_english(language: str | None) -> bool:
 
 
 def characters(text: str) -> list[str]:
-    """Split a text of an unspaced language: each character is a token, a run of ASCII word characters is one.
+    """Split a text of an unspaced language: each character is a token, a run of letters or digits of others is one.
 
-    This is the mixed segmentation of the scripts of CMRC 2018 (Cui et al., 2019) and MLQA (Lewis et al., 2020),
-    for all scripts rather than for CJK ideographs alone. A character is a code point, as in sacreBLEU's "char".
+    This is the mixed segmentation of the scripts of CMRC 2018 (Cui et al., 2019) and MLQA (Lewis et al., 2020), for
+    all unspaced scripts rather than for CJK ideographs alone; signs that are neither (℃, €) are tokens here and part
+    of a run there. A character is a code point, as in sacreBLEU's "char".
 
-    >>> characters("于2019年加入 NASA")
-    ['于', '2019', '年', '加', '入', 'NASA']
+    >>> characters("碧昂丝（Beyoncé）于2019年")
+    ['碧', '昂', '丝', '（', 'Beyoncé', '）', '于', '2019', '年']
     """
     return _CHARACTERS.findall(text)
