@@ -4,11 +4,13 @@
     Encoder, encode           rows -> token ids within a budget
     prompt_config             PEFT's configuration of a soft prompt
     add_soft_prompt           a model with a trainable soft prompt, computed once for a batch
+    SharedPrefixModel         what that is for a causal model
     load_adapter              a model with a saved soft prompt
     PromptTuningTrainer       Seq2SeqTrainer that evaluates what the model writes
     PromptTuningArguments     its arguments, with defaults for prompts
     load_metrics              score(predictions, references), offline
     Predictor                 a finished run, ready to predict
+    PromptTuningError         base of all errors that a user can mend
 
 Names are imported when first used, so `import prompt_tuning` is quick.
 """

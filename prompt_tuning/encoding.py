@@ -34,6 +34,9 @@ class Encoder:
     with -100 over the source. An encoder-decoder row has the source as `input_ids` and target + end as `labels`.
 
     Args:
+        is_encoder_decoder: as the model's configuration says.
+        max_source_tokens: budget of a rendered source with its demonstrations; virtual tokens are not part of it.
+        max_target_tokens: budget of a target with its end-of-sequence token.
         truncate: columns that give way, in this order, when the source is over budget; by default the template's.
         languages: `template.language_variables(...)`.
         score_choices: a template with answer_choices is answered by the likeliest of them; False: in free text.
@@ -54,6 +57,7 @@ class Encoder:
     def of_recipe(
         cls, recipe: Recipe, template: Template, tokenizer: PreTrainedTokenizerBase, is_encoder_decoder: bool
     ) -> Encoder:
+        """With the budgets, languages and `truncate` of a recipe."""
         prompt, data = recipe.prompt, recipe.data
         return cls(
             template,
@@ -146,6 +150,10 @@ class Encoder:
 
         Only the columns in `truncate` are cut, from their end, once the chosen demonstrations that do not fit are left
         out; the rest of the prompt is never touched.
+
+        Raises:
+            TemplateError: the row cannot be rendered, or a column in `truncate` is not text.
+            OverlongError: the source does not fit its budget with nothing left to cut.
         """
         return self.fitted(row)[0]._within_budget(row)
 
@@ -185,7 +193,7 @@ class Encoder:
         return ids, max(full - len(ids), 0), text
 
     def demonstration(self, row: dict[str, Any]) -> str:
-        """A row's source and target as one text, the source within its budget."""
+        """A row's source and target as one text, the source within its budget; raises as `source` does."""
         _, _, source = self.source(row)
         target, _ = self.template.render_target(row, self.languages)
         return source + self._gap(source) + target

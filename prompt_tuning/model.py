@@ -89,8 +89,9 @@ def prompt_config(
     allocates twice the rows, and the second half never gets a gradient.
 
     Args:
+        num_virtual_tokens: P; LoRA has none.
         args: whose `method` and its settings decide.
-        ids: the text that cpt changes.
+        ids: token ids, `[P]`, of the text that cpt changes.
     """
     args = args or PromptArguments()
     encoder_decoder = model.config.is_encoder_decoder
@@ -137,6 +138,12 @@ def add_soft_prompt(
         initial: `[P, H]`, what a soft prompt starts from, or `[P, layers * 2 * heads * D]` for a prefix; by default
             what `config` says.
         residual: train a network of this width beside the soft prompt (Residual Prompt Tuning).
+
+    Returns:
+        For a causal model a `SharedPrefixModel`, else PEFT's with its defects of encoder-decoder prompts put right.
+
+    Raises:
+        RuntimeError: `initial` does not fit the shape of the prompt.
     """
     wrapper = EncoderDecoderPromptModel if model.config.is_encoder_decoder else SharedPrefixModel
     peft_model = wrapper(model, config)
@@ -199,8 +206,11 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, is_trainable: bool 
     Args:
         folder: or a hub id, as `adapter_folder` takes it.
 
+    Returns:
+        In evaluation mode; a prompt as `add_soft_prompt` adds it.
+
     Raises:
-        AdapterError: not an adapter, or one of another model.
+        AdapterError: not an adapter, one of another model, or a hub id that cannot be had.
     """
     config = load_adapter_config(folder)
     check_adapter(config, folder, model.config)

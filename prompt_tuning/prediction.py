@@ -46,7 +46,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model with its soft prompt, template and budget: what a run's folder describes."""
+    """A model with its soft prompt, template and budget: what a run's folder describes.
+
+    Args:
+        generation_kwargs: for `generate`, as `Recipe.decoding` gives them.
+        choice_normalization: what a choice's log-likelihood is divided by, where questions are closed.
+    """
 
     model: PeftModel | PreTrainedModel
     encoder: Encoder
@@ -60,7 +65,8 @@ class Predictor:
         A recipe that was downloaded cannot ask for trust_remote_code: it is somebody else's.
 
         Raises:
-            AdapterError: not such a folder, or an adapter of another model.
+            AdapterError: not such a folder, an adapter of another model, or a hub id that cannot be had.
+            ModelError: the base model is not found.
         """
         downloaded, adapter = not Path(adapter).is_dir(), adapter_folder(adapter)
         full = (adapter / "config.json").is_file()  # a run that trained every weight is a model itself
@@ -107,7 +113,7 @@ class Predictor:
 
     @torch.inference_mode()
     def answer(self, questions: Sequence[Question]) -> list[str]:
-        """What the model writes after each source, or the choice that it takes."""
+        """What the model writes after each source, or the choice that it takes; one batch, in its order."""
         sources = [question.source for question in questions]
         if not self.encoder.closed:
             return self.write(sources)
@@ -117,7 +123,7 @@ class Predictor:
 
     @torch.inference_mode()
     def write(self, sources: Sequence[list[int]]) -> list[str]:
-        """What the model writes after each encoded source."""
+        """What the model writes after each source of token ids, without white space around it or what `stop` ends."""
         tokenizer, stop = self.encoder.tokenizer, self.encoder.template.stop
         if self.encoder.is_encoder_decoder:
             batch = tokenizer.pad({"input_ids": list(sources)}, return_tensors="pt", padding_side="right")

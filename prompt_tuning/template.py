@@ -137,7 +137,11 @@ class Template:
 
     @classmethod
     def from_dict(cls, values: Any, name: str = "inline") -> Template:
-        """A template from parsed YAML, checked."""
+        """A template from parsed YAML, checked.
+
+        Raises:
+            TemplateError: a field is unknown, missing, no text or not valid Jinja.
+        """
         known = {field.name for field in fields(cls)} - {"name"}
         if not isinstance(values, dict) or not {"source", "target"} <= set(values):
             raise TemplateError(f"template {name}: expected the fields source and target, found {_found(values)}")

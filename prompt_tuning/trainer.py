@@ -194,7 +194,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         metric_key_prefix: str = "test",
         **gen_kwargs: Any,
     ) -> PredictionOutput:
-        """As `Seq2SeqTrainer.predict`: predictions as token ids, padded with -100, in the order of the data set.
+        """As `Seq2SeqTrainer.predict`: token ids `[rows, new]`, padded with -100, in the order of the data set.
 
         There is no loss among the metrics: it would cost another forward.
         """

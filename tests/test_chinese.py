@@ -49,7 +49,8 @@ def test_the_recipe_trains_and_is_scored_as_chinese(model_folders, tmp_path, mon
     card = (run / "README.md").read_text(encoding="utf-8")
     assert "language:\n- zh\n" in card and "      args:\n        language: zh\n" in card
     facts = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    assert facts["template"] == f"{TEMPLATES}:instruction_last" and facts["soft_prompt"].keys() == {"exact_match", "f1"}
+    assert facts["template"] == f"{TEMPLATES}:instruction_last"
+    assert facts["soft_prompt"].keys() == {"exact_match", "f1"}
 
 
 @pytest.mark.parametrize("name", load_templates(TEMPLATES))
