@@ -1,4 +1,4 @@
-"""What README says can be typed, can be typed."""
+"""What README and docs/ say can be typed, can be typed; and README.zh-CN.md says the same as README."""
 
 import re
 import shlex
@@ -12,18 +12,25 @@ from prompt_tuning.config import TASKS, load_recipe
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.template import Template, shipped_templates
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/*.md")]
+TEMPLATES = (ROOT / "docs" / "templates.md").read_text(encoding="utf-8")
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+COMMANDS = [line for line in "\n".join(blocks("bash", README + TEMPLATES)).splitlines() if "prompt-tuning" in line]
 
 
 @pytest.mark.real_model
 @pytest.mark.skipif(not MODEL.is_dir(), reason=f"{MODEL} is missing: `make test` imports it")
 def test_the_python_example_runs_as_printed(tmp_path, monkeypatch, capsys):
     (example,) = blocks("python")
+    lines = [line for line in example.splitlines() if line and not re.match("from|import", line)]
+    assert len(lines) <= 15
     for folder in ("models", "recipes"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
@@ -33,14 +40,15 @@ def test_the_python_example_runs_as_printed(tmp_path, monkeypatch, capsys):
 
 
 def test_the_template_example_is_one(tmp_path):
-    (example,) = blocks("yaml")
+    (example,) = blocks("yaml", TEMPLATES)
     (tmp_path / "mine.yaml").write_text(example)
     assert Template.load(tmp_path / "mine.yaml").columns == {"context", "question", "answers"}
 
 
 def test_as_many_templates_as_promised():
     counts = Counter(name.split("/")[0] for name in shipped_templates())
-    (promised,) = re.findall(r"(\d+) are shipped .*?(\d+) for\s.*?(\d+) for .*?(\d+) for", README, re.DOTALL)
+    (promised,) = re.findall(r"(\d+) are shipped .*?(\d+) for\s.*?(\d+) for .*?(\d+) for", TEMPLATES, re.DOTALL)
+    assert f"{promised[0]} are shipped" in README
     assert [*map(int, promised)] == [counts.total(), *(counts[task] for task in TASKS)]
 
 
@@ -51,7 +59,7 @@ def test_every_make_target_exists():
     assert all(f"\n{target}:" in makefile for target in targets)
 
 
-@pytest.mark.parametrize("line", [line for line in "\n".join(blocks("bash")).splitlines() if "prompt-tuning" in line])
+@pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_names_recipes_and_flags_that_exist(line, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     _, command, *words = shlex.split(line, comments=True)
@@ -70,3 +78,33 @@ def test_every_command_names_recipes_and_flags_that_exist(line, monkeypatch, cap
     with pytest.raises(RecipeError) as caught:  # the reader's own files are not here; nothing else may be wrong
         load_recipe(words[0], overrides)
     assert all("no such file" in problem for problem in str(caught.value).splitlines())
+
+
+def test_the_table_of_commands_has_all_of_them(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands = set(re.findall(r"(?m)^    ([a-z][a-z-]+)(?= |$)", capsys.readouterr().out))
+    rows = re.findall(r"(?m)^\| (`.+?`) \|", README)
+    assert commands <= {word.split()[0] for row in rows for word in re.findall("`(.+?)`", row)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_to_a_file_or_a_heading_leads_to_one(page):
+    for target in re.findall(r"\]\((?!https?:)(.+?)\)", page.read_text(encoding="utf-8")):
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        if heading:
+            headings = re.findall(r"(?m)^#+ (.+)$", file.read_text(encoding="utf-8"))
+            assert heading in [re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings], target
+
+
+def test_the_chinese_readme_has_the_same_code_sections_tables_and_figures():
+    fenced = re.compile(r"```\w*\n.*?```", re.DOTALL)
+    english, chinese = ([re.sub("#.*", "", code) for code in fenced.findall(text)] for text in (README, CHINESE))
+    assert chinese == english  # but for comments
+    for mark in (r"(?m)^## ", r"(?m)^\|", r"(?m)^- "):
+        assert len(re.findall(mark, CHINESE)) == len(re.findall(mark, README)), mark
+    for mark in (r"\]\((?!README)[^)]+\)", r"`[^`\n]+`", r"\d+(?:[.,]\d+)*"):
+        assert Counter(re.findall(mark, fenced.sub("", CHINESE))) == Counter(re.findall(mark, fenced.sub("", README)))
+    assert "](README.zh-CN.md)" in README and "](README.md)" in CHINESE
