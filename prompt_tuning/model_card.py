@@ -19,7 +19,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from prompt_tuning.arguments import DataArguments, ModelArguments, PromptArguments
-from prompt_tuning.config import LEARNING_RATES, LOCAL_FORMATS, MULTITASK
+from prompt_tuning.config import LOCAL_FORMATS, MULTITASK, default_learning_rate
 from prompt_tuning.errors import DataError
 from prompt_tuning.files import whole_file, write_json
 from prompt_tuning.hub import TEXTS, public_name
@@ -236,7 +236,8 @@ def _changed(settings: dict[str, Any], method: str) -> dict[str, Any]:
 
     blocks = (ModelArguments, PromptArguments, PromptTuningArguments)
     defaults = {field.name: field.default for block in blocks for field in dataclasses.fields(block)}
-    defaults["learning_rate"] = LEARNING_RATES.get(method, defaults["learning_rate"])
+    projected = settings.get("prefix_projection", False)
+    defaults["learning_rate"] = default_learning_rate(method, projected, defaults["learning_rate"])
     told = TOLD | {field.name for field in dataclasses.fields(DataArguments)}
     return {key: value for key, value in settings.items() if key not in told and value != defaults[key]}
 
