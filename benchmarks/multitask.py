@@ -60,7 +60,7 @@ def main() -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
     tasks = {name: TASKS[name] | rows_of(data, name) for name, data in vars(args).items()}
     alone = {name: trained(name, TRAINING | settings | {"max_steps": STEPS}) for name, settings in tasks.items()}
-    together = {"method": "multitask_prompt_tuning", "tasks": [f"{name}.yaml" for name in tasks]}
+    together = {"method": "multitask_prompt_tuning", "tasks": [str(RUNS / f"{name}.yaml") for name in tasks]}
     both = trained("both", TRAINING | together | {"max_steps": STEPS * len(tasks)})["tasks"]
     rows = [("task", "metric", "hard prompt", "a prompt of its own", "multitask", "rows", "seconds alone", "of both")]
     for name, own in alone.items():
