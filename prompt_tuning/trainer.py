@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +17,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Cache, DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from prompt_tuning.caches import by_length, opening_cache
+from prompt_tuning.checkpoints import remove_old, whole_checkpoint
 from prompt_tuning.choices import choose
 from prompt_tuning.distillation import distillation_loss
 from prompt_tuning.encoding import StopTexts, common_opening, decode, pad_left, source_length
@@ -117,6 +118,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         self._loss_wanted = True
         self._summed_loss, self._loss_items = 0.0, 0
         self._order: RepeatableSampler | None = None
+        self._partial_run: Path | None = None
         self._rows, self._rows_left = 0, 0  # of an evaluation: on all processes, and not yet evaluated
 
     def _send_only_what_is_trained(self) -> None:
@@ -137,6 +139,13 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         keep_between_layers(self.model)
         name_embeddings_once(self.model)
         return prepared
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer's, which takes one step more where a run goes on from its very last checkpoint."""
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -354,14 +363,25 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         return True
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """As Trainer's, but one that fails or is interrupted half way leaves no folder to resume from."""
-        run = Path(self._get_output_dir(trial=trial))
-        try:
-            with full_disk_told(run):
+        """As Trainer's, but the checkpoint is there when it is whole, and not before, whatever happens meanwhile."""
+        run, state = Path(self._get_output_dir(trial)), self.state
+        checkpoint = run / f"checkpoint-{state.global_step}"
+        with full_disk_told(run), whole_checkpoint(checkpoint) as self._partial_run:
+            try:
                 super()._save_checkpoint(model, trial)
-        except BaseException:
-            shutil.rmtree(run / f"checkpoint-{self.state.global_step}", ignore_errors=True)
-            raise
+            finally:
+                partial, self._partial_run = self._partial_run, None
+            best = run / f"checkpoint-{state.best_global_step}"
+            if best == checkpoint or best.is_dir():
+                state.best_model_checkpoint = str(best)  # which Trainer looked for beside the partial one
+            if self.args.should_save:
+                state.save_to_json(str(partial / checkpoint.name / TRAINER_STATE_NAME))
+        if self.args.should_save:
+            remove_old(run, self.args.save_total_limit, state.best_model_checkpoint)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """As Trainer's; while a checkpoint is made, the folder in which it is made."""
+        return str(self._partial_run or super()._get_output_dir(trial))
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As Trainer's, but the repository is made by the push: an evaluation makes a trainer too, and needs none."""

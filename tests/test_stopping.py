@@ -1,0 +1,127 @@
+"""Runs that are killed or interrupted, diverge, or lack disk or memory: what is kept, what it costs to go on."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from transformers import EarlyStoppingCallback
+
+from prompt_tuning.cli import main
+from prompt_tuning.stopping import EarlyStopping
+from prompt_tuning.trainer import PromptTuningTrainer
+
+
+def adapter(folder):
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def signalled(monkeypatch, *signals, at_step=3):
+    """Let a training step send the process these signals."""
+    step = PromptTuningTrainer.training_step
+
+    def with_signals(self, *args, **kwargs):
+        if self.state.global_step == at_step - 1:
+            for each in signals:
+                signal.raise_signal(each)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(PromptTuningTrainer, "training_step", with_signals)
+
+
+def test_a_run_killed_over_and_over_ends_with_the_adapter_of_an_uninterrupted_one(tmp_path):
+    command = [sys.executable, "tests/killed_runs.py", str(tmp_path), "22"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    kills = json.loads(done.stdout)
+    print(*kills, sep="\n")
+    assert len(kills) == 22 and len({kill["after_step"] for kill in kills}) > 5
+    assert sum(bool(kill["half_written"]) for kill in kills) > 3  # else no checkpoint was cut off
+    assert adapter(tmp_path / "killed") == adapter(tmp_path / "whole")
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "save_strategy"), [(signal.SIGINT, 130, "steps"), (signal.SIGTERM, 143, "no")]
+)
+def test_a_signal_saves_a_checkpoint_and_the_command_it_names_goes_on(
+    sent, code, save_strategy, recipe_file, tmp_path, capsys, monkeypatch
+):
+    recipe = str(recipe_file(max_steps=5, save_steps=2, save_strategy=save_strategy, lr_scheduler_type="constant"))
+    assert main(["train", recipe, "--output_dir", str(tmp_path / "whole")]) == 0
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        signalled(patch, sent)
+        assert main(["train", recipe]) == code
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == (
+        f"{sent.name}: stopped after step 3, whose checkpoint is saved; "
+        f"to go on: prompt-tuning train {recipe} --resume_from_checkpoint true"
+    )
+    kept = {path.name for path in (tmp_path / "run").iterdir()}
+    assert kept == ({"checkpoint-2", "checkpoint-3"} if save_strategy == "steps" else {"checkpoint-3"})
+    assert main(said.split(" prompt-tuning ")[1].split()) == 0
+    assert adapter(tmp_path / "run") == adapter(tmp_path / "whole")
+
+
+def test_a_second_signal_stops_at_once_and_leaves_nothing_half_written(recipe_file, tmp_path, capsys, monkeypatch):
+    signalled(monkeypatch, signal.SIGINT, signal.SIGINT)
+    assert main(["train", str(recipe_file()), "--save_steps", "2"]) == 130
+    assert "interrupted; --resume_from_checkpoint true goes on" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
+
+
+def test_a_signal_after_the_last_step_takes_its_ordinary_course(recipe_file, tmp_path, capsys, monkeypatch):
+    load = PromptTuningTrainer._load_best_model
+
+    def interrupted(self):
+        signal.raise_signal(signal.SIGINT)
+        load(self)
+
+    monkeypatch.setattr(PromptTuningTrainer, "_load_best_model", interrupted)
+    settings = ["--load_best_model_at_end", "--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "2"]
+    assert main(["train", str(recipe_file()), *settings]) == 130
+    assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
+
+
+def test_going_on_from_the_last_checkpoint_takes_no_further_step(recipe_file, tmp_path):
+    recipe = str(recipe_file(max_steps=4, lr_scheduler_type="constant"))  # of 6 in the epoch
+    assert main(["train", recipe]) == 0
+    before = adapter(tmp_path / "run")
+    assert main(["train", recipe, "--resume_from_checkpoint", "true"]) == 0
+    assert adapter(tmp_path / "run") == before
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["train_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "callback", "steps"),
+    [
+        ("training_step", EarlyStopping, 4),
+        ("training_step", EarlyStoppingCallback, 6),
+        ("_load_best_model", EarlyStopping, 4),  # after the last evaluation
+    ],
+)
+def test_a_resumed_run_has_the_patience_that_was_left_and_with_transformers_own_all_of_it(
+    method, callback, steps, recipe_file, tmp_path, monkeypatch
+):
+    settings = dict(max_steps=8, save_steps=1, eval_steps=1, eval_strategy="steps", load_best_model_at_end="true")
+    # No score is better than the first one, so that a patience of 3 ends with the fourth.
+    recipe = str(recipe_file(learning_rate=0, early_stopping_patience=3, max_eval_samples=2, **settings))
+    monkeypatch.setattr("prompt_tuning.train.EarlyStopping", callback)
+    called = getattr(PromptTuningTrainer, method)
+
+    def interrupted(self, *args, **kwargs):
+        if method == "_load_best_model" or self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return called(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptTuningTrainer, method, interrupted)
+        assert main(["train", recipe]) == 130
+    assert main(["train", recipe, "--resume_from_checkpoint", "true"]) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["train_steps"] == steps
