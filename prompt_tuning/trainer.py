@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from prompt_tuning.caches import by_length, opening_cache
 from prompt_tuning.checkpoints import remove_old, whole_checkpoint
 from prompt_tuning.choices import choose
 from prompt_tuning.distillation import distillation_loss
+from prompt_tuning.divergence import STEPS_KEPT, Divergence
 from prompt_tuning.encoding import StopTexts, common_opening, decode, pad_left, source_length
 from prompt_tuning.errors import AdapterError, DataError
 from prompt_tuning.files import full_disk_told, whole_file
@@ -73,6 +74,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             of these texts (choices.py). `predict` then gives the number of the choice, `[rows, 1]`.
         teacher: for context distillation, `distillation.teacher_states` of the rows by their `row` column.
         distillation: the divergence trained on if there is a teacher; evaluation's loss stays cross entropy.
+        name_row: what an error calls a training row, by its `row`, and with several tasks also its `task_ids`.
         **kwargs: as for `Seq2SeqTrainer`.
     """
 
@@ -86,6 +88,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         choice_normalization: str = "none",
         teacher: dict[int, torch.Tensor] | None = None,
         distillation: Literal["kl", "mse"] = "kl",
+        name_row: Callable[..., str] = "row {}".format,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("data_collator", DataCollatorForSeq2Seq(processing_class, padding="longest"))
@@ -108,6 +111,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         self.score = compute_metrics
         self.stop, self.choice_normalization = stop, choice_normalization
         self.teacher, self.distillation = teacher, distillation
+        self.divergence = Divergence(name_row)
         self.generation_kwargs = {"do_sample": False, "pad_token_id": processing_class.pad_token_id} | (
             generation_kwargs or {}
         )
@@ -146,6 +150,30 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """As Trainer's, and the loss is kept until it is looked at."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.divergence.add_batch(self.state.global_step + 1, loss, inputs)
+        return loss
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: torch.Tensor, grad_norm: torch.Tensor | float | None, *args: Any, **kwargs: Any
+    ) -> None:
+        """As Trainer's, but a loss or gradient that is no number ends the training before.
+
+        Raises:
+            TrainingError: it names the step and its rows.
+        """
+        if grad_norm is not None and not self.accelerator.optimizer_step_was_skipped:
+            self.divergence.add_gradient(self.state.global_step, grad_norm)
+        control, waiting = self.control, len(self.divergence.steps)
+        due = control.should_log or control.should_evaluate or control.should_save or control.should_training_stop
+        if due or waiting >= STEPS_KEPT:
+            self.divergence.check()
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -438,8 +466,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        needed = self.teacher is not None or self._choices is not None
-        if needed and "row" not in self._signature_columns:
+        if "row" not in self._signature_columns:
             self._signature_columns.append("row")
         if _is_multitask(self.model) and "task_ids" not in self._signature_columns:
             self._signature_columns.append("task_ids")

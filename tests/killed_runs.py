@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from conftest import question_rows, tiny_llama, tiny_tokenizer, write_jsonl
@@ -78,6 +79,8 @@ def leg(folder, name, before_a_step=None, calls=None):
     code = 1
     try:
         code = main(["train", str(folder / "recipe.yaml"), *flags])
+    except Exception:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(code)

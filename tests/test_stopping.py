@@ -7,7 +7,8 @@ import sys
 
 import pytest
 from conftest import ROOT
-from transformers import EarlyStoppingCallback
+from safetensors.torch import load_file
+from transformers import EarlyStoppingCallback, Trainer
 
 from prompt_tuning.cli import main
 from prompt_tuning.stopping import EarlyStopping
@@ -125,3 +126,58 @@ def test_a_resumed_run_has_the_patience_that_was_left_and_with_transformers_own_
         assert main(["train", recipe]) == 130
     assert main(["train", recipe, "--resume_from_checkpoint", "true"]) == 0
     assert json.loads((tmp_path / "run" / "results.json").read_text())["train_steps"] == steps
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Makes the loss, or its gradient alone, of a batch with training row 7 no number; the rows of each such batch."""
+    compute_loss, seen = PromptTuningTrainer.compute_loss, []
+
+    def poison(what):
+        def compute(self, model, inputs, *args, **kwargs):
+            rows = inputs["row"].tolist()
+            loss = compute_loss(self, model, inputs, *args, **kwargs)
+            if not model.training or 7 not in rows:
+                return loss
+            seen.append((self.state.global_step + 1, rows))
+            zero = 0 * next(each for each in model.parameters() if each.requires_grad).sum()
+            return loss * float("inf") if what == "loss" else loss + zero.sqrt()  # whose gradient is 0 / 0
+
+        monkeypatch.setattr(PromptTuningTrainer, "compute_loss", compute)
+        return seen
+
+    return poison
+
+
+def prompts(run):
+    return [load_file(path / "adapter_model.safetensors")["prompt_embeddings"] for path in run.glob("checkpoint-*")]
+
+
+@pytest.mark.parametrize(
+    ("what", "problem", "settings"),
+    [
+        ("loss", "the loss is inf", {}),
+        ("gradient", "the norm of the gradient is nan", {"max_grad_norm": 0.0}),
+        ("loss", "the loss is inf", {"streaming": "true", "gradient_accumulation_steps": 2, "save_strategy": "no"}),
+    ],
+)
+def test_a_loss_or_gradient_that_is_no_number_stops_with_its_step_and_rows_and_saves_nothing_of_it(
+    what, problem, settings, recipe_file, tmp_path, capsys, poisoned
+):
+    seen = poisoned(what)
+    recipe = str(recipe_file(**({"max_steps": 7, "save_steps": 1, "seed": 3} | settings)))
+    assert main(["train", recipe]) == 1
+    step, rows = seen[0]
+    where = ", ".join(f"{tmp_path / 'train.jsonl'}, line {row + 1}" for row in rows)
+    assert f"error: step {step}: {problem}, and nothing was saved of it; its rows: {where}." in capsys.readouterr().err
+    run = tmp_path / "run"
+    kept = [n for n in (step - 2, step - 1) if n > 0 and "save_strategy" not in settings]
+    assert sorted(path.name for path in run.glob("*")) == [f"checkpoint-{number}" for number in kept]
+    assert all(prompt.isfinite().all() for prompt in prompts(run))
+
+
+def test_transformers_saves_a_prompt_that_is_no_number(recipe_file, tmp_path, monkeypatch, poisoned):
+    poisoned("loss")
+    monkeypatch.setattr(PromptTuningTrainer, "_maybe_log_save_evaluate", Trainer._maybe_log_save_evaluate)
+    assert main(["train", str(recipe_file(max_steps=7))]) == 0
+    assert prompts(tmp_path / "run")[-1].isnan().all()
