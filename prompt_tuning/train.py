@@ -28,6 +28,7 @@ from prompt_tuning.facts import training_facts
 from prompt_tuning.files import whole_file, whole_folder, write_json
 from prompt_tuning.hub import create_repository, push
 from prompt_tuning.initialization import frequent_ids, initial_prefix, initial_prompt
+from prompt_tuning.memory import IN_TRAINING, memory_told
 from prompt_tuning.model import add_adapter, add_soft_prompt, load_adapter, load_base_model, prompt_config
 from prompt_tuning.prepare import Prepared, prepare
 from prompt_tuning.processes import check_split, whole_weights
@@ -176,7 +177,7 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) ->
     started = time.perf_counter()
     if trainer.is_world_process_zero():
         remove_partial(Path(recipe.training.output_dir))
-    with stopping_on_signals(trainer.accelerator) as callback:
+    with memory_told(IN_TRAINING), stopping_on_signals(trainer.accelerator) as callback:
         trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=checkpoint)
     seconds = round(time.perf_counter() - started, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Cache, DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from prompt_tuning.caches import by_length, opening_cache
 from prompt_tuning.checkpoints import remove_old, whole_checkpoint
@@ -31,6 +32,7 @@ from prompt_tuning.errors import AdapterError, DataError
 from prompt_tuning.files import full_disk_told, whole_file
 from prompt_tuning.generation import count_new_tokens, generate_behind_cache
 from prompt_tuning.hub import push
+from prompt_tuning.memory import IN_EVALUATION, keep_global_batch, memory_told
 from prompt_tuning.metrics import Score
 from prompt_tuning.model_card import card_text, trainer_facts, write_card
 from prompt_tuning.packed_attention import ATTENTION
@@ -143,6 +145,11 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         keep_between_layers(self.model)
         name_embeddings_once(self.model)
         return prepared
+
+    def _inner_training_loop(self, batch_size: int, **kwargs: Any) -> TrainOutput:
+        """As Trainer's, but with auto_find_batch_size a step keeps its rows, however few of them fit at once."""
+        attempt = partial(super()._inner_training_loop, **kwargs)
+        return keep_global_batch(self, attempt, batch_size) if self.args.auto_find_batch_size else attempt(batch_size)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """As Trainer's, which takes one step more where a run goes on from its very last checkpoint."""
@@ -262,7 +269,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if self.accelerator.is_fsdp2 and not self.accelerator._models:
             # Trainer would let accelerate prepare the model, which refuses one without an optimiser.
             self.accelerator._models.append(fsdp2_prepare_model(self.accelerator, self.model))
-        with gathered(self.model), prompt_computed_once(self.model, self._opening):
+        told = memory_told(IN_EVALUATION)
+        with told, gathered(self.model), prompt_computed_once(self.model, self._opening):
             try:
                 output = super().evaluation_loop(dataloader, *args, **kwargs)
             finally:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+import yaml
 from conftest import ROOT
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, Trainer
@@ -181,3 +183,63 @@ def test_transformers_saves_a_prompt_that_is_no_number(recipe_file, tmp_path, mo
     monkeypatch.setattr(PromptTuningTrainer, "_maybe_log_save_evaluate", Trainer._maybe_log_save_evaluate)
     assert main(["train", str(recipe_file(max_steps=7))]) == 0
     assert prompts(tmp_path / "run")[-1].isnan().all()
+
+
+@pytest.fixture
+def too_small(monkeypatch):
+    """A device that at its second step, and ever after, has no memory for more than so many rows; the sizes tried."""
+    compute_loss, tried = PromptTuningTrainer.compute_loss, []
+
+    def limit(rows, while_training=True):
+        def compute(self, model, inputs, *args, **kwargs):
+            if model.training:
+                tried.append(len(inputs["labels"]))
+            if model.training == while_training and len(inputs["labels"]) > rows and self.state.global_step > 0:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return compute_loss(self, model, inputs, *args, **kwargs)
+
+        monkeypatch.setattr(PromptTuningTrainer, "compute_loss", compute)
+        return tried
+
+    return limit
+
+
+def test_smaller_batches_make_the_same_steps(recipe_file, tmp_path, capsys, too_small):
+    recipe = str(recipe_file(per_device_train_batch_size=12, max_steps=3))
+    four = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "3"]
+    assert main(["train", recipe, *four, "--output_dir", str(tmp_path / "four")]) == 0
+    tried = too_small(5)
+    assert main(["train", recipe, "--auto_find_batch_size", "true"]) == 0
+    assert "out of memory with 6 rows at once, 2 times a step" in capsys.readouterr().err
+    assert tried == [12, 12, 6, 6, 6] + [4] * 9
+    assert adapter(tmp_path / "run") == adapter(tmp_path / "four")
+    saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert saved["per_device_train_batch_size"] == 12 and "gradient_accumulation_steps" not in saved
+    again = ["--auto_find_batch_size", "true", "--max_steps", "4", "--resume_from_checkpoint", "true"]
+    assert main(["train", recipe, *again]) == 0
+    assert tried[-3:] == [4] * 3 and len(tried) == 17  # with what it found
+
+
+def test_trainer_would_take_steps_of_fewer_rows(recipe_file, too_small, monkeypatch):
+    monkeypatch.setattr(PromptTuningTrainer, "_inner_training_loop", Trainer._inner_training_loop)
+    tried = too_small(5)
+    assert (
+        main(["train", str(recipe_file(per_device_train_batch_size=12, max_steps=3)), "--auto_find_batch_size"]) == 0
+    )
+    assert tried == [12, 12, 10, 10, 9, 9, 8, 8, 7, 7, 6, 6, 5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "advice"),
+    [
+        (5, [], "out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.); set auto_find_batch_size: true"),
+        (0, ["--auto_find_batch_size"], "out of memory with a single row at once; shorten the rows or the prompt"),
+        (None, ["--auto_find_batch_size", "--eval_strategy", "steps"], "lower per_device_eval_batch_tokens"),
+    ],
+)
+def test_too_little_memory_is_said(rows, flags, advice, recipe_file, tmp_path, capsys, too_small):
+    too_small(rows or 0, while_training=rows is not None)
+    settings = ["--per_device_train_batch_size", "6", "--save_steps", "1", "--eval_steps", "1"]
+    assert main(["train", str(recipe_file()), *settings, *flags]) == 1
+    assert advice in (said := capsys.readouterr().err) and "Traceback" not in said
+    assert {path.name for path in (tmp_path / "run").glob("*")} == ({"checkpoint-1"} if rows is not None else set())
