@@ -402,7 +402,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         """As Trainer's, but the checkpoint is there when it is whole, and not before, whatever happens meanwhile."""
         run, state = Path(self._get_output_dir(trial)), self.state
         checkpoint = run / f"checkpoint-{state.global_step}"
-        with full_disk_told(run), whole_checkpoint(checkpoint) as self._partial_run:
+        with whole_checkpoint(checkpoint) as self._partial_run, full_disk_told(run):
             try:
                 super()._save_checkpoint(model, trial)
             finally:

@@ -186,6 +186,32 @@ def test_transformers_saves_a_prompt_that_is_no_number(recipe_file, tmp_path, mo
 
 
 @pytest.fixture
+def small_disk(tmp_path):
+    """A disk with room for some four checkpoints."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=240k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small disk can be mounted by root alone")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_keeps_the_checkpoints_and_with_room_the_run_goes_on(recipe_file, small_disk, capsys, tmp_path):
+    recipe = str(recipe_file(max_steps=9, save_steps=1, save_total_limit=20, lr_scheduler_type="constant"))
+    assert main(["train", recipe, "--output_dir", str(small_disk / "run")]) == 1
+    said = capsys.readouterr().err
+    assert f"error: {small_disk / 'run'}: No space left on device; nothing half-written was left" in said
+    kept = {path.name for path in (small_disk / "run").iterdir()}
+    assert kept == {f"checkpoint-{number}" for number in range(1, len(kept) + 1)} and 2 < len(kept) < 9
+    subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
+    again = ["--output_dir", str(small_disk / "run"), "--resume_from_checkpoint", "true"]
+    assert main(["train", recipe, *again]) == 0
+    assert main(["train", recipe, "--output_dir", str(tmp_path / "whole")]) == 0
+    assert adapter(small_disk / "run") == adapter(tmp_path / "whole")
+
+
+@pytest.fixture
 def too_small(monkeypatch):
     """A device that at its second step, and ever after, has no memory for more than so many rows; the sizes tried."""
     compute_loss, tried = PromptTuningTrainer.compute_loss, []
