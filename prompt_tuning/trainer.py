@@ -45,6 +45,7 @@ from prompt_tuning.processes import (
     not_repeated,
     whole_weights,
 )
+from prompt_tuning.quantization import evaluable
 from prompt_tuning.sampling import RepeatableSampler
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once, target_loss
 from prompt_tuning.training_args import PromptTuningArguments
@@ -94,12 +95,9 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("data_collator", DataCollatorForSeq2Seq(processing_class, padding="longest"))
-        super().__init__(
-            *args,
-            processing_class=processing_class,
-            compute_metrics=self._score if compute_metrics else None,
-            **kwargs,
-        )
+        kwargs["compute_metrics"] = self._score if compute_metrics else None
+        with evaluable(kwargs.get("model") or args[0]):
+            super().__init__(*args, processing_class=processing_class, **kwargs)
         processing_class.padding_side = "right"  # for training; sources are padded left by prediction_step
         if isinstance(self.model, SharedPrefixModel):
             # The model smooths: Trainer could not match logits of targets alone with labels.
