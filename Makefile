@@ -2,6 +2,7 @@
 # make test         the whole test suite
 # make lint         ruff
 # make benchmark    every figure of benchmarks/results.md, some 20 minutes
+# make cards        the model cards of model_cards/ from their facts
 # make clean        remove the environment, the model and the runs
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 MODEL := models/SmolLM2-135M-Instruct
 RUN := runs/quickstart
 
-.PHONY: quickstart test lint benchmark clean
+.PHONY: quickstart test lint benchmark cards clean
 
 quickstart:
 	@if $(MAKE) --no-print-directory --question $(RUN)/results.json; then $(VENV)/bin/prompt-tuning show $(RUN); else $(MAKE) --no-print-directory $(RUN)/results.json; fi
@@ -22,6 +23,9 @@ lint: $(VENV)/installed
 
 benchmark: $(MODEL)/config.json
 	$(VENV)/bin/python benchmarks/run.py
+
+cards: $(VENV)/installed
+	for facts in model_cards/*.json; do $(VENV)/bin/prompt-tuning card $$facts; done
 
 clean:
 	rm -rf $(VENV) models runs

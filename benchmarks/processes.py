@@ -6,6 +6,7 @@ A tiny random model, 7 steps of 8 rows whose epochs end with 4, each method at i
 those of tests/two_processes.py, which tests/test_processes.py holds to bounds; FSDP2 runs on CPUs here.
 """
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -33,12 +34,13 @@ def main() -> None:
         for split in ("train", "validation", "test"):
             write_jsonl(folder / f"{split}.jsonl", question_rows(20))
         (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
-        fit_all(folder, "one")
+        with contextlib.redirect_stdout(None):
+            fit_all(folder, "one")
         for kind in ("ddp", "fsdp2"):
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
             command = [*torchrun, "tests/two_processes.py", kind, str(folder)]
             subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-        rows = []
+        rows = [("method", "largest number", "two processes less one", "FSDP2 less one")]
         for method in METHODS:
             one = saved(folder, "one", method)
             largest = max(float(tensor.abs().max()) for tensor in one.values())
@@ -46,9 +48,9 @@ def main() -> None:
                 max(float((one[each] - tensor).abs().max()) for each, tensor in saved(folder, kind, method).items())
                 for kind in ("ddp", "fsdp2")
             ]
-            rows.append([method, f"{largest:.2f}", *(f"{difference:.1e}" for difference in apart)])
-    print(describe_machine(), end="\n\n")
-    print_table(["method", "largest weight", "two processes less one", "FSDP2 less one"], rows)
+            rows.append((method, f"{largest:.2f}", *(f"{difference:.1e}" for difference in apart)))
+    print(f"{describe_machine()}\n")
+    print_table(*rows)
 
 
 if __name__ == "__main__":

@@ -162,6 +162,9 @@ def _add_commands_without_recipe(command: Callable[..., argparse.ArgumentParser]
     card.add_argument(
         "--output", metavar="FILE", type=Path, help="the card (.md), or its facts (.json); default: RUN/README.md"
     )
+    card.add_argument(
+        "--example", metavar="FILE", type=Path, help="one row as JSON, shown in place of the first one of the data"
+    )
 
     push = command("push", _push, "Share a run on the Hugging Face hub.")
     push.add_argument("folder", metavar="RUN", help="folder of a finished train")
@@ -414,7 +417,7 @@ def _report(args: argparse.Namespace, _: list[str]) -> int:
 def _card(args: argparse.Namespace, _: list[str]) -> int:
     from prompt_tuning.model_card import write_card
 
-    print(write_card(args.source, args.output))
+    print(write_card(args.source, args.output, args.example))
     return 0
 
 

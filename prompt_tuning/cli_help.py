@@ -137,9 +137,10 @@ examples:
   prompt-tuning card runs/quickstart
   prompt-tuning card runs/quickstart --output model_cards/quickstart.json
   prompt-tuning card model_cards/quickstart.json
+  prompt-tuning card runs/quickstart --example row.json
 
 train writes RUN/README.md itself. A card is made of facts alone, asks no network and leaves out what is not known. One
-row of the data is in it, as an example.
+row of the data is in it, as an example: of data that is not to be shown, name a row of your own (the model reads it).
 """,
     "show": """\
 examples:

@@ -54,8 +54,9 @@ ENCODING = (
 GENERATION = ("generation_max_length", "generation_num_beams")
 OF_TASKS = frozenset(field.name for field in dataclasses.fields(DataArguments)).union(ENCODING, GENERATION)
 # Where it is not given; prompt_tuning's stands in PromptTuningArguments. recipes/README.md has the scores that chose
-# them; that of full fine-tuning was not measured.
+# them; of full fine-tuning no other was measured.
 LEARNING_RATES = {"p_tuning": 3e-3, "prefix_tuning": 1e-2, "cpt": 3e-3, "lora": 1e-3, "full": 2e-5}
+PROJECTED_RATE = 3e-4  # of a prefix that a network writes
 LOCAL_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -130,8 +131,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
     flags = (item.lstrip("-").split("=")[0].replace("-", "_") for item in overrides if item.startswith("--"))
     given = frozenset(flags).union(key for key, _, _ in pairs)
     model, data, prompt, training = blocks
-    if "learning_rate" not in given and prompt.method in LEARNING_RATES:
-        training.learning_rate = LEARNING_RATES[prompt.method]
+    if "learning_rate" not in given:
+        training.learning_rate = default_learning_rate(prompt.method, prompt.prefix_projection, training.learning_rate)
     if data.streaming:
         if "train_sampling_strategy" not in given:
             training.train_sampling_strategy = "sequential"  # in the order of the stream, which is shuffled by itself
@@ -143,6 +144,13 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
     if not for_prediction and (problems := _contradictions(recipe)):
         raise RecipeError("\n".join(f"{path}: {problem}" for problem in problems))
     return recipe
+
+
+def default_learning_rate(method: str, prefix_projection: bool, of_prompt: float) -> float:
+    """The learning rate of a recipe that names none; `of_prompt` is that of PromptTuningArguments."""
+    if method == "prefix_tuning" and prefix_projection:
+        return PROJECTED_RATE
+    return LEARNING_RATES.get(method, of_prompt)
 
 
 def load_tasks(recipe: Recipe) -> dict[str, Recipe]:

@@ -19,8 +19,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from prompt_tuning.arguments import DataArguments, ModelArguments, PromptArguments
-from prompt_tuning.config import LEARNING_RATES, LOCAL_FORMATS, MULTITASK
-from prompt_tuning.errors import DataError
+from prompt_tuning.config import LOCAL_FORMATS, MULTITASK, default_learning_rate
+from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.files import whole_file, write_json
 from prompt_tuning.hub import TEXTS, public_name
 from prompt_tuning.summary import NAMES, decoding_text, leakage_text, logged_steps, read_results
@@ -63,21 +63,27 @@ TOLD = {
 }  # fmt: skip
 
 
-def write_card(source: Path, output: Path | None = None) -> Path:
+def write_card(source: Path, output: Path | None = None, example: Path | None = None) -> Path:
     """Write the card of a run; returns its path.
 
     Args:
         source: a run's folder, or its facts as a JSON file.
         output: by default README.md in the folder; of a JSON file's name gets the facts.
+        example: a JSON file of one row, to be shown in place of one of the data; of a folder alone.
 
     Raises:
-        DataError: the folder holds no finished training of one task.
+        DataError: the folder holds no finished training of one task, or the example is no row that it could read.
     """
     if source.suffix == ".json":
+        if example:
+            raise DataError(f"{source}: an example is read by what was trained; name the run's folder")
         facts = json.loads(source.read_text(encoding="utf-8"))
         output = output or source.with_suffix(".md")
     else:
         facts, output = card_facts(source), output or source / "README.md"
+        if example:
+            facts["results"]["example"], facts["example"] = _own_example(source, facts["results"], example)
+            facts["own_example"] = True
     if output.suffix == ".json":
         write_json(output, facts)
     else:
@@ -107,6 +113,26 @@ def card_facts(folder: Path) -> dict[str, Any]:
     with (folder / "predictions" / f"{results['split']}.jsonl").open(encoding="utf-8") as rows:
         facts["example"] = json.loads(next(rows))
     return facts
+
+
+def _own_example(folder: Path, results: dict[str, Any], file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the template reads of the file's row, and the row as a run's predictions have it."""
+    from prompt_tuning.evaluation import tuned_name  # which import torch, as these
+    from prompt_tuning.prediction import Predictor
+
+    predictor = Predictor.load(folder)
+    try:
+        row = json.loads(file.read_text(encoding="utf-8"))
+        encoded = predictor.encoder.row(row)
+    except (OSError, ValueError, TypeError, TemplateError) as error:
+        raise DataError(f"--example {file}: expected one row as JSON, with the template's columns: {error}") from error
+    tuned = tuned_name(results["method"])
+    shown = {"source": encoded["source"], "references": encoded["references"], "cut_tokens": encoded["cut"]}
+    shown[tuned] = predictor([row])[0]
+    if "hard_prompt" in results and tuned != "full":
+        with predictor.model.disable_adapter():
+            shown["hard_prompt"] = predictor([row])[0]
+    return {name: row[name] for name in sorted(predictor.encoder.template.source_columns) if name in row}, shown
 
 
 def _plain_loader(folder: Path) -> str | None:
@@ -164,7 +190,7 @@ def card_text(facts: dict[str, Any]) -> str:
         signatures=[value for value in scores.values() if isinstance(value, str)],
         results_table=(["", *metrics], [[label, *(each[key] for key in metrics)] for label, each in scored.items()]),
         decoding=decoding_text(results["decoding"]) if metrics else None,
-        predicted={label: facts["example"][name] for name, label in NAMES.items() if name in results},
+        predicted={label: facts["example"][name] for name, label in NAMES.items() if name in facts.get("example", ())},
         data_table=_data_table(results, settings) if metrics else None,
         changed=_changed(settings, results["method"]),
         steps_table=_steps_table(steps, _saved_step(results)),
@@ -236,7 +262,8 @@ def _changed(settings: dict[str, Any], method: str) -> dict[str, Any]:
 
     blocks = (ModelArguments, PromptArguments, PromptTuningArguments)
     defaults = {field.name: field.default for block in blocks for field in dataclasses.fields(block)}
-    defaults["learning_rate"] = LEARNING_RATES.get(method, defaults["learning_rate"])
+    projected = settings.get("prefix_projection", False)
+    defaults["learning_rate"] = default_learning_rate(method, projected, defaults["learning_rate"])
     told = TOLD | {field.name for field in dataclasses.fields(DataArguments)}
     return {key: value for key, value in settings.items() if key not in told and value != defaults[key]}
 

@@ -114,14 +114,8 @@ def test_lm_evaluation_harness_reaches_the_same_accuracy(recipe_file, model_fold
 @installed("trackio")
 def test_trackio_hears_the_metrics_by_report_to(recipe_file, tmp_path):
     recipe = recipe_file(eval_strategy="steps", eval_steps=2, logging_steps=2, report_to="trackio", project="cards")
-    run_python(
-        "-m",
-        "prompt_tuning",
-        "train",
-        recipe,
-        TRACKIO_DIR=str(tmp_path / "trackio"),
-        PYTHONPATH=os.pathsep.join(sys.path),
-    )
+    path = os.pathsep.join(sys.path)
+    run_python("-m", "prompt_tuning", "train", recipe, TRACKIO_DIR=str(tmp_path / "trackio"), PYTHONPATH=path)
     (database,) = (tmp_path / "trackio").rglob("cards*.db")
     with sqlite3.connect(database) as rows:
         logged = " ".join(str(row) for row in rows.execute("select metrics from metrics"))

@@ -41,6 +41,19 @@ def test_defaults_are_those_of_prompts_and_the_folder_that_of_the_recipe(recipe_
     assert recipe.training.learning_rate == 3e-2 and recipe.training.predict_with_generate
 
 
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [
+        ({"method": "prefix_tuning"}, 1e-2),
+        ({"method": "prefix_tuning", "prefix_projection": "true"}, 3e-4),
+        ({"method": "prefix_tuning", "prefix_projection": "true", "learning_rate": "2e-3"}, 2e-3),
+        ({"method": "full", "num_virtual_tokens": None}, 2e-5),
+    ],
+)
+def test_each_method_has_a_learning_rate_that_a_recipe_overrides(settings, rate, recipe_file):
+    assert load_recipe(recipe_file(**settings)).training.learning_rate == rate
+
+
 def test_the_best_checkpoint_is_by_default_that_of_the_tasks_main_metric(recipe_file):
     best = dict(load_best_model_at_end="true", eval_strategy="steps", eval_steps=2, save_steps=2)
     training = load_recipe(recipe_file(**best)).training

@@ -132,6 +132,26 @@ def test_the_command_writes_it_again_from_the_folder_or_from_its_facts(run, tmp_
     assert "is a run of no training; a card is of what one task trained" in capsys.readouterr().err
 
 
+def test_a_row_of_ones_own_stands_in_it_in_place_of_one_of_the_data(run, tmp_path, capsys):
+    row = question_rows(1, 40)[0] | {"context": "The ferry Mira sailed from Oslo."}
+    file, card = tmp_path / "row.json", tmp_path / "card.md"
+    file.write_text(json.dumps(row))
+    assert main(["card", str(run), "--example", str(file), "--output", str(card)]) == 0
+    text = card.read_text(encoding="utf-8")
+    with (run / "predictions" / "test.jsonl").open(encoding="utf-8") as rows:
+        assert json.loads(next(rows))["source"] not in text
+    assert "In Python, for a row that is none of the data's:" in text and "The ferry Mira sailed from Oslo." in text
+    assert text.count("Prediction, ") == 2 and row["answers"]["text"][0] in text
+    assert f"Prediction, with soft prompt:\n\n```text\n{printed(snippets(text)[0])}\n```" in text
+
+    capsys.readouterr()
+    for wrong, reason in (("{", "Expecting property name"), ("{}", "context"), ("[1]", "expected one row as JSON")):
+        file.write_text(wrong)
+        assert main(["card", str(run), "--example", str(file), "--output", str(card)]) == 1
+        assert reason in capsys.readouterr().err
+    assert card.read_text(encoding="utf-8") == text
+
+
 @pytest.mark.parametrize("broken", ["card", "report"])
 def test_a_card_or_report_that_fails_fails_no_run(broken, run, tmp_path, monkeypatch, caplog):
     def fail(folder):

@@ -206,11 +206,8 @@ def main(kind, folder):
         found |= {"methods": fit_all(folder, kind)}
         resume(folder, kind)
         found["alone"] = evaluated_alone(folder, "one prompt tuning/adapter")
-        batch = ["--per_device_train_batch_size", "4"]
-        assert (
-            prompt_tuning(["train", str(folder / "recipe.yaml"), "--output_dir", str(folder / "split run"), *batch])
-            == 0
-        )
+        recipe = [str(folder / "recipe.yaml"), "--output_dir", str(folder / "split run")]
+        assert prompt_tuning(["train", *recipe, "--per_device_train_batch_size", "4"]) == 0
     (folder / f"{kind}-{PartialState().process_index}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

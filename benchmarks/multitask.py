@@ -1,0 +1,81 @@
+"""One multitask prompt for questions and translation, against a prompt of each alone.
+
+    python benchmarks/multitask.py QUESTIONS TRANSLATION
+
+QUESTIONS holds train.jsonl and test.jsonl with SQuAD's columns, TRANSLATION with `translation: {fr: ..., en: ...}`; of
+each 1,000 training rows and 100 test rows (at random, seed 0). 20 virtual tokens from the vocabulary, batches
+of 8, seed 42: 40 steps for each task alone, 80 for both at once, so that each task is trained on as many rows. What
+stands in runs/multitask is not run again.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+import yaml
+from common import MODEL, ROOT, describe_machine, print_table
+
+from prompt_tuning.config import load_recipe
+from prompt_tuning.metrics import MAIN_METRIC
+from prompt_tuning.train import train
+
+RUNS = ROOT / "runs" / "multitask"
+STEPS, TEST_ROWS = 40, 100
+TRAINING = {"model_name_or_path": str(MODEL), "seed": 42, "per_device_train_batch_size": 8, "save_strategy": "no"}
+TASKS = {
+    "questions": {
+        "task": "question_answering", "lang": "en", "template": "question_answering/instruction_last",
+        "max_source_tokens": 256, "max_target_tokens": 32, "drop_overlong": "true", "max_train_samples": 1000,
+    },
+    "translation": {
+        "task": "translation", "source_lang": "fr", "target_lang": "en", "template": "translation/plain",
+        "max_source_tokens": 192, "max_target_tokens": 64, "drop_overlong": "true", "max_train_samples": 1000,
+    },
+}  # fmt: skip
+
+
+def rows_of(data: Path, name: str) -> dict[str, str]:
+    """Files of a task's rows: all for training, so many at random for the test."""
+    file = RUNS / f"{name}-test.jsonl"
+    lines = (data / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    file.write_text("\n".join(random.Random(0).sample(lines, TEST_ROWS)) + "\n", encoding="utf-8")
+    return {"train_file": str(data / "train.jsonl"), "test_file": str(file)}
+
+
+def trained(name: str, settings: dict) -> dict:
+    """results.json of a run, after training it if that has not been done."""
+    recipe = RUNS / f"{name}.yaml"
+    recipe.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    if not (RUNS / name / "results.json").is_file():
+        train(load_recipe(recipe, [f"--output_dir={RUNS / name}"]))
+    return json.loads((RUNS / name / "results.json").read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("questions", type=Path)
+    parser.add_argument("translation", type=Path)
+    args = parser.parse_args()
+    RUNS.mkdir(parents=True, exist_ok=True)
+    tasks = {name: TASKS[name] | rows_of(data, name) for name, data in vars(args).items()}
+    alone = {name: trained(name, TRAINING | settings | {"max_steps": STEPS}) for name, settings in tasks.items()}
+    together = {"method": "multitask_prompt_tuning", "tasks": [f"{name}.yaml" for name in tasks]}
+    both = trained("both", TRAINING | together | {"max_steps": STEPS * len(tasks)})["tasks"]
+    rows = [("task", "metric", "hard prompt", "a prompt of its own", "multitask", "rows", "seconds alone", "of both")]
+    for name, own in alone.items():
+        metric = MAIN_METRIC[own["task"]]
+        scores = (own["hard_prompt"], own["soft_prompt"], both[name]["soft_prompt"])
+        seconds = (own["train_seconds"], both[name]["train_seconds"])
+        rows.append(
+            (
+                name, metric, *(f"{each[metric]:.1f}" for each in scores), str(own["rows"]),
+                *(f"{each:.0f}" for each in seconds),
+            )
+        )  # fmt: skip
+    print(f"{describe_machine()}\n")
+    print_table(*rows)
+
+
+if __name__ == "__main__":
+    main()
