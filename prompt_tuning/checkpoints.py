@@ -54,7 +54,14 @@ def remove_old(run: Path, limit: int | None, best: str | None) -> None:
         remove_folder(Path(old))
 
 
+def keep_best(run: Path, best: str) -> None:
+    """Remove all checkpoints but this one."""
+    for checkpoint in map(Path, sort_checkpoints(str(run))):
+        if checkpoint != Path(best):
+            remove_folder(checkpoint)
+
+
 def remove_partial(run: Path) -> None:
     """Remove what a process that was killed left half-written."""
-    for path in list(run.rglob(".*partial-*")):
+    for path in [*run.glob(".*partial-*"), *(run / "predictions").glob(".*partial-*")]:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

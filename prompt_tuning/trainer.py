@@ -23,7 +23,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from prompt_tuning.caches import by_length, opening_cache
-from prompt_tuning.checkpoints import remove_old, whole_checkpoint
+from prompt_tuning.checkpoints import keep_best, remove_old, whole_checkpoint
 from prompt_tuning.choices import choose
 from prompt_tuning.distillation import distillation_loss
 from prompt_tuning.divergence import STEPS_KEPT, Divergence
@@ -58,13 +58,15 @@ ORDER = "order.pt"
 class PromptTuningTrainer(Seq2SeqTrainer):
     """Trains and evaluates causal and encoder-decoder models on rows from `encode`, or on any rows of the same form.
 
-    Differs from `Seq2SeqTrainer`, which it otherwise is, in seven things. A causal model generates from the source
+    Differs from `Seq2SeqTrainer`, which it otherwise is, in ten things. A causal model generates from the source
     alone (the tokens before the first label); Seq2SeqTrainer would give it source and answer. Evaluation goes through
     rows by length, in batches of so many tokens, with one cache of the prompt, and returns predictions in the order of
     the data set. The evaluation's loss is the mean over all target tokens, not over batches. Label smoothing and
     gradient accumulation count target tokens, for encoder-decoder models too, whose own loss ignores
     `num_items_in_batch`. `torch_compile` compiles each decoder layer for itself. `push_to_hub` uploads no training
-    state. And `compute_metrics` gets texts.
+    state. A checkpoint is under its name once it is whole, and goes at once. A loss or gradient that is no number ends
+    the training before anything of it is saved. `auto_find_batch_size` keeps the rows of a step. And `compute_metrics`
+    gets texts.
 
     Rows for a multitask prompt also have their task's number, in a column `task_ids`.
 
@@ -412,6 +414,12 @@ class PromptTuningTrainer(Seq2SeqTrainer):
                 state.save_to_json(str(partial / checkpoint.name / TRAINER_STATE_NAME))
         if self.args.should_save:
             remove_old(run, self.args.save_total_limit, state.best_model_checkpoint)
+
+    def _finalize_training(self, trial: Any, *args: Any) -> TrainOutput:
+        """As Trainer's, which with a save_total_limit of 1 removes the last checkpoint file by file."""
+        if self.args.should_save and self.args.save_total_limit == 1 and self.state.best_model_checkpoint:
+            keep_best(Path(self._get_output_dir(trial)), self.state.best_model_checkpoint)
+        return super()._finalize_training(trial, *args)
 
     def _get_output_dir(self, trial: Any) -> str:
         """As Trainer's; while a checkpoint is made, the folder in which it is made."""

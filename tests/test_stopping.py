@@ -1,9 +1,11 @@
 """Runs that are killed or interrupted, diverge, or lack disk or memory: what is kept, what it costs to go on."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,6 +92,29 @@ def test_a_signal_after_the_last_step_takes_its_ordinary_course(recipe_file, tmp
     settings = ["--load_best_model_at_end", "--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "2"]
     assert main(["train", str(recipe_file()), *settings]) == 130
     assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_no_checkpoint_is_made_or_removed_file_by_file_under_its_name(limit, recipe_file, tmp_path, monkeypatch):
+    steps = dict(save_steps=1, eval_steps=1, eval_strategy="steps", load_best_model_at_end="true")
+    recipe = str(recipe_file(**steps, save_total_limit=limit, learning_rate=0, max_eval_samples=2))
+    last, rmtree, seen = tmp_path / "run" / "checkpoint-4", shutil.rmtree, []
+
+    def noted(path, *args, **kwargs):
+        seen.append(Path(path).name)
+        rmtree(path, *args, **kwargs)
+
+    def saved(self, folder):
+        assert not last.exists()
+        save(self, folder)
+
+    save = PromptTuningTrainer._save_scaler
+    monkeypatch.setattr(PromptTuningTrainer, "_save_scaler", saved)
+    monkeypatch.setattr("shutil.rmtree", noted)
+    assert main(["train", recipe]) == 0
+    kept = [path.name for path in sorted((tmp_path / "run").glob("checkpoint-*"))]
+    assert kept == ["checkpoint-1", "checkpoint-4"][:limit]  # no score is better than the first one
+    assert seen and not [name for name in seen if name.startswith("checkpoint-")]
 
 
 def test_going_on_from_the_last_checkpoint_takes_no_further_step(recipe_file, tmp_path):
