@@ -18,10 +18,14 @@ class ModelArguments:
         default="auto", metadata={"help": "Type of the frozen weights; the soft prompt is always trained in float32."}
     )
     load_in_8bit: bool = field(
-        default=False, metadata={"help": "Frozen weights in 8 bits, by bitsandbytes (Dettmers et al. 2022)."}
+        default=False,
+        metadata={"help": "Frozen weights in 8 bits, by bitsandbytes (Dettmers et al. 2022); not tested on GPUs."},
     )
     load_in_4bit: bool = field(
-        default=False, metadata={"help": "Frozen weights in 4 bits, by bitsandbytes (QLoRA, Dettmers et al. 2023)."}
+        default=False,
+        metadata={
+            "help": "Frozen weights in 4 bits, by bitsandbytes (QLoRA, Dettmers et al. 2023); not tested on GPUs."
+        },
     )
     bnb_4bit_quant_type: Literal["fp4", "nf4"] | None = field(
         default=None, metadata={"help": "load_in_4bit: fp4 (bitsandbytes' default) or nf4."}
@@ -36,7 +40,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Frozen weights as one of torchao's configurations says, written as in Python: "
-            "Int8WeightOnlyConfig, or Int4WeightOnlyConfig(group_size=32)."
+            "Int8WeightOnlyConfig (tested on a CPU), or Int4WeightOnlyConfig(group_size=32) (not tested)."
         },
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run Python code that comes with a hub model."})
