@@ -17,12 +17,12 @@ class ModelArguments:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "Type of the frozen weights; the soft prompt is always trained in float32."}
     )
-    load_in_8bit: bool = field(
-        default=False,
+    load_in_8bit: bool | None = field(
+        default=None,
         metadata={"help": "Frozen weights in 8 bits, by bitsandbytes (Dettmers et al. 2022); not tested on GPUs."},
     )
-    load_in_4bit: bool = field(
-        default=False,
+    load_in_4bit: bool | None = field(
+        default=None,
         metadata={
             "help": "Frozen weights in 4 bits, by bitsandbytes (QLoRA, Dettmers et al. 2023); not tested on GPUs."
         },

@@ -17,7 +17,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from prompt_tuning.arguments import ModelArguments
 from prompt_tuning.errors import ModelError, RecipeError
 
-FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_compute_dtype", "bnb_4bit_use_double_quant")
+BITSANDBYTES = (
+    "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_compute_dtype", "bnb_4bit_use_double_quant",
+)  # fmt: skip
 
 
 def quantization_config(args: ModelArguments) -> QuantizationConfigMixin | None:
@@ -31,8 +33,8 @@ def quantization_config(args: ModelArguments) -> QuantizationConfigMixin | None:
         if not is_bitsandbytes_available():
             wanted = "load_in_4bit" if args.load_in_4bit else "load_in_8bit"
             raise _missing(wanted, f"bitsandbytes>={BITSANDBYTES_MIN_VERSION}")
-        given = {name: value for name in FOUR_BIT if (value := vars(args)[name]) is not None}
-        return BitsAndBytesConfig(load_in_4bit=args.load_in_4bit, load_in_8bit=args.load_in_8bit, **given)
+        given = {name: value for name in BITSANDBYTES if (value := vars(args)[name]) is not None}
+        return BitsAndBytesConfig(**given)
     if args.quant_type:
         name, settings = torchao_call(args.quant_type)
         if not is_torchao_available():
