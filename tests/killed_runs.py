@@ -22,7 +22,7 @@ import prompt_tuning.train  # noqa: F401  before forking, for all of them
 from prompt_tuning.cli import main
 from prompt_tuning.trainer import PromptTuningTrainer
 
-STEPS = 56
+STEPS = 48
 RECIPE = f"""\
 model_name_or_path: {{folder}}/tiny-llama
 task: question_answering
@@ -135,4 +135,4 @@ if __name__ == "__main__":
     write_jsonl(folder / "validation.jsonl", question_rows(2, 3))
     (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
     assert ended(leg(folder, "whole")) == 0, (folder / "whole.log").read_text()[-3000:]
-    print(json.dumps(killed_again_and_again(folder, int(sys.argv[2]) if sys.argv[2:] else 22)))
+    print(json.dumps(killed_again_and_again(folder, int(sys.argv[2]) if sys.argv[2:] else 20)))
