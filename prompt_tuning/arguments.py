@@ -17,6 +17,32 @@ class ModelArguments:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "Type of the frozen weights; the soft prompt is always trained in float32."}
     )
+    load_in_8bit: bool | None = field(
+        default=None,
+        metadata={"help": "Frozen weights in 8 bits, by bitsandbytes (Dettmers et al. 2022); not tested on GPUs."},
+    )
+    load_in_4bit: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Frozen weights in 4 bits, by bitsandbytes (QLoRA, Dettmers et al. 2023); not tested on GPUs."
+        },
+    )
+    bnb_4bit_quant_type: Literal["fp4", "nf4"] | None = field(
+        default=None, metadata={"help": "load_in_4bit: fp4 (bitsandbytes' default) or nf4."}
+    )
+    bnb_4bit_compute_dtype: Literal["float32", "bfloat16", "float16"] | None = field(
+        default=None, metadata={"help": "load_in_4bit: type to multiply in; by default float32."}
+    )
+    bnb_4bit_use_double_quant: bool | None = field(
+        default=None, metadata={"help": "load_in_4bit: quantize the scales too."}
+    )
+    quant_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "Frozen weights as one of torchao's configurations says, written as in Python: "
+            "Int8WeightOnlyConfig (tested on a CPU), or Int4WeightOnlyConfig(group_size=32) (not tested)."
+        },
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run Python code that comes with a hub model."})
 
 

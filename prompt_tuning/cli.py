@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from prompt_tuning.arguments import DataArguments
 from prompt_tuning.cli_help import EXAMPLES, our_flags
-from prompt_tuning.errors import PromptTuningError
+from prompt_tuning.errors import PromptTuningError, Stopped
 
 if TYPE_CHECKING:
     from prompt_tuning.config import Recipe
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit code is 0 done, 1 failed, 2 bad usage or recipe, 130 interrupted."""
+    """Run a command; the exit code is 0 done, 1 failed, 2 bad usage or recipe, 130 interrupted, 143 terminated."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if rest and not args.takes_overrides:
@@ -34,6 +35,10 @@ def main(argv: list[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
+    except Stopped as stopped:
+        if _is_first_process():
+            print(f"\n{stopped}; {_goes_on(args, argv)}", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print(f"\ninterrupted{args.when_interrupted}", file=sys.stderr)
         return 130
@@ -47,6 +52,14 @@ def main(argv: list[str] | None = None) -> int:
             f"error: {error.filename or 'writing'}: {error.strerror}; nothing half-written was left", file=sys.stderr
         )
         return 1
+
+
+def _goes_on(args: argparse.Namespace, argv: list[str] | None) -> str:
+    """What a run that saved a checkpoint is gone on with."""
+    command = ["prompt-tuning", *(sys.argv[1:] if argv is None else argv)]
+    if args.run is _train and not any(item.startswith("--resume_from_checkpoint") for item in command):
+        command += ["--resume_from_checkpoint", "true"]
+    return f"to go on: {shlex.join(command)}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -437,13 +450,17 @@ def _not_negative(text: str) -> int:
     return number
 
 
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _set_up_messages() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("prompt_tuning")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
-    if os.environ.get("RANK", "0") != "0":  # of several processes the first speaks, and the others of errors alone
+    if not _is_first_process():  # of several processes the first speaks, and the others of errors alone
         logger.setLevel(logging.ERROR)
         os.environ |= {
             "TQDM_DISABLE": "1",

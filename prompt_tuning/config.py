@@ -273,7 +273,7 @@ def _contradictions(recipe: Recipe) -> list[str]:
     model, data, prompt, training = recipe.model, recipe.data, recipe.prompt, recipe.training
     problems = [] if model.model_name_or_path else ["model_name_or_path is missing"]
     problems += _task_contradictions(recipe) if prompt.method != MULTITASK else _multitask_contradictions(recipe)
-    problems += _prompt_contradictions(recipe)
+    problems += _prompt_contradictions(recipe) + _precision_contradictions(recipe)
     positive = dict(
         num_virtual_tokens=prompt.num_virtual_tokens,
         init_demonstrations=prompt.init_demonstrations,
@@ -306,6 +306,26 @@ def _contradictions(recipe: Recipe) -> list[str]:
     for name in ("do_train", "do_eval", "do_predict"):
         if name in recipe.given:
             problems.append(f"{name} has no effect here: `train` trains and then evaluates; leave it out")
+    return problems
+
+
+def _precision_contradictions(recipe: Recipe) -> list[str]:
+    """What is wrong with the types that are computed in and that weights are kept in."""
+    model, problems = recipe.model, []
+    if recipe.training.fp16 and recipe.training.device.type == "cpu":
+        problems.append("fp16 has no effect on a CPU: accelerate trains in float32; set bf16: true, or leave it out")
+    ways = {"load_in_8bit": model.load_in_8bit, "load_in_4bit": model.load_in_4bit, "quant_type": model.quant_type}
+    given = [name for name, value in ways.items() if value]
+    if len(given) > 1:
+        problems.append(f"{' and '.join(given)} exclude each other; leave all but one out")
+    if given and recipe.prompt.method == "full":
+        problems.append(f"{given[0]}: method full trains all weights, and quantized ones stay as they are; take lora")
+    if not model.load_in_4bit:
+        problems += [
+            f"{name} is for 4 bits and has no effect without load_in_4bit: true"
+            for name in ("bnb_4bit_quant_type", "bnb_4bit_compute_dtype", "bnb_4bit_use_double_quant")
+            if vars(model)[name] is not None
+        ]
     return problems
 
 

@@ -7,10 +7,14 @@
     ├── ModelError              exit code 1: a base model or its tokenizer
     ├── AdapterError            exit code 1: a saved soft prompt
     ├── HubError                exit code 1: the hub, its answers and the way to it
-    └── ProcessError            exit code 1: another process of the same run
+    ├── ProcessError            exit code 1: another process of the same run
+    └── TrainingError           exit code 1: a loss that is no number, too little memory
 
 A message says what was found, what was expected and what to do next. An error may carry several problems, one a line.
+`Stopped` stands beside the tree: a signal is no error.
 """
+
+import signal
 
 
 class PromptTuningError(Exception):
@@ -45,3 +49,18 @@ class HubError(PromptTuningError):
 
 class ProcessError(PromptTuningError):
     pass
+
+
+class TrainingError(PromptTuningError):
+    pass
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal stopped a training, which saved a checkpoint first.
+
+    Exit code 128 plus the signal's number, as shells have it: 130 for SIGINT, 143 for SIGTERM.
+    """
+
+    def __init__(self, received: signal.Signals, step: int) -> None:
+        super().__init__(f"{received.name}: stopped after step {step}, whose checkpoint is saved")
+        self.exit_code = 128 + received

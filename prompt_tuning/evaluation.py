@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from prompt_tuning.config import Recipe
-from prompt_tuning.data import SPLITS, split_origin
+from prompt_tuning.data import SPLITS, row_origin, split_origin
 from prompt_tuning.encoding import EncodingReport, source_length
 from prompt_tuning.errors import DataError
 from prompt_tuning.facts import machine_facts, origin_facts
@@ -110,6 +111,7 @@ def trainer_for(
         callbacks=callbacks,
         teacher=teacher,
         distillation=prepared.recipe.prompt.loss,
+        name_row=partial(row_origin, prepared.recipe.data, "train"),
     )
 
 

@@ -49,11 +49,15 @@ def machine_facts(args: TrainingArguments) -> dict[str, Any]:
 
 def training_facts(trainer: Trainer) -> dict[str, Any]:
     """What was trained: steps, numbers, the length of the prompt, and the best checkpoint, if one was looked for."""
-    model, parameters = trainer.model, list(trainer.model.parameters())
+    model = trainer.model
+    if isinstance(model, PeftModel):
+        trainable, total = model.get_nb_trainable_parameters()  # which knows how many numbers four-bit weights pack
+    else:
+        trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
     facts: dict[str, Any] = {
         "train_steps": trainer.state.global_step,
-        "trainable_parameters": sum(each.numel() for each in parameters if each.requires_grad),
-        "total_parameters": sum(each.numel() for each in parameters),
+        "trainable_parameters": trainable,
+        "total_parameters": total,
     }
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         facts["virtual_tokens"] = model.active_peft_config.num_virtual_tokens

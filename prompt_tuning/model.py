@@ -42,6 +42,7 @@ from prompt_tuning.encoder_decoder import (
 )
 from prompt_tuning.errors import AdapterError, ModelError
 from prompt_tuning.hub import adapter_folder
+from prompt_tuning.quantization import quantization_config
 from prompt_tuning.shared_prefix import SharedPrefixModel
 
 logger = logging.getLogger(__name__)
@@ -74,9 +75,14 @@ def load_tokenizer(args: ModelArguments) -> PreTrainedTokenizerBase:
 
 
 def load_base_model(args: ModelArguments, config: PretrainedConfig) -> PreTrainedModel:
-    """The base model with every parameter frozen, causal or encoder-decoder as its configuration says."""
+    """The base model with every parameter frozen, causal or encoder-decoder as its configuration says.
+
+    Raises:
+        ModelError: it cannot be loaded, or not quantized as `args` say.
+    """
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    model = _from_pretrained(auto, args, dtype=args.dtype, use_safetensors=True)
+    quantized = quantization_config(args)
+    model = _from_pretrained(auto, args, dtype=args.dtype, use_safetensors=True, quantization_config=quantized)
     return model.requires_grad_(False).eval()
 
 
@@ -271,6 +277,6 @@ def _from_pretrained(auto, args: ModelArguments, **kwargs):
         return auto.from_pretrained(
             name, revision=args.model_revision, trust_remote_code=args.trust_remote_code, **kwargs
         )
-    except (OSError, HTTPError, ValueError) as error:
+    except (OSError, HTTPError, ValueError, ImportError) as error:  # the last of a quantizer's package
         what = "the folder cannot be loaded as a model" if local else "not a folder here, and not found on the hub"
         raise ModelError(f"model_name_or_path {name}: {what}: {str(error).strip().splitlines()[0]}") from error

@@ -20,7 +20,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
 from prompt_tuning.config import ENCODING, GENERATION, MULTITASK, OF_TASKS, Recipe, load_tasks
-from prompt_tuning.data import SPLITS
+from prompt_tuning.data import SPLITS, row_origin
 from prompt_tuning.errors import PromptTuningError
 from prompt_tuning.evaluation import describe, evaluate_and_write, write_pages
 from prompt_tuning.files import write_json
@@ -60,6 +60,7 @@ def train_tasks(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
         train_dataset=join_rows(tasks, "train"),
         eval_dataset=join_rows(tasks, "validation"),  # without compute_metrics: their loss alone
         callbacks=callbacks(recipe),
+        name_row=lambda row, task: row_origin(list(tasks.values())[task].recipe.data, "train", row),
     )
     facts = fit(trainer, recipe, checkpoint) | {"train_rows": len(trainer.train_dataset)}
     if trainer.is_world_process_zero():
@@ -118,7 +119,7 @@ def join_rows(tasks: dict[str, Prepared], split: str) -> Dataset | None:
     parts = []
     for number, prepared in enumerate(tasks.values()):
         if split in prepared.encoded:
-            rows = prepared.encoded[split].select_columns(["input_ids", "labels"])
+            rows = prepared.encoded[split].select_columns(["input_ids", "labels", "row"])
             parts.append(rows.add_column("task_ids", [number] * len(rows)))
     return concatenate_datasets(parts) if parts else None
 

@@ -51,7 +51,7 @@ class Stream:
 
 
 def encode_stream(recipe: Recipe, rows: IterableDataset, encoder: Encoder) -> tuple[IterableDataset, StreamReport]:
-    """`input_ids` and `labels` of the training rows, pass after pass without an end, and what will be known of them.
+    """The training rows' `input_ids`, `labels` and number `row`, pass after pass without an end, and the report to be.
 
     Order and shuffling are a function of the seed alone, so that a resumed training skips what it was trained on. The
     passes are one epoch to Trainer, which would lose its place in a second one: it has no length to count with.
@@ -88,6 +88,6 @@ def encoded_rows(stream: Stream) -> Iterator[dict[str, Any]]:
         report.cut_rows += encoded["cut"] > 0
         report.cut_tokens += encoded["cut"]
         report.longest = max(report.longest, len(encoded["input_ids"]))
-        yield {name: encoded[name] for name in ("input_ids", "labels")}
+        yield {name: encoded[name] for name in ("input_ids", "labels")} | {"row": number}
     if report.rows == before:
         raise DataError(f"{split_origin(data, 'train')}: all rows were left out as too long")

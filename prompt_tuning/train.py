@@ -16,9 +16,10 @@ from accelerate import PartialState
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from prompt_tuning.checkpoints import remove_partial
 from prompt_tuning.config import MULTITASK, Recipe
 from prompt_tuning.distillation import teacher_states
 from prompt_tuning.errors import DataError, HubError, RecipeError
@@ -27,9 +28,11 @@ from prompt_tuning.facts import training_facts
 from prompt_tuning.files import whole_file, whole_folder, write_json
 from prompt_tuning.hub import create_repository, push
 from prompt_tuning.initialization import frequent_ids, initial_prefix, initial_prompt
+from prompt_tuning.memory import IN_TRAINING, memory_told
 from prompt_tuning.model import add_adapter, add_soft_prompt, load_adapter, load_base_model, prompt_config
 from prompt_tuning.prepare import Prepared, prepare
 from prompt_tuning.processes import check_split, whole_weights
+from prompt_tuning.stopping import EarlyStopping, stopping_on_signals
 from prompt_tuning.streaming import StreamReport
 from prompt_tuning.template import Template
 from prompt_tuning.trainer import PromptTuningTrainer
@@ -163,12 +166,20 @@ def _train(
 
 
 def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) -> dict[str, Any]:
-    """Train; returns the facts for results.json."""
+    """Train; returns the facts for results.json.
+
+    Raises:
+        Stopped: by SIGINT or SIGTERM, once a checkpoint is saved.
+    """
     facts = training_facts(trainer)
     trainable, total = facts["trainable_parameters"], facts["total_parameters"]
     logger.info("training %s of %s parameters (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_world_process_zero():
+        remove_partial(Path(recipe.training.output_dir))
+    with memory_told(IN_TRAINING), stopping_on_signals(trainer.accelerator) as callback:
+        trainer.add_callback(callback)
+        trainer.train(resume_from_checkpoint=checkpoint)
     seconds = round(time.perf_counter() - started, 1)
     facts = {"method": recipe.prompt.method, "train_seconds": seconds}
     if checkpoint:
@@ -210,10 +221,10 @@ def check_splits(prepared: Prepared) -> None:
         raise DataError(f"{recipe.path}: no rows to evaluate on; set test_file or validation_file")
 
 
-def callbacks(recipe: Recipe) -> list[EarlyStoppingCallback]:
+def callbacks(recipe: Recipe) -> list[EarlyStopping]:
     if recipe.prompt.early_stopping_patience is None:
         return []
-    return [EarlyStoppingCallback(recipe.prompt.early_stopping_patience, recipe.prompt.early_stopping_threshold)]
+    return [EarlyStopping(recipe.prompt.early_stopping_patience, recipe.prompt.early_stopping_threshold)]
 
 
 def _prompt_of(model: PeftModel | PreTrainedModel) -> torch.Tensor | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,17 +18,21 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Cache, DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from prompt_tuning.caches import by_length, opening_cache
+from prompt_tuning.checkpoints import keep_best, remove_old, whole_checkpoint
 from prompt_tuning.choices import choose
 from prompt_tuning.distillation import distillation_loss
+from prompt_tuning.divergence import STEPS_KEPT, Divergence
 from prompt_tuning.encoding import StopTexts, common_opening, decode, pad_left, source_length
 from prompt_tuning.errors import AdapterError, DataError
 from prompt_tuning.files import full_disk_told, whole_file
 from prompt_tuning.generation import count_new_tokens, generate_behind_cache
 from prompt_tuning.hub import push
+from prompt_tuning.memory import IN_EVALUATION, keep_global_batch, memory_told
 from prompt_tuning.metrics import Score
 from prompt_tuning.model_card import card_text, trainer_facts, write_card
 from prompt_tuning.packed_attention import ATTENTION
@@ -41,6 +45,7 @@ from prompt_tuning.processes import (
     not_repeated,
     whole_weights,
 )
+from prompt_tuning.quantization import evaluable
 from prompt_tuning.sampling import RepeatableSampler
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once, target_loss
 from prompt_tuning.training_args import PromptTuningArguments
@@ -53,13 +58,15 @@ ORDER = "order.pt"
 class PromptTuningTrainer(Seq2SeqTrainer):
     """Trains and evaluates causal and encoder-decoder models on rows from `encode`, or on any rows of the same form.
 
-    Differs from `Seq2SeqTrainer`, which it otherwise is, in seven things. A causal model generates from the source
+    Differs from `Seq2SeqTrainer`, which it otherwise is, in ten things. A causal model generates from the source
     alone (the tokens before the first label); Seq2SeqTrainer would give it source and answer. Evaluation goes through
     rows by length, in batches of so many tokens, with one cache of the prompt, and returns predictions in the order of
     the data set. The evaluation's loss is the mean over all target tokens, not over batches. Label smoothing and
     gradient accumulation count target tokens, for encoder-decoder models too, whose own loss ignores
     `num_items_in_batch`. `torch_compile` compiles each decoder layer for itself. `push_to_hub` uploads no training
-    state. And `compute_metrics` gets texts.
+    state. A checkpoint is under its name once it is whole, and goes at once. A loss or gradient that is no number ends
+    the training before anything of it is saved. `auto_find_batch_size` keeps the rows of a step. And `compute_metrics`
+    gets texts.
 
     Rows for a multitask prompt also have their task's number, in a column `task_ids`.
 
@@ -72,6 +79,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             of these texts (choices.py). `predict` then gives the number of the choice, `[rows, 1]`.
         teacher: for context distillation, `distillation.teacher_states` of the rows by their `row` column.
         distillation: the divergence trained on if there is a teacher; evaluation's loss stays cross entropy.
+        name_row: what an error calls a training row, by its `row`, and with several tasks also its `task_ids`.
         **kwargs: as for `Seq2SeqTrainer`.
     """
 
@@ -85,15 +93,13 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         choice_normalization: str = "none",
         teacher: dict[int, torch.Tensor] | None = None,
         distillation: Literal["kl", "mse"] = "kl",
+        name_row: Callable[..., str] = "row {}".format,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("data_collator", DataCollatorForSeq2Seq(processing_class, padding="longest"))
-        super().__init__(
-            *args,
-            processing_class=processing_class,
-            compute_metrics=self._score if compute_metrics else None,
-            **kwargs,
-        )
+        kwargs["compute_metrics"] = self._score if compute_metrics else None
+        with evaluable(kwargs.get("model") or args[0]):
+            super().__init__(*args, processing_class=processing_class, **kwargs)
         processing_class.padding_side = "right"  # for training; sources are padded left by prediction_step
         if isinstance(self.model, SharedPrefixModel):
             # The model smooths: Trainer could not match logits of targets alone with labels.
@@ -107,6 +113,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         self.score = compute_metrics
         self.stop, self.choice_normalization = stop, choice_normalization
         self.teacher, self.distillation = teacher, distillation
+        self.divergence = Divergence(name_row)
         self.generation_kwargs = {"do_sample": False, "pad_token_id": processing_class.pad_token_id} | (
             generation_kwargs or {}
         )
@@ -117,6 +124,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         self._loss_wanted = True
         self._summed_loss, self._loss_items = 0.0, 0
         self._order: RepeatableSampler | None = None
+        self._partial_run: Path | None = None
         self._rows, self._rows_left = 0, 0  # of an evaluation: on all processes, and not yet evaluated
 
     def _send_only_what_is_trained(self) -> None:
@@ -137,6 +145,42 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         keep_between_layers(self.model)
         name_embeddings_once(self.model)
         return prepared
+
+    def _inner_training_loop(self, batch_size: int, **kwargs: Any) -> TrainOutput:
+        """As Trainer's, but with auto_find_batch_size a step keeps its rows, however few of them fit at once."""
+        attempt = partial(super()._inner_training_loop, **kwargs)
+        return keep_global_batch(self, attempt, batch_size) if self.args.auto_find_batch_size else attempt(batch_size)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer's, which takes one step more where a run goes on from its very last checkpoint."""
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """As Trainer's, and the loss is kept until it is looked at."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.divergence.add_batch(self.state.global_step + 1, loss, inputs)
+        return loss
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: torch.Tensor, grad_norm: torch.Tensor | float | None, *args: Any, **kwargs: Any
+    ) -> None:
+        """As Trainer's, but a loss or gradient that is no number ends the training before.
+
+        Raises:
+            TrainingError: it names the step and its rows.
+        """
+        if grad_norm is not None and not self.accelerator.optimizer_step_was_skipped:
+            self.divergence.add_gradient(self.state.global_step, grad_norm)
+        control, waiting = self.control, len(self.divergence.steps)
+        due = control.should_log or control.should_evaluate or control.should_save or control.should_training_stop
+        if due or waiting >= STEPS_KEPT:
+            self.divergence.check()
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -225,7 +269,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if self.accelerator.is_fsdp2 and not self.accelerator._models:
             # Trainer would let accelerate prepare the model, which refuses one without an optimiser.
             self.accelerator._models.append(fsdp2_prepare_model(self.accelerator, self.model))
-        with gathered(self.model), prompt_computed_once(self.model, self._opening):
+        told = memory_told(IN_EVALUATION)
+        with told, gathered(self.model), prompt_computed_once(self.model, self._opening):
             try:
                 output = super().evaluation_loop(dataloader, *args, **kwargs)
             finally:
@@ -354,14 +399,31 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         return True
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """As Trainer's, but one that fails or is interrupted half way leaves no folder to resume from."""
-        run = Path(self._get_output_dir(trial=trial))
-        try:
-            with full_disk_told(run):
+        """As Trainer's, but the checkpoint is there when it is whole, and not before, whatever happens meanwhile."""
+        run, state = Path(self._get_output_dir(trial)), self.state
+        checkpoint = run / f"checkpoint-{state.global_step}"
+        with whole_checkpoint(checkpoint) as self._partial_run, full_disk_told(run):
+            try:
                 super()._save_checkpoint(model, trial)
-        except BaseException:
-            shutil.rmtree(run / f"checkpoint-{self.state.global_step}", ignore_errors=True)
-            raise
+            finally:
+                partial, self._partial_run = self._partial_run, None
+            best = run / f"checkpoint-{state.best_global_step}"
+            if best == checkpoint or best.is_dir():
+                state.best_model_checkpoint = str(best)  # which Trainer looked for beside the partial one
+            if self.args.should_save:
+                state.save_to_json(str(partial / checkpoint.name / TRAINER_STATE_NAME))
+        if self.args.should_save:
+            remove_old(run, self.args.save_total_limit, state.best_model_checkpoint)
+
+    def _finalize_training(self, trial: Any, *args: Any) -> TrainOutput:
+        """As Trainer's, which with a save_total_limit of 1 removes the last checkpoint file by file."""
+        if self.args.should_save and self.args.save_total_limit == 1 and self.state.best_model_checkpoint:
+            keep_best(Path(self._get_output_dir(trial)), self.state.best_model_checkpoint)
+        return super()._finalize_training(trial, *args)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """As Trainer's; while a checkpoint is made, the folder in which it is made."""
+        return str(self._partial_run or super()._get_output_dir(trial))
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As Trainer's, but the repository is made by the push: an evaluation makes a trainer too, and needs none."""
@@ -418,8 +480,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        needed = self.teacher is not None or self._choices is not None
-        if needed and "row" not in self._signature_columns:
+        if "row" not in self._signature_columns:
             self._signature_columns.append("row")
         if _is_multitask(self.model) and "task_ids" not in self._signature_columns:
             self._signature_columns.append("task_ids")

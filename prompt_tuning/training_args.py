@@ -59,6 +59,10 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Look for parameters without a gradient at each step; a prompt has none."}
     )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Leave nan and inf out of the logged loss, at the price of waiting for each step."},
+    )
     logging_steps: float = field(default=10, metadata={"help": "Log every this many steps."})
 
     def __post_init__(self) -> None:

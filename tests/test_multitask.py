@@ -458,3 +458,17 @@ def test_mistakes_of_a_multitask_recipe_are_named(changes, messages, recipes, tm
         load_recipe(recipes(**changes))
     for message in messages:
         assert message in str(caught.value)
+
+
+def test_a_loss_that_is_no_number_names_rows_by_their_tasks_file(recipes, tmp_path, capsys, monkeypatch):
+    compute_loss, rows = PromptTuningTrainer.compute_loss, []
+
+    def no_number(self, model, inputs, *args, **kwargs):
+        rows.extend(zip(inputs["task_ids"].tolist(), inputs["row"].tolist(), strict=True))
+        return compute_loss(self, model, inputs, *args, **kwargs) * torch.nan
+
+    monkeypatch.setattr(PromptTuningTrainer, "compute_loss", no_number)
+    assert main(["train", str(recipes(save_steps=1))]) == 1
+    files = [load_recipe(f"{name}.yaml", for_prediction=True).data.train_file for name in ("qa", "summaries")]
+    named = ", ".join(f"{files[task]}, line {row + 1}" for task, row in rows)
+    assert f"step 1: the loss is nan, and nothing was saved of it; its rows: {named}." in capsys.readouterr().err

@@ -115,6 +115,14 @@ def test_processes_agree_on_the_order_of_rows_where_dropout_draws_different_numb
     assert len(together) == TRAIN_ROWS and set(together.values()) == {2}  # in two epochs
 
 
+def test_processes_stop_together_where_one_has_a_signal_or_no_finite_loss(ddp, folder):
+    for process, problem in zip(ddp, ("the norm of the gradient is nan", "the loss is nan"), strict=True):
+        signalled, diverged = process["stopped"]
+        assert signalled == "SIGTERM: stopped after step 3, whose checkpoint is saved"
+        assert diverged.startswith(f"step 2: {problem}, and nothing was saved of it; its rows: row ")
+    assert (folder / "stopped by signal" / "checkpoint-3" / "rng_state_1.pth").is_file()
+
+
 @pytest.mark.parametrize(
     ("kind", "method"), [(kind, method) for kind, methods in RESUMED.items() for method in methods]
 )

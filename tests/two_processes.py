@@ -6,6 +6,7 @@ FOLDER/<kind>-<rank>.json.
 
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -32,7 +33,9 @@ from prompt_tuning import (
 )
 from prompt_tuning.arguments import PromptArguments
 from prompt_tuning.cli import main as prompt_tuning
+from prompt_tuning.errors import Stopped, TrainingError
 from prompt_tuning.model import add_adapter, load_adapter
+from prompt_tuning.stopping import stopping_on_signals
 
 METHODS = {
     "prompt tuning": PromptArguments(),
@@ -160,6 +163,29 @@ def rows_with_dropout(folder):
     return run.trained_on
 
 
+def stopped(folder):
+    """How each process ends where the second alone gets a signal in its second step, or has no finite loss there."""
+    found = []
+    for cause in ("signal", "loss"):
+        run = trainer(folder, "prompt tuning", f"stopped by {cause}", logging_steps=3)
+        compute_loss = run.compute_loss
+
+        def compute(*args, run=run, cause=cause, compute_loss=compute_loss, **kwargs):
+            second = run.args.process_index == 1 and run.state.global_step == 1
+            if second and cause == "signal":
+                signal.raise_signal(signal.SIGTERM)
+            return compute_loss(*args, **kwargs) * (torch.nan if second and cause == "loss" else 1)
+
+        run.compute_loss = compute
+        try:
+            with stopping_on_signals(run.accelerator) as callback:
+                run.add_callback(callback)
+                run.train()
+        except (Stopped, TrainingError) as error:
+            found.append(str(error))
+    return found
+
+
 def evaluated_alone(folder, adapter):
     """What a saved adapter, and the base model, write where nothing is trained."""
     soft = trainer(folder, "prompt tuning", "alone", model=load_adapter(base_model(folder, "llama"), folder / adapter))
@@ -196,7 +222,7 @@ def as_on_gpus():
 def main(kind, folder):
     if kind == "ddp":
         found = {"methods": fit_all(folder, kind), "remainders": remainders(folder), "sent": sent(folder)}
-        found["rows with dropout"] = rows_with_dropout(folder)
+        found |= {"rows with dropout": rows_with_dropout(folder), "stopped": stopped(folder)}
         resume(folder, kind)
     else:
         as_on_gpus()

@@ -1,0 +1,67 @@
+"""Checkpoints that are whole or not there, whenever the process is killed: made, and removed, by one rename."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers.trainer_utils import sort_checkpoints
+
+PARTIAL = ".partial-"
+
+
+@contextmanager
+def whole_checkpoint(checkpoint: Path) -> Iterator[Path]:
+    """A run's folder in which to make this checkpoint; it moves to its place only if the block ends without an error.
+
+    Every process has to enter it. One that is there already, of a run that went back to an earlier one, is replaced.
+    """
+    state = PartialState()
+    partial = checkpoint.with_name(PARTIAL + checkpoint.name)
+    try:
+        yield partial
+        state.wait_for_everyone()
+        # The second to come finds it only on another machine, with a disk of its own.
+        with state.main_process_first():
+            if state.is_local_main_process and partial.is_dir():
+                if checkpoint.is_dir():
+                    remove_folder(checkpoint)
+                os.replace(partial / checkpoint.name, checkpoint)
+    finally:
+        if state.is_local_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder in such a way that no half of it is ever under its name."""
+    partial = tempfile.mkdtemp(prefix=PARTIAL, dir=folder.parent)
+    os.replace(folder, partial)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_old(run: Path, limit: int | None, best: str | None) -> None:
+    """Keep `limit` checkpoints, the last and the best always among them: Trainer's rotation, by `remove_folder`."""
+    if not limit or limit < 0:
+        return
+    checkpoints = sort_checkpoints(str(run), use_mtime=True, best_model_checkpoint=best)
+    kept = max(limit, len({best or checkpoints[-1], checkpoints[-1]}))
+    for old in checkpoints[:-kept]:
+        remove_folder(Path(old))
+
+
+def keep_best(run: Path, best: str) -> None:
+    """Remove all checkpoints but this one."""
+    for checkpoint in map(Path, sort_checkpoints(str(run))):
+        if checkpoint != Path(best):
+            remove_folder(checkpoint)
+
+
+def remove_partial(run: Path) -> None:
+    """Remove what a process that was killed left half-written."""
+    for path in [*run.glob(".*partial-*"), *(run / "predictions").glob(".*partial-*")]:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
