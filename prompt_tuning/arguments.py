@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 Init = Literal["random", "vocab", "frequent", "text", "class_labels", "demonstrations", "template", "adapter"]
@@ -240,3 +240,35 @@ class PromptArguments:
         default=None, metadata={"help": "Stop after this many evaluations without a better metric_for_best_model."}
     )
     early_stopping_threshold: float = field(default=0.0, metadata={"help": "How much better counts as better."})
+
+
+# Methods that take `init`, and the methods that each other setting belongs to.
+MULTITASK = "multitask_prompt_tuning"
+INITIALIZED = ("prompt_tuning", "prefix_tuning", MULTITASK)
+EFFECTIVE = {
+    "init": INITIALIZED,
+    "residual": ("prompt_tuning",),
+    "encoder_reparameterization_type": ("p_tuning",),
+    "init_demonstrations": ("prompt_tuning", "prefix_tuning"),
+    "teacher_template": ("prompt_tuning", "p_tuning", "prefix_tuning", "cpt"),
+    "prefix_projection": ("prefix_tuning",),
+    "prefix_encoder": ("prefix_tuning",),
+    "prefix_decoder": ("prefix_tuning",),
+    "prefix_cross": ("prefix_tuning",),
+    "encoder_hidden_size": ("prompt_tuning", "p_tuning", "prefix_tuning"),
+    "lora_r": ("lora",),
+    "lora_alpha": ("lora",),
+    "lora_dropout": ("lora",),
+    "lora_target_modules": ("lora",),
+    "num_virtual_tokens": ("prompt_tuning", "p_tuning", "prefix_tuning", MULTITASK),
+    "tasks": (MULTITASK,),
+    "num_ranks": (MULTITASK,),
+}
+# What the recipes of `tasks` say, each for its own task; everything else is the multitask recipe's.
+ENCODING = (
+    "template", "metrics", "truncate", "max_source_tokens", "max_target_tokens", "drop_overlong", "score_choices",
+    "choice_normalization", "num_demonstrations", "demonstration_selection",
+)  # fmt: skip
+GENERATION = ("generation_max_length", "generation_num_beams")
+OF_TASKS = frozenset(field.name for field in fields(DataArguments)).union(ENCODING, GENERATION)
+LOCAL_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from prompt_tuning.config import MULTITASK, load_recipe
+from prompt_tuning.arguments import MULTITASK
+from prompt_tuning.config import load_recipe
 from prompt_tuning.data import SPLITS
 from prompt_tuning.multitask import prepare_tasks
 from prompt_tuning.prepare import Prepared, prepare

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prompt_tuning.arguments import MULTITASK
 from prompt_tuning.bootstrap import DRAWS, corpus_tests, difference, interval, row_scores
-from prompt_tuning.config import MULTITASK, Recipe, load_recipe
+from prompt_tuning.config import Recipe, load_recipe
 from prompt_tuning.data import SPLITS
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.evaluation import tuned_name

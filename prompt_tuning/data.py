@@ -13,8 +13,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from httpx2 import HTTPError
 
-from prompt_tuning.arguments import DataArguments
-from prompt_tuning.config import LOCAL_FORMATS
+from prompt_tuning.arguments import LOCAL_FORMATS, DataArguments
 from prompt_tuning.errors import DataError
 
 LIMITS = dict(train="max_train_samples", validation="max_eval_samples", test="max_predict_samples")

@@ -18,8 +18,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from prompt_tuning.arguments import DataArguments, ModelArguments, PromptArguments
-from prompt_tuning.config import LOCAL_FORMATS, MULTITASK, default_learning_rate
+from prompt_tuning.arguments import LOCAL_FORMATS, MULTITASK, DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.config import default_learning_rate
 from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.files import whole_file, write_json
 from prompt_tuning.hub import TEXTS, public_name

@@ -19,7 +19,8 @@ from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
-from prompt_tuning.config import ENCODING, GENERATION, MULTITASK, OF_TASKS, Recipe, load_tasks
+from prompt_tuning.arguments import ENCODING, GENERATION, MULTITASK, OF_TASKS
+from prompt_tuning.config import Recipe, load_tasks
 from prompt_tuning.data import SPLITS, row_origin
 from prompt_tuning.errors import PromptTuningError
 from prompt_tuning.evaluation import describe, evaluate_and_write, write_pages

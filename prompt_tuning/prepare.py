@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from prompt_tuning.config import INITIALIZED, MULTITASK, Recipe
+from prompt_tuning.arguments import INITIALIZED, MULTITASK
+from prompt_tuning.config import Recipe
 from prompt_tuning.data import column_names, load_splits, row_origin, split_origin
 from prompt_tuning.demonstrations import Demonstrations
 from prompt_tuning.distillation import SCALED_LOGITS

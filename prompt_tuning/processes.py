@@ -13,7 +13,8 @@ from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from prompt_tuning.config import MULTITASK, Recipe
+from prompt_tuning.arguments import MULTITASK
+from prompt_tuning.config import Recipe
 from prompt_tuning.encoding import batches_within
 from prompt_tuning.errors import ProcessError, RecipeError
 

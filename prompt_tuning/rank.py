@@ -26,9 +26,10 @@ import yaml
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from prompt_tuning.arguments import MULTITASK
 from prompt_tuning.bootstrap import DRAWS, corpus_tests, difference, interval, row_scores
 from prompt_tuning.choices import target_log_likelihoods
-from prompt_tuning.config import MULTITASK, Recipe, load_recipe
+from prompt_tuning.config import Recipe, load_recipe
 from prompt_tuning.errors import PromptTuningError, RecipeError
 from prompt_tuning.evaluation import trainer_for
 from prompt_tuning.files import whole_file, write_json, write_json_lines

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 
-from prompt_tuning.config import MULTITASK, Recipe, load_recipe, read_pairs, to_argv
+from prompt_tuning.arguments import MULTITASK
+from prompt_tuning.config import Recipe, load_recipe, read_pairs, to_argv
 from prompt_tuning.data import SPLITS
 from prompt_tuning.errors import PromptTuningError, RecipeError
 from prompt_tuning.evaluation import tuned_name

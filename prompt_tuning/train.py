@@ -19,8 +19,9 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from prompt_tuning.arguments import MULTITASK
 from prompt_tuning.checkpoints import remove_partial
-from prompt_tuning.config import MULTITASK, Recipe
+from prompt_tuning.config import Recipe
 from prompt_tuning.distillation import teacher_states
 from prompt_tuning.errors import DataError, HubError, RecipeError
 from prompt_tuning.evaluation import describe, evaluate_and_write, trainer_for, tuned_name, write_pages
