@@ -60,6 +60,21 @@ def load_config(args: ModelArguments) -> PretrainedConfig:
     return _from_pretrained(AutoConfig, args)
 
 
+def has_recurrent_layers(config: PretrainedConfig) -> bool:
+    """Whether layers of this causal model (Mamba, Qwen3-Next, Falcon-H1) hand on a state, and so keep no keys."""
+    known = AutoModelForCausalLM._model_mapping
+    return type(config) in known and known[type(config)]._is_stateful
+
+
+def check_method(config: PretrainedConfig, method: str) -> None:
+    """Raise a ModelError for a prefix of a model with recurrent layers; with PEFT they ignore it, or raise."""
+    if method == "prefix_tuning" and has_recurrent_layers(config):
+        raise ModelError(
+            f"prefix_tuning puts keys and values into every layer, and {config.model_type} has recurrent layers, "
+            "which have none; take method prompt_tuning or lora"
+        )
+
+
 def load_tokenizer(args: ModelArguments) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, with a padding token.
 
@@ -98,8 +113,12 @@ def prompt_config(
         num_virtual_tokens: P; LoRA has none.
         args: whose `method` and its settings decide.
         ids: token ids, `[P]`, of the text that cpt changes.
+
+    Raises:
+        ModelError: a prefix, and the model has layers without keys and values.
     """
     args = args or PromptArguments()
+    check_method(model.config, args.method)
     encoder_decoder = model.config.is_encoder_decoder
     common = dict(
         task_type=TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM,
@@ -122,6 +141,8 @@ def prompt_config(
             return EncoderDecoderPrefixConfig(**common, **network, **places)
         return PrefixTuningConfig(**common, **network)
     common |= {"num_transformer_submodules": 1}
+    if has_recurrent_layers(model.config) and "num_attention_heads" not in model.config.to_dict():
+        common |= {"num_attention_heads": 1}  # PEFT asks every prompt for it, and needs it for prefixes alone
     if args.method == "p_tuning":
         encoder = args.encoder_reparameterization_type
         return PromptEncoderConfig(encoder_reparameterization_type=encoder, encoder_hidden_size=hidden, **common)

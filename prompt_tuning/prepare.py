@@ -19,7 +19,7 @@ from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
 from prompt_tuning.initialization import prompt_length, starting_ids, starting_text
 from prompt_tuning.leakage import Leaks, find_leaks
 from prompt_tuning.metrics import TASK_METRICS, Score, load_metrics
-from prompt_tuning.model import load_adapter_config, load_config, load_tokenizer
+from prompt_tuning.model import check_method, load_adapter_config, load_config, load_tokenizer
 from prompt_tuning.quantization import quantization_config
 from prompt_tuning.streaming import StreamReport, encode_stream
 from prompt_tuning.template import Template
@@ -94,6 +94,8 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
 
     data, prompt = recipe.data, recipe.prompt
     config = attempt(load_config, recipe.model)
+    if config:
+        attempt(check_method, config, prompt.method)
     attempt(quantization_config, recipe.model)
     tokenizer = config and attempt(load_tokenizer, recipe.model)
     template = attempt(Template.load, prompt.template)

@@ -380,6 +380,10 @@ class SharedPrefixModel(PeftModelForCausalLM):
             self._tell("Rows are generated one at a time: %s.", self.way.reason or "they pass the sliding window")
         pad = setting(self.get_base_model(), kwargs, "pad_token_id", 0)
         known = self.get_base_model().config.get_text_config().model_type in CACHE_ARCHITECTURES
+        if self.get_base_model()._is_stateful:
+            kwargs["use_cache"] = (
+                False  # PEFT looks for a cache of keys, and without one puts the prompt at each token
+            )
         written, active = [], self.active_adapter
         for ids, mask, (name, task) in zip(input_ids, attention_mask.bool(), names, strict=True):
             row = ids[mask][None]
