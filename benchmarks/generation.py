@@ -16,7 +16,8 @@ from common import base_model, describe_machine, mixed_rows, print_table, second
 from datasets import Dataset
 
 from prompt_tuning import Encoder, PromptTuningArguments, PromptTuningTrainer, Template, encode
-from prompt_tuning.encoding import decode, pad_left, source_length
+from prompt_tuning.batches import pad_left, source_length
+from prompt_tuning.encoding import decode
 
 NEW_TOKENS, LENGTH = 16, 20
 

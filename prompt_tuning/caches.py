@@ -12,7 +12,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from prompt_tuning.encoding import agreement
+from prompt_tuning.batches import agreement
 from prompt_tuning.packed_attention import RowLayout
 
 WORTH_SHARING = 16  # tokens that rows must open with alike to be run once

@@ -24,8 +24,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
+from prompt_tuning.batches import batches_within, common_opening, source_length
 from prompt_tuning.caches import by_length, caches_of_rows, chunks, opening_cache, run_packed
-from prompt_tuning.encoding import batches_within, common_opening, source_length
 from prompt_tuning.packed_attention import ATTENTION, RowLayout
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once
 from prompt_tuning.ways import why_not_packed, within_window

@@ -17,7 +17,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
-from prompt_tuning.encoding import batches_within, common_opening
+from prompt_tuning.batches import batches_within, common_opening
 
 # Their logits are more than their output layer's product, so hidden states would not tell a teacher's.
 SCALED_LOGITS = ("cohere", "gemma2", "granite")

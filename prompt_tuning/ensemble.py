@@ -18,9 +18,10 @@ import torch
 from datasets import Dataset
 from transformers import LogitsProcessor, LogitsProcessorList, set_seed
 
+from prompt_tuning.batches import batches_within, pad_left, source_length
 from prompt_tuning.config import Recipe
 from prompt_tuning.data import SPLITS
-from prompt_tuning.encoding import StopTexts, batches_within, decode, pad_left, source_length
+from prompt_tuning.encoding import StopTexts, decode
 from prompt_tuning.errors import AdapterError, DataError, PromptTuningError, RecipeError
 from prompt_tuning.evaluation import describe, trainer_for, write_pages, write_run
 from prompt_tuning.hub import adapter_folder

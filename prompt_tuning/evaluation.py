@@ -16,9 +16,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
+from prompt_tuning.batches import source_length
 from prompt_tuning.config import Recipe
 from prompt_tuning.data import SPLITS, row_origin, split_origin
-from prompt_tuning.encoding import EncodingReport, source_length
+from prompt_tuning.encoding import EncodingReport
 from prompt_tuning.errors import DataError
 from prompt_tuning.facts import machine_facts, origin_facts
 from prompt_tuning.files import whole_file, write_json, write_json_lines

@@ -16,10 +16,11 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from prompt_tuning.batches import pad_left
 from prompt_tuning.choices import choose
 from prompt_tuning.config import load_recipe
 from prompt_tuning.data import utf8_lines
-from prompt_tuning.encoding import Encoder, StopTexts, decode, pad_left
+from prompt_tuning.encoding import Encoder, StopTexts, decode
 from prompt_tuning.errors import AdapterError, DataError, TemplateError
 from prompt_tuning.files import whole_file
 from prompt_tuning.hub import adapter_folder

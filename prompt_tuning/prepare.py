@@ -10,11 +10,12 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from prompt_tuning.arguments import INITIALIZED, MULTITASK
+from prompt_tuning.batches import source_length
 from prompt_tuning.config import Recipe
 from prompt_tuning.data import column_names, load_splits, row_origin, split_origin
 from prompt_tuning.demonstrations import Demonstrations
 from prompt_tuning.distillation import SCALED_LOGITS
-from prompt_tuning.encoding import Encoder, EncodingReport, encode, source_length
+from prompt_tuning.encoding import Encoder, EncodingReport, encode
 from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
 from prompt_tuning.initialization import prompt_length, starting_ids, starting_text
 from prompt_tuning.leakage import Leaks, find_leaks

@@ -14,8 +14,8 @@ from torch.distributed.fsdp import FSDPModule
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prompt_tuning.arguments import MULTITASK
+from prompt_tuning.batches import batches_within
 from prompt_tuning.config import Recipe
-from prompt_tuning.encoding import batches_within
 from prompt_tuning.errors import ProcessError, RecipeError
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from prompt_tuning.batches import agreement
 from prompt_tuning.bootstrap import rows_alone
 from prompt_tuning.charts import Chart, histogram, line_chart
-from prompt_tuning.encoding import agreement
 from prompt_tuning.errors import DataError
 from prompt_tuning.files import whole_file
 from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, Score, load_metrics

@@ -24,8 +24,8 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from prompt_tuning.batches import pad_left
 from prompt_tuning.caches import join_caches
-from prompt_tuning.encoding import pad_left
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.generation import (
     count_new_tokens,

@@ -22,12 +22,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
+from prompt_tuning.batches import common_opening, pad_left, source_rows
 from prompt_tuning.caches import by_length, opening_cache
 from prompt_tuning.checkpoints import keep_best, remove_old, whole_checkpoint
 from prompt_tuning.choices import choose
 from prompt_tuning.distillation import distillation_loss
 from prompt_tuning.divergence import STEPS_KEPT, Divergence
-from prompt_tuning.encoding import StopTexts, common_opening, decode, pad_left, source_length
+from prompt_tuning.encoding import StopTexts, decode
 from prompt_tuning.errors import AdapterError, DataError
 from prompt_tuning.files import full_disk_told, whole_file
 from prompt_tuning.generation import count_new_tokens, generate_behind_cache
@@ -586,12 +587,3 @@ def _has_network(model: torch.nn.Module) -> bool:
 def _is_multitask(model: torch.nn.Module) -> bool:
     """Whether rows have a `task_ids` column that says whose prompt stands before them."""
     return isinstance(model, PeftModel) and model.active_peft_config.peft_type == PeftType.MULTITASK_PROMPT_TUNING
-
-
-def source_rows(inputs: dict[str, torch.Tensor]) -> list[list[int]]:
-    """The tokens of each row of a causal batch that come before its first label."""
-    rows = []
-    for ids, mask, labels in zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], strict=True):
-        end = source_length(labels.tolist())
-        rows.append(ids[:end][mask[:end].bool()].tolist())
-    return rows

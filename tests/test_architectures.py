@@ -20,7 +20,7 @@ from architectures import (
 )
 from peft import PeftModelForCausalLM
 
-from prompt_tuning.encoding import pad_left
+from prompt_tuning.batches import pad_left
 from prompt_tuning.model import add_soft_prompt, prompt_config
 from prompt_tuning.packed_attention import side_by_side
 from prompt_tuning.ways import CACHE_ARCHITECTURES, PACKED_ARCHITECTURES

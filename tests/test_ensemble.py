@@ -10,8 +10,9 @@ from architectures import row_logits
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
+from prompt_tuning.batches import source_length
 from prompt_tuning.config import load_recipe
-from prompt_tuning.encoding import decode, source_length
+from prompt_tuning.encoding import decode
 from prompt_tuning.ensemble import (
     MeanOverAdapters,
     ensemble,

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from prompt_tuning import Encoder, Template, encode
 from prompt_tuning.arguments import PromptArguments
+from prompt_tuning.batches import source_length
 from prompt_tuning.cli import main
 from prompt_tuning.config import load_recipe
-from prompt_tuning.encoding import source_length
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.initialization import saved_prompt, starting_text
 from prompt_tuning.prepare import prepare

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prompt_tuning import Encoder, Template, add_soft_prompt, prompt_config
 from prompt_tuning.arguments import PromptArguments
+from prompt_tuning.batches import pad_left
 from prompt_tuning.cli import main
-from prompt_tuning.encoding import pad_left
 from prompt_tuning.initialization import initial_prompt, starting_ids
 
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"

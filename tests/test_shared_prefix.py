@@ -26,8 +26,8 @@ from peft import (
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from prompt_tuning.batches import pad_left
 from prompt_tuning.caches import RoomyLayer, shared_openings
-from prompt_tuning.encoding import pad_left
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.model import add_soft_prompt, prompt_config
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once

@@ -20,7 +20,8 @@ from prompt_tuning import (
     load_metrics,
     prompt_config,
 )
-from prompt_tuning.encoding import decode, source_length
+from prompt_tuning.batches import source_length
+from prompt_tuning.encoding import decode
 
 BUILDERS = {"llama": tiny_llama, "t5": tiny_t5, "bart": tiny_bart}
 
