@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -221,9 +222,12 @@ def comparison_text(compared: dict[str, Any]) -> str:
 
 def _draw(compared: dict[str, Any], figure: Figure, path: Path) -> None:
     """Quality against trained numbers."""
-    axes = figure.subplots()
+    axes, of_size = figure.subplots(), Counter()
     for name, part in compared["parts"].items():
-        place = part["trainable_parameters"]
+        size = part["trainable_parameters"]
+        # Of one size they stand side by side, else one interval would hide the next.
+        place = size * 1.2 ** of_size[size] if size else 4 * of_size[size]
+        of_size[size] += 1
         around = [[part["score"] - part["low"]], [part["high"] - part["score"]]]
         axes.errorbar(place, part["score"], np.maximum(around, 0), fmt="o", capsize=4)
         axes.annotate(name, (place, part["score"]), xytext=(6, 5), textcoords="offset points", fontsize=8)
