@@ -82,7 +82,8 @@ def stopping_on_signals(accelerator: Accelerator) -> Iterator[StopOnSignal]:
     if threading.current_thread() is not threading.main_thread():
         yield callback
         return
-    before = {each: signal.signal(each, callback.receive) for each in SIGNALS}
+    heard = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]  # as SIGINT in a shell's background
+    before = {each: signal.signal(each, callback.receive) for each in heard}
     try:
         yield callback
     finally:

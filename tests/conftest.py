@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask the hub
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")  # nor fill the user's cache
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a suite in a shell's background is started without
 
 import torch
 from datasets import Dataset

@@ -94,6 +94,21 @@ def test_a_signal_after_the_last_step_takes_its_ordinary_course(recipe_file, tmp
     assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
 
 
+def test_a_signal_that_the_process_was_told_to_ignore_stays_ignored(recipe_file, tmp_path, monkeypatch):
+    def interrupted(self, *args):
+        signal.raise_signal(signal.SIGINT)
+        return step(self, *args)
+
+    step = PromptTuningTrainer.training_step
+    monkeypatch.setattr(PromptTuningTrainer, "training_step", interrupted)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert main(["train", str(recipe_file()), "--save_strategy", "no"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "run" / "results.json").exists()
+
+
 @pytest.mark.parametrize("limit", [1, 2])
 def test_no_checkpoint_is_made_or_removed_file_by_file_under_its_name(limit, recipe_file, tmp_path, monkeypatch):
     steps = dict(save_steps=1, eval_steps=1, eval_strategy="steps", load_best_model_at_end="true")
