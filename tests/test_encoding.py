@@ -10,18 +10,15 @@ import torch
 from conftest import ROOT, question_rows, write_jsonl
 from datasets import Dataset
 
+from prompt_tuning.batches import batches_within, common_opening, pad_left, source_length
 from prompt_tuning.config import load_recipe
 from prompt_tuning.data import SPLITS
 from prompt_tuning.encoding import (
     Encoder,
     OverlongError,
     StopTexts,
-    batches_within,
-    common_opening,
     decode,
     encode,
-    pad_left,
-    source_length,
 )
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.prepare import prepare
