@@ -217,4 +217,4 @@ def test_the_cards_of_reference_runs_are_what_their_facts_make(facts, tmp_path):
 
 
 def test_there_is_a_card_of_each_reference_run():
-    assert [path.stem for path in CARDS] == ["distillation", "quickstart"]
+    assert [path.stem for path in CARDS] == ["distillation", "newwiki_smollm2_prompt_tuning", "quickstart"]
