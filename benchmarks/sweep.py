@@ -66,7 +66,7 @@ def command(*words: str, cache: str) -> float:
 
 
 def main() -> None:
-    tasks, steps, width, layers = map(int, sys.argv[1:] or (20, 20, 256, 8))
+    tasks, steps, width, layers = map(int, sys.argv[1:] or (20, 10, 128, 4))
     imports = "import prompt_tuning.train, prompt_tuning.sweep"
     for _ in range(2):  # of which the first fills the disk's cache
         started = time.perf_counter()
