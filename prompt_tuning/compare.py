@@ -22,7 +22,7 @@ from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.evaluation import tuned_name
 from prompt_tuning.figures import new_figure, write_png
 from prompt_tuning.files import whole_file, write_json
-from prompt_tuning.metrics import MAIN_METRIC
+from prompt_tuning.metrics import MAIN_METRIC, metric_names
 from prompt_tuning.prepare import prepare, score_of
 from prompt_tuning.runs import SharedBaseModel, is_finished
 
@@ -105,8 +105,7 @@ def compare(
 def _check_metric(recipes: dict[str, Recipe], metric: str) -> None:
     for name, recipe in recipes.items():
         score = score_of(recipe)
-        given = score(*MADE_UP)
-        numbers = [key for key, value in given.items() if not isinstance(value, str)]
+        numbers = metric_names(score(*MADE_UP))
         if metric not in numbers:
             raise RecipeError(f"metric {metric}: the metrics of {name} give {', '.join(numbers)}; name one of them")
         if row_scores(score, metric, *MADE_UP) is None:

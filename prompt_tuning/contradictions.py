@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def contradictions(recipe: Recipe) -> list[str]:
+    """All that is wrong with the recipe's settings, a line each; reads no row and no model."""
     model, data, prompt, training = recipe.model, recipe.data, recipe.prompt, recipe.training
     problems = [] if model.model_name_or_path else ["model_name_or_path is missing"]
     problems += _task_contradictions(recipe) if prompt.method != MULTITASK else _multitask_contradictions(recipe)
@@ -68,8 +69,8 @@ def _precision_contradictions(recipe: Recipe) -> list[str]:
     if not model.load_in_4bit:
         problems += [
             f"{name} is for 4 bits and has no effect without load_in_4bit: true"
-            for name in ("bnb_4bit_quant_type", "bnb_4bit_compute_dtype", "bnb_4bit_use_double_quant")
-            if vars(model)[name] is not None
+            for name, value in vars(model).items()
+            if name.startswith("bnb_4bit_") and value is not None
         ]
     return problems
 

@@ -25,6 +25,7 @@ from prompt_tuning.encoding import StopTexts, decode
 from prompt_tuning.errors import AdapterError, DataError, PromptTuningError, RecipeError
 from prompt_tuning.evaluation import describe, trainer_for, write_pages, write_run
 from prompt_tuning.hub import adapter_folder
+from prompt_tuning.metrics import metric_names
 from prompt_tuning.metrics.squad.squad import answer_tokens
 from prompt_tuning.model import check_adapter, load_adapter, load_adapter_config, load_base_model, load_config
 from prompt_tuning.prepare import Prepared, prepare, raise_together
@@ -224,7 +225,7 @@ def ensemble_text(folder: Path) -> str:
     results = read_results(folder)
     scored = {each["folder"]: each for each in results["adapters"].values()}
     scored[f"together, by {results['combine']}"] = results["ensemble"]
-    metrics = [name for name, value in results["ensemble"].items() if not isinstance(value, str)]
+    metrics = metric_names(results["ensemble"])
     width = max(map(len, scored)) + 2
     lines = [" " * width + "".join(f"{metric:>14}" for metric in metrics)]
     for name, scores in scored.items():

@@ -23,6 +23,7 @@ from prompt_tuning.config import default_learning_rate
 from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.files import whole_file, write_json
 from prompt_tuning.hub import TEXTS, public_name
+from prompt_tuning.metrics import metric_names
 from prompt_tuning.summary import NAMES, decoding_text, leakage_text, logged_steps, read_results
 from prompt_tuning.template_yaml import write_yaml
 
@@ -178,7 +179,7 @@ def card_text(facts: dict[str, Any]) -> str:
     environment.filters |= {"code": _code, "fence": _fence, "literal": _literal, "yaml": write_yaml}
     scored = {label: results[name] for name, label in NAMES.items() if name in results}
     scores = next(iter(scored.values()), {})
-    metrics = _numbers(scores)
+    metrics = metric_names(scores)
     what, method = METHODS.get(results["method"], ("An adapter", f"PEFT's {results['method']}"))
     steps = _steps(facts)
     text = environment.get_template("model_card_template.md").render(
@@ -248,12 +249,8 @@ def _eval_results(results: dict[str, Any], settings: dict[str, Any], task: str) 
             },
             **data,
         )
-        for metric in _numbers(tuned)
+        for metric in metric_names(tuned)
     ]
-
-
-def _numbers(scores: dict[str, Any]) -> list[str]:
-    return [key for key, value in scores.items() if not isinstance(value, str)]
 
 
 def _changed(settings: dict[str, Any], method: str) -> dict[str, Any]:

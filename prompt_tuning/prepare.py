@@ -19,7 +19,7 @@ from prompt_tuning.encoding import Encoder, EncodingReport, encode
 from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
 from prompt_tuning.initialization import prompt_length, starting_ids, starting_text
 from prompt_tuning.leakage import Leaks, find_leaks
-from prompt_tuning.metrics import TASK_METRICS, Score, load_metrics
+from prompt_tuning.metrics import TASK_METRICS, Score, load_metrics, metric_names
 from prompt_tuning.model import check_method, load_adapter_config, load_config, load_tokenizer
 from prompt_tuning.quantization import quantization_config
 from prompt_tuning.streaming import StreamReport, encode_stream
@@ -281,7 +281,7 @@ def _metric_problems(recipe: Recipe, tried: dict[str, float | str] | None) -> li
     wanted = (recipe.training.metric_for_best_model or "loss").removeprefix("eval_")
     if tried is None or wanted == "loss":
         return []
-    numbers = [name for name, value in tried.items() if not isinstance(value, str)]
+    numbers = metric_names(tried)
     if wanted not in numbers:
         return [
             RecipeError(f"metric_for_best_model {wanted}: the metrics give {', '.join(numbers)}; name one, or loss")

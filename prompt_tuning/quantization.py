@@ -17,10 +17,6 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from prompt_tuning.arguments import ModelArguments
 from prompt_tuning.errors import ModelError, RecipeError
 
-BITSANDBYTES = (
-    "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_compute_dtype", "bnb_4bit_use_double_quant",
-)  # fmt: skip
-
 
 def quantization_config(args: ModelArguments) -> QuantizationConfigMixin | None:
     """What `from_pretrained` takes as `quantization_config`; None for weights as they are.
@@ -33,8 +29,8 @@ def quantization_config(args: ModelArguments) -> QuantizationConfigMixin | None:
         if not is_bitsandbytes_available():
             wanted = "load_in_4bit" if args.load_in_4bit else "load_in_8bit"
             raise _missing(wanted, f"bitsandbytes>={BITSANDBYTES_MIN_VERSION}")
-        given = {name: value for name in BITSANDBYTES if (value := vars(args)[name]) is not None}
-        return BitsAndBytesConfig(**given)
+        ours = {name: value for name, value in vars(args).items() if name.startswith(("load_in_", "bnb_4bit_"))}
+        return BitsAndBytesConfig(**{name: value for name, value in ours.items() if value is not None})
     if args.quant_type:
         name, settings = torchao_call(args.quant_type)
         if not is_torchao_available():

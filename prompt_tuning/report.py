@@ -19,7 +19,7 @@ from prompt_tuning.bootstrap import rows_alone
 from prompt_tuning.charts import Chart, histogram, line_chart
 from prompt_tuning.errors import DataError
 from prompt_tuning.files import whole_file
-from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, Score, load_metrics
+from prompt_tuning.metrics import TASK_METRICS, Score, load_metrics, main_metric, metric_names
 from prompt_tuning.summary import NAMES, decoding_text, leakage_text, logged_steps, read_results
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def _of_run(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
     settings = results.get("recipe") or yaml.safe_load(_text_of(folder / "recipe.yaml") or "{}")
     systems = {name: label for name, label in NAMES.items() if name in results}
     language = settings.get("lang") or settings.get("target_lang")
-    metric = _main_metric(results, systems)
+    metric = main_metric(results["task"], results[next(iter(systems))])
     score = _score_of(metric, settings.get("metrics") or TASK_METRICS[results["task"]], language)
     exact = _add_scores(rows, systems, metric, score, results)
     compared = len(systems) == 2
@@ -115,12 +115,6 @@ def _read_rows(folder: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
         raise DataError(f"{file}: no such file; a report shows the predictions that train and evaluate write there")
     with file.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
-
-
-def _main_metric(results: dict[str, Any], systems: dict[str, str]) -> str:
-    """The task's, or where the recipe's metrics do not give it, their first."""
-    numbers = [key for key, value in results[next(iter(systems))].items() if not isinstance(value, str)]
-    return MAIN_METRIC[results["task"]] if MAIN_METRIC[results["task"]] in numbers else numbers[0]
 
 
 def _score_of(metric: str, names: Sequence[str], language: str | None) -> Score:
@@ -177,7 +171,7 @@ def _table(results: dict[str, Any]) -> dict[str, Any]:
     scored = {label: results[name] for name, label in NAMES.items() if name in results}
     scored |= {f"{each['folder']} alone": each for each in results.get("adapters", {}).values()}
     first = next(iter(scored.values()))
-    metrics = [key for key, value in first.items() if not isinstance(value, str)]
+    metrics = metric_names(first)
     lines = {metric: [f"{scores[metric]:.2f}" for scores in scored.values()] for metric in metrics}
     if len(scored) == 2:
         hard, tuned = scored.values()
@@ -234,7 +228,7 @@ def _curves(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
     losses = {"training": series("loss"), "validation": series("eval_loss")}
     charts: list[Chart | None] = [line_chart("Loss by step", "loss", losses, mark)]
     if "tasks" not in results:
-        metric = _main_metric(results, {name: "" for name in NAMES if name in results})
+        metric = main_metric(results["task"], next(results[name] for name in NAMES if name in results))
         scores = {"validation": series(f"eval_{metric}")}
         charts.append(line_chart(f"{metric} by step, on the validation rows", metric, scores, mark))
     every = math.ceil(len(steps) / STEPS_SHOWN) if steps else 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning.errors import DataError
+from prompt_tuning.metrics import metric_names
 
 NAMES = {
     "hard_prompt": "hard prompt alone",
@@ -84,7 +85,7 @@ def logged_steps(log_history: list[dict[str, float]]) -> dict[int, dict[str, flo
 
 def _table(results: dict[str, Any]) -> str:
     scored = {name: results[name] for name in NAMES if name in results}
-    metrics = [key for key, value in next(iter(scored.values())).items() if not isinstance(value, str)]
+    metrics = metric_names(next(iter(scored.values())))
     lines = [" " * 20 + "".join(f"{metric:>14}" for metric in metrics)]
     for name, scores in scored.items():
         lines.append(f"{NAMES[name]:20}" + "".join(f"{scores[metric]:14.1f}" for metric in metrics))

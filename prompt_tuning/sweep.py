@@ -19,7 +19,7 @@ from prompt_tuning.data import SPLITS
 from prompt_tuning.errors import PromptTuningError, RecipeError
 from prompt_tuning.evaluation import tuned_name
 from prompt_tuning.files import whole_file, write_json
-from prompt_tuning.metrics import MAIN_METRIC
+from prompt_tuning.metrics import main_metric
 from prompt_tuning.prepare import prepare, raise_together
 from prompt_tuning.runs import SharedBaseModel, is_finished
 from prompt_tuning.train import check_splits
@@ -132,12 +132,8 @@ def _facts(run: Path) -> dict[str, Any]:
     named = {"hard_prompt": "hard_prompt"}
     if recipe["method"] != "none":
         named["tuned"] = tuned_name(recipe["method"])
-    given, numbers = (
-        results["hard_prompt"],
-        ("trainable_parameters", "train_steps", "train_seconds", "evaluation_seconds"),
-    )
-    metric = MAIN_METRIC[results["task"]]
-    metric = metric if metric in given else next(name for name, value in given.items() if not isinstance(value, str))
+    metric = main_metric(results["task"], results["hard_prompt"])
+    numbers = ("trainable_parameters", "train_steps", "train_seconds", "evaluation_seconds")
     return (
         {"metric": metric}
         | {name: results[key][metric] for name, key in named.items()}

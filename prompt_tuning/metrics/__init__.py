@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from prompt_tuning.errors import RecipeError
 
-__all__ = ["MAIN_METRIC", "TASK_METRICS", "load_metrics"]
+__all__ = ["MAIN_METRIC", "TASK_METRICS", "load_metrics", "main_metric", "metric_names"]
 
 TASK_METRICS: dict[str, tuple[str, ...]] = {
     "translation": ("sacrebleu", "chrf"),
@@ -34,6 +34,16 @@ _OWN = ("chrf", "exact_match", "rouge", "sacrebleu", "squad", "ter")
 _TAKES_LANGUAGE = frozenset({"rouge", "sacrebleu", "squad", "ter"})
 
 Score = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float | str]]
+
+
+def metric_names(scores: dict[str, float | str]) -> list[str]:
+    """Those of a score's keys that are metrics; the others are signatures, which are text."""
+    return [name for name, value in scores.items() if not isinstance(value, str)]
+
+
+def main_metric(task: str, scores: dict[str, float | str]) -> str:
+    """The task's main metric, or where the metrics of a recipe do not give it, their first."""
+    return MAIN_METRIC[task] if MAIN_METRIC[task] in scores else metric_names(scores)[0]
 
 
 def load_metrics(names: Iterable[str], *, language: str | None = None) -> Score:
