@@ -43,6 +43,26 @@ def soft_prompt(base: torch.nn.Module, length: int, engine: bool) -> PeftModelFo
     return add_soft_prompt(base, config) if engine else PeftModelForCausalLM(base, config)
 
 
+def drawn_rows(data: Path, into: Path, counts: dict[str, int | None], longest: int | None = None) -> dict[str, str]:
+    """Files of a folder's rows, as a recipe names them.
+
+    Args:
+        counts: how many rows of each split, at random (seed 0); None: all.
+        longest: only rows whose passage and question have at most so many tokens.
+    """
+    into.mkdir(parents=True, exist_ok=True)
+    for split, count in counts.items():
+        lines = (data / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        if longest:
+            texts = [row["context"] + row["question"] for row in map(json.loads, lines)]
+            lengths = [len(ids) for ids in tokenizer()(texts).input_ids]
+            lines = [line for line, length in zip(lines, lengths, strict=True) if length <= longest]
+        if count and count < len(lines):
+            lines = random.Random(0).sample(lines, count)
+        (into / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {f"{split}_file": str(into / f"{split}.jsonl") for split in counts}
+
+
 def trained_by_peft(rows: Dataset, length: int, folder: str | Path, **settings: object) -> PeftModelForCausalLM:
     """The tutorial's way: PEFT's configuration and Trainer's learning rate as they come; saved in the folder."""
     model = get_peft_model(base_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=length))

@@ -12,12 +12,11 @@ again; each takes some four minutes.
 
 import argparse
 import json
-import random
 from pathlib import Path
 
 import numpy as np
 import yaml
-from common import ROOT, describe_machine, print_table, tokenizer
+from common import ROOT, describe_machine, drawn_rows, print_table
 
 from prompt_tuning.bootstrap import difference, interval, row_scores
 from prompt_tuning.config import load_recipe
@@ -25,7 +24,6 @@ from prompt_tuning.metrics import load_metrics
 from prompt_tuning.train import train
 
 QUICKSTART = ROOT / "recipes" / "quickstart"
-LONGEST, TEST_ROWS = 160, 200
 SHORT = {"init": None, "init_text": None, "num_virtual_tokens": "20"}
 PLAIN = {"init": None, "init_text": None}
 METHODS = {
@@ -58,24 +56,6 @@ METHODS = {
     "prompt_tuning, another adapter": {"init": "adapter", "init_text": None, "init_adapter": "runs/quickstart"},
     "full": PLAIN | {"method": "full", "learning_rate": "2e-5"},
 }  # fmt: skip
-
-
-def rows_of(data: Path, runs: Path) -> dict[str, str]:
-    """Files of the folder's short rows: all for training, so many at random for the test."""
-    words, files = tokenizer(), {}
-    for split in ("train", "test"):
-        file = runs / f"{split}.jsonl"
-        if not file.is_file():
-            lines = (data / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-            texts = [row["context"] + row["question"] for row in map(json.loads, lines)]
-            lengths = [len(ids) for ids in words(texts).input_ids]
-            short = [line for line, length in zip(lines, lengths, strict=True) if length <= LONGEST]
-            if split == "test":
-                short = random.Random(0).sample(short, min(TEST_ROWS, len(short)))
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("\n".join(short) + "\n", encoding="utf-8")
-        files[f"{split}_file"] = str(file)
-    return files | {"validation_file": None, "max_target_tokens": "32", "drop_overlong": "true"}
 
 
 def folder_of(name: str, runs: Path) -> Path:
@@ -112,7 +92,10 @@ def main() -> None:
     parser.add_argument("--against", default="lora, r=8", help="what those after it are compared with, row by row")
     args = parser.parse_args()
     runs = ROOT / "runs" / "methods" / (args.data.name if args.data else "quickstart")
-    files = rows_of(args.data, runs) if args.data else {}
+    files = {}
+    if args.data:
+        files = drawn_rows(args.data, runs, {"train": None, "test": 200}, longest=160)
+        files |= {"validation_file": None, "max_target_tokens": "32", "drop_overlong": "true"}
     head = ("method, start", "EM", "F1", "95 % interval", f"F1 less that of {args.against}", "p")
     rows = [(*head, "trained numbers", "learning rate", "training, s")]
     first = None

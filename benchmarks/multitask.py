@@ -10,18 +10,17 @@ stands in runs/multitask is not run again.
 
 import argparse
 import json
-import random
 from pathlib import Path
 
 import yaml
-from common import MODEL, ROOT, describe_machine, print_table
+from common import MODEL, ROOT, describe_machine, drawn_rows, print_table
 
 from prompt_tuning.config import load_recipe
 from prompt_tuning.metrics import MAIN_METRIC
 from prompt_tuning.train import train
 
 RUNS = ROOT / "runs" / "multitask"
-STEPS, TEST_ROWS = 40, 100
+STEPS = 40
 TRAINING = {"model_name_or_path": str(MODEL), "seed": 42, "per_device_train_batch_size": 8, "save_strategy": "no"}
 TASKS = {
     "questions": {
@@ -33,14 +32,6 @@ TASKS = {
         "max_source_tokens": 192, "max_target_tokens": 64, "drop_overlong": "true", "max_train_samples": 1000,
     },
 }  # fmt: skip
-
-
-def rows_of(data: Path, name: str) -> dict[str, str]:
-    """Files of a task's rows: all for training, so many at random for the test."""
-    file = RUNS / f"{name}-test.jsonl"
-    lines = (data / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    file.write_text("\n".join(random.Random(0).sample(lines, TEST_ROWS)) + "\n", encoding="utf-8")
-    return {"train_file": str(data / "train.jsonl"), "test_file": str(file)}
 
 
 def trained(name: str, settings: dict) -> dict:
@@ -57,8 +48,8 @@ def main() -> None:
     parser.add_argument("questions", type=Path)
     parser.add_argument("translation", type=Path)
     args = parser.parse_args()
-    RUNS.mkdir(parents=True, exist_ok=True)
-    tasks = {name: TASKS[name] | rows_of(data, name) for name, data in vars(args).items()}
+    counts = {"train": None, "test": 100}
+    tasks = {name: TASKS[name] | drawn_rows(data, RUNS / f"{name}-rows", counts) for name, data in vars(args).items()}
     alone = {name: trained(name, TRAINING | settings | {"max_steps": STEPS}) for name, settings in tasks.items()}
     together = {"method": "multitask_prompt_tuning", "tasks": [str(RUNS / f"{name}.yaml") for name in tasks]}
     both = trained("both", TRAINING | together | {"max_steps": STEPS * len(tasks)})["tasks"]

@@ -1,50 +1,43 @@
 """A reference recipe against what it should beat: hard prompt, few-shot prompt, LoRA, and PEFT's defaults.
 
     python benchmarks/reference.py RECIPE FOLDER [--seeds 42 43 44] [--key=value ...]
-    python benchmarks/reference.py RECIPE FOLDER --train_rows 16 64 256      # a learning curve
+    python benchmarks/reference.py RECIPE FOLDER --train_rows 16 64 256      # a learning curve, drawn
 
 FOLDER holds train.jsonl, validation.jsonl and test.jsonl; 200 test and 100 validation rows are drawn from them once
-(seed 0), all training rows are used. First `rank` chooses the best few-shot prompt and the best zero-shot one on the
-validation rows; then `compare` trains and evaluates, at equal steps, in runs/reference/NAME, where what is there
-already is not run again. "peft" is plain PEFT and Trainer with their defaults (random prompt, learning rate 5e-5, as
-many virtual tokens), evaluated by this project.
+(seed 0), all training rows are used; with --longest N only questions that have at most N tokens with their passage.
+First `rank` chooses the best few-shot prompt and the best zero-shot one on the validation rows; then `compare` trains
+and evaluates, at equal steps, in runs/reference/NAME, where what is there already is not run again. "peft" is plain
+PEFT and Trainer with their defaults (random prompt, learning rate 5e-5, as many virtual tokens), evaluated by this
+project. A learning curve has the few-shot prompt, the recipe and LoRA alone; its smaller sets of rows, drawn at
+random, are part of the larger.
 """
 
 import argparse
 import json
-import random
 from pathlib import Path
 
 import yaml
-from common import MODEL, ROOT, describe_machine, print_table, trained_by_peft
+from common import MODEL, ROOT, describe_machine, drawn_rows, print_table, trained_by_peft
 from transformers import set_seed
 
 from prompt_tuning.compare import compare, comparison_text
 from prompt_tuning.config import load_recipe
 from prompt_tuning.evaluation import evaluate
+from prompt_tuning.figures import new_figure, write_png
 from prompt_tuning.prepare import prepare
 from prompt_tuning.rank import rank
 from prompt_tuning.rank_table import rank_text
 
 ROWS = {"train": None, "validation": 100, "test": 200}
+HARD = {"few_shot": ([2, 4], {"max_source_tokens": "1536"}), "zero_shot": ([0], {})}
 STARTS = ("init", "init_text", "init_demonstrations", "num_virtual_tokens")
 
 
-def drawn_rows(folder: Path, into: Path) -> dict[str, str]:
-    """Files of the drawn rows, as a recipe names them."""
-    into.mkdir(parents=True, exist_ok=True)
-    for split, count in ROWS.items():
-        lines = (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        if count and count < len(lines):
-            lines = random.Random(0).sample(lines, count)
-        (into / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return {f"{split}_file": str(into / f"{split}.jsonl") for split in ROWS}
-
-
-def hard_prompts(recipe: Path) -> dict[str, dict]:
-    """The best zero-shot and the best few-shot prompt on the validation rows."""
+def hard_prompts(recipe: Path, names: list[str]) -> dict[str, dict]:
+    """The best zero-shot and the best few-shot prompt on the validation rows, or one of them."""
     found = {}
-    for name, counts, changes in (("zero_shot", [0], {}), ("few_shot", [2, 4], {"max_source_tokens": "1536"})):
+    for name in names:
+        counts, changes = HARD[name]
         folder = recipe.parent / f"rank_{name}"
         ranked = rank(str(recipe), [f"--{key}={value}" for key, value in changes.items()], folder, counts=counts)
         print(f"\n{name}\n\n{rank_text(ranked)}", flush=True)
@@ -85,26 +78,49 @@ def peft_defaults(recipe: Path, length: int, seed: int) -> dict:
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
+def learning_curve(paths: list[str], counts: list[int], seeds: list[int], into: Path) -> None:
+    """Train on so many rows, print each table, and draw the scores in curve.png."""
+    figure = new_figure("curve.png", 6, 4)
+    tables = {}
+    for count in counts:
+        compared = compare(paths, [f"--max_train_samples={count}"], seeds, into / f"rows{count}")
+        tables[count] = compared
+        print(f"\n{count} training rows\n\n{comparison_text(compared)}", flush=True)
+    axes = figure.subplots()
+    for number, name in enumerate(compared["parts"]):
+        parts = [each["parts"][name] for each in tables.values()]
+        scores = [part["score"] for part in parts]
+        around = [[part["score"] - part["low"] for part in parts], [part["high"] - part["score"] for part in parts]]
+        places = [count * 1.04**number for count in tables]  # beside each other, so that no interval hides another
+        axes.errorbar(places, scores, around, fmt="o-", capsize=3, label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(tables), [f"{count:,}" for count in tables])
+    axes.set(xlabel="training rows", ylabel=f"{compared['metric']}, 95 % interval")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    write_png(figure, into / "curve.png")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--train_rows", type=int, nargs="*", default=[])
+    parser.add_argument("--longest", type=int)
     args, flags = parser.parse_known_args()
-    into = ROOT / "runs" / "reference" / args.recipe.stem
-    settings = yaml.load(args.recipe.read_text(encoding="utf-8"), yaml.BaseLoader) | drawn_rows(
-        args.folder, into / "rows"
-    )
+    into, rows = ROOT / "runs" / "reference" / args.recipe.stem, ROWS
+    if args.train_rows:
+        into, rows = into / "curve", ROWS | {"train": max(args.train_rows)}
+    settings = yaml.load(args.recipe.read_text(encoding="utf-8"), yaml.BaseLoader)
+    settings |= drawn_rows(args.folder, into / "rows", rows, args.longest)
     settings |= {"model_name_or_path": str(MODEL.relative_to(ROOT)), "save_strategy": "no"}
     # In the file, not as flags, which would win over the template that a hard prompt was chosen with.
     settings |= dict(flag.removeprefix("--").split("=", 1) for flag in flags)
     recipe = written(into / "recipe.yaml", settings)
-    paths = variants(recipe, hard_prompts(recipe))
-    for count in args.train_rows:
-        compared = compare(paths, [f"--max_train_samples={count}"], args.seeds, into / f"rows{count}")
-        print(f"\n{count} training rows\n\n{comparison_text(compared)}", flush=True)
+    paths = variants(recipe, hard_prompts(recipe, ["few_shot"] if args.train_rows else list(HARD)))
     if args.train_rows:
+        learning_curve(paths, args.train_rows, args.seeds, into)
         return
     compared = compare(paths, [], args.seeds, into / "compare")
     print(f"\n{describe_machine()}\n\n{comparison_text(compared)}\n", flush=True)
