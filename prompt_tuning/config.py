@@ -67,6 +67,12 @@ class Recipe:
         names = self.given | set(type(self.training).DEFAULTS) | {"output_dir", "seed"}
         return values | {key: ours[key] for key in sorted(names - secret) if ours.get(key) is not None}
 
+    def changed_since(self, run: Path) -> list[str]:
+        """Names of the settings in which this recipe differs from that of a finished run."""
+        saved = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        wanted = yaml.safe_load(yaml.safe_dump(self.resolved()))
+        return sorted(key for key in wanted.keys() | saved.keys() if wanted.get(key) != saved.get(key))
+
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None, for_prediction: bool = False) -> Recipe:
     """Read a recipe and type it together with its overrides.

@@ -42,6 +42,8 @@ from prompt_tuning.template import Template, load_templates
 logger = logging.getLogger(__name__)
 
 FIRST_ROWS = 8  # on which at least all candidates are scored
+# Trainer's settings that predictions depend on; how a prompt would be trained changes nothing of a rank.
+OF_SCORES = {"bf16", "fp16", "generation_max_length", "generation_num_beams", "generation_config"}
 ROWS_AT_ONCE = 16  # of every candidate; so much is lost where a rank is stopped
 
 Known = dict[str, dict[int, float]]  # of each candidate the log-likelihood of each row that it was scored on
@@ -188,8 +190,10 @@ def _rows(prepared: Prepared) -> Dataset:
 
 def _check_settings(folder: Path, recipe: Recipe, prepared: dict[str, Prepared], finalists: int) -> None:
     """Keep what the scores in a folder depend on; raise RecipeError where those of another rank lie there."""
-    settings = recipe.resolved() | {"finalists": finalists, "candidates": {}}
-    del settings["output_dir"]
+    resolved = replace(recipe, prompt=replace(recipe.prompt, method="none")).resolved()
+    scored = {**vars(recipe.model), **vars(recipe.data), **vars(recipe.prompt)}.keys() | OF_SCORES
+    settings = {key: value for key, value in resolved.items() if key in scored}
+    settings |= {"finalists": finalists, "candidates": {}}
     for name, each in prepared.items():
         columns = [list(_rows(each)[column]) for column in ("input_ids", "labels", "references")]
         settings["candidates"][name] = hashlib.sha256(json.dumps(columns).encode()).hexdigest()

@@ -7,7 +7,6 @@ import gc
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from transformers import PreTrainedModel
 
 from prompt_tuning.arguments import ModelArguments
@@ -26,9 +25,7 @@ def is_finished(recipe: Recipe) -> bool:
     run = Path(recipe.training.output_dir)
     if not (run / "results.json").is_file():
         return False
-    saved = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-    wanted = yaml.safe_load(yaml.safe_dump(recipe.resolved()))
-    if changed := sorted(key for key in wanted.keys() | saved.keys() if wanted.get(key) != saved.get(key)):
+    if changed := recipe.changed_since(run):
         raise RecipeError(
             f"{run} was run with other settings ({', '.join(changed)}); remove it, or name another --output_dir"
         )

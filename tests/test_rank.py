@@ -117,6 +117,7 @@ def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tem
     assert len(facts["candidates"]) == 8 * 3 and (tmp_path / "rank" / "likelihoods.jsonl").read_text() == lines
     monkeypatch.setattr("prompt_tuning.rank.load_base_model", None)
     assert ranked(recipe, tmp_path, *flags) == 0 and found(tmp_path) == facts
+    assert ranked(recipe, tmp_path, *flags, "--max_steps", 9, "--num_virtual_tokens", 3) == 0  # of training alone
     capsys.readouterr()
     assert ranked(recipe, tmp_path, *flags[:-1], 3) == 2
     assert "holds a rank with other settings or rows (finalists)" in capsys.readouterr().err
