@@ -92,7 +92,8 @@ def compare(
     parts, base = [], SharedBaseModel()
     for path in paths:
         of_part = seeds if recipes[Path(path).stem].prompt.method != "none" else seeds[:1]
-        folders = [_run(path, overrides, seed, folder, base) for seed in of_part]
+        # The card of the run that others are compared with says what its template reaches alone.
+        folders = [_run(path, overrides, seed, folder, base, (path, seed) == (paths[0], seeds[0])) for seed in of_part]
         parts.append(_read(Path(path).stem, folders, recipes[Path(path).stem]))
     compared = {"metric": metric, "rows": len(parts[0].references), "seeds": seeds} | _facts(parts, metric)
     write_json(folder / "compare.json", compared)
@@ -123,14 +124,16 @@ def _check_rows(recipes: dict[str, Recipe]) -> None:
             raise DataError(f"{first} and {name} would be evaluated on other rows; give both one test_file")
 
 
-def _run(path: str, overrides: list[str], seed: int, folder: Path, base: SharedBaseModel) -> Path:
+def _run(
+    path: str, overrides: list[str], seed: int, folder: Path, base: SharedBaseModel, evaluate_hard_prompt: bool
+) -> Path:
     """The folder of a recipe's run with a seed, which is trained, or gone on with, unless it is there."""
     run = folder / f"{Path(path).stem}-seed{seed}"
     recipe = load_recipe(path, [*overrides, f"--seed={seed}", f"--output_dir={run}", "--resume_from_checkpoint=auto"])
     if is_finished(recipe):
         return run
     logger.info("%s, seed %s", Path(path).stem, seed)
-    return base.train(recipe, evaluate_hard_prompt=recipe.prompt.method == "none")
+    return base.train(recipe, evaluate_hard_prompt or recipe.prompt.method == "none")
 
 
 def _read(name: str, folders: list[Path], recipe: Recipe) -> Part:
@@ -183,7 +186,7 @@ def _costs(part: Part) -> dict[str, Any]:
         "adapter_bytes": saved,
         "train_seconds": round(float(np.mean([result.get("train_seconds", 0) for result in results])), 1),
         "seconds_per_100_predictions": round(
-            float(np.mean([100 * result["evaluation_seconds"] / result["rows"] for result in results])), 1
+            float(np.mean([100 * result["prediction_seconds"][part.system] / result["rows"] for result in results])), 1
         ),
     }
 

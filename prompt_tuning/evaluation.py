@@ -78,11 +78,13 @@ def evaluate_and_write(
         models: each with its name in results.json; they may be made as their turn comes.
         facts: what else results.json holds.
     """
-    results, predictions, started = dict(facts), {}, time.perf_counter()
+    results, predictions, seconds = dict(facts), {}, {}
+    started = time.perf_counter()
     for name, model in models:
         logger.info("evaluating %s with the %s", split_origin(prepared.recipe.data, split), name.replace("_", " "))
         predictions[name], results[name] = predict_and_score(model, prepared, split)
-    results["evaluation_seconds"] = round(time.perf_counter() - started, 1)
+        seconds[name] = round(time.perf_counter() - started - sum(seconds.values()), 1)
+    results |= {"evaluation_seconds": round(sum(seconds.values()), 1), "prediction_seconds": seconds}
     write_run(folder, results, prepared, split, predictions)
     return results
 

@@ -49,7 +49,8 @@ def read_results(folder: Path) -> dict[str, Any]:
 def decoding_text(decoding: dict[str, Any]) -> str:
     """How predictions were made, of `decoding` in results.json."""
     if "choice_normalization" in decoding:
-        return f"the likeliest of each row's choices, normalised by {decoding['choice_normalization']}"
+        by = decoding["choice_normalization"]
+        return "the likeliest of each row's choices" + (f", normalised by {by}" if by != "none" else "")
     beams = decoding["num_beams"]
     return f"{'greedy' if beams == 1 else f'{beams} beams'}, up to {decoding['max_new_tokens']} tokens"
 

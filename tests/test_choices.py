@@ -283,7 +283,9 @@ def test_train_evaluate_and_predict_choose_alike(settings, closed_recipe, model_
         right = sum(row[tuned] == row["references"][0] for row in rows)
         assert results[tuned]["exact_match"] == pytest.approx(100 * right / 9, abs=0.01)
     if name == "soft_prompt":
-        assert "; the likeliest of each row's choices, normalised by " in check_card(run / "README.md").text
+        by = settings.get("choice_normalization")
+        told = "; the likeliest of each row's choices" + (f", normalised by {by};" if by else ";")
+        assert told in check_card(run / "README.md").text
 
     again = ["--adapter", str(run), "--output_dir", str(tmp_path / "again"), "--per_device_eval_batch_size", "2"]
     assert main(["evaluate", str(recipe), *again]) == 0

@@ -56,6 +56,20 @@ def test_recipes_are_run_once_with_each_seed_and_told_in_a_table(recipes, tmp_pa
     assert "was run with other settings (max_steps)" in capsys.readouterr().err
 
 
+def test_the_first_recipe_s_card_holds_its_template_alone_beside_what_was_trained(recipes, tmp_path):
+    soft, hard = str(recipes["soft"]), str(recipes["hard"])
+    assert main(["compare", soft, hard, "--output_dir", str(tmp_path), "--seeds", "1", "2", "--max_steps", "1"]) == 0
+    alone = json.loads((tmp_path / "hard-seed1" / "results.json").read_text())
+    first, second = (json.loads((tmp_path / f"soft-seed{seed}" / "results.json").read_text()) for seed in (1, 2))
+    assert first["hard_prompt"] == alone["hard_prompt"] and "hard_prompt" not in second
+    seconds = first["prediction_seconds"]
+    assert seconds.keys() == {"soft_prompt", "hard_prompt"} and first["evaluation_seconds"] == pytest.approx(
+        sum(seconds.values())
+    )
+    card = (tmp_path / "soft-seed1" / "README.md").read_text()
+    assert "| hard prompt alone |" in card
+
+
 def test_what_cannot_be_compared_is_said_before_anything_is_trained(recipes, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("prompt_tuning.runs.train", None)
     twice = {"one": recipes["soft"], "other": recipes["soft"]}
