@@ -18,15 +18,14 @@ from typing import Any
 
 from datasets import Dataset
 
+from prompt_tuning.metrics.language import UNSPACED_SCRIPTS
 from prompt_tuning.template import Template, normalised
 
 SHINGLE = 3
 NEAR = 0.6
 FIRST = 5
 
-# Thai, Lao, Burmese, Khmer, Japanese and Chinese put no spaces between words: there a character is a word.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[^\W{_UNSPACED}]+|\w")
+_WORD = re.compile(rf"[^\W{UNSPACED_SCRIPTS}]+|\w")  # a character, where words are not set apart
 
 Source = tuple[str, ...]
 Pairs = tuple[tuple[int, int], ...]

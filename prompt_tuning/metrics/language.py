@@ -22,11 +22,11 @@ UNSPACED = frozenset({"zh", "ja", "th", "lo", "km", "my"})
 """Languages written without spaces between words; their tokens are characters."""
 
 # Thai and Lao; Burmese; Khmer; the CJK marks, kana and bopomofo; CJK ideographs and their extensions.
-_UNSPACED_SCRIPTS = (
+UNSPACED_SCRIPTS = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u312f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
     r"\U00020000-\U0003ffff"
 )
-_CHARACTERS = re.compile(rf"[^\W{_UNSPACED_SCRIPTS}]+|\S")
+_CHARACTERS = re.compile(rf"[^\W{UNSPACED_SCRIPTS}]+|\S")
 
 
 def primary_language(code: str | None) -> str | None:
