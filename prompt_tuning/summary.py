@@ -58,18 +58,18 @@ def decoding_text(decoding: dict[str, Any]) -> str:
 def leakage_text(leakage: dict[str, Any]) -> str:
     """Which of a split's rows stand elsewhere too, of its counts under `leakage` in results.json."""
     said = {
-        "same_target": "have a training row's source and target",
-        "other_target": "have a training row's source and another target",
-        "near": "are nearly training rows",
-        "demonstrated": "have a demonstration's source",
-        "initial_text": "stand in the text that the prompt starts from",
+        "same_target": "with a training row's source and target",
+        "other_target": "with a training row's source and another target",
+        "near": "nearly like a training row",
+        "demonstrated": "with a demonstration's source",
+        "initial_text": "in the text that the prompt starts from",
     }
     found = [f"{leakage[name]} {what}" for name, what in said.items() if leakage[name]]
     text = ", ".join(found) or "none"
     if leakage["same_target"] is None:
         text += "; no training rows were read"
     if leakage["shared_passages"]:
-        text += f"; {leakage['shared_passages']} ask about a training row's context"
+        text += f"; {leakage['shared_passages']} about a training row's context"
     return text
 
 
