@@ -51,11 +51,12 @@ def drawn_rows(data: Path, into: Path, counts: dict[str, int | None], longest: i
         longest: only rows whose passage and question have at most so many tokens.
     """
     into.mkdir(parents=True, exist_ok=True)
+    words = tokenizer()
     for split, count in counts.items():
         lines = (data / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
         if longest:
             texts = [row["context"] + row["question"] for row in map(json.loads, lines)]
-            lengths = [len(ids) for ids in tokenizer()(texts).input_ids]
+            lengths = [len(ids) for ids in words(texts).input_ids]
             lines = [line for line, length in zip(lines, lengths, strict=True) if length <= longest]
         if count and count < len(lines):
             lines = random.Random(0).sample(lines, count)

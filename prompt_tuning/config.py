@@ -71,7 +71,12 @@ class Recipe:
         """Names of the settings in which this recipe differs from that of a finished run."""
         saved = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
         wanted = yaml.safe_load(yaml.safe_dump(self.resolved()))
-        return sorted(key for key in wanted.keys() | saved.keys() if wanted.get(key) != saved.get(key))
+        return changed_settings(saved, wanted)
+
+
+def changed_settings(saved: dict[str, object], wanted: dict[str, object]) -> list[str]:
+    """Names of those that differ, or that only one of the two has."""
+    return sorted(key for key in saved.keys() | wanted.keys() if saved.get(key) != wanted.get(key))
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None, for_prediction: bool = False) -> Recipe:

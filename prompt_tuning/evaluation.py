@@ -83,7 +83,8 @@ def evaluate_and_write(
     for name, model in models:
         logger.info("evaluating %s with the %s", split_origin(prepared.recipe.data, split), name.replace("_", " "))
         predictions[name], results[name] = predict_and_score(model, prepared, split)
-        seconds[name] = round(time.perf_counter() - started - sum(seconds.values()), 1)
+        finished = time.perf_counter()
+        seconds[name], started = round(finished - started, 1), finished
     results |= {"evaluation_seconds": round(sum(seconds.values()), 1), "prediction_seconds": seconds}
     write_run(folder, results, prepared, split, predictions)
     return results

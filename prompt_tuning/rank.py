@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from prompt_tuning.arguments import MULTITASK
 from prompt_tuning.bootstrap import DRAWS, corpus_tests, difference, interval, row_scores
 from prompt_tuning.choices import target_log_likelihoods
-from prompt_tuning.config import Recipe, load_recipe
+from prompt_tuning.config import Recipe, changed_settings, load_recipe
 from prompt_tuning.errors import PromptTuningError, RecipeError
 from prompt_tuning.evaluation import trainer_for
 from prompt_tuning.files import whole_file, write_json, write_json_lines
@@ -199,7 +199,7 @@ def _check_settings(folder: Path, recipe: Recipe, prepared: dict[str, Prepared],
         settings["candidates"][name] = hashlib.sha256(json.dumps(columns).encode()).hexdigest()
     file, settings = folder / "settings.json", json.loads(json.dumps(settings))
     saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else settings
-    if changed := sorted(key for key in saved.keys() | settings.keys() if saved.get(key) != settings.get(key)):
+    if changed := changed_settings(saved, settings):
         raise RecipeError(
             f"{folder} holds a rank with other settings or rows ({', '.join(changed)}); remove it, or name another "
             "--output_dir"

@@ -206,9 +206,10 @@ def checkpoint_to_resume(recipe: Recipe, folder: Path) -> str | None:
             f"{'continue it with --resume_from_checkpoint true, ' if last else ''}name another --output_dir, "
             "or remove the folder"
         )
-    changed = recipe.changed_since(folder) if last and (folder / "recipe.yaml").is_file() else []
-    if changed := ", ".join(key for key in changed if key != "resume_from_checkpoint"):
-        logger.warning("%s goes on with other settings than the finished run in its folder had: %s", last, changed)
+    if last and (folder / "recipe.yaml").is_file():
+        changed = ", ".join(key for key in recipe.changed_since(folder) if key != "resume_from_checkpoint")
+        if changed:
+            logger.warning("%s goes on with other settings than the finished run in its folder had: %s", last, changed)
     return last
 
 

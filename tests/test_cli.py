@@ -424,13 +424,13 @@ def test_an_interrupted_run_ends_with_130_and_goes_on(recipe_file, tmp_path, cap
     assert main(["train", recipe, "--save_steps", "2", "--resume_from_checkpoint", "true"]) == 0
     whole = tmp_path / "whole"
     assert main(["train", recipe, "--save_steps", "2", "--output_dir", str(whole)]) == 0
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == (
+        whole / "adapter_model.safetensors"
+    ).read_bytes()
     assert "other settings" not in capsys.readouterr().err
     again = ["--save_steps", "2", "--resume_from_checkpoint", "true", "--seed", "7"]
     assert main(["train", recipe, *again, "--output_dir", str(whole)]) == 0
     assert "goes on with other settings than the finished run in its folder had: seed" in capsys.readouterr().err
-    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == (
-        whole / "adapter_model.safetensors"
-    ).read_bytes()
 
 
 def test_a_failed_save_leaves_nothing_under_a_final_name(recipe_file, tmp_path, capsys, monkeypatch):
