@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -86,6 +87,8 @@ def evaluate_and_write(
         finished = time.perf_counter()
         seconds[name], started = round(finished - started, 1), finished
     results |= {"evaluation_seconds": round(sum(seconds.values()), 1), "prediction_seconds": seconds}
+    if prepared.encoder.closed:
+        results |= answers_taken(prepared, split, predictions)
     write_run(folder, results, prepared, split, predictions)
     return results
 
@@ -125,8 +128,27 @@ def predict_and_score(
     """What the model writes for each row of a split, or the choice that it takes, and the metrics of it."""
     rows = prepared.encoded[split]
     predictions = trainer_for(model, prepared).predict_texts(rows)
-    scores = prepared.score(predictions, list(rows["references"]))
-    return predictions, {name: value if isinstance(value, str) else round(value, 2) for name, value in scores.items()}
+    return predictions, scores_of(predictions, prepared, split)
+
+
+def scores_of(predictions: list[str], prepared: Prepared, split: str) -> dict[str, float | str]:
+    scores = prepared.score(predictions, list(prepared.encoded[split]["references"]))
+    return {name: value if isinstance(value, str) else round(value, 2) for name, value in scores.items()}
+
+
+def answers_taken(prepared: Prepared, split: str, predictions: dict[str, list[str]]) -> dict[str, Any]:
+    """Of closed questions that share their choices: how often each was expected and taken, and what one alone scores.
+
+    A model that takes one answer whatever it reads scores what `always` does.
+    """
+    rows = prepared.encoded[split]
+    if any(choices != rows[0]["choices"] for choices in rows["choices"]):
+        return {}
+    expected = Counter(references[0] for references in rows["references"])
+    [(likeliest, _)] = expected.most_common(1)
+    taken = {name: dict(Counter(texts).most_common()) for name, texts in predictions.items()}
+    always = {"answer": likeliest} | scores_of([likeliest] * len(rows), prepared, split)
+    return {"answers": {"expected": dict(expected.most_common()), "always": always, "taken": taken}}
 
 
 def describe(prepared: Prepared, split: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.files import whole_file, write_json
 from prompt_tuning.hub import TEXTS, public_name
 from prompt_tuning.metrics import metric_names
-from prompt_tuning.summary import NAMES, decoding_text, leakage_text, logged_steps, read_results
+from prompt_tuning.summary import NAMES, answers_text, decoding_text, leakage_text, logged_steps, read_results
 from prompt_tuning.template_yaml import write_yaml
 
 if TYPE_CHECKING:
@@ -191,6 +191,7 @@ def card_text(facts: dict[str, Any]) -> str:
         signatures=[value for value in scores.values() if isinstance(value, str)],
         results_table=(["", *metrics], [[label, *(each[key] for key in metrics)] for label, each in scored.items()]),
         decoding=decoding_text(results["decoding"]) if metrics else None,
+        answers=answers_text(results["answers"]) if "answers" in results else [],
         predicted={label: facts["example"][name] for name, label in NAMES.items() if name in facts.get("example", ())},
         data_table=_data_table(results, settings) if metrics else None,
         changed=_changed(settings, results["method"]),

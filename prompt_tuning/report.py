@@ -20,7 +20,7 @@ from prompt_tuning.charts import Chart, histogram, line_chart
 from prompt_tuning.errors import DataError
 from prompt_tuning.files import whole_file
 from prompt_tuning.metrics import TASK_METRICS, Score, load_metrics, main_metric, metric_names
-from prompt_tuning.summary import NAMES, decoding_text, leakage_text, logged_steps, read_results
+from prompt_tuning.summary import NAMES, answers_text, decoding_text, leakage_text, logged_steps, read_results
 
 logger = logging.getLogger(__name__)
 
@@ -192,6 +192,8 @@ def _facts(results: dict[str, Any], of_tasks: bool = False) -> dict[str, str]:
     if not of_tasks:
         facts |= {"Task": results["task"].replace("_", " "), "Template": results["template"]}
         facts |= {"Rows": f"{results['rows']:,} of {results['split']}", "Decoding": decoding_text(results["decoding"])}
+        if "answers" in results:
+            facts["Answers"] = "; ".join(answers_text(results["answers"]))
         facts |= {"Rows that also stand elsewhere": leakage_text(results["leakage"][results["split"]])}
     if "method" in results:
         facts["Method"] = results["method"].replace("_", " ")

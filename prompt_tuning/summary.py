@@ -55,6 +55,18 @@ def decoding_text(decoding: dict[str, Any]) -> str:
     return f"{'greedy' if beams == 1 else f'{beams} beams'}, up to {decoding['max_new_tokens']} tokens"
 
 
+def answers_text(answers: dict[str, Any]) -> list[str]:
+    """How often closed questions were answered alike, of `answers` in results.json, a line each."""
+    counts = {"expected": answers["expected"]} | {NAMES[name]: each for name, each in answers["taken"].items()}
+    lines = [
+        f"{who}: {', '.join(f'{_one_line(text)} {count:,}' for text, count in each.items())}"
+        for who, each in counts.items()
+    ]
+    always = answers["always"]
+    scores = ", ".join(f"{metric} {always[metric]:.1f}" for metric in metric_names(always))
+    return [*lines, f"always {_one_line(always['answer'])}: {scores}"]
+
+
 def leakage_text(leakage: dict[str, Any]) -> str:
     """Which of a split's rows stand elsewhere too, of its counts under `leakage` in results.json."""
     said = {
@@ -105,6 +117,8 @@ def _facts(results: dict[str, Any]) -> str:
             f"{results['train_seconds']:.0f} s, evaluated in {results['evaluation_seconds']:.0f} s, "
             f"seed {results['seed']}"
         )
+    if "answers" in results:
+        facts += answers_text(results["answers"])
     if results["cut_rows"]:
         facts.append(f"{results['cut_rows']} of these rows were cut to fit max_source_tokens")
     return "\n".join(facts)

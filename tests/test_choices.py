@@ -273,7 +273,7 @@ def test_train_evaluate_and_predict_choose_alike(settings, closed_recipe, model_
     changes = {key: value for key, value in settings.items() if key != "model"}
     recipe = closed_recipe(model_name_or_path=model_folders[settings.get("model", "llama")], **changes)
     assert main(["train", str(recipe), "--learning_rate", "0.3", "--eval_strategy", "steps", "--eval_steps", "2"]) == 0
-    run = tmp_path / "run"
+    run, printed = tmp_path / "run", capsys.readouterr().out
     name = "lora" if settings.get("method") == "lora" else "soft_prompt"
     results = json.loads((run / "results.json").read_text())
     assert results["decoding"] == {"choice_normalization": settings.get("choice_normalization", "none")}
@@ -282,10 +282,20 @@ def test_train_evaluate_and_predict_choose_alike(settings, closed_recipe, model_
         assert {row[tuned] for row in rows} <= {"yes", "no"}
         right = sum(row[tuned] == row["references"][0] for row in rows)
         assert results[tuned]["exact_match"] == pytest.approx(100 * right / 9, abs=0.01)
+        taken = results["answers"]["taken"][tuned]
+        assert taken == {text: number for text in taken if (number := sum(row[tuned] == text for row in rows))}
+        assert sum(taken.values()) == 9
+    expected = {text: sum(row["references"] == [text] for row in rows) for text in ("no", "yes")}
+    assert results["answers"]["expected"] == expected and expected["no"] > expected["yes"] > 0
+    always = results["answers"]["always"]
+    assert always["answer"] == "no" and always["exact_match"] == pytest.approx(100 * expected["no"] / 9, abs=0.01)
+    for line in (f"expected: no {expected['no']}, yes {expected['yes']}", "always no: "):
+        assert line in printed and line in (run / "report.html").read_text()
     if name == "soft_prompt":
         by = settings.get("choice_normalization")
         told = "; the likeliest of each row's choices" + (f", normalised by {by};" if by else ";")
-        assert told in check_card(run / "README.md").text
+        card = check_card(run / "README.md").text
+        assert told in card and f"- expected: no {expected['no']}, yes {expected['yes']}\n" in card
 
     again = ["--adapter", str(run), "--output_dir", str(tmp_path / "again"), "--per_device_eval_batch_size", "2"]
     assert main(["evaluate", str(recipe), *again]) == 0
@@ -318,6 +328,7 @@ def test_choices_of_a_column_and_free_answers_to_closed_questions(closed_recipe,
         assert main(["evaluate", recipe, *arguments]) == 0
         lines = (folder / "predictions" / "test.jsonl").read_text().splitlines()
         chosen[normalization] = [json.loads(line)["hard_prompt"] for line in lines]
+        assert "answers" not in json.loads((folder / "results.json").read_text())  # each row has choices of its own
         assert all(text in row["choices"] for text, row in zip(chosen[normalization], rows, strict=True))
     assert chosen["none"] != chosen["characters"]
     capsys.readouterr()
