@@ -1,6 +1,6 @@
 """A reference recipe against what it should beat: hard prompt, few-shot prompt, LoRA, and PEFT's defaults.
 
-    python benchmarks/reference.py RECIPE FOLDER [--seeds 42 43 44] [--key=value ...]
+    python benchmarks/reference.py RECIPE FOLDER [--seeds 42 43 44] [--peft_seeds 42] [--key=value ...]
     python benchmarks/reference.py RECIPE FOLDER --train_rows 16 64 256      # a learning curve, drawn
 
 FOLDER holds train.jsonl, validation.jsonl and test.jsonl; 200 test and 100 validation rows are drawn from them once
@@ -102,12 +102,16 @@ def learning_curve(paths: list[str], counts: list[int], seeds: list[int], into: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(allow_abbrev=False)
+    opening, _, rest = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=opening, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42])
-    parser.add_argument("--train_rows", type=int, nargs="*", default=[])
-    parser.add_argument("--longest", type=int)
+    parser.add_argument("folder", type=Path, help="with train.jsonl, validation.jsonl and test.jsonl")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42], help="of everything that is trained")
+    parser.add_argument("--peft_seeds", type=int, nargs="*", help="of PEFT's defaults (default: those of --seeds)")
+    parser.add_argument("--train_rows", type=int, nargs="*", default=[], help="draw a learning curve of so many rows")
+    parser.add_argument("--longest", type=int, help="only questions of at most so many tokens with their passage")
     args, flags = parser.parse_known_args()
     into, rows = ROOT / "runs" / "reference" / args.recipe.stem, ROWS
     if args.train_rows:
@@ -126,10 +130,11 @@ def main() -> None:
     print(f"\n{describe_machine()}\n\n{comparison_text(compared)}\n", flush=True)
     tuned = json.loads((into / "compare" / f"prompt_tuning-seed{args.seeds[0]}" / "adapter_config.json").read_text())
     metric, table = compared["metric"], [("PEFT's defaults, seed", compared["metric"])]
-    for seed in args.seeds:
+    for seed in args.seeds if args.peft_seeds is None else args.peft_seeds:
         plain = peft_defaults(recipe, tuned["num_virtual_tokens"], seed)
         table.append((str(seed), f"{plain['soft_prompt'][metric]:.1f}"))
-    print_table(*table)
+    if table[1:]:
+        print_table(*table)
 
 
 if __name__ == "__main__":
