@@ -22,6 +22,7 @@ from transformers import set_seed
 
 from prompt_tuning.compare import compare, comparison_text
 from prompt_tuning.config import load_recipe
+from prompt_tuning.data import SPLITS
 from prompt_tuning.evaluation import evaluate
 from prompt_tuning.figures import new_figure, write_png
 from prompt_tuning.prepare import prepare
@@ -122,6 +123,7 @@ def main() -> None:
     # In the file, not as flags, which would win over the template that a hard prompt was chosen with.
     settings |= dict(flag.removeprefix("--").split("=", 1) for flag in flags)
     recipe = written(into / "recipe.yaml", settings)
+    prepare(load_recipe(recipe), SPLITS)  # what is wrong with it is told now, not after an hour of ranking
     paths = variants(recipe, hard_prompts(recipe, ["few_shot"] if args.train_rows else list(HARD)))
     if args.train_rows:
         learning_curve(paths, args.train_rows, args.seeds, into)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from prompt_tuning.arguments import PromptArguments
-from prompt_tuning.encoding import Encoder
+from prompt_tuning.encoding import Encoder, OverlongError
 from prompt_tuning.errors import AdapterError, RecipeError
 from prompt_tuning.hub import adapter_folder
 
@@ -25,9 +25,11 @@ def starting_text(
 ) -> str | None:
     """The text whose tokens the prompt starts from; None where it starts from something else.
 
-    Demonstrations are training rows drawn with the seed, each as the template writes it with its target.
+    Demonstrations are training rows drawn with the seed, each as the template writes it with its target; in the place
+    of one that is over its budget comes another.
 
     Raises:
+        OverlongError: init demonstrations, and every training row is over its budget.
         RecipeError: init template, and a row's own text comes first in it.
     """
     if args.method == "cpt" or args.init == "text":
@@ -35,8 +37,7 @@ def starting_text(
     if args.init == "class_labels":
         return " ".join(args.init_labels or ())
     if args.init == "demonstrations" and train_rows is not None:
-        chosen = random.Random(seed).sample(range(len(train_rows)), min(args.init_demonstrations, len(train_rows)))
-        return "\n\n".join(encoder.demonstration(train_rows[number]) for number in chosen) + "\n\n"
+        return "\n\n".join(_drawn(encoder, train_rows, args.init_demonstrations, seed)) + "\n\n"
     if args.init == "template" and train_rows is not None:
         text = encoder.opening()
         if not text.strip():
@@ -46,6 +47,22 @@ def starting_text(
             )
         return text
     return None
+
+
+def _drawn(encoder: Encoder, rows: Dataset, count: int, seed: int) -> list[str]:
+    draw = random.Random(seed)
+    first = draw.sample(range(len(rows)), min(count, len(rows)))
+    texts: list[str] = []
+    for number in dict.fromkeys([*first, *draw.sample(range(len(rows)), len(rows))]):
+        try:
+            texts.append(encoder.demonstration(rows[number]))
+        except OverlongError as error:
+            overlong = error
+        if len(texts) == count:
+            break
+    if not texts:
+        raise overlong
+    return texts
 
 
 def starting_ids(text: str | None, tokenizer: PreTrainedTokenizerBase, init: str) -> list[int] | None:

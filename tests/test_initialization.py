@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from prompt_tuning import Encoder, Template, add_soft_prompt, prompt_config
 from prompt_tuning.arguments import PromptArguments
+from prompt_tuning.encoding import OverlongError
 from prompt_tuning.errors import AdapterError, RecipeError
 from prompt_tuning.initialization import (
     frequent_ids,
@@ -75,6 +76,21 @@ def test_demonstrations_are_training_rows_in_the_templates_own_format(tokenizer)
     assert all(row["context"] in text for row in shown[:1])
     assert starting_text(arguments, encoder, rows, seed=0) == text
     assert starting_text(arguments, encoder, rows, seed=1) != text
+
+
+def test_a_demonstration_over_its_budget_gives_way_to_another_row(tokenizer):
+    """tico19's recipe stopped here, though it sets drop_overlong."""
+    long = {"context": "The story goes on and on. " * 30, "question": "Which?", "answers": {"text": ["it"]}}
+    short = question_rows(3)
+    encoder = Encoder(Template.load("question_answering/plain"), tokenizer, max_source_tokens=64, truncate=())
+    arguments = PromptArguments(init="demonstrations", init_demonstrations=2)
+    for seed in range(8):
+        text = starting_text(arguments, encoder, Dataset.from_list([long, *short, long]), seed)
+        assert text.count("Answer: ") == 2 and "goes on and on" not in text
+    one = starting_text(arguments, encoder, Dataset.from_list([long, short[0], long]), seed=0)
+    assert one.count("Answer: ") == 1 and short[0]["question"] in one
+    with pytest.raises(OverlongError, match="max_source_tokens is 64"):
+        starting_text(arguments, encoder, Dataset.from_list([long, long]), seed=0)
 
 
 def test_another_adapters_prompt_also_of_another_length(llama, tokenizer, tmp_path):
