@@ -23,7 +23,7 @@ from prompt_tuning.config import Recipe
 from prompt_tuning.data import SPLITS
 from prompt_tuning.encoding import StopTexts, decode
 from prompt_tuning.errors import AdapterError, DataError, PromptTuningError, RecipeError
-from prompt_tuning.evaluation import describe, trainer_for, write_pages, write_run
+from prompt_tuning.evaluation import describe, scores_of, trainer_for, write_pages, write_run
 from prompt_tuning.hub import adapter_folder
 from prompt_tuning.metrics import metric_names
 from prompt_tuning.metrics.squad.squad import answer_tokens
@@ -102,9 +102,9 @@ def ensemble(
     results = describe(prepared, split) | {
         "recipe": recipe.resolved(),
         "combine": combine,
-        "ensemble": _score(prepared, together, rows),
+        "ensemble": scores_of(together, prepared, split),
         "adapters": {
-            name: {"folder": str(folder), "virtual_tokens": length} | _score(prepared, texts, rows)
+            name: {"folder": str(folder), "virtual_tokens": length} | scores_of(texts, prepared, split)
             for (name, texts), folder, length in zip(each.items(), adapters, lengths, strict=True)
         },
         "all_agree": round(100 * sum(votes == len(names) for _, votes in winners) / len(rows), 2),
@@ -213,11 +213,6 @@ def vote(texts: Sequence[str], language: str | None = None) -> tuple[str, int]:
     counts = Counter(normalised)
     winner = max(counts, key=counts.__getitem__)  # the first of the largest, in the order of the adapters
     return texts[normalised.index(winner)], counts[winner]
-
-
-def _score(prepared: Prepared, predictions: list[str], rows: Dataset) -> dict[str, float | str]:
-    scores = prepared.score(predictions, list(rows["references"]))
-    return {name: value if isinstance(value, str) else round(value, 2) for name, value in scores.items()}
 
 
 def ensemble_text(folder: Path) -> str:
