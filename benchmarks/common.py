@@ -51,7 +51,7 @@ def drawn_rows(data: Path, into: Path, counts: dict[str, int | None], longest: i
         longest: only rows whose passage and question have at most so many tokens.
     """
     into.mkdir(parents=True, exist_ok=True)
-    words = tokenizer()
+    words = tokenizer() if longest else None
     for split, count in counts.items():
         lines = (data / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
         if longest:

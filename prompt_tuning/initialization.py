@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,8 @@ from prompt_tuning.encoding import Encoder, OverlongError
 from prompt_tuning.errors import AdapterError, RecipeError
 from prompt_tuning.hub import adapter_folder
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_VIRTUAL_TOKENS = 20
 
 
@@ -26,7 +29,7 @@ def starting_text(
     """The text whose tokens the prompt starts from; None where it starts from something else.
 
     Demonstrations are training rows drawn with the seed, each as the template writes it with its target; in the place
-    of one that is over its budget comes another.
+    of one that is over its budget comes another, and the log says so.
 
     Raises:
         OverlongError: init demonstrations, and every training row is over its budget.
@@ -50,18 +53,23 @@ def starting_text(
 
 
 def _drawn(encoder: Encoder, rows: Dataset, count: int, seed: int) -> list[str]:
+    """As many drawn rows as asked for that are within their budget, or all there are, written as demonstrations."""
     draw = random.Random(seed)
     first = draw.sample(range(len(rows)), min(count, len(rows)))
     texts: list[str] = []
+    overlong: list[OverlongError] = []
     for number in dict.fromkeys([*first, *draw.sample(range(len(rows)), len(rows))]):
         try:
             texts.append(encoder.demonstration(rows[number]))
         except OverlongError as error:
-            overlong = error
+            overlong.append(error)
         if len(texts) == count:
             break
     if not texts:
-        raise overlong
+        raise overlong[-1]
+    if overlong or len(texts) < count:
+        said = "init demonstrations: %d training rows, %d were asked for; %d that were drawn are over their budget"
+        logger.warning(said, len(texts), count, len(overlong))
     return texts
 
 

@@ -78,8 +78,7 @@ def test_demonstrations_are_training_rows_in_the_templates_own_format(tokenizer)
     assert starting_text(arguments, encoder, rows, seed=1) != text
 
 
-def test_a_demonstration_over_its_budget_gives_way_to_another_row(tokenizer):
-    """tico19's recipe stopped here, though it sets drop_overlong."""
+def test_a_demonstration_over_its_budget_gives_way_to_another_row_and_the_log_says_so(tokenizer, caplog):
     long = {"context": "The story goes on and on. " * 30, "question": "Which?", "answers": {"text": ["it"]}}
     short = question_rows(3)
     encoder = Encoder(Template.load("question_answering/plain"), tokenizer, max_source_tokens=64, truncate=())
@@ -87,8 +86,12 @@ def test_a_demonstration_over_its_budget_gives_way_to_another_row(tokenizer):
     for seed in range(8):
         text = starting_text(arguments, encoder, Dataset.from_list([long, *short, long]), seed)
         assert text.count("Answer: ") == 2 and "goes on and on" not in text
+    caplog.clear()
+    starting_text(arguments, encoder, Dataset.from_list(short), seed=0)
+    assert not caplog.text
     one = starting_text(arguments, encoder, Dataset.from_list([long, short[0], long]), seed=0)
     assert one.count("Answer: ") == 1 and short[0]["question"] in one
+    assert "1 training rows, 2 were asked for; 2 that were drawn are over their budget" in caplog.text
     with pytest.raises(OverlongError, match="max_source_tokens is 64"):
         starting_text(arguments, encoder, Dataset.from_list([long, long]), seed=0)
 
