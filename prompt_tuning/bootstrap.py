@@ -1,7 +1,8 @@
 """How sure a score is: bootstrap over rows and seeds, and the paired test of two ways on the same rows.
 
 Rows, and the seeds that a way was trained with, are drawn with replacement (Efron & Tibshirani 1993; Koehn 2004 for
-translation). Corpus metrics, which are no mean over rows, go by sacreBLEU's own paired bootstrap.
+translation). A bootstrap of few rows finds differences where there are none, so these have an exact test. Corpus
+metrics, which are no mean over rows, go by sacreBLEU's own paired bootstrap.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from prompt_tuning.metrics.references import reference_streams
 from prompt_tuning.metrics.sacrebleu.sacrebleu import tokenizer_for
 
 DRAWS = 2000
+FEW_ROWS = 16  # up to which p is exact
 
 
 def rows_alone(score: Score, metric: str, predictions: Sequence[str], references: Sequence[list[str]]) -> np.ndarray:
@@ -44,13 +46,17 @@ def difference(scores: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
 
     Returns:
         `difference` of the means, `low` and `high` of its 95 % interval, and `p`, two-sided: how often a draw has the
-        other sign.
+        other sign; of at most FEW_ROWS rows, how many choices of their differences' signs make as large a mean.
     """
     # The same generator state draws the same rows for both.
     drawn = _means(scores, np.random.default_rng(0)) - _means(baseline, np.random.default_rng(0))
     low, high = _percentiles(drawn)
-    p = min(1.0, 2 * min((drawn <= 0).mean(), (drawn >= 0).mean()) + 1 / DRAWS)
-    return {"difference": float(scores.mean() - baseline.mean()), "low": low, "high": high, "p": float(p)}
+    of_rows = scores.mean(0) - baseline.mean(0)
+    if len(of_rows) <= FEW_ROWS:
+        p = _exact_p(of_rows)
+    else:
+        p = min(1.0, 2 * min((drawn <= 0).mean(), (drawn >= 0).mean()) + 1 / DRAWS)
+    return {"difference": float(of_rows.mean()), "low": low, "high": high, "p": float(p)}
 
 
 def corpus_tests(
@@ -76,12 +82,34 @@ def corpus_tests(
     for name, each in zip(systems, values, strict=True):
         found[name] = {"low": each.mean - each.ci, "high": each.mean + each.ci}
         if each.p_value is not None:
-            found[name]["p"] = each.p_value
+            # sacreBLEU counts the draws that are further apart than the systems, of which equal ones have none.
+            found[name]["p"] = each.p_value if each.score != values[0].score else 1.0
     return found
+
+
+def how_tested(rows: int, seeds: int) -> str:
+    """How intervals and p of a mean over rows came about, and what they leave out."""
+    drawn = f"{DRAWS} draws of rows and seeds" if seeds > 1 else f"{DRAWS} draws of rows"
+    said = [drawn] if rows > FEW_ROWS else [f"{drawn}, p by the signs of so few rows, whose intervals are too narrow"]
+    if seeds == 1:
+        said.append("what another seed changes is not in them")
+    elif seeds < 5:
+        said.append("so few seeds may differ by more than these do")
+    return "; ".join(said)
+
+
+def _exact_p(differences: np.ndarray) -> float:
+    """The sign-flip test (Fisher 1935): a row alone tells nothing, 2 / 2 ** rows is the least."""
+    count = len(differences)
+    signs = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
+    return float((abs(signs @ differences) >= abs(differences.sum()) * (1 - 1e-9)).mean())
 
 
 def _means(scores: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     seeds, rows = scores.shape
+    average = scores.mean(0)
+    # Seeds drawn from so few differ less than seeds do.
+    scores = average + (scores - average) * np.sqrt(seeds / max(seeds - 1, 1))
     drawn = generator.integers(rows, size=(DRAWS, rows))
     which = generator.integers(seeds, size=(DRAWS, seeds))
     return np.array([scores[chosen][:, row].mean() for row, chosen in zip(drawn, which, strict=True)])

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prompt_tuning.arguments import MULTITASK
-from prompt_tuning.bootstrap import DRAWS, corpus_tests, difference, interval, row_scores
+from prompt_tuning.bootstrap import corpus_tests, difference, how_tested, interval, row_scores
 from prompt_tuning.config import Recipe, load_recipe
 from prompt_tuning.data import SPLITS
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.evaluation import tuned_name
 from prompt_tuning.figures import new_figure, write_png
-from prompt_tuning.files import whole_file, write_json
-from prompt_tuning.metrics import MAIN_METRIC, metric_names
+from prompt_tuning.files import read_json_lines, whole_file, write_json
+from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, metric_names
 from prompt_tuning.prepare import prepare, score_of
 from prompt_tuning.runs import SharedBaseModel, is_finished
 
@@ -77,6 +77,7 @@ def compare(
         RecipeError: the recipes are not of one task, have the same name, or do not give the metric.
         DataError: they were evaluated on different rows.
     """
+    seeds = list(dict.fromkeys(seeds))
     recipes = {Path(path).stem: load_recipe(path, overrides) for path in paths}
     if len(recipes) < len(paths):
         raise RecipeError(f"{', '.join(paths)}: two recipes of one file name; a part is named by it, so rename one")
@@ -104,6 +105,12 @@ def compare(
 
 
 def _check_metric(recipes: dict[str, Recipe], metric: str) -> None:
+    kinds = {name: _scored_by(recipe) for name, recipe in recipes.items()}
+    first, kind = next(iter(kinds.items()))
+    if unlike := [name for name in kinds if kinds[name] != kind]:
+        raise RecipeError(
+            f"{first} is scored by {kind} and {unlike[0]} by {kinds[unlike[0]]}; give both the same metrics and lang"
+        )
     for name, recipe in recipes.items():
         score = score_of(recipe)
         numbers = metric_names(score(*MADE_UP))
@@ -113,14 +120,21 @@ def _check_metric(recipes: dict[str, Recipe], metric: str) -> None:
             corpus_tests(metric, {name: MADE_UP[0]}, MADE_UP[1], recipe.data.metric_language)
 
 
+def _scored_by(recipe: Recipe) -> str:
+    metrics = sorted(recipe.prompt.metrics or TASK_METRICS[recipe.data.task])
+    language = recipe.data.metric_language
+    return ", ".join(metrics) + (f" (language {language})" if language else "")
+
+
 def _check_rows(recipes: dict[str, Recipe]) -> None:
     """Find what is wrong with any recipe, and whether all are evaluated on the same rows, before a model loads."""
-    known: dict[str, list[list[str]]] = {}
+    known: dict[str, dict[str, list]] = {}
     for name, recipe in recipes.items():
         prepared = prepare(recipe, SPLITS)
-        known[name] = list(prepared.encoded[prepared.last_split]["references"])
+        rows = prepared.rows[prepared.last_split].select_columns(sorted(prepared.template.source_columns))
+        known[name] = rows.to_dict() | {"references": list(prepared.encoded[prepared.last_split]["references"])}
         first = next(iter(known))
-        if known[name] != known[first]:
+        if any(known[name][column] != known[first][column] for column in known[name].keys() & known[first].keys()):
             raise DataError(f"{first} and {name} would be evaluated on other rows; give both one test_file")
 
 
@@ -141,7 +155,7 @@ def _read(name: str, folders: list[Path], recipe: Recipe) -> Part:
     part = Part(name, recipe, folders, results, [], [])
     for folder in folders:
         (file,) = (folder / "predictions").glob("*.jsonl")
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = read_json_lines(file)
         part.predictions.append([row[part.system] for row in rows])
         part.references[:] = [row["references"] for row in rows]
     return part
@@ -154,10 +168,7 @@ def _facts(parts: list[Part], metric: str) -> dict[str, Any]:
         part.name: [row_scores(score, metric, texts, part.references) for texts in part.predictions] for part in parts
     }
     by_row = all(each is not None for of_part in rows.values() for each in of_part)
-    tests = {}
-    if not by_row:
-        first_seeds = {part.name: part.predictions[0] for part in parts}
-        tests = corpus_tests(metric, first_seeds, parts[0].references, parts[0].recipe.data.metric_language)
+    tests = [] if by_row else _corpus_tests(parts, metric)
     facts = {}
     for part in parts:
         of_seeds = [result[part.system][metric] for result in part.results]
@@ -168,10 +179,26 @@ def _facts(parts: list[Part], metric: str) -> dict[str, Any]:
             if part is not parts[0]:
                 found["against_first"] = difference(scores, np.stack(rows[parts[0].name]))
         else:
-            found |= tests[part.name]
+            found["low"], found["high"] = (
+                float(np.mean([of[part.name][end] for of in tests])) for end in ("low", "high")
+            )
+            if part is not parts[0]:
+                found["p"] = max(of[part.name]["p"] for of in tests)
         facts[part.name] = found | _costs(part)
-    how = f"{DRAWS} draws of rows and seeds" if by_row else "sacreBLEU's paired bootstrap of the first seed"
-    return {"test": how, "parts": facts}
+    if by_row:
+        return {"test": how_tested(len(parts[0].references), len(parts[0].folders)), "parts": facts}
+    seeds = "" if len(tests) == 1 else " of each seed, their mean interval and largest p"
+    return {"test": f"sacreBLEU's paired bootstrap of the rows{seeds}", "parts": facts}
+
+
+def _corpus_tests(parts: list[Part], metric: str) -> list[dict[str, dict[str, float]]]:
+    """`corpus_tests` of each seed; of a part that was run once its one run."""
+    language = parts[0].recipe.data.metric_language
+    of_seeds = [
+        {part.name: part.predictions[min(place, len(part.predictions) - 1)] for part in parts}
+        for place in range(max(len(part.predictions) for part in parts))
+    ]
+    return [corpus_tests(metric, texts, parts[0].references, language) for texts in of_seeds]
 
 
 def _costs(part: Part) -> dict[str, Any]:

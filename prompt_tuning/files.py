@@ -57,6 +57,12 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows that `write_json_lines` wrote; str.splitlines would end some of them where a text has U+2028 or U+0085."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with whole_file(path) as file:
         for row in rows:

@@ -32,7 +32,7 @@ from prompt_tuning.choices import target_log_likelihoods
 from prompt_tuning.config import Recipe, changed_settings, load_recipe
 from prompt_tuning.errors import PromptTuningError, RecipeError
 from prompt_tuning.evaluation import trainer_for
-from prompt_tuning.files import whole_file, write_json, write_json_lines
+from prompt_tuning.files import read_json_lines, whole_file, write_json, write_json_lines
 from prompt_tuning.metrics import MAIN_METRIC
 from prompt_tuning.model import load_base_model
 from prompt_tuning.prepare import Prepared, prepare, score_of
@@ -290,7 +290,7 @@ def _predictions(
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    return read_json_lines(file) if file.is_file() else []
 
 
 def _facts(prepared: dict[str, Prepared], known: Known, texts: dict[str, list[str]], metric: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from conftest import question_rows, write_jsonl
 
 from prompt_tuning.bootstrap import corpus_tests, difference, interval, row_scores
 from prompt_tuning.cli import main
+from prompt_tuning.compare import Part, _facts
 from prompt_tuning.metrics import load_metrics
 
 
@@ -101,11 +103,52 @@ def test_what_would_fail_after_training_is_said_before(recipes, tmp_path, capsys
 def test_parts_on_other_rows_are_refused_before_anything_is_trained(recipes, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("prompt_tuning.runs.train", None)
     other = write_jsonl(tmp_path / "other.jsonl", question_rows(4))
+    same_answers = write_jsonl(tmp_path / "asked.jsonl", [row | {"question": "Where?"} for row in question_rows(9, 5)])
     text = recipes["soft"].read_text()
-    recipes["soft"].write_text(text.replace(str(tmp_path / "test.jsonl"), str(other)))
     del recipes["lora"]
-    assert compared(recipes, tmp_path, "--max_steps", "1") == 1
-    assert "hard and soft would be evaluated on other rows" in capsys.readouterr().err
+    for rows in (other, same_answers):
+        recipes["soft"].write_text(text.replace(str(tmp_path / "test.jsonl"), str(rows)))
+        assert compared(recipes, tmp_path, "--max_steps", "1") == 1
+        assert "hard and soft would be evaluated on other rows" in capsys.readouterr().err
+
+
+def test_recipes_that_are_scored_in_other_ways_are_refused(recipes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.runs.train", None)
+    del recipes["lora"]
+    text = recipes["soft"].read_text()
+    recipes["soft"].write_text(text + "lang: zh\n")
+    assert compared(recipes, tmp_path) == 2
+    assert "hard is scored by squad and soft by squad (language zh); give both the same" in capsys.readouterr().err
+    recipes["soft"].write_text(text + "metrics: [exact_match, squad]\n")
+    assert compared(recipes, tmp_path) == 2
+    assert "hard is scored by squad and soft by exact_match, squad" in capsys.readouterr().err
+
+
+def test_a_seed_that_is_named_twice_is_run_once_and_a_row_may_hold_a_line_separator(recipes, tmp_path, capsys):
+    rows = [row | {"context": f"A story.\u2028It ends here.\x85 {row['context']}"} for row in question_rows(9, 5)]
+    write_jsonl(tmp_path / "test.jsonl", rows)
+    flags = ["--output_dir", str(tmp_path / "runs"), "--max_steps", "1", "--seeds", "1", "1"]
+    assert main(["compare", str(recipes["hard"]), str(recipes["soft"]), *flags]) == 0
+    table = capsys.readouterr().out
+    assert "9 rows; seeds 1; intervals and p: 2000 draws of rows, p by the signs of so few rows" in table
+    assert "what another seed changes is not in them" in table
+
+
+def test_a_corpus_metric_of_several_seeds_has_the_test_of_each(monkeypatch):
+    """The mean of two seeds does not stand beside the interval of the first."""
+    tests = iter([{"one": {"low": 9, "high": 11}, "two": {"low": 8, "high": 10, "p": 0.2}},
+                  {"one": {"low": 29, "high": 31}, "two": {"low": 8, "high": 10, "p": 0.001}}])  # fmt: skip
+    monkeypatch.setattr("prompt_tuning.compare.corpus_tests", lambda *args: next(tests))
+    monkeypatch.setattr("prompt_tuning.compare.row_scores", lambda *args: None)
+    monkeypatch.setattr("prompt_tuning.compare.score_of", lambda recipe: None)
+    monkeypatch.setattr("prompt_tuning.compare._costs", lambda part: {})
+    recipe = SimpleNamespace(prompt=SimpleNamespace(method="none"), data=SimpleNamespace(metric_language="en"))
+    results = [{"hard_prompt": {"bleu": 10.0}}, {"hard_prompt": {"bleu": 30.0}}]
+    one = Part("one", recipe, [], results, [["a"], ["b"]], [["a"]])
+    two = Part("two", recipe, [], results[:1], [["c"]], [["a"]])
+    found = _facts([one, two], "bleu")
+    assert found["parts"]["one"] == {"score": 20, "of_seeds": [10, 30], "low": 19, "high": 21}
+    assert found["parts"]["two"]["p"] == 0.2 and "of each seed" in found["test"]
 
 
 def test_an_interval_holds_the_mean_as_often_as_it_says():
@@ -126,8 +169,21 @@ def test_a_paired_test_sees_a_small_gain_on_every_row_and_none_in_noise():
     noise = difference(rows + noise - noise.mean() + 0.05, rows)
     assert noise["p"] > 0.05 and noise["low"] < 0 < noise["high"]
     assert difference(rows, rows)["p"] == 1
+    constant = np.full((1, 5), 3.0)
+    assert difference(constant + 1, constant)["p"] == 2 / 2**5 and difference(constant, constant)["p"] == 1
+    assert difference(constant[:, :1] + 1, constant[:, :1])["p"] == 1  # a row alone
     seeds = np.concatenate([rows + 5, rows - 5])  # a gain that one seed alone has
     assert difference(seeds, rows)["p"] > 0.1
+
+
+def test_few_rows_and_few_seeds_find_no_more_than_there_is():
+    """A plain bootstrap finds a difference in 12 % of nothing where there are 8 rows."""
+    generator = np.random.default_rng(3)
+    nothing = [generator.normal(0, 1, size=(2, 1, 8)) for _ in range(400)]
+    found = sum(difference(one, other)["p"] <= 0.05 for one, other in nothing)
+    assert found <= 0.08 * 400
+    two_seeds = np.array([[48.0] * 40, [52.0] * 40])  # their deviation is that of n - 1, not of n
+    assert interval(two_seeds) == pytest.approx((50 - 2 * 2**0.5, 50 + 2 * 2**0.5))
 
 
 def test_corpus_metrics_are_no_mean_over_rows_and_go_by_sacrebleu():
@@ -143,4 +199,5 @@ def test_corpus_metrics_are_no_mean_over_rows_and_go_by_sacrebleu():
     for metric in ("bleu", "chrf"):
         found = corpus_tests(metric, {"poor": poor, "good": good}, references)
         assert found["good"]["p"] < 0.01 and "p" not in found["poor"]
+        assert corpus_tests(metric, {"poor": poor, "same": list(poor)}, references)["same"]["p"] == 1
         assert found["poor"]["low"] <= found["poor"]["high"] < 100
