@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from prompt_tuning.config import Recipe
 
 
+GOES_ON = "; the same command goes on from here"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit code is 0 done, 1 failed, 2 bad usage or recipe, 130 interrupted, 143 terminated."""
     parser = _parser()
@@ -119,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("runs/compare"),
         help="where the runs and the comparison go (default: runs/compare)",
     )
+    compare.set_defaults(when_interrupted=GOES_ON)
 
     _add_sweep(command)
     _add_rank(command)
@@ -206,7 +210,7 @@ def _add_sweep(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--output_dir", "--output-dir", metavar="RUNS", type=Path, default=Path("runs/sweep"),
         help="where the runs and their table go (default: runs/sweep)",
     )  # fmt: skip
-    sweep.set_defaults(when_interrupted="; the same command goes on from here")
+    sweep.set_defaults(when_interrupted=GOES_ON)
 
 
 def _add_rank(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -232,7 +236,7 @@ def _add_rank(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--finalists", metavar="N", type=_positive, default=3, help="candidates that write predictions (default: 3)"
     )
     rank.add_argument("--output_dir", "--output-dir", metavar="DIR", type=Path, default=Path("runs/rank"))
-    rank.set_defaults(when_interrupted="; the same command goes on from here")
+    rank.set_defaults(when_interrupted=GOES_ON)
 
 
 def _add_ensemble(command: Callable[..., argparse.ArgumentParser]) -> None:

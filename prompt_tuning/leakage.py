@@ -165,9 +165,9 @@ def _alike(one: list[set], other: list[set]) -> bool:
 
 
 def _shared_passages(rows: Dataset, train: Dataset, leaked: set[int]) -> int:
-    asked = [normalised(text) for text in rows["context"]]
-    known = set(asked).intersection(map(normalised, train["context"]))
-    return sum(number not in leaked and text in known for number, text in enumerate(asked))
+    asked = {number: normalised(text) for number, text in enumerate(rows["context"]) if isinstance(text, str)}
+    known = {normalised(text) for text in train["context"] if isinstance(text, str)}.intersection(asked.values())
+    return sum(number not in leaked and text in known for number, text in asked.items())
 
 
 def _target(template: Template, row: dict[str, Any], languages: dict[str, str] | None) -> str:

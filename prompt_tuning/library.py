@@ -65,7 +65,7 @@ def read_row(given: str) -> dict[str, Any]:
     if not written_out and not Path(given).is_file():
         raise DataError(f"{where}: no such file; name a json or jsonl file, or write the row as '{{\"column\": ...}}'")
     try:
-        text = given if written_out else Path(given).read_text(encoding="utf-8").lstrip()
+        text = given if written_out else Path(given).read_text(encoding="utf-8-sig").lstrip()
         row = json.loads(text) if written_out else json.JSONDecoder().raw_decode(text)[0]
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None

@@ -108,8 +108,9 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     rows = DatasetDict({split: loaded[split] for split in splits if split in loaded}) if loaded else loaded
     if rows is not None and not rows:
         problems.append(DataError(f"{recipe.path}: no {' or '.join(splits)} rows; set {splits[-1]}_file"))
-    if template and loaded:
-        for split in loaded:
+    if template:
+        attempt(template.check_truncate, prompt.truncate or ())
+        for split in loaded or ():
             attempt(template.check_columns, column_names(loaded[split]), split_origin(data, split))
     if problems:
         raise_together(problems)
@@ -129,6 +130,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
             continue
         encoded[split], reports[split] = _encode(recipe, split, rows[split], encoder, demonstrations)
         problems += _row_problems(recipe, split, reports[split])
+        problems += _reference_problems(recipe, split, encoded[split]) if split != "train" else []
     taught = None
     if prompt.teacher_template and "train" in encoded and not problems:
         taught = attempt(_taught, recipe, config, replace(encoder, max_source_tokens=prompt.max_teacher_tokens), rows)
@@ -312,6 +314,16 @@ def _choice_problems(recipe: Recipe, encoder: Encoder) -> list[PromptTuningError
     if encoder.template.answer_choices is not None:
         reason = "score_choices is false"
     return [RecipeError(f"choice_normalization {normalization} would have no effect, since {reason}; leave it out")]
+
+
+def _reference_problems(recipe: Recipe, split: str, encoded: Dataset) -> list[PromptTuningError]:
+    """Rows that nothing could answer rightly, which all metrics but squad refuse, after generation."""
+    names = recipe.prompt.metrics or TASK_METRICS[recipe.data.task]
+    bare = [row for row, texts in zip(encoded["row"], encoded["references"], strict=True) if not texts]
+    if not bare or set(names) <= {"squad"}:
+        return []
+    more = f"; {len(bare) - 1} more rows have none either" if len(bare) > 1 else ""
+    return [DataError(f"{row_origin(recipe.data, split, bare[0])}: no reference to hold a prediction against{more}")]
 
 
 def _row_problems(recipe: Recipe, split: str, report: EncodingReport) -> list[PromptTuningError]:

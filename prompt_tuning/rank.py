@@ -160,6 +160,8 @@ def _prepared(
         first = next(iter(prepared), name)
         if prepared and list(_rows(made)["references"]) != list(_rows(prepared[first])["references"]):
             unfit[name] = f"it counts other texts as right than {first}"
+        elif prepared and _targets(made) != _targets(prepared[first]):
+            unfit[name] = f"it has other targets than {first}, so that their likelihoods tell nothing; rank it alone"
         else:
             prepared[name] = made
     if not prepared:
@@ -186,6 +188,11 @@ def _of_candidate(recipe: Recipe, candidate: Candidate, rows: int | None = None)
 
 def _rows(prepared: Prepared) -> Dataset:
     return prepared.encoded["validation"]
+
+
+def _targets(prepared: Prepared) -> list[str]:
+    encoder = prepared.encoder
+    return [encoder.template.render_target(row, encoder.languages)[0] for row in prepared.rows["validation"]]
 
 
 def _check_settings(folder: Path, recipe: Recipe, prepared: dict[str, Prepared], finalists: int) -> None:
@@ -314,6 +321,8 @@ def _facts(prepared: dict[str, Prepared], known: Known, texts: dict[str, list[st
         if name != best[0]:
             of_winner = np.array([[known[best[0]][row] for row in known[name]]])
             facts[name]["log_likelihood"] |= {"against_winner": difference(of_rows, of_winner)}
+        if lacking := prepared[name].reports["validation"].lacking_rows:
+            facts[name]["lacking_rows"] = lacking
         if name in scores:
             facts[name][metric] = {"score": scores[name]} | tests["of"][name]
     return {"winner": best[0], "test": tests["test"], "candidates": facts}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prompt_tuning.bootstrap import DRAWS
+from prompt_tuning.bootstrap import DRAWS, FEW_ROWS
 
 ALIKE = 0.05  # two candidates with a larger p cannot be told apart
 
@@ -20,9 +20,16 @@ def rank_text(ranked: dict[str, Any]) -> str:
         of_metric = facts.get(metric, {})
         cells += _cells(of_metric, "score", 1) if of_metric else [""] * 4
         lines.append("| " + " | ".join(cells) + " |")
-    what = f"log-likelihood: of a row's target without its end, in nats, {DRAWS} draws of rows"
+    fewest = min(facts["rows"] for facts in candidates.values())
+    few = f", p of at most {FEW_ROWS} rows by their signs, their intervals too narrow" if fewest <= FEW_ROWS else ""
+    what = f"log-likelihood: of a row's target without its end, in nats, {DRAWS} draws of rows{few}"
     lines += ["", f"{ranked['rows']} rows; {what}; {metric}: {ranked['test']}"]
     lines.append("halving: " + ", ".join(f"{kept} candidates on {reach} rows" for kept, reach in ranked["halving"]))
+    lines += [
+        f"{name}: {facts['lacking_rows']} rows are shown fewer, which is all that fits max_source_tokens"
+        for name, facts in candidates.items()
+        if "lacking_rows" in facts
+    ]
     lines += [f"left out: {name}: {reason}" for name, reason in ranked["left_out"].items()]
     lines += ["", f"winner: {winner}"]
     alike = [name for name, facts in candidates.items() if facts.get(metric, {}).get("p", 0) > ALIKE]

@@ -43,7 +43,7 @@ def printed_values(text: str) -> jinja2.Template:
 
     VALUE_END stands where those words stood, but for words in a branch or loop: what these print is one value.
     """
-    tree = environment().parse(text)
+    tree = _untrimmed(text)
     for words in tree.find_all(jinja2.nodes.TemplateData):
         words.data = " "
     for node in tree.body:
@@ -60,7 +60,7 @@ def compiled_opening(text: str, given: frozenset[str]) -> jinja2.Template:
     Args:
         given: variables that are the same for every row. A branch, loop or assignment is taken for a row's.
     """
-    tree = environment().parse(text)
+    tree = _untrimmed(text)
     for place, node in enumerate(tree.body):
         pieces = node.nodes if isinstance(node, jinja2.nodes.Output) else []
         fixed = list(itertools.takewhile(lambda piece: not _undeclared(jinja2.nodes.Output([piece])) - given, pieces))
@@ -69,6 +69,21 @@ def compiled_opening(text: str, given: frozenset[str]) -> jinja2.Template:
             tree.body[place:] = [jinja2.nodes.Output([*fixed, end], lineno=node.lineno)]
             break
     return environment().from_string(tree.set_environment(environment()))
+
+
+def _untrimmed(text: str) -> jinja2.nodes.Template:
+    """The parsed text; what stands in a trim block, as the source of a promptsource template may, as if it did not."""
+    tree = environment().parse(text)
+    tree.body = [
+        inner
+        for node in tree.body
+        for inner in (node.body if isinstance(node, jinja2.nodes.FilterBlock) and _is_trim(node.filter) else [node])
+    ]
+    return tree
+
+
+def _is_trim(found: jinja2.nodes.Filter) -> bool:
+    return found.name == "trim" and not found.args and found.node is None
 
 
 def needed_names(body: list[jinja2.nodes.Node], given: set[str]) -> set[str]:

@@ -79,16 +79,16 @@ def read_sweep(path: Path) -> dict[str, tuple[str, list[str]]]:
     if unknown := sorted(found.keys() - set(KEYS)):
         raise RecipeError(f"{path}: unknown key {unknown[0]}; a sweep has {' and '.join(KEYS)}")
     runs = found.get("runs")
-    if not isinstance(runs, dict) or not all(isinstance(own or {}, dict) for own in runs.values()):
+    if not runs or not isinstance(runs, dict) or not all(isinstance(own or {}, dict) for own in runs.values()):
         raise RecipeError(f"{path}: expected `runs: {{name: {{setting: value}}}}`, found {runs!r}")
     settings, problems = {}, []
     for name, own in runs.items():
         own = own or {}
         recipe = own.get("recipe", found.get("recipe"))
-        if Path(name).name != name or name.startswith("."):
+        if not name or Path(name).name != name or name.startswith("."):
             problems.append(f"{path}: run {name}: its name is that of its folder; write it without / and leading dot")
-        if recipe is None:
-            problems.append(f"{path}: run {name} has no recipe; set one for it, or one for all")
+        if not isinstance(recipe, str):
+            problems.append(f"{path}: run {name} has no recipe; set one for it, or one for all, by its file's name")
         problems += [
             f"{path}: run {name}: {key} is the sweep's to set; leave it out" for key in OF_THE_SWEEP if key in own
         ]

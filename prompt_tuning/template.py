@@ -7,7 +7,7 @@ import functools
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from prompt_tuning.template_yaml import read_yaml, write_yaml
 FOLDER = Path(__file__).parent / "templates"
 FIELDS_NAMED = 8
 SUFFIXES = (".yaml", ".yml")
+LISTS = {"demonstrations": dict, "stop": str, "truncate": str}  # and what they hold
 
 # The setting that reads a column under another name, by the usual name.
 COLUMN_SETTINGS = {
@@ -53,6 +54,10 @@ LANGUAGES = {
     "th": "Thai", "tr": "Turkish", "uk": "Ukrainian", "ur": "Urdu", "vi": "Vietnamese", "zh": "Chinese",
 }  # fmt: skip
 
+# What somebody's Jinja may raise, a macro that calls itself and `items|dictsort` of a text among it.
+JINJA_ERRORS = (
+    jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError,
+)  # fmt: skip
 
 # Stands for a separator within a row's own text while choices are told apart: a code point for private use.
 _HELD_SEPARATOR = "\ue000"
@@ -140,12 +145,12 @@ class Template:
         """A template from parsed YAML, checked.
 
         Raises:
-            TemplateError: a field is unknown, missing, no text or not valid Jinja.
+            TemplateError: a field is unknown, missing, of another kind or not valid Jinja.
         """
         known = {field.name for field in fields(cls)} - {"name"}
         if not isinstance(values, dict) or not {"source", "target"} <= set(values):
             raise TemplateError(f"template {name}: expected the fields source and target, found {_found(values)}")
-        if unknown := sorted(set(values) - known):
+        if unknown := sorted(map(str, set(values) - known)):
             raise TemplateError(
                 f"template {name}: unknown field {unknown[0]}; the fields are {', '.join(sorted(known))}"
             )
@@ -153,9 +158,14 @@ class Template:
             if not isinstance(values.get(key, ""), str) and (values[key] is not None or key in ("source", "target")):
                 kind = type(values[key]).__name__
                 raise TemplateError(f"template {name}: expected text as {key}, found {kind}; put it in quotes")
-        lists = {key: tuple(values[key] or ()) for key in ("demonstrations", "stop", "truncate") if key in values}
+        if not isinstance(values.get("chat", False), bool):
+            raise TemplateError(
+                f"template {name}: chat is true or false, found {values['chat']!r}; take the quotes away"
+            )
+        lists = {key: _list(values[key], key, name) for key in LISTS if key in values}
         template = cls(**(values | lists), name=name)
         template.columns  # noqa: B018 - compiles every field, so that a mistake is found here
+        template.check_truncate(template.truncate)
         return template
 
     def to_yaml(self) -> str:
@@ -184,6 +194,15 @@ class Template:
                 f"template {self.name} needs the column {missing[0]!r}, and {where} has "
                 f"{', '.join(map(repr, available))}; choose another template, or name the column to read in its place"
                 f"{_column_flag(missing[0])}"
+            )
+
+    def check_truncate(self, columns: Sequence[str]) -> None:
+        """Raise TemplateError if one of the columns to be cut is not in the source, so that nothing would be."""
+        read = sorted(self.source_columns)
+        if unread := [column for column in columns if column not in read]:
+            raise TemplateError(
+                f"template {self.name}: truncate names {unread[0]!r}, and its source reads "
+                f"{', '.join(map(repr, read)) or 'no column'}; name one of these"
             )
 
     def render(
@@ -221,8 +240,7 @@ class Template:
         target = self._render(self.target, values)
         if not target.strip():
             raise TemplateError(f"template {self.name}: the target is empty")
-        references = tuple(map(str, self._evaluate(self.references, values))) if self.references else (target,)
-        return target, references
+        return target, self._evaluate(self.references, values) if self.references else (target,)
 
     def source_key(self, row: dict[str, Any], languages: dict[str, str] | None = None) -> tuple[str, ...]:
         """What a row itself says in its source, value by value, without case and white space: equal rows share it.
@@ -232,7 +250,8 @@ class Template:
         Raises:
             TemplateError: the row lacks something that the source reads.
         """
-        text = self._render(self.source, self._values(row, languages), printed_values)
+        values = _replaced({**self._values(row, languages)}, VALUE_END, " ")
+        text = self._render(self.source, values, printed_values)
         return tuple(map(normalised, text.split(VALUE_END)))
 
     def choices(self, row: dict[str, Any], languages: dict[str, str] | None = None) -> list[str]:
@@ -277,15 +296,19 @@ class Template:
     def _render(self, text: str, values: dict[str, Any], compile: Callable[[str], jinja2.Template] = compiled) -> str:
         try:
             return compile(text).render(values)
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        except JINJA_ERRORS as error:
             raise TemplateError(f"template {self.name}: {error}") from None
 
-    def _evaluate(self, expression: str, values: dict[str, Any]) -> list[str]:
+    def _evaluate(self, expression: str, values: dict[str, Any]) -> tuple[str, ...]:
         try:
             found = compiled_expression(expression)(**values)
-            return [found] if isinstance(found, str) else list(found)
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+            texts = [found] if isinstance(found, str) or not isinstance(found, Iterable) else found
+            texts = list(texts.items() if isinstance(texts, Mapping) else texts)
+        except JINJA_ERRORS as error:
             raise TemplateError(f"template {self.name}: references: {error}") from None
+        if wrong := [each for each in texts if not isinstance(each, str | int | float)]:
+            raise TemplateError(f"template {self.name}: references holds {wrong[0]!r}, which is no text")
+        return tuple(map(str, texts))
 
 
 def normalised(text: str) -> str:
@@ -399,6 +422,17 @@ def _replaced(value: Any, old: str, new: str) -> Any:
     if isinstance(value, dict):
         return {key: _replaced(item, old, new) for key, item in value.items()}
     return [_replaced(item, old, new) for item in value] if isinstance(value, list) else value
+
+
+def _list(value: Any, key: str, name: str) -> tuple:
+    if value is None:
+        return ()
+    kind, held = LISTS[key], "rows" if LISTS[key] is dict else "texts"
+    if not isinstance(value, list) or not all(isinstance(each, kind) and each for each in value):
+        raise TemplateError(
+            f"template {name}: expected a list of {held} as {key}, none of them empty, found {value!r}"
+        )
+    return tuple(value)
 
 
 def _found(values: Any) -> str:

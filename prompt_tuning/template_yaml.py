@@ -28,6 +28,8 @@ def read_yaml(path: Path) -> Any:
         raise TemplateError(f"template {path}, line {error.problem_mark.line + 1}: {error.problem}") from None
     except yaml.YAMLError as error:
         raise TemplateError(f"template {path}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise TemplateError(f"template {path}: lists or mappings in each other, too deep to read") from None
 
 
 def write_yaml(values: Any) -> str:
@@ -65,9 +67,11 @@ class _BlockDumper(yaml.SafeDumper):
     """Writes text of several lines as people do."""
 
 
-_BlockDumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style="|" if "\n" in text.strip() else None
-    ),
-)
+def _written_text(dumper: _BlockDumper, text: str) -> yaml.Node:
+    style = "|" if "\n" in text.strip() else None
+    if "\x85" in text:  # a line break to YAML, that the other styles would read back as a space
+        style = '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_BlockDumper.add_representer(str, _written_text)

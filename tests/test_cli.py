@@ -381,6 +381,22 @@ def test_bad_input_stops_before_the_model_loads(recipe_file, tmp_path, capsys, m
     assert not (tmp_path / "run").exists()
 
 
+def test_rows_that_a_metric_would_refuse_after_generation_are_refused_before(recipe_file, tmp_path, capsys):
+    rows = [{"document": f"The boat left at {hour}.", "summary": "It left.", "right": []} for hour in range(3)]
+    files = {
+        f"{split}_file": write_jsonl(tmp_path / f"{split}.jsonl", rows) for split in ("train", "validation", "test")
+    }
+    template = tmp_path / "own.yaml"
+    template.write_text("source: '{{ document }}'\ntarget: '{{ summary }}'\nreferences: right\n")
+    recipe = str(recipe_file(task="summarization", template=template, **files))
+    assert main(["check", recipe]) == 1
+    assert "test.jsonl, line 1: no reference to hold a prediction against; 2 more rows have none either" in (
+        capsys.readouterr().err
+    )
+    assert main(["check", recipe, "--truncate", "documents"]) == 2
+    assert "truncate names 'documents', and its source reads 'document'" in capsys.readouterr().err
+
+
 def test_an_adapter_of_another_model_is_refused(run, recipe_file, tmp_path, capsys, tokenizer, monkeypatch):
     from conftest import tiny_llama
 

@@ -11,6 +11,7 @@ from datasets import Dataset
 from prompt_tuning import leakage
 from prompt_tuning.cli import main
 from prompt_tuning.leakage import NEAR, find_leaks, nearest_sources
+from prompt_tuning.promptsource import convert
 from prompt_tuning.template import Template, language_variables
 
 PLAIN = Template.load("question_answering/plain")
@@ -71,6 +72,33 @@ def test_another_question_about_a_passage_is_no_leak_of_the_row():
     ]
     found = leaks(PLAIN, rows, train)
     assert found.other_target == ((3, 0),) and found.near == ((1, 0),) and found.shared_passages == 1
+
+
+def test_a_promptsource_template_that_begins_and_ends_with_a_column_is_read_value_by_value():
+    entry = {"jinja": "{{ context }}\nQuestion: {{ question }} ||| {{ answers.text[0] }}"}
+    template = Template.from_dict(convert(entry, "own"))
+    assert template.source.startswith("{% filter trim %}")
+    asked = ["Who had promised to write home from every single town?", "How many crates were on board of the boat?"]
+    found = leaks(template, [qa(STORY, asked[0])], [qa(STORY, asked[1])])
+    assert found.near == () and found.shared_passages == 1
+
+
+def test_a_context_that_is_no_text_and_marks_of_our_own_in_a_text():
+    template = Template("{% if context %}{{ context | join(' ') }}{% endif %}{{ question }}", "{{ answers.text[0] }}")
+    rows = [qa(None, "Who?"), qa(["a", "b"], "Where?")]
+    assert find_leaks(template, None, rows_of(rows), rows_of(rows)).shared_passages == 0
+    marked = [qa("An odd \ue001 sign from a file.", "What does it say on the wall?")]
+    assert leaks(PLAIN, marked, marked).same_target == ((0, 0),)
+
+
+def rows_of(rows):
+    """Rows whose context is of several kinds, which Arrow refuses."""
+
+    class Rows(list):
+        def __getitem__(self, key):
+            return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
+
+    return Rows(rows)
 
 
 def test_a_translation_is_compared_by_its_source_alone():

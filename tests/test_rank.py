@@ -126,6 +126,27 @@ def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tem
     assert "other settings or rows (candidates)" in capsys.readouterr().err
 
 
+def test_other_targets_are_left_out_and_demonstrations_that_did_not_fit_are_counted(recipe_file, tmp_path, capsys):
+    source = "source: '{{ context }} {{ question }}'\nreferences: answers.text\n"
+    (tmp_path / "first.yaml").write_text(source + "target: '{{ answers.text[0] }}'\n")
+    (tmp_path / "longer.yaml").write_text(source + "target: 'The answer is {{ answers.text[0] }}'\n")
+    files = [str(tmp_path / f"{name}.yaml") for name in ("first", "longer")]
+    recipe = recipe_file(max_source_tokens=60)
+    assert ranked(recipe, tmp_path, "--templates", *files, "--num_demonstrations", "0", "2", "--train_file",
+                  tmp_path / "train.jsonl") == 0  # fmt: skip
+    text = capsys.readouterr().out
+    assert f"left out: {files[1]}: it has other targets than {files[0]}" in text
+    shown = found(tmp_path)["candidates"][f"{files[0]}, 2 shown, seed 42"]
+    assert 0 < shown["lacking_rows"] <= 6 and f"2 shown, seed 42: {shown['lacking_rows']} rows are shown fewer" in text
+    assert "p of at most 16 rows by their signs" in text
+
+
+def test_a_text_with_a_line_separator_is_read_back(recipe_file, templates, tmp_path, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.trainer.PromptTuningTrainer.predict_texts", lambda *_: ["one\u2028two"] * 6)
+    for _ in range(2):
+        assert ranked(recipe_file(), tmp_path, "--templates", templates) == 0
+
+
 def test_equal_candidates_are_said_not_to_be_told_apart(recipe_file, tmp_path, capsys):
     for name in ("first", "second"):
         (tmp_path / f"{name}.yaml").write_text(
@@ -204,6 +225,8 @@ def test_an_opening_is_what_every_row_opens_with(tokenizer):
     languages = {"source_language": "French"}
     assert opening(Template("From {{ source_language }}: {{ text }}", "x"), tokenizer, languages) == "From French:"
     assert opening(Template("{{ text }}", "x", system="For {{ reader }}.", demonstrations=()), tokenizer) == "For"
+    in_filter = Template("{% filter trim %}Answer. {{ context }} {{ question }}{% endfilter %}", target)
+    assert opening(in_filter, tokenizer) == "Answer."
     rows = question_rows(6)
     for name in ("few_shot", "few_shot_chat", "instruction", "chat_long"):
         template = Template.load(f"question_answering/{name}")

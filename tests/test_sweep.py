@@ -158,6 +158,9 @@ def test_all_that_is_wrong_with_any_run_is_said_before_a_model_is_read(recipe_fi
     ("text", "message"),
     [
         ("runs: {a: {}}", "run a has no recipe"),
+        ("recipe: [r.yaml]\nruns: {a: {}}", "run a has no recipe"),
+        ("recipe: r.yaml\nruns: {}", "expected `runs: {name: {setting: value}}`"),
+        ("recipe: r.yaml\nruns: {'': {}}", "its name is that of its folder"),
         ("recipe: r.yaml\nruns: [a]", "expected `runs: {name: {setting: value}}`"),
         ("recipe: r.yaml\nrun: {}", "unknown key run; a sweep has recipe and runs"),
         ("recipe: r.yaml\nruns: {a/b: {}}", "run a/b: its name is that of its folder"),

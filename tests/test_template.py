@@ -1,5 +1,7 @@
 """Hard prompts: what they need is known before any row is read, and rows cannot make them do anything else."""
 
+import random
+
 import pytest
 import yaml
 from conftest import ROOT
@@ -197,6 +199,14 @@ def test_demonstrations_and_system_come_before_the_source():
         ),
         ("source: a\ntarget: b\nsource: c", "line 1: 'source' is there twice"),
         ("source: a\ntarget: b\nanswer_choices: yes", "expected text as answer_choices, found bool"),
+        ("source: a\ntarget: b\nstop: END", "expected a list of texts as stop, none of them empty, found 'END'"),
+        ("source: a\ntarget: b\nstop: ['']", "expected a list of texts as stop, none of them empty, found ['']"),
+        ("source: a\ntarget: b\nstop: 5", "expected a list of texts as stop"),
+        ("source: a\ntarget: b\ndemonstrations: [abc]", "expected a list of rows as demonstrations"),
+        ("source: '{{ a }}'\ntarget: b\ntruncate: [b]", "truncate names 'b', and its source reads 'a'"),
+        ("source: a\ntarget: b\nchat: 'false'", "chat is true or false, found 'false'"),
+        ("source: a\ntarget: b\n1: c\nfoo: d", "unknown field 1"),
+        (f"a: {'[' * 2000}", "too deep to read"),
         ("{a: {source: a, target: b}, b: {source: c, target: d}}", "the file holds 2 (a, b); name one, as"),
     ],
 )
@@ -206,6 +216,38 @@ def test_a_broken_template_file_is_named_with_what_is_wrong(tmp_path, content, m
     with pytest.raises(TemplateError, match=r"mine.yaml") as caught:
         Template.load(path)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("references", "message"),
+    [
+        ("answers.text", "references holds None, which is no text"),
+        ("answers", "references holds ('text', ["),
+        ("[1 // nothing]", "references: integer division"),
+    ],
+)
+def test_references_that_are_no_texts_count_as_no_answer(references, message):
+    row = {"answers": {"text": ["Turin", None]}, "nothing": 0}
+    with pytest.raises(TemplateError) as caught:
+        Template("{{ nothing }}", "{{ answers.text[0] }}", references).render(row)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ question|dictsort }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}{{ question }}"]
+)
+def test_mistakes_that_show_on_a_row_alone_name_the_template(source):
+    with pytest.raises(TemplateError, match="template inline: "):
+        Template(source, "a").render(ROW)
+
+
+def test_any_text_survives_being_saved():
+    """U+0085, which latin-1 reads where cp1252 had an ellipsis, is a line break to YAML."""
+    draw = random.Random(0)
+    for _ in range(300):
+        text = "".join(draw.choices("ab \n\r\t\x85\u2028\ufeff\xa0:#-'\"|>\\{}", k=9))
+        template = Template("x", "y", demonstrations=({"question": text},))
+        assert Template.from_dict(yaml.safe_load(template.to_yaml())) == template
 
 
 def test_unknown_names_get_the_nearest(tmp_path):
