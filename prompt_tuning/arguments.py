@@ -123,7 +123,9 @@ class PromptArguments:
     num_ranks: int = field(default=1, metadata={"help": "multitask_prompt_tuning: rank of each task's matrix."})
     adapter: str | None = field(
         default=None,
-        metadata={"help": "Folder or hub id of an adapter to go on training; it decides method and length."},
+        metadata={
+            "help": "Folder or hub id of an adapter of the same method to go on training; it decides the length."
+        },
     )
     num_virtual_tokens: int | None = field(
         default=None, metadata={"help": "Length of the prompt; with an init from text that of the text, else 20."}

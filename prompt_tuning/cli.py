@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from prompt_tuning.config import Recipe
 
 
+# Errors of a disk or of a path that the user named.
+OF_FILES = (
+    errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
+)  # fmt: skip
 GOES_ON = "; the same command goes on from here"
 
 
@@ -49,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.close()  # else Python complains once more when it flushes standard output
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in OF_FILES:
             raise
         print(
             f"error: {error.filename or 'writing'}: {error.strerror}; nothing half-written was left", file=sys.stderr

@@ -15,6 +15,7 @@ from httpx2 import HTTPError
 
 from prompt_tuning.arguments import LOCAL_FORMATS, DataArguments
 from prompt_tuning.errors import DataError
+from prompt_tuning.template import COLUMN_SETTINGS
 
 LIMITS = dict(train="max_train_samples", validation="max_eval_samples", test="max_predict_samples")
 SPLITS = tuple(LIMITS)
@@ -62,14 +63,14 @@ def row_origin(args: DataArguments, split: str, index: int) -> str:
 
 
 def utf8_lines(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
-    """`(number, text)` of each line, from 1.
+    """`(number, text)` of each line, from 1, without a byte-order mark.
 
     Raises:
         DataError: a line is not UTF-8.
     """
     for number, line in enumerate(stream, 1):
         try:
-            yield number, line.decode("utf-8")
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             where = f"{name}, line {number}: not UTF-8 text (byte {error.start} of the line)"
             raise DataError(f"{where}; save it as UTF-8") from None
@@ -97,7 +98,7 @@ def streamed_rows(rows: IterableDataset, args: DataArguments) -> Iterator[dict[s
 def _load_split(args: DataArguments, split: str) -> Dataset | IterableDataset | None:
     file, streaming = getattr(args, f"{split}_file"), args.streaming and split == "train"
     if file:
-        dataset = _load_file(Path(file), streaming)
+        dataset = load_file(Path(file), streaming)
     elif args.dataset_name:
         dataset = _load_from_hub(args, split, streaming)
     else:
@@ -116,7 +117,21 @@ def _load_split(args: DataArguments, split: str) -> Dataset | IterableDataset | 
     return dataset
 
 
-def _load_file(file: Path, streaming: bool) -> Dataset | IterableDataset:
+def usual_row(row: dict[str, Any], args: DataArguments) -> dict[str, Any]:
+    """A row as `load_splits` would give it, if it has the columns that a recipe names in place of the usual ones."""
+    named = {usual: theirs for usual, theirs in _renames(args).items() if theirs in row and usual not in row}
+    row = row | {usual: row[theirs] for usual, theirs in named.items()}
+    if args.task == "translation" and "translation" not in row and args.source_lang in row:
+        row = row | {"translation": {code: row[code] for code in (args.source_lang, args.target_lang) if code in row}}
+    return row
+
+
+def load_file(file: Path, streaming: bool = False) -> Dataset | IterableDataset:
+    """The rows of a local file as they are.
+
+    Raises:
+        DataError: it is empty, or cannot be read; with the line where there is one.
+    """
     if file.stat().st_size == 0:
         raise DataError(f"{file}: the file is empty")
     if not streaming:
@@ -151,14 +166,7 @@ def _not_from_hub(args: DataArguments, split: str, error: Exception) -> DataErro
 
 def _usual_columns(dataset: Dataset | IterableDataset, args: DataArguments, origin: str) -> Dataset | IterableDataset:
     names = column_names(dataset)
-    renames = dict(
-        document=args.text_column,
-        summary=args.summary_column,
-        context=args.context_column,
-        question=args.question_column,
-        answers=args.answer_column,
-    )
-    for usual, theirs in renames.items():
+    for usual, theirs in _renames(args).items():
         if theirs and theirs != usual:
             if theirs not in names:
                 raise DataError(f"{origin} has no column {theirs!r}; it has {', '.join(map(repr, names))}")
@@ -168,6 +176,10 @@ def _usual_columns(dataset: Dataset | IterableDataset, args: DataArguments, orig
     if args.task == "translation" and "translation" not in names and set(codes) <= set(names):
         dataset = dataset.map(lambda row: {"translation": {code: row[code] for code in codes}})
     return dataset
+
+
+def _renames(args: DataArguments) -> dict[str, str | None]:
+    return {usual: getattr(args, setting) for usual, setting in COLUMN_SETTINGS.items()}
 
 
 def _why_unreadable(file: Path, error: Exception) -> str:

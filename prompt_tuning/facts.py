@@ -61,6 +61,7 @@ def training_facts(trainer: Trainer) -> dict[str, Any]:
     }
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         facts["virtual_tokens"] = model.active_peft_config.num_virtual_tokens
-    if trainer.state.best_model_checkpoint:
+    # Without load_best_model_at_end Trainer looks for one, too, and then saves the last.
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
         facts["best_checkpoint"] = Path(trainer.state.best_model_checkpoint).name
     return facts

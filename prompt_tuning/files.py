@@ -15,7 +15,15 @@ from typing import Any, TextIO
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
-    """A text file that appears under `path` only if the block ends without an error."""
+    """A text file that appears under `path` only if the block ends without an error.
+
+    A link stays one, and what it names is written; a pipe or device, which holds nothing, is written as it is.
+    """
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8") as file:
+            yield file
+        return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 from httpx2 import HTTPError
@@ -114,7 +115,15 @@ def plan_upload(
     needed = [*(ADAPTER_FILES if adapter else ["config.json"]), *(RUN_FILES if finished else [])]
     if missing := [name for name in needed if not (run / name).is_file()]:
         what = missing[0] if adapter or missing[0] != "config.json" else ADAPTER_FILES[0]
-        raise HubError(f"{run}: no {what} there; push wants the folder of a finished `prompt-tuning train`")
+        tasks = sorted(str(path.parent) for path in run.glob("*/template.yaml"))
+        wanted = (
+            f"name the run of one task: {', '.join(tasks)}"
+            if tasks
+            else "push wants the folder of a finished `prompt-tuning train`"
+        )
+        raise HubError(f"{run}: no {what} there; {wanted}")
+    if finished and adapter and not (run / "README.md").is_file():
+        raise HubError(f"{run}: no README.md there; `prompt-tuning card {run}` writes it")
     _base_model(run, base_model)
     patterns = ["README.md", *RUN_FILES, *(ADAPTER_FILES if adapter else MODEL_FILES)]
     paths = sorted({path for pattern in patterns for path in run.glob(pattern) if path.is_file()})
@@ -184,14 +193,29 @@ def _base_model(run: Path, base_model: str | None) -> str | None:
     """The hub id that an adapter will name; None for a run that is a whole model itself."""
     if not (run / ADAPTER_FILES[0]).is_file():
         return None
-    trained_on = json.loads((run / ADAPTER_FILES[0]).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    base = base_model or trained_on
-    if base and not Path(base).is_dir() and (is_hub_id(base) or "/" not in base):
+    trained_on = _read_json(run / ADAPTER_FILES[0]).get("base_model_name_or_path")
+    if base_model:
+        try:
+            validate_repo_id(base_model)
+        except HFValidationError as error:
+            raise HubError(f"--base_model {base_model}: no hub id; give USER/NAME") from error
+        return base_model
+    results = _read_json(run / "results.json") if (run / "results.json").is_file() else {"base_model": trained_on}
+    local = "model" in results and "base_model" not in results  # a folder where it was trained, wherever this is
+    base = trained_on
+    if base and not local and not Path(base).is_dir() and (is_hub_id(base) or "/" not in base):
         return base
     raise HubError(
         f"{run}: its adapter names the base model {base}, a folder that only this machine has, so nobody else could "
         "load it; name the hub model that it is a copy of, as --base_model USER/NAME"
     )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HubError(f"{file}: not JSON ({_first_line(error)}); push wants a finished run's own") from error
 
 
 def _check_base_is_on_hub(api: HfApi, base: str) -> None:
@@ -231,31 +255,45 @@ def public_name(text: str) -> str:
 def _renamed(run: Path, base_model: str | None) -> dict[str, str]:
     """What stands in the recipe and means something on this machine alone -> what is written in place of it."""
     recipe = run / "recipe.yaml"
-    settings = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
+    try:
+        settings = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
+    except yaml.YAMLError as error:
+        raise HubError(f"{recipe}: not YAML: {_first_line(error)}") from error
     values = [value for key, value in settings.items() if key not in TEXTS]
     texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
     renamed = {text: public_name(text) for text in texts if isinstance(text, str) and public_name(text) != text}
-    if base_model and (trained_on := settings.get("model_name_or_path")):
-        name = public_name(trained_on)  # as the card writes it
-        renamed |= {trained_on: base_model, f"`{name}`": f"`{base_model}`", f"'{name}'": f"'{base_model}'"}
+    if base_model and (trained_on := settings.get("model_name_or_path")) and trained_on in renamed:
+        renamed[trained_on] = base_model
     return dict(sorted(renamed.items(), key=lambda pair: -len(pair[0])))
 
 
 def _public(path: Path, renamed: dict[str, str], repo_id: str, base_model: str | None) -> bytes | Path:
     """A file as others may read it; the path of one that holds no text of ours."""
-    if path.suffix not in (".md", ".yaml", ".json"):
+    if path.suffix not in (".md", ".yaml", ".json") or path.name == "template.yaml":
         return path
     text = path.read_text(encoding="utf-8")
     for ours, public in renamed.items():
         words = r"\s+".join(map(re.escape, ours.split(" ")))  # YAML may break a line where a path has a blank
         text = re.sub(rf"(?<![\w./-]){words}(?![\w-])", public.replace("\\", r"\\"), text)
     if path.name == ADAPTER_FILES[0] and base_model:
-        text = json.dumps(json.loads(text) | {"base_model_name_or_path": base_model}, indent=2, sort_keys=True)
+        text = json.dumps(_read_json(path) | {"base_model_name_or_path": base_model}, indent=2, sort_keys=True)
+    if path.name == "results.json" and base_model:
+        text = json.dumps(
+            json.loads(text) | {"model": base_model, "base_model": base_model}, indent=2, ensure_ascii=False
+        )
+    if path.suffix in (".md", ".yaml") and base_model:
+        # Where it is named, and nowhere else: a folder may be called as a word of the template is.
+        text = re.sub(r"(?m)^model_name_or_path: .*$", f"model_name_or_path: {base_model}", text, count=1)
+        text = re.sub(r"(?m)^(.*?) for the frozen `[^`]+`", rf"\1 for the frozen `{base_model}`", text, count=1)
+        text = re.sub(r"(tokenizer = AutoTokenizer\.from_pretrained)\('.*?'\)", rf"\1({base_model!r})", text)
     if path.name == "README.md":
         text = re.sub(r"(prompt-tuning predict --adapter) .+?(?= --input)", rf"\1 {repo_id}", text)
         text = re.sub(r"(?m)^adapter = ['\"].+['\"]$", f"adapter = {repo_id!r}", text)
         if base_model:
-            card = ModelCard(text)
+            try:
+                card = ModelCard(text)
+            except (ValueError, yaml.YAMLError) as error:
+                raise HubError(f"{path}: its metadata is not YAML: {_first_line(error)}") from error
             card.data.base_model = base_model
             text = str(card)
     return text.encode("utf-8")

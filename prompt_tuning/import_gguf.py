@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def import_gguf(source: str, output: str) -> Path:
     try:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, struct.error) as error:
         raise ModelError(f"{file}: transformers cannot read it: {str(error).splitlines()[0]}") from error
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -47,7 +48,7 @@ def import_gguf(source: str, output: str) -> Path:
 
 
 def _find(source: str) -> Path:
-    if source.endswith(".gguf"):
+    if source.lower().endswith(".gguf") or "/" in source:
         if not Path(source).is_file():
             raise ModelError(f"{source}: no such file")
         return Path(source)

@@ -33,7 +33,7 @@ def starting_text(
 
     Raises:
         OverlongError: init demonstrations, and every training row is over its budget.
-        RecipeError: init template, and a row's own text comes first in it.
+        RecipeError: init demonstrations, and fewer are within it; init template, and a row's own text comes first.
     """
     if args.method == "cpt" or args.init == "text":
         return args.init_text
@@ -53,7 +53,7 @@ def starting_text(
 
 
 def _drawn(encoder: Encoder, rows: Dataset, count: int, seed: int) -> list[str]:
-    """As many drawn rows as asked for that are within their budget, or all there are, written as demonstrations."""
+    """Drawn rows that are within their budget, written as demonstrations."""
     draw = random.Random(seed)
     first = draw.sample(range(len(rows)), min(count, len(rows)))
     texts: list[str] = []
@@ -67,9 +67,15 @@ def _drawn(encoder: Encoder, rows: Dataset, count: int, seed: int) -> list[str]:
             break
     if not texts:
         raise overlong[-1]
-    if overlong or len(texts) < count:
-        said = "init demonstrations: %d training rows, %d were asked for; %d that were drawn are over their budget"
-        logger.warning(said, len(texts), count, len(overlong))
+    if len(texts) < count:
+        raise RecipeError(
+            f"init_demonstrations is {count}, more than the {len(texts)} training rows that fit max_source_tokens; "
+            "lower it"
+        )
+    if overlong:
+        logger.warning(
+            "init demonstrations: %d rows that were drawn are over their budget, others came", len(overlong)
+        )
     return texts
 
 

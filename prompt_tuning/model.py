@@ -24,6 +24,7 @@ from peft import (
 )
 from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding, MultitaskPromptTuningInit
 from peft.tuners.tuners_utils import BasePromptEncoder
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -262,11 +263,20 @@ def load_adapter_config(folder: str | Path) -> PeftConfig:
     """
     folder = adapter_folder(folder)
     missing = [name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()]
+    if missing and (folder / "config.json").is_file():
+        raise AdapterError(
+            f"{folder} is a whole model, as method: full trains; give it as --model_name_or_path, without --adapter"
+        )
     if missing:
         raise AdapterError(
             f"{folder}: no {missing[0]} there; --adapter wants the folder that `prompt-tuning train` wrote"
         )
-    config = load_prompt_config(folder)
+    try:
+        config = load_prompt_config(folder)
+        with safe_open(folder / "adapter_model.safetensors", "pt"):
+            pass
+    except (ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise AdapterError(f"{folder}: its files are no adapter's, or not whole: {error}") from error
     if config.peft_type == PeftType.MULTITASK_PROMPT_TUNING:
         tasks = sorted(str(path.parent) for path in folder.glob("*/template.yaml"))
         raise AdapterError(

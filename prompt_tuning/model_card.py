@@ -11,6 +11,7 @@ import json
 import math
 import pprint
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ def write_card(source: Path, output: Path | None = None, example: Path | None = 
     if source.suffix == ".json":
         if example:
             raise DataError(f"{source}: an example is read by what was trained; name the run's folder")
-        facts = json.loads(source.read_text(encoding="utf-8"))
+        facts = _read_facts(source)
         output = output or source.with_suffix(".md")
     else:
         facts, output = card_facts(source), output or source / "README.md"
@@ -105,14 +106,30 @@ def card_facts(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder} is a run of {which}; a card is of what one task trained")
     facts = {"name": folder.absolute().name, "folder": public_name(str(folder))}
     facts["results"] = {key: value if key == "example" else _public(value) for key, value in results.items()}
+    predictions = folder / "predictions" / f"{results['split']}.jsonl"
+    needed = (folder / "recipe.yaml", folder / "template.yaml", predictions)
+    if missing := [file for file in needed if not file.is_file() or not file.stat().st_size]:
+        raise DataError(f"{missing[0]}: no such file, or nothing in it; a card is of all that train writes")
     facts["settings"] = _public(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")))
     facts["template"] = yaml.safe_load((folder / "template.yaml").read_text(encoding="utf-8"))
     if (log := folder / "log_history.json").is_file():
         facts["log_history"] = json.loads(log.read_text(encoding="utf-8"))
     if loader := _plain_loader(folder):
         facts["loader"] = loader
-    with (folder / "predictions" / f"{results['split']}.jsonl").open(encoding="utf-8") as rows:
+    with predictions.open(encoding="utf-8") as rows:
         facts["example"] = json.loads(next(rows))
+    return facts
+
+
+def _read_facts(file: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: expected the facts of a card as JSON: {error}") from error
+    if not isinstance(facts, dict) or not {"name", "results", "settings"} <= facts.keys():
+        raise DataError(
+            f"{file}: expected the facts of a card, as `prompt-tuning card RUN --output FILE.json` writes them"
+        )
     return facts
 
 
@@ -176,7 +193,13 @@ def card_text(facts: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"code": _code, "fence": _fence, "literal": _literal, "yaml": write_yaml}
+    environment.filters |= {
+        "code": _code,
+        "fence": _fence,
+        "literal": _literal,
+        "quote": shlex.quote,
+        "yaml": write_yaml,
+    }
     scored = {label: results[name] for name, label in NAMES.items() if name in results}
     scores = next(iter(scored.values()), {})
     metrics = metric_names(scores)
@@ -270,8 +293,9 @@ def _data_table(results: dict[str, Any], settings: dict[str, Any]) -> tuple[list
     rows = []
     for split, size in results["splits"].items():
         where = _code(settings.get(f"{split}_file") or settings[f"{split}_split"])
+        count = f"{size['rows']:,}{' read of a stream' if split == 'train' and 'stream' in results else ''}"
         leaked = leakage_text(results["leakage"][split]) if split in results["leakage"] else ""
-        rows.append([where, f"{size['rows']:,}", size["longest"], size["cut_rows"], leaked])
+        rows.append([where, count, size["longest"], size["cut_rows"], leaked])
     return ["", "rows", "longest row, tokens", "cut to fit", "rows that also stand elsewhere"], rows
 
 

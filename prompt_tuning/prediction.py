@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,10 +17,11 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from prompt_tuning.arguments import LOCAL_FORMATS, DataArguments
 from prompt_tuning.batches import pad_left
 from prompt_tuning.choices import choose
 from prompt_tuning.config import load_recipe
-from prompt_tuning.data import utf8_lines
+from prompt_tuning.data import load_file, usual_row, utf8_lines
 from prompt_tuning.encoding import Encoder, StopTexts, decode
 from prompt_tuning.errors import AdapterError, DataError, TemplateError
 from prompt_tuning.files import whole_file
@@ -34,6 +36,8 @@ from prompt_tuning.model import (
 )
 from prompt_tuning.shared_prefix import prompt_computed_once
 from prompt_tuning.template import Template
+
+OF_ROWS = LOCAL_FORMATS.keys() - {".jsonl"}  # read whole, as train does
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,14 @@ class Predictor:
     Args:
         generation_kwargs: for `generate`, as `Recipe.decoding` gives them.
         choice_normalization: what a choice's log-likelihood is divided by, where questions are closed.
+        data: whose column settings say what rows may call their columns, as in training.
     """
 
     model: PeftModel | PreTrainedModel
     encoder: Encoder
     generation_kwargs: dict[str, Any]
     choice_normalization: str = "none"
+    data: DataArguments = field(default_factory=DataArguments)
 
     @classmethod
     def load(cls, adapter: str | Path, model_name_or_path: str | None = None) -> Predictor:
@@ -96,7 +102,7 @@ class Predictor:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         base = load_base_model(recipe.model, config).to(device)
         model = base if full else load_adapter(base, adapter)
-        return cls(model, encoder, recipe.decoding, recipe.prompt.choice_normalization)
+        return cls(model, encoder, recipe.decoding, recipe.prompt.choice_normalization, recipe.data)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> list[str]:
         """What the model writes for each row, or the choice that it takes; one batch.
@@ -108,6 +114,7 @@ class Predictor:
 
     def read(self, row: dict[str, Any]) -> tuple[Question, int, int]:
         """A row as token ids, and how many tokens and demonstrations did not fit; raises as calling does."""
+        row = usual_row(row, self.data)
         encoder, left_out = self.encoder.fitted(row)
         ids, cut, text = encoder.source(row)
         return Question(ids, *(encoder.choices(row, text, ids) if encoder.closed else ())), cut, left_out
@@ -144,37 +151,53 @@ def predict(
 ) -> int:
     """Predict for every row of a file or of standard input, a batch at a time; returns how many rows that were.
 
+    Args:
+        source: JSON Lines, plain text with one source a line, or a json, csv or parquet file as `train` reads it.
+
     Raises:
         DataError: a bad row, with its line. No output file is left then.
     """
-    if source != "-" and not Path(source).is_file():
+    if source != "-" and not Path(source).exists():
         raise DataError(f"--input {source}: no such file")
+    for name, path in (("--input", source), ("--output", output)):
+        if Path(path).is_dir():
+            raise DataError(f"{name} {path}: a folder; name a file")
     transformers_logging.disable_progress_bar()
     predictor = Predictor.load(adapter, model_name_or_path)
     with ExitStack() as files:
-        stream = sys.stdin.buffer if source == "-" else files.enter_context(Path(source).open("rb"))
+        if Path(source).suffix in OF_ROWS:
+            rows = ((f"{source}, row {number}", row) for number, row in enumerate(load_file(Path(source)), 1))
+        else:
+            stream = sys.stdin.buffer if source == "-" else files.enter_context(Path(source).open("rb"))
+            rows = _rows(utf8_lines(stream, _name(source)), predictor.encoder, source)
         file = sys.stdout if output == "-" else files.enter_context(whole_file(Path(output)))
         files.enter_context(prompt_computed_once(predictor.model))
-        return _predict_lines(predictor, utf8_lines(stream, _name(source)), file, batch_size, source)
+        return _predict_rows(predictor, rows, file, batch_size, source)
 
 
-def _predict_lines(
-    predictor: Predictor, lines: Iterator[tuple[int, str]], file: TextIO, batch_size: int, source: str
+def _predict_rows(
+    predictor: Predictor, rows: Iterator[tuple[str, dict[str, Any]]], file: TextIO, batch_size: int, source: str
 ) -> int:
     count, cut_rows, lacking_rows = 0, 0, 0
-    rows = _rows(lines, predictor.encoder, source)
     while batch := list(islice(rows, batch_size)):
         questions = []
-        for number, row in batch:
+        for origin, row in batch:
+            template, columns = predictor.encoder.template, usual_row(row, predictor.data).keys()
+            if missing := sorted(template.source_columns - columns):
+                names = ", ".join(map(repr, row))
+                raise DataError(
+                    f"template {template.name} reads the column {missing[0]!r}, and {origin}, has {names}; "
+                    "rename one, or train with the setting that names it"
+                )
             try:
                 question, cut, left_out = predictor.read(row)
             except TemplateError as error:
-                raise DataError(f"{_name(source)}, line {number}: {error}") from error
+                raise DataError(f"{origin}: {error}") from error
             questions.append(question)
             cut_rows += cut > 0
             lacking_rows += left_out > 0
         for (_, row), prediction in zip(batch, predictor.answer(questions), strict=True):
-            file.write(json.dumps(row | {"prediction": prediction}, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row | {"prediction": prediction}, ensure_ascii=False, default=str) + "\n")
         file.flush()
         count += len(batch)
     if count == 0:
@@ -186,27 +209,32 @@ def _predict_lines(
     return count
 
 
-def _rows(lines: Iterator[tuple[int, str]], encoder: Encoder, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of JSON Lines, or of plain text with one source a line; the first line tells which."""
-    is_json = None
+def _rows(lines: Iterator[tuple[int, str]], encoder: Encoder, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of JSON Lines, or of plain text with one source a line, and where each stands; the first tells which."""
+    is_json = True if source.endswith(".jsonl") else None
     for number, line in lines:
+        origin = f"{_name(source)}, line {number}"
         if not line.strip():
             if is_json is False:
-                raise DataError(f"{_name(source)}, line {number}: empty; plain text needs one source on every line")
+                raise DataError(f"{origin}: empty; plain text needs one source on every line")
             continue
         if is_json is None:
+            if re.match(r"\s*\[\s*(\{|$)", line):
+                raise DataError(f"{origin}: a JSON array; give an object a line, or name the file .json")
             is_json = line.lstrip().startswith("{")
         if not is_json:
-            yield number, _text_row(line.rstrip("\r\n"), encoder)
+            yield origin, _text_row(line.rstrip("\r\n"), encoder)
             continue
         try:
             row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
-            raise DataError(f"{_name(source)}, line {number}: not JSON: {error.msg} (column {error.colno})") from None
+            raise DataError(f"{origin}: not JSON: {error.msg} (column {error.colno})") from None
+        except UnicodeEncodeError as error:
+            raise DataError(f"{origin}: half a character, {error.object[error.start]!r}, is no text") from None
         if not isinstance(row, dict):
-            raise DataError(f"{_name(source)}, line {number}: expected a JSON object, found {type(row).__name__}")
-        encoder.template.check_columns(list(row), f"{_name(source)}, line {number},", for_prediction=True)
-        yield number, row
+            raise DataError(f"{origin}: expected a JSON object, found {type(row).__name__}")
+        yield origin, row
 
 
 def _text_row(line: str, encoder: Encoder) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from datasets import Dataset, DatasetDict, IterableDataset
+from peft import PeftConfig, PeftType
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from prompt_tuning.arguments import INITIALIZED, MULTITASK
@@ -215,14 +216,23 @@ def _leak_lines(recipe: Recipe, split: str, leaks: Leaks) -> list[str]:
 def _start(recipe: Recipe, encoder: Encoder, train_rows: Dataset | None) -> tuple[list[int] | None, int]:
     """The tokens that the prompt starts from, if any, and its length."""
     prompt = recipe.prompt
-    if prompt.method in ("none", "lora", "full"):
-        return None, 0
     if prompt.adapter:
         config = load_adapter_config(prompt.adapter)
+        _check_method_of(prompt.adapter, config, prompt.method)
         return None, config.num_virtual_tokens if config.is_prompt_learning else 0
+    if prompt.method in ("none", "lora", "full"):
+        return None, 0
     text = starting_text(prompt, encoder, train_rows, recipe.training.seed)
     ids = starting_ids(text, encoder.tokenizer, prompt.init)
     return ids, prompt_length(prompt, ids)
+
+
+def _check_method_of(adapter: str, config: PeftConfig, method: str) -> None:
+    own = str(PeftType(config.peft_type).value).lower()
+    # What a network or a bound held in training goes on as the soft prompt that it is.
+    goes_on = "prompt_tuning" if own in ("p_tuning", "cpt") else own
+    if method != goes_on:
+        raise RecipeError(f"adapter {adapter} is of method {own}, and goes on as {goes_on}; set method: {goes_on}")
 
 
 def _taught(recipe: Recipe, config: PretrainedConfig, encoder: Encoder, rows: DatasetDict) -> Dataset:

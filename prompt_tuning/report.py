@@ -18,7 +18,7 @@ from prompt_tuning.batches import agreement
 from prompt_tuning.bootstrap import rows_alone
 from prompt_tuning.charts import Chart, histogram, line_chart
 from prompt_tuning.errors import DataError
-from prompt_tuning.files import whole_file
+from prompt_tuning.files import read_json_lines, whole_file
 from prompt_tuning.metrics import TASK_METRICS, Score, load_metrics, main_metric, metric_names
 from prompt_tuning.summary import NAMES, answers_text, decoding_text, leakage_text, logged_steps, read_results
 
@@ -113,8 +113,13 @@ def _read_rows(folder: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
     file = folder / "predictions" / f"{results['split']}.jsonl"
     if not file.is_file():
         raise DataError(f"{file}: no such file; a report shows the predictions that train and evaluate write there")
-    with file.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    try:
+        rows = read_json_lines(file)
+    except ValueError as error:
+        raise DataError(f"{file}: {error}; evaluate again to write it whole") from error
+    if len(rows) != results["rows"]:
+        raise DataError(f"{file}: {len(rows)} rows, and results.json is of {results['rows']}; evaluate again")
+    return rows
 
 
 def _score_of(metric: str, names: Sequence[str], language: str | None) -> Score:
@@ -194,12 +199,14 @@ def _facts(results: dict[str, Any], of_tasks: bool = False) -> dict[str, str]:
         facts |= {"Rows": f"{results['rows']:,} of {results['split']}", "Decoding": decoding_text(results["decoding"])}
         if "answers" in results:
             facts["Answers"] = "; ".join(answers_text(results["answers"]))
-        facts |= {"Rows that also stand elsewhere": leakage_text(results["leakage"][results["split"]])}
+        if leaks := results["leakage"].get(results["split"]):
+            facts["Rows that also stand elsewhere"] = leakage_text(leaks)
     if "method" in results:
         facts["Method"] = results["method"].replace("_", " ")
     if "train_steps" in results:
         facts["Training"] = (
-            f"{results['train_rows']:,} rows, {results['train_steps']:,} steps, {results['train_seconds']:.0f} s, "
+            (f"{results['train_rows']:,} rows, " if "train_rows" in results else "a stream, ")
+            + f"{results['train_steps']:,} steps, {results['train_seconds']:.0f} s, "
             f"{results['trainable_parameters']:,} trained parameters"
         )
     if "trained_with" in results and not of_tasks:

@@ -43,7 +43,10 @@ def read_results(folder: Path) -> dict[str, Any]:
     file = folder / "results.json"
     if not file.is_file():
         raise DataError(f"{folder}: no results.json there; expected the folder of a finished train or evaluate")
-    return json.loads(file.read_text(encoding="utf-8"))
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file}: not JSON ({error}); evaluate again to write it whole") from error
 
 
 def decoding_text(decoding: dict[str, Any]) -> str:

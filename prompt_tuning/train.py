@@ -151,10 +151,11 @@ def _train(
     trainer = trainer_for(model, prepared, callbacks(prepared.recipe), teacher)
     facts = fit(trainer, prepared.recipe, checkpoint)
     report = prepared.reports["train"]
-    facts["train_rows"] = report.rows  # of a stream: so far
     if isinstance(report, StreamReport):
         logger.info("train: %s", report)
-        facts["stream"] = asdict(report)
+        facts["stream"] = asdict(report)  # of rows read, which is more than were trained on
+    else:
+        facts["train_rows"] = report.rows
     facts["train_seconds"] = round(time.perf_counter() - started, 1)  # the teacher's too
     tokenizer = prepared.tokenizer if facts["method"] == "full" else None
     with whole_weights(model, trainer.accelerator) as state_dict:

@@ -2,11 +2,14 @@
 
 import io
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from conftest import check_card, question_rows, write_jsonl
 from peft import PeftModel
@@ -223,14 +226,100 @@ def test_predict_reads_plain_text_for_a_template_of_one_column(recipe_file, tmp_
     assert "line 2: empty; plain text needs one source on every line" in capsys.readouterr().err
 
 
+def test_predict_reads_files_in_the_formats_and_columns_of_training(recipe_file, tmp_path, capsys):
+    theirs = [
+        {"passage": row["context"], "question": row["question"], "answers": row["answers"]} for row in question_rows(4)
+    ]
+    for split in ("train", "validation", "test"):
+        write_jsonl(tmp_path / f"own_{split}.jsonl", theirs)
+    files = {f"{split}_file": tmp_path / f"own_{split}.jsonl" for split in ("train", "validation", "test")}
+    recipe = recipe_file(context_column="passage", max_steps=1, **files)
+    assert main(["train", str(recipe)]) == 0
+    written = [
+        json.loads(line)["soft_prompt"] for line in (tmp_path / "run/predictions/test.jsonl").read_text().splitlines()
+    ]
+    frame = pd.DataFrame([{"passage": row["passage"], "question": row["question"]} for row in theirs])
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    frame.to_parquet(tmp_path / "rows.parquet")
+    frame.to_json(tmp_path / "rows.json", orient="records", indent=1)
+    frame.to_json(tmp_path / "usual.jsonl", orient="records", lines=True)
+    marked = b"\xef\xbb\xbf" + (tmp_path / "usual.jsonl").read_bytes()
+    (tmp_path / "marked.jsonl").write_bytes(marked)
+    for name in ("rows.csv", "rows.parquet", "rows.json", "usual.jsonl", "marked.jsonl"):
+        capsys.readouterr()
+        assert main(["predict", "--adapter", str(tmp_path / "run"), "--input", str(tmp_path / name)]) == 0, name
+        predicted = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [row["prediction"] for row in predicted] == written, name
+        assert set(predicted[0]) == {*frame, "prediction"}
+    frame.drop(columns="passage").to_csv(tmp_path / "rows.csv", index=False)
+    assert main(["predict", "--adapter", str(tmp_path / "run"), "--input", str(tmp_path / "rows.csv")]) == 1
+    said = capsys.readouterr().err
+    assert "reads the column 'context', and " in said and "rows.csv, row 1, has 'question'" in said
+    (tmp_path / "lines.txt").write_text("Where is Ada?\n")
+    assert main(["predict", "--adapter", str(tmp_path / "run"), "--input", str(tmp_path / "lines.txt")]) == 1
+    assert "plain text has one column" in capsys.readouterr().err
+
+
+def test_a_pipe_or_link_that_is_named_as_output_is_written_and_stays_one(run, tmp_path, capsys):
+    rows = write_jsonl(tmp_path / "rows.jsonl", question_rows(2))
+    command = ["predict", "--adapter", str(run), "--input", str(rows), "--output"]
+    (tmp_path / "kept.jsonl").write_text("old")
+    (tmp_path / "link.jsonl").symlink_to("kept.jsonl")
+    assert main([*command, str(tmp_path / "link.jsonl")]) == 0 and (tmp_path / "link.jsonl").is_symlink()
+    assert len(written := (tmp_path / "kept.jsonl").read_text()) > 10
+    os.mkfifo(pipe := tmp_path / "pipe")
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True) as reader:
+        assert main([*command, str(pipe)]) == 0
+        assert reader.communicate()[0] == written and pipe.is_fifo()
+    assert main([*command, str(tmp_path)]) == 1 and f"--output {tmp_path}: a folder" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "kept.jsonl" / "x")]) == 1
+    assert "nothing half-written was left" in capsys.readouterr().err
+
+
+def test_an_adapter_of_another_method_is_not_gone_on_with(recipe_file, tmp_path, capsys, monkeypatch):
+    """LoRA's layers stayed in the base model, whose score was then theirs."""
+    recipe = str(recipe_file(method="lora", num_virtual_tokens=None, max_steps=1, output_dir=tmp_path / "lora"))
+    assert main(["train", recipe]) == 0
+    monkeypatch.setattr("prompt_tuning.train.load_base_model", None)
+    assert main(["train", str(recipe_file(num_virtual_tokens=None)), "--adapter", str(tmp_path / "lora")]) == 2
+    assert "lora is of method lora, and goes on as lora; set method: lora" in capsys.readouterr().err
+
+
+def test_the_last_step_is_the_saved_one_unless_the_best_is_loaded(recipe_file, tmp_path):
+    """Trainer notes a best checkpoint as soon as a metric is named."""
+    flags = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "learning_rate": 0.3, "max_steps": 3}
+    flags |= {"metric_for_best_model": "loss", "greater_is_better": "true"}
+    assert main(["train", str(recipe_file(**flags))]) == 0
+    assert "best_checkpoint" not in json.loads((tmp_path / "run/results.json").read_text())
+    assert "| **3, saved** |" in (tmp_path / "run/README.md").read_text()
+
+
+def test_files_that_are_not_whole_or_no_adapters_are_said(run, recipe_file, model_folders, tmp_path, capsys):
+    recipe = str(recipe_file())
+    for name, message in (("adapter_model.safetensors", "not whole"), ("adapter_config.json", "not whole")):
+        whole = (run / name).read_bytes()
+        (run / name).write_bytes(whole[: len(whole) // 2])
+        for command in (["evaluate", recipe, "--adapter", str(run)], ["inspect", str(run)]):
+            assert main(command) == 1 and message in capsys.readouterr().err
+        (run / name).write_bytes(whole)
+    (run / "results.json").write_text("{")
+    for command in ("show", "card", "report"):
+        assert main([command, str(run)]) == 1 and "results.json: not JSON" in capsys.readouterr().err
+    shutil.copytree(model_folders["llama"], tmp_path / "whole")
+    assert main(["evaluate", recipe, "--adapter", str(tmp_path / "whole")]) == 1
+    assert "is a whole model, as method: full trains" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ('{"context": "a", "question": "b"}\n{"context": "a"}\n', "line 2, has 'context'"),
         ('{"context": "a", "question": "b"}\n{"context": \n', "line 2: not JSON"),
         ('{"context": "a", "question": null}\n', "line 1: template"),
-        ("Where is Ada?\n", "plain text has one column"),
+        ("Where is Ada?\n", "line 1: not JSON"),
         ("", "no rows"),
+        ('[\n{"context": "a", "question": "b"}]', "line 1: not JSON"),
+        ('{"context": "\\ud800", "question": "b"}', "line 1: half a character, '\\ud800', is no text"),
         ('{"context": "a", "question": "b"}\n[1]\n', "line 2: expected a JSON object, found list"),
         ('{"context": "a", "question": "b"}\n{"context": "\udcff"}\n', "line 2: not UTF-8 text (byte 13 of the line)"),
         ('{"context": "a", "question": "' + "why " * 120 + '"}', "nothing left to cut, max_source_tokens is 96"),

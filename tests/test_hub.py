@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -258,6 +259,37 @@ def test_a_base_model_that_nobody_else_has_is_refused(run, hub, commands, capsys
     assert "a folder that only this machine has" in (errors := capsys.readouterr().err) and "--base_model" in errors
     missing = commands(["push", run, "--repo_id", "ann/squad", "--base_model", "bea/none"], code=1).stderr
     assert "names the base model bea/none" in missing and ("models", "ann/squad") not in hub.repositories
+
+
+def test_a_base_model_that_is_called_as_a_word_of_the_template_is_renamed_where_it_is_named_alone(
+    model_folders, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model_folders["llama"], "model")
+    write_rows(tmp_path)
+    Path("own.yaml").write_text(
+        "source: 'As a `model`: {{ context }} {{ question }}'\ntarget: '{{ answers.text[0] }}'\n"
+    )
+    values = settings("model", tmp_path, template="own.yaml", max_source_tokens=120)
+    assert main(["train", str(write_recipe(tmp_path, values))]) == 0
+    files = plan_upload("run", "ann/squad", BASE)
+    assert files["template.yaml"].read_text() == Path("run/template.yaml").read_text()
+    results, card = json.loads(files["results.json"]), files["README.md"].decode()
+    assert results["model"] == results["base_model"] == BASE and f"for the frozen `{BASE}`" in card
+    assert f"model_name_or_path: {BASE}\n" in files["recipe.yaml"].decode() and f"model_name_or_path: {BASE}\n" in card
+    assert "model = AutoPeftModelForCausalLM" in card and "As a `model`: " in card and "`model`\n" not in card
+    assert f"AutoTokenizer.from_pretrained('{BASE}')" in card
+    monkeypatch.chdir(model_folders["llama"])  # where no folder of that name is
+    with pytest.raises(HubError, match="a folder that only this machine has"):
+        plan_upload(tmp_path / "run", "ann/squad")
+    with pytest.raises(HubError, match="--base_model a/b/c: no hub id"):
+        plan_upload(tmp_path / "run", "ann/squad", "a/b/c")
+    (tmp_path / "run" / "results.json").write_text("{")
+    with pytest.raises(HubError, match=r"results.json: not JSON"):
+        plan_upload(tmp_path / "run", "ann/squad")
+    (tmp_path / "run" / "README.md").unlink()
+    with pytest.raises(HubError, match=r"no README.md there; `prompt-tuning card "):
+        plan_upload(tmp_path / "run", "ann/squad", BASE)
 
 
 def test_what_is_no_finished_run_is_refused(run, tmp_path, capsys):

@@ -99,6 +99,11 @@ def test_no_text_of_the_users_leaves_its_place(run):
     facts["example"] |= {"source": EVIL, "soft_prompt": EVIL, "hard_prompt": EVIL, "references": [EVIL]}
     facts["results"]["example"] = {"context": EVIL, "question": EVIL}
     facts["results"] |= {"model": EVIL, "template": EVIL}
+    facts["results"]["answers"] = {
+        "expected": {EVIL: 1},
+        "taken": {"soft_prompt": {EVIL: 1}},
+        "always": {"answer": EVIL, "f1": 0},
+    }
     facts["settings"] |= {"init_text": EVIL, "train_file": EVIL + ".json"}
     facts["template"] = {"source": EVIL, "target": EVIL, "stop": [EVIL]}
     card = ModelCard(card_text(facts))
@@ -107,6 +112,19 @@ def test_no_text_of_the_users_leaves_its_place(run):
     assert lines.count("</details>") == sum(line.startswith("<details>") for line in lines) == 3
     table = [line for line in lines if "json" in line and line.startswith("|")]
     assert all(len(re.split(r"(?<!\\)\|", line)) == 7 for line in table) and len(table) == 3
+
+
+def test_a_file_that_holds_no_facts_and_a_folder_that_lacks_some_are_said(run, tmp_path, capsys):
+    for name, text in (("gone.json", None), ("bad.json", "{"), ("empty.json", "{}")):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        assert main(["card", str(tmp_path / name)]) == 1
+        assert f"{name}: expected the facts of a card" in capsys.readouterr().err
+    shutil.copytree(run, tmp_path / "copied")
+    for name in ("predictions/test.jsonl", "recipe.yaml"):
+        (tmp_path / "copied" / name).unlink()
+        assert main(["card", str(tmp_path / "copied")]) == 1
+        assert f"{name}: no such file, or nothing in it" in capsys.readouterr().err
 
 
 def test_no_folder_of_this_machine_stands_in_it(home, tmp_path, monkeypatch):

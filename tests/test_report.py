@@ -127,6 +127,16 @@ def test_train_and_evaluate_leave_a_report_that_says_what_they_found(recipe_file
         assert leaked in each.texts["dd"] and (run / "template.yaml").read_text() in each.texts["pre"]
 
 
+def test_the_training_split_has_a_report_too_and_rows_that_are_not_whole_are_said(recipe_file, tmp_path, capsys):
+    recipe = str(recipe_file(output_dir=tmp_path / "on_train"))
+    assert main(["evaluate", recipe, "--split", "train", "--output_dir", str(tmp_path / "on_train")]) == 0
+    assert (tmp_path / "on_train" / "report.html").is_file()
+    rows = tmp_path / "on_train" / "predictions" / "train.jsonl"
+    for text, message in (("", "0 rows, and results.json is of 24"), (rows.read_text()[:-9], "evaluate again")):
+        rows.write_text(text)
+        assert main(["report", str(tmp_path / "on_train")]) == 1 and message in capsys.readouterr().err
+
+
 def test_a_run_that_trains_nothing_has_one_column_and_no_curves(recipe_file, tmp_path):
     assert main(["train", str(recipe_file(method="none", num_virtual_tokens=None))]) == 0
     page = Page((tmp_path / "run" / "report.html").read_text())
