@@ -140,7 +140,10 @@ def _add_commands_without_recipe(command: Callable[..., argparse.ArgumentParser]
     predict = command("predict", _predict, "Predict for rows of a file or of standard input.")
     predict.add_argument("--adapter", metavar="ADAPTER", required=True, help="folder or hub id of a trained run")
     predict.add_argument(
-        "--input", metavar="FILE", default="-", help="JSON Lines, or plain text with one source a line"
+        "--input",
+        metavar="FILE",
+        default="-",
+        help="JSON Lines, plain text with one source a line, or a json, csv or parquet file (default: standard input)",
     )
     predict.add_argument("--output", metavar="FILE", default="-", help="JSON Lines: each row with its `prediction`")
     predict.add_argument("--batch_size", "--batch-size", metavar="N", type=_positive, default=8, help="default: 8")
