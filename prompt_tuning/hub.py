@@ -284,7 +284,7 @@ def _public(path: Path, renamed: dict[str, str], repo_id: str, base_model: str |
     if path.suffix in (".md", ".yaml") and base_model:
         # Where it is named, and nowhere else: a folder may be called as a word of the template is.
         text = re.sub(r"(?m)^model_name_or_path: .*$", f"model_name_or_path: {base_model}", text, count=1)
-        text = re.sub(r"(?m)^(.*?) for the frozen `[^`]+`", rf"\1 for the frozen `{base_model}`", text, count=1)
+        text = re.sub(r"(?m)^(.*? for the frozen|A whole model:) `[^`]+`", rf"\1 `{base_model}`", text, count=1)
         text = re.sub(r"(tokenizer = AutoTokenizer\.from_pretrained)\('.*?'\)", rf"\1({base_model!r})", text)
     if path.name == "README.md":
         text = re.sub(r"(prompt-tuning predict --adapter) .+?(?= --input)", rf"\1 {repo_id}", text)

@@ -131,7 +131,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
             continue
         encoded[split], reports[split] = _encode(recipe, split, rows[split], encoder, demonstrations)
         problems += _row_problems(recipe, split, reports[split])
-        problems += _reference_problems(recipe, split, encoded[split]) if split != "train" else []
+        problems += _reference_problems(recipe, split, encoded[split], score) if split != "train" else []
     taught = None
     if prompt.teacher_template and "train" in encoded and not problems:
         taught = attempt(_taught, recipe, config, replace(encoder, max_source_tokens=prompt.max_teacher_tokens), rows)
@@ -326,14 +326,18 @@ def _choice_problems(recipe: Recipe, encoder: Encoder) -> list[PromptTuningError
     return [RecipeError(f"choice_normalization {normalization} would have no effect, since {reason}; leave it out")]
 
 
-def _reference_problems(recipe: Recipe, split: str, encoded: Dataset) -> list[PromptTuningError]:
-    """Rows that nothing could answer rightly, which all metrics but squad refuse, after generation."""
-    names = recipe.prompt.metrics or TASK_METRICS[recipe.data.task]
+def _reference_problems(recipe: Recipe, split: str, encoded: Dataset, score: Score) -> list[PromptTuningError]:
+    """Rows without a reference, if the metrics would refuse them, as most do, after generation."""
     bare = [row for row, texts in zip(encoded["row"], encoded["references"], strict=True) if not texts]
-    if not bare or set(names) <= {"squad"}:
+    if not bare:
         return []
-    more = f"; {len(bare) - 1} more rows have none either" if len(bare) > 1 else ""
-    return [DataError(f"{row_origin(recipe.data, split, bare[0])}: no reference to hold a prediction against{more}")]
+    try:
+        score(["The a."], [[]])
+    except ValueError:
+        more = f"; {len(bare) - 1} more rows have none either" if len(bare) > 1 else ""
+        where = row_origin(recipe.data, split, bare[0])
+        return [DataError(f"{where}: no reference to hold a prediction against{more}")]
+    return []
 
 
 def _row_problems(recipe: Recipe, split: str, report: EncodingReport) -> list[PromptTuningError]:

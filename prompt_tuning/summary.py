@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,6 @@ def _files(folder: Path, adapter: Path) -> str:
         f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir() if path.name[0] != '.'))}"
     ]
     if (adapter / "adapter_config.json").is_file():
-        lines.append(
-            f"next: prompt-tuning predict --adapter {adapter} --input rows.jsonl    (- or nothing reads what you type)"
-        )
+        command = f"prompt-tuning predict --adapter {shlex.quote(str(adapter))} --input rows.jsonl"
+        lines.append(f"next: {command}    (- or nothing reads what you type)")
     return "\n".join(lines)
