@@ -70,7 +70,7 @@ def compare(
     Args:
         paths: recipes; the first is what the others are compared with.
         overrides: flags for all of them.
-        seeds: each recipe is trained once with each; one that trains nothing is run once.
+        seeds: each recipe is run once with each; one that trains nothing and draws no demonstrations, once.
         metric: by default the task's main one.
 
     Raises:
@@ -92,7 +92,9 @@ def compare(
     _check_rows(recipes)
     parts, base = [], SharedBaseModel()
     for path in paths:
-        of_part = seeds if recipes[Path(path).stem].prompt.method != "none" else seeds[:1]
+        prompt = recipes[Path(path).stem].prompt
+        drawn = prompt.num_demonstrations > 0 and prompt.demonstration_selection != "bm25"
+        of_part = seeds if prompt.method != "none" or drawn else seeds[:1]
         # The card of the run that others are compared with says what its template reaches alone.
         folders = [_run(path, overrides, seed, folder, base, (path, seed) == (paths[0], seeds[0])) for seed in of_part]
         parts.append(_read(Path(path).stem, folders, recipes[Path(path).stem]))

@@ -112,6 +112,16 @@ def test_parts_on_other_rows_are_refused_before_anything_is_trained(recipes, tmp
         assert "hard and soft would be evaluated on other rows" in capsys.readouterr().err
 
 
+def test_a_few_shot_prompt_is_run_with_each_seed_that_draws_its_demonstrations(recipes, tmp_path, capsys):
+    drawn = recipes["hard"].rename(tmp_path / "drawn.yaml")
+    drawn.write_text(drawn.read_text() + "num_demonstrations: 1\n")
+    nearest = tmp_path / "nearest.yaml"
+    nearest.write_text(drawn.read_text() + "demonstration_selection: bm25\n")
+    assert compared({"drawn": drawn, "nearest": nearest}, tmp_path) == 0
+    names = {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()}
+    assert names == {"drawn-seed1", "drawn-seed2", "nearest-seed1"}
+
+
 def test_recipes_that_are_scored_in_other_ways_are_refused(recipes, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("prompt_tuning.runs.train", None)
     del recipes["lora"]
