@@ -295,7 +295,7 @@ def test_train_evaluate_and_predict_choose_alike(settings, closed_recipe, model_
         by = settings.get("choice_normalization")
         told = "; the likeliest of each row's choices" + (f", normalised by {by};" if by else ";")
         card = check_card(run / "README.md").text
-        assert told in card and f"- expected: no {expected['no']}, yes {expected['yes']}\n" in card
+        assert told in card and f"```text\nexpected: no {expected['no']}, yes {expected['yes']}\n" in card
 
     again = ["--adapter", str(run), "--output_dir", str(tmp_path / "again"), "--per_device_eval_batch_size", "2"]
     assert main(["evaluate", str(recipe), *again]) == 0
