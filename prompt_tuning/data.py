@@ -6,10 +6,12 @@ import csv
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from httpx2 import HTTPError
 
@@ -127,7 +129,7 @@ def usual_row(row: dict[str, Any], args: DataArguments) -> dict[str, Any]:
 
 
 def load_file(file: Path, streaming: bool = False) -> Dataset | IterableDataset:
-    """The rows of a local file as they are.
+    """The rows of a local file as they are. Of csv a cell is the text that stands there, and null where none does.
 
     Raises:
         DataError: it is empty, or cannot be read; with the line where there is one.
@@ -136,10 +138,34 @@ def load_file(file: Path, streaming: bool = False) -> Dataset | IterableDataset:
         raise DataError(f"{file}: the file is empty")
     if not streaming:
         _check_utf8(file)  # `datasets` would read other encodings as if nothing were wrong
+    options = dict(data_files=str(file), split="train", streaming=streaming)
     try:
-        return load_dataset(LOCAL_FORMATS[file.suffix], data_files=str(file), split="train", streaming=streaming)
+        if file.suffix == ".csv":
+            options |= _csv_options(file)
+        rows = load_dataset(LOCAL_FORMATS[file.suffix], **options)
     except (DatasetGenerationError, UnicodeDecodeError, ValueError) as error:
         raise DataError(_why_unreadable(file, error)) from error
+    return _with_numbers(rows) if file.suffix == ".csv" and not streaming else rows
+
+
+def _csv_options(file: Path) -> dict[str, Any]:
+    """Without them pandas guesses: "007" becomes 7, and "NA" and "None" become null."""
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        names = next(csv.reader(lines), [])
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise DataError(f"{file}: columns named twice: {', '.join(sorted(map(repr, twice)))}; rename one")
+    return dict(features=Features({name: Value("string") for name in names}), keep_default_na=False, na_values=[""])
+
+
+def _with_numbers(rows: Dataset) -> Dataset:
+    """Make numbers of the columns that hold nothing else, written as numbers are, such as the labels 0 and 1."""
+    for name, column in zip(rows.column_names, rows.data.columns, strict=True):
+        for kind in ("int64", "float64"):
+            with suppress(pa.ArrowInvalid):
+                if column.cast(kind).cast(column.type).equals(column):
+                    rows = rows.cast_column(name, Value(kind))
+                    break
+    return rows
 
 
 def _check_utf8(file: Path) -> None:

@@ -57,6 +57,19 @@ def test_two_columns_named_by_languages_become_a_translation(tmp_path):
     assert rows[0]["translation"] == {"fr": "Bonjour.", "en": "Good morning."}
 
 
+def test_a_csv_cell_is_the_text_that_stands_there(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("\ufeffdocument,summary,year,label,score,note\nA,007,1990,0,0.5,\nNA,None,1991,1,0.25,x\n")
+    first, second = load_splits(arguments(path))["train"]
+    assert first == {"document": "A", "summary": "007", "year": 1990, "label": 0, "score": 0.5, "note": None}
+    assert second == {"document": "NA", "summary": "None", "year": 1991, "label": 1, "score": 0.25, "note": "x"}
+    streamed = load_splits(arguments(path, streaming=True), ("train",))["train"]
+    assert [row["summary"] for row in streamed] == ["007", "None"]
+    path.write_text("document,summary,summary\na,b,c\n")
+    with pytest.raises(DataError, match=r"rows.csv: columns named twice: 'summary'"):
+        load_splits(arguments(path))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
