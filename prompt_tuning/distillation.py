@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
+from transformers.utils.logging import tqdm
 
 from prompt_tuning.batches import batches_within, common_opening
 
@@ -24,7 +25,9 @@ SCALED_LOGITS = ("cohere", "gemma2", "granite")
 
 
 @torch.no_grad()
-def teacher_states(base: PreTrainedModel, rows: Dataset, max_tokens: int) -> dict[int, torch.Tensor]:
+def teacher_states(
+    base: PreTrainedModel, rows: Dataset, max_tokens: int, disable_tqdm: bool = False
+) -> dict[int, torch.Tensor]:
     """For each row's number the states `[targets, H]` before the output layer, where they predict its target.
 
     A vocabulary of logits would take some hundred times the memory. Tokens that open every row are read once.
@@ -42,6 +45,7 @@ def teacher_states(base: PreTrainedModel, rows: Dataset, max_tokens: int) -> dic
     seen: list[torch.Tensor] = []
     hook = base.get_output_embeddings().register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     states: dict[int, torch.Tensor] = {}
+    bar = tqdm(total=len(ids), desc="teacher", unit="row", disable=disable_tqdm)
     try:
         for batch in batches_within([len(ids[number]) for number in order], len(ids), max_tokens):
             chosen = [order[place] for place in batch]
@@ -55,7 +59,9 @@ def teacher_states(base: PreTrainedModel, rows: Dataset, max_tokens: int) -> dic
             base(input_ids=padded, attention_mask=mask, past_key_values=cache, logits_to_keep=predicts)
             parts = seen.pop().cpu().split(predicts.sum(1).tolist())
             states |= {numbers[number]: part.clone() for number, part in zip(chosen, parts, strict=True)}
+            bar.update(len(chosen))
     finally:
+        bar.close()
         hook.remove()
     return states
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -25,6 +26,7 @@ import numpy as np
 import yaml
 from datasets import Dataset
 from transformers import PreTrainedModel
+from transformers.utils.logging import tqdm
 
 from prompt_tuning.arguments import MULTITASK
 from prompt_tuning.bootstrap import DRAWS, corpus_tests, difference, interval, row_scores
@@ -44,7 +46,7 @@ logger = logging.getLogger(__name__)
 FIRST_ROWS = 8  # on which at least all candidates are scored
 # Trainer's settings that predictions depend on; how a prompt would be trained changes nothing of a rank.
 OF_SCORES = {"bf16", "fp16", "generation_max_length", "generation_num_beams", "generation_config"}
-ROWS_AT_ONCE = 16  # of every candidate; so much is lost where a rank is stopped
+ROWS_AT_ONCE = 4  # of every candidate; so much is lost where a rank is stopped
 
 Known = dict[str, dict[int, float]]  # of each candidate the log-likelihood of each row that it was scored on
 
@@ -101,7 +103,7 @@ def rank(
         config = next(iter(prepared.values())).config
         return load_base_model(recipe.model, config).to(recipe.training.device)
 
-    known, plan, last = _halve(model, prepared, folder / "likelihoods.jsonl", finalists)
+    known, plan, last = _halve(model, prepared, folder / "likelihoods.jsonl", finalists, recipe.training.disable_tqdm)
     texts = _predictions(model, {name: prepared[name] for name in last}, folder / "predictions.jsonl")
     ranked = {"metric": metric, "rows": len(_rows(next(iter(prepared.values()))))}
     ranked |= _facts(prepared, known, texts, metric) | {"halving": plan, "left_out": left_out}
@@ -225,7 +227,11 @@ def halving_plan(candidates: int, rows: int, finalists: int) -> list[tuple[int, 
 
 
 def _halve(
-    model: Callable[[], PreTrainedModel], prepared: dict[str, Prepared], file: Path, finalists: int
+    model: Callable[[], PreTrainedModel],
+    prepared: dict[str, Prepared],
+    file: Path,
+    finalists: int,
+    disable_tqdm: bool,
 ) -> tuple[Known, list[tuple[int, int]], list[str]]:
     """Log-likelihoods, the halving's plan, and the names of the finalists."""
     known: Known = {name: {} for name in prepared}
@@ -235,11 +241,13 @@ def _halve(
     # Neighbours in a file are often about one passage, so that its first rows stand for fewer than they are.
     order = random.Random(0).sample(range(count), count)
     plan, alive, seen = halving_plan(len(prepared), count, finalists), list(prepared), 0
+    total = sum(kept * (reach - before) for (_, before), (kept, reach) in itertools.pairwise([(0, 0), *plan]))
+    bar = tqdm(total=total, desc="likelihood", unit="row", disable=disable_tqdm)
     for kept, reach in plan:
         if seen:
             alive = sorted(alive, key=lambda name: -np.mean([known[name][row] for row in order[:seen]]))[:kept]
         logger.info("likelihood: %s candidates on %s of %s rows", len(alive), reach, count)
-        for start in range(0, reach, ROWS_AT_ONCE):
+        for start in range(seen, reach, ROWS_AT_ONCE):
             rows = order[start : min(start + ROWS_AT_ONCE, reach)]
             if wanted := [(name, row) for row in rows for name in alive if row not in known[name]]:
                 found = _log_likelihoods(model(), [(_rows(prepared[name]), row) for name, row in wanted])
@@ -253,7 +261,9 @@ def _halve(
                         for row, value in of_name.items()
                     ),
                 )
+            bar.update(len(rows) * len(alive))
         seen = reach
+    bar.close()
     return known, plan, alive
 
 

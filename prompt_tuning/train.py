@@ -145,8 +145,10 @@ def _train(
     started = time.perf_counter()
     teacher = None
     if prepared.taught is not None:
-        budget = prepared.recipe.training.per_device_eval_batch_tokens
-        teacher = teacher_states(model.get_base_model(), prepared.taught, budget)
+        args = prepared.recipe.training
+        teacher = teacher_states(
+            model.get_base_model(), prepared.taught, args.per_device_eval_batch_tokens, args.disable_tqdm
+        )
         logger.info("the teacher read %s rows in %.0f s", len(teacher), time.perf_counter() - started)
     trainer = trainer_for(model, prepared, callbacks(prepared.recipe), teacher)
     facts = fit(trainer, prepared.recipe, checkpoint)

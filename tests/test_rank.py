@@ -126,6 +126,31 @@ def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tem
     assert "other settings or rows (candidates)" in capsys.readouterr().err
 
 
+def test_a_rank_stopped_among_the_likelihoods_keeps_all_but_the_last_few(
+    recipe_file, templates, tmp_path, monkeypatch, capsys
+):
+    rows = write_jsonl(tmp_path / "many.jsonl", question_rows(40, 2))
+    flags = ["--templates", templates, "--validation_file", rows, "--disable_tqdm", "false"]
+    recipe, asked = recipe_file(), []
+
+    def likelihoods(model, places):
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        asked.append(len(places))
+        return [-1.0 - number for number in range(len(places))]
+
+    monkeypatch.setattr("prompt_tuning.rank._log_likelihoods", likelihoods)
+    assert ranked(recipe, tmp_path, *flags) == 130
+    kept = (tmp_path / "rank" / "likelihoods.jsonl").read_text().splitlines()
+    assert len(kept) == sum(asked) and max(asked) <= 4 * len(WORDS)
+    asked.append(None)
+    assert ranked(recipe, tmp_path, *flags) == 0
+    facts = found(tmp_path)
+    read = sum(each["rows"] for each in facts["candidates"].values())
+    assert sum(asked[:3]) + sum(asked[4:]) == read  # no row twice
+    assert "likelihood: 100%" in capsys.readouterr().err
+
+
 def test_other_targets_are_left_out_and_demonstrations_that_did_not_fit_are_counted(recipe_file, tmp_path, capsys):
     source = "source: '{{ context }} {{ question }}'\nreferences: answers.text\n"
     (tmp_path / "first.yaml").write_text(source + "target: '{{ answers.text[0] }}'\n")
