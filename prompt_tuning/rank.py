@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 FIRST_ROWS = 8  # on which at least all candidates are scored
 # Trainer's settings that predictions depend on; how a prompt would be trained changes nothing of a rank.
 OF_SCORES = {"bf16", "fp16", "generation_max_length", "generation_num_beams", "generation_config"}
-ROWS_AT_ONCE = 4  # of every candidate; so much is lost where a rank is stopped
+ROWS_AT_ONCE = 16  # so many of one few-shot candidate, or of all others, are lost where a rank is stopped
 
 Known = dict[str, dict[int, float]]  # of each candidate the log-likelihood of each row that it was scored on
 
@@ -249,22 +249,31 @@ def _halve(
         logger.info("likelihood: %s candidates on %s of %s rows", len(alive), reach, count)
         for start in range(seen, reach, ROWS_AT_ONCE):
             rows = order[start : min(start + ROWS_AT_ONCE, reach)]
-            if wanted := [(name, row) for row in rows for name in alive if row not in known[name]]:
-                found = _log_likelihoods(model(), [(_rows(prepared[name]), row) for name, row in wanted])
-                for (name, row), value in zip(wanted, found, strict=True):
-                    known[name][row] = value
-                write_json_lines(
-                    file,
-                    (
-                        {"candidate": name, "row": row, "log_likelihood": value}
-                        for name, of_name in known.items()
-                        for row, value in of_name.items()
-                    ),
-                )
-            bar.update(len(rows) * len(alive))
+            for names in _read_together(alive, prepared):
+                if wanted := [(name, row) for row in rows for name in names if row not in known[name]]:
+                    found = _log_likelihoods(model(), [(_rows(prepared[name]), row) for name, row in wanted])
+                    for (name, row), value in zip(wanted, found, strict=True):
+                        known[name][row] = value
+                    _write_known(known, file)
+                bar.update(len(rows) * len(names))
         seen = reach
     bar.close()
     return known, plan, alive
+
+
+def _read_together(names: list[str], prepared: dict[str, Prepared]) -> list[list[str]]:
+    """All zero-shot candidates, which may open with the row's passage; a few-shot one shares its opening with none."""
+    shown = [name for name in names if prepared[name].recipe.prompt.num_demonstrations]
+    return [[name for name in names if name not in shown], *([name] for name in shown)]
+
+
+def _write_known(known: Known, file: Path) -> None:
+    lines = (
+        {"candidate": name, "row": row, "log_likelihood": value}
+        for name, of_name in known.items()
+        for row, value in of_name.items()
+    )
+    write_json_lines(file, lines)
 
 
 def _log_likelihoods(model: PreTrainedModel, places: Sequence[tuple[Dataset, int]]) -> list[float]:

@@ -130,7 +130,7 @@ def test_a_rank_stopped_among_the_likelihoods_keeps_all_but_the_last_few(
     recipe_file, templates, tmp_path, monkeypatch, capsys
 ):
     rows = write_jsonl(tmp_path / "many.jsonl", question_rows(40, 2))
-    flags = ["--templates", templates, "--validation_file", rows, "--disable_tqdm", "false"]
+    flags = ["--templates", templates, "--num_demonstrations", 0, 1, "--validation_file", rows, "--disable_tqdm", "no"]
     recipe, asked = recipe_file(), []
 
     def likelihoods(model, places):
@@ -142,7 +142,8 @@ def test_a_rank_stopped_among_the_likelihoods_keeps_all_but_the_last_few(
     monkeypatch.setattr("prompt_tuning.rank._log_likelihoods", likelihoods)
     assert ranked(recipe, tmp_path, *flags) == 130
     kept = (tmp_path / "rank" / "likelihoods.jsonl").read_text().splitlines()
-    assert len(kept) == sum(asked) and max(asked) <= 4 * len(WORDS)
+    assert len(kept) == sum(asked)
+    assert asked == [8 * len(WORDS), 8, 8]  # all that is zero-shot, and one few-shot candidate after another
     asked.append(None)
     assert ranked(recipe, tmp_path, *flags) == 0
     facts = found(tmp_path)
