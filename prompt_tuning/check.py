@@ -6,7 +6,7 @@ from prompt_tuning.arguments import MULTITASK
 from prompt_tuning.config import load_recipe
 from prompt_tuning.data import SPLITS
 from prompt_tuning.multitask import prepare_tasks
-from prompt_tuning.prepare import Prepared, prepare
+from prompt_tuning.prepare import Prepared, check_splits, prepare
 
 
 def check(path: str, overrides: list[str] | None = None) -> str:
@@ -17,8 +17,13 @@ def check(path: str, overrides: list[str] | None = None) -> str:
     """
     recipe = load_recipe(path, overrides)
     if recipe.prompt.method == MULTITASK:
-        return "; ".join(f"{name} ({_rows(each)})" for name, each in prepare_tasks(recipe, SPLITS).items())
-    return _rows(prepare(recipe, SPLITS))
+        tasks = prepare_tasks(recipe, SPLITS)
+        for prepared in tasks.values():
+            check_splits(prepared)
+        return "; ".join(f"{name} ({_rows(each)})" for name, each in tasks.items())
+    prepared = prepare(recipe, SPLITS)
+    check_splits(prepared)
+    return _rows(prepared)
 
 
 def _rows(prepared: Prepared) -> str:

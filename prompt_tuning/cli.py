@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from prompt_tuning.arguments import DataArguments
 from prompt_tuning.cli_help import EXAMPLES, our_flags
-from prompt_tuning.errors import PromptTuningError, Stopped
+from prompt_tuning.errors import PromptTuningError, RecipeError, Stopped
 
 if TYPE_CHECKING:
     from prompt_tuning.config import Recipe
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except Stopped as stopped:
         if _is_first_process():
-            print(f"\n{stopped}; {_goes_on(args, argv)}", file=sys.stderr)
+            print(f"\n{stopped}; {_goes_on(args, argv, stopped)}", file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
         print(f"\ninterrupted{args.when_interrupted}", file=sys.stderr)
@@ -61,11 +61,16 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _goes_on(args: argparse.Namespace, argv: list[str] | None) -> str:
+def _goes_on(args: argparse.Namespace, argv: list[str] | None, stopped: Stopped) -> str:
     """What a run that saved a checkpoint is gone on with."""
     command = ["prompt-tuning", *(sys.argv[1:] if argv is None else argv)]
-    if args.run is _train and not any(item.startswith("--resume_from_checkpoint") for item in command):
-        command += ["--resume_from_checkpoint", "true"]
+    if args.run is _train:
+        flag = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        flag.add_argument("--resume_from_checkpoint", "--resume-from-checkpoint")
+        resumed, command = flag.parse_known_args(command)
+        last = (resumed.resume_from_checkpoint or "true").lower() in ("true", "auto", "false")
+        # From a checkpoint that was named the last one is perhaps not that of this run.
+        command += ["--resume_from_checkpoint", "true" if last else stopped.checkpoint]
     return f"to go on: {shlex.join(command)}"
 
 
@@ -266,7 +271,7 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
         print_all_flags()
         return 0
     if args.recipe is None:
-        raise SystemExit("prompt-tuning train: error: name a recipe, as recipes/quickstart/qa.yaml")
+        raise RecipeError("no recipe; name one, as `prompt-tuning train recipes/quickstart/qa.yaml`")
     recipe = load_recipe(args.recipe, overrides)
     from prompt_tuning.processes import lost_process_told
     from prompt_tuning.train import train

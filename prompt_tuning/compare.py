@@ -23,8 +23,8 @@ from prompt_tuning.evaluation import tuned_name
 from prompt_tuning.figures import new_figure, write_png
 from prompt_tuning.files import read_json_lines, whole_file, write_json
 from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, metric_names
-from prompt_tuning.prepare import prepare, score_of
-from prompt_tuning.runs import SharedBaseModel, is_finished
+from prompt_tuning.prepare import Prepared, prepare, score_of
+from prompt_tuning.runs import SharedBaseModel, check_references, is_finished
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +75,7 @@ def compare(
 
     Raises:
         RecipeError: the recipes are not of one task, have the same name, or do not give the metric.
-        DataError: they were evaluated on different rows.
+        DataError: they would be evaluated on different rows, or a finished run was.
     """
     seeds = list(dict.fromkeys(seeds))
     recipes = {Path(path).stem: load_recipe(path, overrides) for path in paths}
@@ -89,12 +89,14 @@ def compare(
     metric = metric or MAIN_METRIC[tasks.pop()]
     figure = new_figure("compare.png", 9, 5.5)  # what is not there is said now, not after hours of training
     _check_metric(recipes, metric)
-    _check_rows(recipes)
+    prepared = _check_rows(recipes)
+    of_parts = {path: _seeds(recipes[Path(path).stem], seeds) for path in paths}
+    for path, of_part in of_parts.items():
+        for recipe in (_of_run(path, overrides, seed, folder) for seed in of_part):
+            if is_finished(recipe):
+                check_references(Path(recipe.training.output_dir), prepared[Path(path).stem])
     parts, base = [], SharedBaseModel()
-    for path in paths:
-        prompt = recipes[Path(path).stem].prompt
-        drawn = prompt.num_demonstrations > 0 and prompt.demonstration_selection != "bm25"
-        of_part = seeds if prompt.method != "none" or drawn else seeds[:1]
+    for path, of_part in of_parts.items():
         # The card of the run that others are compared with says what its template reaches alone.
         folders = [_run(path, overrides, seed, folder, base, (path, seed) == (paths[0], seeds[0])) for seed in of_part]
         parts.append(_read(Path(path).stem, folders, recipes[Path(path).stem]))
@@ -128,26 +130,38 @@ def _scored_by(recipe: Recipe) -> str:
     return ", ".join(metrics) + (f" (language {language})" if language else "")
 
 
-def _check_rows(recipes: dict[str, Recipe]) -> None:
+def _check_rows(recipes: dict[str, Recipe]) -> dict[str, Prepared]:
     """Find what is wrong with any recipe, and whether all are evaluated on the same rows, before a model loads."""
     known: dict[str, dict[str, list]] = {}
+    found: dict[str, Prepared] = {}
     for name, recipe in recipes.items():
-        prepared = prepare(recipe, SPLITS)
+        found[name] = prepared = prepare(recipe, SPLITS)
         rows = prepared.rows[prepared.last_split].select_columns(sorted(prepared.template.source_columns))
         known[name] = rows.to_dict() | {"references": list(prepared.encoded[prepared.last_split]["references"])}
         first = next(iter(known))
         if any(known[name][column] != known[first][column] for column in known[name].keys() & known[first].keys()):
             raise DataError(f"{first} and {name} would be evaluated on other rows; give both one test_file")
+    return found
+
+
+def _seeds(recipe: Recipe, seeds: list[int]) -> list[int]:
+    """Those that a recipe is run with: one, if none of its runs would differ."""
+    drawn = recipe.prompt.num_demonstrations > 0 and recipe.prompt.demonstration_selection != "bm25"
+    return seeds if recipe.prompt.method != "none" or drawn else seeds[:1]
+
+
+def _of_run(path: str, overrides: list[str], seed: int, folder: Path) -> Recipe:
+    run = folder / f"{Path(path).stem}-seed{seed}"
+    return load_recipe(path, [*overrides, f"--seed={seed}", f"--output_dir={run}", "--resume_from_checkpoint=auto"])
 
 
 def _run(
     path: str, overrides: list[str], seed: int, folder: Path, base: SharedBaseModel, evaluate_hard_prompt: bool
 ) -> Path:
     """The folder of a recipe's run with a seed, which is trained, or gone on with, unless it is there."""
-    run = folder / f"{Path(path).stem}-seed{seed}"
-    recipe = load_recipe(path, [*overrides, f"--seed={seed}", f"--output_dir={run}", "--resume_from_checkpoint=auto"])
+    recipe = _of_run(path, overrides, seed, folder)
     if is_finished(recipe):
-        return run
+        return Path(recipe.training.output_dir)
     logger.info("%s, seed %s", Path(path).stem, seed)
     return base.train(recipe, evaluate_hard_prompt or recipe.prompt.method == "none")
 

@@ -68,10 +68,10 @@ class Recipe:
         return values | {key: ours[key] for key in sorted(names - secret) if ours.get(key) is not None}
 
     def changed_since(self, run: Path) -> list[str]:
-        """Names of the settings in which this recipe differs from that of a finished run."""
+        """Names of the settings in which this recipe differs from that of a run; what it resumed from is none."""
         saved = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
         wanted = yaml.safe_load(yaml.safe_dump(self.resolved()))
-        return changed_settings(saved, wanted)
+        return [name for name in changed_settings(saved, wanted) if name != "resume_from_checkpoint"]
 
 
 def changed_settings(saved: dict[str, object], wanted: dict[str, object]) -> list[str]:
@@ -110,7 +110,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
     except (ValueError, TypeError, ImportError) as error:  # raised by the dataclasses' own __post_init__
         raise RecipeError(f"{path}: {str(error).strip().splitlines()[0]}") from error
     flags = (item.lstrip("-").split("=")[0].replace("-", "_") for item in overrides if item.startswith("--"))
-    given = frozenset(flags).union(key for key, _, _ in pairs)
+    off = {f"no_{name}": name for block in blocks for name in vars(block)}  # argparse's --no_bf16
+    given = frozenset(off.get(name, name) for name in (*flags, *(key for key, _, _ in pairs)))
     model, data, prompt, training = blocks
     if "learning_rate" not in given:
         training.learning_rate = default_learning_rate(prompt.method, prompt.prefix_projection, training.learning_rate)
@@ -121,6 +122,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
         training.accelerator_config.dispatch_batches = False
     if training.load_best_model_at_end and data.task and "metric_for_best_model" not in given:
         training.metric_for_best_model, training.greater_is_better = MAIN_METRIC[data.task], True
+    if (training.resume_from_checkpoint or "").lower() in ("false", "no"):
+        training.resume_from_checkpoint = None
     recipe = Recipe(path, model, data, prompt, training, given)
     if not for_prediction and (problems := contradictions(recipe)):
         raise RecipeError("\n".join(f"{path}: {problem}" for problem in problems))
@@ -187,13 +190,17 @@ def read_pairs(path: Path) -> list[tuple[str, str | list[str], int]]:
         )
     pairs, seen = [], {}
     for key_node, value_node in root.value:
-        key, line = key_node.value, key_node.start_mark.line + 1
+        key, line = str(key_node.value).replace("-", "_"), key_node.start_mark.line + 1
         if key in seen:
             raise RecipeError(f"{path}, line {line}: {key} was set on line {seen[key]} already; keep one of the two")
         seen[key] = line
         if twice := _twice(value_node):
             raise RecipeError(f"{path}, line {line}: {twice} stands twice in {key}; keep one of the two")
-        value = yaml.BaseLoader("").construct_object(value_node, deep=True)
+        try:
+            value = yaml.BaseLoader("").construct_object(value_node, deep=True)
+        except yaml.YAMLError as error:
+            reason = f"{error.problem}; quote a value that begins with {{ or ["
+            raise RecipeError(f"{path}, line {line}: {key}: {reason}") from None
         if value not in ("null", "~"):
             pairs.append((key, value, line))
     return pairs
@@ -235,7 +242,9 @@ def _parser():
             if f"--{key}" not in self._option_string_actions:
                 return self.unknown(key)
             problems: list[str] = []
-            self.parse_known_args_quietly(to_argv(key, value), problems)
+            _, rest = self.parse_known_args_quietly(to_argv(key, value), problems)
+            if rest:
+                return f"{key}: expected one value, found a list of {len(value)}"
             return problems[0].removeprefix("command line: ") if problems else None
 
         def parse_known_args_quietly(self, argv: list[str], problems: list[str]):

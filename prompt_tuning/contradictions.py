@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,8 +33,14 @@ def contradictions(recipe: Recipe) -> list[str]:
         buffer_size=data.buffer_size,
         max_eval_samples=data.max_eval_samples,
         max_predict_samples=data.max_predict_samples,
+        per_device_train_batch_size=training.per_device_train_batch_size,
         per_device_eval_batch_size=training.per_device_eval_batch_size,
         per_device_eval_batch_tokens=training.per_device_eval_batch_tokens,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        generation_max_length=training.generation_max_length,
+        generation_num_beams=training.generation_num_beams,
+        early_stopping_patience=prompt.early_stopping_patience,
+        preprocessing_num_workers=data.preprocessing_num_workers,
     )
     problems += [
         f"{name} is {value}; it must be at least 1"
@@ -48,11 +54,41 @@ def contradictions(recipe: Recipe) -> list[str]:
             problems.append(
                 f"{name} is false; evaluation here is by generation, from rows with references: leave it out"
             )
-    problems += _hub_contradictions(recipe) + _stream_contradictions(recipe)
+    if training.max_steps == 0 or (training.max_steps < 0 and training.num_train_epochs <= 0):
+        length = f"max_steps {training.max_steps} and num_train_epochs {training.num_train_epochs:g}"
+        problems.append(f"{length} train nothing; set one of them, or method: none for the hard prompt alone")
+    if training.seed < 0:
+        problems.append(f"seed is {training.seed}; it must be at least 0")
+    if not 0 <= prompt.lora_dropout < 1:
+        problems.append(f"lora_dropout is {prompt.lora_dropout}; it must be at least 0 and below 1")
+    problems += _hub_contradictions(recipe) + _stream_contradictions(recipe) + _without_effect(recipe)
     for name in ("do_train", "do_eval", "do_predict"):
         if name in recipe.given:
             problems.append(f"{name} has no effect here: `train` trains and then evaluates; leave it out")
     return problems
+
+
+def _without_effect(recipe: Recipe) -> list[str]:
+    """Settings that were given, and need another to do anything; a default, as each run's recipe.yaml has it, may."""
+    data, prompt = recipe.data, recipe.prompt
+    network = prompt.residual or prompt.prefix_projection or prompt.method in ("p_tuning", "none")
+    needs = {
+        "max_teacher_tokens": (prompt.teacher_template, "teacher_template"),
+        "encoder_hidden_size": (network, "residual, prefix_projection or method: p_tuning"),
+        "early_stopping_threshold": (prompt.early_stopping_patience is not None, "early_stopping_patience"),
+        "greater_is_better": ("metric_for_best_model" in recipe.given, "metric_for_best_model"),
+        **dict.fromkeys(
+            ("dataset_config_name", "dataset_revision", "train_split", "validation_split", "test_split"),
+            (data.dataset_name, "dataset_name"),
+        ),
+    }
+    blocks = (data, prompt, recipe.training)
+    defaults = {each.name: getattr(block, each.name) == each.default for block in blocks for each in fields(block)}
+    return [
+        f"{name} has no effect without {wanted}; leave it out, or set that"
+        for name, (met, wanted) in needs.items()
+        if name in recipe.given and not defaults[name] and not met
+    ]
 
 
 def _precision_contradictions(recipe: Recipe) -> list[str]:
@@ -196,13 +232,13 @@ def _prompt_contradictions(recipe: Recipe) -> list[str]:
     if prompt.method == "none":
         return []
     for init, name in (("text", "init_text"), ("class_labels", "init_labels"), ("adapter", "init_adapter")):
-        value = dataclasses.asdict(prompt)[name]
+        value = asdict(prompt)[name]
         if prompt.init == init and not value and prompt.method in INITIALIZED:
             problems.append(f"init is {init} but {name} is missing; set it, or another init")
         if value and prompt.init != init and not (prompt.method == "cpt" and name == "init_text"):
             problems.append(f"{name} is set but init is {prompt.init}, so it would have no effect; set init: {init}")
     for name in ("adapter", "init_adapter"):
-        folder = dataclasses.asdict(prompt)[name]
+        folder = asdict(prompt)[name]
         on_hub = folder and is_hub_id(folder) and not Path(folder).is_dir()
         if folder and not on_hub and not Path(folder, "adapter_config.json").is_file():
             problems.append(

@@ -23,7 +23,7 @@ from prompt_tuning.config import Recipe
 from prompt_tuning.data import SPLITS
 from prompt_tuning.encoding import StopTexts, decode
 from prompt_tuning.errors import AdapterError, DataError, PromptTuningError, RecipeError
-from prompt_tuning.evaluation import describe, scores_of, trainer_for, write_pages, write_run
+from prompt_tuning.evaluation import check_output_dir, describe, scores_of, trainer_for, write_pages, write_run
 from prompt_tuning.hub import adapter_folder
 from prompt_tuning.metrics import metric_names
 from prompt_tuning.metrics.squad.squad import answer_tokens
@@ -77,6 +77,7 @@ def ensemble(
     """
     if split not in SPLITS:
         raise DataError(f"split {split}: expected one of {', '.join(SPLITS)}")
+    check_output_dir(output_dir)
     check_adapters(recipe, adapters, combine)
     prepared = prepare(recipe, (split,))
     _check_open(prepared)

@@ -61,6 +61,7 @@ class Stopped(KeyboardInterrupt):
     Exit code 128 plus the signal's number, as shells have it: 130 for SIGINT, 143 for SIGTERM.
     """
 
-    def __init__(self, received: signal.Signals, step: int) -> None:
+    def __init__(self, received: signal.Signals, step: int, checkpoint: str) -> None:
         super().__init__(f"{received.name}: stopped after step {step}, whose checkpoint is saved")
+        self.checkpoint = checkpoint
         self.exit_code = 128 + received

@@ -21,7 +21,7 @@ from prompt_tuning.batches import source_length
 from prompt_tuning.config import Recipe
 from prompt_tuning.data import SPLITS, row_origin, split_origin
 from prompt_tuning.encoding import EncodingReport
-from prompt_tuning.errors import DataError
+from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.facts import machine_facts, origin_facts
 from prompt_tuning.files import whole_file, write_json, write_json_lines
 from prompt_tuning.hub import adapter_folder
@@ -42,9 +42,13 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
 
     Returns:
         The folder with results.json, predictions/<split>.jsonl and report.html.
+
+    Raises:
+        RecipeError: output_dir holds a run of `train`.
     """
     if split not in SPLITS:
         raise DataError(f"split {split}: expected one of {', '.join(SPLITS)}")
+    check_output_dir(output_dir)
     adapter_config = load_adapter_config(adapter) if adapter else None
     if adapter_config:
         check_adapter(adapter_config, adapter, load_config(recipe.model))
@@ -64,6 +68,15 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
     write_pages(folder, "report")
     PartialState().wait_for_everyone()  # until the folder is whole
     return folder
+
+
+def check_output_dir(folder: Path | None) -> None:
+    """Raise a RecipeError if an evaluation would be written over a run."""
+    if folder and any((folder / name).exists() for name in ("recipe.yaml", "adapter_config.json")):
+        raise RecipeError(
+            f"output_dir {folder} holds a run of train, whose results and template an evaluation would replace; name "
+            "another --output_dir, or leave it out"
+        )
 
 
 def evaluate_and_write(

@@ -41,7 +41,7 @@ from prompt_tuning.encoder_decoder import (
     EncoderDecoderPromptModel,
     load_prompt_config,
 )
-from prompt_tuning.errors import AdapterError, ModelError
+from prompt_tuning.errors import AdapterError, ModelError, RecipeError
 from prompt_tuning.hub import adapter_folder
 from prompt_tuning.quantization import quantization_config
 from prompt_tuning.shared_prefix import SharedPrefixModel
@@ -220,9 +220,16 @@ class ResidualPrompt(BasePromptEncoder):
 
 
 def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
-    """The model with a trainable adapter that is no prompt, as LoRA."""
+    """The model with a trainable adapter that is no prompt, as LoRA.
+
+    Raises:
+        RecipeError: the model has no modules of these names.
+    """
     wrapper = PeftModelForSeq2SeqLM if model.config.is_encoder_decoder else PeftModelForCausalLM
-    return wrapper(model, config)
+    try:
+        return wrapper(model, config)
+    except ValueError as error:  # of modules that the model does not have
+        raise RecipeError(f"lora_target_modules: {error}") from error
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path, is_trainable: bool = False) -> PeftModel:

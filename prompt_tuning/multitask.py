@@ -27,9 +27,9 @@ from prompt_tuning.evaluation import describe, evaluate_and_write, write_pages
 from prompt_tuning.files import write_json
 from prompt_tuning.initialization import frequent_ids, initial_prompt
 from prompt_tuning.model import add_soft_prompt, load_base_model, prompt_config
-from prompt_tuning.prepare import Prepared, prepare, raise_together
+from prompt_tuning.prepare import Prepared, check_splits, prepare, raise_together
 from prompt_tuning.processes import check_split
-from prompt_tuning.train import callbacks, check_splits, checkpoint_to_resume, fit, save_adapter, save_recipe
+from prompt_tuning.train import callbacks, checkpoint_to_resume, fit, save_adapter, save_recipe
 from prompt_tuning.trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)

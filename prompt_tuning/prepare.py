@@ -21,7 +21,7 @@ from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
 from prompt_tuning.initialization import prompt_length, starting_ids, starting_text
 from prompt_tuning.leakage import Leaks, find_leaks
 from prompt_tuning.metrics import TASK_METRICS, Score, load_metrics, metric_names
-from prompt_tuning.model import check_method, load_adapter_config, load_config, load_tokenizer
+from prompt_tuning.model import check_adapter, check_method, load_adapter_config, load_config, load_tokenizer
 from prompt_tuning.quantization import quantization_config
 from prompt_tuning.streaming import StreamReport, encode_stream
 from prompt_tuning.template import Template
@@ -120,7 +120,8 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     demonstrations = attempt(_demonstrations, recipe, encoder, loaded) if prompt.num_demonstrations else None
     shown = demonstrations.encoder if demonstrations else encoder
     in_prompt = prompt.init == "template" and prompt.method in INITIALIZED
-    ids, length = attempt(_start, recipe, shown if in_prompt else encoder, rows.get("train")) or (None, 0)
+    start = attempt(_start, recipe, config, shown if in_prompt else encoder, rows.get("train"))
+    ids, length = start or (None, 0)
     problems += _budget_problems(recipe, config, length) + _choice_problems(recipe, encoder)
     # The prompt starts at the demonstrations, so that rows need not show them again.
     encoder = replace(shown, template=replace(shown.template, demonstrations=()), chosen=0) if in_prompt else shown
@@ -140,6 +141,20 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
         raise_together(problems)
     leakage = _leakage(recipe, shown, rows)
     return Prepared(recipe, config, tokenizer, encoder, score, length, ids, rows, encoded, taught, reports, leakage)
+
+
+def check_splits(prepared: Prepared) -> None:
+    """Raise a DataError if a training lacks a split."""
+    recipe, found = prepared.recipe, set(prepared.encoded)
+    if recipe.prompt.method != "none" and "train" not in found:
+        raise DataError(f"{recipe.path}: no training rows; set train_file")
+    if recipe.training.eval_strategy != "no" and "validation" not in found:
+        raise DataError(
+            f"{recipe.path}: eval_strategy is {recipe.training.eval_strategy.value} but there are no "
+            "validation rows; set validation_file, or eval_strategy: 'no'"
+        )
+    if not found & {"validation", "test"}:
+        raise DataError(f"{recipe.path}: no rows to evaluate on; set test_file or validation_file")
 
 
 def _demonstrations(recipe: Recipe, encoder: Encoder, loaded: DatasetDict) -> Demonstrations:
@@ -213,12 +228,15 @@ def _leak_lines(recipe: Recipe, split: str, leaks: Leaks) -> list[str]:
     return lines
 
 
-def _start(recipe: Recipe, encoder: Encoder, train_rows: Dataset | None) -> tuple[list[int] | None, int]:
+def _start(
+    recipe: Recipe, model_config: PretrainedConfig, encoder: Encoder, train_rows: Dataset | None
+) -> tuple[list[int] | None, int]:
     """The tokens that the prompt starts from, if any, and its length."""
     prompt = recipe.prompt
     if prompt.adapter:
         config = load_adapter_config(prompt.adapter)
         _check_method_of(prompt.adapter, config, prompt.method)
+        check_adapter(config, prompt.adapter, model_config)
         return None, config.num_virtual_tokens if config.is_prompt_learning else 0
     if prompt.method in ("none", "lora", "full"):
         return None, 0
@@ -252,7 +270,12 @@ def _taught(recipe: Recipe, config: PretrainedConfig, encoder: Encoder, rows: Da
         num_proc=recipe.data.preprocessing_num_workers,
     )
     logger.info("train, as the teacher reads it: %s", report)
-    if problems := _row_problems(recipe, "train", report):
+    problems = _row_problems(recipe, "train", report)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and report.longest > positions:
+        longest = f"the longest row in teacher_template has {report.longest} tokens, the model {positions} positions"
+        problems.append(DataError(f"{longest}; lower max_teacher_tokens"))
+    if problems:
         raise_together(problems)
     return taught
 
@@ -305,13 +328,15 @@ def _metric_problems(recipe: Recipe, tried: dict[str, float | str] | None) -> li
 
 def _budget_problems(recipe: Recipe, config: PretrainedConfig, length: int) -> list[PromptTuningError]:
     prompt, positions = recipe.prompt, getattr(config, "max_position_embeddings", None)
-    wanted = length + prompt.max_source_tokens + prompt.max_target_tokens
+    written = recipe.decoding["max_new_tokens"]
+    targets, name = max((written, "generation_max_length"), (prompt.max_target_tokens, "max_target_tokens"))
+    wanted = length + prompt.max_source_tokens + targets
     if positions is None or wanted <= positions:
         return []
     return [
         DataError(
-            f"{length} virtual tokens, max_source_tokens {prompt.max_source_tokens} and max_target_tokens "
-            f"{prompt.max_target_tokens} make {wanted} positions, the model has {positions}; lower one of them"
+            f"{length} virtual tokens, max_source_tokens {prompt.max_source_tokens} and {name} "
+            f"{targets} make {wanted} positions, the model has {positions}; lower one of them"
         )
     ]
 

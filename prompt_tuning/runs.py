@@ -11,8 +11,11 @@ from transformers import PreTrainedModel
 
 from prompt_tuning.arguments import ModelArguments
 from prompt_tuning.config import Recipe
-from prompt_tuning.errors import RecipeError
+from prompt_tuning.data import split_origin
+from prompt_tuning.errors import DataError, RecipeError
+from prompt_tuning.files import read_json_lines
 from prompt_tuning.model import load_base_model, load_config
+from prompt_tuning.prepare import Prepared
 from prompt_tuning.train import train
 
 
@@ -20,16 +23,25 @@ def is_finished(recipe: Recipe) -> bool:
     """Whether the recipe's folder holds its finished run.
 
     Raises:
-        RecipeError: a run with other settings.
+        RecipeError: a run with other settings, finished or begun.
     """
     run = Path(recipe.training.output_dir)
-    if not (run / "results.json").is_file():
-        return False
-    if changed := recipe.changed_since(run):
+    if (run / "recipe.yaml").is_file() and (changed := recipe.changed_since(run)):
         raise RecipeError(
             f"{run} was run with other settings ({', '.join(changed)}); remove it, or name another --output_dir"
         )
-    return True
+    return (run / "results.json").is_file()
+
+
+def check_references(run: Path, prepared: Prepared) -> None:
+    """Raise a DataError if a finished run was evaluated on other rows than its recipe has by now."""
+    split = prepared.last_split
+    known = [row["references"] for row in read_json_lines(run / "predictions" / f"{split}.jsonl")]
+    if known != list(prepared.encoded[split]["references"]):
+        raise DataError(
+            f"{run} was evaluated on other rows than {split_origin(prepared.recipe.data, split)} holds now; remove "
+            "it, or name another --output_dir"
+        )
 
 
 @dataclass

@@ -7,11 +7,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from accelerate import Accelerator
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from prompt_tuning.errors import Stopped
 
@@ -72,7 +74,8 @@ class StopOnSignal(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.stopping:
             # Not should_training_stop: the best checkpoint would be loaded, and this one perhaps be removed.
-            raise Stopped(self.received or signal.SIGTERM, state.global_step)
+            checkpoint = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+            raise Stopped(self.received or signal.SIGTERM, state.global_step, str(checkpoint))
 
 
 @contextmanager

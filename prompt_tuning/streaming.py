@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from datasets import IterableDataset
@@ -61,9 +61,15 @@ def encode_stream(recipe: Recipe, rows: IterableDataset, encoder: Encoder) -> tu
     """
     deque(islice(encoded_rows(Stream(recipe, rows, encoder, StreamReport())), FIRST_ROWS), maxlen=0)
     stream = Stream(recipe, rows, encoder, StreamReport())
-    encoded = IterableDataset.from_generator(encoded_rows, gen_kwargs={"stream": stream}).repeat(None)
-    buffer_size = recipe.data.buffer_size or BUFFER_SIZE
-    return encoded.shuffle(seed=recipe.training.seed, buffer_size=buffer_size), stream.report
+    return IterableDataset.from_generator(_passes, gen_kwargs={"stream": stream}), stream.report
+
+
+def _passes(stream: Stream) -> Iterator[dict[str, Any]]:
+    """Each shuffled by itself, so that none starts before the one before it has ended."""
+    for number in count():
+        rows = IterableDataset.from_generator(encoded_rows, gen_kwargs={"stream": stream})
+        seed = stream.recipe.training.seed + number
+        yield from rows.shuffle(seed=seed, buffer_size=stream.recipe.data.buffer_size or BUFFER_SIZE)
 
 
 def encoded_rows(stream: Stream) -> Iterator[dict[str, Any]]:

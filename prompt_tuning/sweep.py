@@ -20,14 +20,12 @@ from prompt_tuning.errors import PromptTuningError, RecipeError
 from prompt_tuning.evaluation import tuned_name
 from prompt_tuning.files import whole_file, write_json
 from prompt_tuning.metrics import main_metric
-from prompt_tuning.prepare import prepare, raise_together
-from prompt_tuning.runs import SharedBaseModel, is_finished
-from prompt_tuning.train import check_splits
+from prompt_tuning.prepare import check_splits, prepare, raise_together
+from prompt_tuning.runs import SharedBaseModel, check_references, is_finished
 
 logger = logging.getLogger(__name__)
 
 KEYS = ("recipe", "runs")
-UNSET = ("null", "~")  # as in a recipe
 OF_THE_SWEEP = ("output_dir", "resume_from_checkpoint")
 
 
@@ -92,13 +90,16 @@ def read_sweep(path: Path) -> dict[str, tuple[str, list[str]]]:
         problems += [
             f"{path}: run {name}: {key} is the sweep's to set; leave it out" for key in OF_THE_SWEEP if key in own
         ]
-        flags = [
-            flag
+        problems += [
+            f"{path}: run {name}: {key} is {value}, which takes nothing of its recipe back; leave it out, or give the "
+            "run a recipe of its own"
             for key, value in own.items()
-            if key != "recipe" and value not in UNSET
-            for flag in to_argv(key, value)
+            if value in ("null", "~")
         ]
-        settings[name] = (recipe, flags)
+        settings[name] = (
+            recipe,
+            [flag for key, value in own.items() if key != "recipe" for flag in to_argv(key, value)],
+        )
     if problems:
         raise RecipeError("\n".join(problems))
     return settings
@@ -111,8 +112,7 @@ def _check(settings: dict[str, tuple[str, list[str]]]) -> dict[str, bool]:
         try:
             recipe = load_recipe(path, flags)
             finished[name] = is_finished(recipe)
-            if not finished[name]:
-                _check_rows(recipe)
+            _check_rows(recipe, finished[name])
         except PromptTuningError as error:
             problems.append(type(error)("\n".join(f"run {name}: {line}" for line in str(error).splitlines())))
     if problems:
@@ -120,10 +120,13 @@ def _check(settings: dict[str, tuple[str, list[str]]]) -> dict[str, bool]:
     return finished
 
 
-def _check_rows(recipe: Recipe) -> None:
+def _check_rows(recipe: Recipe, finished: bool) -> None:
     if recipe.prompt.method == MULTITASK:
         raise RecipeError(f"{recipe.path} is of several tasks at once, one run with its own model; train it alone")
-    check_splits(prepare(recipe, SPLITS if recipe.prompt.method != "none" else SPLITS[1:]))
+    prepared = prepare(recipe, SPLITS if recipe.prompt.method != "none" else SPLITS[1:])
+    check_splits(prepared)
+    if finished:
+        check_references(Path(recipe.training.output_dir), prepared)
 
 
 def _facts(run: Path) -> dict[str, Any]:

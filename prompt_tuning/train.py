@@ -23,7 +23,7 @@ from prompt_tuning.arguments import MULTITASK
 from prompt_tuning.checkpoints import remove_partial
 from prompt_tuning.config import Recipe
 from prompt_tuning.distillation import teacher_states
-from prompt_tuning.errors import DataError, HubError, RecipeError
+from prompt_tuning.errors import HubError, RecipeError
 from prompt_tuning.evaluation import describe, evaluate_and_write, trainer_for, tuned_name, write_pages
 from prompt_tuning.facts import training_facts
 from prompt_tuning.files import whole_file, whole_folder, write_json
@@ -31,7 +31,7 @@ from prompt_tuning.hub import create_repository, push
 from prompt_tuning.initialization import frequent_ids, initial_prefix, initial_prompt
 from prompt_tuning.memory import IN_TRAINING, memory_told
 from prompt_tuning.model import add_adapter, add_soft_prompt, load_adapter, load_base_model, prompt_config
-from prompt_tuning.prepare import Prepared, prepare
+from prompt_tuning.prepare import Prepared, check_splits, prepare
 from prompt_tuning.processes import check_split, whole_weights
 from prompt_tuning.stopping import EarlyStopping, stopping_on_signals
 from prompt_tuning.streaming import StreamReport
@@ -40,6 +40,13 @@ from prompt_tuning.trainer import PromptTuningTrainer
 from prompt_tuning.ways import EMBEDDED_METHODS
 
 logger = logging.getLogger(__name__)
+
+# Of other values of these a checkpoint's weights do not fit, or mean something else.
+OF_THE_MODEL = (
+    "method", "num_virtual_tokens", "num_ranks", "tasks", "residual", "encoder_hidden_size", "prefix_projection",
+    "encoder_reparameterization_type", "prefix_encoder", "prefix_decoder", "prefix_cross", "lora_r", "lora_alpha",
+    "lora_target_modules",
+)  # fmt: skip
 
 
 def train(recipe: Recipe, evaluate_hard_prompt: bool = True, base: PreTrainedModel | None = None) -> Path:
@@ -181,6 +188,7 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) ->
     started = time.perf_counter()
     if trainer.is_world_process_zero():
         remove_partial(Path(recipe.training.output_dir))
+        save_recipe(recipe, Path(recipe.training.output_dir))  # by which a run that stops is known
     with memory_told(IN_TRAINING), stopping_on_signals(trainer.accelerator) as callback:
         trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -200,6 +208,7 @@ def checkpoint_to_resume(recipe: Recipe, folder: Path) -> str | None:
     elif wanted:
         if not Path(wanted).is_dir():
             raise RecipeError(f"resume_from_checkpoint {wanted}: no such folder; true and auto take the last one")
+        _check_resumable(recipe, wanted)
         return wanted
     if last is None and wanted == "true":
         raise RecipeError(f"resume_from_checkpoint: no checkpoint in {folder}; `auto` starts from the beginning then")
@@ -209,24 +218,29 @@ def checkpoint_to_resume(recipe: Recipe, folder: Path) -> str | None:
             f"{'continue it with --resume_from_checkpoint true, ' if last else ''}name another --output_dir, "
             "or remove the folder"
         )
-    if last and (folder / "recipe.yaml").is_file():
-        changed = ", ".join(key for key in recipe.changed_since(folder) if key != "resume_from_checkpoint")
-        if changed:
-            logger.warning("%s goes on with other settings than the finished run in its folder had: %s", last, changed)
+    if last:
+        _check_resumable(recipe, last)
     return last
 
 
-def check_splits(prepared: Prepared) -> None:
-    recipe, found = prepared.recipe, set(prepared.encoded)
-    if recipe.prompt.method != "none" and "train" not in found:
-        raise DataError(f"{recipe.path}: no training rows; set train_file")
-    if recipe.training.eval_strategy != "no" and "validation" not in found:
-        raise DataError(
-            f"{recipe.path}: eval_strategy is {recipe.training.eval_strategy.value} but there are no "
-            "validation rows; set validation_file, or eval_strategy: 'no'"
+def _check_resumable(recipe: Recipe, checkpoint: str) -> None:
+    """Warn of settings that differ from those of the run that saved a checkpoint.
+
+    Raises:
+        RecipeError: with them the checkpoint is of another model, or it holds no optimiser's state.
+    """
+    if not any(Path(checkpoint).glob("optimizer*")):
+        raise RecipeError(
+            f"{checkpoint}: no state of the optimiser there, which save_only_model leaves out, so that no training "
+            "can go on from it; name another --output_dir"
         )
-    if not found & {"validation", "test"}:
-        raise DataError(f"{recipe.path}: no rows to evaluate on; set test_file or validation_file")
+    run = Path(checkpoint).parent
+    changed = recipe.changed_since(run) if (run / "recipe.yaml").is_file() else []
+    if of_model := [name for name in changed if name in OF_THE_MODEL]:
+        raise RecipeError(f"{checkpoint} is of a run with another {' and '.join(of_model)}; name another --output_dir")
+    if changed:
+        names = ", ".join(changed)
+        logger.warning("%s goes on with other settings than the run in its folder had: %s", checkpoint, names)
 
 
 def callbacks(recipe: Recipe) -> list[EarlyStopping]:

@@ -195,9 +195,11 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         rows = inputs.pop("row", None)
         if self.teacher is not None and model.training:
             outputs = model(**inputs)
-            states = torch.cat([self.teacher[row] for row in rows.tolist()]).to(outputs.logits.device)
+            targeted = (inputs["labels"] != -100).any(1)  # not so a row that another process has
+            states = [self.teacher[row] for row in rows[targeted].tolist()]
             with torch.no_grad():
-                taught = self.model.get_base_model().get_output_embeddings()(states)
+                head = self.model.get_base_model().get_output_embeddings()
+                taught = head(torch.cat(states).to(outputs.logits.device)) if states else outputs.logits
             loss = distillation_loss(outputs.logits, taught, self.distillation, num_items_in_batch)
             return self._over_processes(loss, outputs, return_outputs, num_items_in_batch)
         if isinstance(self.model, SharedPrefixModel):
@@ -363,6 +365,11 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if self._keeps_network():
             state = {name: tensor.contiguous() for name, tensor in self.model.prompt_encoder.state_dict().items()}
             save_file(state, folder / PROMPT_ENCODER)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As Trainer's, by which save_strategy best saves; a run that a signal stops saves in any case."""
+        stopping = any(getattr(each, "stopping", False) for each in self.callback_handler.callbacks)
+        return super()._determine_best_metric(metrics, trial) or stopping
 
     def _save_rng_state(self, output_dir: str) -> None:
         """As Trainer's, and in the middle of an epoch what the order of its rows was drawn from."""

@@ -163,6 +163,15 @@ def test_evaluate_gives_the_numbers_that_train_gave(run, recipe_file, tmp_path):
     assert (tmp_path / "v" / "predictions" / "validation.jsonl").is_file()
 
 
+def test_an_evaluation_is_not_written_over_a_run(run, recipe_file, capsys):
+    before = {file.name: file.read_bytes() for file in run.glob("*") if file.is_file()}
+    flags = ["--split", "validation", "--output_dir", str(run)]
+    assert main(["evaluate", str(recipe_file()), "--adapter", str(run), *flags]) == 2
+    assert main(["ensemble", str(recipe_file()), "--adapters", str(run), f"{run}/.", *flags]) == 2
+    assert capsys.readouterr().err.count(f"output_dir {run} holds a run of train") == 2
+    assert before == {file.name: file.read_bytes() for file in run.glob("*") if file.is_file()}
+
+
 def test_method_none_evaluates_a_hard_prompt_and_trains_nothing(recipe_file, tmp_path):
     assert main(["train", str(recipe_file(method="none", num_virtual_tokens=None))]) == 0
     assert "soft_prompt" not in json.loads((tmp_path / "run" / "results.json").read_text())
@@ -415,10 +424,17 @@ def test_templates_says_what_is_wrong(words, code, message, capsys):
 
 
 def test_check_names_every_error_at_once_and_reads_no_weights(recipe_file, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.model.load_base_model", None)
+    monkeypatch.setattr("prompt_tuning.train.load_base_model", None)
     good = recipe_file()
     assert main(["check", str(good)]) == 0
     assert "ok, train: 24 rows, none cut" in capsys.readouterr().out
+    for left_out, message in (
+        (("test_file", "validation_file"), "no rows to evaluate on; set test_file or validation_file"),
+        (("train_file",), "no training rows; set train_file"),
+    ):
+        assert main(["check", str(recipe_file(**dict.fromkeys(left_out)))]) == 1
+        assert message in capsys.readouterr().err
+    good = recipe_file()
     rows = question_rows(6)
     rows[2]["answers"] = {"text": [], "answer_start": []}
     write_jsonl(tmp_path / "train.jsonl", rows)
@@ -524,7 +540,7 @@ def test_an_interrupted_run_ends_with_130_and_goes_on(recipe_file, tmp_path, cap
     monkeypatch.setattr(PromptTuningTrainer, "training_step", interrupted)
     assert main(["train", recipe, "--save_steps", "2"]) == 130
     assert "--resume_from_checkpoint true goes on" in capsys.readouterr().err
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-2"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-2", "recipe.yaml"}
     monkeypatch.setattr(PromptTuningTrainer, "training_step", step)
     assert main(["train", recipe, "--save_steps", "2", "--resume_from_checkpoint", "true"]) == 0
     whole = tmp_path / "whole"
@@ -535,7 +551,7 @@ def test_an_interrupted_run_ends_with_130_and_goes_on(recipe_file, tmp_path, cap
     assert "other settings" not in capsys.readouterr().err
     again = ["--save_steps", "2", "--resume_from_checkpoint", "true", "--seed", "7"]
     assert main(["train", recipe, *again, "--output_dir", str(whole)]) == 0
-    assert "goes on with other settings than the finished run in its folder had: seed" in capsys.readouterr().err
+    assert "goes on with other settings than the run in its folder had: seed" in capsys.readouterr().err
 
 
 def test_a_failed_save_leaves_nothing_under_a_final_name(recipe_file, tmp_path, capsys, monkeypatch):
@@ -546,7 +562,7 @@ def test_a_failed_save_leaves_nothing_under_a_final_name(recipe_file, tmp_path, 
     monkeypatch.setattr("prompt_tuning.shared_prefix.SharedPrefixModel.save_pretrained", full)
     assert main(["train", str(recipe_file()), "--save_strategy", "no"]) == 1
     assert "No space left on device" in capsys.readouterr().err
-    assert list((tmp_path / "run").iterdir()) == []
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
 
 
 def test_a_checkpoint_that_fails_half_way_is_removed_and_the_one_before_is_kept(
@@ -566,7 +582,7 @@ def test_a_checkpoint_that_fails_half_way_is_removed_and_the_one_before_is_kept(
     monkeypatch.setattr("shutil.disk_usage", lambda run: SimpleNamespace(free=0 if [*run.glob(".*")] else 2**30))
     assert main(["train", str(recipe_file()), "--save_steps", "2"]) == 1
     assert "run: No space left on device; nothing half-written was left" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-2", "recipe.yaml"}
 
 
 def test_usage_errors_end_with_2(capsys):
@@ -574,6 +590,7 @@ def test_usage_errors_end_with_2(capsys):
         with pytest.raises(SystemExit) as caught:
             main(command)
         assert caught.value.code == 2
+    assert main(["train"]) == 2 and "no recipe; name one" in capsys.readouterr().err
     assert main(["train", "none.yaml"]) == 2
     assert "none.yaml: no such recipe" in capsys.readouterr().err
 

@@ -56,6 +56,10 @@ def test_recipes_are_run_once_with_each_seed_and_told_in_a_table(recipes, tmp_pa
     assert json.loads((folder / "compare.json").read_text()) == found
     assert compared(recipes, tmp_path, "--max_steps", "4") == 2
     assert "was run with other settings (max_steps)" in capsys.readouterr().err
+    write_jsonl(tmp_path / "test.jsonl", question_rows(9, 2))
+    assert compared(recipes, tmp_path, "--max_steps", "3") == 1
+    said = capsys.readouterr().err
+    assert "hard-seed1 was evaluated on other rows than " in said and "test.jsonl holds now; remove it" in said
 
 
 def test_the_first_recipe_s_card_holds_its_template_alone_beside_what_was_trained(recipes, tmp_path):

@@ -89,6 +89,22 @@ def test_the_best_checkpoint_is_by_default_that_of_the_tasks_main_metric(recipe_
         ({"early_stopping_patience": 2}, [], ["early_stopping_patience needs load_best_model_at_end"]),
         ({"predict_with_generate": "false"}, [], ["predict_with_generate is false; evaluation here is by generation"]),
         ({"do_train": "true"}, [], ["do_train has no effect here"]),
+        ({"per_device_train_batch_size": 0}, [], ["per_device_train_batch_size is 0; it must be at least 1"]),
+        ({"gradient_accumulation_steps": 0}, [], ["gradient_accumulation_steps is 0; it must be at least 1"]),
+        ({"generation_num_beams": -1}, [], ["generation_num_beams is -1; it must be at least 1"]),
+        ({"max_steps": 0}, [], ["max_steps 0 and num_train_epochs 3 train nothing"]),
+        ({"max_steps": -1, "num_train_epochs": -2}, [], ["max_steps -1 and num_train_epochs -2 train nothing"]),
+        ({"seed": -1}, [], ["seed is -1; it must be at least 0"]),
+        ({"method": "lora", "num_virtual_tokens": None, "lora_dropout": 2}, [], ["lora_dropout is 2.0; it must be"]),
+        ({"lora-r": 4}, [], ["lora_r has no effect with method prompt_tuning"]),
+        ({}, ["--no_prefix_encoder"], ["prefix_encoder has no effect with method prompt_tuning"]),
+        ({"train_file": "[a.jsonl, b.jsonl]"}, [], ["line 3: train_file: expected one value, found a list of 2"]),
+        ({"init_text": "{{question}}"}, [], ["line 15: init_text: ", "quote a value that begins with {"]),
+        ({"train_split": "half"}, [], ["train_split has no effect without dataset_name"]),
+        ({"encoder_hidden_size": 5}, [], ["encoder_hidden_size has no effect without residual"]),
+        ({"early_stopping_threshold": 0.5}, [], ["early_stopping_threshold has no effect without early_stopping"]),
+        ({"max_teacher_tokens": 50}, [], ["max_teacher_tokens has no effect without teacher_template"]),
+        ({"greater_is_better": "false"}, [], ["greater_is_better has no effect without metric_for_best_model"]),
         (
             {"load_best_model_at_end": "true"},
             [],
@@ -111,6 +127,7 @@ def test_mistakes_are_named_together_with_the_next_step(recipe_file, changes, ov
         (b"", "found nothing"),
         (b"task: \xff", "not UTF-8 text (byte 6)"),
         (b"seed: 1\nseed: 2", "line 2: seed was set on line 1 already"),
+        (b"max_steps: 1\nmax-steps: 2", "line 2: max_steps was set on line 1 already"),
     ],
 )
 def test_what_is_not_a_recipe_is_said(tmp_path, content, message):
@@ -122,6 +139,15 @@ def test_what_is_not_a_recipe_is_said(tmp_path, content, message):
         load_recipe(tmp_path)
     with pytest.raises(RecipeError, match="no such recipe"):
         load_recipe(tmp_path / "none.yaml")
+
+
+def test_a_key_may_be_written_with_dashes(recipe_file):
+    recipe = load_recipe(recipe_file(**{"method": "lora", "num_virtual_tokens": None, "learning-rate": 0.5}))
+    assert recipe.training.learning_rate == 0.5 == recipe.resolved()["learning_rate"]
+    assert (
+        load_recipe(recipe_file(), ["--no_average_tokens_across_devices"]).resolved()["average_tokens_across_devices"]
+        is False
+    )
 
 
 def test_a_resolved_recipe_parses_to_the_same_settings(recipe_file, tmp_path):

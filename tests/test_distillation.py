@@ -79,6 +79,28 @@ def test_the_student_comes_nearer_to_its_teacher_and_the_teacher_reads_once(loss
     assert run.evaluate()["eval_loss"] > 0  # cross entropy, without a teacher
 
 
+def test_a_row_that_another_process_has_too_is_taught_there_alone(llama, tokenizer, tmp_path):
+    model = add_soft_prompt(llama, prompt_config(llama, 6), torch.zeros(6, 32))
+    rows = encoded(PLAIN, tokenizer, 2)
+    args = PromptTuningArguments(str(tmp_path), use_cpu=True, report_to="none")
+    run = PromptTuningTrainer(
+        model=model, processing_class=tokenizer, train_dataset=rows, args=args,
+        teacher=teacher_states(llama, encoded(SHOWN, tokenizer, 2), max_tokens=4000),
+    )  # fmt: skip
+
+    def loss(*numbers, without=()):
+        features = [{key: rows[number][key] for key in ("input_ids", "labels", "row")} for number in numbers]
+        batch = run.data_collator(features)
+        for place in without:  # as `_without_repeated` does
+            batch["labels"][place] = -100
+        return run.compute_loss(model.train(), batch, num_items_in_batch=10)
+
+    assert loss(0, 1, without=[1]).item() == pytest.approx(loss(0).item(), abs=1e-6)
+    none = loss(0, 1, without=[0, 1])
+    none.backward()
+    assert none.item() == 0 and not model.prompt_encoder["default"].embedding.weight.grad.any()
+
+
 def test_the_recipe_trains_and_says_what_is_wrong_with_a_teacher(recipe_file, tmp_path, capsys):
     shown = tmp_path / "shown.yaml"
     plain = Template.load("question_answering/plain")

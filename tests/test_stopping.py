@@ -69,7 +69,7 @@ def test_a_signal_saves_a_checkpoint_and_the_command_it_names_goes_on(
         f"to go on: prompt-tuning train {recipe} --resume_from_checkpoint true"
     )
     kept = {path.name for path in (tmp_path / "run").iterdir()}
-    assert kept == ({"checkpoint-2", "checkpoint-3"} if save_strategy == "steps" else {"checkpoint-3"})
+    assert kept == {"checkpoint-3", "recipe.yaml", *(["checkpoint-2"] if save_strategy == "steps" else [])}
     assert main(said.split(" prompt-tuning ")[1].split()) == 0
     assert adapter(tmp_path / "run") == adapter(tmp_path / "whole")
 
@@ -78,7 +78,54 @@ def test_a_second_signal_stops_at_once_and_leaves_nothing_half_written(recipe_fi
     signalled(monkeypatch, signal.SIGINT, signal.SIGINT)
     assert main(["train", str(recipe_file()), "--save_steps", "2"]) == 130
     assert "interrupted; --resume_from_checkpoint true goes on" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-2", "recipe.yaml"}
+
+
+@pytest.mark.parametrize("last", [2, 4])
+def test_a_signal_saves_where_only_better_checkpoints_are_saved(last, recipe_file, tmp_path, capsys, monkeypatch):
+    best = dict(save_strategy="best", eval_strategy="steps", eval_steps=2, metric_for_best_model="loss")
+    recipe = str(recipe_file(**best, greater_is_better="true", learning_rate=1e-4))  # so that step 4 is not better
+    signalled(monkeypatch, signal.SIGINT, at_step=last)
+    assert main(["train", recipe]) == 130
+    assert f"stopped after step {last}, whose checkpoint is saved" in capsys.readouterr().err
+    assert (tmp_path / "run" / f"checkpoint-{last}").is_dir()
+
+
+def test_a_stopped_run_that_went_on_from_a_named_checkpoint_names_its_own(recipe_file, tmp_path, capsys, monkeypatch):
+    recipe = str(recipe_file(save_steps=2, max_steps=6, save_total_limit=5))
+    assert main(["train", recipe]) == 0
+    signalled(monkeypatch, signal.SIGINT)
+    assert main(["train", recipe, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-2")]) == 130
+    command = f"prompt-tuning train {recipe} --resume_from_checkpoint {tmp_path / 'run' / 'checkpoint-3'}"
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"to go on: {command}")
+
+
+def test_a_begun_run_goes_on_with_its_own_settings(recipe_file, tmp_path, capsys, monkeypatch):
+    recipe = recipe_file(output_dir=None)
+    (tmp_path / "sweep.yaml").write_text(f"recipe: {recipe}\nruns: {{a: {{}}}}\n")
+    commands = [["sweep", str(tmp_path / "sweep.yaml")], ["compare", str(recipe), "--seeds", "42"]]
+    for command in commands:
+        command += ["--output_dir", str(tmp_path / command[0])]
+        with monkeypatch.context() as patch:
+            signalled(patch, signal.SIGINT)
+            assert main(command) == 130
+        capsys.readouterr()
+        assert main([*command, "--learning_rate", "0.5"]) == 2
+        assert "was run with other settings (learning_rate)" in capsys.readouterr().err
+    run = ["train", str(recipe), "--output_dir", str(tmp_path / "sweep" / "a"), "--resume_from_checkpoint", "true"]
+    assert main([*run, "--num_virtual_tokens", "9"]) == 2
+    assert "checkpoint-3 is of a run with another num_virtual_tokens; name another" in capsys.readouterr().err
+    assert main([*run, "--learning_rate", "0.5"]) == 0  # asked for, and said
+    assert "goes on with other settings than the run in its folder had: learning_rate" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_its_optimiser_is_not_gone_on_from(recipe_file, tmp_path, capsys, monkeypatch):
+    recipe = str(recipe_file(save_only_model="true"))
+    with monkeypatch.context() as patch:
+        signalled(patch, signal.SIGINT)
+        assert main(["train", recipe]) == 130
+    assert main(["train", recipe, "--resume_from_checkpoint", "true"]) == 2
+    assert "checkpoint-3: no state of the optimiser there, which save_only_model leaves out" in capsys.readouterr().err
 
 
 def test_a_signal_after_the_last_step_takes_its_ordinary_course(recipe_file, tmp_path, capsys, monkeypatch):
@@ -214,7 +261,7 @@ def test_a_loss_or_gradient_that_is_no_number_stops_with_its_step_and_rows_and_s
     assert f"error: step {step}: {problem}, and nothing was saved of it; its rows: {where}." in capsys.readouterr().err
     run = tmp_path / "run"
     kept = [n for n in (step - 2, step - 1) if n > 0 and "save_strategy" not in settings]
-    assert sorted(path.name for path in run.glob("*")) == [f"checkpoint-{number}" for number in kept]
+    assert sorted(path.name for path in run.glob("*")) == [*(f"checkpoint-{number}" for number in kept), "recipe.yaml"]
     assert all(prompt.isfinite().all() for prompt in prompts(run))
 
 
@@ -242,7 +289,7 @@ def test_a_full_disk_keeps_the_checkpoints_and_with_room_the_run_goes_on(recipe_
     assert main(["train", recipe, "--output_dir", str(small_disk / "run")]) == 1
     said = capsys.readouterr().err
     assert f"error: {small_disk / 'run'}: No space left on device; nothing half-written was left" in said
-    kept = {path.name for path in (small_disk / "run").iterdir()}
+    kept = {path.name for path in (small_disk / "run").glob("checkpoint-*")}
     assert kept == {f"checkpoint-{number}" for number in range(1, len(kept) + 1)} and 2 < len(kept) < 9
     subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
     again = ["--output_dir", str(small_disk / "run"), "--resume_from_checkpoint", "true"]
@@ -308,4 +355,5 @@ def test_too_little_memory_is_said(rows, flags, advice, recipe_file, tmp_path, c
     settings = ["--per_device_train_batch_size", "2", "--save_steps", "1", "--eval_steps", "1"]
     assert main(["train", str(recipe_file()), *settings, *flags]) == 1
     assert advice in (said := capsys.readouterr().err) and "Traceback" not in said
-    assert {path.name for path in (tmp_path / "run").glob("*")} == ({"checkpoint-1"} if rows is not None else set())
+    kept = {path.name for path in (tmp_path / "run").glob("*")}
+    assert kept == {"recipe.yaml", *(["checkpoint-1"] if rows is not None else [])}

@@ -47,6 +47,8 @@ def test_each_pass_has_every_row_once_in_an_order_that_the_seed_decides(streamed
     shuffled, _ = stream(2 * 24 + 20)
     assert shuffled[:24] != whole and sorted(shuffled[:20]) != sorted(whole[:20])
     assert all(row in shuffled for row in whole) and shuffled == stream(68)[0] != stream(68, seed=7)[0]
+    passes, _ = stream(48, buffer_size=1000)
+    assert sorted(passes[:24]) == sorted(passes[24:]) == sorted(whole) and passes[:24] != passes[24:]
     assert stream(10, max_train_samples=4, buffer_size=1)[0] == [*whole[:4], *whole[:4], *whole[:2]]
 
 

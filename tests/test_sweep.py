@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import write_jsonl
+from conftest import question_rows, write_jsonl
 from safetensors.torch import load_file
 
 from prompt_tuning import runs
@@ -16,7 +16,7 @@ from prompt_tuning.train import train
 METHODS = {
     "soft": {"num_virtual_tokens": 6},
     "prefix": {"method": "prefix_tuning", "num_virtual_tokens": 3},
-    "bf16": {"bf16": "true", "template": "null"},
+    "bf16": {"bf16": "true"},
     "lora": {"method": "lora"},
     "checkpointed": {"activation_checkpointing": "true", "num_virtual_tokens": 5},
     "full": {"method": "full", "max_steps": 1},
@@ -58,7 +58,7 @@ def test_every_run_is_bit_for_bit_what_train_gives_alone(recipe_file, tmp_path, 
     table = capsys.readouterr().out
     assert len(base_models) == 1
     for name, settings in METHODS.items():
-        flags = [f"--{key}={value}" for key, value in settings.items() if value != "null"]
+        flags = [f"--{key}={value}" for key, value in settings.items()]
         alone = train(load_recipe(recipe, [*flags, f"--output_dir={tmp_path / 'alone' / name}"]))
         assert f"| {name} | f1 |" in table
         files = {file.relative_to(alone) for file in alone.glob("*") if not file.name.startswith("checkpoint")}
@@ -136,6 +136,10 @@ def test_a_run_that_fails_is_told_and_the_others_go_on_and_are_not_run_again(
     assert torch.equal(weights(tmp_path / "runs" / "two")["prompt_embeddings"], weights(alone)["prompt_embeddings"])
     assert main([*command, "--seed", "9"]) == 2
     assert "run one: " in (err := capsys.readouterr().err) and "was run with other settings (seed)" in err
+    recipe_file(output_dir=None)
+    write_jsonl(tmp_path / "test.jsonl", question_rows(4))
+    assert main(command) == 1
+    assert "run one: " in (err := capsys.readouterr().err) and "was evaluated on other rows than" in err
 
 
 def test_all_that_is_wrong_with_any_run_is_said_before_a_model_is_read(recipe_file, tmp_path, capsys, base_models):
@@ -144,7 +148,7 @@ def test_all_that_is_wrong_with_any_run_is_said_before_a_model_is_read(recipe_fi
         "good": {},
         "key": {"num_virtual_token": 3},
         "rows": {"train_file": tmp_path / "bad.jsonl"},
-        "splits": {"eval_strategy": "epoch", "validation_file": "null"},
+        "splits": {"method": "none", "eval_strategy": "no"},
     }
     recipe = recipe_file(output_dir=None)
     assert main(["sweep", write_sweep(tmp_path, recipe, settings), "--output_dir", str(tmp_path / "runs")]) == 2
@@ -165,6 +169,10 @@ def test_all_that_is_wrong_with_any_run_is_said_before_a_model_is_read(recipe_fi
         ("recipe: r.yaml\nrun: {}", "unknown key run; a sweep has recipe and runs"),
         ("recipe: r.yaml\nruns: {a/b: {}}", "run a/b: its name is that of its folder"),
         ("recipe: r.yaml\nruns: {a: {output_dir: x}}", "run a: output_dir is the sweep's to set"),
+        (
+            "recipe: r.yaml\nruns: {a: {test_file: null}}",
+            "run a: test_file is null, which takes nothing of its recipe",
+        ),
         ("recipe: r.yaml\nruns:\n  a: {}\n  a: {seed: 1}", "line 2: a stands twice in runs"),
     ],
 )
