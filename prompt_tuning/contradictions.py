@@ -62,6 +62,16 @@ def contradictions(recipe: Recipe) -> list[str]:
     if not 0 <= prompt.lora_dropout < 1:
         problems.append(f"lora_dropout is {prompt.lora_dropout}; it must be at least 0 and below 1")
     problems += _hub_contradictions(recipe) + _stream_contradictions(recipe) + _without_effect(recipe)
+    for name in ("prediction_loss_only", "batch_eval_metrics"):
+        if getattr(training, name):
+            problems.append(f"{name} leaves nothing to score at the end; leave it out")
+    if training.generation_config is not None:
+        problems.append(
+            "generation_config would not reach `predict`; set generation_max_length and generation_num_beams, or put "
+            "a generation_config.json into the model's folder"
+        )
+    if training.neftune_noise_alpha and prompt.method not in ("lora", "full"):
+        problems.append(f"neftune_noise_alpha is for methods lora and full, not {prompt.method}; leave it out")
     for name in ("do_train", "do_eval", "do_predict"):
         if name in recipe.given:
             problems.append(f"{name} has no effect here: `train` trains and then evaluates; leave it out")

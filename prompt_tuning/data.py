@@ -121,7 +121,7 @@ def _load_split(args: DataArguments, split: str) -> Dataset | IterableDataset | 
 
 def usual_row(row: dict[str, Any], args: DataArguments) -> dict[str, Any]:
     """A row as `load_splits` would give it, if it has the columns that a recipe names in place of the usual ones."""
-    named = {usual: theirs for usual, theirs in _renames(args).items() if theirs in row and usual not in row}
+    named = {usual: theirs for usual, theirs in _renames(args).items() if theirs in row}
     row = row | {usual: row[theirs] for usual, theirs in named.items()}
     if args.task == "translation" and "translation" not in row and args.source_lang in row:
         row = row | {"translation": {code: row[code] for code in (args.source_lang, args.target_lang) if code in row}}

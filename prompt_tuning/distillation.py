@@ -19,6 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from prompt_tuning.batches import batches_within, common_opening
+from prompt_tuning.errors import ModelError
 
 # Their logits are more than their output layer's product, so hidden states would not tell a teacher's.
 SCALED_LOGITS = ("cohere", "gemma2", "granite")
@@ -56,7 +57,9 @@ def teacher_states(
             if opening:
                 cache.batch_repeat_interleave(len(chosen))
             predicts = F.pad(targets[:, 1:], (0, 1))
-            base(input_ids=padded, attention_mask=mask, past_key_values=cache, logits_to_keep=predicts)
+            output = base(input_ids=padded, attention_mask=mask, past_key_values=cache, logits_to_keep=predicts)
+            if not states:
+                _check_head(base, seen[-1], output.logits)
             parts = seen.pop().cpu().split(predicts.sum(1).tolist())
             states |= {numbers[number]: part.clone() for number, part in zip(chosen, parts, strict=True)}
             bar.update(len(chosen))
@@ -64,6 +67,15 @@ def teacher_states(
         bar.close()
         hook.remove()
     return states
+
+
+def _check_head(base: PreTrainedModel, states: torch.Tensor, logits: torch.Tensor) -> None:
+    made = base.get_output_embeddings().forward(states)
+    if not torch.allclose(made.flatten(0, -2), logits.flatten(0, -2).to(made.dtype), atol=1e-3, rtol=1e-2):
+        raise ModelError(
+            f"{base.config.model_type} changes its output layer's logits, so that it cannot be its own teacher here; "
+            "set loss: cross_entropy"
+        )
 
 
 def distillation_loss(

@@ -35,6 +35,8 @@ SOFT_PROMPTS = (PeftType.PROMPT_TUNING, PeftType.P_TUNING, PeftType.MULTITASK_PR
 FORMAT = "prompt_tuning/encoder_decoder_prefix/1"
 # tests/test_encoder_decoder.py holds each of these to attention computed by hand.
 T5_LIKE, BART_LIKE = ("t5", "mt5"), ("bart", "marian", "mbart", "pegasus")
+# Their encoders scale what they look up, and not embeddings that they are given, as a soft prompt's rows are.
+GIVEN_UNSCALED = ("blenderbot-small", "marian", "mvp", "pegasus")
 
 
 @dataclass
@@ -230,7 +232,8 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
         if isinstance(self.active_peft_config, EncoderDecoderPrefixConfig):
             with self._prefix_handed_over():
                 return self.base_model(*args, **kwargs)
-        return super().forward(*args, **kwargs)
+        with self._embeddings_scaled():
+            return super().forward(*args, **kwargs)
 
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -245,7 +248,25 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
         if isinstance(self.active_peft_config, EncoderDecoderPrefixConfig):
             with self._prefix_handed_over():
                 return self.base_model.generate(*args, **kwargs)
-        return super().generate(*args, **kwargs)
+        with self._embeddings_scaled():
+            return super().generate(*args, **kwargs)
+
+    @contextmanager
+    def _embeddings_scaled(self) -> Iterator[None]:
+        """Within it the base model's encoder scales prompt and rows as it does what it looks up itself."""
+        if self._adapters_disabled or self.base_model.config.model_type not in GIVEN_UNSCALED:
+            yield
+            return
+
+        def scale(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+            embeds = kwargs.get("inputs_embeds")
+            return args, kwargs if embeds is None else kwargs | {"inputs_embeds": embeds * module.embed_scale}
+
+        handle = self.base_model.get_encoder().register_forward_pre_hook(scale, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @contextmanager
     def _prefix_handed_over(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+import jinja2
 import numpy as np
 import pyarrow.compute as pc
 import torch
@@ -219,18 +220,28 @@ class Encoder:
                 f"template {self.template.name} wants a chat template and this tokenizer has none; "
                 "use one without chat: true"
             )
-        return self.tokenizer.apply_chat_template(list(rendered.messages), tokenize=False, add_generation_prompt=True)
+        messages = list(rendered.messages)
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except jinja2.TemplateError as error:  # as of one that takes no system message
+            raise TemplateError(
+                f"template {self.template.name}: the tokenizer's chat template refuses its messages ("
+                f"{', '.join(each['role'] for each in messages)}): {error}; use a template without them"
+            ) from error
 
     def _ids(self, text: str) -> list[int]:
         # A chat template writes its own special tokens.
-        return self.tokenizer(text, add_special_tokens=not self.template.chat).input_ids
+        ids = self.tokenizer(text, add_special_tokens=not self.template.chat).input_ids
+        end = self.tokenizer.eos_token_id
+        appended = not self.is_encoder_decoder and ids[-1:] == [end] and not text.endswith(self.tokenizer.eos_token)
+        return ids[:-1] if appended else ids
 
     def _target_ids(self, source: str, source_ids: list[int], target: str) -> list[int]:
         """The target's ids as they follow the source, ended by the end-of-sequence token."""
         end = self.tokenizer.eos_token_id
         if self.is_encoder_decoder:
             ids = self.tokenizer(text_target=target).input_ids
-            return ids if ids[-1:] == [end] else [*ids, end]
+            return ids if end in ids else [*ids, end]  # mBART writes the language behind the end
         gap = self._gap(source)
         joint = self._ids(source + gap + target)
         if joint[: len(source_ids)] == source_ids:
@@ -242,6 +253,9 @@ class Encoder:
     def _shorten(self, text: str, column: str, tokens: int) -> str:
         if not isinstance(text, str):
             raise TemplateError(f"column {column!r} is not text, so it cannot be cut; take it out of truncate")
+        if not self.tokenizer.is_fast:  # and so tells no offsets
+            kept = self.tokenizer(text, add_special_tokens=False).input_ids[:-tokens]
+            return self.tokenizer.decode(kept, clean_up_tokenization_spaces=False).rstrip()
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
         keep = len(offsets) - tokens
         return text[: offsets[keep][0]].rstrip() if keep > 0 else ""

@@ -25,7 +25,14 @@ from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.facts import machine_facts, origin_facts
 from prompt_tuning.files import whole_file, write_json, write_json_lines
 from prompt_tuning.hub import adapter_folder
-from prompt_tuning.model import check_adapter, load_adapter, load_adapter_config, load_base_model, load_config
+from prompt_tuning.model import (
+    check_adapter,
+    load_adapter,
+    load_adapter_config,
+    load_base_model,
+    load_config,
+    target_language,
+)
 from prompt_tuning.model_card import write_card
 from prompt_tuning.prepare import Prepared, prepare
 from prompt_tuning.report import write_report
@@ -123,7 +130,7 @@ def trainer_for(
         args=prepared.recipe.training,
         processing_class=prepared.tokenizer,
         compute_metrics=prepared.score,
-        generation_kwargs=prepared.recipe.decoding,
+        generation_kwargs=prepared.recipe.decoding | target_language(prepared.tokenizer),
         stop=prepared.template.stop,
         choice_normalization=prepared.recipe.prompt.choice_normalization,
         train_dataset=prepared.encoded.get("train"),

@@ -30,13 +30,17 @@ def setting(model: PreTrainedModel, kwargs: dict[str, Any], name: str, default: 
 
 
 def count_new_tokens(model: PreTrainedModel, width: int, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `generate` with `max_length`, which counts source tokens, told as `max_new_tokens`."""
+    """The arguments of `generate` with `max_length` and `min_length`, which count source tokens, told in new ones."""
     new, longest = setting(model, kwargs, "max_new_tokens"), setting(model, kwargs, "max_length")
     if new is None:
         new = DEFAULT_NEW_TOKENS if longest is None else longest - width
         if new < 1:
             raise ValueError(f"max_length is {longest} and the longest source has {width} tokens; set max_new_tokens")
-    return {name: value for name, value in kwargs.items() if name != "max_length"} | {"max_new_tokens": new}
+    told = {name: value for name, value in kwargs.items() if name != "max_length"} | {"max_new_tokens": new}
+    if shortest := setting(model, kwargs, "min_length", 0):
+        fewest = max(setting(model, kwargs, "min_new_tokens", 0), shortest - width, 0)
+        told |= {"min_length": 0, "min_new_tokens": fewest}
+    return told
 
 
 def generate_behind_cache(

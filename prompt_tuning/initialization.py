@@ -146,7 +146,9 @@ def initial_prompt(
         return saved[torch.arange(length) % len(saved)].float()
     with torch.no_grad():
         if args.init == "random":
-            weight = embeddings.weight[: len(tokenizer)].float()
+            count = min(len(tokenizer), embeddings.num_embeddings)
+            # Looked up, since some models scale what they look up (Gemma, mBART).
+            weight = embeddings(torch.arange(count, device=embeddings.weight.device)).float()
             noise = torch.randn(length, weight.shape[1], generator=generator)
             return noise * weight.std(0).cpu() + weight.mean(0).cpu()
         if args.init == "vocab":

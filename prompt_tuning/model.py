@@ -76,18 +76,54 @@ def check_method(config: PretrainedConfig, method: str) -> None:
         )
 
 
-def load_tokenizer(args: ModelArguments) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer, with a padding token.
+def load_tokenizer(
+    args: ModelArguments, source_lang: str | None = None, target_lang: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer, with a padding token; of models that mark languages (mBART, NLLB) for these two.
 
     Raises:
         ModelError: it cannot be found, or has no end-of-sequence token.
+        RecipeError: it marks languages and does not know one of these.
     """
     tokenizer = _from_pretrained(AutoTokenizer, args)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{args.model_name_or_path}: the tokenizer has no eos_token, so no target could be ended")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if hasattr(tokenizer, "src_lang") and source_lang and target_lang:
+        for name, code in (("source_lang", source_lang), ("target_lang", target_lang)):
+            if language_id(tokenizer, code) is None:
+                known = ", ".join(sorted(tokenizer.all_special_tokens)[:8])
+                raise RecipeError(
+                    f"{name} {code}: the tokenizer marks languages and does not know it; it has {known}, ..."
+                )
+        tokenizer.src_lang, tokenizer.tgt_lang = source_lang, target_lang
     return tokenizer
+
+
+def stop_at_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let `generate` end at the tokenizer's end, with which targets end, beside the model's own."""
+    ends = model.generation_config.eos_token_id
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    if tokenizer.eos_token_id not in ends:
+        model.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
+
+
+def language_id(tokenizer: PreTrainedTokenizerBase, code: str) -> int | None:
+    """The token of a language, by the code that the tokenizer knows it by: fr_XX, fra_Latn, or fr for __fr__."""
+    marks = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    return next((tokenizer.convert_tokens_to_ids(each) for each in (code, f"__{code}__") if each in marks), None)
+
+
+def target_language(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """What `generate` is given so that a model writes its tokenizer's target language; nothing for most models."""
+    code = getattr(tokenizer, "tgt_lang", None)
+    mark = code and language_id(tokenizer, code)
+    if mark is None:
+        return {}
+    # mBART's targets end with their language, and open with it once the model has shifted them.
+    last = tokenizer(text_target="").input_ids[-1:] == [mark]
+    return {"decoder_start_token_id" if last else "forced_bos_token_id": mark}
 
 
 def load_base_model(args: ModelArguments, config: PretrainedConfig) -> PreTrainedModel:

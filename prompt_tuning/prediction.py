@@ -33,6 +33,8 @@ from prompt_tuning.model import (
     load_base_model,
     load_config,
     load_tokenizer,
+    stop_at_end,
+    target_language,
 )
 from prompt_tuning.shared_prefix import prompt_computed_once
 from prompt_tuning.template import Template
@@ -97,12 +99,15 @@ class Predictor:
         config = load_config(recipe.model)
         if not full:
             check_adapter(adapter_config, adapter, config)
-        encoder = Encoder.of_recipe(recipe, template, load_tokenizer(recipe.model), config.is_encoder_decoder)
+        tokenizer = load_tokenizer(recipe.model, recipe.data.source_lang, recipe.data.target_lang)
+        encoder = Encoder.of_recipe(recipe, template, tokenizer, config.is_encoder_decoder)
         encoder = replace(encoder, chosen=min(count, len(template.demonstrations)))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         base = load_base_model(recipe.model, config).to(device)
+        stop_at_end(base, tokenizer)
         model = base if full else load_adapter(base, adapter)
-        return cls(model, encoder, recipe.decoding, recipe.prompt.choice_normalization, recipe.data)
+        decoding = recipe.decoding | target_language(tokenizer)
+        return cls(model, encoder, decoding, recipe.prompt.choice_normalization, recipe.data)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> list[str]:
         """What the model writes for each row, or the choice that it takes; one batch.

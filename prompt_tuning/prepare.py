@@ -99,7 +99,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     if config:
         attempt(check_method, config, prompt.method)
     attempt(quantization_config, recipe.model)
-    tokenizer = config and attempt(load_tokenizer, recipe.model)
+    tokenizer = config and attempt(load_tokenizer, recipe.model, data.source_lang, data.target_lang)
     template = attempt(Template.load, prompt.template)
     score = attempt(score_of, recipe)
     if score:

@@ -10,6 +10,7 @@ as a cache, with a mask that gives every row its true positions.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import warnings
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft import PeftModelForCausalLM
-from transformers import AttentionInterface, DynamicCache
+from transformers import AttentionInterface, DynamicCache, StoppingCriteriaList
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -46,6 +47,8 @@ from prompt_tuning.ways import (
 )
 
 logger = logging.getLogger(__name__)
+
+LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotary embeddings by the longest sequence of a forward
 
 PromptName = tuple[str, int | None]  # the adapter whose prompt stands before a row, and of a multitask one the task
 
@@ -337,7 +340,11 @@ class SharedPrefixModel(PeftModelForCausalLM):
             caches, opening = self._generation_caches(names, input_ids, attention_mask)
             packed = within and self.way.name == "packed"
             return generate_behind_cache(base, caches, owners, input_ids, attention_mask, opening, packed, **kwargs)
-        if config.model_type in CACHE_ARCHITECTURES and len(names) == 1 and not self._prompt_is_cache:
+        # `generate` knows no ids of rows that it is given as embeddings, so that it could not penalise them.
+        blind = setting(base, kwargs, "repetition_penalty", 1.0) == 1.0 and not setting(
+            base, kwargs, "no_repeat_ngram_size"
+        )
+        if config.model_type in CACHE_ARCHITECTURES and len(names) == 1 and not self._prompt_is_cache and blind:
             return generate_from_embeddings(base, self._prompt(names[0]), input_ids, attention_mask, **kwargs)
         return self._generate_one_by_one(input_ids, attention_mask, [names[owner] for owner in owners], **kwargs)
 
@@ -384,16 +391,19 @@ class SharedPrefixModel(PeftModelForCausalLM):
             kwargs["use_cache"] = (
                 False  # PEFT looks for a cache of keys, and without one puts the prompt at each token
             )
+        criteria = kwargs.pop("stopping_criteria", None) or ()
         written, active = [], self.active_adapter
         for ids, mask, (name, task) in zip(input_ids, attention_mask.bool(), names, strict=True):
             row = ids[mask][None]
-            of_task = {} if task is None else {"task_ids": row.new_tensor([task])}
+            of_row = {} if task is None else {"task_ids": row.new_tensor([task])}
+            if criteria:  # each row's own, since they may keep where it starts
+                of_row["stopping_criteria"] = StoppingCriteriaList(map(copy.copy, criteria))
             self.active_adapter = name
             try:
                 with warnings.catch_warnings():  # without padding, true positions are what it falls back to
                     warnings.filterwarnings("ignore", "Position ids are not supported")
                     output = (self if known else super()).generate(
-                        input_ids=row, attention_mask=row.new_ones(row.shape), **of_task, **kwargs
+                        input_ids=row, attention_mask=row.new_ones(row.shape), **of_row, **kwargs
                     )
             finally:
                 self.active_adapter = active
@@ -412,6 +422,14 @@ class SharedPrefixModel(PeftModelForCausalLM):
                 "%s of %s layers see only the last %s positions and sequences here have up to %s: from position %s on "
                 "a token no longer sees the first virtual token in them, from %s on none.",
                 types.count("sliding_attention"), len(types), window, length, window, window + virtual - 1,
+            )  # fmt: skip
+        rope = getattr(config, "rope_parameters", None) or {}
+        known = rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", length)
+        if rope.get("rope_type") in LENGTH_DEPENDENT and length > known:
+            self._tell(
+                "%s rotary positions change for sequences beyond %s positions, and those here have up to %s: a row "
+                "then depends on the longest one of its batch; set per_device_eval_batch_size and "
+                "per_device_train_batch_size to 1, or keep them shorter.", rope["rope_type"], known, length,
             )  # fmt: skip
 
 

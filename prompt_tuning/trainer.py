@@ -29,12 +29,13 @@ from prompt_tuning.choices import choose
 from prompt_tuning.distillation import distillation_loss
 from prompt_tuning.divergence import STEPS_KEPT, Divergence
 from prompt_tuning.encoding import StopTexts, decode
-from prompt_tuning.errors import AdapterError, DataError
+from prompt_tuning.errors import AdapterError, DataError, ModelError, RecipeError
 from prompt_tuning.files import full_disk_told, whole_file
 from prompt_tuning.generation import count_new_tokens, generate_behind_cache
 from prompt_tuning.hub import push
 from prompt_tuning.memory import IN_EVALUATION, keep_global_batch, memory_told
 from prompt_tuning.metrics import Score
+from prompt_tuning.model import stop_at_end
 from prompt_tuning.model_card import card_text, trainer_facts, write_card
 from prompt_tuning.packed_attention import ATTENTION
 from prompt_tuning.processes import (
@@ -99,8 +100,22 @@ class PromptTuningTrainer(Seq2SeqTrainer):
     ) -> None:
         kwargs.setdefault("data_collator", DataCollatorForSeq2Seq(processing_class, padding="longest"))
         kwargs["compute_metrics"] = self._score if compute_metrics else None
-        with evaluable(kwargs.get("model") or args[0]):
+        model = kwargs.get("model", args[0] if args else None)
+        if model is None:
+            raise ModelError("model is missing; model_init is not taken, since a prompt is added to a loaded model")
+        if _is_prompted(model) and not (model.config.is_encoder_decoder or isinstance(model, SharedPrefixModel)):
+            raise AdapterError(
+                f"a {type(model).__name__} pads its rows before the prompt and so gives them other predictions than "
+                "alone; make it by add_soft_prompt(model, config)"
+            )
+        with evaluable(model):
             super().__init__(*args, processing_class=processing_class, **kwargs)
+        if compute_metrics and not self.args.predict_with_generate:
+            raise RecipeError("compute_metrics needs what the model writes; set predict_with_generate=True")
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        if self.args.generation_config is not None:
+            base.generation_config = self.model.generation_config  # by which prompts generate too
+        stop_at_end(base, processing_class)
         processing_class.padding_side = "right"  # for training; sources are padded left by prediction_step
         if isinstance(self.model, SharedPrefixModel):
             # The model smooths: Trainer could not match logits of targets alone with labels.
@@ -115,9 +130,11 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         self.stop, self.choice_normalization = stop, choice_normalization
         self.teacher, self.distillation = teacher, distillation
         self.divergence = Divergence(name_row)
-        self.generation_kwargs = {"do_sample": False, "pad_token_id": processing_class.pad_token_id} | (
-            generation_kwargs or {}
-        )
+        self.generation_kwargs = {"do_sample": False, "pad_token_id": processing_class.pad_token_id}
+        if self.args.generation_max_length and not base.config.is_encoder_decoder:
+            # Trainer would count the source, and so the padding that a row has in its batch.
+            self.generation_kwargs["max_new_tokens"] = self.args.generation_max_length
+        self.generation_kwargs |= generation_kwargs or {}
         self._references: list[list[str]] | None = None
         self._choices: dict[int, tuple[list[str], list[list[int]]]] | None = None  # by row, while it is evaluated
         self._opening: list[int] = []
@@ -335,9 +352,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
 
     def _generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """`generate`, where a model without a prompt also reads once what rows open with."""
-        prompted = isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        if prompted or base.config.is_encoder_decoder or why_not_packed(base):
+        if _is_prompted(self.model) or base.config.is_encoder_decoder or why_not_packed(base):
             return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         kwargs = count_new_tokens(base, input_ids.shape[1], kwargs)
         if not within_window(base, input_ids.shape[1] + kwargs["max_new_tokens"]):
@@ -526,8 +542,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         bounded = isinstance(dataset, Dataset) and isinstance(self.args, PromptTuningArguments)
         if is_training or not bounded:
             return loader
-        prompted = isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning
-        prompt = self.model.active_peft_config.num_virtual_tokens if prompted else 0
+        prompt = self.model.active_peft_config.num_virtual_tokens if _is_prompted(self.model) else 0
         batches = batches_of_process(
             self._places(dataset, prompt),
             self.args.per_device_eval_batch_size,
@@ -585,10 +600,13 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         return [texts[number] for texts, number in zip(choices, predictions[:, 0], strict=True)]
 
 
+def _is_prompted(model: torch.nn.Module) -> bool:
+    return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+
+
 def _has_network(model: torch.nn.Module) -> bool:
     """Whether more is trained than the prompt itself: P-tuning's encoder, a projection, a residual network."""
-    prompted = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
-    return prompted and len(list(model.prompt_encoder.parameters())) > 1
+    return _is_prompted(model) and len(list(model.prompt_encoder.parameters())) > 1
 
 
 def _is_multitask(model: torch.nn.Module) -> bool:

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 import yaml
-from architectures import build
+from architectures import SIZES, build
 from conftest import question_rows
 from datasets import Dataset
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from prompt_tuning import (
     Encoder,
@@ -20,6 +21,7 @@ from prompt_tuning import (
 )
 from prompt_tuning.cli import main
 from prompt_tuning.distillation import distillation_loss, teacher_states
+from prompt_tuning.errors import ModelError
 
 PLAIN = Template("{{ question }}\nAnswer:", "{{ answers.text[0] }}", stop=("\n",))
 SHOWN = Template(PLAIN.source, PLAIN.target, demonstrations=tuple(question_rows(12)[8:11]), stop=("\n",))
@@ -127,3 +129,10 @@ def test_the_recipe_trains_and_says_what_is_wrong_with_a_teacher(recipe_file, tm
         changed = {"num_virtual_tokens": None if settings.get("method") else 6} | settings
         assert main(["check", str(recipe_file(**changed))]) == 2 or "source" in message
         assert message in capsys.readouterr().err
+
+
+def test_a_model_that_changes_its_heads_logits_is_no_teacher(tokenizer):
+    sizes = {**SIZES, "vocab_size": len(tokenizer), "max_position_embeddings": 256}
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model("cohere2", **sizes, logit_scale=0.25)).eval()
+    with pytest.raises(ModelError, match="cohere2 changes its output layer's logits"):
+        teacher_states(base, encoded(PLAIN, tokenizer), max_tokens=400)

@@ -26,8 +26,10 @@ from transformers import (
     LongT5ForConditionalGeneration,
     MarianConfig,
     MarianMTModel,
+    MBart50Tokenizer,
     MBartConfig,
     MBartForConditionalGeneration,
+    MBartTokenizer,
     MT5Config,
     MT5ForConditionalGeneration,
     PegasusConfig,
@@ -39,6 +41,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from prompt_tuning import Encoder, Template, add_soft_prompt, prompt_config
+from prompt_tuning.arguments import ModelArguments
 from prompt_tuning.encoder_decoder import (
     BART_LIKE,
     T5_LIKE,
@@ -46,7 +50,9 @@ from prompt_tuning.encoder_decoder import (
     EncoderDecoderPromptModel,
     load_prompt_config,
 )
-from prompt_tuning.errors import AdapterError, ModelError
+from prompt_tuning.errors import AdapterError, ModelError, RecipeError
+from prompt_tuning.model import load_tokenizer, target_language
+from prompt_tuning.template import language_variables
 
 VOCABULARY, VIRTUAL = 99, 3
 T5 = {
@@ -666,3 +672,51 @@ def test_plain_peft_cannot_load_a_prompt_to_train_it_on(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="Cannot set a prompt learning adapter to trainable"):
         PeftModel.from_pretrained(tiny_t5(VOCABULARY), tmp_path, is_trainable=True)
+
+
+@pytest.mark.parametrize("kind", [(MarianMTModel, MarianConfig), (PegasusForConditionalGeneration, PegasusConfig)])
+def test_a_prompt_of_a_texts_embeddings_is_that_text_where_the_encoder_scales_what_it_looks_up(kind):
+    model_class, config_class = kind
+    base = seeded(model_class, config_class(**(BART | {"scale_embedding": True})))
+    text, row, labels = torch.tensor([[11, 12, 13]]), torch.tensor([[5, 9, 20, 31, 1]]), torch.tensor([[7, 8, 1]])
+    whole = torch.cat([text, row], 1)
+    given = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    wanted, written = base(input_ids=whole, labels=labels).loss, base.generate(input_ids=whole, **settings)
+    embeddings = base.get_input_embeddings().weight[text[0]].clone()
+    plain = PeftModelForSeq2SeqLM(base, soft_config(num_transformer_submodules=1))
+    plain.prompt_encoder["default"].embedding.weight.data.copy_(embeddings)
+    assert plain(**given, labels=labels).loss.item() != pytest.approx(wanted.item(), abs=1e-3)  # PEFT's
+    model = add_soft_prompt(base, prompt_config(base, 3), embeddings)
+    assert model(**given, labels=labels).loss.item() == pytest.approx(wanted.item(), abs=1e-5)
+    assert model.generate(**given, **settings).tolist() == written.tolist()
+    with model.disable_adapter():
+        alone = base(input_ids=row, labels=labels).loss.item()
+        assert model(**given, labels=labels).loss.item() == pytest.approx(alone, abs=1e-5)
+
+
+PIECES = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{letter}", -1.0) for letter in "abcdef")]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_class", "codes", "source", "target", "given"),
+    [
+        (MBartTokenizer, ("fr_XX", "ro_RO"), "▁a ▁b </s> fr_XX", "▁c </s> ro_RO", "decoder_start_token_id"),
+        (MBart50Tokenizer, ("fr_XX", "ro_RO"), "fr_XX ▁a ▁b </s>", "ro_RO ▁c </s>", "forced_bos_token_id"),
+    ],
+)
+def test_a_tokenizer_that_marks_languages_marks_those_of_the_recipe(
+    tokenizer_class, codes, source, target, given, tmp_path
+):
+    tokenizer_class(vocab=PIECES).save_pretrained(tmp_path)
+    MBartConfig(**BART).save_pretrained(tmp_path)
+    model = ModelArguments(model_name_or_path=str(tmp_path))
+    tokenizer = load_tokenizer(model, *codes)
+    template = Template("{{ translation[source_lang] }}", "{{ translation[target_lang] }}")
+    encoder = Encoder(template, tokenizer, True, languages=language_variables(*codes))
+    row = encoder.row({"translation": dict(zip(codes, ("a b", "c"), strict=True))})
+    assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == source.split()
+    assert tokenizer.convert_ids_to_tokens(row["labels"]) == target.split()
+    assert target_language(tokenizer) == {given: tokenizer.convert_tokens_to_ids(codes[1])}
+    with pytest.raises(RecipeError, match="target_lang ro: the tokenizer marks languages and does not know it"):
+        load_tokenizer(model, codes[0], "ro")

@@ -1,5 +1,6 @@
 """Token ids within a budget: only the columns that may be cut are cut, and every cut is counted."""
 
+import copy
 import os
 import random
 import subprocess
@@ -9,6 +10,8 @@ import pytest
 import torch
 from conftest import ROOT, question_rows, write_jsonl
 from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
+from transformers import ByT5Tokenizer
 
 from prompt_tuning.batches import batches_within, common_opening, pad_left, source_length
 from prompt_tuning.config import load_recipe
@@ -195,3 +198,27 @@ def test_a_second_run_in_another_process_encodes_nothing_again(recipe_file, tmp_
     changed = load_recipe(recipes[0], ["--max_source_tokens", "95"])
     with pytest.raises(AssertionError, match="encoded again"):
         prepare(changed, SPLITS)
+
+
+def test_the_end_that_a_tokenizer_appends_stands_behind_the_target_alone(tokenizer):
+    appending = copy.deepcopy(tokenizer)
+    appending._tokenizer.post_processor = TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]
+    )
+    row = question_rows(1)[0]
+    template = Template.load("question_answering/plain")
+    assert Encoder(template, appending).row(row) == Encoder(template, tokenizer).row(row)
+
+
+def test_a_tokenizer_without_offsets_cuts_too():
+    template = Template("{{ document }}\nSummary:", "{{ summary }}", truncate=("document",))
+    encoder = Encoder(template, ByT5Tokenizer(), True, max_source_tokens=40)
+    row = encoder.row({"document": "a long text " * 20, "summary": "x"})
+    assert len(row["input_ids"]) == 40 and row["cut"] > 100 and row["source"].endswith("\nSummary:")
+
+
+def test_a_chat_template_that_refuses_the_messages_is_said(tokenizer):
+    refusing = copy.deepcopy(tokenizer)
+    refusing.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(TemplateError, match=r"chat template refuses its messages \(.*\): System role not supported"):
+        Encoder(Template.load("question_answering/chat"), refusing).row(question_rows(1)[0])

@@ -141,3 +141,10 @@ def test_a_prefix_longer_than_a_sliding_window_is_refused(tokenizer):
     arguments = PromptArguments(method="prefix_tuning", init="text")
     with pytest.raises(RecipeError, match="longer than the model's sliding window"):
         initial_prefix(build("mistral, window 3"), tokenizer, arguments, 6, 0, [5, 6, 7])
+
+
+def test_random_is_as_wide_as_what_a_model_looks_up_where_it_scales_that(tokenizer):
+    base = build("gemma", vocabulary=len(tokenizer))
+    noise = initial_prompt(base, tokenizer, PromptArguments(init="random"), 200, 0)
+    taken = base.get_input_embeddings()(torch.arange(len(tokenizer)))
+    assert noise.std().item() == pytest.approx(taken.std().item(), rel=0.1)

@@ -1,6 +1,7 @@
 """Each metric equals the implementation it stands for, on rows made here by noise on sentences of our own."""
 
 import json
+import math
 import os
 import random
 import re
@@ -497,3 +498,9 @@ def test_two_processes_at_once_with_an_empty_cache_are_quiet_and_offline(tmp_pat
     assert first == second
     assert first[1] == ""
     assert json.loads(first[0])["rouge1"] == 50.0
+
+
+def test_a_metric_that_is_no_number_for_these_rows_is_kept(tmp_path):
+    script = tmp_path / "length.py"
+    script.write_text(USER_METRIC.format(nested=True, result='{"corr": float("nan")}'))
+    assert math.isnan(load_metrics([str(script)])(["a"], [["a"]])["corr"])

@@ -7,7 +7,7 @@ from architectures import ROWS, TOKENS, reference_greedy, reference_loss, right_
 from peft import PeftModelForCausalLM, PrefixTuningConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from prompt_tuning import add_soft_prompt, prompt_config
+from prompt_tuning import Encoder, Predictor, Template, add_soft_prompt, prompt_config
 from prompt_tuning.arguments import PromptArguments
 from prompt_tuning.cli import main
 from prompt_tuning.errors import ModelError
@@ -96,3 +96,17 @@ def test_it_is_refused_before_weights_are_read(recipe_file, tokenizer, tmp_path,
     recipe = recipe_file(method="prefix_tuning", model_name_or_path=tmp_path / "mamba")
     assert main(["train", str(recipe)]) == 1
     assert "prefix_tuning puts keys and values into every layer, and mamba has recurrent" in capsys.readouterr().err
+
+
+def test_a_stop_text_is_looked_for_behind_each_rows_own_source(tokenizer):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("mamba", **(SETTINGS["mamba"] | {"vocab_size": len(tokenizer)}))
+    base = AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
+    predictor = Predictor(
+        add_soft_prompt(base, prompt_config(base, PROMPT)).eval(),
+        Encoder(Template("{{ text }}", "{{ text }}", stop=("\n",)), tokenizer),
+        {"max_new_tokens": 5},
+    )
+    rows = [{"text": "Ada"}, {"text": "One line.\nAnother line.\nWhere does Ada live?"}]
+    assert predictor(rows) == [predictor([row])[0] for row in rows]
+    assert all(predictor(rows))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from architectures import (
     PROMPT,
     ROWS,
+    SIZES,
     TARGETS,
     VOCABULARY,
     build,
@@ -23,7 +24,7 @@ from peft import (
     PromptEncoderConfig,
     PromptTuningConfig,
 )
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
 from prompt_tuning.batches import pad_left
@@ -417,3 +418,36 @@ def test_the_saved_adapter_predicts_the_same_in_plain_peft(method, tmp_path):
     assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
     for row in ROWS:
         assert written(plain, [row]) == written(model, [row])
+
+
+def test_a_minimum_length_counts_what_it_counts_without_a_prompt():
+    base = build("llama")
+    model = add_soft_prompt(base, prompt_config(base, PROMPT), torch.randn(PROMPT, 32))
+    given = {"input_ids": torch.tensor([ROWS[0]]), "attention_mask": torch.ones(1, len(ROWS[0]), dtype=torch.long)}
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": list(range(1, 97))}
+    for each in (base, model):
+        written = each.generate(**given, min_length=len(ROWS[0]) + 6, **settings)
+        assert written.shape[1] == len(ROWS[0]) + 7  # six that are no end, and then one
+
+
+def test_a_penalty_counts_a_rows_own_tokens_past_a_sliding_window():
+    base = build("mistral, window 6")
+    model = add_soft_prompt(base, prompt_config(base, PROMPT), torch.randn(PROMPT, 32)).eval()
+
+    def written(rows):
+        batch = pad_left(rows, 0)
+        settings = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        return model.generate(**batch, repetition_penalty=1.3, **settings)[:, batch["input_ids"].shape[1] :].tolist()
+
+    assert written(ROWS) == [written([row])[0] for row in ROWS]
+
+
+def test_rotary_positions_that_depend_on_a_batch_are_told(caplog):
+    rope = dict(rope_type="longrope", rope_theta=1e4, short_factor=[1.0] * 4, long_factor=[4.0] * 4, factor=4.0)
+    rope |= {"original_max_position_embeddings": 16}
+    base = LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=rope)).eval()
+    model = add_soft_prompt(base, prompt_config(base, PROMPT)).eval()
+    model(**right_padded([ROWS[0]], [3]))
+    assert "rotary" not in caplog.text
+    model(**right_padded([ROWS[0], [7] * 30], [3, 1]))
+    assert "longrope rotary positions change for sequences beyond 16 positions" in caplog.text

@@ -7,8 +7,15 @@ import pytest
 import torch
 from conftest import question_rows, tiny_bart, tiny_llama, tiny_t5
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import EarlyStoppingCallback, MistralConfig, MistralForCausalLM, Seq2SeqTrainer
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from transformers import (
+    EarlyStoppingCallback,
+    GenerationConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
 
 from prompt_tuning import (
     Encoder,
@@ -22,6 +29,7 @@ from prompt_tuning import (
 )
 from prompt_tuning.batches import source_length
 from prompt_tuning.encoding import decode
+from prompt_tuning.errors import AdapterError, ModelError, RecipeError
 
 BUILDERS = {"llama": tiny_llama, "t5": tiny_t5, "bart": tiny_bart}
 
@@ -357,3 +365,46 @@ def test_rows_of_an_ordinary_data_set_are_scored_against_their_labels(tokenizer,
     )
     run.evaluate(run.eval_dataset.select_columns(["input_ids", "labels"]))
     assert sorted(seen) == sorted(run.eval_dataset["references"])
+
+
+def test_a_generation_config_is_that_of_a_prompt_and_of_its_base_model(tokenizer, tmp_path):
+    penalty = GenerationConfig(repetition_penalty=50.0)
+    model = soft("llama", tokenizer)
+    plain, penalised = (
+        trainer(model, tokenizer, tmp_path, generation_config=given).predict_texts(
+            encoded(tokenizer, question_rows(7, 3))
+        )
+        for given in (None, penalty)
+    )
+    assert plain != penalised
+
+
+def test_an_evaluation_ends_rows_where_training_would(tokenizer, tmp_path):
+    """Trainer tells the model the tokenizer's end when it trains, and so other rows would be written afterwards."""
+    model = soft("llama", tokenizer)
+    model.get_base_model().generation_config.eos_token_id = 7
+    trainer(model, tokenizer, tmp_path)
+    assert model.get_base_model().generation_config.eos_token_id == [tokenizer.eos_token_id, 7]
+
+
+def test_generation_max_length_counts_new_tokens_whatever_the_batch(tokenizer, tmp_path):
+    rows = encoded(tokenizer, question_rows(6, 3))
+    args = PromptTuningArguments(str(tmp_path), generation_max_length=5, use_cpu=True, disable_tqdm=True)
+    run = PromptTuningTrainer(soft("llama", tokenizer), args, processing_class=tokenizer, eval_dataset=rows)
+    together = run.predict_texts(rows)
+    assert together == [run.predict_texts(rows.select([number]))[0] for number in range(len(rows))]
+
+
+def test_what_would_be_evaluated_wrongly_is_refused(tokenizer, tmp_path):
+    args = PromptTuningArguments(str(tmp_path), use_cpu=True)
+    base = tiny_llama(len(tokenizer))
+    plain = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    with pytest.raises(AdapterError, match=r"a PeftModelForCausalLM pads .*; make it by add_soft_prompt"):
+        PromptTuningTrainer(plain, args, processing_class=tokenizer)
+    with pytest.raises(ModelError, match="model is missing; model_init is not taken"):
+        PromptTuningTrainer(args=args, processing_class=tokenizer, model_init=lambda: base)
+    theirs = Seq2SeqTrainingArguments(str(tmp_path), use_cpu=True)
+    with pytest.raises(RecipeError, match="set predict_with_generate=True"):
+        PromptTuningTrainer(
+            soft("llama", tokenizer), theirs, processing_class=tokenizer, compute_metrics=load_metrics(["squad"])
+        )

@@ -72,12 +72,12 @@ def load_metrics(names: Iterable[str], *, language: str | None = None) -> Score:
         givers: dict[str, str] = {}
         for name, module in modules.items():
             for key, value in _compute(name, module, predictions, references, language).items():
-                if result.setdefault(key, value) != value:
+                if key in givers and result[key] != value:
                     raise RecipeError(
                         f"metrics {givers[key]!r} and {name!r} both give {key!r}, with different values "
                         f"({result[key]} and {value}); name one of them alone"
                     )
-                givers.setdefault(key, name)
+                result[key], givers[key] = value, name
         return result
 
     return score
