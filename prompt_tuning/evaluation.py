@@ -40,6 +40,9 @@ from prompt_tuning.trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
 
+# Of a model's generation_config.json; length_penalty is for beams.
+OWN_DECODING = ("repetition_penalty", "no_repeat_ngram_size", "min_length", "min_new_tokens", "length_penalty")
+
 
 def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", output_dir: Path | None = None) -> Path:
     """Evaluate one split with a saved soft prompt, or without one the hard prompt alone.
@@ -104,6 +107,8 @@ def evaluate_and_write(
     for name, model in models:
         logger.info("evaluating %s with the %s", split_origin(prepared.recipe.data, split), name.replace("_", " "))
         predictions[name], results[name] = predict_and_score(model, prepared, split)
+        if not prepared.encoder.closed:
+            results["decoding"] = results["decoding"] | _own_decoding(model)
         finished = time.perf_counter()
         seconds[name], started = round(finished - started, 1), finished
     results |= {"evaluation_seconds": round(sum(seconds.values()), 1), "prediction_seconds": seconds}
@@ -111,6 +116,13 @@ def evaluate_and_write(
         results |= answers_taken(prepared, split, predictions)
     write_run(folder, results, prepared, split, predictions)
     return results
+
+
+def _own_decoding(model: PreTrainedModel | PeftModel) -> dict[str, float]:
+    """What the model's own generation configuration adds to the recipe's decoding."""
+    config = (model.get_base_model() if isinstance(model, PeftModel) else model).generation_config
+    found = {name: getattr(config, name, None) for name in OWN_DECODING}
+    return {name: value for name, value in found.items() if value not in (None, 0, 1)}
 
 
 def tuned_name(method: str) -> str:

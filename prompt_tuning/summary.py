@@ -56,7 +56,10 @@ def decoding_text(decoding: dict[str, Any]) -> str:
         by = decoding["choice_normalization"]
         return "the likeliest of each row's choices" + (f", normalised by {by}" if by != "none" else "")
     beams = decoding["num_beams"]
-    return f"{'greedy' if beams == 1 else f'{beams} beams'}, up to {decoding['max_new_tokens']} tokens"
+    more = "".join(
+        f", {name} {value}" for name, value in decoding.items() if name not in ("num_beams", "max_new_tokens")
+    )
+    return f"{'greedy' if beams == 1 else f'{beams} beams'}, up to {decoding['max_new_tokens']} tokens{more}"
 
 
 def answers_text(answers: dict[str, Any]) -> list[str]:

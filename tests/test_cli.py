@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import check_card, question_rows, write_jsonl
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from prompt_tuning import Predictor
 from prompt_tuning.cli import main
@@ -161,6 +161,17 @@ def test_evaluate_gives_the_numbers_that_train_gave(run, recipe_file, tmp_path):
     assert json.loads((run / "results.json").read_text()) == results
     assert main(["evaluate", recipe, "--split", "validation", "--output_dir", str(tmp_path / "v")]) == 0
     assert (tmp_path / "v" / "predictions" / "validation.jsonl").is_file()
+
+
+def test_what_a_models_own_generation_config_adds_is_told(recipe_file, tmp_path, model_folders, capsys):
+    own = tmp_path / "own"
+    shutil.copytree(model_folders["llama"], own)
+    GenerationConfig(repetition_penalty=1.3, eos_token_id=1).save_pretrained(own)
+    assert main(["train", str(recipe_file(model_name_or_path=own, method="none", num_virtual_tokens=None))]) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["decoding"] == {
+        "max_new_tokens": 12, "num_beams": 1, "repetition_penalty": 1.3,
+    }  # fmt: skip
+    assert "greedy, up to 12 tokens, repetition_penalty 1.3" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_an_evaluation_is_not_written_over_a_run(run, recipe_file, capsys):
