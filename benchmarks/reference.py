@@ -5,11 +5,11 @@
 
 FOLDER holds train.jsonl, validation.jsonl and test.jsonl; 200 test and 100 validation rows are drawn from them once
 (seed 0), all training rows are used; with --longest N only questions that have at most N tokens with their passage.
-First `rank` chooses the best few-shot prompt and the best zero-shot one on the validation rows; then `compare` trains
-and evaluates, at equal steps, in runs/reference/NAME, where what is there already is not run again. "peft" is plain
-PEFT and Trainer with their defaults (random prompt, learning rate 5e-5, as many virtual tokens), evaluated by this
-project. A learning curve has the few-shot prompt, the recipe and LoRA alone; its smaller sets of rows, drawn at
-random, are part of the larger.
+First `rank` chooses the best few-shot prompt and the best zero-shot one on the validation rows, unless --few_shot and
+--zero_shot name those of an earlier rank; then `compare` trains and evaluates, at equal steps, in
+runs/reference/NAME, where what is there already is not run again. "peft" is plain PEFT and Trainer with their defaults
+(random prompt, learning rate 5e-5, as many virtual tokens), evaluated by this project. A learning curve has the
+few-shot prompt, the recipe and LoRA alone; its smaller sets of rows, drawn at random, are part of the larger.
 """
 
 import argparse
@@ -34,11 +34,14 @@ HARD = {"few_shot": ([2, 4], {"max_source_tokens": "1536"}), "zero_shot": ([0], 
 STARTS = ("init", "init_text", "init_demonstrations", "num_virtual_tokens")
 
 
-def hard_prompts(recipe: Path, names: list[str]) -> dict[str, dict]:
-    """The best zero-shot and the best few-shot prompt on the validation rows, or one of them."""
+def hard_prompts(recipe: Path, names: list[str], known: dict[str, dict]) -> dict[str, dict]:
+    """The best zero-shot and the best few-shot prompt on the validation rows, or one of them, but for those known."""
     found = {}
     for name in names:
         counts, changes = HARD[name]
+        if name in known:
+            found[name] = {"method": "none"} | known[name] | changes
+            continue
         folder = recipe.parent / f"rank_{name}"
         ranked = rank(str(recipe), [f"--{key}={value}" for key, value in changes.items()], folder, counts=counts)
         print(f"\n{name}\n\n{rank_text(ranked)}", flush=True)
@@ -113,7 +116,12 @@ def main() -> None:
     parser.add_argument("--peft_seeds", type=int, nargs="*", help="of PEFT's defaults (default: those of --seeds)")
     parser.add_argument("--train_rows", type=int, nargs="*", default=[], help="draw a learning curve of so many rows")
     parser.add_argument("--longest", type=int, help="only questions of at most so many tokens with their passage")
+    parser.add_argument("--few_shot", nargs=2, metavar=("TEMPLATE", "COUNT"), help="as an earlier rank found it")
+    parser.add_argument("--zero_shot", metavar="TEMPLATE", help="as an earlier rank found it")
     args, flags = parser.parse_known_args()
+    known = {"zero_shot": {"template": args.zero_shot, "num_demonstrations": 0}} if args.zero_shot else {}
+    if args.few_shot:
+        known["few_shot"] = {"template": args.few_shot[0], "num_demonstrations": int(args.few_shot[1])}
     into, rows = ROOT / "runs" / "reference" / args.recipe.stem, ROWS
     if args.train_rows:
         into, rows = into / "curve", ROWS | {"train": max(args.train_rows)}
@@ -124,7 +132,7 @@ def main() -> None:
     settings |= dict(flag.removeprefix("--").split("=", 1) for flag in flags)
     recipe = written(into / "recipe.yaml", settings)
     prepare(load_recipe(recipe), SPLITS)  # what is wrong with it is told now, not after an hour of ranking
-    paths = variants(recipe, hard_prompts(recipe, ["few_shot"] if args.train_rows else list(HARD)))
+    paths = variants(recipe, hard_prompts(recipe, ["few_shot"] if args.train_rows else list(HARD), known))
     if args.train_rows:
         learning_curve(paths, args.train_rows, args.seeds, into)
         return
