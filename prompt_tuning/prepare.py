@@ -28,6 +28,7 @@ from prompt_tuning.template import Template
 
 logger = logging.getLogger(__name__)
 
+PLACES = ("prefix_encoder", "prefix_decoder", "prefix_cross")  # that an encoder-decoder prefix may leave out
 PROBLEMS_SHOWN = 5
 LEAKS_SHOWN = 3
 
@@ -98,6 +99,10 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     config = attempt(load_config, recipe.model)
     if config:
         attempt(check_method, config, prompt.method)
+        left_out = [] if config.is_encoder_decoder else [name for name in PLACES if not vars(prompt)[name]]
+        problems += [
+            RecipeError(f"{name} false has no effect: {config.model_type} has no encoder") for name in left_out
+        ]
     attempt(quantization_config, recipe.model)
     tokenizer = config and attempt(load_tokenizer, recipe.model, data.source_lang, data.target_lang)
     template = attempt(Template.load, prompt.template)

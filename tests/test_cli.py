@@ -497,6 +497,11 @@ def test_bad_input_stops_before_the_model_loads(recipe_file, tmp_path, capsys, m
     assert not (tmp_path / "run").exists()
 
 
+def test_a_place_that_a_causal_prefix_does_not_have_is_said(recipe_file, capsys):
+    assert main(["check", str(recipe_file(method="prefix_tuning", prefix_cross="false"))]) == 2
+    assert "prefix_cross false has no effect: llama has no encoder" in capsys.readouterr().err
+
+
 def test_rows_that_a_metric_would_refuse_after_generation_are_refused_before(recipe_file, tmp_path, capsys):
     rows = [{"document": f"The boat left at {hour}.", "summary": "It left.", "right": []} for hour in range(3)]
     files = {
