@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,8 @@ from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once,
 from prompt_tuning.training_args import PromptTuningArguments
 from prompt_tuning.ways import why_not_packed, within_window
 
+logger = logging.getLogger(__name__)
+
 PROMPT_ENCODER = "prompt_encoder.safetensors"
 ORDER = "order.pt"
 
@@ -100,6 +103,9 @@ class PromptTuningTrainer(Seq2SeqTrainer):
     ) -> None:
         kwargs.setdefault("data_collator", DataCollatorForSeq2Seq(processing_class, padding="longest"))
         kwargs["compute_metrics"] = self._score if compute_metrics else None
+        given = kwargs.get("args", args[1] if len(args) > 1 else None)
+        if compute_metrics and not getattr(given, "predict_with_generate", True):
+            logger.warning("evaluations give a loss and no metric, since predict_with_generate is False")
         model = kwargs.get("model", args[0] if args else None)
         if model is None:
             raise ModelError("model is missing; model_init is not taken, since a prompt is added to a loaded model")
@@ -110,8 +116,6 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             )
         with evaluable(model):
             super().__init__(*args, processing_class=processing_class, **kwargs)
-        if compute_metrics and not self.args.predict_with_generate:
-            raise RecipeError("compute_metrics needs what the model writes; set predict_with_generate=True")
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         if self.args.generation_config is not None:
             base.generation_config = self.model.generation_config  # by which prompts generate too
@@ -275,6 +279,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
 
     def predict_texts(self, dataset: Dataset) -> list[str]:
         """What the model writes for each row, or the choice that it takes, as text, in the order of the data set."""
+        if not self.args.predict_with_generate:
+            raise RecipeError("predict_with_generate is False, so that nothing is written; set it to True")
         compute_metrics, self.compute_metrics = self.compute_metrics, None
         try:
             predictions = self.predict(dataset).predictions

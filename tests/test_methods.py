@@ -130,9 +130,10 @@ def test_activation_checkpointing_accumulation_and_bfloat16_change_no_gradient(f
 
     model.train()
     wanted = gradient()
-    with torch.autocast("cpu", torch.bfloat16):
-        half = gradient()
-    assert torch.cosine_similarity(half, wanted, 0) > 0.97
+    if method != "p_tuning, lstm" or torch.ops.mkldnn._is_mkldnn_bf16_supported():  # torch's LSTM asks for it
+        with torch.autocast("cpu", torch.bfloat16):
+            half = gradient()
+        assert torch.cosine_similarity(half, wanted, 0) > 0.97
     model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     if method == "lora":  # its gradient starts below frozen embeddings
         model.enable_input_require_grads()

@@ -8,6 +8,7 @@ from architectures import row_logits
 from conftest import question_rows, tiny_llama, tiny_t5, write_jsonl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import enable_progress_bar
 
 from prompt_tuning import Encoder, Template, encode
 from prompt_tuning.arguments import PromptArguments
@@ -140,6 +141,7 @@ def test_a_rank_stopped_among_the_likelihoods_keeps_all_but_the_last_few(
         return [-1.0 - number for number in range(len(places))]
 
     monkeypatch.setattr("prompt_tuning.rank._log_likelihoods", likelihoods)
+    enable_progress_bar()  # which `predict` turns off
     assert ranked(recipe, tmp_path, *flags) == 130
     kept = (tmp_path / "rank" / "likelihoods.jsonl").read_text().splitlines()
     assert len(kept) == sum(asked)

@@ -37,13 +37,13 @@ def signalled(monkeypatch, *signals, at_step=3):
 
 
 def test_a_run_killed_over_and_over_ends_with_the_adapter_of_an_uninterrupted_one(tmp_path):
-    command = [sys.executable, "tests/killed_runs.py", str(tmp_path), "20"]
+    command = [sys.executable, "tests/killed_runs.py", str(tmp_path), "10"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     kills = json.loads(done.stdout)
     print(*kills, sep="\n")
-    assert len(kills) == 20 and len({kill["after_step"] for kill in kills}) > 5
-    assert sum(bool(kill["half_written"]) for kill in kills) > 3  # else no checkpoint was cut off
+    assert len(kills) == 10 and len({kill["after_step"] for kill in kills}) > 3
+    assert sum(bool(kill["half_written"]) for kill in kills) > 1  # else no checkpoint was cut off
     assert adapter(tmp_path / "killed") == adapter(tmp_path / "whole")
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {
         path.name for path in (tmp_path / "whole").iterdir()

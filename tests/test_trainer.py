@@ -395,7 +395,7 @@ def test_generation_max_length_counts_new_tokens_whatever_the_batch(tokenizer, t
     assert together == [run.predict_texts(rows.select([number]))[0] for number in range(len(rows))]
 
 
-def test_what_would_be_evaluated_wrongly_is_refused(tokenizer, tmp_path):
+def test_what_would_be_evaluated_wrongly_is_refused(tokenizer, tmp_path, caplog):
     args = PromptTuningArguments(str(tmp_path), use_cpu=True)
     base = tiny_llama(len(tokenizer))
     plain = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
@@ -404,7 +404,9 @@ def test_what_would_be_evaluated_wrongly_is_refused(tokenizer, tmp_path):
     with pytest.raises(ModelError, match="model is missing; model_init is not taken"):
         PromptTuningTrainer(args=args, processing_class=tokenizer, model_init=lambda: base)
     theirs = Seq2SeqTrainingArguments(str(tmp_path), use_cpu=True)
-    with pytest.raises(RecipeError, match="set predict_with_generate=True"):
-        PromptTuningTrainer(
-            soft("llama", tokenizer), theirs, processing_class=tokenizer, compute_metrics=load_metrics(["squad"])
-        )
+    run = PromptTuningTrainer(
+        soft("llama", tokenizer), theirs, processing_class=tokenizer, compute_metrics=load_metrics(["squad"])
+    )
+    assert "evaluations give a loss and no metric, since predict_with_generate is False" in caplog.text
+    with pytest.raises(RecipeError, match="predict_with_generate is False, so that nothing is written"):
+        run.predict_texts(encoded(tokenizer, question_rows(2)))
