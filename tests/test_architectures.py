@@ -96,7 +96,9 @@ def test_bfloat16_autocast_differs_from_single_rows_by_its_own_rounding(architec
     assert loss.dtype == torch.float32
     assert abs(loss.item() - expected.item()) / expected.item() < 2e-3
     wanted = gradient(expected, weight)
-    assert torch.cosine_similarity(gradient(loss, weight).flatten(), wanted.flatten(), 0) > 0.998
+    # A processor without bfloat16 rounds in other places: 0.9989 has been seen there, for OPT.
+    bound = 0.999 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 0.998
+    assert torch.cosine_similarity(gradient(loss, weight).flatten(), wanted.flatten(), 0) > bound
 
 
 @pytest.mark.parametrize("architecture", [name for name in SETTINGS if name != "bloom"])

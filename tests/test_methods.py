@@ -130,10 +130,6 @@ def test_activation_checkpointing_accumulation_and_bfloat16_change_no_gradient(f
 
     model.train()
     wanted = gradient()
-    if method != "p_tuning, lstm" or torch.ops.mkldnn._is_mkldnn_bf16_supported():  # torch's LSTM asks for it
-        with torch.autocast("cpu", torch.bfloat16):
-            half = gradient()
-        assert torch.cosine_similarity(half, wanted, 0) > 0.97
     model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     if method == "lora":  # its gradient starts below frozen embeddings
         model.enable_input_require_grads()
@@ -147,6 +143,12 @@ def test_activation_checkpointing_accumulation_and_bfloat16_change_no_gradient(f
         run.compute_loss(model, part, num_items_in_batch=items).backward()
     parts = torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
     assert (parts - wanted).norm() / wanted.norm() < 1e-4
+
+    if method == "p_tuning, lstm" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("all but bfloat16 was tested: torch's LSTM takes none on this processor")
+    with torch.autocast("cpu", torch.bfloat16):
+        half = gradient()
+    assert torch.cosine_similarity(half, wanted, 0) > 0.97
 
 
 @pytest.mark.parametrize(("family", "method"), CELLS)
