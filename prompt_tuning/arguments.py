@@ -247,6 +247,7 @@ class PromptArguments:
 # Methods that take `init`, and the methods that each other setting belongs to.
 MULTITASK = "multitask_prompt_tuning"
 INITIALIZED = ("prompt_tuning", "prefix_tuning", MULTITASK)
+PREFIX_PLACES = ("prefix_encoder", "prefix_decoder", "prefix_cross")  # of an encoder-decoder model
 EFFECTIVE = {
     "init": INITIALIZED,
     "residual": ("prompt_tuning",),

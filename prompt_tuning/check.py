@@ -17,10 +17,7 @@ def check(path: str, overrides: list[str] | None = None) -> str:
     """
     recipe = load_recipe(path, overrides)
     if recipe.prompt.method == MULTITASK:
-        tasks = prepare_tasks(recipe, SPLITS)
-        for prepared in tasks.values():
-            check_splits(prepared)
-        return "; ".join(f"{name} ({_rows(each)})" for name, each in tasks.items())
+        return "; ".join(f"{name} ({_rows(each)})" for name, each in prepare_tasks(recipe).items())
     prepared = prepare(recipe, SPLITS)
     check_splits(prepared)
     return _rows(prepared)

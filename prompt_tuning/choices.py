@@ -28,7 +28,7 @@ from prompt_tuning.batches import batches_within, common_opening, source_length
 from prompt_tuning.caches import by_length, caches_of_rows, chunks, opening_cache, run_packed
 from prompt_tuning.packed_attention import ATTENTION, RowLayout
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once
-from prompt_tuning.ways import why_not_packed, within_window
+from prompt_tuning.ways import base_of, is_prompted, why_not_packed, within_window
 
 Normalization = Literal["none", "tokens", "characters", "bytes", "unconditional"]
 
@@ -162,11 +162,11 @@ def _logits(
     model: PreTrainedModel | PeftModel, sources: Sequence[Sequence[int]], segments: Sequence[Segment]
 ) -> Iterator[torch.Tensor]:
     """For each segment the logits `[L, V]` that predict its L tokens."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     if base.config.is_encoder_decoder:
         return _decoder_logits(model, base, sources, segments)
     reach = max(len(sources[segment.row]) + len(segment.tokens) for segment in segments)
-    prompted = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+    prompted = is_prompted(model)
     if isinstance(model, SharedPrefixModel):
         if packed := model.packed_caches(sources, reach):
             return _packed_logits(base, *packed, sources, segments)

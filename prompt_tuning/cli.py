@@ -68,9 +68,9 @@ def _goes_on(args: argparse.Namespace, argv: list[str] | None, stopped: Stopped)
         flag = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         flag.add_argument("--resume_from_checkpoint", "--resume-from-checkpoint")
         resumed, command = flag.parse_known_args(command)
-        last = (resumed.resume_from_checkpoint or "true").lower() in ("true", "auto", "false")
-        # From a checkpoint that was named the last one is perhaps not that of this run.
-        command += ["--resume_from_checkpoint", "true" if last else stopped.checkpoint]
+        named = Path(resumed.resume_from_checkpoint or "").is_dir() and resumed.resume_from_checkpoint
+        # Behind a checkpoint that was named the last one is perhaps not that of this run.
+        command += ["--resume_from_checkpoint", stopped.checkpoint if named else "true"]
     return f"to go on: {shlex.join(command)}"
 
 

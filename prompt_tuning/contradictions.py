@@ -16,10 +16,38 @@ if TYPE_CHECKING:
 
 def contradictions(recipe: Recipe) -> list[str]:
     """All that is wrong with the recipe's settings, a line each; reads no row and no model."""
-    model, data, prompt, training = recipe.model, recipe.data, recipe.prompt, recipe.training
+    model, prompt, training = recipe.model, recipe.prompt, recipe.training
     problems = [] if model.model_name_or_path else ["model_name_or_path is missing"]
     problems += _task_contradictions(recipe) if prompt.method != MULTITASK else _multitask_contradictions(recipe)
     problems += _prompt_contradictions(recipe) + _precision_contradictions(recipe)
+    problems += _range_contradictions(recipe)
+    if prompt.early_stopping_patience is not None and not training.load_best_model_at_end:
+        problems.append("early_stopping_patience needs load_best_model_at_end: true and an eval_strategy")
+    for name in ("predict_with_generate", "remove_unused_columns"):
+        if not getattr(training, name):
+            problems.append(
+                f"{name} is false; evaluation here is by generation, from rows with references: leave it out"
+            )
+    problems += _hub_contradictions(recipe) + _stream_contradictions(recipe) + _without_effect(recipe)
+    for name in ("prediction_loss_only", "batch_eval_metrics"):
+        if getattr(training, name):
+            problems.append(f"{name} leaves nothing to score at the end; leave it out")
+    if training.generation_config is not None:
+        problems.append(
+            "generation_config would not reach `predict`; set generation_max_length and generation_num_beams, or put "
+            "a generation_config.json into the model's folder"
+        )
+    if training.neftune_noise_alpha and prompt.method not in ("lora", "full"):
+        problems.append(f"neftune_noise_alpha is for methods lora and full, not {prompt.method}; leave it out")
+    for name in ("do_train", "do_eval", "do_predict"):
+        if name in recipe.given:
+            problems.append(f"{name} has no effect here: `train` trains and then evaluates; leave it out")
+    return problems
+
+
+def _range_contradictions(recipe: Recipe) -> list[str]:
+    """Numbers that train nothing, or fail when they are used."""
+    data, prompt, training = recipe.data, recipe.prompt, recipe.training
     positive = dict(
         num_virtual_tokens=prompt.num_virtual_tokens,
         init_demonstrations=prompt.init_demonstrations,
@@ -42,18 +70,11 @@ def contradictions(recipe: Recipe) -> list[str]:
         early_stopping_patience=prompt.early_stopping_patience,
         preprocessing_num_workers=data.preprocessing_num_workers,
     )
-    problems += [
+    problems = [
         f"{name} is {value}; it must be at least 1"
         for name, value in positive.items()
         if value is not None and value < 1
     ]
-    if prompt.early_stopping_patience is not None and not training.load_best_model_at_end:
-        problems.append("early_stopping_patience needs load_best_model_at_end: true and an eval_strategy")
-    for name in ("predict_with_generate", "remove_unused_columns"):
-        if not getattr(training, name):
-            problems.append(
-                f"{name} is false; evaluation here is by generation, from rows with references: leave it out"
-            )
     if training.max_steps == 0 or (training.max_steps < 0 and training.num_train_epochs <= 0):
         length = f"max_steps {training.max_steps} and num_train_epochs {training.num_train_epochs:g}"
         problems.append(f"{length} train nothing; set one of them, or method: none for the hard prompt alone")
@@ -61,20 +82,6 @@ def contradictions(recipe: Recipe) -> list[str]:
         problems.append(f"seed is {training.seed}; it must be at least 0")
     if not 0 <= prompt.lora_dropout < 1:
         problems.append(f"lora_dropout is {prompt.lora_dropout}; it must be at least 0 and below 1")
-    problems += _hub_contradictions(recipe) + _stream_contradictions(recipe) + _without_effect(recipe)
-    for name in ("prediction_loss_only", "batch_eval_metrics"):
-        if getattr(training, name):
-            problems.append(f"{name} leaves nothing to score at the end; leave it out")
-    if training.generation_config is not None:
-        problems.append(
-            "generation_config would not reach `predict`; set generation_max_length and generation_num_beams, or put "
-            "a generation_config.json into the model's folder"
-        )
-    if training.neftune_noise_alpha and prompt.method not in ("lora", "full"):
-        problems.append(f"neftune_noise_alpha is for methods lora and full, not {prompt.method}; leave it out")
-    for name in ("do_train", "do_eval", "do_predict"):
-        if name in recipe.given:
-            problems.append(f"{name} has no effect here: `train` trains and then evaluates; leave it out")
     return problems
 
 

@@ -37,6 +37,7 @@ from prompt_tuning.model_card import write_card
 from prompt_tuning.prepare import Prepared, prepare
 from prompt_tuning.report import write_report
 from prompt_tuning.trainer import PromptTuningTrainer
+from prompt_tuning.ways import base_of
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def evaluate_and_write(
 
 def _own_decoding(model: PreTrainedModel | PeftModel) -> dict[str, float]:
     """What the model's own generation configuration adds to the recipe's decoding."""
-    config = (model.get_base_model() if isinstance(model, PeftModel) else model).generation_config
+    config = base_of(model).generation_config
     found = {name: getattr(config, name, None) for name in OWN_DECODING}
     return {name: value for name, value in found.items() if value not in (None, 0, 1)}
 

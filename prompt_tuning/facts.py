@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
 from prompt_tuning.prepare import Prepared
+from prompt_tuning.ways import is_prompted
 
 PACKAGES = ("prompt_tuning", "transformers", "peft", "accelerate", "datasets", "torch")
 
@@ -59,7 +60,7 @@ def training_facts(trainer: Trainer) -> dict[str, Any]:
         "trainable_parameters": trainable,
         "total_parameters": total,
     }
-    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+    if is_prompted(model):
         facts["virtual_tokens"] = model.active_peft_config.num_virtual_tokens
     # Without load_best_model_at_end Trainer looks for one, too, and then saves the last.
     if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:

@@ -35,7 +35,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from prompt_tuning.arguments import ModelArguments, PromptArguments
+from prompt_tuning.arguments import PREFIX_PLACES, ModelArguments, PromptArguments
 from prompt_tuning.encoder_decoder import (
     EncoderDecoderPrefixConfig,
     EncoderDecoderPromptModel,
@@ -174,7 +174,7 @@ def prompt_config(
     if args.method == "prefix_tuning":
         network = dict(prefix_projection=args.prefix_projection, encoder_hidden_size=hidden)
         if encoder_decoder:
-            places = {name: vars(args)[name] for name in ("prefix_encoder", "prefix_decoder", "prefix_cross")}
+            places = {name: vars(args)[name] for name in PREFIX_PLACES}
             return EncoderDecoderPrefixConfig(**common, **network, **places)
         return PrefixTuningConfig(**common, **network)
     common |= {"num_transformer_submodules": 1}

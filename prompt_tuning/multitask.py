@@ -46,9 +46,7 @@ def train_tasks(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
     check_split(recipe)
     folder = Path(recipe.training.output_dir)
     checkpoint = checkpoint_to_resume(recipe, folder)
-    tasks = prepare_tasks(recipe, SPLITS)
-    for prepared in tasks.values():
-        check_splits(prepared)
+    tasks = prepare_tasks(recipe)
 
     set_seed(recipe.training.seed)
     base = load_base_model(recipe.model, next(iter(tasks.values())).config)
@@ -96,7 +94,7 @@ def train_tasks(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
     return folder
 
 
-def prepare_tasks(recipe: Recipe, splits: tuple[str, ...]) -> dict[str, Prepared]:
+def prepare_tasks(recipe: Recipe) -> dict[str, Prepared]:
     """Each task's rows, by the task's name.
 
     Raises:
@@ -107,7 +105,8 @@ def prepare_tasks(recipe: Recipe, splits: tuple[str, ...]) -> dict[str, Prepared
     for name, task in load_tasks(recipe).items():
         logger.info("task %s", name)
         try:
-            tasks[name] = prepare(_recipe_of_task(recipe, name, task), splits)
+            tasks[name] = prepare(_recipe_of_task(recipe, name, task), SPLITS)
+            check_splits(tasks[name])
         except PromptTuningError as error:
             problems.append(error)
     if problems:

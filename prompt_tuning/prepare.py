@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from peft import PeftConfig, PeftType
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from prompt_tuning.arguments import INITIALIZED, MULTITASK
+from prompt_tuning.arguments import INITIALIZED, MULTITASK, PREFIX_PLACES
 from prompt_tuning.batches import source_length
 from prompt_tuning.config import Recipe
 from prompt_tuning.data import column_names, load_splits, row_origin, split_origin
@@ -28,7 +28,6 @@ from prompt_tuning.template import Template
 
 logger = logging.getLogger(__name__)
 
-PLACES = ("prefix_encoder", "prefix_decoder", "prefix_cross")  # that an encoder-decoder prefix may leave out
 PROBLEMS_SHOWN = 5
 LEAKS_SHOWN = 3
 
@@ -99,7 +98,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     config = attempt(load_config, recipe.model)
     if config:
         attempt(check_method, config, prompt.method)
-        left_out = [] if config.is_encoder_decoder else [name for name in PLACES if not vars(prompt)[name]]
+        left_out = [] if config.is_encoder_decoder else [name for name in PREFIX_PLACES if not vars(prompt)[name]]
         problems += [
             RecipeError(f"{name} false has no effect: {config.model_type} has no encoder") for name in left_out
         ]

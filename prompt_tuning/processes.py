@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
-from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -17,6 +16,7 @@ from prompt_tuning.arguments import MULTITASK
 from prompt_tuning.batches import batches_within
 from prompt_tuning.config import Recipe
 from prompt_tuning.errors import ProcessError, RecipeError
+from prompt_tuning.ways import base_of, is_prompted
 
 
 def check_split(recipe: Recipe) -> None:
@@ -125,7 +125,7 @@ def whole_weights(model: torch.nn.Module, accelerator: Accelerator) -> Iterator[
     """
     if not isinstance(model, FSDPModule):
         yield None
-    elif isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+    elif is_prompted(model):
         with gathered(model):
             # Not `state_dict()`, which would first split them again.
             yield dict(model.prompt_encoder.named_parameters(prefix="prompt_encoder"))
@@ -150,7 +150,7 @@ def in_step(model: torch.nn.Module) -> Iterator[dict[str, bool]]:
     if model.config.is_encoder_decoder:
         yield {"synced_gpus": True}
         return
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     device = next(model.parameters()).device
 
     def anyone_runs(this_one: bool) -> bool:

@@ -412,7 +412,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         return torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)
 
     def _tell_window(self, length: int) -> None:
-        """Say once that sequences of this length, prompt included, reach beyond a sliding window."""
+        """Say once that sequences of this length, prompt included, reach beyond a sliding window or rotary length."""
         config = self.get_base_model().config.get_text_config()
         window = sliding_window(config)
         if window and length > window:

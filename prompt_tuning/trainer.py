@@ -52,7 +52,7 @@ from prompt_tuning.quantization import evaluable
 from prompt_tuning.sampling import RepeatableSampler
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once, target_loss
 from prompt_tuning.training_args import PromptTuningArguments
-from prompt_tuning.ways import why_not_packed, within_window
+from prompt_tuning.ways import base_of, is_prompted, why_not_packed, within_window
 
 logger = logging.getLogger(__name__)
 
@@ -103,20 +103,19 @@ class PromptTuningTrainer(Seq2SeqTrainer):
     ) -> None:
         kwargs.setdefault("data_collator", DataCollatorForSeq2Seq(processing_class, padding="longest"))
         kwargs["compute_metrics"] = self._score if compute_metrics else None
-        given = kwargs.get("args", args[1] if len(args) > 1 else None)
-        if compute_metrics and not getattr(given, "predict_with_generate", True):
-            logger.warning("evaluations give a loss and no metric, since predict_with_generate is False")
         model = kwargs.get("model", args[0] if args else None)
         if model is None:
             raise ModelError("model is missing; model_init is not taken, since a prompt is added to a loaded model")
-        if _is_prompted(model) and not (model.config.is_encoder_decoder or isinstance(model, SharedPrefixModel)):
+        if is_prompted(model) and not (model.config.is_encoder_decoder or isinstance(model, SharedPrefixModel)):
             raise AdapterError(
                 f"a {type(model).__name__} pads its rows before the prompt and so gives them other predictions than "
                 "alone; make it by add_soft_prompt(model, config)"
             )
         with evaluable(model):
             super().__init__(*args, processing_class=processing_class, **kwargs)
-        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        if compute_metrics and not self.args.predict_with_generate:
+            logger.warning("evaluations give a loss and no metric, since predict_with_generate is False")
+        base = base_of(self.model)
         if self.args.generation_config is not None:
             base.generation_config = self.model.generation_config  # by which prompts generate too
         stop_at_end(base, processing_class)
@@ -358,8 +357,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
 
     def _generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """`generate`, where a model without a prompt also reads once what rows open with."""
-        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        if _is_prompted(self.model) or base.config.is_encoder_decoder or why_not_packed(base):
+        base = base_of(self.model)
+        if is_prompted(self.model) or base.config.is_encoder_decoder or why_not_packed(base):
             return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         kwargs = count_new_tokens(base, input_ids.shape[1], kwargs)
         if not within_window(base, input_ids.shape[1] + kwargs["max_new_tokens"]):
@@ -548,7 +547,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         bounded = isinstance(dataset, Dataset) and isinstance(self.args, PromptTuningArguments)
         if is_training or not bounded:
             return loader
-        prompt = self.model.active_peft_config.num_virtual_tokens if _is_prompted(self.model) else 0
+        prompt = self.model.active_peft_config.num_virtual_tokens if is_prompted(self.model) else 0
         batches = batches_of_process(
             self._places(dataset, prompt),
             self.args.per_device_eval_batch_size,
@@ -606,13 +605,9 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         return [texts[number] for texts, number in zip(choices, predictions[:, 0], strict=True)]
 
 
-def _is_prompted(model: torch.nn.Module) -> bool:
-    return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
-
-
 def _has_network(model: torch.nn.Module) -> bool:
     """Whether more is trained than the prompt itself: P-tuning's encoder, a projection, a residual network."""
-    return _is_prompted(model) and len(list(model.prompt_encoder.parameters())) > 1
+    return is_prompted(model) and len(list(model.prompt_encoder.parameters())) > 1
 
 
 def _is_multitask(model: torch.nn.Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
 from prompt_tuning.packed_attention import ATTENTION
@@ -27,6 +27,16 @@ class Way:
 
     name: Literal["packed", "cache", "plain"]
     reason: str = ""
+
+
+def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model without its adapter, if it has one."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def is_prompted(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether a prompt stands before its rows."""
+    return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
 
 
 def way_of(base: PreTrainedModel, adapter: PeftConfig, training: bool) -> Way:
