@@ -15,7 +15,7 @@ from conftest import check_card, question_rows, write_jsonl
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from prompt_tuning import Predictor
+from prompt_tuning import Predictor, Template
 from prompt_tuning.cli import main
 
 COMMANDS = [
@@ -495,6 +495,39 @@ def test_bad_input_stops_before_the_model_loads(recipe_file, tmp_path, capsys, m
     errors = capsys.readouterr().err
     assert message in errors and "Traceback" not in errors
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        (
+            {"method": "lora", "num_virtual_tokens": None, "lora_target_modules": "[nowhere]"},
+            2,
+            "lora_target_modules: Target modules",
+        ),
+        (
+            {"generation_max_length": 450},
+            1,
+            "max_source_tokens 96 and generation_max_length 450 make 552 positions, the model has 512",
+        ),
+        (
+            {"loss": "kl", "teacher_template": "{folder}/long.yaml", "max_teacher_tokens": 4000},
+            1,
+            "the longest row in teacher_template has",
+        ),
+    ],
+)
+def test_what_would_end_in_a_traceback_is_said(recipe_file, tmp_path, capsys, changes, code, message):
+    plain = Template.load("question_answering/plain")
+    (tmp_path / "long.yaml").write_text(Template("Read this. " * 300 + plain.source, plain.target).to_yaml())
+    changes = {name: value.format(folder=tmp_path) if name == "teacher_template" else value
+               for name, value in changes.items()}  # fmt: skip
+    assert main(["train", str(recipe_file(**changes))]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_resume_from_checkpoint_false_starts_anew(recipe_file, tmp_path):
+    assert main(["train", str(recipe_file(max_steps=1)), "--resume_from_checkpoint", "false"]) == 0
 
 
 def test_a_place_that_a_causal_prefix_does_not_have_is_said(recipe_file, capsys):

@@ -32,6 +32,7 @@ from transformers import (
     MBartTokenizer,
     MT5Config,
     MT5ForConditionalGeneration,
+    NllbTokenizer,
     PegasusConfig,
     PegasusForConditionalGeneration,
     Seq2SeqTrainer,
@@ -703,12 +704,18 @@ PIECES = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{
     [
         (MBartTokenizer, ("fr_XX", "ro_RO"), "▁a ▁b </s> fr_XX", "▁c </s> ro_RO", "decoder_start_token_id"),
         (MBart50Tokenizer, ("fr_XX", "ro_RO"), "fr_XX ▁a ▁b </s>", "ro_RO ▁c </s>", "forced_bos_token_id"),
+        (NllbTokenizer, ("fra_Latn", "deu_Latn"), "fra_Latn ▁a ▁b </s>", "deu_Latn ▁c </s>", "forced_bos_token_id"),
     ],
 )
 def test_a_tokenizer_that_marks_languages_marks_those_of_the_recipe(
     tokenizer_class, codes, source, target, given, tmp_path
 ):
-    tokenizer_class(vocab=PIECES).save_pretrained(tmp_path)
+    given_to = {"vocab": PIECES}
+    if tokenizer_class is NllbTokenizer:  # of merges
+        merges = [("▁", letter) for letter in "abcdef"]
+        names = ["<s>", "<pad>", "</s>", "<unk>", "▁", *"abcdef", *map("".join, merges)]
+        given_to = {"vocab": {name: number for number, name in enumerate(names)}, "merges": merges}
+    tokenizer_class(**given_to).save_pretrained(tmp_path)
     MBartConfig(**BART).save_pretrained(tmp_path)
     model = ModelArguments(model_name_or_path=str(tmp_path))
     tokenizer = load_tokenizer(model, *codes)
