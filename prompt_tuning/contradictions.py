@@ -281,6 +281,12 @@ def _prompt_contradictions(recipe: Recipe) -> list[str]:
         problems.append("teacher_template is set but loss is cross_entropy, so it would have no effect; set loss: kl")
     if prompt.loss != "cross_entropy" and recipe.training.label_smoothing_factor:
         problems.append(f"label_smoothing_factor has no effect with loss {prompt.loss}; leave it out")
+    checkpointing = recipe.training.activation_checkpointing_kwargs or {}
+    if prompt.method == "prefix_tuning" and checkpointing.get("use_reentrant"):
+        problems.append(
+            "activation_checkpointing_kwargs: use_reentrant takes no gradient through the cache that a prefix stands "
+            "in; leave it out"
+        )
     if prompt.method == "cpt" and not prompt.init_text:
         problems.append("cpt starts from a text; set init_text")
     return problems

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 IN_TRAINING = (
     "set auto_find_batch_size: true, which lowers per_device_train_batch_size and makes up for it by "
-    "gradient_accumulation_steps, or gradient_checkpointing: true"
+    "gradient_accumulation_steps, or activation_checkpointing: true"
 )
 IN_EVALUATION = "lower per_device_eval_batch_tokens and per_device_eval_batch_size"
 

@@ -7,6 +7,7 @@ cannot close.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import pprint
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from prompt_tuning.arguments import LOCAL_FORMATS, MULTITASK, DataArguments, ModelArguments, PromptArguments
 from prompt_tuning.config import default_learning_rate
@@ -187,9 +188,8 @@ def trainer_facts(trainer: PromptTuningTrainer, **given: Any) -> dict[str, Any]:
     }
 
 
-def card_text(facts: dict[str, Any]) -> str:
-    """The card of these facts, Markdown behind YAML."""
-    results, settings = facts["results"], facts["settings"]
+@functools.cache
+def _card_template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -200,12 +200,18 @@ def card_text(facts: dict[str, Any]) -> str:
         "quote": shlex.quote,
         "yaml": write_yaml,
     }
+    return environment.get_template("model_card_template.md")
+
+
+def card_text(facts: dict[str, Any]) -> str:
+    """The card of these facts, Markdown behind YAML."""
+    results, settings = facts["results"], facts["settings"]
     scored = {label: results[name] for name, label in NAMES.items() if name in results}
     scores = next(iter(scored.values()), {})
     metrics = metric_names(scores)
     what, method = METHODS.get(results["method"], ("An adapter", f"PEFT's {results['method']}"))
     steps = _steps(facts)
-    text = environment.get_template("model_card_template.md").render(
+    text = _card_template().render(
         facts,
         what=what,
         method=method,

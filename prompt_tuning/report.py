@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import logging
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from prompt_tuning.batches import agreement
 from prompt_tuning.bootstrap import rows_alone
@@ -47,12 +48,7 @@ def write_report(folder: Path) -> Path:
         facts = _of_tasks(results)
     else:
         facts = _of_run(folder, results)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=True, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["hash"] = _hash
-    text = environment.get_template("report_template.html").render(
+    text = _report_template().render(
         name=folder.absolute().name,
         recipe=_recipe_text(folder, results),
         template=_text_of(folder / "template.yaml"),
@@ -62,6 +58,16 @@ def write_report(folder: Path) -> Path:
     with whole_file(folder / "report.html") as file:
         file.write(text)
     return folder / "report.html"
+
+
+@functools.cache
+def _report_template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=True, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["hash"] = _hash
+    return environment.get_template("report_template.html")
 
 
 def _of_tasks(results: dict[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def way_of(base: PreTrainedModel, adapter: PeftConfig, training: bool) -> Way:
         reason = f"the prefix is longer than the sliding window of {sliding_window(config)}"
     if not reason:
         return Way("packed")
-    if training and base.is_gradient_checkpointing:
+    if training and base.is_activation_checkpointing:
         return Way("plain", f"{reason}, and activation checkpointing allows no cache")
     return Way("cache", reason)
 

@@ -1,6 +1,7 @@
 """Tiny models and tokenizers, built in memory."""
 
 import atexit
+import gc
 import json
 import os
 import shutil
@@ -81,6 +82,13 @@ def tiny_tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", chat_template=CHAT_TEMPLATE
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_imports():
+    """Trainer collects garbage after each training, which need not go through all that is imported each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -91,6 +91,11 @@ def test_the_best_checkpoint_is_by_default_that_of_the_tasks_main_metric(recipe_
         ({"do_train": "true"}, [], ["do_train has no effect here"]),
         ({"prediction_loss_only": "true"}, [], ["prediction_loss_only leaves nothing to score"]),
         ({"neftune_noise_alpha": 5}, [], ["neftune_noise_alpha is for methods lora and full"]),
+        (
+            {"method": "prefix_tuning", "activation_checkpointing_kwargs": {"use_reentrant": True}},
+            [],
+            ["use_reentrant takes no gradient through the cache"],
+        ),
         ({"generation_config": "folder"}, [], ["generation_config would not reach `predict`"]),
         ({"per_device_train_batch_size": 0}, [], ["per_device_train_batch_size is 0; it must be at least 1"]),
         ({"gradient_accumulation_steps": 0}, [], ["gradient_accumulation_steps is 0; it must be at least 1"]),

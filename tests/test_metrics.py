@@ -398,8 +398,10 @@ def test_rows_of_a_wrong_kind_leave_the_metric_usable():
         score(["a", "b"], [["a"], []])
     with pytest.raises(ValueError, match="row 0 are the string 'abc'"):
         score(["a"], ["abc"])
-    with pytest.raises(ValueError, match="expected format"):
+    with pytest.raises(ValueError, match=r"row 0 has 1 and the references .* expected strings"):
         score([1], [["a"]])
+    with pytest.raises(ValueError, match="expected strings"):
+        score(["a"], [[None]])
     assert score(["a"], [["a"]])["rouge1"] == 100.0
 
 

