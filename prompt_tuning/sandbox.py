@@ -86,7 +86,18 @@ def _is_trim(found: jinja2.nodes.Filter) -> bool:
     return found.name == "trim" and not found.args and found.node is None
 
 
-def needed_names(body: list[jinja2.nodes.Node], given: set[str]) -> set[str]:
+@functools.lru_cache(maxsize=512)
+def needed_columns(text: str, given: frozenset[str]) -> frozenset[str]:
+    """Columns that a row must have for this template, but for those names that are given to it.
+
+    Raises:
+        jinja2.TemplateError: it is no template, or has a filter that does not exist.
+    """
+    compiled(text)
+    return frozenset(_needed_names(environment().parse(text).body, set(given)))
+
+
+def _needed_names(body: list[jinja2.nodes.Node], given: set[str]) -> set[str]:
     """Names that a row must have for these nodes; adds to `given` what they set.
 
     jinja2.meta alone would take what is set in the branches of an `if` for a column as well.
@@ -99,10 +110,10 @@ def needed_names(body: list[jinja2.nodes.Node], given: set[str]) -> set[str]:
                 needed |= _undeclared(jinja2.nodes.Output([test])) - given
             ends = [set(given) for _ in branches]
             for branch, end in zip(branches, ends, strict=True):
-                needed |= needed_names(branch, end)
+                needed |= _needed_names(branch, end)
             given |= set.intersection(*ends)
         elif isinstance(node, jinja2.nodes.FilterBlock):
-            needed |= needed_names(node.body, set(given))
+            needed |= _needed_names(node.body, set(given))
         else:
             needed |= _undeclared(node) - given
             if isinstance(node, jinja2.nodes.Macro):

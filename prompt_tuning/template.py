@@ -21,8 +21,7 @@ from prompt_tuning.sandbox import (
     compiled,
     compiled_expression,
     compiled_opening,
-    environment,
-    needed_names,
+    needed_columns,
     printed_values,
 )
 from prompt_tuning.template_yaml import read_yaml, write_yaml
@@ -285,13 +284,11 @@ class Template:
         return values if self.answer_choices is None else values | {"answer_choices": self.choices(row, languages)}
 
     def _variables(self, text: str) -> frozenset[str]:
+        given = LANGUAGE_VARIABLES if self.answer_choices is None else LANGUAGE_VARIABLES | {"answer_choices"}
         try:
-            tree = environment().parse(text)
-            environment().from_string(text)
+            return needed_columns(text, frozenset(given))
         except jinja2.TemplateError as error:
             raise TemplateError(f"template {self.name}: {error} in {text.strip()[:80]!r}") from None
-        given = LANGUAGE_VARIABLES if self.answer_choices is None else LANGUAGE_VARIABLES | {"answer_choices"}
-        return frozenset(needed_names(tree.body, set(given)))
 
     def _render(self, text: str, values: dict[str, Any], compile: Callable[[str], jinja2.Template] = compiled) -> str:
         try:
