@@ -43,15 +43,19 @@ COLUMN_SETTINGS = {
 # Not columns: what a recipe's source_lang and target_lang say, by code and by name.
 LANGUAGE_VARIABLES = frozenset({"source_lang", "target_lang", "source_language", "target_language"})
 
-LANGUAGES = {
-    "ar": "Arabic", "bn": "Bengali", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
-    "es": "Spanish", "et": "Estonian", "fa": "Persian", "fi": "Finnish", "fr": "French", "gu": "Gujarati",
-    "he": "Hebrew", "hi": "Hindi", "hr": "Croatian", "hu": "Hungarian", "id": "Indonesian", "is": "Icelandic",
-    "it": "Italian", "ja": "Japanese", "kk": "Kazakh", "ko": "Korean", "lt": "Lithuanian", "lv": "Latvian",
-    "nl": "Dutch", "no": "Norwegian", "pl": "Polish", "ps": "Pashto", "pt": "Portuguese", "ro": "Romanian",
-    "ru": "Russian", "sk": "Slovak", "sl": "Slovenian", "sv": "Swedish", "sw": "Swahili", "ta": "Tamil",
-    "th": "Thai", "tr": "Turkish", "uk": "Ukrainian", "ur": "Urdu", "vi": "Vietnamese", "zh": "Chinese",
+# By ISO 639-1 and, as NLLB's codes and Tatoeba's files have them, ISO 639-3.
+_LANGUAGE_NAMES = {
+    "ar ara arb": "Arabic", "bn ben": "Bengali", "cs ces": "Czech", "da dan": "Danish", "de deu": "German",
+    "el ell": "Greek", "en eng": "English", "es spa": "Spanish", "et est": "Estonian", "fa fas pes": "Persian",
+    "fi fin": "Finnish", "fr fra": "French", "gu guj": "Gujarati", "he heb": "Hebrew", "hi hin": "Hindi",
+    "hr hrv": "Croatian", "hu hun": "Hungarian", "id ind": "Indonesian", "is isl": "Icelandic", "it ita": "Italian",
+    "ja jpn": "Japanese", "kk kaz": "Kazakh", "ko kor": "Korean", "lt lit": "Lithuanian", "lv lav lvs": "Latvian",
+    "nl nld": "Dutch", "no nb nor nob": "Norwegian", "pl pol": "Polish", "ps pus pbt": "Pashto",
+    "pt por": "Portuguese", "ro ron": "Romanian", "ru rus": "Russian", "sk slk": "Slovak", "sl slv": "Slovenian",
+    "sv swe": "Swedish", "sw swa swh": "Swahili", "ta tam": "Tamil", "th tha": "Thai", "tr tur": "Turkish",
+    "uk ukr": "Ukrainian", "ur urd": "Urdu", "vi vie": "Vietnamese", "zh zho": "Chinese",
 }  # fmt: skip
+LANGUAGES = {code: name for codes, name in _LANGUAGE_NAMES.items() for code in codes.split()}
 
 # What somebody's Jinja may raise, a macro that calls itself and `items|dictsort` of a text among it.
 JINJA_ERRORS = (

@@ -262,6 +262,8 @@ def test_languages_have_names_and_unknown_codes_stand_for_themselves():
         FRENCH["source_language"] == "French" and language_variables("xx", "pt_BR")["target_language"] == "Portuguese"
     )
     assert language_variables("xx", None) == {"source_lang": "xx", "source_language": "xx"}
+    named = [language_variables(code, None)["source_language"] for code in ("fra_Latn", "zho_Hans", "deu", "pes_Arab")]
+    assert named == ["French", "Chinese", "German", "Persian"]
 
 
 @pytest.mark.parametrize(("truth", "word"), [(True, "yes"), (False, "no")])
