@@ -23,8 +23,8 @@ from prompt_tuning.evaluation import tuned_name
 from prompt_tuning.figures import new_figure, write_png
 from prompt_tuning.files import read_json_lines, whole_file, write_json
 from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, metric_names
-from prompt_tuning.prepare import Prepared, prepare, score_of
-from prompt_tuning.runs import SharedBaseModel, check_references, is_finished
+from prompt_tuning.prepare import prepare, score_of
+from prompt_tuning.runs import SharedBaseModel, check_rows, is_finished
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,12 +89,12 @@ def compare(
     metric = metric or MAIN_METRIC[tasks.pop()]
     figure = new_figure("compare.png", 9, 5.5)  # what is not there is said now, not after hours of training
     _check_metric(recipes, metric)
-    prepared = _check_rows(recipes)
+    _check_rows(recipes)
     of_parts = {path: _seeds(recipes[Path(path).stem], seeds) for path in paths}
     for path, of_part in of_parts.items():
         for recipe in (_of_run(path, overrides, seed, folder) for seed in of_part):
             if is_finished(recipe):
-                check_references(Path(recipe.training.output_dir), prepared[Path(path).stem])
+                check_rows(prepare(recipe, SPLITS))
     parts, base = [], SharedBaseModel()
     for path, of_part in of_parts.items():
         # The card of the run that others are compared with says what its template reaches alone.
@@ -130,18 +130,16 @@ def _scored_by(recipe: Recipe) -> str:
     return ", ".join(metrics) + (f" (language {language})" if language else "")
 
 
-def _check_rows(recipes: dict[str, Recipe]) -> dict[str, Prepared]:
+def _check_rows(recipes: dict[str, Recipe]) -> None:
     """Find what is wrong with any recipe, and whether all are evaluated on the same rows, before a model loads."""
     known: dict[str, dict[str, list]] = {}
-    found: dict[str, Prepared] = {}
     for name, recipe in recipes.items():
-        found[name] = prepared = prepare(recipe, SPLITS)
+        prepared = prepare(recipe, SPLITS)
         rows = prepared.rows[prepared.last_split].select_columns(sorted(prepared.template.source_columns))
         known[name] = rows.to_dict() | {"references": list(prepared.encoded[prepared.last_split]["references"])}
         first = next(iter(known))
         if any(known[name][column] != known[first][column] for column in known[name].keys() & known[first].keys()):
             raise DataError(f"{first} and {name} would be evaluated on other rows; give both one test_file")
-    return found
 
 
 def _seeds(recipe: Recipe, seeds: list[int]) -> list[int]:
@@ -202,7 +200,7 @@ def _facts(parts: list[Part], metric: str) -> dict[str, Any]:
                 found["p"] = max(of[part.name]["p"] for of in tests)
         facts[part.name] = found | _costs(part)
     if by_row:
-        return {"test": how_tested(len(parts[0].references), len(parts[0].folders)), "parts": facts}
+        return {"test": how_tested(len(parts[0].references), max(len(part.folders) for part in parts)), "parts": facts}
     seeds = "" if len(tests) == 1 else " of each seed, their mean interval and largest p"
     return {"test": f"sacreBLEU's paired bootstrap of the rows{seeds}", "parts": facts}
 

@@ -28,6 +28,7 @@ TASKS = ("question_answering", "summarization", "translation")
 # them; of full fine-tuning no other was measured.
 LEARNING_RATES = {"p_tuning": 3e-3, "prefix_tuning": 1e-2, "cpt": 3e-3, "lora": 1e-3, "full": 2e-5}
 PROJECTED_RATE = 3e-4  # of a prefix that a network writes
+OF_PREDICTION = ("output_dir", "seed", "generation_max_length", "generation_num_beams")  # of Trainer's settings
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ class Recipe:
         # A token is a secret, and a run that is made again is not to be pushed over the first one.
         secret = {name for name in self.given if name.startswith(("hub_", "push_to_hub"))}
         ours = self.training.to_dict() | {"output_dir": self.training.output_dir, "seed": self.training.seed}
+        # Which Trainer makes a list of, and a text, as its own flags would not take them.
+        reporters = self.training.report_to
+        ours["report_to"] = reporters[0] if len(reporters) == 1 else "all" if reporters else "none"
+        ours["include_num_input_tokens_seen"] = self.training.include_num_input_tokens_seen != "no"
         names = self.given | set(type(self.training).DEFAULTS) | {"output_dir", "seed"}
         return values | {key: ours[key] for key in sorted(names - secret) if ours.get(key) is not None}
 
@@ -85,18 +90,26 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
     Args:
         path: a flat YAML file.
         overrides: as on the command line, `["--learning_rate", "0.1", "--bf16"]`.
-        for_prediction: the recipe of a finished run; its data need not be there.
+        for_prediction: the recipe of a finished run. Its data need not be there, nor what it trained with: a GPU's
+            number formats, or where it was logged to.
 
     Raises:
         RecipeError: with every unknown key, wrong type and missing setting at once.
     """
-    path = Path(path)
-    pairs = read_pairs(path)
-    parser = _parser()
+    recipe = _read(Path(path), overrides or [], for_prediction)
+    if not for_prediction and (problems := contradictions(recipe)):
+        raise RecipeError("\n".join(f"{path}: {problem}" for problem in problems))
+    return recipe
+
+
+def _read(path: Path, overrides: list[str], for_prediction: bool = False) -> Recipe:
+    pairs, parser = read_pairs(path), _parser()
+    if for_prediction:
+        of_training = {each.name for each in dataclasses.fields(parser.dataclass_types[-1])}
+        pairs = [pair for pair in pairs if pair[0] in OF_PREDICTION or pair[0] not in of_training]
     problems = [
         f"{path}, line {line}: {problem}" for key, value, line in pairs if (problem := parser.problem(key, value))
     ]
-    overrides = overrides or []
     _, unknown = parser.parse_known_args_quietly(overrides, problems)
     problems += [f"command line: {parser.unknown(name)}" for name in unknown]
     if problems:
@@ -107,7 +120,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
         argv += to_argv(key, value)
     try:
         blocks = parser.parse_args_into_dataclasses(argv + overrides, look_for_args_file=False)
-    except (ValueError, TypeError, ImportError) as error:  # raised by the dataclasses' own __post_init__
+    except (ValueError, TypeError, ImportError, OSError) as error:  # raised by the dataclasses' own __post_init__
         raise RecipeError(f"{path}: {str(error).strip().splitlines()[0]}") from error
     flags = (item.lstrip("-").split("=")[0].replace("-", "_") for item in overrides if item.startswith("--"))
     off = {f"no_{name}": name for block in blocks for name in vars(block)}  # argparse's --no_bf16
@@ -120,14 +133,14 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
             training.train_sampling_strategy = "sequential"  # in the order of the stream, which is shuffled by itself
         # Else one process reads for all, and cannot send them batches of unlike length.
         training.accelerator_config.dispatch_batches = False
-    if training.load_best_model_at_end and data.task and "metric_for_best_model" not in given:
+    wants_best = training.load_best_model_at_end or training.save_strategy == "best"
+    if wants_best and data.task and "metric_for_best_model" not in given:
         training.metric_for_best_model, training.greater_is_better = MAIN_METRIC[data.task], True
+    if training.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and training.greater_is_better:
+        training.lr_scheduler_kwargs = {"mode": "max"} | (training.lr_scheduler_kwargs or {})  # torch's own is min
     if (training.resume_from_checkpoint or "").lower() in ("false", "no"):
         training.resume_from_checkpoint = None
-    recipe = Recipe(path, model, data, prompt, training, given)
-    if not for_prediction and (problems := contradictions(recipe)):
-        raise RecipeError("\n".join(f"{path}: {problem}" for problem in problems))
-    return recipe
+    return Recipe(path, model, data, prompt, training, given)
 
 
 def default_learning_rate(method: str, prefix_projection: bool, of_prompt: float) -> float:
@@ -147,7 +160,7 @@ def load_tasks(recipe: Recipe) -> dict[str, Recipe]:
     problems = []
     for path in map(Path, recipe.prompt.tasks or ()):
         try:
-            task = load_recipe(path, for_prediction=True)  # its method decides whether the rest is looked at
+            task = _read(path, [])  # its method decides whether the rest is looked at
         except RecipeError as error:
             problems.append(str(error))
             continue

@@ -16,22 +16,35 @@ if TYPE_CHECKING:
 
 def contradictions(recipe: Recipe) -> list[str]:
     """All that is wrong with the recipe's settings, a line each; reads no row and no model."""
-    model, prompt, training = recipe.model, recipe.prompt, recipe.training
-    problems = [] if model.model_name_or_path else ["model_name_or_path is missing"]
-    problems += _task_contradictions(recipe) if prompt.method != MULTITASK else _multitask_contradictions(recipe)
+    problems = [] if recipe.model.model_name_or_path else ["model_name_or_path is missing"]
+    several = recipe.prompt.method == MULTITASK
+    problems += _multitask_contradictions(recipe) if several else _task_contradictions(recipe)
     problems += _prompt_contradictions(recipe) + _precision_contradictions(recipe)
     problems += _range_contradictions(recipe)
+    problems += _training_contradictions(recipe) + _hub_contradictions(recipe) + _stream_contradictions(recipe)
+    return problems + _without_effect(recipe)
+
+
+def _training_contradictions(recipe: Recipe) -> list[str]:
+    """Settings of Trainer that nothing here could be trained or scored with."""
+    prompt, training, problems = recipe.prompt, recipe.training, []
     if prompt.early_stopping_patience is not None and not training.load_best_model_at_end:
         problems.append("early_stopping_patience needs load_best_model_at_end: true and an eval_strategy")
+    for name, asked in {
+        "load_best_model_at_end": training.load_best_model_at_end,
+        "save_strategy best": training.save_strategy == "best",
+    }.items():
+        if asked and training.eval_strategy == "no":
+            problems.append(f"{name} needs evaluations to choose by; set eval_strategy: steps or epoch")
     for name in ("predict_with_generate", "remove_unused_columns"):
         if not getattr(training, name):
             problems.append(
                 f"{name} is false; evaluation here is by generation, from rows with references: leave it out"
             )
-    problems += _hub_contradictions(recipe) + _stream_contradictions(recipe) + _without_effect(recipe)
-    for name in ("prediction_loss_only", "batch_eval_metrics"):
-        if getattr(training, name):
-            problems.append(f"{name} leaves nothing to score at the end; leave it out")
+    needed = {"prediction_loss_only": False, "batch_eval_metrics": False, "eval_do_concat_batches": True}
+    for name, value in needed.items():
+        if getattr(training, name) != value:
+            problems.append(f"{name}: {str(not value).lower()} leaves nothing to score at the end; leave it out")
     if training.generation_config is not None:
         problems.append(
             "generation_config would not reach `predict`; set generation_max_length and generation_num_beams, or put "
@@ -42,7 +55,16 @@ def contradictions(recipe: Recipe) -> list[str]:
     for name in ("do_train", "do_eval", "do_predict"):
         if name in recipe.given:
             problems.append(f"{name} has no effect here: `train` trains and then evaluates; leave it out")
-    return problems
+    if training.enable_jit_checkpoint:
+        problems.append("enable_jit_checkpoint: SIGTERM saves a checkpoint here in any case; leave it out")
+    if training.dataloader_persistent_workers and not training.dataloader_num_workers:
+        problems.append("dataloader_persistent_workers needs dataloader_num_workers; set it to at least 1")
+    if training.fsdp and training.world_size == 1:
+        problems.append(
+            "fsdp splits a model over several processes; start them by `accelerate launch`, as "
+            "recipes/accelerate/fsdp2.yaml"
+        )
+    return problems + training.untakeable()
 
 
 def _range_contradictions(recipe: Recipe) -> list[str]:
@@ -94,6 +116,7 @@ def _without_effect(recipe: Recipe) -> list[str]:
         "encoder_hidden_size": (network, "residual, prefix_projection or method: p_tuning"),
         "early_stopping_threshold": (prompt.early_stopping_patience is not None, "early_stopping_patience"),
         "greater_is_better": ("metric_for_best_model" in recipe.given, "metric_for_best_model"),
+        "data_seed": (recipe.training.train_sampling_strategy == "random", "train_sampling_strategy: random"),
         **dict.fromkeys(
             ("dataset_config_name", "dataset_revision", "train_split", "validation_split", "test_split"),
             (data.dataset_name, "dataset_name"),

@@ -7,6 +7,8 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from prompt_tuning.template import COLUMN_SETTINGS
 
 LIMITS = dict(train="max_train_samples", validation="max_eval_samples", test="max_predict_samples")
 SPLITS = tuple(LIMITS)
+FIRST_ROWS = 1000  # of a stream's file, which is not read twice
+csv.field_size_limit(2**31 - 1)  # a row may be a book
 
 
 def load_splits(args: DataArguments, splits: tuple[str, ...] = SPLITS) -> DatasetDict:
@@ -86,7 +90,13 @@ def streamed_rows(rows: IterableDataset, args: DataArguments) -> Iterator[dict[s
     """
     row = None
     try:
-        yield from (row := each for each in rows)
+        for row in rows:
+            if _holds_time(row):
+                raise DataError(
+                    f"{split_origin(args, 'train')}: a text that is a date was read as a time, {row}; set streaming: "
+                    "false, which reads it as it stands"
+                )
+            yield row
     except (ValueError, ConnectionError, HTTPError) as error:  # of json, csv, parquet and the hub
         if not args.train_file:
             raise _not_from_hub(args, "train", error) from error
@@ -141,17 +151,56 @@ def load_file(file: Path, streaming: bool = False) -> Dataset | IterableDataset:
     options = dict(data_files=str(file), split="train", streaming=streaming)
     try:
         if file.suffix == ".csv":
-            options |= _csv_options(file)
+            options |= _csv_options(file, FIRST_ROWS if streaming else None)
         rows = load_dataset(LOCAL_FORMATS[file.suffix], **options)
     except (DatasetGenerationError, UnicodeDecodeError, ValueError) as error:
         raise DataError(_why_unreadable(file, error)) from error
-    return _with_numbers(rows) if file.suffix == ".csv" and not streaming else rows
+    if streaming:
+        return rows
+    if file.suffix in (".json", ".jsonl") and "timestamp[" in str(rows.data.schema.remove_metadata()):
+        return _without_times(file)
+    return _with_numbers(rows) if file.suffix == ".csv" else rows
 
 
-def _csv_options(file: Path) -> dict[str, Any]:
-    """Without them pandas guesses: "007" becomes 7, and "NA" and "None" become null."""
+def _without_times(file: Path) -> Dataset:
+    """The rows of a json file with texts as they stand there: Arrow makes times of those that are dates."""
+    text = file.read_text(encoding="utf-8-sig")
+    try:
+        rows = json.loads(text)
+        rows = rows if isinstance(rows, list) else [rows]
+    except json.JSONDecodeError:
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+
+
+def _holds_time(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_holds_time, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, datetime)
+
+
+def _csv_options(file: Path, first_rows: int | None) -> dict[str, Any]:
+    """Without them pandas guesses: "007" becomes 7, and "NA" and "None" become null.
+
+    Raises:
+        DataError: what pandas would shift or leave out unsaid: a row has more cells than there are columns, or the one
+            column's cell is on an empty line.
+    """
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        names = next(csv.reader(lines), [])
+        reader = csv.reader(lines)
+        names, empty = next(reader, []), None
+        for row in islice(reader, first_rows):
+            if len(row) > len(names):
+                raise DataError(
+                    f"{file}, line {reader.line_num}: {len(row)} cells, and the first line names {len(names)} "
+                    'columns; quote a text that has a comma, as "a, b"'
+                )
+            if empty and row and len(names) == 1:
+                raise DataError(
+                    f'{file}, line {empty}: empty; of one column each line is a row: write "" or leave it out'
+                )
+            empty = empty or (None if row else reader.line_num)
     if twice := {name for name in names if names.count(name) > 1}:
         raise DataError(f"{file}: columns named twice: {', '.join(sorted(map(repr, twice)))}; rename one")
     return dict(features=Features({name: Value("string") for name in names}), keep_default_na=False, na_values=[""])
@@ -228,7 +277,7 @@ def _line_of_row(file: Path, index: int) -> int | None:
     with file.open(encoding="utf-8", newline="") as lines:
         if file.suffix == ".csv":
             reader = csv.reader(lines)
-            for row, _ in enumerate(reader, -1):
+            for row, _ in enumerate(filter(None, reader), -1):  # pandas leaves empty lines out
                 if row == index:
                     return reader.line_num
         elif file.suffix == ".jsonl":

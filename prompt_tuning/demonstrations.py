@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from prompt_tuning.encoding import Encoder, Nearest
@@ -70,16 +71,16 @@ class Demonstrations:
         """For each row the training rows that are shown to it, the nearest first; None where these are fixed."""
         if self.fixed:
             return None
-        retriever = _bm25s().BM25()
-        retriever.index([_tokens(source) for source in self.numbers], show_progress=False)
-        sources, places = _keys(self.encoder, rows), list(self.numbers.values())
-        found, scores = retriever.retrieve(
-            [_tokens(source or ()) for source in sources], k=self.count + 1, sorted=True, show_progress=False
-        )
-        chosen = []
-        for source, known, score in zip(sources, found.tolist(), scores.tolist(), strict=True):
-            ranked = sorted(zip([-each for each in score], known, strict=True))  # of equals the earlier row
-            numbers = [places[place] for _, place in ranked]
+        retriever, corpus = _bm25s().BM25(), [_tokens(source) for source in self.numbers]
+        if not any(corpus):
+            raise DataError("no training row's source has a word, by which bm25 finds rows; choose at random")
+        retriever.index(corpus, show_progress=False)
+        places, chosen = list(self.numbers.values()), []
+        for source in _keys(self.encoder, rows):
+            tokens = [token for token in _tokens(source or ()) if token in retriever.vocab_dict]
+            scores = retriever.get_scores(tokens) if tokens else np.zeros(len(places))
+            ranked = np.argsort(-scores, kind="stable")[: self.count + 1].tolist()  # of equals the earlier row
+            numbers = [places[place] for place in ranked]
             chosen.append([number for number in numbers if number != self.numbers.get(source)][: self.count])
         return Nearest(self.train, chosen)
 

@@ -144,7 +144,8 @@ class Encoder:
                 f"the choice {texts[ids.index(longest)]!r} has {len(longest)} tokens with its end, max_target_tokens "
                 f"is {self.max_target_tokens}; raise it"
             )
-        return texts, [choice[:-1] for choice in ids]
+        end = self.tokenizer.eos_token_id
+        return texts, [choice[: choice.index(end) if end in choice else -1] for choice in ids]
 
     def source(self, row: dict[str, Any]) -> tuple[list[int], int, str]:
         """Token ids of a row's source, the number of tokens cut to fit, and the source as text.

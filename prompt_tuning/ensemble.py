@@ -26,6 +26,7 @@ from prompt_tuning.errors import AdapterError, DataError, PromptTuningError, Rec
 from prompt_tuning.evaluation import check_output_dir, describe, scores_of, trainer_for, write_pages, write_run
 from prompt_tuning.hub import adapter_folder
 from prompt_tuning.metrics import metric_names
+from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.metrics.squad.squad import answer_tokens
 from prompt_tuning.model import check_adapter, load_adapter, load_adapter_config, load_base_model, load_config
 from prompt_tuning.prepare import Prepared, prepare, raise_together
@@ -195,7 +196,7 @@ def write_together(
         padded = pad_left([sources[n] for n in numbers for _ in names], tokenizer.pad_token_id)
         stops = {"stopping_criteria": [StopTexts(tokenizer, trainer.stop)]} if trainer.stop else {}
         average = {"logits_processor": LogitsProcessorList(processors)} if processors else {}
-        with trainer.compute_loss_context_manager():  # the autocast that evaluation runs under
+        with trainer.accelerator.autocast():  # that evaluation runs under
             generated = model.generate(
                 **trainer._prepare_inputs(padded), adapter_names=[*names] * len(batch), **stops, **average, **kwargs
             )
@@ -210,6 +211,7 @@ def vote(texts: Sequence[str], language: str | None = None) -> tuple[str, int]:
 
     Texts are one if they differ in what SQuAD's metric leaves out, as case and punctuation.
     """
+    language = primary_language(language)
     normalised = [tuple(answer_tokens(text, language)) for text in texts]
     counts = Counter(normalised)
     winner = max(counts, key=counts.__getitem__)  # the first of the largest, in the order of the adapters

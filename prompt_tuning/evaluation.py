@@ -177,7 +177,9 @@ def answers_taken(prepared: Prepared, split: str, predictions: dict[str, list[st
     rows = prepared.encoded[split]
     if any(choices != rows[0]["choices"] for choices in rows["choices"]):
         return {}
-    expected = Counter(references[0] for references in rows["references"])
+    expected = Counter(references[0] for references in rows["references"] if references)
+    if not expected:
+        return {}
     [(likeliest, _)] = expected.most_common(1)
     taken = {name: dict(Counter(texts).most_common()) for name, texts in predictions.items()}
     always = {"answer": likeliest} | scores_of([likeliest] * len(rows), prepared, split)

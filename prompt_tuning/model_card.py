@@ -72,7 +72,8 @@ def write_card(source: Path, output: Path | None = None, example: Path | None = 
     Args:
         source: a run's folder, or its facts as a JSON file.
         output: by default README.md in the folder; of a JSON file's name gets the facts.
-        example: a JSON file of one row, to be shown in place of one of the data; of a folder alone.
+        example: a JSON file of one row, to be shown in place of one of the data; of a folder alone. If the card is the
+            run's own, later ones have it too, and so has results.json, which is pushed beside it.
 
     Raises:
         DataError: the folder holds no finished training of one task, or the example is no row that it could read.
@@ -83,10 +84,14 @@ def write_card(source: Path, output: Path | None = None, example: Path | None = 
         facts = _read_facts(source)
         output = output or source.with_suffix(".md")
     else:
-        facts, output = card_facts(source), output or source / "README.md"
+        facts = card_facts(source)
         if example:
             facts["results"]["example"], facts["example"] = _own_example(source, facts["results"], example)
             facts["own_example"] = True
+            if output is None:
+                own = {"example": facts["results"]["example"], "own_example": facts["example"]}
+                write_json(source / "results.json", read_results(source) | own)
+        output = output or source / "README.md"
     if output.suffix == ".json":
         write_json(output, facts)
     else:
@@ -117,6 +122,8 @@ def card_facts(folder: Path) -> dict[str, Any]:
         facts["log_history"] = json.loads(log.read_text(encoding="utf-8"))
     if loader := _plain_loader(folder):
         facts["loader"] = loader
+    if own := facts["results"].pop("own_example", None):
+        return facts | {"example": own, "own_example": True}
     with predictions.open(encoding="utf-8") as rows:
         facts["example"] = json.loads(next(rows))
     return facts

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+import yaml
 from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -59,6 +60,7 @@ class Predictor:
         generation_kwargs: for `generate`, as `Recipe.decoding` gives them.
         choice_normalization: what a choice's log-likelihood is divided by, where questions are closed.
         data: whose column settings say what rows may call their columns, as in training.
+        autocast: the numbers that are computed with, as the run's own evaluation did; None for those of the weights.
     """
 
     model: PeftModel | PreTrainedModel
@@ -66,6 +68,7 @@ class Predictor:
     generation_kwargs: dict[str, Any]
     choice_normalization: str = "none"
     data: DataArguments = field(default_factory=DataArguments)
+    autocast: torch.dtype | None = None
 
     @classmethod
     def load(cls, adapter: str | Path, model_name_or_path: str | None = None) -> Predictor:
@@ -107,7 +110,8 @@ class Predictor:
         stop_at_end(base, tokenizer)
         model = base if full else load_adapter(base, adapter)
         decoding = recipe.decoding | target_language(tokenizer)
-        return cls(model, encoder, decoding, recipe.prompt.choice_normalization, recipe.data)
+        autocast = _autocast(adapter / "recipe.yaml", device)
+        return cls(model, encoder, decoding, recipe.prompt.choice_normalization, recipe.data, autocast)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> list[str]:
         """What the model writes for each row, or the choice that it takes; one batch.
@@ -128,15 +132,18 @@ class Predictor:
     def answer(self, questions: Sequence[Question]) -> list[str]:
         """What the model writes after each source, or the choice that it takes; one batch, in its order."""
         sources = [question.source for question in questions]
-        if not self.encoder.closed:
+        if not self.encoder.closed or not sources:
             return self.write(sources)
         texts, ids = [each.choices for each in questions], [each.choice_ids for each in questions]
-        best = choose(self.model, self.encoder.tokenizer, sources, texts, ids, self.choice_normalization)
+        with self._numbers():
+            best = choose(self.model, self.encoder.tokenizer, sources, texts, ids, self.choice_normalization)
         return [choices[number] for choices, number in zip(texts, best, strict=True)]
 
     @torch.inference_mode()
     def write(self, sources: Sequence[list[int]]) -> list[str]:
         """What the model writes after each source of token ids, without white space around it or what `stop` ends."""
+        if not sources:
+            return []
         tokenizer, stop = self.encoder.tokenizer, self.encoder.template.stop
         if self.encoder.is_encoder_decoder:
             batch = tokenizer.pad({"input_ids": list(sources)}, return_tensors="pt", padding_side="right")
@@ -144,11 +151,23 @@ class Predictor:
             batch = pad_left(sources, tokenizer.pad_token_id)
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
         stops = {"stopping_criteria": [StopTexts(tokenizer, stop)]} if stop else {}
-        generated = self.model.generate(
-            **batch, do_sample=False, pad_token_id=tokenizer.pad_token_id, **stops, **self.generation_kwargs
-        )
+        with self._numbers():
+            generated = self.model.generate(
+                **batch, do_sample=False, pad_token_id=tokenizer.pad_token_id, **stops, **self.generation_kwargs
+            )
         start = 1 if self.encoder.is_encoder_decoder else batch["input_ids"].shape[1]
         return decode(generated[:, start:].tolist(), tokenizer, stop)
+
+    def _numbers(self) -> torch.autocast:
+        return torch.autocast(self.model.device.type, self.autocast, enabled=self.autocast is not None)
+
+
+def _autocast(recipe: Path, device: str) -> torch.dtype | None:
+    """The numbers that a run was evaluated with; None on a CPU for a GPU's, where float32 is as good and faster."""
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    if device == "cpu" and not settings.get("use_cpu"):
+        return None
+    return torch.bfloat16 if settings.get("bf16") else torch.float16 if settings.get("fp16") else None
 
 
 def predict(
@@ -176,6 +195,7 @@ def predict(
             stream = sys.stdin.buffer if source == "-" else files.enter_context(Path(source).open("rb"))
             rows = _rows(utf8_lines(stream, _name(source)), predictor.encoder, source)
         file = sys.stdout if output == "-" else files.enter_context(whole_file(Path(output)))
+        files.enter_context(predictor._numbers())
         files.enter_context(prompt_computed_once(predictor.model))
         return _predict_rows(predictor, rows, file, batch_size, source)
 
@@ -216,17 +236,20 @@ def _predict_rows(
 
 def _rows(lines: Iterator[tuple[int, str]], encoder: Encoder, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of JSON Lines, or of plain text with one source a line, and where each stands; the first tells which."""
-    is_json = True if source.endswith(".jsonl") else None
+    is_json, empty = True if source.endswith(".jsonl") else None, None
     for number, line in lines:
         origin = f"{_name(source)}, line {number}"
         if not line.strip():
+            empty = empty or origin
             if is_json is False:
-                raise DataError(f"{origin}: empty; plain text needs one source on every line")
+                break
             continue
         if is_json is None:
             if re.match(r"\s*\[\s*(\{|$)", line):
                 raise DataError(f"{origin}: a JSON array; give an object a line, or name the file .json")
             is_json = line.lstrip().startswith("{")
+        if not is_json and empty:
+            break
         if not is_json:
             yield origin, _text_row(line.rstrip("\r\n"), encoder)
             continue
@@ -240,6 +263,8 @@ def _rows(lines: Iterator[tuple[int, str]], encoder: Encoder, source: str) -> It
         if not isinstance(row, dict):
             raise DataError(f"{origin}: expected a JSON object, found {type(row).__name__}")
         yield origin, row
+    if is_json is False and empty:
+        raise DataError(f"{empty}: empty; plain text needs one source on every line")
 
 
 def _text_row(line: str, encoder: Encoder) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -67,6 +69,14 @@ class Prepared:
         """What a run is evaluated on in the end."""
         return "test" if "test" in self.encoded else "validation"
 
+    @property
+    def train_digest(self) -> str:
+        """Of the training rows' tokens, which say the template's words too."""
+        digest = hashlib.sha256()
+        for row in self.encoded["train"].select_columns(["input_ids", "labels"]):
+            digest.update(json.dumps(row).encode())
+        return digest.hexdigest()
+
 
 def score_of(recipe: Recipe) -> Score:
     """The recipe's metrics, or those of its task, in the language of its targets."""
@@ -98,6 +108,13 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     config = attempt(load_config, recipe.model)
     if config:
         attempt(check_method, config, prompt.method)
+        if config.is_encoder_decoder and prompt.method == "prefix_tuning" and prompt.init not in ("random", "vocab"):
+            problems.append(
+                RecipeError(
+                    f"init {prompt.init} has no effect: an encoder-decoder's prefix starts from noise; leave it out, "
+                    "or take method: prompt_tuning"
+                )
+            )
         left_out = [] if config.is_encoder_decoder else [name for name in PREFIX_PLACES if not vars(prompt)[name]]
         problems += [
             RecipeError(f"{name} false has no effect: {config.model_type} has no encoder") for name in left_out
@@ -143,7 +160,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
         problems += attempt(_teacher_problems, recipe, encoded["train"], taught) if taught else []
     if problems:
         raise_together(problems)
-    leakage = _leakage(recipe, shown, rows)
+    leakage = _leakage(recipe, shown, rows, loaded)
     return Prepared(recipe, config, tokenizer, encoder, score, length, ids, rows, encoded, taught, reports, leakage)
 
 
@@ -156,6 +173,13 @@ def check_splits(prepared: Prepared) -> None:
         raise DataError(
             f"{recipe.path}: eval_strategy is {recipe.training.eval_strategy.value} but there are no "
             "validation rows; set validation_file, or eval_strategy: 'no'"
+        )
+    training, rows = recipe.training, prepared.encoded.get("train")
+    a_step = training.per_device_train_batch_size * training.world_size
+    if training.dataloader_drop_last and isinstance(rows, Dataset) and len(rows) < a_step:
+        raise DataError(
+            f"{recipe.path}: dataloader_drop_last leaves out all {len(rows)} training rows, as a batch has {a_step}; "
+            "set it to false, or lower per_device_train_batch_size"
         )
     if not found & {"validation", "test"}:
         raise DataError(f"{recipe.path}: no rows to evaluate on; set test_file or validation_file")
@@ -189,11 +213,15 @@ def _encode(
     return encoded, report
 
 
-def _leakage(recipe: Recipe, encoder: Encoder, rows: DatasetDict) -> dict[str, dict[str, Any]]:
-    """What of each evaluated split stands in the training split, a demonstration or init_text too, said in the log."""
+def _leakage(recipe: Recipe, encoder: Encoder, rows: DatasetDict, loaded: DatasetDict) -> dict[str, dict[str, Any]]:
+    """What of each evaluated split stands in the training split, a demonstration or init_text too, said in the log.
+
+    Args:
+        loaded: `rows`, and the training rows where demonstrations are chosen from them.
+    """
     text = recipe.prompt.init_text if recipe.prompt.method != "none" else None
-    train = rows.get("train") if not recipe.data.streaming else None
-    if "train" in rows and train is None:
+    train = loaded.get("train") if not recipe.data.streaming else None
+    if "train" in loaded and train is None:
         logger.warning("train: a stream, whose rows are not compared with those of other splits")
     found = {
         split: find_leaks(encoder.template, encoder.languages, rows[split], train, text)
@@ -205,7 +233,7 @@ def _leakage(recipe: Recipe, encoder: Encoder, rows: DatasetDict) -> dict[str, d
             logger.warning("%s: %s", split, line)
         if train is not None and not (leaks.same_target or leaks.other_target or leaks.near):
             logger.info("%s: none of its %s rows stands in the training split too", split, leaks.rows)
-    unknown = dict.fromkeys(("same_target", "other_target", "near")) if "train" not in rows else {}
+    unknown = dict.fromkeys(("same_target", "other_target", "near")) if "train" not in loaded else {}
     return {split: leaks.facts() | unknown for split, leaks in found.items()}
 
 

@@ -44,8 +44,11 @@ from prompt_tuning.template import Template, load_templates
 logger = logging.getLogger(__name__)
 
 FIRST_ROWS = 8  # on which at least all candidates are scored
-# Trainer's settings that predictions depend on; how a prompt would be trained changes nothing of a rank.
-OF_SCORES = {"bf16", "fp16", "generation_max_length", "generation_num_beams", "generation_config"}
+# Settings that scores depend on, beside the model's, decoding and what the rows' tokens tell.
+OF_SCORES = {
+    "task", "lang", "target_lang", "metrics", "choice_normalization", "bf16", "fp16", "bf16_full_eval",
+    "fp16_full_eval", "tf32",
+}  # fmt: skip
 ROWS_AT_ONCE = 16  # so many of one few-shot candidate, or of all others, are lost where a rank is stopped
 
 Known = dict[str, dict[int, float]]  # of each candidate the log-likelihood of each row that it was scored on
@@ -200,12 +203,13 @@ def _targets(prepared: Prepared) -> list[str]:
 def _check_settings(folder: Path, recipe: Recipe, prepared: dict[str, Prepared], finalists: int) -> None:
     """Keep what the scores in a folder depend on; raise RecipeError where those of another rank lie there."""
     resolved = replace(recipe, prompt=replace(recipe.prompt, method="none")).resolved()
-    scored = {**vars(recipe.model), **vars(recipe.data), **vars(recipe.prompt)}.keys() | OF_SCORES
-    settings = {key: value for key, value in resolved.items() if key in scored}
-    settings |= {"finalists": finalists, "candidates": {}}
+    settings = {key: value for key, value in resolved.items() if key in vars(recipe.model).keys() | OF_SCORES}
+    settings |= {"decoding": recipe.decoding, "finalists": finalists, "candidates": {}}
     for name, each in prepared.items():
-        columns = [list(_rows(each)[column]) for column in ("input_ids", "labels", "references")]
-        settings["candidates"][name] = hashlib.sha256(json.dumps(columns).encode()).hexdigest()
+        rows, closed = _rows(each), ("choices", "choice_ids") if each.encoder.closed else ()
+        columns = [list(rows[column]) for column in ("input_ids", "labels", "references", *closed)]
+        known = json.dumps([*columns, each.encoder.template.stop])
+        settings["candidates"][name] = hashlib.sha256(known.encode()).hexdigest()
     file, settings = folder / "settings.json", json.loads(json.dumps(settings))
     saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else settings
     if changed := changed_settings(saved, settings):
@@ -282,12 +286,12 @@ def _log_likelihoods(model: PreTrainedModel, places: Sequence[tuple[Dataset, int
     Args:
         places: data sets and numbers of rows in them.
     """
-    ended = 0 if model.config.is_encoder_decoder else 1  # a causal row's ids end with its target's
-    rows = []
+    causal, rows = not model.config.is_encoder_decoder, []
     for encoded, number in places:
-        row = encoded[number]
-        ids = row["input_ids"]
-        rows.append({"input_ids": ids[: len(ids) - ended], "labels": row["labels"][:-1]})
+        ids, labels = encoded[number]["input_ids"], encoded[number]["labels"]
+        end = model.config.eos_token_id
+        kept = len(labels) - 1 if causal or end not in labels else labels.index(end)  # mBART writes a mark behind it
+        rows.append({"input_ids": ids[:kept] if causal else ids, "labels": labels[:kept]})  # a causal row has both
     sums, _ = target_log_likelihoods(model, Dataset.from_list(rows))
     return sums.tolist()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,14 +34,22 @@ def is_finished(recipe: Recipe) -> bool:
     return (run / "results.json").is_file()
 
 
-def check_references(run: Path, prepared: Prepared) -> None:
-    """Raise a DataError if a finished run was evaluated on other rows than its recipe has by now."""
-    split = prepared.last_split
-    known = [row["references"] for row in read_json_lines(run / "predictions" / f"{split}.jsonl")]
-    if known != list(prepared.encoded[split]["references"]):
+def check_rows(prepared: Prepared) -> None:
+    """Raise a DataError if a finished run had other rows than its recipe has by now, or a template of other words."""
+    data, run = prepared.recipe.data, Path(prepared.recipe.training.output_dir)
+    split, facts = prepared.last_split, json.loads((run / "results.json").read_text(encoding="utf-8"))
+    rows = read_json_lines(run / "predictions" / f"{split}.jsonl")
+    known = [(row["source"], row["references"]) for row in rows]
+    encoded = prepared.encoded[split]
+    if known != list(zip(encoded["source"], encoded["references"], strict=True)):
         raise DataError(
-            f"{run} was evaluated on other rows than {split_origin(prepared.recipe.data, split)} holds now; remove "
-            "it, or name another --output_dir"
+            f"{run} was evaluated on other rows than {split_origin(data, split)} holds now, or with other words in "
+            "the template; remove it, or name another --output_dir"
+        )
+    if "train_digest" in facts and facts["train_digest"] != prepared.train_digest:
+        raise DataError(
+            f"{run} was trained on other rows than {split_origin(data, 'train')} holds now, or with other words in "
+            "the template; remove it, or name another --output_dir"
         )
 
 

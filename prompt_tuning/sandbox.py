@@ -24,7 +24,16 @@ def environment() -> ImmutableSandboxedEnvironment:
     )
     sandbox.filters["most_frequent"] = _most_frequent  # promptsource's
     sandbox.globals["zip"] = zip
+    del sandbox.filters["random"], sandbox.globals["lipsum"]  # a row always gives the same text
     return sandbox
+
+
+@functools.cache
+def _of_names() -> ImmutableSandboxedEnvironment:
+    """To find names with, those of functions among them, as a column may be called `range` too."""
+    bare = ImmutableSandboxedEnvironment()
+    bare.filters, bare.tests, bare.globals = environment().filters, environment().tests, {}
+    return bare
 
 
 @functools.lru_cache(maxsize=512)
@@ -124,8 +133,9 @@ def _needed_names(body: list[jinja2.nodes.Node], given: set[str]) -> set[str]:
 
 
 def _undeclared(node: jinja2.nodes.Node) -> set[str]:
-    tree = jinja2.nodes.Template([node], lineno=1).set_environment(environment())
-    return jinja2.meta.find_undeclared_variables(tree)
+    tree = jinja2.nodes.Template([node], lineno=1).set_environment(_of_names())
+    called = {call.node.name for call in tree.find_all(jinja2.nodes.Call) if isinstance(call.node, jinja2.nodes.Name)}
+    return jinja2.meta.find_undeclared_variables(tree) - (called & environment().globals.keys())
 
 
 def _most_frequent(items: Any) -> list[Any]:

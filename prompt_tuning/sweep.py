@@ -21,7 +21,7 @@ from prompt_tuning.evaluation import tuned_name
 from prompt_tuning.files import whole_file, write_json
 from prompt_tuning.metrics import main_metric
 from prompt_tuning.prepare import check_splits, prepare, raise_together
-from prompt_tuning.runs import SharedBaseModel, check_references, is_finished
+from prompt_tuning.runs import SharedBaseModel, check_rows, is_finished
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def _check_rows(recipe: Recipe, finished: bool) -> None:
     prepared = prepare(recipe, SPLITS if recipe.prompt.method != "none" else SPLITS[1:])
     check_splits(prepared)
     if finished:
-        check_references(Path(recipe.training.output_dir), prepared)
+        check_rows(prepared)
 
 
 def _facts(run: Path) -> dict[str, Any]:

@@ -291,7 +291,7 @@ class Template:
         given = LANGUAGE_VARIABLES if self.answer_choices is None else LANGUAGE_VARIABLES | {"answer_choices"}
         try:
             return needed_columns(text, frozenset(given))
-        except jinja2.TemplateError as error:
+        except (*JINJA_ERRORS, SyntaxError) as error:  # of Python, for loops too deep in each other
             raise TemplateError(f"template {self.name}: {error} in {text.strip()[:80]!r}") from None
 
     def _render(self, text: str, values: dict[str, Any], compile: Callable[[str], jinja2.Template] = compiled) -> str:

@@ -18,7 +18,7 @@ def read_yaml(path: Path) -> Any:
     """What a file holds.
 
     Raises:
-        TemplateError: with the line, where the file has a tag or says a key twice.
+        TemplateError: it is no YAML of plain values; with the line, where the file has a tag or says a key twice.
     """
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -28,6 +28,8 @@ def read_yaml(path: Path) -> Any:
         raise TemplateError(f"template {path}, line {error.problem_mark.line + 1}: {error.problem}") from None
     except yaml.YAMLError as error:
         raise TemplateError(f"template {path}: not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:  # a scalar that looks like a date or a number, and is none
+        raise TemplateError(f"template {path}: {error}; put the value in quotes") from None
     except RecursionError:
         raise TemplateError(f"template {path}: lists or mappings in each other, too deep to read") from None
 

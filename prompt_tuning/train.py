@@ -17,6 +17,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from prompt_tuning.arguments import MULTITASK
@@ -164,7 +165,7 @@ def _train(
         logger.info("train: %s", report)
         facts["stream"] = asdict(report)  # of rows read, which is more than were trained on
     else:
-        facts["train_rows"] = report.rows
+        facts |= {"train_rows": report.rows, "train_digest": prepared.train_digest}
     facts["train_seconds"] = round(time.perf_counter() - started, 1)  # the teacher's too
     tokenizer = prepared.tokenizer if facts["method"] == "full" else None
     with whole_weights(model, trainer.accelerator) as state_dict:
@@ -229,6 +230,12 @@ def _check_resumable(recipe: Recipe, checkpoint: str) -> None:
     Raises:
         RecipeError: with them the checkpoint is of another model, or it holds no optimiser's state.
     """
+    if not Path(checkpoint, TRAINER_STATE_NAME).is_file():
+        last = get_last_checkpoint(checkpoint)
+        raise RecipeError(
+            f"resume_from_checkpoint {checkpoint}: no checkpoint; "
+            f"{f'name {last}, which is in it' if last else 'name a folder checkpoint-N, or true for the last one'}"
+        )
     if not any(Path(checkpoint).glob("optimizer*")):
         raise RecipeError(
             f"{checkpoint}: no state of the optimiser there, which save_only_model leaves out, so that no training "

@@ -288,14 +288,18 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             self.compute_metrics = compute_metrics
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """As Trainer's, with one cache of the prompt, and the loss as the mean over all target tokens."""
+        """As Trainer's, with one cache of the prompt, and the loss as the mean over all target tokens.
+
+        All of it is computed under the autocast of training, which Trainer would have for a model's own forward alone.
+        """
         self._summed_loss, self._loss_items = 0.0, 0
         self._rows_left = len(dataloader.dataset)
         if self.accelerator.is_fsdp2 and not self.accelerator._models:
             # Trainer would let accelerate prepare the model, which refuses one without an optimiser.
             self.accelerator._models.append(fsdp2_prepare_model(self.accelerator, self.model))
         told = memory_told(IN_EVALUATION)
-        with told, gathered(self.model), prompt_computed_once(self.model, self._opening):
+        autocast = self.accelerator.autocast()
+        with told, autocast, gathered(self.model), prompt_computed_once(self.model, self._opening):
             try:
                 output = super().evaluation_loop(dataloader, *args, **kwargs)
             finally:
@@ -323,8 +327,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if self._loss_wanted:
             labels = inputs["labels"].clone()
             labels[own:] = -100
-            with self.compute_loss_context_manager():
-                loss = self.compute_loss(model, self._prepare_inputs(inputs | {"labels": labels}))
+            loss = self.compute_loss(model, self._prepare_inputs(inputs | {"labels": labels}))
             if items := int((labels != -100).sum()):
                 self._summed_loss, self._loss_items = self._summed_loss + loss.item() * items, self._loss_items + items
         if prediction_loss_only or not self.args.predict_with_generate:
@@ -338,7 +341,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if _is_multitask(self.model):
             sources["task_ids"] = inputs["task_ids"]
         stops = {"stopping_criteria": [StopTexts(self.processing_class, self.stop)]} if self.stop else {}
-        with self.compute_loss_context_manager(), in_step(self.model) as synced:  # the autocast of training
+        with in_step(self.model) as synced:
             generated = self._generate(**sources, **stops, **synced, **(gen_kwargs or self._gen_kwargs))
         start = 1 if self.model.config.is_encoder_decoder else sources["input_ids"].shape[1]
         return loss, generated[:, start:].contiguous(), inputs["labels"]
@@ -351,7 +354,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         else:
             sources = source_rows(inputs)
         texts, ids = zip(*(self._choices[number] for number in numbers), strict=True)
-        with self.compute_loss_context_manager(), in_step(self.model):  # the autocast that training runs under
+        with in_step(self.model):
             best = choose(self.model, self.processing_class, sources, texts, ids, self.choice_normalization)
         return inputs["labels"].new_tensor(best)[:, None]
 

@@ -6,7 +6,9 @@ from typing import ClassVar
 
 import torch
 from accelerate import PartialState
-from transformers import Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainingArguments, Trainer, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.utils import is_liger_kernel_available
 
 
 @dataclass
@@ -72,3 +74,24 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
         super().__post_init__()
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # would only bring a warning
+
+    def untakeable(self) -> list[str]:
+        """What Trainer would refuse of these settings once it has a model: each is tried without one."""
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        tries = {
+            "report_to": lambda: [each() for each in get_reporting_integration_callbacks(self.report_to)],
+            "lr_scheduler_type": lambda: get_scheduler(
+                self.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=self.lr_scheduler_kwargs
+            ),
+        }
+        if "galore" not in self.optim and "apollo" not in self.optim and "lomo" not in self.optim:
+            tries["optim"] = lambda: Trainer.get_optimizer_cls_and_kwargs(self)  # the others need the model
+        if self.use_liger_kernel and not is_liger_kernel_available():
+            return ["use_liger_kernel: liger-kernel is not installed; `pip install liger-kernel`, or leave it out"]
+        problems = []
+        for name, attempt in tries.items():
+            try:
+                attempt()
+            except (ImportError, RuntimeError, TypeError, ValueError) as error:
+                problems.append(f"{name}: {str(error).splitlines()[0]}; change it, or leave it out")
+        return problems

@@ -48,6 +48,7 @@ def test_recipes_are_run_once_with_each_seed_and_told_in_a_table(recipes, tmp_pa
     assert soft["trainable_parameters"] == 6 * 32 and soft["adapter_bytes"] > 6 * 32 * 4
     assert found["parts"]["hard"]["trainable_parameters"] == 0 and "against_first" not in found["parts"]["hard"]
     assert "| soft |" in table and "9 rows; seeds 1, 2" in table
+    assert "what another seed changes is not in them" not in table  # of soft it is
     assert (folder / "compare.md").read_text() in table + "\n"
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
 
@@ -56,10 +57,18 @@ def test_recipes_are_run_once_with_each_seed_and_told_in_a_table(recipes, tmp_pa
     assert json.loads((folder / "compare.json").read_text()) == found
     assert compared(recipes, tmp_path, "--max_steps", "4") == 2
     assert "was run with other settings (max_steps)" in capsys.readouterr().err
-    write_jsonl(tmp_path / "test.jsonl", question_rows(9, 2))
-    assert compared(recipes, tmp_path, "--max_steps", "3") == 1
-    said = capsys.readouterr().err
-    assert "hard-seed1 was evaluated on other rows than " in said and "test.jsonl holds now; remove it" in said
+    train, test = ((tmp_path / f"{split}.jsonl").read_text() for split in ("train", "test"))
+    for split, rows in (("train", question_rows(24, 1)), ("test", question_rows(9, 2))):
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+        assert compared(recipes, tmp_path, "--max_steps", "3") == 1
+        name, done = ("soft", "trained") if split == "train" else ("hard", "evaluated")
+        said = capsys.readouterr().err
+        assert f"{name}-seed1 was {done} on other rows than " in said and f"{split}.jsonl holds now, or" in said
+        (tmp_path / "train.jsonl").write_text(train)
+    asked = test.replace("Where does", "In which town does")  # with the same answers
+    (tmp_path / "test.jsonl").write_text(asked)
+    assert asked != test and compared(recipes, tmp_path, "--max_steps", "3") == 1
+    assert "hard-seed1 was evaluated on other rows than " in capsys.readouterr().err
 
 
 def test_the_first_recipe_s_card_holds_its_template_alone_beside_what_was_trained(recipes, tmp_path):

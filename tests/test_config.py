@@ -89,7 +89,7 @@ def test_the_best_checkpoint_is_by_default_that_of_the_tasks_main_metric(recipe_
         ({"early_stopping_patience": 2}, [], ["early_stopping_patience needs load_best_model_at_end"]),
         ({"predict_with_generate": "false"}, [], ["predict_with_generate is false; evaluation here is by generation"]),
         ({"do_train": "true"}, [], ["do_train has no effect here"]),
-        ({"prediction_loss_only": "true"}, [], ["prediction_loss_only leaves nothing to score"]),
+        ({"prediction_loss_only": "true"}, [], ["prediction_loss_only: true leaves nothing to score"]),
         ({"neftune_noise_alpha": 5}, [], ["neftune_noise_alpha is for methods lora and full"]),
         (
             {"method": "prefix_tuning", "activation_checkpointing_kwargs": {"use_reentrant": True}},
@@ -97,6 +97,31 @@ def test_the_best_checkpoint_is_by_default_that_of_the_tasks_main_metric(recipe_
             ["use_reentrant takes no gradient through the cache"],
         ),
         ({"generation_config": "folder"}, [], ["generation_config would not reach `predict`"]),
+        ({"eval_do_concat_batches": "false"}, [], ["eval_do_concat_batches: false leaves nothing to score"]),
+        (
+            {"enable_jit_checkpoint": "true"},
+            [],
+            ["enable_jit_checkpoint: SIGTERM saves a checkpoint here in any case"],
+        ),
+        (
+            {"dataloader_persistent_workers": "true"},
+            [],
+            ["dataloader_persistent_workers needs dataloader_num_workers"],
+        ),
+        ({"fsdp": "full_shard"}, [], ["fsdp splits a model over several processes"]),
+        ({"accelerator_config": "none.json"}, [], ["No such file", "none.json"]),
+        ({"save_strategy": "best"}, [], ["save_strategy best needs evaluations to choose by"]),
+        (
+            {"load_best_model_at_end": "true", "save_strategy": "best"},
+            [],
+            ["load_best_model_at_end needs evaluations"],
+        ),
+        ({"report_to": "wandb"}, [], ["report_to: WandbCallback requires wandb to be installed"]),
+        ({"optim_args": "foo"}, [], ["optim: "]),
+        ({"optim": "adamw_bnb_8bit"}, [], ["optim: ", "bitsandbytes"]),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, [], ["lr_scheduler_type: One of min_lr or min_lr_rate"]),
+        ({"use_liger_kernel": "true"}, [], ["use_liger_kernel: liger-kernel is not installed"]),
+        ({"data_seed": 3}, [], ["data_seed has no effect without train_sampling_strategy: random"]),
         ({"per_device_train_batch_size": 0}, [], ["per_device_train_batch_size is 0; it must be at least 1"]),
         ({"gradient_accumulation_steps": 0}, [], ["gradient_accumulation_steps is 0; it must be at least 1"]),
         ({"generation_num_beams": -1}, [], ["generation_num_beams is -1; it must be at least 1"]),
@@ -161,7 +186,8 @@ def test_a_key_may_be_written_with_dashes(recipe_file):
 def test_a_resolved_recipe_parses_to_the_same_settings(recipe_file, tmp_path):
     import yaml
 
-    overrides = ["--weight_decay", "0.1", "--hub_model_id", "ann/first"]
+    overrides = ["--weight_decay", "0.1", "--hub_model_id", "ann/first", "--report_to", "none"]
+    overrides += ["--include_num_input_tokens_seen"]
     recipe = load_recipe(recipe_file(metrics="[squad, exact_match]"), overrides)
     resolved = recipe.resolved()
     assert "ann/first" not in str(resolved)  # a run that is made again is not pushed over the first one
@@ -170,6 +196,16 @@ def test_a_resolved_recipe_parses_to_the_same_settings(recipe_file, tmp_path):
     assert (again.model, again.data, again.prompt) == (recipe.model, recipe.data, recipe.prompt)
     differing = {key for key, value in recipe.training.to_dict().items() if again.training.to_dict()[key] != value}
     assert differing <= {"hub_model_id", "logging_dir"}
+
+
+def test_a_learning_rate_that_falls_where_nothing_improves_knows_what_better_is(recipe_file):
+    plateau = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 500}
+    of_loss, of_f1 = ({"metric_for_best_model": name} for name in ("loss", "f1"))
+    modes = [
+        (load_recipe(recipe_file(**plateau, **changes)).training.lr_scheduler_kwargs or {}).get("mode")
+        for changes in ({}, of_loss, of_f1, {"load_best_model_at_end": "true"})
+    ]
+    assert modes == [None, None, "max", "max"]  # torch's own is min
 
 
 def test_there_are_as_many_recipes_as_the_readme_says():

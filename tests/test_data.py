@@ -8,7 +8,7 @@ from conftest import write_jsonl
 from datasets import Dataset
 
 from prompt_tuning.arguments import DataArguments
-from prompt_tuning.data import load_splits, row_origin, usual_row
+from prompt_tuning.data import load_splits, row_origin, streamed_rows, usual_row
 from prompt_tuning.errors import DataError
 
 PAIRS = [{"document": f"Text {number}.", "summary": f"T{number}"} for number in range(5)]
@@ -33,6 +33,41 @@ def test_every_format_gives_the_same_rows(tmp_path, suffix):
     else:
         Dataset.from_list(PAIRS).to_parquet(path)
     assert load_splits(arguments(path))["train"].to_list() == PAIRS
+
+
+def test_texts_that_are_dates_stay_as_they_are(tmp_path):
+    rows = [
+        {"document": f"1910-01-0{number}", "summary": f"1912-01-0{number}", "more": {"on": [f"1914-01-0{number}"]}}
+        for number in range(1, 4)
+    ]
+    for path in (write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "rows.json"):
+        path.write_text(path.read_text() if path.suffix == ".jsonl" else json.dumps(rows))
+        assert load_splits(arguments(path))["train"].to_list() == rows
+    stream = load_splits(arguments(tmp_path / "rows.jsonl", streaming=True))["train"]
+    with pytest.raises(DataError, match="a text that is a date was read as a time"):
+        list(streamed_rows(stream, arguments(tmp_path / "rows.jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("document,summary\na,b\nc,d,e\n", "line 3: 3 cells, and the first line names 2 columns"),
+        ("document,summary\na,b,\n", "line 2: 3 cells, and the first line names 2 columns"),
+        ("document\nfirst\n\nthird\n", "line 3: empty; of one column each line is a row"),
+    ],
+)
+def test_a_csv_that_pandas_would_shift_or_shorten_is_refused(tmp_path, content, message):
+    path = tmp_path / "rows.csv"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        load_splits(arguments(path))
+
+
+def test_empty_lines_of_a_csv_shift_no_line_number(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("document,summary\n\na b,c d\n\ne f,g\n\n")
+    assert load_splits(arguments(path))["train"]["summary"] == ["c d", "g"]
+    assert [row_origin(arguments(path), "train", row) for row in (0, 1)] == [f"{path}, line 3", f"{path}, line 5"]
 
 
 def test_splits_need_not_have_the_same_columns(tmp_path):

@@ -82,6 +82,16 @@ def test_bm25_shows_each_row_the_nearest_first(tokenizer):
     )
 
 
+def test_of_rows_that_are_as_near_bm25_shows_the_first(tokenizer):
+    rows = [{"text": f"{word} boat", "verdict": "v"} for word in ("red", "blue", "new", "old", "tall", "wet", "gold")]
+    chosen = choose(tokenizer, rows, "bm25", 2, template=SENTIMENT)
+    asked = Dataset.from_list([{"text": "boat", "verdict": "w"}, {"text": "unknown words", "verdict": "w"}])
+    assert chosen.nearest(asked).numbers == [[0, 1], [0, 1]]
+    signs = choose(tokenizer, [{"text": sign, "verdict": "v"} for sign in "!?.;"], "bm25", 1, template=SENTIMENT)
+    with pytest.raises(DataError, match="no training row's source has a word"):
+        signs.nearest(asked)
+
+
 @pytest.mark.parametrize("selection", ["random", "bm25"])
 def test_no_row_is_shown_itself_or_one_of_its_source(tokenizer, selection):
     rows = question_rows(12)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -727,3 +728,6 @@ def test_a_tokenizer_that_marks_languages_marks_those_of_the_recipe(
     assert target_language(tokenizer) == {given: tokenizer.convert_tokens_to_ids(codes[1])}
     with pytest.raises(RecipeError, match="target_lang ro: the tokenizer marks languages and does not know it"):
         load_tokenizer(model, codes[0], "ro")
+    closed = replace(encoder, template=replace(template, answer_choices="c ||| d"))
+    _, choices = closed.choices({"translation": dict.fromkeys(codes, "a")}, "a", row["input_ids"])
+    assert tokenizer.eos_token_id not in choices[0] and tokenizer.convert_ids_to_tokens(choices[0])[-1] == "▁c"

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from prompt_tuning import evaluation
 from prompt_tuning.cli import main
+from prompt_tuning.hub import plan_upload
 from prompt_tuning.model_card import card_facts, card_text, write_card
 
 EVIL = "```\n# Evil\n````python\n</details>\n| a | `b` |\n~~~\n---\n[More Information Needed]"
@@ -168,6 +169,17 @@ def test_a_row_of_ones_own_stands_in_it_in_place_of_one_of_the_data(run, tmp_pat
         assert main(["card", str(run), "--example", str(file), "--output", str(card)]) == 1
         assert reason in capsys.readouterr().err
     assert card.read_text(encoding="utf-8") == text
+
+    own = tmp_path / "own"
+    shutil.copytree(run, own)
+    file.write_text(json.dumps(row))
+    for words in (["--example", str(file)], []):  # and it stays, in all that is pushed
+        assert main(["card", str(own), *words]) == 0
+        pushed = plan_upload(own, "ann/rivers", "ann/tiny-llama")
+        texts = [each if isinstance(each, bytes) else each.read_bytes() for each in pushed.values()]
+        (data,) = {json.loads(line)["context"] for line in (run.parent / "test.jsonl").read_text().splitlines()[:1]}
+        assert not any(data.encode() in each for each in texts)
+        assert b"The ferry Mira sailed from Oslo." in pushed["README.md"]
 
 
 @pytest.mark.parametrize("broken", ["card", "report"])
