@@ -140,7 +140,8 @@ examples:
   prompt-tuning card runs/quickstart --example row.json
 
 train writes RUN/README.md itself. A card is made of facts alone, asks no network and leaves out what is not known. One
-row of the data is in it, as an example: of data that is not to be shown, name a row of your own (the model reads it).
+row of the data is in it, as an example: of data that is not to be shown, name a row of your own (the model reads it),
+which then stands in results.json too, so that what `push` uploads has no row of the data but demonstrations.
 """,
     "show": """\
 examples:

@@ -1,6 +1,7 @@
 """Closed questions: exact likelihoods whatever the batch, and the commands on rows with answers to choose from."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -339,6 +340,16 @@ def test_choices_of_a_column_and_free_answers_to_closed_questions(closed_recipe,
     assert results["decoding"] == {"max_new_tokens": 24, "num_beams": 1}
     assert main(["evaluate", recipe, "--no_score_choices", "--choice_normalization", "bytes"]) == 2
     assert "choice_normalization bytes would have no effect, since score_choices is false" in capsys.readouterr().err
+
+
+def test_a_closed_question_without_a_reference_has_no_answer_that_was_expected(closed_recipe, tmp_path):
+    template = tmp_path / "mine.yaml"
+    template.write_text(replace(Template.load("question_answering/yes_no"), references="golds").to_yaml())
+    recipe = closed_recipe(template=template)
+    rows = [row | {"golds": ["yes"] * (number != 1)} for number, row in enumerate(closed_rows(9, 5))]
+    test = write_jsonl(tmp_path / "test.jsonl", rows)
+    assert main(["evaluate", str(recipe), "--test_file", str(test), "--output_dir", str(tmp_path / "hard")]) == 0
+    assert json.loads((tmp_path / "hard" / "results.json").read_text())["answers"]["expected"] == {"yes": 8}
 
 
 def test_what_is_wrong_is_said_with_file_and_line(closed_recipe, tokenizer, tmp_path, capsys):

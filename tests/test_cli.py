@@ -208,7 +208,15 @@ def test_predict_streams_rows_in_their_order(run, tmp_path, capsys, monkeypatch)
 def test_a_predictor_writes_what_train_wrote(run, tmp_path):
     predictor = Predictor.load(run)
     saved = [json.loads(line)["soft_prompt"] for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
-    assert predictor(question_rows(9, 5)) == saved
+    assert predictor(question_rows(9, 5)) == saved and predictor([]) == []
+
+
+def test_a_run_predicts_where_what_it_was_trained_with_is_not(run, monkeypatch):
+    saved = [json.loads(line)["soft_prompt"] for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
+    recipe = (run / "recipe.yaml").read_text().replace("use_cpu: true\n", "")
+    with (run / "recipe.yaml").open("w") as file:  # as of a GPU
+        file.write(recipe + "bf16: true\ntf32: true\nreport_to: wandb\ndeepspeed: gone.json\n")
+    assert Predictor.load(run)(question_rows(9, 5)) == saved
 
 
 def test_predict_says_what_is_missing(run, tmp_path, capsys):
@@ -241,9 +249,10 @@ def test_predict_reads_plain_text_for_a_template_of_one_column(recipe_file, tmp_
         "One text.",
         "Another text.",
     ]
-    (tmp_path / "lines.txt").write_text("One text.\n\nAnother text.\n")
-    assert main(["predict", "--adapter", str(tmp_path / "run"), "--input", str(tmp_path / "lines.txt")]) == 1
-    assert "line 2: empty; plain text needs one source on every line" in capsys.readouterr().err
+    for text, line in (("One text.\n\nAnother text.\n", 2), ("\n\nOne text.\n", 1)):
+        (tmp_path / "lines.txt").write_text(text)
+        assert main(["predict", "--adapter", str(tmp_path / "run"), "--input", str(tmp_path / "lines.txt")]) == 1
+        assert f"line {line}: empty; plain text needs one source on every line" in capsys.readouterr().err
 
 
 def test_predict_reads_files_in_the_formats_and_columns_of_training(recipe_file, tmp_path, capsys):
@@ -484,6 +493,8 @@ def test_check_names_every_error_at_once_and_reads_no_weights(recipe_file, tmp_p
         ({"resume_from_checkpoint": "true"}, 2, "no checkpoint in"),
         ({"resume_from_checkpoint": "True"}, 2, "no checkpoint in"),
         ({"resume_from_checkpoint": "gone"}, 2, "resume_from_checkpoint gone: no such folder"),
+        ({"resume_from_checkpoint": "{folder}"}, 2, "no checkpoint; name a folder checkpoint-N, or true"),
+        ({"dataloader_drop_last": "true", "per_device_train_batch_size": 25}, 1, "leaves out all 24 training rows"),
         ({"validation_file": None, "test_file": None}, 1, "no rows to evaluate on; set test_file"),
         ({"max_source_tokens": 4, "drop_overlong": "true"}, 1, "train.jsonl: all rows were left out as too long"),
         ({"max_source_tokens": 5, "max_target_tokens": 1}, 1, "train.jsonl: 19 more rows have problems"),
@@ -491,6 +502,7 @@ def test_check_names_every_error_at_once_and_reads_no_weights(recipe_file, tmp_p
 )  # fmt: skip
 def test_bad_input_stops_before_the_model_loads(recipe_file, tmp_path, capsys, monkeypatch, changes, code, message):
     monkeypatch.setattr("prompt_tuning.train.load_base_model", None)
+    changes = {name: tmp_path if value == "{folder}" else value for name, value in changes.items()}
     assert main(["train", str(recipe_file(**changes))]) == code
     errors = capsys.readouterr().err
     assert message in errors and "Traceback" not in errors
@@ -528,6 +540,13 @@ def test_what_would_end_in_a_traceback_is_said(recipe_file, tmp_path, capsys, ch
 
 def test_resume_from_checkpoint_false_starts_anew(recipe_file, tmp_path):
     assert main(["train", str(recipe_file(max_steps=1)), "--resume_from_checkpoint", "false"]) == 0
+
+
+def test_a_start_that_an_encoder_decoders_prefix_does_not_take_is_said(recipe_file, model_folders, capsys):
+    prefix = {"model_name_or_path": model_folders["t5"], "method": "prefix_tuning", "init": "text"}
+    recipe = recipe_file(**prefix, init_text="Answer.", num_virtual_tokens=None, template="question_answering/t5")
+    assert main(["check", str(recipe)]) == 2
+    assert "init text has no effect: an encoder-decoder's prefix starts from noise" in capsys.readouterr().err
 
 
 def test_a_place_that_a_causal_prefix_does_not_have_is_said(recipe_file, capsys):

@@ -10,7 +10,9 @@ from datasets import Dataset
 
 from prompt_tuning import leakage
 from prompt_tuning.cli import main
+from prompt_tuning.config import load_recipe
 from prompt_tuning.leakage import NEAR, find_leaks, nearest_sources
+from prompt_tuning.prepare import prepare
 from prompt_tuning.promptsource import convert
 from prompt_tuning.template import Template, language_variables
 
@@ -176,6 +178,15 @@ def test_demonstrations_and_the_initial_text_are_looked_up(tmp_path):
     assert found.demonstrated == (2,) and found.initial_text == (5,)
     assert found.same_target == found.near == ()  # no training rows were given
     assert find_leaks(few_shot, None, Dataset.from_list(rows)).initial_text == ()
+
+
+@pytest.mark.parametrize("selection", ["random", "bm25"])
+def test_a_row_that_is_nearly_a_demonstration_is_counted_though_nothing_is_trained(selection, recipe_file, tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", [row | {"context": row["context"] + " Truly."} for row in question_rows(24)])
+    write_jsonl(tmp_path / "validation.jsonl", question_rows(6))
+    shown = {"method": "none", "num_demonstrations": 1, "demonstration_selection": selection, "max_source_tokens": 256}
+    recipe = load_recipe(recipe_file(**shown, num_virtual_tokens=None))
+    assert prepare(recipe, ("validation",)).leakage["validation"]["near"] == 6
 
 
 def test_check_and_train_say_it_before_the_model_loads_and_the_results_keep_it(

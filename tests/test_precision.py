@@ -6,16 +6,19 @@ from importlib.util import find_spec
 import pytest
 import torch
 from architectures import PROMPT, ROWS, TARGETS, build, right_padded
-from conftest import tiny_llama
+from conftest import question_rows, tiny_llama
 from peft import PeftModelForCausalLM
 from safetensors.torch import load_file
 from test_trainer import soft, trainer
 
 from prompt_tuning.arguments import ModelArguments
 from prompt_tuning.cli import main
+from prompt_tuning.evaluation import tuned_name
 from prompt_tuning.model import add_soft_prompt, load_base_model, load_config, prompt_config
 from prompt_tuning.packed_attention import ATTENTION
+from prompt_tuning.prediction import Predictor
 from prompt_tuning.quantization import quantization_config
+from prompt_tuning.trainer import PromptTuningTrainer
 
 INT8 = {"quant_type": "Int8WeightOnlyConfig"}
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"}
@@ -63,6 +66,32 @@ def test_bfloat16_autocast_trains_on_a_cpu_and_float16_is_refused_since_accelera
     monkeypatch.setattr("prompt_tuning.train.load_base_model", None)
     assert main(["train", str(recipe_file()), "--fp16"]) == 2
     assert "fp16 has no effect on a CPU: accelerate trains in float32; set bf16: true" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "lora", "full"])
+def test_all_that_evaluates_computes_under_the_autocast_of_training(method, recipe_file, tmp_path, monkeypatch):
+    seen, evaluating = set(), []
+    linear, loop = torch.nn.Linear.forward, PromptTuningTrainer.evaluation_loop
+
+    def noted(self, *args):
+        seen.update([torch.is_autocast_enabled("cpu")] if evaluating else [])
+        return linear(self, *args)
+
+    def evaluation_loop(*args, **kwargs):
+        evaluating.append(True)
+        try:
+            return loop(*args, **kwargs)
+        finally:
+            evaluating.pop()
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", noted)
+    monkeypatch.setattr(PromptTuningTrainer, "evaluation_loop", evaluation_loop)
+    short = None if method in ("lora", "full") else 6
+    settings = {"method": method, "num_virtual_tokens": short, "bf16": "true", "eval_strategy": "epoch"}
+    assert main(["train", str(recipe_file(**settings))]) == 0
+    assert seen == {True}
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()]
+    assert Predictor.load(tmp_path / "run")(question_rows(9, 5)) == [row[tuned_name(method)] for row in rows]
 
 
 @pytest.mark.parametrize(

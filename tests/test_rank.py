@@ -118,8 +118,15 @@ def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tem
     assert len(facts["candidates"]) == 8 * 3 and (tmp_path / "rank" / "likelihoods.jsonl").read_text() == lines
     monkeypatch.setattr("prompt_tuning.rank.load_base_model", None)
     assert ranked(recipe, tmp_path, *flags) == 0 and found(tmp_path) == facts
-    assert ranked(recipe, tmp_path, *flags, "--max_steps", 9, "--num_virtual_tokens", 3) == 0  # of training alone
+    unread = ["--test_file", tmp_path / "train.jsonl", "--preprocessing_num_workers", 1]
+    of_training = ["--max_steps", 9, "--num_virtual_tokens", 3]
+    assert ranked(recipe, tmp_path, *flags, *of_training, *unread) == 0  # on which no score depends
     capsys.readouterr()
+    shown = templates.read_text()
+    templates.write_text(shown.replace("source: 'three", "stop: ['a']\n  source: 'three"))
+    assert ranked(recipe, tmp_path, *flags) == 2
+    assert "other settings or rows (candidates)" in capsys.readouterr().err
+    templates.write_text(shown)
     assert ranked(recipe, tmp_path, *flags[:-1], 3) == 2
     assert "holds a rank with other settings or rows (finalists)" in capsys.readouterr().err
     write_jsonl(tmp_path / "validation.jsonl", question_rows(6, 2))

@@ -114,10 +114,39 @@ def test_a_closed_question_has_choices_that_a_row_fills():
         ("{% filter trim %}{% if a %}{{ w }}{% set w = 1 %}{% endif %}{% endfilter %}", {"a", "w"}),
         ("{% macro m(x) %}{{ x }}{{ y }}{% endmacro %}{{ m(1) }}{% set w %}b{% endset %}{{ w }}", {"y"}),
         ("{% for x in xs %}{{ loop.index }}{{ x }}{% endfor %}{{ x }}", {"x", "xs"}),
+        ("Code {{ zip }}{% for x in range(3) %}{{ dict(a=x) }}{% endfor %}", {"zip"}),
     ],
 )
 def test_what_a_template_sets_itself_is_no_column(source, columns):
     assert Template(source=source, target="x").columns == columns
+
+
+def test_a_column_that_is_called_as_a_function_of_jinja_is_one():
+    template = Template.from_dict({"source": "{{ zip }}: {{ q }}", "target": "{{ a }}"})
+    assert template.columns == {"zip", "q", "a"}
+    assert template.render({"zip": "10002", "q": "b", "a": "c"}).source == "10002: b"
+    with pytest.raises(TemplateError, match="needs the column 'zip'"):
+        template.check_columns(["q", "a"], "the row")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{{ ['a', 'b']|random }}", "No filter named 'random'"),
+        ("{% for a in b %}" * 25 + "{% endfor %}" * 25, "too many statically nested blocks"),
+        ("{{ (10**5000)|string|length }}", "Exceeds the limit"),
+    ],
+)
+def test_what_could_not_be_rendered_alike_or_at_all_is_refused_when_it_is_loaded(source, message):
+    with pytest.raises(TemplateError, match=message):
+        Template.from_dict({"source": source, "target": "x"})
+
+
+@pytest.mark.parametrize("line", ["made: 2023-02-30", "target: 0x_"])
+def test_a_value_that_looks_like_a_date_or_number_and_is_none_is_named(tmp_path, line):
+    (tmp_path / "mine.yaml").write_text(f"source: a\n{line}\n")
+    with pytest.raises(TemplateError, match=r"mine.yaml: .*; put the value in quotes"):
+        load_templates(tmp_path / "mine.yaml")
 
 
 def test_columns_are_known_without_a_row():
