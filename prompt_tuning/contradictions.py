@@ -55,6 +55,11 @@ def _training_contradictions(recipe: Recipe) -> list[str]:
     for name in ("do_train", "do_eval", "do_predict"):
         if name in recipe.given:
             problems.append(f"{name} has no effect here: `train` trains and then evaluates; leave it out")
+    for name in ("bf16_full_eval", "fp16_full_eval"):
+        if getattr(training, name):
+            problems.append(
+                f"{name} would evaluate in other numbers than `predict` computes; set bf16: true or dtype: bfloat16"
+            )
     if training.enable_jit_checkpoint:
         problems.append("enable_jit_checkpoint: SIGTERM saves a checkpoint here in any case; leave it out")
     if training.dataloader_persistent_workers and not training.dataloader_num_workers:

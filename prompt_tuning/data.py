@@ -90,10 +90,10 @@ def streamed_rows(rows: IterableDataset, args: DataArguments) -> Iterator[dict[s
     """
     row = None
     try:
-        for row in rows:
+        for number, row in enumerate(rows):
             if _holds_time(row):
                 raise DataError(
-                    f"{split_origin(args, 'train')}: a text that is a date was read as a time, {row}; set streaming: "
+                    f"{row_origin(args, 'train', number)}: a text that is a date was read as a time; set streaming: "
                     "false, which reads it as it stands"
                 )
             yield row
@@ -189,7 +189,7 @@ def _csv_options(file: Path, first_rows: int | None) -> dict[str, Any]:
     """
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(lines)
-        names, empty = next(reader, []), None
+        names, empty = next(filter(None, reader), []), None
         for row in islice(reader, first_rows):
             if len(row) > len(names):
                 raise DataError(

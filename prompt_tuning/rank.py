@@ -46,8 +46,7 @@ logger = logging.getLogger(__name__)
 FIRST_ROWS = 8  # on which at least all candidates are scored
 # Settings that scores depend on, beside the model's, decoding and what the rows' tokens tell.
 OF_SCORES = {
-    "task", "lang", "target_lang", "metrics", "choice_normalization", "bf16", "fp16", "bf16_full_eval",
-    "fp16_full_eval", "tf32",
+    "task", "lang", "target_lang", "metrics", "choice_normalization", "bf16", "fp16", "tf32",
 }  # fmt: skip
 ROWS_AT_ONCE = 16  # so many of one few-shot candidate, or of all others, are lost where a rank is stopped
 

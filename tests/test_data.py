@@ -44,7 +44,7 @@ def test_texts_that_are_dates_stay_as_they_are(tmp_path):
         path.write_text(path.read_text() if path.suffix == ".jsonl" else json.dumps(rows))
         assert load_splits(arguments(path))["train"].to_list() == rows
     stream = load_splits(arguments(tmp_path / "rows.jsonl", streaming=True))["train"]
-    with pytest.raises(DataError, match="a text that is a date was read as a time"):
+    with pytest.raises(DataError, match="line 1: a text that is a date was read as a time"):
         list(streamed_rows(stream, arguments(tmp_path / "rows.jsonl")))
 
 
@@ -65,9 +65,9 @@ def test_a_csv_that_pandas_would_shift_or_shorten_is_refused(tmp_path, content, 
 
 def test_empty_lines_of_a_csv_shift_no_line_number(tmp_path):
     path = tmp_path / "rows.csv"
-    path.write_text("document,summary\n\na b,c d\n\ne f,g\n\n")
+    path.write_text("\ndocument,summary\n\na b,c d\n\ne f,g\n\n")
     assert load_splits(arguments(path))["train"]["summary"] == ["c d", "g"]
-    assert [row_origin(arguments(path), "train", row) for row in (0, 1)] == [f"{path}, line 3", f"{path}, line 5"]
+    assert [row_origin(arguments(path), "train", row) for row in (0, 1)] == [f"{path}, line 4", f"{path}, line 6"]
 
 
 def test_splits_need_not_have_the_same_columns(tmp_path):
