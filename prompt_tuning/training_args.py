@@ -83,9 +83,8 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
             "lr_scheduler_type": lambda: get_scheduler(
                 self.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=self.lr_scheduler_kwargs
             ),
+            "optim": lambda: Trainer.get_optimizer_cls_and_kwargs(self),
         }
-        if "galore" not in self.optim and "apollo" not in self.optim and "lomo" not in self.optim:
-            tries["optim"] = lambda: Trainer.get_optimizer_cls_and_kwargs(self)  # the others need the model
         if self.use_liger_kernel and not is_liger_kernel_available():
             return ["use_liger_kernel: liger-kernel is not installed; `pip install liger-kernel`, or leave it out"]
         problems = []
@@ -93,5 +92,6 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
             try:
                 attempt()
             except (ImportError, RuntimeError, TypeError, ValueError) as error:
-                problems.append(f"{name}: {str(error).splitlines()[0]}; change it, or leave it out")
+                if not str(error).startswith("You need to pass a"):  # the model, to an optimiser that looks at it
+                    problems.append(f"{name}: {str(error).splitlines()[0]}; change it, or leave it out")
         return problems

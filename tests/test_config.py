@@ -120,6 +120,7 @@ def test_the_best_checkpoint_is_by_default_that_of_the_tasks_main_metric(recipe_
         ({"optim_args": "foo"}, [], ["optim: "]),
         ({"bf16_full_eval": "true"}, [], ["bf16_full_eval would evaluate in other numbers than `predict` computes"]),
         ({"optim": "adamw_bnb_8bit"}, [], ["optim: ", "bitsandbytes"]),
+        ({"optim": "galore_adamw", "optim_target_modules": "all-linear"}, [], ["optim: ", "galore"]),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, [], ["lr_scheduler_type: One of min_lr or min_lr_rate"]),
         ({"use_liger_kernel": "true"}, [], ["use_liger_kernel: liger-kernel is not installed"]),
         ({"data_seed": 3}, [], ["data_seed has no effect without train_sampling_strategy: random"]),
