@@ -163,7 +163,7 @@ class Predictor:
 
 
 def _autocast(recipe: Path, device: str) -> torch.dtype | None:
-    """The numbers that a run was evaluated with; None on a CPU for a GPU's, where float32 is as good and faster."""
+    """The numbers that a run was evaluated with; None on a CPU for a GPU's run, which predicts in float32."""
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     if device == "cpu" and not settings.get("use_cpu"):
         return None

@@ -285,10 +285,9 @@ def _log_likelihoods(model: PreTrainedModel, places: Sequence[tuple[Dataset, int
     Args:
         places: data sets and numbers of rows in them.
     """
-    causal, rows = not model.config.is_encoder_decoder, []
+    causal, end, rows = not model.config.is_encoder_decoder, model.config.eos_token_id, []
     for encoded, number in places:
         ids, labels = encoded[number]["input_ids"], encoded[number]["labels"]
-        end = model.config.eos_token_id
         kept = len(labels) - 1 if causal or end not in labels else labels.index(end)  # mBART writes a mark behind it
         rows.append({"input_ids": ids[:kept] if causal else ids, "labels": labels[:kept]})  # a causal row has both
     sums, _ = target_log_likelihoods(model, Dataset.from_list(rows))
