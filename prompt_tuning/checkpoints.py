@@ -26,7 +26,7 @@ def whole_checkpoint(checkpoint: Path) -> Iterator[Path]:
     try:
         yield partial
         state.wait_for_everyone()
-        # The second to come finds it only on another machine, with a disk of its own.
+        # Of machines that share a disk the first moves it, and the second finds nothing left to move.
         with state.main_process_first():
             if state.is_local_main_process and partial.is_dir():
                 if checkpoint.is_dir():
@@ -54,10 +54,10 @@ def remove_old(run: Path, limit: int | None, best: str | None) -> None:
         remove_folder(Path(old))
 
 
-def keep_best(run: Path, best: str) -> None:
-    """Remove all checkpoints but this one."""
-    for checkpoint in map(Path, sort_checkpoints(str(run))):
-        if checkpoint != Path(best):
+def keep_best(best: Path) -> None:
+    """Remove all checkpoints of its run but this one."""
+    for checkpoint in map(Path, sort_checkpoints(str(best.parent))):
+        if checkpoint.name != best.name:
             remove_folder(checkpoint)
 
 

@@ -26,6 +26,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from prompt_tuning.batches import batches_within, common_opening, source_length
 from prompt_tuning.caches import by_length, caches_of_rows, chunks, opening_cache, run_packed
+from prompt_tuning.model import target_language
 from prompt_tuning.packed_attention import ATTENTION, RowLayout
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once
 from prompt_tuning.ways import base_of, is_prompted, why_not_packed, within_window
@@ -75,13 +76,14 @@ def choice_scores(
             how many the choice has; `unconditional`, less the same sum behind the prompt and a beginning-of-sequence
             token (else the end's) in the source's place.
     """
-    found = log_likelihoods(model, sources, ids)
+    start = target_language(tokenizer).get("decoder_start_token_id")
+    found = log_likelihoods(model, sources, ids, start)
     if normalization == "none":
         return found
     if normalization == "unconditional":
-        start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         every = list(dict.fromkeys(tuple(choice) for of_row in ids for choice in of_row))
-        alone = dict(zip(every, log_likelihoods(model, [[start]], [every])[0], strict=True))
+        alone = dict(zip(every, log_likelihoods(model, [[first]], [every], start)[0], strict=True))
         return [
             [score - alone[tuple(choice)] for score, choice in zip(of_row, choices, strict=True)]
             for of_row, choices in zip(found, ids, strict=True)
@@ -97,12 +99,17 @@ def choice_scores(
 
 
 def target_log_likelihoods(
-    model: PreTrainedModel | PeftModel, rows: Dataset, max_rows: int = ROWS_AT_ONCE, max_tokens: int = TOKENS_AT_ONCE
+    model: PreTrainedModel | PeftModel,
+    rows: Dataset,
+    start: int | None = None,
+    max_rows: int = ROWS_AT_ONCE,
+    max_tokens: int = TOKENS_AT_ONCE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The log-likelihood of each encoded row's target given its source, its end included.
 
     Args:
         rows: as `encode` makes, causal or encoder-decoder as the model is.
+        start: as for `log_likelihoods`.
         max_rows: the most rows of a batch; max_tokens: its most tokens.
 
     Returns:
@@ -120,7 +127,7 @@ def target_log_likelihoods(
     with prompt_computed_once(model, common_opening(rows) if causal else ()):
         for batch in batches_within(places, max_rows, max_tokens):
             numbers = [order[place] for place in batch]
-            found = log_likelihoods(model, [sources[n] for n in numbers], [[targets[n]] for n in numbers])
+            found = log_likelihoods(model, [sources[n] for n in numbers], [[targets[n]] for n in numbers], start)
             sums[numbers] = torch.tensor(found)[:, 0]
     return sums, torch.tensor([len(target) for target in targets])
 
@@ -130,6 +137,7 @@ def log_likelihoods(
     model: PreTrainedModel | PeftModel,
     sources: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[Sequence[int]]],
+    start: int | None = None,
 ) -> list[list[float]]:
     """The log-likelihood of each continuation after its row's source, behind the model's prompt if it has one.
 
@@ -137,6 +145,7 @@ def log_likelihoods(
         model: in eval mode.
         sources: token ids of each row's source, at least one.
         continuations: for each row the token ids of its continuations, at least one token each.
+        start: what a decoder starts with, as the target language of mBART; None for what its model puts before labels.
     """
     segments = []
     for row, of_row in enumerate(continuations):
@@ -146,7 +155,7 @@ def log_likelihoods(
         segments += [Segment(row, numbers, of_row[numbers[0]]) for numbers in alike.values()]
     sums = []
     with model.eagerly() if isinstance(model, SharedPrefixModel) else nullcontext():
-        for (row, numbers, tokens), logits in zip(segments, _logits(model, sources, segments), strict=True):
+        for (row, numbers, tokens), logits in zip(segments, _logits(model, sources, segments, start), strict=True):
             targets = torch.tensor([continuations[row][number] for number in numbers], device=logits.device)
             places = torch.arange(len(tokens), device=logits.device)
             sums.append(logits.float().log_softmax(-1)[places, targets].sum(1))
@@ -159,12 +168,15 @@ def log_likelihoods(
 
 
 def _logits(
-    model: PreTrainedModel | PeftModel, sources: Sequence[Sequence[int]], segments: Sequence[Segment]
+    model: PreTrainedModel | PeftModel,
+    sources: Sequence[Sequence[int]],
+    segments: Sequence[Segment],
+    start: int | None,
 ) -> Iterator[torch.Tensor]:
     """For each segment the logits `[L, V]` that predict its L tokens."""
     base = base_of(model)
     if base.config.is_encoder_decoder:
-        return _decoder_logits(model, base, sources, segments)
+        return _decoder_logits(model, base, sources, segments, start)
     reach = max(len(sources[segment.row]) + len(segment.tokens) for segment in segments)
     prompted = is_prompted(model)
     if isinstance(model, SharedPrefixModel):
@@ -227,17 +239,18 @@ def _decoder_logits(
     base: PreTrainedModel,
     sources: Sequence[Sequence[int]],
     segments: Sequence[Segment],
+    start: int | None,
 ) -> Iterator[torch.Tensor]:
     """As `_logits`, by a decoder whose encoder reads each source once."""
     device = base.device
-    # What the model puts before labels: for some that is a setting, for others the labels' own last token, the end.
-    end = torch.tensor([[base.config.eos_token_id]], device=device)
-    start = base.prepare_decoder_input_ids_from_labels(end)
+    # What the model puts before labels: for some that is a setting, for others the labels' own last token.
+    last = torch.tensor([[base.config.eos_token_id if start is None else start]], device=device)
+    opened = base.prepare_decoder_input_ids_from_labels(last)
     rows = [torch.tensor(source, device=device) for source in sources]
     input_ids = pad_sequence(rows, batch_first=True)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     first = model(
-        input_ids=input_ids, attention_mask=mask, decoder_input_ids=start.expand(len(rows), 1), use_cache=False
+        input_ids=input_ids, attention_mask=mask, decoder_input_ids=opened.expand(len(rows), 1), use_cache=False
     )
     states = first.encoder_last_hidden_state
     mask = F.pad(mask, (states.shape[1] - mask.shape[1], 0), value=1)  # of a soft prompt, which the encoder has read
@@ -247,7 +260,7 @@ def _decoder_logits(
     for batch in batches_within(places, ROWS_AT_ONCE, TOKENS_AT_ONCE):
         own = [segments[number] for number in batch]
         owners = torch.tensor([segment.row for segment in own], device=device)
-        given = [torch.tensor([start.item(), *segment.tokens[:-1]], device=device) for segment in own]
+        given = [torch.tensor([opened.item(), *segment.tokens[:-1]], device=device) for segment in own]
         logits = decode(
             encoder_outputs=BaseModelOutput(last_hidden_state=states[owners]),
             attention_mask=mask[owners],

@@ -5,7 +5,6 @@ Each part is an ordinary `train` run in a folder of its own, so that a compariso
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from prompt_tuning.data import SPLITS
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.evaluation import tuned_name
 from prompt_tuning.figures import new_figure, write_png
-from prompt_tuning.files import read_json_lines, whole_file, write_json
+from prompt_tuning.files import read_json, read_json_lines, whole_file, write_json
 from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, metric_names
 from prompt_tuning.prepare import prepare, score_of
 from prompt_tuning.runs import SharedBaseModel, check_rows, is_finished
@@ -165,7 +164,7 @@ def _run(
 
 
 def _read(name: str, folders: list[Path], recipe: Recipe) -> Part:
-    results = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
+    results = [read_json(folder / "results.json") for folder in folders]
     part = Part(name, recipe, folders, results, [], [])
     for folder in folders:
         (file,) = (folder / "predictions").glob("*.jsonl")

@@ -154,7 +154,7 @@ class Encoder:
         out; the rest of the prompt is never touched.
 
         Raises:
-            TemplateError: the row cannot be rendered, or a column in `truncate` is not text.
+            TemplateError: the row cannot be rendered or as nothing, or a column in `truncate` is not text.
             OverlongError: the source does not fit its budget with nothing left to cut.
         """
         return self.fitted(row)[0]._within_budget(row)
@@ -191,6 +191,11 @@ class Encoder:
                 f"the source has {len(ids)} tokens with nothing left to cut, "
                 f"max_source_tokens is {self.max_source_tokens}; "
                 "raise it, name a column in truncate, or set drop_overlong"
+            )
+        if not ids:
+            raise TemplateError(
+                f"template {self.template.name}: the source is empty, and a model has nothing to go on from; give the "
+                "row a text, or the template a word of its own"
             )
         return ids, max(full - len(ids), 0), text
 

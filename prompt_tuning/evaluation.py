@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -135,7 +134,6 @@ def trainer_for(
     model: PreTrainedModel | PeftModel,
     prepared: Prepared,
     callbacks: list[TrainerCallback] | None = None,
-    teacher: dict[int, torch.Tensor] | None = None,
 ) -> PromptTuningTrainer:
     """A trainer on the recipe's rows, that generates as the recipe says."""
     return PromptTuningTrainer(
@@ -149,7 +147,6 @@ def trainer_for(
         train_dataset=prepared.encoded.get("train"),
         eval_dataset=prepared.encoded.get("validation", prepared.encoded.get("test")),
         callbacks=callbacks,
-        teacher=teacher,
         distillation=prepared.recipe.prompt.loss,
         name_row=partial(row_origin, prepared.recipe.data, "train"),
     )

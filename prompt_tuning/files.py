@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from prompt_tuning.errors import DataError
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
@@ -65,10 +67,33 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote.
+
+    Raises:
+        DataError: somebody else's bytes, or a half of them.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); remove it, and run what wrote it again") from error
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Rows that `write_json_lines` wrote; str.splitlines would end some of them where a text has U+2028 or U+0085."""
+    """Rows that `write_json_lines` wrote; str.splitlines would end some of them where a text has U+2028 or U+0085.
+
+    Raises:
+        DataError: a line that is not JSON.
+    """
+    rows = []
     with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                again = "remove the file, and run what wrote it again"
+                raise DataError(f"{path}, line {number}: not JSON ({error}); {again}") from error
+    return rows
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

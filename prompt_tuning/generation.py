@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import Cache, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    Cache,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import EosTokenCriteria
 
@@ -19,14 +26,19 @@ ROW_WISE = {
     "do_sample", "temperature", "top_k", "top_p", "max_new_tokens", "pad_token_id", "eos_token_id",
     "stopping_criteria", "num_beams", "repetition_penalty", "synced_gpus",
 }  # fmt: skip
+# What a model's generation_config.json may hold beside them: names of tokens, and what new tokens are counted by here.
+WITHOUT_EFFECT_ON_ROWS = {"_from_model_config", "transformers_version", "bos_token_id", "max_length", "use_cache"}
 
 
 def setting(model: PreTrainedModel, kwargs: dict[str, Any], name: str, default: Any = None) -> Any:
     """What `generate` will go by: an argument, else the generation config."""
     if name in kwargs:
         return kwargs[name] if kwargs[name] is not None else default
-    value = getattr(kwargs.get("generation_config") or model.generation_config, name, None)
-    return default if value is None else value
+    # What a config that was passed leaves open, the model's own decides.
+    for config in (kwargs.get("generation_config"), model.generation_config):
+        if (value := getattr(config, name, None)) is not None:
+            return value
+    return default
 
 
 def count_new_tokens(model: PreTrainedModel, width: int, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -82,6 +94,10 @@ def generate_behind_cache(
     copies = max(setting(base, kwargs, "num_beams", 1), setting(base, kwargs, "num_return_sequences", 1))
     cache.batch_repeat_interleave(copies)
     cache.layers = [RoomyLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    if size := setting(base, kwargs, "no_repeat_ngram_size"):
+        starts = mask.shape[1] - attention_mask.sum(1)
+        processors = [*(kwargs.get("logits_processor") or []), NoRepeatedNGram(size, starts.tolist())]
+        kwargs |= {"no_repeat_ngram_size": 0, "logits_processor": LogitsProcessorList(processors)}
     # Ids in the places of prompt and padding are never embedded, but a repetition penalty reads them.
     own = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
     virtual = input_ids[:, -1:].expand(-1, mask.shape[1] - own.shape[1])
@@ -98,7 +114,7 @@ def generate_from_embeddings(
     attention_mask: torch.Tensor,
     **kwargs: Any,
 ) -> Any:
-    """`generate` with the padding before the prompt: for sliding windows, which count places and not positions.
+    """`generate` with the padding before the prompt: for sliding windows, in which padding takes places too.
 
     Args:
         prompt: `[P, H]`.
@@ -130,6 +146,26 @@ def with_sequences(output: Any, sequences: torch.Tensor) -> Any:
     return output
 
 
+class NoRepeatedNGram(NoRepeatNGramLogitsProcessor):
+    """Counts the n-grams of each row's own ids, and none of what stands in the places of prompt and padding.
+
+    Args:
+        ngram_size: n.
+        starts: for each row the place of its first own id.
+    """
+
+    def __init__(self, ngram_size: int, starts: Sequence[int]) -> None:
+        super().__init__(ngram_size)
+        self.starts = starts
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        copies, rows = len(input_ids) // len(self.starts), []  # of a row its beams
+        for number in range(len(input_ids)):
+            own = input_ids[number : number + 1, self.starts[number // copies] :]
+            rows.append(super().__call__(own, scores[number : number + 1]))
+        return torch.cat(rows)
+
+
 class HalfFinished(StoppingCriteria):
     """Ends a batch once half of its rows have ended, and remembers which."""
 
@@ -151,18 +187,10 @@ def _generate_dropping_finished(
     """`base.generate`, where rows that have ended leave the batch whenever half have, if that changes nothing."""
     given = {"attention_mask": attention_mask, "past_key_values": cache} | kwargs
     longest, pad = kwargs.get("max_new_tokens"), setting(base, kwargs, "pad_token_id")
-    config = base.generation_config
-    if (
-        not set(kwargs) <= ROW_WISE
-        or not longest
-        or pad is None
-        or setting(base, kwargs, "num_beams", 1) > 1
-        or (config.num_return_sequences or 1) > 1
-        or config.return_dict_in_generate
-        or config.min_new_tokens
-        or config.min_length
-        or config.no_repeat_ngram_size
-    ):
+    config = base.generation_config.to_diff_dict()
+    others = {name for name, value in config.items() if value not in (None, False, 0)} - WITHOUT_EFFECT_ON_ROWS
+    row_wise = (set(kwargs) | others) <= ROW_WISE and setting(base, kwargs, "num_beams", 1) == 1
+    if not (row_wise and longest) or pad is None:
         return base.generate(input_ids=input_ids, **given)
     eos = setting(base, kwargs, "eos_token_id")
     criteria = StoppingCriteriaList([*([] if eos is None else [EosTokenCriteria(eos)])])

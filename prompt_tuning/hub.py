@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 from httpx2 import HTTPError
@@ -30,6 +29,7 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
 from prompt_tuning.errors import AdapterError, HubError
+from prompt_tuning.files import read_json
 
 RUN_FILES = ("recipe.yaml", "template.yaml", "results.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -193,14 +193,14 @@ def _base_model(run: Path, base_model: str | None) -> str | None:
     """The hub id that an adapter will name; None for a run that is a whole model itself."""
     if not (run / ADAPTER_FILES[0]).is_file():
         return None
-    trained_on = _read_json(run / ADAPTER_FILES[0]).get("base_model_name_or_path")
+    trained_on = read_json(run / ADAPTER_FILES[0]).get("base_model_name_or_path")
     if base_model:
         try:
             validate_repo_id(base_model)
         except HFValidationError as error:
             raise HubError(f"--base_model {base_model}: no hub id; give USER/NAME") from error
         return base_model
-    results = _read_json(run / "results.json") if (run / "results.json").is_file() else {"base_model": trained_on}
+    results = read_json(run / "results.json") if (run / "results.json").is_file() else {"base_model": trained_on}
     local = "model" in results and "base_model" not in results  # a folder where it was trained, wherever this is
     base = trained_on
     if base and not local and not Path(base).is_dir() and (is_hub_id(base) or "/" not in base):
@@ -209,13 +209,6 @@ def _base_model(run: Path, base_model: str | None) -> str | None:
         f"{run}: its adapter names the base model {base}, a folder that only this machine has, so nobody else could "
         "load it; name the hub model that it is a copy of, as --base_model USER/NAME"
     )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise HubError(f"{file}: not JSON ({_first_line(error)}); push wants a finished run's own") from error
 
 
 def _check_base_is_on_hub(api: HfApi, base: str) -> None:
@@ -238,7 +231,7 @@ def _check_there(api: HfApi, there: ModelInfo, base: str | None, overwrite: bool
     if not base or ADAPTER_FILES[0] not in names or overwrite:
         return
     path = api.hf_hub_download(there.id, ADAPTER_FILES[0], revision=there.sha)
-    theirs = json.loads(Path(path).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    theirs = read_json(Path(path)).get("base_model_name_or_path")
     if theirs != base:
         raise HubError(
             f"{there.id} holds an adapter of {theirs}, this one is of {base}; name another repository, or replace it "
@@ -276,7 +269,7 @@ def _public(path: Path, renamed: dict[str, str], repo_id: str, base_model: str |
         words = r"\s+".join(map(re.escape, ours.split(" ")))  # YAML may break a line where a path has a blank
         text = re.sub(rf"(?<![\w./-]){words}(?![\w-])", public.replace("\\", r"\\"), text)
     if path.name == ADAPTER_FILES[0] and base_model:
-        text = json.dumps(_read_json(path) | {"base_model_name_or_path": base_model}, indent=2, sort_keys=True)
+        text = json.dumps(read_json(path) | {"base_model_name_or_path": base_model}, indent=2, sort_keys=True)
     if path.name == "results.json" and base_model:
         text = json.dumps(
             json.loads(text) | {"model": base_model, "base_model": base_model}, indent=2, ensure_ascii=False

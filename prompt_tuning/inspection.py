@@ -6,7 +6,6 @@ it and solve another task (Khashabi et al. 2022), and trained prompts lie where 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from prompt_tuning.arguments import ModelArguments
 from prompt_tuning.encoder_decoder import EncoderDecoderPrefixConfig
 from prompt_tuning.errors import AdapterError, ModelError
 from prompt_tuning.figures import new_figure, write_png
-from prompt_tuning.files import whole_folder, write_json
+from prompt_tuning.files import read_json, whole_folder, write_json
 from prompt_tuning.hub import adapter_folder
 from prompt_tuning.model import check_adapter, load_adapter_config, load_base_model, load_config, load_tokenizer
 from prompt_tuning.shared_prefix import CACHED_METHODS, EMBEDDED_METHODS
@@ -117,7 +116,7 @@ def _read_tensor(args: ModelArguments, names: list[str]) -> torch.Tensor | None:
     """The first of `names` in the model's safetensors, in one file or several."""
     where = {"revision": args.model_revision, "_raise_exceptions_for_missing_entries": False}
     index = cached_file(args.model_name_or_path, "model.safetensors.index.json", **where)
-    places = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"] if index else {}
+    places = read_json(Path(index))["weight_map"] if index else {}
     for name in names:
         path = cached_file(args.model_name_or_path, places.get(name, "model.safetensors"), **where)
         if path:

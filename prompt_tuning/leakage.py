@@ -18,6 +18,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from prompt_tuning.errors import TemplateError
 from prompt_tuning.metrics.language import UNSPACED_SCRIPTS
 from prompt_tuning.template import Template, normalised
 
@@ -90,9 +91,12 @@ def find_leaks(
 
     def training_sources() -> Iterator[Source]:
         for number, row in enumerate(train):
-            source = template.source_key(row, languages)
-            if source in asked:
-                known[source].setdefault(_target(template, row, languages), number)
+            try:
+                source = template.source_key(row, languages)
+                if source in asked:
+                    known[source].setdefault(_target(template, row, languages), number)
+            except TemplateError:  # rows that demonstrations are chosen from were not checked, and may be of any kind
+                source = ()
             yield source
 
     places = nearest_sources(training_sources(), asked)
@@ -109,7 +113,7 @@ def find_leaks(
 
 
 def nearest_sources(known: Iterable[Source], asked: Iterable[Source]) -> dict[Source, int]:
-    """Asked source -> place of the first known one that it is near to, for those that are near to one.
+    """Asked source -> place of the first known one that it is near to, for those that are near to one; () is to none.
 
     Two sets with a Jaccard index of at least t share one of the n - ceil(t n) + 1 rarest members of each (prefix
     filtering, Chaudhuri et al. 2006), so rows that have the same frequent words are never paired for these. Candidates
@@ -127,7 +131,7 @@ def nearest_sources(known: Iterable[Source], asked: Iterable[Source]) -> dict[So
             index[shingle].append(number)
     found: dict[int, int] = {}
     for place, source in enumerate(known):
-        rarest = _rarest(_shingles(source[value]), counts)
+        rarest = _rarest(_shingles(source[value]), counts) if source else []
         candidates = set(chain.from_iterable(index[shingle] for shingle in rarest if shingle in index))
         if candidates := candidates - found.keys():
             texts = [_shingles(text) for text in source]

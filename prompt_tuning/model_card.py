@@ -23,7 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from prompt_tuning.arguments import LOCAL_FORMATS, MULTITASK, DataArguments, ModelArguments, PromptArguments
 from prompt_tuning.config import default_learning_rate
 from prompt_tuning.errors import DataError, TemplateError
-from prompt_tuning.files import whole_file, write_json
+from prompt_tuning.files import read_json, whole_file, write_json
 from prompt_tuning.hub import TEXTS, public_name
 from prompt_tuning.metrics import metric_names
 from prompt_tuning.summary import NAMES, answers_text, decoding_text, leakage_text, logged_steps, read_results
@@ -119,7 +119,7 @@ def card_facts(folder: Path) -> dict[str, Any]:
     facts["settings"] = _public(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")))
     facts["template"] = yaml.safe_load((folder / "template.yaml").read_text(encoding="utf-8"))
     if (log := folder / "log_history.json").is_file():
-        facts["log_history"] = json.loads(log.read_text(encoding="utf-8"))
+        facts["log_history"] = read_json(log)
     if loader := _plain_loader(folder):
         facts["loader"] = loader
     if own := facts["results"].pop("own_example", None):
@@ -143,12 +143,13 @@ def _read_facts(file: Path) -> dict[str, Any]:
 
 def _own_example(folder: Path, results: dict[str, Any], file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the template reads of the file's row, and the row as a run's predictions have it."""
-    from prompt_tuning.evaluation import tuned_name  # which import torch, as these
+    from prompt_tuning.data import usual_row  # which import torch, as these
+    from prompt_tuning.evaluation import tuned_name
     from prompt_tuning.prediction import Predictor
 
     predictor = Predictor.load(folder)
     try:
-        row = json.loads(file.read_text(encoding="utf-8"))
+        row = usual_row(json.loads(file.read_text(encoding="utf-8")), predictor.data)
         encoded = predictor.encoder.row(row)
     except (OSError, ValueError, TypeError, TemplateError) as error:
         raise DataError(f"--example {file}: expected one row as JSON, with the template's columns: {error}") from error
@@ -164,9 +165,9 @@ def _own_example(folder: Path, results: dict[str, Any], file: Path) -> tuple[dic
 def _plain_loader(folder: Path) -> str | None:
     """The class of PEFT or transformers that writes text with what was saved, if a causal model was."""
     if (whole := folder / "config.json").is_file():
-        encoder_decoder = json.loads(whole.read_text(encoding="utf-8")).get("is_encoder_decoder")
+        encoder_decoder = read_json(whole).get("is_encoder_decoder")
         return None if encoder_decoder else "AutoModelForCausalLM"
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "adapter_config.json")
     return "AutoPeftModelForCausalLM" if config["task_type"] == "CAUSAL_LM" else None
 
 

@@ -34,7 +34,7 @@ from prompt_tuning.choices import target_log_likelihoods
 from prompt_tuning.config import Recipe, changed_settings, load_recipe
 from prompt_tuning.errors import PromptTuningError, RecipeError
 from prompt_tuning.evaluation import trainer_for
-from prompt_tuning.files import read_json_lines, whole_file, write_json, write_json_lines
+from prompt_tuning.files import read_json, read_json_lines, whole_file, write_json, write_json_lines
 from prompt_tuning.metrics import MAIN_METRIC
 from prompt_tuning.model import load_base_model
 from prompt_tuning.prepare import Prepared, prepare, score_of
@@ -210,7 +210,7 @@ def _check_settings(folder: Path, recipe: Recipe, prepared: dict[str, Prepared],
         known = json.dumps([*columns, each.encoder.template.stop])
         settings["candidates"][name] = hashlib.sha256(known.encode()).hexdigest()
     file, settings = folder / "settings.json", json.loads(json.dumps(settings))
-    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else settings
+    saved = read_json(file) if file.is_file() else settings
     if changed := changed_settings(saved, settings):
         raise RecipeError(
             f"{folder} holds a rank with other settings or rows ({', '.join(changed)}); remove it, or name another "
@@ -286,11 +286,14 @@ def _log_likelihoods(model: PreTrainedModel, places: Sequence[tuple[Dataset, int
         places: data sets and numbers of rows in them.
     """
     causal, end, rows = not model.config.is_encoder_decoder, model.config.eos_token_id, []
+    start = None
     for encoded, number in places:
         ids, labels = encoded[number]["input_ids"], encoded[number]["labels"]
-        kept = len(labels) - 1 if causal or end not in labels else labels.index(end)  # mBART writes a mark behind it
+        kept = len(labels) - 1 if causal or end not in labels else labels.index(end)
+        if kept < len(labels) - 1:  # mBART writes its language behind the end, and opens with it
+            start = labels[-1]
         rows.append({"input_ids": ids[:kept] if causal else ids, "labels": labels[:kept]})  # a causal row has both
-    sums, _ = target_log_likelihoods(model, Dataset.from_list(rows))
+    sums, _ = target_log_likelihoods(model, Dataset.from_list(rows), start)
     return sums.tolist()
 
 

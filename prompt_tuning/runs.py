@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from prompt_tuning.arguments import ModelArguments
 from prompt_tuning.config import Recipe
 from prompt_tuning.data import split_origin
 from prompt_tuning.errors import DataError, RecipeError
-from prompt_tuning.files import read_json_lines
+from prompt_tuning.files import read_json, read_json_lines
 from prompt_tuning.model import load_base_model, load_config
 from prompt_tuning.prepare import Prepared
 from prompt_tuning.train import train
@@ -37,7 +36,7 @@ def is_finished(recipe: Recipe) -> bool:
 def check_rows(prepared: Prepared) -> None:
     """Raise a DataError if a finished run had other rows than its recipe has by now, or a template of other words."""
     data, run = prepared.recipe.data, Path(prepared.recipe.training.output_dir)
-    split, facts = prepared.last_split, json.loads((run / "results.json").read_text(encoding="utf-8"))
+    split, facts = prepared.last_split, read_json(run / "results.json")
     rows = read_json_lines(run / "predictions" / f"{split}.jsonl")
     known = [(row["source"], row["references"]) for row in rows]
     encoded = prepared.encoded[split]

@@ -65,7 +65,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         self._opening: torch.Tensor | None = None  # set while a prompt's cache is kept
         self._kept: dict[PromptName, list[DynamicCache]] = {}
         self._told: set[str] = set()
-        self._compiled = self.disabled = False
+        self._compiled = False
         if self.way.name == "packed":
             model.set_attn_implementation(ATTENTION)
         elif self.way.name == "cache":
@@ -73,15 +73,10 @@ class SharedPrefixModel(PeftModelForCausalLM):
         else:
             self._tell("The prompt is computed for each row, by PEFT's own forward: %s.", self.way.reason)
 
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """Within it the model is its base model, in `generate` too."""
-        self.disabled = True
-        try:
-            with super().disable_adapter():
-                yield
-        finally:
-            self.disabled = False
+    @property
+    def disabled(self) -> bool:
+        """Whether the model is its base model, within `disable_adapter`."""
+        return self._adapters_disabled
 
     def compile_layers(self, **kwargs: Any) -> None:
         """Compile each decoder layer in place with `torch.compile`, for batches of any shape.
@@ -153,7 +148,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         self._tell_window(self.active_peft_config.num_virtual_tokens + input_ids.shape[1])
         way = Way("plain", f"{', '.join(kwargs)} given") if kwargs else self.way
         if way.name == "plain" or not wanted.any():
-            if adapter_names is not None:
+            if adapter_names is not None and way.name == "plain":
                 raise AdapterError(f"adapter_names: rows with prompts of their own cannot be run: {way.reason}")
             logits = self._plain_logits(input_ids, attention_mask, wanted, task_ids=task_ids, **kwargs)
         else:
@@ -340,7 +335,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
             caches, opening = self._generation_caches(names, input_ids, attention_mask)
             packed = within and self.way.name == "packed"
             return generate_behind_cache(base, caches, owners, input_ids, attention_mask, opening, packed, **kwargs)
-        # `generate` knows no ids of rows that it is given as embeddings, so that it could not penalise them.
+        # `generate` knows no ids of rows that it is given as embeddings, and could not penalise them.
         blind = setting(base, kwargs, "repetition_penalty", 1.0) == 1.0 and not setting(
             base, kwargs, "no_repeat_ngram_size"
         )
@@ -381,8 +376,8 @@ class SharedPrefixModel(PeftModelForCausalLM):
 
     def _generate_one_by_one(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, names: Sequence[PromptName], **kwargs: Any
-    ) -> torch.Tensor:
-        """Each row alone and unpadded, which PEFT gets right."""
+    ) -> Any:
+        """Each row alone and unpadded, which PEFT gets right; of several rows ids alone, whatever was asked for."""
         if len(input_ids) > 1:
             self._tell("Rows are generated one at a time: %s.", self.way.reason or "they pass the sliding window")
         pad = setting(self.get_base_model(), kwargs, "pad_token_id", 0)
@@ -407,9 +402,11 @@ class SharedPrefixModel(PeftModelForCausalLM):
                     )
             finally:
                 self.active_adapter = active
-            written += [sequence[row.shape[1] :] for sequence in output]
+            sequences = output if isinstance(output, torch.Tensor) else output.sequences
+            written += [sequence[row.shape[1] :] for sequence in sequences]
         new = torch.nn.utils.rnn.pad_sequence(written, batch_first=True, padding_value=pad)
-        return torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)
+        joined = torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)
+        return with_sequences(output, joined) if len(input_ids) == 1 else joined
 
     def _tell_window(self, length: int) -> None:
         """Say once that sequences of this length, prompt included, reach beyond a sliding window or rotary length."""

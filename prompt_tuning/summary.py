@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning.errors import DataError
+from prompt_tuning.files import read_json
 from prompt_tuning.metrics import metric_names
 
 NAMES = {
@@ -44,10 +45,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     file = folder / "results.json"
     if not file.is_file():
         raise DataError(f"{folder}: no results.json there; expected the folder of a finished train or evaluate")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file}: not JSON ({error}); evaluate again to write it whole") from error
+    return read_json(file)
 
 
 def decoding_text(decoding: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ Each run is an ordinary `train` run in a folder of its own, so that a sweep goes
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from prompt_tuning.config import Recipe, load_recipe, read_pairs, to_argv
 from prompt_tuning.data import SPLITS
 from prompt_tuning.errors import PromptTuningError, RecipeError
 from prompt_tuning.evaluation import tuned_name
-from prompt_tuning.files import whole_file, write_json
+from prompt_tuning.files import read_json, whole_file, write_json
 from prompt_tuning.metrics import main_metric
 from prompt_tuning.prepare import check_splits, prepare, raise_together
 from prompt_tuning.runs import SharedBaseModel, check_rows, is_finished
@@ -130,7 +129,7 @@ def _check_rows(recipe: Recipe, finished: bool) -> None:
 
 
 def _facts(run: Path) -> dict[str, Any]:
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    results = read_json(run / "results.json")
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     named = {"hard_prompt": "hard_prompt"}
     if recipe["method"] != "none":

@@ -214,7 +214,7 @@ class Template:
         """One row as messages, target and references.
 
         Raises:
-            TemplateError: the row lacks something that the template reads, or a value is null or empty.
+            TemplateError: the row lacks something that the template reads, a value is null, or the target is empty.
         """
         values = self._values(row, languages)
         messages = [{"role": "system", "content": self._render(self.system, values)}] if self.system else []

@@ -151,14 +151,14 @@ def _train(
     """Train and save; returns the facts for results.json."""
     initial = _prompt_of(model)
     started = time.perf_counter()
-    teacher = None
+    trainer = trainer_for(model, prepared, callbacks(prepared.recipe))
     if prepared.taught is not None:
-        args = prepared.recipe.training
-        teacher = teacher_states(
-            model.get_base_model(), prepared.taught, args.per_device_eval_batch_tokens, args.disable_tqdm
-        )
-        logger.info("the teacher read %s rows in %.0f s", len(teacher), time.perf_counter() - started)
-    trainer = trainer_for(model, prepared, callbacks(prepared.recipe), teacher)
+        base, args = model.get_base_model(), prepared.recipe.training  # which the trainer put on its device
+        with model.eagerly():
+            trainer.teacher = teacher_states(
+                base, prepared.taught, args.per_device_eval_batch_tokens, args.disable_tqdm
+            )
+        logger.info("the teacher read %s rows in %.0f s", len(trainer.teacher), time.perf_counter() - started)
     facts = fit(trainer, prepared.recipe, checkpoint)
     report = prepared.reports["train"]
     if isinstance(report, StreamReport):

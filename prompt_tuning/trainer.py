@@ -69,9 +69,9 @@ class PromptTuningTrainer(Seq2SeqTrainer):
     the data set. The evaluation's loss is the mean over all target tokens, not over batches. Label smoothing and
     gradient accumulation count target tokens, for encoder-decoder models too, whose own loss ignores
     `num_items_in_batch`. `torch_compile` compiles each decoder layer for itself. `push_to_hub` uploads no training
-    state. A checkpoint is under its name once it is whole, and goes at once. A loss or gradient that is no number ends
-    the training before anything of it is saved. `auto_find_batch_size` keeps the rows of a step. And `compute_metrics`
-    gets texts.
+    state. A checkpoint gets its name once it is whole, and is removed by a rename. A loss or gradient that is no
+    number ends the training before anything of it is saved. `auto_find_batch_size` keeps the rows of a step. And
+    `compute_metrics` gets texts.
 
     Rows for a multitask prompt also have their task's number, in a column `task_ids`.
 
@@ -101,7 +101,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         name_row: Callable[..., str] = "row {}".format,
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("data_collator", DataCollatorForSeq2Seq(processing_class, padding="longest"))
+        if len(args) < 3:  # model, args, data_collator
+            kwargs.setdefault("data_collator", DataCollatorForSeq2Seq(processing_class, padding="longest"))
         kwargs["compute_metrics"] = self._score if compute_metrics else None
         model = kwargs.get("model", args[0] if args else None)
         if model is None:
@@ -249,7 +250,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(rows, str):
             rows = self.eval_dataset[rows]
-        if isinstance(rows, dict):
+        if rows is None or isinstance(rows, dict):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
         rows, _ = self._by_length(rows)
         return super().evaluate(rows, ignore_keys, metric_key_prefix, **(self.generation_kwargs | gen_kwargs))
@@ -264,7 +265,12 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         """As `Seq2SeqTrainer.predict`: token ids `[rows, new]`, padded with -100, in the order of the data set.
 
         There is no loss among the metrics: it would cost another forward.
+
+        Raises:
+            RecipeError: predict_with_generate is False.
         """
+        if not self.args.predict_with_generate:
+            raise RecipeError("predict_with_generate is False, so that nothing is written; set it to True")
         rows, order = self._by_length(test_dataset)
         self._loss_wanted = False
         try:
@@ -278,8 +284,6 @@ class PromptTuningTrainer(Seq2SeqTrainer):
 
     def predict_texts(self, dataset: Dataset) -> list[str]:
         """What the model writes for each row, or the choice that it takes, as text, in the order of the data set."""
-        if not self.args.predict_with_generate:
-            raise RecipeError("predict_with_generate is False, so that nothing is written; set it to True")
         compute_metrics, self.compute_metrics = self.compute_metrics, None
         try:
             predictions = self.predict(dataset).predictions
@@ -449,8 +453,11 @@ class PromptTuningTrainer(Seq2SeqTrainer):
 
     def _finalize_training(self, trial: Any, *args: Any) -> TrainOutput:
         """As Trainer's, which with a save_total_limit of 1 removes the last checkpoint file by file."""
-        if self.args.should_save and self.args.save_total_limit == 1 and self.state.best_model_checkpoint:
-            keep_best(Path(self._get_output_dir(trial)), self.state.best_model_checkpoint)
+        best = Path(self._get_output_dir(trial), f"checkpoint-{self.state.best_global_step}")
+        if self.state.best_model_checkpoint and best.is_dir():
+            self.state.best_model_checkpoint = str(best)  # of a run that was moved since, or is called otherwise
+            if self.args.should_save and self.args.save_total_limit == 1:
+                keep_best(best)
         return super()._finalize_training(trial, *args)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -544,8 +551,13 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         # Trainer would shuffle a length-grouped evaluation, and references are matched by order.
         return SequentialSampler(eval_dataset)
 
-    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
-        """As Trainer's, but an evaluation's batches are bounded by their tokens."""
+    def _get_dataloader(
+        self, dataset: Any, *args: Any, is_training: bool = False, dataloader_key: str | None = None, **kwargs: Any
+    ) -> DataLoader:
+        """As Trainer's, but an evaluation's batches are bounded by their tokens, and its loader is used once.
+
+        Trainer would keep it by the key "eval", whichever of several data sets it is of.
+        """
         loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
         bounded = isinstance(dataset, Dataset) and isinstance(self.args, PromptTuningArguments)
         if is_training or not bounded:
@@ -564,6 +576,9 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             collate_fn=loader.collate_fn,
             num_workers=loader.num_workers,
             pin_memory=self.args.dataloader_pin_memory,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            in_order=self.args.dataloader_in_order,
         )
         # As of one process: the rows are divided already.
         return prepare_data_loader(own, self.args.device, num_processes=1, process_index=0, put_on_device=True)
@@ -579,7 +594,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
 
     def _by_length(self, rows: Dataset) -> tuple[Dataset, np.ndarray]:
         """Rows ordered by `by_length`, and the order."""
-        causal = not self.model.config.is_encoder_decoder
+        rows, causal = rows.with_format(None), not self.model.config.is_encoder_decoder
         self._opening = common_opening(rows) if causal else []
         order = np.array(by_length(list(rows["input_ids"]), share=causal), dtype=int)
         rows = rows.select(order)

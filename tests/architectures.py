@@ -83,14 +83,14 @@ def row_logits(base, prompt, row):
     return base(inputs_embeds=embeds, use_cache=False).logits[0, len(prompt) :]
 
 
-def reference_loss(base, prompts):
+def reference_loss(base, prompts, rows=ROWS, targets=TARGETS):
     """Mean over targets, one row at a time; prompts `[P, H]` for each row, or one for all."""
-    prompts = prompts if isinstance(prompts, list) else [prompts] * len(ROWS)
+    prompts = prompts if isinstance(prompts, list) else [prompts] * len(rows)
     total = 0
-    for prompt, row, count in zip(prompts, ROWS, TARGETS, strict=True):
+    for prompt, row, count in zip(prompts, rows, targets, strict=True):
         logits = row_logits(base, prompt, row)[-count - 1 : -1]
         total = total + F.cross_entropy(logits, torch.tensor(row[-count:]), reduction="sum")
-    return total / sum(TARGETS)
+    return total / sum(targets)
 
 
 def reference_greedy(base, prompt, row, steps):

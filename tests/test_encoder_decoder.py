@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import tiny_bart, tiny_t5
+from datasets import Dataset
 from peft import (
     PeftConfig,
     PeftModel,
@@ -45,6 +46,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from prompt_tuning import Encoder, Template, add_soft_prompt, prompt_config
 from prompt_tuning.arguments import ModelArguments
+from prompt_tuning.choices import choice_scores
 from prompt_tuning.encoder_decoder import (
     BART_LIKE,
     T5_LIKE,
@@ -54,6 +56,7 @@ from prompt_tuning.encoder_decoder import (
 )
 from prompt_tuning.errors import AdapterError, ModelError, RecipeError
 from prompt_tuning.model import load_tokenizer, target_language
+from prompt_tuning.rank import _log_likelihoods
 from prompt_tuning.template import language_variables
 
 VOCABULARY, VIRTUAL = 99, 3
@@ -731,3 +734,11 @@ def test_a_tokenizer_that_marks_languages_marks_those_of_the_recipe(
     closed = replace(encoder, template=replace(template, answer_choices="c ||| d"))
     _, choices = closed.choices({"translation": dict.fromkeys(codes, "a")}, "a", row["input_ids"])
     assert tokenizer.eos_token_id not in choices[0] and tokenizer.convert_ids_to_tokens(choices[0])[-1] == "▁c"
+    marks = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    base = seeded(MBartForConditionalGeneration, MBartConfig(**(BART | marks)))
+    logits = base(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).logits[0]
+    expected = sum(logits.log_softmax(-1)[place, token].item() for place, token in enumerate(choices[0]))
+    found = choice_scores(base, tokenizer, [row["input_ids"]], [["c", "d"]], [choices])
+    assert found[0][0] == pytest.approx(expected, abs=1e-4)
+    ranked = _log_likelihoods(base, [(Dataset.from_list([row]), 0)])  # without the end as well
+    assert ranked[0] == pytest.approx(expected, abs=1e-4)

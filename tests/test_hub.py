@@ -28,7 +28,7 @@ from prompt_tuning import (
     prompt_config,
 )
 from prompt_tuning.cli import main
-from prompt_tuning.errors import AdapterError, HubError
+from prompt_tuning.errors import AdapterError, DataError, HubError
 from prompt_tuning.hub import _downloaded, adapter_folder, is_hub_id, plan_upload
 
 TOKEN = "hf_secretOfAnn"
@@ -285,7 +285,7 @@ def test_a_base_model_that_is_called_as_a_word_of_the_template_is_renamed_where_
     with pytest.raises(HubError, match="--base_model a/b/c: no hub id"):
         plan_upload(tmp_path / "run", "ann/squad", "a/b/c")
     (tmp_path / "run" / "results.json").write_text("{")
-    with pytest.raises(HubError, match=r"results.json: not JSON"):
+    with pytest.raises(DataError, match=r"results.json: not JSON"):
         plan_upload(tmp_path / "run", "ann/squad")
     (tmp_path / "run" / "README.md").unlink()
     with pytest.raises(HubError, match=r"no README.md there; `prompt-tuning card "):

@@ -148,6 +148,12 @@ def test_nearest_sources_finds_all_that_comparing_every_pair_finds():
     assert found == expected and 20 < len(found) < 90
 
 
+def test_a_training_row_that_the_template_cannot_print_is_that_of_no_row():
+    rows = [qa("Ada sails.", "Who sails?"), qa("Ben cooks.", "Who cooks?")]
+    found = leaks(PLAIN, rows, [qa("Ada sails.", None), rows[1]])
+    assert found.same_target == ((1, 1),) and not found.near
+
+
 def test_how_near_is_near():
     def near(shared):  # of two times ten runs of three words, so many are shared
         one = " ".join(f"w{number}" for number in range(12))

@@ -94,6 +94,19 @@ def test_all_that_evaluates_computes_under_the_autocast_of_training(method, reci
     assert Predictor.load(tmp_path / "run")(question_rows(9, 5)) == [row[tuned_name(method)] for row in rows]
 
 
+def test_half_precision_that_only_accelerate_was_told_is_in_the_recipe_and_in_what_predicts(
+    recipe_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    recipe = str(recipe_file(max_predict_samples=3))
+    assert main(["train", recipe]) == 0
+    assert "bf16: true" in (tmp_path / "run" / "recipe.yaml").read_text()
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    assert Predictor.load(tmp_path / "run").autocast == torch.bfloat16
+    assert main(["train", recipe, "--resume_from_checkpoint", "auto"]) == 0
+    assert "goes on with other settings than the run in its folder had: bf16" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "message"),
     [

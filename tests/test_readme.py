@@ -75,9 +75,11 @@ def test_every_command_names_recipes_and_flags_that_exist(line, monkeypatch, cap
     if words[0].startswith("--") or command in ("push", "rank"):
         assert {word for word in words if word.startswith("--")} <= own
         return
-    with pytest.raises(RecipeError) as caught:  # the reader's own files are not here; nothing else may be wrong
-        load_recipe(words[0], overrides)
-    assert all("no such file" in problem for problem in str(caught.value).splitlines())
+    recipe = "recipes/quickstart/qa.yaml" if words[0] == "mine.yaml" else words[0]  # which it is a copy of
+    try:
+        load_recipe(recipe, overrides)
+    except RecipeError as error:  # the reader's own files are not here; nothing else may be wrong
+        assert all("no such file" in problem for problem in str(error).splitlines())
 
 
 def test_the_table_of_commands_has_all_of_them(capsys):

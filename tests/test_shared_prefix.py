@@ -1,6 +1,7 @@
 """The engine as a PEFT model: methods, adapters, losses, decoding, and what it says when it cannot."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from architectures import (
     reference_greedy,
     reference_loss,
     right_padded,
+    row_logits,
 )
 from peft import (
     PeftModel,
@@ -24,7 +26,7 @@ from peft import (
     PromptEncoderConfig,
     PromptTuningConfig,
 )
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
 from prompt_tuning.batches import pad_left
@@ -293,6 +295,25 @@ def test_a_repetition_penalty_counts_a_rows_own_tokens():
         assert new == ids[len(row) :]
 
 
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"repetition_penalty": 1.3}])
+def test_n_grams_are_counted_in_a_rows_own_tokens(settings):
+    base = build("llama")
+    model = soft(base)
+    rows = [[*row, row[-1]] for row in ROWS]  # what stands in the prompt's place was the last token, twice and more
+    together = written(model, rows, no_repeat_ngram_size=2, **settings)
+    assert together == [written(model, [row], no_repeat_ngram_size=2, **settings)[0] for row in rows]
+    if settings:
+        return
+    for row, new in zip(rows, together, strict=True):
+        ids = list(row)
+        for _ in new:
+            scores = row_logits(base, weights(model)[0], ids)[-1].clone()
+            banned = [after for before, after in pairwise(ids) if before == ids[-1]]
+            scores[banned] = -torch.inf
+            ids.append(scores.argmax().item())
+        assert new == ids[len(row) :]
+
+
 def test_sampling_follows_the_distribution_of_a_single_row():
     base = build("llama")
     model = soft(base)
@@ -305,6 +326,53 @@ def test_sampling_follows_the_distribution_of_a_single_row():
         likely = wanted.argmax()
         spread = (wanted[likely] * (1 - wanted[likely]) / 500).sqrt()
         assert abs((drawn == likely).float().mean() - wanted[likely]) < 5 * spread + 1e-3
+
+
+def test_what_a_generation_config_leaves_open_the_models_own_decides():
+    model = soft(build("llama"))
+    base, batch = model.get_base_model(), pad_left(ROWS, 0)
+    given = GenerationConfig(max_new_tokens=5, do_sample=False, eos_token_id=None)
+    expected = model.generate(**batch, generation_config=given, num_beams=3, pad_token_id=0)
+    base.generation_config.update(num_beams=3, pad_token_id=0)
+    assert torch.equal(model.generate(**batch, generation_config=given), expected)
+    base.generation_config.update(num_beams=1, max_new_tokens=3)
+    given = GenerationConfig(do_sample=False, eos_token_id=None)
+    assert model.generate(**batch, generation_config=given).shape[1] == batch["input_ids"].shape[1] + 3
+
+
+def test_what_counts_from_where_generation_began_keeps_finished_rows_in_the_batch():
+    model = soft(build("llama"))
+    settings = {"max_new_tokens": 12, "eos_token_id": list(range(1, 60))}
+    model.get_base_model().generation_config.update(exponential_decay_length_penalty=(2, 1.5))
+    together = written(model, ROWS, **settings)
+    for row, new in zip(ROWS, together, strict=True):
+        alone = written(model, [row], **settings)[0]
+        assert new == (alone + [0] * 12)[: len(new)]
+
+
+def test_disabling_within_disabling_ends_with_the_outer_one():
+    model = soft(build("llama"))
+    alone = model.get_base_model().generate(**pad_left(ROWS, 0), **GREEDY).tolist()
+    with model.disable_adapter():
+        with model.disable_adapter():
+            pass
+        assert model.generate(**pad_left(ROWS, 0), **GREEDY).tolist() == alone
+    assert model.generate(**pad_left(ROWS, 0), **GREEDY).tolist() != alone
+
+
+@pytest.mark.parametrize("architecture", ["mistral, window 6", "gemma3_text, window 6"])
+def test_prompts_of_unlike_length_join_under_a_sliding_window(architecture):
+    base = build(architecture)
+    base.set_attn_implementation("eager")
+    model = soft(base)
+    model.add_adapter("other", PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    assert model.way.name == "cache"
+    prompts = {name: model.prompt_encoder[name].embedding.weight for name in ("default", "other")}
+    names = ["other", "default", "other", "default"]
+    for rows, targets in ((ROWS, TARGETS), ([row[:3] for row in ROWS], [1] * 4)):  # past the window, and near its end
+        expected = reference_loss(base, [prompts[name] for name in names], rows, targets)
+        loss = model(**right_padded(rows, targets), adapter_names=names).loss
+        assert abs(loss.item() - expected.item()) < 1e-5
 
 
 def test_a_generation_config_and_returned_scores_are_honoured():
@@ -351,6 +419,9 @@ def test_an_unknown_architecture_takes_pefts_forward_and_says_so(caplog, monkeyp
     assert abs(model(**left_padded()).loss.item() - reference_loss(base, weights(model)[0]).item()) < 1e-5
     assert written(model, ROWS) == [reference_greedy(base, weights(model)[0], row, 8) for row in ROWS]
     assert caplog.text.count("Rows are generated one at a time") == 1
+    output = model.generate(torch.tensor([ROWS[0]]), **GREEDY, return_dict_in_generate=True, output_scores=True)
+    assert output.sequences[0, len(ROWS[0]) :].tolist() == written(model, ROWS)[0] and len(output.scores) == 8
+    assert written(model, ROWS, return_dict_in_generate=True) == written(model, ROWS)
 
 
 def test_loss_counts_items_as_trainer_does_and_smooths_as_torch_does():
@@ -375,6 +446,7 @@ def test_a_batch_with_rows_without_targets_and_a_batch_without_any():
     assert with_one_less.loss.item() == pytest.approx(kept.loss.item(), abs=1e-6)
     batch["labels"][:] = -100
     assert model(**batch, num_items_in_batch=5).loss.item() == 0
+    assert model(**batch, num_items_in_batch=5, adapter_names=["default"] * len(ROWS)).loss.item() == 0
 
 
 @pytest.mark.parametrize("method", METHODS)
