@@ -54,10 +54,10 @@ def remove_old(run: Path, limit: int | None, best: str | None) -> None:
         remove_folder(Path(old))
 
 
-def keep_best(best: Path) -> None:
-    """Remove all checkpoints of its run but this one."""
-    for checkpoint in map(Path, sort_checkpoints(str(best.parent))):
-        if checkpoint.name != best.name:
+def keep_best(run: Path, best: str) -> None:
+    """Remove all checkpoints of a run but this one, which may be written otherwise."""
+    for checkpoint in map(Path, sort_checkpoints(str(run))):
+        if not checkpoint.samefile(best):
             remove_folder(checkpoint)
 
 

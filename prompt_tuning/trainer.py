@@ -168,6 +168,18 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         name_embeddings_once(self.model)
         return prepared
 
+    def _init_training_state(
+        self, max_steps: int, steps_of_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """As Trainer's, which does without the best checkpoint if the run's folder was moved since."""
+        trained = super()._init_training_state(max_steps, steps_of_epoch, epochs, resume_from_checkpoint, trial)
+        if resume_from_checkpoint and not self.state.best_model_checkpoint:
+            best = Path(resume_from_checkpoint).with_name(f"checkpoint-{self.state.best_global_step}")
+            if best.is_dir():
+                logger.info("the best checkpoint is %s", best)
+                self.state.best_model_checkpoint = str(best)
+        return trained
+
     def _inner_training_loop(self, batch_size: int, **kwargs: Any) -> TrainOutput:
         """As Trainer's, but with auto_find_batch_size a step keeps its rows, however few of them fit at once."""
         attempt = partial(super()._inner_training_loop, **kwargs)
@@ -453,11 +465,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
 
     def _finalize_training(self, trial: Any, *args: Any) -> TrainOutput:
         """As Trainer's, which with a save_total_limit of 1 removes the last checkpoint file by file."""
-        best = Path(self._get_output_dir(trial), f"checkpoint-{self.state.best_global_step}")
-        if self.state.best_model_checkpoint and best.is_dir():
-            self.state.best_model_checkpoint = str(best)  # of a run that was moved since, or is called otherwise
-            if self.args.should_save and self.args.save_total_limit == 1:
-                keep_best(best)
+        if self.args.should_save and self.args.save_total_limit == 1 and self.state.best_model_checkpoint:
+            keep_best(Path(self._get_output_dir(trial)), self.state.best_model_checkpoint)
         return super()._finalize_training(trial, *args)
 
     def _get_output_dir(self, trial: Any) -> str:

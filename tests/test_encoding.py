@@ -77,6 +77,13 @@ def test_what_cannot_fit_is_an_error_and_never_cut(tokenizer):
         Encoder(PLAIN, tokenizer, max_source_tokens=20, truncate=("answers",)).row(ROW)
 
 
+def test_a_source_of_nothing_is_an_error_of_the_row(tokenizer):
+    encoder = Encoder(Template("{{ text }}", "{{ label }}"), tokenizer)
+    assert encoder.row({"text": "Ada", "label": "yes"})["input_ids"]
+    with pytest.raises(TemplateError, match="the source is empty, and a model has nothing to go on from"):
+        encoder.row({"text": "", "label": "yes"})
+
+
 def test_cuts_drops_and_bad_rows_are_all_counted(tokenizer):
     rows = question_rows(4)
     rows[1]["answers"] = {"text": ["a very long answer that goes on and on " * 3], "answer_start": [0]}

@@ -163,6 +163,14 @@ def test_a_row_of_ones_own_stands_in_it_in_place_of_one_of_the_data(run, tmp_pat
     assert text.count("Prediction, ") == 2 and row["answers"]["text"][0] in text
     assert f"Prediction, with soft prompt:\n\n```text\n{printed(snippets(text)[0])}\n```" in text
 
+    named = {"passage" if name == "context" else name: value for name, value in row.items()}
+    renamed = tmp_path / "renamed"  # a run whose data calls its columns otherwise, as `predict` takes them
+    shutil.copytree(run, renamed)
+    with (renamed / "recipe.yaml").open("a", encoding="utf-8") as recipe:
+        recipe.write("context_column: passage\n")
+    file.write_text(json.dumps(named))
+    assert main(["card", str(renamed), "--example", str(file)]) == 0
+
     capsys.readouterr()
     for wrong, reason in (("{", "Expecting property name"), ("{}", "context"), ("[1]", "expected one row as JSON")):
         file.write_text(wrong)

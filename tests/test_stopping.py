@@ -188,6 +188,18 @@ def test_going_on_from_the_last_checkpoint_takes_no_further_step(recipe_file, tm
     assert json.loads((tmp_path / "run" / "results.json").read_text())["train_steps"] == 4
 
 
+def test_a_moved_run_that_goes_on_from_its_last_checkpoint_keeps_its_best_one(recipe_file, tmp_path):
+    steps = dict(save_steps=1, eval_steps=1, eval_strategy="steps", load_best_model_at_end="true")
+    recipe = str(recipe_file(**steps, save_total_limit=2, learning_rate=0, max_eval_samples=2, max_steps=3))
+    assert main(["train", recipe]) == 0  # no score is better than the first one
+    before = adapter(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    words = ["--output_dir", str(tmp_path / "moved"), "--save_total_limit", "1", "--resume_from_checkpoint", "true"]
+    assert main(["train", recipe, *words]) == 0
+    assert [path.name for path in (tmp_path / "moved").glob("checkpoint-*")] == ["checkpoint-1"]
+    assert adapter(tmp_path / "moved") == before
+
+
 @pytest.mark.parametrize(
     ("method", "callback", "steps"),
     [

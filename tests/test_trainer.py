@@ -9,6 +9,7 @@ from conftest import question_rows, tiny_bart, tiny_llama, tiny_t5
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import (
+    DataCollatorForSeq2Seq,
     EarlyStoppingCallback,
     GenerationConfig,
     MistralConfig,
@@ -365,6 +366,40 @@ def test_rows_of_an_ordinary_data_set_are_scored_against_their_labels(tokenizer,
     )
     run.evaluate(run.eval_dataset.select_columns(["input_ids", "labels"]))
     assert sorted(seen) == sorted(run.eval_dataset["references"])
+
+
+def test_of_several_sets_each_is_evaluated_on_its_own_rows_with_workers_that_persist_too(tokenizer, tmp_path):
+    seen = []
+    run = trainer(
+        soft("llama", tokenizer), tokenizer, tmp_path, per_device_eval_batch_tokens=100, dataloader_num_workers=1,
+        dataloader_persistent_workers=True, score=lambda predictions, references: seen.append(references) or {},
+    )  # fmt: skip
+    few, many = run.eval_dataset.select(range(3)), run.eval_dataset
+    run.eval_dataset = {"few": few, "many": many}
+    metrics = run.evaluate()
+    for rows, references in zip((few, many), seen, strict=True):
+        assert sorted(references) == sorted(rows["references"])
+    assert metrics["eval_few_loss"] != metrics["eval_many_loss"]
+    for _ in range(2):  # as often as training evaluates
+        assert max(len(batch["input_ids"]) for batch in run.get_eval_dataloader(many)) == 2
+
+
+def test_the_format_of_a_data_set_is_no_matter(tokenizer, tmp_path):
+    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path)
+    rows = run.eval_dataset
+    assert run.predict_texts(rows.with_format("torch")) == run.predict_texts(rows)
+    assert run.evaluate(rows.with_format("torch"))["eval_f1"] == run.evaluate(rows)["eval_f1"]
+
+
+def test_what_cannot_be_evaluated_is_told_as_trainer_does_or_by_name(tokenizer, tmp_path):
+    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path, predict_with_generate=False, score=print)
+    with pytest.raises(RecipeError, match="predict_with_generate is False"):
+        run.predict(run.eval_dataset)
+    run.eval_dataset = None
+    with pytest.raises(ValueError, match="evaluation requires an eval_dataset"):
+        run.evaluate()
+    collate = DataCollatorForSeq2Seq(tokenizer, padding="longest")
+    assert PromptTuningTrainer(run.model, run.args, collate, processing_class=tokenizer).data_collator is collate
 
 
 def test_a_generation_config_is_that_of_a_prompt_and_of_its_base_model(tokenizer, tmp_path):
