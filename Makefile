@@ -1,7 +1,7 @@
 # make quickstart   tune a soft prompt on a real model and show what it gained (some five minutes the first time)
 # make test         the whole test suite
 # make lint         ruff
-# make benchmark    every figure of benchmarks/results.md, some 20 minutes
+# make benchmark    every figure of benchmarks/results.md, some half an hour
 # make cards        the model cards of model_cards/ from their facts
 # make clean        remove the environment, the model and the runs
 

@@ -11,16 +11,17 @@ EXAMPLES = {
 examples:
   prompt-tuning train recipes/quickstart/qa.yaml
   prompt-tuning train recipes/quickstart/qa.yaml --learning_rate 0.1 --output_dir runs/hot --seed 1
-  prompt-tuning train recipes/quickstart/qa.yaml --train_file my.jsonl --init text --init_text "Answer briefly."
-  prompt-tuning train recipes/quickstart/qa.yaml --num_demonstrations 2 --max_source_tokens 512
+  prompt-tuning train mine.yaml --init text --init_text "Answer briefly." --output_dir runs/brief
+  prompt-tuning train mine.yaml --num_demonstrations 2 --max_source_tokens 512 --output_dir runs/shown
   prompt-tuning train recipes/quickstart/qa.yaml --resume_from_checkpoint true
-  prompt-tuning train recipes/quickstart/qa.yaml --train_file large.jsonl --streaming true --max_steps 2000
+  prompt-tuning train mine.yaml --train_file large.jsonl --streaming true --max_steps 2000
   prompt-tuning train recipes/quickstart/qa.yaml --adapter runs/quickstart --output_dir runs/longer
-  accelerate launch -m prompt_tuning train recipes/quickstart/qa.yaml
+  accelerate launch -m prompt_tuning train mine.yaml
 
 Every key of a recipe is a flag, and every flag can stand in a recipe. The Trainer's own are those of
-Seq2SeqTrainingArguments (--help_all lists them), and --per_device_eval_batch_tokens: an evaluation's batches hold as
-many rows as it (8192) and --per_device_eval_batch_size (128) allow. These are ours:
+Seq2SeqTrainingArguments (--help_all lists them; the few without effect here are refused) and
+--per_device_eval_batch_tokens: an evaluation's batches hold as many rows as it (8192) and
+--per_device_eval_batch_size (128) allow. These are ours:
 """,
     "evaluate": """\
 examples:
@@ -117,12 +118,14 @@ greedily, each token by the mean of the adapters' log-probabilities.
 """,
     "push": """\
 examples:
-  prompt-tuning push runs/mine --repo_id me/squad-prompt --dry-run
-  prompt-tuning push runs/mine --repo_id me/squad-prompt --private
-  prompt-tuning push runs/quickstart --repo_id me/quickstart --base_model HuggingFaceTB/SmolLM2-135M-Instruct
+  prompt-tuning push runs/quickstart --repo_id me/quickstart --base_model HuggingFaceTB/SmolLM2-135M-Instruct --dry-run
+  prompt-tuning push runs/quickstart --repo_id me/quickstart --base_model HuggingFaceTB/SmolLM2-135M-Instruct --private
+  prompt-tuning push runs/hub-model --repo_id me/squad-prompt
 
-Uploads the adapter, its recipe, template, results and card in one commit: no checkpoint, no predictions, no token, no
-path of this machine. Log in once with `hf auth login`, or set HF_TOKEN. Whoever has the id names it as a folder:
+--base_model names what a local model folder is a copy of; a run on a hub model needs none. Uploads the adapter, its
+recipe, template, results and card in one commit: no checkpoint, no predictions, no token, no absolute path. Card and
+results quote one row of the data, unless `prompt-tuning card RUN --example ROW.json` put another there. Log in once
+with `hf auth login`, or set HF_TOKEN. Whoever has the id names it as a folder:
   prompt-tuning predict --adapter me/squad-prompt --input rows.jsonl
 """,
     "report": """\

@@ -20,7 +20,7 @@ def new_figure(file: str, width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise PromptTuningError(f"{file} needs matplotlib; pip install prompt-tuning[plot]") from None
+        raise PromptTuningError(f"{file} needs matplotlib; pip install matplotlib") from None
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 

@@ -1,6 +1,6 @@
 """What others do with a run: PEFT's and transformers' own loaders, lm-evaluation-harness, and trackers of experiments.
 
-lm_eval and trackio are not among the test requirements: `pip install prompt-tuning[clients]` lets their tests run.
+lm_eval and trackio are not among the test requirements: `pip install lm_eval trackio` lets their tests run.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Position ids are not supported:U
 
 def installed(package):
     found = importlib.util.find_spec(package) is not None
-    return pytest.mark.skipif(not found, reason=f"{package} is not installed: pip install prompt-tuning[clients]")
+    return pytest.mark.skipif(not found, reason=f"{package} is not installed: pip install {package}")
 
 
 def run_python(*words, **environment):

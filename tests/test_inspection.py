@@ -262,7 +262,7 @@ def test_what_cannot_be_inspected_is_said_and_nothing_is_written(adapter, tmp_pa
     with pytest.raises(AdapterError, match=r"a LORA adapter; expected PROMPT_TUNING, .*PREFIX_TUNING"):
         inspect(str(tmp_path / "lora"))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(PromptTuningError, match=r"pip install prompt-tuning\[plot\]"):
+    with pytest.raises(PromptTuningError, match="pip install matplotlib"):
         inspect(str(adapter))
     assert {path.name for path in adapter.iterdir()} == {
         "README.md", "adapter_config.json", "adapter_model.safetensors",
