@@ -56,9 +56,7 @@ class Part:
 
     @property
     def system(self) -> str:
-        """What results.json and predictions call it."""
-        method = self.recipe.prompt.method
-        return "hard_prompt" if method == "none" else tuned_name(method)
+        return _system(self.recipe)
 
 
 def compare(
@@ -165,13 +163,17 @@ def _run(
 
 def _read(name: str, folders: list[Path], recipe: Recipe) -> Part:
     results = [read_json(folder / "results.json") for folder in folders]
-    part = Part(name, recipe, folders, results, [], [])
-    for folder in folders:
-        (file,) = (folder / "predictions").glob("*.jsonl")
-        rows = read_json_lines(file)
-        part.predictions.append([row[part.system] for row in rows])
-        part.references[:] = [row["references"] for row in rows]
-    return part
+    files = [file for folder in folders for file in (folder / "predictions").glob("*.jsonl")]
+    rows = [read_json_lines(file) for file in files]
+    system = _system(recipe)
+    predictions = [[row[system] for row in of_seed] for of_seed in rows]
+    return Part(name, recipe, folders, results, predictions, [row["references"] for row in rows[0]])
+
+
+def _system(recipe: Recipe) -> str:
+    """What results.json and predictions call what a recipe makes."""
+    method = recipe.prompt.method
+    return "hard_prompt" if method == "none" else tuned_name(method)
 
 
 def _facts(parts: list[Part], metric: str) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from prompt_tuning.metrics import MAIN_METRIC
 if TYPE_CHECKING:
     from prompt_tuning.training_args import PromptTuningArguments
 
-TASKS = ("question_answering", "summarization", "translation")
 # Where it is not given; prompt_tuning's stands in PromptTuningArguments. recipes/README.md has the scores that chose
 # them; of full fine-tuning no other was measured.
 LEARNING_RATES = {"p_tuning": 3e-3, "prefix_tuning": 1e-2, "cpt": 3e-3, "lora": 1e-3, "full": 2e-5}

@@ -113,7 +113,7 @@ def _range_contradictions(recipe: Recipe) -> list[str]:
 
 
 def _without_effect(recipe: Recipe) -> list[str]:
-    """Settings that were given, and need another to do anything; a default, as each run's recipe.yaml has it, may."""
+    """Settings that need another one to do anything, but those at their default, which a run's recipe.yaml has too."""
     data, prompt = recipe.data, recipe.prompt
     network = prompt.residual or prompt.prefix_projection or prompt.method in ("p_tuning", "none")
     needs = {

@@ -25,7 +25,7 @@ from prompt_tuning.figures import new_figure, write_png
 from prompt_tuning.files import read_json, whole_folder, write_json
 from prompt_tuning.hub import adapter_folder
 from prompt_tuning.model import check_adapter, load_adapter_config, load_base_model, load_config, load_tokenizer
-from prompt_tuning.shared_prefix import CACHED_METHODS, EMBEDDED_METHODS
+from prompt_tuning.ways import CACHED_METHODS, EMBEDDED_METHODS
 
 INITIAL = "initial_prompt"  # the tensor, and with .safetensors the file, that a run started from
 CAUTION = """\

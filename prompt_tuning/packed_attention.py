@@ -28,7 +28,7 @@ flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_back
 
 @dataclass(frozen=True)
 class Batch:
-    """What of a right-padded batch has to be computed, all `[B, T]`.
+    """What of a right-padded batch has to be computed; tensors `[B, T]`.
 
     Args:
         needed: the tokens that some target follows, and no padding.
@@ -109,8 +109,10 @@ class RowLayout:
         return self._masks[key][:own, : before + own]
 
     @cached_property
-    def padded(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Segments side by side: indices of queries `[S, T]`, which of them are real; of keys `[S, U]`; positions."""
+    def padded(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Segments side by side: indices of queries and which are real, both `[S, T]`; of keys `[S, U]`, -1 for none;
+        and how many keys stand before a segment's own, `[S]`.
+        """
         lengths = self.lengths
         starts = torch.tensor([0, *lengths]).cumsum(0)[:-1].tolist()
         hidden = sum(self.prompts) if self.prefixes else 0

@@ -40,7 +40,7 @@ from prompt_tuning.model import (
 from prompt_tuning.shared_prefix import prompt_computed_once
 from prompt_tuning.template import Template
 
-OF_ROWS = LOCAL_FORMATS.keys() - {".jsonl"}  # read whole, as train does
+READ_WHOLE = LOCAL_FORMATS.keys() - {".jsonl"}  # as train does
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Predictor:
         if not self.encoder.closed or not sources:
             return self.write(sources)
         texts, ids = [each.choices for each in questions], [each.choice_ids for each in questions]
-        with self._numbers():
+        with self.autocasting():
             best = choose(self.model, self.encoder.tokenizer, sources, texts, ids, self.choice_normalization)
         return [choices[number] for choices, number in zip(texts, best, strict=True)]
 
@@ -151,14 +151,15 @@ class Predictor:
             batch = pad_left(sources, tokenizer.pad_token_id)
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
         stops = {"stopping_criteria": [StopTexts(tokenizer, stop)]} if stop else {}
-        with self._numbers():
+        with self.autocasting():
             generated = self.model.generate(
                 **batch, do_sample=False, pad_token_id=tokenizer.pad_token_id, **stops, **self.generation_kwargs
             )
         start = 1 if self.encoder.is_encoder_decoder else batch["input_ids"].shape[1]
         return decode(generated[:, start:].tolist(), tokenizer, stop)
 
-    def _numbers(self) -> torch.autocast:
+    def autocasting(self) -> torch.autocast:
+        """Within it the model computes in the run's own numbers."""
         return torch.autocast(self.model.device.type, self.autocast, enabled=self.autocast is not None)
 
 
@@ -189,13 +190,13 @@ def predict(
     transformers_logging.disable_progress_bar()
     predictor = Predictor.load(adapter, model_name_or_path)
     with ExitStack() as files:
-        if Path(source).suffix in OF_ROWS:
+        if Path(source).suffix in READ_WHOLE:
             rows = ((f"{source}, row {number}", row) for number, row in enumerate(load_file(Path(source)), 1))
         else:
             stream = sys.stdin.buffer if source == "-" else files.enter_context(Path(source).open("rb"))
             rows = _rows(utf8_lines(stream, _name(source)), predictor.encoder, source)
         file = sys.stdout if output == "-" else files.enter_context(whole_file(Path(output)))
-        files.enter_context(predictor._numbers())
+        files.enter_context(predictor.autocasting())
         files.enter_context(prompt_computed_once(predictor.model))
         return _predict_rows(predictor, rows, file, batch_size, source)
 
@@ -241,15 +242,14 @@ def _rows(lines: Iterator[tuple[int, str]], encoder: Encoder, source: str) -> It
         origin = f"{_name(source)}, line {number}"
         if not line.strip():
             empty = empty or origin
-            if is_json is False:
-                break
-            continue
-        if is_json is None:
+        elif is_json is None:
             if re.match(r"\s*\[\s*(\{|$)", line):
                 raise DataError(f"{origin}: a JSON array; give an object a line, or name the file .json")
             is_json = line.lstrip().startswith("{")
-        if not is_json and empty:
-            break
+        if is_json is False and empty:
+            raise DataError(f"{empty}: empty; plain text needs one source on every line")
+        if not line.strip():
+            continue
         if not is_json:
             yield origin, _text_row(line.rstrip("\r\n"), encoder)
             continue
@@ -263,8 +263,6 @@ def _rows(lines: Iterator[tuple[int, str]], encoder: Encoder, source: str) -> It
         if not isinstance(row, dict):
             raise DataError(f"{origin}: expected a JSON object, found {type(row).__name__}")
         yield origin, row
-    if is_json is False and empty:
-        raise DataError(f"{empty}: empty; plain text needs one source on every line")
 
 
 def _text_row(line: str, encoder: Encoder) -> dict[str, Any]:

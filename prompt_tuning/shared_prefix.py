@@ -286,7 +286,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         adapter_names: Sequence[str] | None = None,
         task_ids: torch.Tensor | None = None,
         **kwargs: Any,
-    ):
+    ) -> Any:
         """`generate` of the base model behind the prompt; rows may be padded on either side.
 
         Args:
