@@ -63,6 +63,14 @@ def batches_within(lengths: Sequence[int], max_rows: int, max_tokens: int) -> li
     return batches
 
 
+def places_taken(encoded: Dataset, prompt: int, new_tokens: int, beams: int) -> list[int]:
+    """How many tokens each row takes of an evaluation's batch, behind so many virtual tokens."""
+    if "choice_ids" in encoded.column_names:
+        pairs = zip(encoded["input_ids"], encoded["choice_ids"], strict=True)
+        return [prompt + len(ids) + sum(map(len, choices)) + len(choices) for ids, choices in pairs]
+    return [(prompt + len(ids) + new_tokens) * beams for ids in encoded["input_ids"]]
+
+
 def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Rows of ids -> `input_ids` and `attention_mask` [B, T], each row ending at the right edge."""
     width = max(map(len, rows))

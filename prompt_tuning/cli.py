@@ -321,7 +321,9 @@ def _templates(args: argparse.Namespace, _: list[str]) -> int:
     templates = {name: template for name, template in found.items() if isinstance(template, Template)}
     problems = [str(error) for error in found.values() if not isinstance(error, Template)]
     if args.row and templates:
-        row, languages = library.usual_row(library.read_row(args.row), vars(args), args.source_lang, args.target_lang)
+        row, languages = library.row_of_template(
+            library.read_row(args.row), vars(args), args.source_lang, args.target_lang
+        )
         texts, unrendered = library.on_row(templates, row, languages)
         problems += unrendered
     elif args.show or len(templates) == 1:

@@ -24,6 +24,7 @@ from prompt_tuning.files import read_json, read_json_lines, whole_file, write_js
 from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, metric_names
 from prompt_tuning.prepare import prepare, score_of
 from prompt_tuning.runs import SharedBaseModel, check_rows, is_finished
+from prompt_tuning.tables import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -241,11 +242,11 @@ def comparison_text(compared: dict[str, Any]) -> str:
         "recipe", metric, "95 % interval", "of each seed", f"against {first}", "p",
         "trained numbers", "adapter, bytes", "training, s", "s per 100 predictions",
     )  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    table = []
     for name, part in parts.items():
         against = part.get("against_first", {})
         p = against.get("p", part.get("p"))
-        cells = (
+        table.append((
             name,
             f"{part['score']:.1f}",
             f"{part['low']:.1f} to {part['high']:.1f}",
@@ -258,10 +259,11 @@ def comparison_text(compared: dict[str, Any]) -> str:
             f"{part['adapter_bytes']:,}",
             f"{part['train_seconds']:.0f}",
             f"{part['seconds_per_100_predictions']:.1f}",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
+        ))  # fmt: skip
     rows, seeds = compared["rows"], ", ".join(map(str, compared["seeds"]))
-    return "\n".join([*lines, "", f"{rows} rows; seeds {seeds}; intervals and p: {compared['test']}"])
+    return "\n".join(
+        [*markdown_table(head, table), "", f"{rows} rows; seeds {seeds}; intervals and p: {compared['test']}"]
+    )
 
 
 def _draw(compared: dict[str, Any], figure: Figure, path: Path) -> None:

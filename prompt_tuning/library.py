@@ -78,7 +78,7 @@ def read_row(given: str) -> dict[str, Any]:
     return row
 
 
-def usual_row(
+def row_of_template(
     row: dict[str, Any], columns: dict[str, str | None], source_lang: str | None, target_lang: str | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The row under the usual columns, as `load_splits` names them, and the language variables.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prompt_tuning.bootstrap import DRAWS, FEW_ROWS
+from prompt_tuning.tables import markdown_table
 
 ALIKE = 0.05  # two candidates with a larger p cannot be told apart
 
@@ -14,16 +15,16 @@ def rank_text(ranked: dict[str, Any]) -> str:
     metric, winner, candidates = ranked["metric"], ranked["winner"], ranked["candidates"]
     compared = ("95 %", "against the winner", "p")
     head = ("candidate", "rows", "log-likelihood", *compared, metric, *compared)
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows = []
     for name, facts in candidates.items():
         cells = [name, str(facts["rows"]), *_cells(facts["log_likelihood"], "mean", 2)]
         of_metric = facts.get(metric, {})
         cells += _cells(of_metric, "score", 1) if of_metric else [""] * 4
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
     fewest = min(facts["rows"] for facts in candidates.values())
     few = f", p of at most {FEW_ROWS} rows by their signs, their intervals too narrow" if fewest <= FEW_ROWS else ""
     what = f"log-likelihood: of a row's target without its end, in nats, {DRAWS} draws of rows{few}"
-    lines += ["", f"{ranked['rows']} rows; {what}; {metric}: {ranked['test']}"]
+    lines = [*markdown_table(head, rows), "", f"{ranked['rows']} rows; {what}; {metric}: {ranked['test']}"]
     lines.append("halving: " + ", ".join(f"{kept} candidates on {reach} rows" for kept, reach in ranked["halving"]))
     lines += [
         f"{name}: {facts['lacking_rows']} rows are shown fewer, which is all that fits max_source_tokens"

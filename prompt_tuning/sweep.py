@@ -21,6 +21,7 @@ from prompt_tuning.files import read_json, whole_file, write_json
 from prompt_tuning.metrics import main_metric
 from prompt_tuning.prepare import check_splits, prepare, raise_together
 from prompt_tuning.runs import SharedBaseModel, check_rows, is_finished
+from prompt_tuning.tables import markdown_table
 
 logger = logging.getLogger(__name__)
 
@@ -146,17 +147,14 @@ def _facts(run: Path) -> dict[str, Any]:
 def sweep_text(swept: dict[str, Any]) -> str:
     """The table, in Markdown."""
     head = ("run", "metric", "hard prompt", "tuned", "trained numbers", "steps", "training, s", "evaluation, s")
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows = []
     for name, run in swept.items():
         if "error" in run:
-            lines.append(
-                f"| {name} | failed: {run['error'].splitlines()[0].replace('|', '/')} |" + " |" * (len(head) - 2)
-            )
+            rows.append((name, f"failed: {run['error'].splitlines()[0]}", *[""] * (len(head) - 2)))
             continue
         scores = ("" if run.get(key) is None else f"{run[key]:.1f}" for key in ("hard_prompt", "tuned"))
-        cells = (
+        rows.append((
             name, run["metric"], *scores, f"{run.get('trainable_parameters', 0):,}", run.get("train_steps", 0),
             f"{run.get('train_seconds', 0):.0f}", f"{run['evaluation_seconds']:.0f}",
-        )  # fmt: skip
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        ))  # fmt: skip
+    return "\n".join(markdown_table(head, rows))

@@ -14,7 +14,6 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DynamoBackend, fsdp2_prepare_model, gather_object, load_fsdp_model
 from datasets import Dataset
 from peft import PeftModel, PeftType
-from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
@@ -23,9 +22,16 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
-from prompt_tuning.batches import common_opening, pad_left, source_rows
+from prompt_tuning.batches import common_opening, pad_left, places_taken, source_rows
 from prompt_tuning.caches import by_length, opening_cache
-from prompt_tuning.checkpoints import keep_best, remove_old, whole_checkpoint
+from prompt_tuning.checkpoints import (
+    has_network,
+    keep_best,
+    load_network,
+    remove_old,
+    save_network,
+    whole_checkpoint,
+)
 from prompt_tuning.choices import choose
 from prompt_tuning.distillation import distillation_loss
 from prompt_tuning.divergence import STEPS_KEPT, Divergence
@@ -56,7 +62,6 @@ from prompt_tuning.ways import base_of, is_prompted, why_not_packed, within_wind
 
 logger = logging.getLogger(__name__)
 
-PROMPT_ENCODER = "prompt_encoder.safetensors"
 ORDER = "order.pt"
 
 
@@ -402,9 +407,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's card, of places to fill in
-        if self._keeps_network():
-            state = {name: tensor.contiguous() for name, tensor in self.model.prompt_encoder.state_dict().items()}
-            save_file(state, folder / PROMPT_ENCODER)
+        if has_network(self.model):
+            save_network(self.model, folder)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """As Trainer's, by which save_strategy best saves; a run that a signal stops saves in any case."""
@@ -422,29 +426,16 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             # Trainer would then also load what PEFT saved, which cannot be put into split tensors.
             plugin = self.accelerator.state.fsdp_plugin
             load_fsdp_model(plugin, self.accelerator, self.model, resume_from_checkpoint, adapter_only=True)
-        elif not self._load_network(resume_from_checkpoint):
+        elif has_network(self.model):
+            load_network(self.model, Path(resume_from_checkpoint))
+        else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        if not self._load_network(self.state.best_model_checkpoint):
+        if has_network(self.model):
+            load_network(self.model, Path(self.state.best_model_checkpoint))
+        else:
             super()._load_best_model()
-
-    def _keeps_network(self) -> bool:
-        """Whether checkpoints hold the network that writes the prompt; those of a split model do in any case."""
-        return _has_network(self.model) and not isinstance(self.model, FSDPModule)
-
-    def _load_network(self, checkpoint: str) -> bool:
-        """Load the prompt with the network that writes it; PEFT would load the network's output as its input."""
-        if not self._keeps_network():
-            return False
-        file = Path(checkpoint, PROMPT_ENCODER)
-        if not file.is_file():
-            raise AdapterError(
-                f"{checkpoint}: no {PROMPT_ENCODER} there, and PEFT's file holds only what the prompt's network "
-                "wrote; resume from a checkpoint that this trainer saved"
-            )
-        self.model.prompt_encoder.load_state_dict(load_file(file))
-        return True
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """As Trainer's, but the checkpoint is there when it is whole, and not before, whatever happens meanwhile."""
@@ -572,8 +563,9 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if is_training or not bounded:
             return loader
         prompt = self.model.active_peft_config.num_virtual_tokens if is_prompted(self.model) else 0
+        new_tokens = self.generation_kwargs.get("max_new_tokens", self.args.generation_max_length or 0)
         batches = batches_of_process(
-            self._places(dataset, prompt),
+            places_taken(dataset, prompt, new_tokens, self.generation_kwargs.get("num_beams", 1)),
             self.args.per_device_eval_batch_size,
             self.args.per_device_eval_batch_tokens,
             self.args.world_size,
@@ -591,15 +583,6 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         )
         # As of one process: the rows are divided already.
         return prepare_data_loader(own, self.args.device, num_processes=1, process_index=0, put_on_device=True)
-
-    def _places(self, dataset: Dataset, prompt: int) -> list[int]:
-        """How many tokens each row takes of an evaluation's batch."""
-        if "choice_ids" in dataset.column_names:
-            pairs = zip(dataset["input_ids"], dataset["choice_ids"], strict=True)
-            return [prompt + len(ids) + sum(map(len, choices)) + len(choices) for ids, choices in pairs]
-        new_tokens = self.generation_kwargs.get("max_new_tokens", self.args.generation_max_length or 0)
-        beams = self.generation_kwargs.get("num_beams", 1)
-        return [(prompt + len(ids) + new_tokens) * beams for ids in dataset["input_ids"]]
 
     def _by_length(self, rows: Dataset) -> tuple[Dataset, np.ndarray]:
         """Rows ordered by `by_length`, and the order."""
@@ -630,11 +613,6 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if choices is None:
             return decode(predictions, self.processing_class, self.stop)
         return [texts[number] for texts, number in zip(choices, predictions[:, 0], strict=True)]
-
-
-def _has_network(model: torch.nn.Module) -> bool:
-    """Whether more is trained than the prompt itself: P-tuning's encoder, a projection, a residual network."""
-    return is_prompted(model) and len(list(model.prompt_encoder.parameters())) > 1
 
 
 def _is_multitask(model: torch.nn.Module) -> bool:
