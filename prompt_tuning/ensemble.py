@@ -22,14 +22,14 @@ from prompt_tuning.batches import batches_within, pad_left, source_length
 from prompt_tuning.config import Recipe
 from prompt_tuning.data import SPLITS
 from prompt_tuning.encoding import StopTexts, decode
-from prompt_tuning.errors import AdapterError, DataError, PromptTuningError, RecipeError
+from prompt_tuning.errors import AdapterError, DataError, Problems, PromptTuningError, RecipeError
 from prompt_tuning.evaluation import check_output_dir, describe, scores_of, trainer_for, write_pages, write_run
 from prompt_tuning.hub import adapter_folder
 from prompt_tuning.metrics import metric_names
 from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.metrics.squad.squad import answer_tokens
 from prompt_tuning.model import check_adapter, load_adapter, load_adapter_config, load_base_model, load_config
-from prompt_tuning.prepare import Prepared, prepare, raise_together
+from prompt_tuning.prepare import Prepared, prepare
 from prompt_tuning.shared_prefix import SharedPrefixModel
 from prompt_tuning.summary import read_results
 from prompt_tuning.trainer import PromptTuningTrainer
@@ -130,7 +130,7 @@ def check_adapters(recipe: Recipe, adapters: Sequence[str], combine: str) -> Non
     if len(adapters) < 2:
         raise AdapterError(f"--adapters: an ensemble needs at least two, found {len(adapters)}; name them in a row")
     config, name = load_config(recipe.model), recipe.model.model_name_or_path
-    problems: list[PromptTuningError] = []
+    problems = Problems()
     if config.is_encoder_decoder:
         problems.append(AdapterError(f"{name} is an encoder-decoder model; ensembles are of causal models only"))
     elif combine == "logits" and config.get_text_config().model_type not in CACHE_ARCHITECTURES:
@@ -151,8 +151,7 @@ def check_adapters(recipe: Recipe, adapters: Sequence[str], combine: str) -> Non
             check_adapter(adapter, folder, config)
         except PromptTuningError as error:
             problems.append(error)
-    if problems:
-        raise_together(problems)
+    problems.raise_all()
 
 
 def _check_open(prepared: Prepared) -> None:

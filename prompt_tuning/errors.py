@@ -15,6 +15,8 @@ A message says what was found, what was expected and what to do next. An error m
 """
 
 import signal
+from collections.abc import Callable
+from typing import Any
 
 
 class PromptTuningError(Exception):
@@ -53,6 +55,22 @@ class ProcessError(PromptTuningError):
 
 class TrainingError(PromptTuningError):
     pass
+
+
+class Problems(list[PromptTuningError]):
+    """What is wrong, to be said together."""
+
+    def attempt(self, step: Callable[..., Any], *args: Any) -> Any:
+        """What a step returns; None, and its error is kept, if it raises one."""
+        try:
+            return step(*args)
+        except PromptTuningError as error:
+            self.append(error)
+
+    def raise_all(self) -> None:
+        """Raise one error of the first one's kind, with every message on a line, once what several tasks have."""
+        if self:
+            raise type(self[0])("\n".join(dict.fromkeys(line for each in self for line in str(each).splitlines())))
 
 
 class Stopped(KeyboardInterrupt):

@@ -22,12 +22,12 @@ from transformers import PreTrainedModel, set_seed
 from prompt_tuning.arguments import ENCODING, GENERATION, MULTITASK, OF_TASKS
 from prompt_tuning.config import Recipe, load_tasks
 from prompt_tuning.data import SPLITS, row_origin
-from prompt_tuning.errors import PromptTuningError
+from prompt_tuning.errors import Problems, PromptTuningError
 from prompt_tuning.evaluation import describe, evaluate_and_write, write_pages
 from prompt_tuning.files import write_json
 from prompt_tuning.initialization import frequent_ids, initial_prompt
 from prompt_tuning.model import add_soft_prompt, load_base_model, prompt_config
-from prompt_tuning.prepare import Prepared, check_splits, prepare, raise_together
+from prompt_tuning.prepare import Prepared, check_splits, prepare
 from prompt_tuning.processes import check_split
 from prompt_tuning.train import callbacks, checkpoint_to_resume, fit, save_adapter, save_recipe
 from prompt_tuning.trainer import PromptTuningTrainer
@@ -101,7 +101,7 @@ def prepare_tasks(recipe: Recipe) -> dict[str, Prepared]:
         PromptTuningError: with all that is wrong with any of the tasks, a line each.
     """
     tasks: dict[str, Prepared] = {}
-    problems: list[PromptTuningError] = []
+    problems = Problems()
     for name, task in load_tasks(recipe).items():
         logger.info("task %s", name)
         try:
@@ -109,8 +109,7 @@ def prepare_tasks(recipe: Recipe) -> dict[str, Prepared]:
             check_splits(tasks[name])
         except PromptTuningError as error:
             problems.append(error)
-    if problems:
-        raise_together(problems)
+    problems.raise_all()
     return tasks
 
 

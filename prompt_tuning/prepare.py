@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset
 from peft import PeftConfig, PeftType
@@ -19,7 +19,7 @@ from prompt_tuning.data import column_names, load_splits, row_origin, split_orig
 from prompt_tuning.demonstrations import Demonstrations
 from prompt_tuning.distillation import SCALED_LOGITS
 from prompt_tuning.encoding import Encoder, EncodingReport, encode
-from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
+from prompt_tuning.errors import DataError, Problems, PromptTuningError, RecipeError
 from prompt_tuning.initialization import prompt_length, starting_ids, starting_text
 from prompt_tuning.leakage import Leaks, find_leaks
 from prompt_tuning.metrics import TASK_METRICS, Score, load_metrics, metric_names
@@ -96,52 +96,14 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
         )
     if recipe.data.streaming and splits == ("train",):
         raise RecipeError(f"{recipe.path}: streaming is for training; add --streaming false to read the split whole")
-    problems: list[PromptTuningError] = []
-
-    def attempt(step, *args, **kwargs):
-        try:
-            return step(*args, **kwargs)
-        except PromptTuningError as error:
-            problems.append(error)
-
-    data, prompt = recipe.data, recipe.prompt
-    config = attempt(load_config, recipe.model)
-    if config:
-        attempt(check_method, config, prompt.method)
-        if config.is_encoder_decoder and prompt.method == "prefix_tuning" and prompt.init not in ("random", "vocab"):
-            problems.append(
-                RecipeError(
-                    f"init {prompt.init} has no effect: an encoder-decoder's prefix starts from noise; leave it out, "
-                    "or take method: prompt_tuning"
-                )
-            )
-        left_out = [] if config.is_encoder_decoder else [name for name in PREFIX_PLACES if not vars(prompt)[name]]
-        problems += [
-            RecipeError(f"{name} false has no effect: {config.model_type} has no encoder") for name in left_out
-        ]
-    attempt(quantization_config, recipe.model)
-    tokenizer = config and attempt(load_tokenizer, recipe.model, data.source_lang, data.target_lang)
-    template = attempt(Template.load, prompt.template)
-    score = attempt(score_of, recipe)
-    if score:
-        problems += _metric_problems(recipe, attempt(score, ["The a."], [["a"]]))
-    to_choose_from = ("train",) if prompt.num_demonstrations and "train" not in splits else ()
-    loaded = attempt(load_splits, data, (*to_choose_from, *splits))
-    rows = DatasetDict({split: loaded[split] for split in splits if split in loaded}) if loaded else loaded
-    if rows is not None and not rows:
-        problems.append(DataError(f"{recipe.path}: no {' or '.join(splits)} rows; set {splits[-1]}_file"))
-    if template:
-        attempt(template.check_truncate, prompt.truncate or ())
-        for split in loaded or ():
-            attempt(template.check_columns, column_names(loaded[split]), split_origin(data, split))
-    if problems:
-        raise_together(problems)
-
+    config, tokenizer, template, score, loaded = _read(recipe, splits)
+    rows = DatasetDict({split: loaded[split] for split in splits if split in loaded})
+    prompt, problems = recipe.prompt, Problems()
     encoder = Encoder.of_recipe(recipe, template, tokenizer, config.is_encoder_decoder)
-    demonstrations = attempt(_demonstrations, recipe, encoder, loaded) if prompt.num_demonstrations else None
+    demonstrations = problems.attempt(_demonstrations, recipe, encoder, loaded) if prompt.num_demonstrations else None
     shown = demonstrations.encoder if demonstrations else encoder
     in_prompt = prompt.init == "template" and prompt.method in INITIALIZED
-    start = attempt(_start, recipe, config, shown if in_prompt else encoder, rows.get("train"))
+    start = problems.attempt(_start, recipe, config, shown if in_prompt else encoder, rows.get("train"))
     ids, length = start or (None, 0)
     problems += _budget_problems(recipe, config, length) + _choice_problems(recipe, encoder)
     # The prompt starts at the demonstrations, so that rows need not show them again.
@@ -149,19 +111,67 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     encoded, reports = {}, {}
     for split in rows:
         if isinstance(rows[split], IterableDataset):
-            encoded[split], reports[split] = attempt(encode_stream, recipe, rows[split], encoder) or (None, None)
+            streamed = problems.attempt(encode_stream, recipe, rows[split], encoder)
+            encoded[split], reports[split] = streamed or (None, None)
             continue
         encoded[split], reports[split] = _encode(recipe, split, rows[split], encoder, demonstrations)
         problems += _row_problems(recipe, split, reports[split])
         problems += _reference_problems(recipe, split, encoded[split], score) if split != "train" else []
     taught = None
     if prompt.teacher_template and "train" in encoded and not problems:
-        taught = attempt(_taught, recipe, config, replace(encoder, max_source_tokens=prompt.max_teacher_tokens), rows)
-        problems += attempt(_teacher_problems, recipe, encoded["train"], taught) if taught else []
-    if problems:
-        raise_together(problems)
+        of_teacher = replace(encoder, max_source_tokens=prompt.max_teacher_tokens)
+        taught = problems.attempt(_taught, recipe, config, of_teacher, rows)
+        problems += problems.attempt(_teacher_problems, recipe, encoded["train"], taught) if taught else []
+    problems.raise_all()
     leakage = _leakage(recipe, shown, rows, loaded)
     return Prepared(recipe, config, tokenizer, encoder, score, length, ids, rows, encoded, taught, reports, leakage)
+
+
+def _read(
+    recipe: Recipe, splits: tuple[str, ...]
+) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Template, Score, DatasetDict]:
+    """What a recipe names: the model's configuration, its tokenizer, template, metrics, and rows of these splits.
+
+    Raises:
+        PromptTuningError: with all that is wrong with any of them, or with two of them together.
+    """
+    data, prompt, problems = recipe.data, recipe.prompt, Problems()
+    config = problems.attempt(load_config, recipe.model)
+    if config:
+        problems.attempt(check_method, config, prompt.method)
+        problems += _architecture_problems(recipe, config)
+    problems.attempt(quantization_config, recipe.model)
+    tokenizer = config and problems.attempt(load_tokenizer, recipe.model, data.source_lang, data.target_lang)
+    template = problems.attempt(Template.load, prompt.template)
+    score = problems.attempt(score_of, recipe)
+    if score:
+        problems += _metric_problems(recipe, problems.attempt(score, ["The a."], [["a"]]))
+    to_choose_from = ("train",) if prompt.num_demonstrations and "train" not in splits else ()
+    loaded = problems.attempt(load_splits, data, (*to_choose_from, *splits))
+    if loaded is not None and not loaded.keys() & set(splits):
+        problems.append(DataError(f"{recipe.path}: no {' or '.join(splits)} rows; set {splits[-1]}_file"))
+    if template:
+        problems.attempt(template.check_truncate, prompt.truncate or ())
+        for split in loaded or ():
+            problems.attempt(template.check_columns, column_names(loaded[split]), split_origin(data, split))
+    problems.raise_all()
+    return config, tokenizer, template, score, loaded
+
+
+def _architecture_problems(recipe: Recipe, config: PretrainedConfig) -> list[PromptTuningError]:
+    """Settings of a prefix that this kind of model has no place for."""
+    prompt = recipe.prompt
+    if not config.is_encoder_decoder:
+        left_out = [name for name in PREFIX_PLACES if not vars(prompt)[name]]
+        return [RecipeError(f"{name} false has no effect: {config.model_type} has no encoder") for name in left_out]
+    if prompt.method == "prefix_tuning" and prompt.init not in ("random", "vocab"):
+        return [
+            RecipeError(
+                f"init {prompt.init} has no effect: an encoder-decoder's prefix starts from noise; leave it out, or "
+                "take method: prompt_tuning"
+            )
+        ]
+    return []
 
 
 def check_splits(prepared: Prepared) -> None:
@@ -302,13 +312,12 @@ def _taught(recipe: Recipe, config: PretrainedConfig, encoder: Encoder, rows: Da
         num_proc=recipe.data.preprocessing_num_workers,
     )
     logger.info("train, as the teacher reads it: %s", report)
-    problems = _row_problems(recipe, "train", report)
+    problems = Problems(_row_problems(recipe, "train", report))
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and report.longest > positions:
         longest = f"the longest row in teacher_template has {report.longest} tokens, the model {positions} positions"
         problems.append(DataError(f"{longest}; lower max_teacher_tokens"))
-    if problems:
-        raise_together(problems)
+    problems.raise_all()
     return taught
 
 
@@ -336,11 +345,6 @@ def _teacher_problems(recipe: Recipe, rows: Dataset, taught: Dataset) -> list[Pr
 
 def _target(labels: list[int]) -> list[int]:
     return labels[source_length(labels) :]
-
-
-def raise_together(problems: list[PromptTuningError]) -> NoReturn:
-    """One error of the first one's kind, with every message on a line, and once what is said of several tasks."""
-    raise type(problems[0])("\n".join(dict.fromkeys(line for each in problems for line in str(each).splitlines())))
 
 
 def _metric_problems(recipe: Recipe, tried: dict[str, float | str] | None) -> list[PromptTuningError]:

@@ -15,11 +15,11 @@ from accelerate import PartialState
 from prompt_tuning.arguments import MULTITASK
 from prompt_tuning.config import Recipe, load_recipe, read_pairs, to_argv
 from prompt_tuning.data import SPLITS
-from prompt_tuning.errors import PromptTuningError, RecipeError
+from prompt_tuning.errors import Problems, PromptTuningError, RecipeError
 from prompt_tuning.evaluation import tuned_name
 from prompt_tuning.files import read_json, whole_file, write_json
 from prompt_tuning.metrics import main_metric
-from prompt_tuning.prepare import check_splits, prepare, raise_together
+from prompt_tuning.prepare import check_splits, prepare
 from prompt_tuning.runs import SharedBaseModel, check_rows, is_finished
 from prompt_tuning.tables import markdown_table
 
@@ -107,7 +107,7 @@ def read_sweep(path: Path) -> dict[str, tuple[str, list[str]]]:
 
 def _check(settings: dict[str, tuple[str, list[str]]]) -> dict[str, bool]:
     """Find what is wrong with any run before a model loads; by a run's name whether it is finished."""
-    finished, problems = {}, []
+    finished, problems = {}, Problems()
     for name, (path, flags) in settings.items():
         try:
             recipe = load_recipe(path, flags)
@@ -115,8 +115,7 @@ def _check(settings: dict[str, tuple[str, list[str]]]) -> dict[str, bool]:
             _check_rows(recipe, finished[name])
         except PromptTuningError as error:
             problems.append(type(error)("\n".join(f"run {name}: {line}" for line in str(error).splitlines())))
-    if problems:
-        raise_together(problems)
+    problems.raise_all()
     return finished
 
 
