@@ -1,6 +1,7 @@
 """A reference recipe against what it should beat: hard prompt, few-shot prompt, LoRA, and PEFT's defaults.
 
     python benchmarks/reference.py RECIPE FOLDER [--seeds 42 43 44] [--peft_seeds 42] [--key=value ...]
+    python benchmarks/reference.py RECIPE FOLDER --peft_alone 12             # PEFT's defaults with 12 virtual tokens
     python benchmarks/reference.py RECIPE FOLDER --train_rows 16 64 256      # a learning curve, drawn
 
 FOLDER holds train.jsonl, validation.jsonl and test.jsonl; 200 test and 100 validation rows are drawn from them once
@@ -25,6 +26,7 @@ from prompt_tuning.config import load_recipe
 from prompt_tuning.data import SPLITS
 from prompt_tuning.evaluation import evaluate
 from prompt_tuning.figures import new_figure, write_png
+from prompt_tuning.metrics import MAIN_METRIC
 from prompt_tuning.prepare import prepare
 from prompt_tuning.rank import rank
 from prompt_tuning.rank_table import rank_text
@@ -82,6 +84,13 @@ def peft_defaults(recipe: Path, length: int, seed: int) -> dict:
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
+def print_peft(recipe: Path, length: int, seeds: list[int]) -> None:
+    """The scores of PEFT's defaults on the recipe's test rows."""
+    metric = MAIN_METRIC[load_recipe(recipe).data.task]
+    scores = {seed: peft_defaults(recipe, length, seed)["soft_prompt"][metric] for seed in seeds}
+    print_table(("PEFT's defaults, seed", metric), *((str(seed), f"{score:.1f}") for seed, score in scores.items()))
+
+
 def learning_curve(paths: list[str], counts: list[int], seeds: list[int], into: Path) -> None:
     """Train on so many rows, print each table, and draw the scores in curve.png."""
     figure = new_figure("curve.png", 6, 4)
@@ -114,6 +123,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="with train.jsonl, validation.jsonl and test.jsonl")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42], help="of everything that is trained")
     parser.add_argument("--peft_seeds", type=int, nargs="*", help="of PEFT's defaults (default: those of --seeds)")
+    parser.add_argument("--peft_alone", type=int, metavar="P", help="nothing but PEFT's defaults, P virtual tokens")
     parser.add_argument("--train_rows", type=int, nargs="*", default=[], help="draw a learning curve of so many rows")
     parser.add_argument("--longest", type=int, help="only questions of at most so many tokens with their passage")
     parser.add_argument("--few_shot", nargs=2, metavar=("TEMPLATE", "COUNT"), help="as an earlier rank found it")
@@ -132,6 +142,11 @@ def main() -> None:
     settings |= dict(flag.removeprefix("--").split("=", 1) for flag in flags)
     recipe = written(into / "recipe.yaml", settings)
     prepare(load_recipe(recipe), SPLITS)  # what is wrong with it is told now, not after an hour of ranking
+    peft_seeds = args.seeds if args.peft_seeds is None else args.peft_seeds
+    if args.peft_alone:
+        print(describe_machine(), flush=True)
+        print_peft(recipe, args.peft_alone, peft_seeds)
+        return
     paths = variants(recipe, hard_prompts(recipe, ["few_shot"] if args.train_rows else list(HARD), known))
     if args.train_rows:
         learning_curve(paths, args.train_rows, args.seeds, into)
@@ -139,12 +154,8 @@ def main() -> None:
     compared = compare(paths, [], args.seeds, into / "compare")
     print(f"\n{describe_machine()}\n\n{comparison_text(compared)}\n", flush=True)
     tuned = json.loads((into / "compare" / f"prompt_tuning-seed{args.seeds[0]}" / "adapter_config.json").read_text())
-    metric, table = compared["metric"], [("PEFT's defaults, seed", compared["metric"])]
-    for seed in args.seeds if args.peft_seeds is None else args.peft_seeds:
-        plain = peft_defaults(recipe, tuned["num_virtual_tokens"], seed)
-        table.append((str(seed), f"{plain['soft_prompt'][metric]:.1f}"))
-    if table[1:]:
-        print_table(*table)
+    if peft_seeds:
+        print_peft(recipe, tuned["num_virtual_tokens"], peft_seeds)
 
 
 if __name__ == "__main__":
