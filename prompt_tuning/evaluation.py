@@ -35,6 +35,7 @@ from prompt_tuning.model import (
 from prompt_tuning.model_card import write_card
 from prompt_tuning.prepare import Prepared, prepare
 from prompt_tuning.report import write_report
+from prompt_tuning.streaming import StreamReport
 from prompt_tuning.trainer import PromptTuningTrainer
 from prompt_tuning.ways import base_of
 
@@ -204,7 +205,7 @@ def describe(prepared: Prepared, split: str) -> dict[str, Any]:
     }
 
 
-def _size(report: EncodingReport) -> dict[str, int]:
+def _size(report: EncodingReport | StreamReport) -> dict[str, int]:
     return {"rows": report.rows, "cut_rows": report.cut_rows, "longest": report.longest}
 
 

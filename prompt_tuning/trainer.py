@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -362,7 +363,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if _is_multitask(self.model):
             sources["task_ids"] = inputs["task_ids"]
         stops = {"stopping_criteria": [StopTexts(self.processing_class, self.stop)]} if self.stop else {}
-        with in_step(self.model) as synced:
+        with in_step(self.model) as synced, self._eagerly():
             generated = self._generate(**sources, **stops, **synced, **(gen_kwargs or self._gen_kwargs))
         start = 1 if self.model.config.is_encoder_decoder else sources["input_ids"].shape[1]
         return loss, generated[:, start:].contiguous(), inputs["labels"]
@@ -375,9 +376,16 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         else:
             sources = source_rows(inputs)
         texts, ids = zip(*(self._choices[number] for number in numbers), strict=True)
-        with in_step(self.model):
+        with in_step(self.model), self._eagerly():
             best = choose(self.model, self.processing_class, sources, texts, ids, self.choice_normalization)
         return inputs["labels"].new_tensor(best)[:, None]
+
+    def _eagerly(self) -> AbstractContextManager:
+        """Within it layers that were compiled for training, the base model's too, are run as they are.
+
+        Those of generation are of ever new shapes, each of which would be compiled.
+        """
+        return torch.compiler.set_stance("force_eager") if self.args.torch_compile else nullcontext()
 
     def _generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """`generate`, where a model without a prompt also reads once what rows open with."""
