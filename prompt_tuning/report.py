@@ -119,10 +119,7 @@ def _read_rows(folder: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
     file = folder / "predictions" / f"{results['split']}.jsonl"
     if not file.is_file():
         raise DataError(f"{file}: no such file; a report shows the predictions that train and evaluate write there")
-    try:
-        rows = read_json_lines(file)
-    except ValueError as error:
-        raise DataError(f"{file}: {error}; evaluate again to write it whole") from error
+    rows = read_json_lines(file)
     if len(rows) != results["rows"]:
         raise DataError(f"{file}: {len(rows)} rows, and results.json is of {results['rows']}; evaluate again")
     return rows

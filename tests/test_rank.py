@@ -132,6 +132,9 @@ def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tem
     write_jsonl(tmp_path / "validation.jsonl", question_rows(6, 2))
     assert ranked(recipe, tmp_path, *flags) == 2
     assert "other settings or rows (candidates)" in capsys.readouterr().err
+    (tmp_path / "rank" / "settings.json").write_text("{")
+    assert ranked(recipe, tmp_path, *flags) == 1
+    assert "settings.json: not JSON" in capsys.readouterr().err
 
 
 def test_a_rank_stopped_among_the_likelihoods_keeps_all_but_the_last_few(

@@ -37,7 +37,7 @@ def test_the_python_example_runs_as_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {})
     assert "16 rows, none cut" in capsys.readouterr().out
-    assert (tmp_path / "runs" / "mine" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "runs" / "from_python" / "adapter_model.safetensors").is_file()
 
 
 def test_the_template_example_is_one(tmp_path):

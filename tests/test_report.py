@@ -132,7 +132,7 @@ def test_the_training_split_has_a_report_too_and_rows_that_are_not_whole_are_sai
     assert main(["evaluate", recipe, "--split", "train", "--output_dir", str(tmp_path / "on_train")]) == 0
     assert (tmp_path / "on_train" / "report.html").is_file()
     rows = tmp_path / "on_train" / "predictions" / "train.jsonl"
-    for text, message in (("", "0 rows, and results.json is of 24"), (rows.read_text()[:-9], "evaluate again")):
+    for text, message in (("", "0 rows, and results.json is of 24"), (rows.read_text()[:-9], "line 24: not JSON")):
         rows.write_text(text)
         assert main(["report", str(tmp_path / "on_train")]) == 1 and message in capsys.readouterr().err
 
