@@ -164,9 +164,10 @@ def _run(
 
 def _read(name: str, folders: list[Path], recipe: Recipe) -> Part:
     results = [read_json(folder / "results.json") for folder in folders]
-    files = [file for folder in folders for file in (folder / "predictions").glob("*.jsonl")]
-    rows = [read_json_lines(file) for file in files]
-    system = _system(recipe)
+    rows, system = [], _system(recipe)
+    for folder in folders:
+        (file,) = (folder / "predictions").glob("*.jsonl")
+        rows.append(read_json_lines(file))
     predictions = [[row[system] for row in of_seed] for of_seed in rows]
     return Part(name, recipe, folders, results, predictions, [row["references"] for row in rows[0]])
 

@@ -75,9 +75,8 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # would only bring a warning
         if self.mixed_precision in ("bf16", "fp16"):
-            setattr(
-                self, self.mixed_precision, True
-            )  # said by `accelerate launch` alone, it would not be in the recipe
+            # `accelerate launch` says it in the environment alone, and the recipe would not have it.
+            setattr(self, self.mixed_precision, True)
 
     def untakeable(self) -> list[str]:
         """What Trainer would refuse of these settings once it has a model: each is tried without one."""

@@ -8,6 +8,7 @@ import torch
 from conftest import question_rows, tiny_bart, tiny_llama, tiny_t5
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from torch._dynamo.utils import counters
 from transformers import (
     DataCollatorForSeq2Seq,
     EarlyStoppingCallback,
@@ -210,6 +211,10 @@ def test_torch_compile_compiles_layers_and_trains_to_the_same_prompt(tokenizer, 
         run.train()
         assert run.model_wrapped is model
         prompts.append(prompt_of(model))
+        graphs = counters["stats"]["unique_graphs"]
+        hard = trainer(model.get_base_model(), tokenizer, tmp_path, **settings)
+        hard.predict_texts(run.eval_dataset)  # by the layers that were compiled in place, of shapes of its own
+        assert counters["stats"]["unique_graphs"] == graphs
     assert (prompts[0] - prompts[1]).abs().max() < 1e-4
 
 
