@@ -23,7 +23,7 @@ from prompt_tuning.figures import new_figure, write_png
 from prompt_tuning.files import read_json, read_json_lines, whole_file, write_json
 from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, metric_names
 from prompt_tuning.prepare import prepare, score_of
-from prompt_tuning.runs import SharedBaseModel, check_rows, is_finished
+from prompt_tuning.runs import SharedBaseModel, check_inputs, is_finished
 from prompt_tuning.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def compare(
     for path, of_part in of_parts.items():
         for recipe in (_of_run(path, overrides, seed, folder) for seed in of_part):
             if is_finished(recipe):
-                check_rows(prepare(recipe, SPLITS))
+                check_inputs(prepare(recipe, SPLITS))
     parts, base = [], SharedBaseModel()
     for path, of_part in of_parts.items():
         # The card of the run that others are compared with says what its template reaches alone.

@@ -199,6 +199,7 @@ def describe(prepared: Prepared, split: str) -> dict[str, Any]:
         "template": recipe.prompt.template,
         "decoding": chosen if prepared.encoder.closed else recipe.decoding,
         "leakage": prepared.leakage,
+        "inputs": prepared.input_digests(),
         "example": _example(prepared, split),
         **origin_facts(prepared, split),
         **machine_facts(recipe.training),

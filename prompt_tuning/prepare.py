@@ -20,6 +20,7 @@ from prompt_tuning.demonstrations import Demonstrations
 from prompt_tuning.distillation import SCALED_LOGITS
 from prompt_tuning.encoding import Encoder, EncodingReport, encode
 from prompt_tuning.errors import DataError, Problems, PromptTuningError, RecipeError
+from prompt_tuning.hub import adapter_folder, weights_digest
 from prompt_tuning.initialization import prompt_length, starting_ids, starting_text
 from prompt_tuning.leakage import Leaks, find_leaks
 from prompt_tuning.metrics import TASK_METRICS, Score, load_metrics, metric_names
@@ -69,13 +70,27 @@ class Prepared:
         """What a run is evaluated on in the end."""
         return "test" if "test" in self.encoded else "validation"
 
-    @property
-    def train_digest(self) -> str:
-        """Of the training rows' tokens, which say the template's words too."""
-        digest = hashlib.sha256()
-        for row in self.encoded["train"].select_columns(["input_ids", "labels"]):
-            digest.update(json.dumps(row).encode())
-        return digest.hexdigest()
+    def digest(self, split: str) -> str:
+        """Of all that a split's rows are to a model and a metric, the template's words among it."""
+        return _digest(self.encoded[split], self.template.stop)
+
+    def input_digests(self) -> dict[str, str]:
+        """Of what scores depend on beside the recipe's settings, by the split or setting that names it."""
+        model, prompt = self.recipe.model, self.recipe.prompt
+        found = {split: self.digest(split) for split, rows in self.encoded.items() if isinstance(rows, Dataset)}
+        if self.taught is not None:
+            found["teacher_template"] = _digest(self.taught)
+        adapters = {key: vars(prompt)[key] for key in ("adapter", "init_adapter") if vars(prompt)[key]}
+        found |= {key: weights_digest(adapter_folder(name)) for key, name in adapters.items()}
+        return found | {"model_name_or_path": weights_digest(model.model_name_or_path, model.model_revision)}
+
+
+def _digest(rows: Dataset, stop: tuple[str, ...] = ()) -> str:
+    told = ("input_ids", "labels", "references", "choices", "choice_ids")
+    digest = hashlib.sha256(json.dumps(stop).encode())
+    for row in rows.select_columns([column for column in told if column in rows.column_names]):
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
 
 
 def score_of(recipe: Recipe) -> Score:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import itertools
 import json
 import logging
@@ -32,9 +31,10 @@ from prompt_tuning.arguments import MULTITASK
 from prompt_tuning.bootstrap import DRAWS, corpus_tests, difference, interval, row_scores
 from prompt_tuning.choices import target_log_likelihoods
 from prompt_tuning.config import Recipe, changed_settings, load_recipe
-from prompt_tuning.errors import PromptTuningError, RecipeError
+from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
 from prompt_tuning.evaluation import trainer_for
 from prompt_tuning.files import read_json, read_json_lines, whole_file, write_json, write_json_lines
+from prompt_tuning.hub import weights_digest
 from prompt_tuning.metrics import MAIN_METRIC
 from prompt_tuning.model import load_base_model
 from prompt_tuning.prepare import Prepared, prepare, score_of
@@ -43,6 +43,7 @@ from prompt_tuning.template import Template, load_templates
 
 logger = logging.getLogger(__name__)
 
+LIKELIHOODS, PREDICTIONS = "likelihoods.jsonl", "predictions.jsonl"
 FIRST_ROWS = 8  # on which at least all candidates are scored
 # Settings that scores depend on, beside the model's, decoding and what the rows' tokens tell.
 OF_SCORES = {
@@ -105,8 +106,8 @@ def rank(
         config = next(iter(prepared.values())).config
         return load_base_model(recipe.model, config).to(recipe.training.device)
 
-    known, plan, last = _halve(model, prepared, folder / "likelihoods.jsonl", finalists, recipe.training.disable_tqdm)
-    texts = _predictions(model, {name: prepared[name] for name in last}, folder / "predictions.jsonl")
+    known, plan, last = _halve(model, prepared, folder / LIKELIHOODS, finalists, recipe.training.disable_tqdm)
+    texts = _predictions(model, {name: prepared[name] for name in last}, folder / PREDICTIONS)
     ranked = {"metric": metric, "rows": len(_rows(next(iter(prepared.values()))))}
     ranked |= _facts(prepared, known, texts, metric) | {"halving": plan, "left_out": left_out}
     winner = candidates[ranked["winner"]]
@@ -203,15 +204,21 @@ def _check_settings(folder: Path, recipe: Recipe, prepared: dict[str, Prepared],
     """Keep what the scores in a folder depend on; raise RecipeError where those of another rank lie there."""
     resolved = replace(recipe, prompt=replace(recipe.prompt, method="none")).resolved()
     settings = {key: value for key, value in resolved.items() if key in vars(recipe.model).keys() | OF_SCORES}
-    settings |= {"decoding": recipe.decoding, "finalists": finalists, "candidates": {}}
-    for name, each in prepared.items():
-        rows, closed = _rows(each), ("choices", "choice_ids") if each.encoder.closed else ()
-        columns = [list(rows[column]) for column in ("input_ids", "labels", "references", *closed)]
-        known = json.dumps([*columns, each.encoder.template.stop])
-        settings["candidates"][name] = hashlib.sha256(known.encode()).hexdigest()
+    settings |= {"decoding": recipe.decoding, "finalists": finalists}
+    settings["weights"] = weights_digest(recipe.model.model_name_or_path, recipe.model.model_revision)
+    settings["candidates"] = {name: each.digest("validation") for name, each in prepared.items()}
     file, settings = folder / "settings.json", json.loads(json.dumps(settings))
-    saved = read_json(file) if file.is_file() else settings
-    if changed := changed_settings(saved, settings):
+    try:
+        saved = read_json(file) if file.is_file() else {}
+    except DataError:
+        saved = None
+    scored = any((folder / name).is_file() for name in (LIKELIHOODS, PREDICTIONS))
+    if not isinstance(saved, dict) or (scored and not saved):
+        raise RecipeError(
+            f"{file}: {'damaged' if file.is_file() else 'not there'}, so that nothing says what the scores beside it "
+            f"are of; remove the folder {folder}, or name another --output_dir"
+        )
+    if saved and (changed := changed_settings(saved, settings)):
         raise RecipeError(
             f"{folder} holds a rank with other settings or rows ({', '.join(changed)}); remove it, or name another "
             "--output_dir"

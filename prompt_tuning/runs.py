@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from prompt_tuning.arguments import ModelArguments
 from prompt_tuning.config import Recipe
-from prompt_tuning.data import split_origin
+from prompt_tuning.data import SPLITS, split_origin
 from prompt_tuning.errors import DataError, RecipeError
-from prompt_tuning.files import read_json, read_json_lines
+from prompt_tuning.files import read_json
 from prompt_tuning.model import load_base_model, load_config
 from prompt_tuning.prepare import Prepared
 from prompt_tuning.train import train
@@ -33,22 +33,19 @@ def is_finished(recipe: Recipe) -> bool:
     return (run / "results.json").is_file()
 
 
-def check_rows(prepared: Prepared) -> None:
-    """Raise a DataError if a finished run had other rows than its recipe has by now, or a template of other words."""
-    data, run = prepared.recipe.data, Path(prepared.recipe.training.output_dir)
-    split, facts = prepared.last_split, read_json(run / "results.json")
-    rows = read_json_lines(run / "predictions" / f"{split}.jsonl")
-    known = [(row["source"], row["references"]) for row in rows]
-    encoded = prepared.encoded[split]
-    if known != list(zip(encoded["source"], encoded["references"], strict=True)):
+def check_inputs(prepared: Prepared) -> None:
+    """Raise a DataError if a finished run had other rows, words in its template, or weights than its recipe has now."""
+    recipe, run = prepared.recipe, Path(prepared.recipe.training.output_dir)
+    known, now = read_json(run / "results.json").get("inputs", {}), prepared.input_digests()
+    if changed := [name for name in known if known[name] != now.get(name)]:
+        settings = recipe.resolved()
+        named = [
+            f"{split_origin(recipe.data, name)}, or the template's words or answers" if name in SPLITS
+            else f"{name} {settings.get(name, '')}"
+            for name in changed
+        ]  # fmt: skip
         raise DataError(
-            f"{run} was evaluated on other rows than {split_origin(data, split)} holds now, or with other words in "
-            "the template; remove it, or name another --output_dir"
-        )
-    if "train_digest" in facts and facts["train_digest"] != prepared.train_digest:
-        raise DataError(
-            f"{run} was trained on other rows than {split_origin(data, 'train')} holds now, or with other words in "
-            "the template; remove it, or name another --output_dir"
+            f"{run} was run before this changed: {'; '.join(named)}; remove it, or name another --output_dir"
         )
 
 

@@ -20,7 +20,7 @@ from prompt_tuning.evaluation import tuned_name
 from prompt_tuning.files import read_json, whole_file, write_json
 from prompt_tuning.metrics import main_metric
 from prompt_tuning.prepare import check_splits, prepare
-from prompt_tuning.runs import SharedBaseModel, check_rows, is_finished
+from prompt_tuning.runs import SharedBaseModel, check_inputs, is_finished
 from prompt_tuning.tables import markdown_table
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def _check_rows(recipe: Recipe, finished: bool) -> None:
     prepared = prepare(recipe, SPLITS if recipe.prompt.method != "none" else SPLITS[1:])
     check_splits(prepared)
     if finished:
-        check_rows(prepared)
+        check_inputs(prepared)
 
 
 def _facts(run: Path) -> dict[str, Any]:

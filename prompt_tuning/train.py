@@ -165,7 +165,7 @@ def _train(
         logger.info("train: %s", report)
         facts["stream"] = asdict(report)  # of rows read, which is more than were trained on
     else:
-        facts |= {"train_rows": report.rows, "train_digest": prepared.train_digest}
+        facts["train_rows"] = report.rows
     facts["train_seconds"] = round(time.perf_counter() - started, 1)  # the teacher's too
     tokenizer = prepared.tokenizer if facts["method"] == "full" else None
     with whole_weights(model, trainer.accelerator) as state_dict:

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import question_rows, write_jsonl
+from conftest import question_rows, tiny_llama, write_jsonl
+from safetensors.torch import load_file, save_file
 
 from prompt_tuning.bootstrap import corpus_tests, difference, interval, row_scores
 from prompt_tuning.cli import main
@@ -61,14 +62,49 @@ def test_recipes_are_run_once_with_each_seed_and_told_in_a_table(recipes, tmp_pa
     for split, rows in (("train", question_rows(24, 1)), ("test", question_rows(9, 2))):
         write_jsonl(tmp_path / f"{split}.jsonl", rows)
         assert compared(recipes, tmp_path, "--max_steps", "3") == 1
-        name, done = ("soft", "trained") if split == "train" else ("hard", "evaluated")
-        said = capsys.readouterr().err
-        assert f"{name}-seed1 was {done} on other rows than " in said and f"{split}.jsonl holds now, or" in said
+        said, name = capsys.readouterr().err, "soft" if split == "train" else "hard"
+        assert f"{name}-seed1 was run before this changed: " in said and f"{split}.jsonl, or the template's" in said
         (tmp_path / "train.jsonl").write_text(train)
     asked = test.replace("Where does", "In which town does")  # with the same answers
     (tmp_path / "test.jsonl").write_text(asked)
     assert asked != test and compared(recipes, tmp_path, "--max_steps", "3") == 1
-    assert "hard-seed1 was evaluated on other rows than " in capsys.readouterr().err
+    assert "hard-seed1 was run before this changed: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changed", ["stop", "choices", "weights", "init_adapter"])
+def test_a_finished_run_is_not_taken_where_what_it_read_changed_since(
+    recipe_file, tokenizer, tmp_path, capsys, changed
+):
+    model, start = tmp_path / "model", tmp_path / "start"
+    tiny_llama(len(tokenizer)).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    template = tmp_path / "mine.yaml"
+    asked = "source: '{{ question }}'\ntarget: ' {{ answers.text[0] }}'\n"
+    template.write_text(asked + "stop: [x]\nanswer_choices: Turin ||| {{ answers.text[0] }}\n")
+    settings = {"model_name_or_path": model, "template": template, "max_steps": 1}
+    assert main(["train", str(recipe_file(output_dir=start, **settings))]) == 0
+    soft = recipe_file(output_dir=None, init="adapter", init_adapter=start, num_virtual_tokens=None, **settings)
+    command = ["compare", str(soft), "--output_dir", str(tmp_path / "runs"), "--seeds", "1"]
+    assert main(command) == 0 and main(command) == 0
+    capsys.readouterr()
+    if changed == "stop":
+        template.write_text(template.read_text().replace("[x]", "[y]"))
+    elif changed == "choices":
+        template.write_text(template.read_text().replace("Turin", "Turin ||| Rome"))
+    elif changed == "weights":
+        tiny_llama(len(tokenizer), seed=9).save_pretrained(model)
+    else:
+        file = start / "adapter_model.safetensors"
+        save_file({name: value + 1 for name, value in load_file(file).items()}, file, {"format": "pt"})
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    named = {
+        "stop": "test.jsonl, or the template's words or answers",
+        "choices": "test.jsonl, or the template's words or answers",
+        "weights": f"model_name_or_path {model}",
+        "init_adapter": f"init_adapter {start}",
+    }
+    assert "-seed1 was run before this changed: " in said and named[changed] in said
 
 
 def test_the_first_recipe_s_card_holds_its_template_alone_beside_what_was_trained(recipes, tmp_path):

@@ -133,8 +133,11 @@ def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tem
     assert ranked(recipe, tmp_path, *flags) == 2
     assert "other settings or rows (candidates)" in capsys.readouterr().err
     (tmp_path / "rank" / "settings.json").write_text("{")
-    assert ranked(recipe, tmp_path, *flags) == 1
-    assert "settings.json: not JSON" in capsys.readouterr().err
+    for damaged in ("{", "[]", "null", None):
+        settings = tmp_path / "rank" / "settings.json"
+        settings.unlink() if damaged is None else settings.write_text(damaged)
+        assert ranked(recipe, tmp_path, *flags) == 2
+        assert "so that nothing says what the scores beside it are of; remove the folder" in capsys.readouterr().err
 
 
 def test_a_rank_stopped_among_the_likelihoods_keeps_all_but_the_last_few(

@@ -139,7 +139,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on_and_are_not_run_again(
     recipe_file(output_dir=None)
     write_jsonl(tmp_path / "test.jsonl", question_rows(4))
     assert main(command) == 1
-    assert "run one: " in (err := capsys.readouterr().err) and "was evaluated on other rows than" in err
+    assert "run one: " in (err := capsys.readouterr().err) and "was run before this changed: " in err
 
 
 def test_all_that_is_wrong_with_any_run_is_said_before_a_model_is_read(recipe_file, tmp_path, capsys, base_models):
