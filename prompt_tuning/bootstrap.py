@@ -38,32 +38,34 @@ def row_scores(
 
 def interval(scores: np.ndarray) -> tuple[float, float]:
     """95 % confidence interval of the mean of scores `[seeds, rows]`."""
-    return _percentiles(_means(scores, np.random.default_rng(0)))
+    return _percentiles(_means(scores))
 
 
 def difference(scores: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
-    """How much better scores `[seeds, rows]` are than a baseline's, paired by row.
+    """How much better scores `[seeds, rows]` are than a baseline's, of as many seeds or of one, paired by row.
 
     Returns:
         `difference` of the means, `low` and `high` of its 95 % interval, and `p`, two-sided: how often a draw has the
-        other sign; of at most FEW_ROWS rows, how many choices of their differences' signs make as large a mean.
+        other sign; of at most FEW_ROWS rows of one seed, how many choices of their differences' signs make as large a
+        mean, which of several seeds p is at least, too.
     """
-    # The same generator state draws the same rows for both.
-    drawn = _means(scores, np.random.default_rng(0)) - _means(baseline, np.random.default_rng(0))
-    drawn = drawn.round(9)  # means that are the same differ in their last digits
+    differences = scores - baseline
+    drawn = _means(differences).round(9)  # means that are the same differ in their last digits
     low, high = _percentiles(drawn)
-    of_rows = scores.mean(0) - baseline.mean(0)
-    if len(of_rows) <= FEW_ROWS:
-        p = _exact_p(of_rows)
-    else:
-        p = min(1.0, 2 * min((drawn <= 0).mean(), (drawn >= 0).mean()) + 1 / DRAWS)
-    return {"difference": float(of_rows.mean()), "low": low, "high": high, "p": float(p)}
+    p = min(1.0, 2 * min((drawn <= 0).mean(), (drawn >= 0).mean()) + 1 / DRAWS)
+    seeds, rows = differences.shape
+    if rows <= FEW_ROWS:
+        exact = _exact_p(differences.mean(0))  # which knows nothing of how seeds differ
+        p = max(p, exact) if seeds > 1 else exact
+    return {"difference": float(differences.mean()), "low": low, "high": high, "p": float(p)}
 
 
 def corpus_tests(
     metric: str, systems: dict[str, Sequence[str]], references: Sequence[list[str]], language: str | None = None
 ) -> dict[str, dict[str, float]]:
     """For each system `low`, `high` and, but for the first, `p` against it, by sacreBLEU's paired bootstrap.
+
+    `p` is at least 2 / 2 ** rows, the least that an exact test of so many rows gives.
 
     Raises:
         RecipeError: a metric other than bleu and chrf.
@@ -83,8 +85,10 @@ def corpus_tests(
     for name, each in zip(systems, values, strict=True):
         found[name] = {"low": each.mean - each.ci, "high": each.mean + each.ci}
         if each.p_value is not None:
-            # sacreBLEU counts the draws that are further apart than the systems, of which equal ones have none.
-            found[name]["p"] = each.p_value if each.score != values[0].score else 1.0
+            # sacreBLEU counts the draws that are further apart than the systems, of which equal ones have none; so few
+            # rows, each for one or the other, cannot tell more.
+            least = 2 / 2 ** len(references)
+            found[name]["p"] = min(1.0, max(each.p_value, least)) if each.score != values[0].score else 1.0
     return found
 
 
@@ -92,6 +96,8 @@ def how_tested(rows: int, seeds: int) -> str:
     """How intervals and p of a mean over rows came about, and what they leave out."""
     drawn = f"{DRAWS} draws of rows and seeds" if seeds > 1 else f"{DRAWS} draws of rows"
     said = [drawn] if rows > FEW_ROWS else [f"{drawn}, p by the signs of so few rows, whose intervals are too narrow"]
+    if rows <= FEW_ROWS and seeds > 1:
+        said.append("p of several seeds is that of the draws where it is larger")
     if seeds == 1:
         said.append("what another seed changes is not in them")
     elif seeds < 5:
@@ -106,8 +112,9 @@ def _exact_p(differences: np.ndarray) -> float:
     return float((abs(signs @ differences) >= abs(differences.sum()) * (1 - 1e-9)).mean())
 
 
-def _means(scores: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    seeds, rows = scores.shape
+def _means(scores: np.ndarray) -> np.ndarray:
+    """`[DRAWS]`, the mean of each draw of rows and seeds: the same draws for all scores of one shape."""
+    generator, (seeds, rows) = np.random.default_rng(0), scores.shape
     average = scores.mean(0)
     # Seeds drawn from so few differ less than seeds do.
     scores = average + (scores - average) * np.sqrt(seeds / max(seeds - 1, 1))

@@ -233,6 +233,8 @@ def test_a_paired_test_sees_a_small_gain_on_every_row_and_none_in_noise():
     assert difference(constant[:, :1] + 1, constant[:, :1])["p"] == 1  # a row alone
     seeds = np.concatenate([rows + 5, rows - 5])  # a gain that one seed alone has
     assert difference(seeds, rows)["p"] > 0.1
+    of_two = np.array([[10.0] * 16, [-8.0] * 16])  # which contradict each other, on few rows too
+    assert difference(of_two, np.zeros((1, 16)))["p"] > 0.1
 
 
 def test_few_rows_and_few_seeds_find_no_more_than_there_is():
@@ -259,4 +261,6 @@ def test_corpus_metrics_are_no_mean_over_rows_and_go_by_sacrebleu():
         found = corpus_tests(metric, {"poor": poor, "good": good}, references)
         assert found["good"]["p"] < 0.01 and "p" not in found["poor"]
         assert corpus_tests(metric, {"poor": poor, "same": list(poor)}, references)["same"]["p"] == 1
+        of_two = {"poor": poor[:2], "good": good[:2]}
+        assert corpus_tests(metric, of_two, references[:2])["good"]["p"] == 0.5  # two rows cannot tell more
         assert found["poor"]["low"] <= found["poor"]["high"] < 100
