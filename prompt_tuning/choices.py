@@ -244,7 +244,9 @@ def _decoder_logits(
     """As `_logits`, by a decoder whose encoder reads each source once."""
     device = base.device
     # What the model puts before labels: for some that is a setting, for others the labels' own last token.
-    last = torch.tensor([[base.config.eos_token_id if start is None else start]], device=device)
+    ends = base.config.eos_token_id
+    last = start if start is not None else ends[0] if isinstance(ends, list) else ends
+    last = torch.tensor([[last]], device=device)
     opened = base.prepare_decoder_input_ids_from_labels(last)
     rows = [torch.tensor(source, device=device) for source in sources]
     input_ids = pad_sequence(rows, batch_first=True)

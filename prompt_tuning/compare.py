@@ -136,7 +136,10 @@ def _check_rows(recipes: dict[str, Recipe]) -> None:
         rows = prepared.rows[prepared.last_split].select_columns(sorted(prepared.template.source_columns))
         known[name] = rows.to_dict() | {"references": list(prepared.encoded[prepared.last_split]["references"])}
         first = next(iter(known))
-        if any(known[name][column] != known[first][column] for column in known[name].keys() & known[first].keys()):
+        unlike = [each for each in known[name].keys() & known[first].keys() if known[name][each] != known[first][each]]
+        if unlike == ["references"] and len(known[name].keys() & known[first].keys()) > 1:
+            raise DataError(f"the template of {name} counts other texts as right than that of {first}; give both one")
+        if unlike:
             raise DataError(f"{first} and {name} would be evaluated on other rows; give both one test_file")
 
 

@@ -207,11 +207,12 @@ def _csv_options(file: Path, first_rows: int | None) -> dict[str, Any]:
 
 
 def _with_numbers(rows: Dataset) -> Dataset:
-    """Make numbers of the columns that hold nothing else, written as numbers are, such as the labels 0 and 1."""
+    """Make numbers of the columns that hold nothing else, written as a template prints them, as the labels 0 and 1."""
     for name, column in zip(rows.column_names, rows.data.columns, strict=True):
         for kind in ("int64", "float64"):
             with suppress(pa.ArrowInvalid):
-                if column.cast(kind).cast(column.type).equals(column):
+                numbers = column.cast(kind).to_pylist()
+                if [None if number is None else str(number) for number in numbers] == column.to_pylist():
                     rows = rows.cast_column(name, Value(kind))
                     break
     return rows

@@ -42,6 +42,7 @@ class Demonstrations:
 
         Raises:
             DataError: too few training rows. RecipeError: bm25's library is not there.
+            TemplateError: one holds what template.yaml cannot.
         """
         numbers, targets = _sources(encoder, train)
         if len(numbers) < count + (selection == "bm25"):  # of which one may be the row itself
@@ -60,6 +61,7 @@ class Demonstrations:
         columns = sorted(encoder.template.columns & set(train.column_names))  # no others: they are saved with the run
         shown = tuple({column: train[number][column] for column in columns} for number in fixed)
         template = replace(encoder.template, demonstrations=encoder.template.demonstrations + shown)
+        template.to_yaml()  # as it is saved in the end
         return cls(replace(encoder, template=template, chosen=count), train, count, numbers, tuple(fixed))
 
     def held_out(self) -> frozenset[int]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
+from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -21,6 +24,8 @@ from prompt_tuning.sandbox import VALUE_END
 from prompt_tuning.template import Rendered, Template, gap_after, language_variables
 
 CHOICES_NAMED = 8
+# What chat templates that say today's date say, so that a run's rows are the same tomorrow; Llama's own default.
+CHAT_DAY = datetime(2024, 7, 26)
 
 
 class OverlongError(TemplateError):
@@ -145,7 +150,15 @@ class Encoder:
                 f"is {self.max_target_tokens}; raise it"
             )
         end = self.tokenizer.eos_token_id
-        return texts, [choice[: choice.index(end) if end in choice else -1] for choice in ids]
+        ids = [choice[: choice.index(end) if end in choice else -1] for choice in ids]
+        known: dict[tuple[int, ...], str] = {}
+        for choice, text in zip(ids, texts, strict=True):
+            if known.setdefault(tuple(choice), text) != text or not choice:
+                raise TemplateError(
+                    f"template {self.template.name}: this tokenizer does not tell the choices "
+                    f"{known[tuple(choice)]!r} and {text!r} apart; word them in other ways"
+                )
+        return texts, ids
 
     def source(self, row: dict[str, Any]) -> tuple[list[int], int, str]:
         """Token ids of a row's source, the number of tokens cut to fit, and the source as text.
@@ -228,7 +241,10 @@ class Encoder:
             )
         messages = list(rendered.messages)
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            chat_template = _of_one_day(self.tokenizer.get_chat_template())
+            return self.tokenizer.apply_chat_template(
+                messages, chat_template=chat_template, tokenize=False, add_generation_prompt=True
+            )
         except jinja2.TemplateError as error:  # as of one that takes no system message
             raise TemplateError(
                 f"template {self.template.name}: the tokenizer's chat template refuses its messages ("
@@ -265,6 +281,13 @@ class Encoder:
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
         keep = len(offsets) - tokens
         return text[: offsets[keep][0]].rstrip() if keep > 0 else ""
+
+
+@functools.cache
+def _of_one_day(chat_template: str) -> str:
+    """A chat template in which today is CHAT_DAY."""
+    today = r"""strftime_now\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)"""
+    return re.sub(today, lambda call: repr(CHAT_DAY.strftime(call["format"])), chat_template)
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ from typing import Any
 from datasets import Dataset
 
 from prompt_tuning.errors import TemplateError
-from prompt_tuning.metrics.language import UNSPACED_SCRIPTS
+from prompt_tuning.metrics.language import UNSPACED_SCRIPTS, without_signs
 from prompt_tuning.template import Template, normalised
 
 SHINGLE = 3
 NEAR = 0.6
 FIRST = 5
 
-_WORD = re.compile(rf"[^\W{UNSPACED_SCRIPTS}]+|\w")  # a character, where words are not set apart
+_WORD = re.compile(rf"[^\s{UNSPACED_SCRIPTS}]+|[{UNSPACED_SCRIPTS}]")  # a character, where words are not set apart
 
 Source = tuple[str, ...]
 Pairs = tuple[tuple[int, int], ...]
@@ -144,7 +144,7 @@ def words(text: str) -> list[str]:
     >>> words("Ada's boat, 1871; 于2019年")
     ['Ada', 's', 'boat', '1871', '于', '2019', '年']
     """
-    return _WORD.findall(text)
+    return _WORD.findall(without_signs(text))
 
 
 def _rarest(members: set[tuple[str, ...]], counts: Counter) -> list[tuple[str, ...]]:
@@ -156,7 +156,7 @@ def _rarest(members: set[tuple[str, ...]], counts: Counter) -> list[tuple[str, .
 
 
 def _shingles(text: str) -> set[tuple[str, ...]]:
-    found = words(text)
+    found = words(text) or text.split()
     if len(found) < SHINGLE:
         return {tuple(found)}
     return set(zip(*(found[start:] for start in range(SHINGLE)), strict=False))

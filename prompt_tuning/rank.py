@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -97,6 +98,8 @@ def rank(
     names, left_out = _templates(recipe, templates)
     counts, seeds = counts or [recipe.prompt.num_demonstrations], seeds or [recipe.training.seed]
     candidates = {str(each): each for each in _candidates(recipe, names, counts, seeds)}
+    if not candidates:
+        raise RecipeError("\n".join([f"{path}: no template could be ranked", *dict.fromkeys(left_out.values())]))
     prepared, unfit = _prepared(recipe, candidates, rows)
     left_out |= unfit
     _check_settings(folder, recipe, prepared, finalists)
@@ -106,7 +109,10 @@ def rank(
         config = next(iter(prepared.values())).config
         return load_base_model(recipe.model, config).to(recipe.training.device)
 
-    known, plan, last = _halve(model, prepared, folder / LIKELIHOODS, finalists, recipe.training.disable_tqdm)
+    args = recipe.training
+    numbers = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    with torch.autocast(args.device.type, numbers, enabled=numbers is not None):  # as predictions are
+        known, plan, last = _halve(model, prepared, folder / LIKELIHOODS, finalists, args.disable_tqdm)
     texts = _predictions(model, {name: prepared[name] for name in last}, folder / PREDICTIONS)
     ranked = {"metric": metric, "rows": len(_rows(next(iter(prepared.values()))))}
     ranked |= _facts(prepared, known, texts, metric) | {"halving": plan, "left_out": left_out}

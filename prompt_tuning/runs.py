@@ -34,7 +34,7 @@ def is_finished(recipe: Recipe) -> bool:
 
 
 def check_inputs(prepared: Prepared) -> None:
-    """Raise a DataError if a finished run had other rows, words in its template, or weights than its recipe has now."""
+    """Raise a DataError if a finished run had other rows, other words in its template, or other weights than now."""
     recipe, run = prepared.recipe, Path(prepared.recipe.training.output_dir)
     known, now = read_json(run / "results.json").get("inputs", {}), prepared.input_digests()
     if changed := [name for name in known if known[name] != now.get(name)]:

@@ -14,6 +14,7 @@ import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 VALUE_END = "\ue001"  # a code point for private use
+PRINTED_NULL = "a value it prints is null"
 
 
 @functools.cache
@@ -23,6 +24,8 @@ def environment() -> ImmutableSandboxedEnvironment:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_refuse_null, cache_size=400
     )
     sandbox.filters["most_frequent"] = _most_frequent  # promptsource's
+    sandbox.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": _null_of_json}
+    sandbox.tests["none"] = lambda value: value is None or value is NULL
     sandbox.globals["zip"] = zip
     del sandbox.filters["random"], sandbox.globals["lipsum"]  # a row always gives the same text
     return sandbox
@@ -146,5 +149,42 @@ def _most_frequent(items: Any) -> list[Any]:
 
 def _refuse_null(value: Any) -> Any:
     if value is None:
-        raise ValueError("a value it prints is null")
+        raise ValueError(PRINTED_NULL)
     return value
+
+
+class _Null:
+    """A row's null: as None is to Jinja's tests and branches, but no filter or `~` makes the word None of it."""
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or other is self
+
+    def __hash__(self) -> int:
+        return hash(None)
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        raise ValueError(PRINTED_NULL)
+
+    def __repr__(self) -> str:
+        return "null"
+
+
+_Null.__module__, _Null.__qualname__, _Null.__name__ = "builtins", "null", "null"  # by which Jinja's messages call it
+NULL = _Null()
+
+
+def _null_of_json(value: Any) -> None:
+    if value is not NULL:
+        raise TypeError(f"{value!r} is nothing that JSON has")
+
+
+def with_nulls(value: Any) -> Any:
+    """A row, or what stands in one, with NULL in place of each None."""
+    if isinstance(value, dict):
+        return {key: with_nulls(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_nulls(item) for item in value]
+    return NULL if value is None else value

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from yaml.representer import RepresenterError
 
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.promptsource import SEPARATOR, convert
@@ -23,6 +24,7 @@ from prompt_tuning.sandbox import (
     compiled_opening,
     needed_columns,
     printed_values,
+    with_nulls,
 )
 from prompt_tuning.template_yaml import read_yaml, write_yaml
 
@@ -45,15 +47,25 @@ LANGUAGE_VARIABLES = frozenset({"source_lang", "target_lang", "source_language",
 
 # By ISO 639-1 and, as NLLB's codes and Tatoeba's files have them, ISO 639-3.
 _LANGUAGE_NAMES = {
-    "ar ara arb": "Arabic", "bn ben": "Bengali", "cs ces": "Czech", "da dan": "Danish", "de deu": "German",
-    "el ell": "Greek", "en eng": "English", "es spa": "Spanish", "et est": "Estonian", "fa fas pes": "Persian",
-    "fi fin": "Finnish", "fr fra": "French", "gu guj": "Gujarati", "he heb": "Hebrew", "hi hin": "Hindi",
-    "hr hrv": "Croatian", "hu hun": "Hungarian", "id ind": "Indonesian", "is isl": "Icelandic", "it ita": "Italian",
-    "ja jpn": "Japanese", "kk kaz": "Kazakh", "ko kor": "Korean", "lt lit": "Lithuanian", "lv lav lvs": "Latvian",
-    "nl nld": "Dutch", "no nb nor nob": "Norwegian", "pl pol": "Polish", "ps pus pbt": "Pashto",
-    "pt por": "Portuguese", "ro ron": "Romanian", "ru rus": "Russian", "sk slk": "Slovak", "sl slv": "Slovenian",
-    "sv swe": "Swedish", "sw swa swh": "Swahili", "ta tam": "Tamil", "th tha": "Thai", "tr tur": "Turkish",
-    "uk ukr": "Ukrainian", "ur urd": "Urdu", "vi vie": "Vietnamese", "zh zho": "Chinese",
+    "af afr": "Afrikaans", "am amh": "Amharic", "ar ara arb": "Arabic", "az aze azj": "Azerbaijani",
+    "be bel": "Belarusian", "bg bul": "Bulgarian", "bn ben": "Bengali", "bs bos": "Bosnian", "ca cat": "Catalan",
+    "cs ces": "Czech", "cy cym": "Welsh", "da dan": "Danish", "de deu": "German", "el ell": "Greek",
+    "en eng": "English", "eo epo": "Esperanto", "es spa": "Spanish", "et est ekk": "Estonian", "eu eus": "Basque",
+    "fa fas pes": "Persian", "fi fin": "Finnish", "fr fra": "French", "ga gle": "Irish", "gl glg": "Galician",
+    "gu guj": "Gujarati", "ha hau": "Hausa", "he heb": "Hebrew", "hi hin": "Hindi", "hr hrv": "Croatian",
+    "ht hat": "Haitian Creole", "hu hun": "Hungarian", "hy hye": "Armenian", "id ind": "Indonesian", "ig ibo": "Igbo",
+    "is isl": "Icelandic", "it ita": "Italian", "ja jpn": "Japanese", "jv jav": "Javanese", "ka kat": "Georgian",
+    "kk kaz": "Kazakh", "km khm": "Khmer", "kn kan": "Kannada", "ko kor": "Korean", "ky kir": "Kyrgyz",
+    "lo lao": "Lao", "lt lit": "Lithuanian", "lv lav lvs": "Latvian", "mg mlg plt": "Malagasy", "mk mkd": "Macedonian",
+    "ml mal": "Malayalam", "mn mon khk": "Mongolian", "mr mar": "Marathi", "ms msa zsm": "Malay", "mt mlt": "Maltese",
+    "my mya": "Burmese", "ne nep npi": "Nepali", "nl nld": "Dutch", "nn nno": "Norwegian Nynorsk",
+    "no nb nor nob": "Norwegian", "or ori ory": "Odia", "pa pan": "Punjabi", "pl pol": "Polish",
+    "ps pus pbt": "Pashto", "pt por": "Portuguese", "ro ron": "Romanian", "ru rus": "Russian", "sd snd": "Sindhi",
+    "si sin": "Sinhala", "sk slk": "Slovak", "sl slv": "Slovenian", "so som": "Somali", "sq sqi als": "Albanian",
+    "sr srp": "Serbian", "sv swe": "Swedish", "sw swa swh": "Swahili", "ta tam": "Tamil", "te tel": "Telugu",
+    "tg tgk": "Tajik", "th tha": "Thai", "tl tgl fil": "Tagalog", "tr tur": "Turkish", "ug uig": "Uyghur",
+    "uk ukr": "Ukrainian", "ur urd": "Urdu", "uz uzb uzn": "Uzbek", "vi vie": "Vietnamese", "xh xho": "Xhosa",
+    "yi yid ydd": "Yiddish", "yo yor": "Yoruba", "zh zho cmn": "Chinese", "zu zul": "Zulu",
 }  # fmt: skip
 LANGUAGES = {code: name for codes, name in _LANGUAGE_NAMES.items() for code in codes.split()}
 
@@ -163,7 +175,7 @@ class Template:
                 raise TemplateError(f"template {name}: expected text as {key}, found {kind}; put it in quotes")
         if not isinstance(values.get("chat", False), bool):
             raise TemplateError(
-                f"template {name}: chat is true or false, found {values['chat']!r}; take the quotes away"
+                f"template {name}: expected true or false as chat, found {values['chat']!r}; write it without quotes"
             )
         lists = {key: _list(values[key], key, name) for key in LISTS if key in values}
         template = cls(**(values | lists), name=name)
@@ -172,10 +184,20 @@ class Template:
         return template
 
     def to_yaml(self) -> str:
-        """The template as a file that `load` reads."""
+        """The template as a file that `load` reads.
+
+        Raises:
+            TemplateError: a demonstration holds something else than text, numbers and dates.
+        """
         values = {key: value for key, value in asdict(self).items() if value and key != "name"}
         lists = {key: list(value) for key, value in values.items() if isinstance(value, tuple)}
-        return write_yaml(values | lists)
+        try:
+            return write_yaml(values | lists)
+        except RepresenterError as error:
+            raise TemplateError(
+                f"template {self.name}: a demonstration holds {error.args[-1]!r}, which no template file can; make "
+                "text or a number of it in the data"
+            ) from None
 
     @property
     def source_columns(self) -> frozenset[str]:
@@ -265,7 +287,7 @@ class Template:
         """
         if self.answer_choices is None:
             return []
-        held = _replaced({**row, **(languages or {})}, SEPARATOR, _HELD_SEPARATOR)  # a row of `datasets` is no dict
+        held = _replaced(with_nulls({**row, **(languages or {})}), SEPARATOR, _HELD_SEPARATOR)
         text = self._render(self.answer_choices, held)
         return [choice.strip().replace(_HELD_SEPARATOR, SEPARATOR) for choice in text.split(SEPARATOR)]
 
@@ -284,7 +306,7 @@ class Template:
         return messages
 
     def _values(self, row: dict[str, Any], languages: dict[str, str] | None) -> dict[str, Any]:
-        values = row | (languages or {})
+        values = with_nulls({**row, **(languages or {})})  # a row of `datasets` is no dict
         return values if self.answer_choices is None else values | {"answer_choices": self.choices(row, languages)}
 
     def _variables(self, text: str) -> frozenset[str]:

@@ -65,8 +65,18 @@ for _tag in PROMPTSOURCE_TAGS:
 _Loader.add_constructor(None, _refuse)
 
 
+def _as_it_stands(loader: _Loader, node: yaml.Node) -> Any:
+    """A value that would be written in the same way, else the text: `no`, `12:30`, `1.10` and `007` are no others."""
+    value = yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
+    return value if yaml.SafeDumper("").represent_data(value).value == node.value else node.value
+
+
+for _kind in ("bool", "int", "float", "timestamp"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _as_it_stands)
+
+
 class _BlockDumper(yaml.SafeDumper):
-    """Writes text of several lines as people do."""
+    """Writes text of several lines as people do, and no bytes, which `read_yaml` refuses."""
 
 
 def _written_text(dumper: _BlockDumper, text: str) -> yaml.Node:
@@ -77,3 +87,4 @@ def _written_text(dumper: _BlockDumper, text: str) -> yaml.Node:
 
 
 _BlockDumper.add_representer(str, _written_text)
+_BlockDumper.add_representer(bytes, _BlockDumper.represent_undefined)

@@ -1,5 +1,6 @@
 """Closed questions: exact likelihoods whatever the batch, and the commands on rows with answers to choose from."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ from architectures import PROMPT, ROWS, SETTINGS, VOCABULARY, build, row_logits
 from conftest import PEOPLE, PLACES, check_card, question_rows, tiny_bart, tiny_llama, tiny_t5, write_jsonl
 from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from tokenizers import Regex
+from tokenizers.normalizers import Replace
 from transformers import DynamicCache
 
 from prompt_tuning import (
@@ -370,6 +373,12 @@ def test_what_is_wrong_is_said_with_file_and_line(closed_recipe, tokenizer, tmp_
         template = Template("{{ question }}", "yes", answer_choices=text)
         with pytest.raises(TemplateError, match=r"answer_choices gives 'yes'.*expected two or more"):
             Encoder(template, tokenizer).row(rows[0])
+    unknown = copy.deepcopy(tokenizer)  # it has one token for all letters that it does not know
+    unknown.backend_tokenizer.normalizer = Replace(Regex("[是否]"), "?")
+    template = Template("{{ question }}", "是", answer_choices="是 ||| 否")
+    with pytest.raises(TemplateError, match="this tokenizer does not tell the choices '是' and '否' apart"):
+        Encoder(template, unknown).row(rows[0])
+    assert Encoder(template, tokenizer).row(rows[0])["choices"] == ["是", "否"]
 
 
 def test_an_ensemble_of_closed_answers_names_the_way_out(closed_recipe, tmp_path, capsys):

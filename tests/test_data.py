@@ -106,6 +106,8 @@ def test_a_csv_cell_is_the_text_that_stands_there(tmp_path):
     assert second == {"document": "NA", "summary": "None", "year": 1991, "label": 1, "score": 0.25, "note": "x"}
     streamed = load_splits(arguments(path, streaming=True), ("train",))["train"]
     assert [row["summary"] for row in streamed] == ["007", "None"]
+    path.write_text("document,summary\nA,0.5\nB,1\n")  # as a number the second would be printed 1.0
+    assert [row["summary"] for row in load_splits(arguments(path))["train"]] == ["0.5", "1"]
     path.write_text("document,summary,summary\na,b,c\n")
     with pytest.raises(DataError, match=r"rows.csv: columns named twice: 'summary'"):
         load_splits(arguments(path))

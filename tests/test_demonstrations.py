@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from decimal import Decimal
 from itertools import pairwise
 
 import pytest
@@ -13,7 +14,7 @@ from prompt_tuning.cli import main
 from prompt_tuning.config import load_recipe
 from prompt_tuning.demonstrations import Demonstrations
 from prompt_tuning.encoding import Encoder, OverlongError, encode
-from prompt_tuning.errors import DataError, RecipeError
+from prompt_tuning.errors import DataError, RecipeError, TemplateError
 from prompt_tuning.prepare import prepare
 from prompt_tuning.template import Template
 
@@ -172,6 +173,14 @@ def test_too_few_rows_and_rows_that_cannot_be_written_are_no_choice(tokenizer):
         choose(tokenizer, rows, "random", 3)
     with pytest.raises(DataError, match="num_demonstrations is 2 and"):  # one may be the row itself
         choose(tokenizer, rows, "bm25", 2)
+
+
+def test_what_no_template_file_can_hold_is_said_before_any_model_is_read(tokenizer):
+    template = Template("{{ price }} {{ question }}", "{{ answers.text[0] }}")
+    rows = [row | {"price": Decimal("6.50")} for row in question_rows(4)]
+    with pytest.raises(TemplateError, match=r"a demonstration holds Decimal\('6.50'\), which no template file can"):
+        choose(tokenizer, rows, "random", 2, template=template)
+    assert choose(tokenizer, [row | {"price": 6.5} for row in rows], "random", 2, template=template).fixed
 
 
 def test_without_its_library_bm25_names_the_command(tokenizer, monkeypatch):

@@ -109,9 +109,14 @@ def test_a_chat_template_wraps_the_source_and_writes_the_special_tokens(tokenize
     assert tokenizer.decode(target) == "Turin<eos>"
 
 
-def test_a_chat_template_that_is_not_there_is_said(tokenizer):
-    import copy
+def test_a_chat_template_that_says_todays_date_gives_the_same_row_tomorrow(tokenizer):
+    dated = copy.deepcopy(tokenizer)
+    dated.chat_template = "{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}" + tokenizer.chat_template
+    encoder = Encoder(Template.load("question_answering/chat"), dated)
+    assert encoder.row(ROW)["source"].startswith("26 Jul 2024 00:00:00.000000<|system|>")
 
+
+def test_a_chat_template_that_is_not_there_is_said(tokenizer):
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = None
     with pytest.raises(TemplateError, match="wants a chat template and this tokenizer has none"):

@@ -11,7 +11,7 @@ from datasets import Dataset
 from prompt_tuning import leakage
 from prompt_tuning.cli import main
 from prompt_tuning.config import load_recipe
-from prompt_tuning.leakage import NEAR, find_leaks, nearest_sources
+from prompt_tuning.leakage import NEAR, find_leaks, nearest_sources, words
 from prompt_tuning.prepare import prepare
 from prompt_tuning.promptsource import convert
 from prompt_tuning.template import Template, language_variables
@@ -119,6 +119,13 @@ def test_a_language_without_spaces_is_compared_by_its_characters():
     train, other = [{"document": text, "summary": "s"}], text[::-1]
     found = leaks(SUMMARY, [{"document": each, "summary": "s"} for each in (text.replace("九", "十"), other)], train)
     assert found.near == ((0, 0),)
+
+
+def test_vowel_signs_are_part_of_a_word_and_signs_alone_are_compared_as_they_are():
+    assert words("दिल्ली की कीमत") == ["दिल्ली", "की", "कीमत"]
+    asked = [{"document": text, "summary": "s"} for text in ("किताब की कीमत कितनी है", "😀😀")]
+    train = [{"document": text, "summary": "s"} for text in ("कुताब के कामत कोतना हो", "😡!")]
+    assert leaks(SUMMARY, asked, train).near == ()
 
 
 def test_nearest_sources_finds_all_that_comparing_every_pair_finds():

@@ -1,6 +1,7 @@
 """What the metrics need to know of a language: its code, and whether it puts spaces between words."""
 
 import re
+import unicodedata
 
 # The codes of ISO 639-3 (as in NLLB's "zho_Hans") and 639-2/B for the languages that a metric treats in its own way.
 _ISO_639_1 = {
@@ -44,6 +45,22 @@ def primary_language(code: str | None) -> str | None:
 def is_english(language: str | None) -> bool:
     """Whether the rules for English apply, as they do where no language is given."""
     return language in (None, "en")
+
+
+def without_signs(text: str) -> str:
+    """Letters with their marks, as Hindi's vowel signs are, and digits; a space for each other sign.
+
+    >>> without_signs("दिल्ली, 1871")
+    'दिल्ली  1871'
+    """
+    return "".join(map(_letter_or_space, text))
+
+
+def _letter_or_space(character: str) -> str:
+    category = unicodedata.category(character)
+    if category == "Cf":
+        return ""
+    return character if category[0] in "LMN" else " "
 
 
 def characters(text: str) -> list[str]:

@@ -1,13 +1,12 @@
 """ROUGE (Lin, 2004), computed by rouge_score, with tokens and sentences for all languages."""
 
 import re
-import unicodedata
 
 import evaluate
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 
-from prompt_tuning.metrics.language import UNSPACED, characters, is_english, primary_language
+from prompt_tuning.metrics.language import UNSPACED, characters, is_english, primary_language, without_signs
 from prompt_tuning.metrics.references import FEATURES, require_references
 
 _TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -49,14 +48,7 @@ class UnicodeTokenizer(Tokenizer):
         self._split = characters if language in UNSPACED else str.split
 
     def tokenize(self, text: str) -> list[str]:
-        return self._split("".join(map(_word_character, text.lower())))
-
-
-def _word_character(character: str) -> str:
-    category = unicodedata.category(character)
-    if category == "Cf":
-        return ""
-    return character if category[0] in "LMN" else " "
+        return self._split(without_signs(text.lower()))
 
 
 class Rouge(evaluate.Metric):
