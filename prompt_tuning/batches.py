@@ -42,6 +42,13 @@ def agreement(one: Sequence[int], other: Sequence[int]) -> int:
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
+def open_with(input_ids: torch.Tensor, attention_mask: torch.Tensor, opening: torch.Tensor) -> bool:
+    """Whether each row `[B, T]`, wherever its padding stands, opens with these ids `[S]` and goes on."""
+    order = attention_mask.argsort(dim=1, descending=True, stable=True)  # a row's tokens, then its padding
+    longer = int(attention_mask.sum(1).min()) > len(opening)
+    return longer and bool((input_ids.gather(1, order)[:, : len(opening)] == opening).all())
+
+
 def source_length(labels: Sequence[int]) -> int:
     """How many tokens of a causal row come before its first label."""
     return next((n for n, label in enumerate(labels) if label != -100), len(labels))

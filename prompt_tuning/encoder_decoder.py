@@ -227,13 +227,16 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
         self.prompt_tokens[adapter_name] = torch.arange(config.num_virtual_tokens)  # for PEFT, when it saves
         base.set_attn_implementation(ATTENTION)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(
+        self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
         """The base model's forward behind the prompt: input_ids `[B, T]`, labels `[B, U]` to logits `[B, U, V]`."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask} | kwargs
         if isinstance(self.active_peft_config, EncoderDecoderPrefixConfig):
             with self._prefix_handed_over():
-                return self.base_model(*args, **kwargs)
+                return self.base_model(**given)
         with self._embeddings_scaled():
-            return super().forward(*args, **kwargs)
+            return super().forward(**_padded_behind(given))
 
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -249,7 +252,7 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
             with self._prefix_handed_over():
                 return self.base_model.generate(*args, **kwargs)
         with self._embeddings_scaled():
-            return super().generate(*args, **kwargs)
+            return super().generate(*args, **_padded_behind(kwargs))
 
     @contextmanager
     def _embeddings_scaled(self) -> Iterator[None]:
@@ -288,6 +291,15 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _padded_behind(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments whose rows `[B, T]` follow the prompt at once, wherever their padding stood."""
+    ids, mask = given.get("input_ids"), given.get("attention_mask")
+    if ids is None or mask is None or not bool((mask[:, 1:] > mask[:, :-1]).any()):
+        return given
+    order = mask.argsort(dim=1, descending=True, stable=True)
+    return given | {"input_ids": ids.gather(1, order), "attention_mask": mask.gather(1, order)}
 
 
 def _attentions(base: PreTrainedModel, config: EncoderDecoderPrefixConfig) -> dict[str, list[nn.Module]]:

@@ -314,6 +314,9 @@ class EncodingReport:
         if self.lacking_rows:
             counts = f"{self.lacking_demonstrations} in all did not fit, {self.bare_rows} rows have none"
             dropped += f", {self.lacking_rows} with fewer demonstrations ({counts})"
+        if self.problems:
+            row, message = self.problems[0]
+            dropped += f", {len(self.problems)} left out for what is wrong with them (row {row}: {message})"
         opening = f", all open with the same {self.opening}" if self.opening and self.rows > 1 else ""
         return f"{self.rows} rows, {cut}{dropped}, longest {self.longest} tokens{opening}"
 

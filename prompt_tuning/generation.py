@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import (
     Cache,
+    LogitsProcessor,
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
     PreTrainedModel,
@@ -17,15 +18,20 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import EosTokenCriteria
+from transformers.generation.streamers import BaseStreamer
 
 from prompt_tuning.caches import RoomyLayer, cache_of_rows, join_caches
+from prompt_tuning.encoding import StopTexts
+from prompt_tuning.errors import RecipeError
 
 DEFAULT_NEW_TOKENS = 20  # as in transformers
 # Settings under which a row's tokens depend on that row alone, so that finished rows can leave the batch.
 ROW_WISE = {
     "do_sample", "temperature", "top_k", "top_p", "max_new_tokens", "pad_token_id", "eos_token_id",
-    "stopping_criteria", "num_beams", "repetition_penalty", "synced_gpus",
+    "stopping_criteria", "num_beams", "repetition_penalty", "synced_gpus", "use_cache",
 }  # fmt: skip
+# What brings a cache of its own, in which no prompt stands.
+CACHES_OF_THEIR_OWN = ("past_key_values", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens")
 # What a model's generation_config.json may hold beside them: names of tokens, and what new tokens are counted by here.
 WITHOUT_EFFECT_ON_ROWS = {"_from_model_config", "transformers_version", "bos_token_id", "max_length", "use_cache"}
 
@@ -39,6 +45,19 @@ def setting(model: PreTrainedModel, kwargs: dict[str, Any], name: str, default: 
         if (value := getattr(config, name, None)) is not None:
             return value
     return default
+
+
+def own_cache(model: PreTrainedModel, kwargs: dict[str, Any]) -> str | None:
+    """The first of these arguments that brings a cache of its own, or None."""
+    asked = [name for name in CACHES_OF_THEIR_OWN if setting(model, kwargs, name) is not None]
+    # What a model's own configuration says of a cache is of no prompt's.
+    return next((name for name in asked if name != "cache_implementation" or name in kwargs), None)
+
+
+def check_one_text(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
+    """Raise a RecipeError where `generate` would return several texts for a row."""
+    if (several := setting(model, kwargs, "num_return_sequences", 1)) > 1:
+        raise RecipeError(f"num_return_sequences is {several}, and a row has one prediction; leave it out")
 
 
 def count_new_tokens(model: PreTrainedModel, width: int, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +97,7 @@ def generate_behind_cache(
     Returns:
         As `base.generate(input_ids, ...)`.
     """
-    shared = len(opening)
+    shared, sources = len(opening), input_ids
     # A row's first S tokens are hidden, then S columns that hold nothing else are left out.
     rest = attention_mask * (attention_mask.cumsum(1) > shared)
     if packed:
@@ -94,6 +113,7 @@ def generate_behind_cache(
     copies = max(setting(base, kwargs, "num_beams", 1), setting(base, kwargs, "num_return_sequences", 1))
     cache.batch_repeat_interleave(copies)
     cache.layers = [RoomyLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    kwargs = _showing_own_ids(kwargs, sources, mask.shape[1]) | {"use_cache": True, "cache_implementation": None}
     if size := setting(base, kwargs, "no_repeat_ngram_size"):
         starts = mask.shape[1] - attention_mask.sum(1)
         processors = [*(kwargs.get("logits_processor") or []), NoRepeatedNGram(size, starts.tolist())]
@@ -103,7 +123,7 @@ def generate_behind_cache(
     virtual = input_ids[:, -1:].expand(-1, mask.shape[1] - own.shape[1])
     output = _generate_dropping_finished(base, torch.cat([virtual, own], 1), mask, cache, **kwargs)
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
-    sources = input_ids.repeat_interleave(len(sequences) // len(input_ids), 0)
+    sources = sources.repeat_interleave(len(sequences) // len(sources), 0)
     return with_sequences(output, torch.cat([sources, sequences[:, mask.shape[1] :]], 1))
 
 
@@ -128,6 +148,7 @@ def generate_from_embeddings(
     place = torch.arange(joined.shape[1], device=input_ids.device)[None].expand(rows, -1)
     moved = torch.where(place < padding, place + len(prompt), place - padding)
     order = torch.where(place < padding + len(prompt), moved, place)
+    kwargs = _showing_own_ids(kwargs, input_ids, 0) | {"use_cache": True}
     output = base.generate(
         inputs_embeds=joined.gather(1, order[..., None].expand(-1, -1, joined.shape[2])),
         attention_mask=(place >= padding).long(),
@@ -144,6 +165,58 @@ def with_sequences(output: Any, sequences: torch.Tensor) -> Any:
         return sequences
     output.sequences = sequences
     return output
+
+
+def _showing_own_ids(kwargs: dict[str, Any], sources: torch.Tensor, width: int) -> dict[str, Any]:
+    """Arguments of `generate` of which somebody's own code is shown a row's ids as they were given, and no others.
+
+    Args:
+        sources: `[B, T]`.
+        width: of the columns that stand in their place, prompt and padding among them.
+    """
+
+    def own(ids: torch.Tensor) -> torch.Tensor:
+        return torch.cat([sources.repeat_interleave(len(ids) // len(sources), 0), ids[:, width:]], 1)
+
+    told: dict[str, Any] = {}
+    if processors := kwargs.get("logits_processor"):
+        told["logits_processor"] = LogitsProcessorList([OwnIdsProcessor(each, own) for each in processors])
+    if criteria := kwargs.get("stopping_criteria"):
+        told["stopping_criteria"] = StoppingCriteriaList(
+            [each if isinstance(each, StopTexts) else OwnIdsCriterion(each, own) for each in criteria]
+        )
+    if allowed := kwargs.get("prefix_allowed_tokens_fn"):
+        told["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row, torch.cat([sources[row], ids[width:]]))
+    if streamer := kwargs.get("streamer"):
+        told["streamer"] = OwnIdsStreamer(streamer, sources)
+    return kwargs | told
+
+
+class OwnIdsProcessor(LogitsProcessor):
+    def __init__(self, processor: LogitsProcessor, own: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.processor, self.own = processor, own
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return self.processor(self.own(input_ids), scores)
+
+
+class OwnIdsCriterion(StoppingCriteria):
+    def __init__(self, criterion: StoppingCriteria, own: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.criterion, self.own = criterion, own
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return self.criterion(self.own(input_ids), scores, **kwargs)
+
+
+class OwnIdsStreamer(BaseStreamer):
+    def __init__(self, streamer: BaseStreamer, sources: torch.Tensor) -> None:
+        self.streamer, self.waiting = streamer, [sources.cpu()]
+
+    def put(self, value: torch.Tensor) -> None:
+        self.streamer.put(self.waiting.pop() if self.waiting else value)  # the first is what was given
+
+    def end(self) -> None:
+        self.streamer.end()
 
 
 class NoRepeatedNGram(NoRepeatNGramLogitsProcessor):
@@ -189,7 +262,10 @@ def _generate_dropping_finished(
     longest, pad = kwargs.get("max_new_tokens"), setting(base, kwargs, "pad_token_id")
     config = base.generation_config.to_diff_dict()
     others = {name for name, value in config.items() if value not in (None, False, 0)} - WITHOUT_EFFECT_ON_ROWS
-    row_wise = (set(kwargs) | others) <= ROW_WISE and setting(base, kwargs, "num_beams", 1) == 1
+    row_wise = ({name for name, value in kwargs.items() if value is not None} | others) <= ROW_WISE
+    row_wise = row_wise and setting(base, kwargs, "num_beams", 1) == 1
+    # Others may count rows, which have other numbers once some have left.
+    row_wise = row_wise and all(isinstance(each, StopTexts) for each in kwargs.get("stopping_criteria") or ())
     if not (row_wise and longest) or pad is None:
         return base.generate(input_ids=input_ids, **given)
     eos = setting(base, kwargs, "eos_token_id")

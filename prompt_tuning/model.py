@@ -178,7 +178,8 @@ def prompt_config(
             return EncoderDecoderPrefixConfig(**common, **network, **places)
         return PrefixTuningConfig(**common, **network)
     common |= {"num_transformer_submodules": 1}
-    if has_recurrent_layers(model.config) and "num_attention_heads" not in model.config.to_dict():
+    known = model.config.get_text_config().to_dict()
+    if not {"num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"} & known.keys():
         common |= {"num_attention_heads": 1}  # PEFT asks every prompt for it, and needs it for prefixes alone
     if args.method == "p_tuning":
         encoder = args.encoder_reparameterization_type
@@ -278,13 +279,14 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, is_trainable: bool 
         folder: or a hub id, as `adapter_folder` takes it.
 
     Returns:
-        In evaluation mode; a prompt as `add_soft_prompt` adds it.
+        In evaluation mode; a prompt as `add_soft_prompt` adds it. That the model has another name than the one it was
+        trained on is a warning.
 
     Raises:
         AdapterError: not an adapter, one of another model, or a hub id that cannot be had.
     """
     config = load_adapter_config(folder)
-    check_adapter(config, folder, model.config)
+    check_adapter(config, folder, model.config, renamed=True)
     folder = adapter_folder(folder)
     config.inference_mode = not is_trainable
     if not config.is_prompt_learning:
@@ -293,6 +295,8 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, is_trainable: bool 
         config = prompt_config(model, config.num_virtual_tokens)
     if isinstance(config, PrefixTuningConfig):
         config.prefix_projection = False  # the file holds what the network wrote
+    if type(config) is PromptTuningConfig:
+        config.prompt_tuning_init = "RANDOM"  # not anew from a text, for which PEFT would look for the tokenizer
     peft_model = add_soft_prompt(model, config)
     peft_model.load_adapter(str(folder), "default", is_trainable, torch_device=str(model.device))
     return peft_model.requires_grad_(False).eval() if not is_trainable else peft_model.eval()
@@ -329,17 +333,27 @@ def load_adapter_config(folder: str | Path) -> PeftConfig:
     return config
 
 
-def check_adapter(config: PeftConfig, folder: str | Path, model_config: PretrainedConfig) -> None:
-    """Raise AdapterError unless the adapter was trained on a model of this name and size."""
+def check_adapter(
+    config: PeftConfig, folder: str | Path, model_config: PretrainedConfig, renamed: bool = False
+) -> None:
+    """Raise AdapterError unless the adapter was trained on a model of this name and size.
+
+    Args:
+        renamed: the model was given for this adapter, by a folder that may have another name: that is then a warning.
+    """
     trained_on, size = config.base_model_name_or_path or "", model_config.get_text_config().hidden_size
     name = model_config.name_or_path
     embedded = config.peft_type in ("PROMPT_TUNING", "P_TUNING")  # the others do not tell
     trained_size = config.token_dim if embedded else size
-    if trained_size != size or Path(trained_on).name != Path(name).name:
-        raise AdapterError(
-            f"{folder} was trained on {trained_on} (hidden size {trained_size}), the model here is {name} "
-            f"(hidden size {size}); set model_name_or_path to the model it was trained on"
-        )
+    if trained_size == size and Path(trained_on).name == Path(name).name:
+        return
+    found = (
+        f"{folder} was trained on {trained_on} (hidden size {trained_size}), the model here is {name} "
+        f"(hidden size {size})"
+    )
+    if not renamed or trained_size != size:
+        raise AdapterError(f"{found}; set model_name_or_path to the model it was trained on")
+    logger.warning("%s; predictions are those of the training only if it is that model under another name", found)
 
 
 def _from_pretrained(auto, args: ModelArguments, **kwargs):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,7 @@ from prompt_tuning.data import load_file, usual_row, utf8_lines
 from prompt_tuning.encoding import Encoder, StopTexts, decode
 from prompt_tuning.errors import AdapterError, DataError, TemplateError
 from prompt_tuning.files import whole_file
+from prompt_tuning.generation import check_one_text
 from prompt_tuning.hub import adapter_folder
 from prompt_tuning.model import (
     check_adapter,
@@ -39,6 +41,7 @@ from prompt_tuning.model import (
 )
 from prompt_tuning.shared_prefix import prompt_computed_once
 from prompt_tuning.template import Template
+from prompt_tuning.ways import base_of
 
 READ_WHOLE = LOCAL_FORMATS.keys() - {".jsonl"}  # as train does
 
@@ -54,7 +57,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model with its soft prompt, template and budget: what a run's folder describes.
+    """A model with its soft prompt, template and budget: what a run's folder describes. Threads may share one.
 
     Args:
         generation_kwargs: for `generate`, as `Recipe.decoding` gives them.
@@ -69,6 +72,8 @@ class Predictor:
     choice_normalization: str = "none"
     data: DataArguments = field(default_factory=DataArguments)
     autocast: torch.dtype | None = None
+    # PEFT's `generate` changes the model while it runs.
+    _lock: AbstractContextManager = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
     @classmethod
     def load(cls, adapter: str | Path, model_name_or_path: str | None = None) -> Predictor:
@@ -101,7 +106,7 @@ class Predictor:
             )
         config = load_config(recipe.model)
         if not full:
-            check_adapter(adapter_config, adapter, config)
+            check_adapter(adapter_config, adapter, config, renamed=model_name_or_path is not None)
         tokenizer = load_tokenizer(recipe.model, recipe.data.source_lang, recipe.data.target_lang)
         encoder = Encoder.of_recipe(recipe, template, tokenizer, config.is_encoder_decoder)
         encoder = replace(encoder, chosen=min(count, len(template.demonstrations)))
@@ -135,7 +140,7 @@ class Predictor:
         if not self.encoder.closed or not sources:
             return self.write(sources)
         texts, ids = [each.choices for each in questions], [each.choice_ids for each in questions]
-        with self.autocasting():
+        with self._lock, self.autocasting():
             best = choose(self.model, self.encoder.tokenizer, sources, texts, ids, self.choice_normalization)
         return [choices[number] for choices, number in zip(texts, best, strict=True)]
 
@@ -151,10 +156,10 @@ class Predictor:
             batch = pad_left(sources, tokenizer.pad_token_id)
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
         stops = {"stopping_criteria": [StopTexts(tokenizer, stop)]} if stop else {}
-        with self.autocasting():
-            generated = self.model.generate(
-                **batch, do_sample=False, pad_token_id=tokenizer.pad_token_id, **stops, **self.generation_kwargs
-            )
+        given = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id} | self.generation_kwargs
+        check_one_text(base_of(self.model), given)
+        with self._lock, self.autocasting():
+            generated = self.model.generate(**batch, **stops, **given)
         start = 1 if self.encoder.is_encoder_decoder else batch["input_ids"].shape[1]
         return decode(generated[:, start:].tolist(), tokenizer, stop)
 

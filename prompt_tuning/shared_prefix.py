@@ -25,13 +25,14 @@ from transformers import AttentionInterface, DynamicCache, StoppingCriteriaList
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from prompt_tuning.batches import pad_left
+from prompt_tuning.batches import open_with, pad_left
 from prompt_tuning.caches import join_caches
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.generation import (
     count_new_tokens,
     generate_behind_cache,
     generate_from_embeddings,
+    own_cache,
     setting,
     with_sequences,
 )
@@ -135,6 +136,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
             Without labels: whatever PEFT's forward returns.
         """
         if labels is None or input_ids is None or not self.active_peft_config.is_prompt_learning:
+            kwargs |= self._names_for_peft(adapter_names)
             if labels is not None:
                 kwargs |= {"labels": labels, "num_items_in_batch": num_items_in_batch}
             return super().forward(input_ids=input_ids, attention_mask=attention_mask, task_ids=task_ids, **kwargs)
@@ -156,6 +158,16 @@ class SharedPrefixModel(PeftModelForCausalLM):
             logits = run(Batch.of(input_ids, wanted), *self._owners(adapter_names, task_ids, len(input_ids)))
         loss = target_loss(logits, labels[wanted], num_items_in_batch, label_smoothing)
         return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def _names_for_peft(self, adapter_names: Sequence[str] | None) -> dict[str, Any]:
+        if adapter_names is None or not self.active_peft_config.is_prompt_learning:
+            return {} if adapter_names is None else {"adapter_names": list(adapter_names)}
+        if {*adapter_names} != {self.active_adapter}:
+            raise AdapterError(
+                "adapter_names: without input_ids and labels each row is run behind the active adapter's prompt, "
+                f"{self.active_adapter}; give labels, or call generate"
+            )
+        return {}
 
     def _plain_logits(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, wanted: torch.Tensor, **kwargs: Any
@@ -312,7 +324,11 @@ class SharedPrefixModel(PeftModelForCausalLM):
         if self.disabled:
             return self.get_base_model().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if input_ids is None or self.active_peft_config.peft_type.value not in EMBEDDED_METHODS + CACHED_METHODS:
+            kwargs |= self._names_for_peft(adapter_names)
             return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        base = self.get_base_model()
+        if name := own_cache(base, kwargs):
+            raise AdapterError(f"generate: {name} knows nothing of the prompt; leave it out")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if bool((attention_mask[:, 1:] < attention_mask[:, :-1]).any()):  # padding after tokens: move it before them
@@ -322,7 +338,6 @@ class SharedPrefixModel(PeftModelForCausalLM):
             sequences = output if isinstance(output, torch.Tensor) else output.sequences
             sources = input_ids.repeat_interleave(len(sequences) // len(input_ids), 0)
             return with_sequences(output, torch.cat([sources, sequences[:, input_ids.shape[1] :]], 1))
-        base = self.get_base_model()
         config = base.config.get_text_config()
         names, owners = self._owners(adapter_names, task_ids, len(input_ids))
         longest = max(self.peft_config[name].num_virtual_tokens for name, _ in names)
@@ -363,14 +378,10 @@ class SharedPrefixModel(PeftModelForCausalLM):
     ) -> tuple[list[DynamicCache], torch.Tensor]:
         """The kept cache, if its ids open every row, else those for this batch; and those ids."""
         opening = self._opening
-        if opening is not None and len(names) == 1:
-            # Sorted, a row's tokens come before its padding.
-            order = attention_mask.argsort(dim=1, descending=True, stable=True)
-            longer = int(attention_mask.sum(1).min()) > len(opening)
-            if longer and bool((input_ids.gather(1, order)[:, : len(opening)] == opening).all()):
-                if names[0] not in self._kept:
-                    self._kept[names[0]] = self._prompt_caches(names, opening)
-                return self._kept[names[0]], opening
+        if opening is not None and len(names) == 1 and open_with(input_ids, attention_mask, opening):
+            if names[0] not in self._kept:
+                self._kept[names[0]] = self._prompt_caches(names, opening)
+            return self._kept[names[0]], opening
         none = input_ids.new_empty(0)
         return self._prompt_caches(names, none), none
 

@@ -23,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
-from prompt_tuning.batches import common_opening, pad_left, places_taken, source_rows
+from prompt_tuning.batches import common_opening, open_with, pad_left, places_taken, source_rows
 from prompt_tuning.caches import by_length, opening_cache
 from prompt_tuning.checkpoints import (
     has_network,
@@ -39,7 +39,7 @@ from prompt_tuning.divergence import STEPS_KEPT, Divergence
 from prompt_tuning.encoding import StopTexts, decode
 from prompt_tuning.errors import AdapterError, DataError, ModelError, RecipeError
 from prompt_tuning.files import full_disk_told, whole_file
-from prompt_tuning.generation import count_new_tokens, generate_behind_cache
+from prompt_tuning.generation import check_one_text, count_new_tokens, generate_behind_cache, own_cache
 from prompt_tuning.hub import push
 from prompt_tuning.memory import IN_EVALUATION, keep_global_batch, memory_told
 from prompt_tuning.metrics import Score
@@ -268,7 +268,14 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(rows, str):
             rows = self.eval_dataset[rows]
-        if rows is None or isinstance(rows, dict):
+        if isinstance(rows, dict):
+            # Trainer would forget the arguments of `generate` there.
+            metrics: dict[str, float] = {}
+            for name, of_name in rows.items():
+                of_name = name if eval_dataset is None else of_name
+                metrics |= self.evaluate(of_name, ignore_keys, f"{metric_key_prefix}_{name}", **gen_kwargs)
+            return metrics
+        if rows is None:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
         rows, _ = self._by_length(rows)
         return super().evaluate(rows, ignore_keys, metric_key_prefix, **(self.generation_kwargs | gen_kwargs))
@@ -350,7 +357,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             labels = inputs["labels"].clone()
             labels[own:] = -100
             loss = self.compute_loss(model, self._prepare_inputs(inputs | {"labels": labels}))
-            if items := int((labels != -100).sum()):
+            counted = labels if self.model.config.is_encoder_decoder else labels[:, 1:]  # a first token has no loss
+            if items := int((counted != -100).sum()):
                 self._summed_loss, self._loss_items = self._summed_loss + loss.item() * items, self._loss_items + items
         if prediction_loss_only or not self.args.predict_with_generate:
             return loss, None, None
@@ -359,12 +367,20 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             return loss, self._best_choices(inputs, numbers), inputs["labels"]
         sources = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
         if not self.model.config.is_encoder_decoder:
-            sources = self._prepare_inputs(pad_left(source_rows(inputs), self.processing_class.pad_token_id))
+            rows = source_rows(inputs)
+            if not all(rows):
+                raise DataError(
+                    "a row's first token is a target already, so that there is no source to write a prediction for; "
+                    "give it one, or set predict_with_generate=False, which evaluates the loss alone"
+                )
+            sources = self._prepare_inputs(pad_left(rows, self.processing_class.pad_token_id))
         if _is_multitask(self.model):
             sources["task_ids"] = inputs["task_ids"]
         stops = {"stopping_criteria": [StopTexts(self.processing_class, self.stop)]} if self.stop else {}
+        given = gen_kwargs or self._gen_kwargs
+        check_one_text(base_of(self.model), given)
         with in_step(self.model) as synced, self._eagerly():
-            generated = self._generate(**sources, **stops, **synced, **(gen_kwargs or self._gen_kwargs))
+            generated = self._generate(**sources, **stops, **synced, **given)
         start = 1 if self.model.config.is_encoder_decoder else sources["input_ids"].shape[1]
         return loss, generated[:, start:].contiguous(), inputs["labels"]
 
@@ -390,7 +406,12 @@ class PromptTuningTrainer(Seq2SeqTrainer):
     def _generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """`generate`, where a model without a prompt also reads once what rows open with."""
         base = base_of(self.model)
-        if is_prompted(self.model) or base.config.is_encoder_decoder or why_not_packed(base):
+        if (
+            is_prompted(self.model)
+            or base.config.is_encoder_decoder
+            or why_not_packed(base)
+            or own_cache(base, kwargs)
+        ):
             return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         kwargs = count_new_tokens(base, input_ids.shape[1], kwargs)
         if not within_window(base, input_ids.shape[1] + kwargs["max_new_tokens"]):
@@ -398,10 +419,12 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         base.set_attn_implementation(ATTENTION)
         if self._opening_cache is None:
             self._opening_cache = opening_cache(base, self._opening)
+        opening, cache = input_ids.new_tensor(self._opening, dtype=input_ids.dtype), self._opening_cache
+        if not open_with(input_ids, attention_mask, opening):  # an own collator's, or of an own data set with padding
+            opening, cache = opening[:0], opening_cache(base, [])
         return generate_behind_cache(
-            base, [self._opening_cache], [0] * len(input_ids), input_ids, attention_mask,
-            input_ids.new_tensor(self._opening), packed=True, **kwargs,
-        )  # fmt: skip
+            base, [cache], [0] * len(input_ids), input_ids, attention_mask, opening, packed=True, **kwargs
+        )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As Trainer's. A checkpoint also gets the network that writes the prompt, as PEFT leaves it out; no card."""
@@ -440,8 +463,12 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
+        best = Path(self.state.best_model_checkpoint)
+        named = isinstance(self.model, PeftModel) and best / self.model.active_adapter
         if has_network(self.model):
-            load_network(self.model, Path(self.state.best_model_checkpoint))
+            load_network(self.model, best)
+        elif named and (named / "adapter_config.json").is_file():  # where PEFT saves one that is not called default
+            self.model.load_adapter(str(named), self.model.active_adapter, is_trainable=True)
         else:
             super()._load_best_model()
 
@@ -594,6 +621,10 @@ class PromptTuningTrainer(Seq2SeqTrainer):
 
     def _by_length(self, rows: Dataset) -> tuple[Dataset, np.ndarray]:
         """Rows ordered by `by_length`, and the order."""
+        if not isinstance(rows, Dataset):
+            if not hasattr(rows, "__len__"):
+                raise DataError(f"evaluation needs to know all rows, and a {type(rows).__name__} has no length")
+            rows = Dataset.from_list([dict(rows[number]) for number in range(len(rows))])
         rows, causal = rows.with_format(None), not self.model.config.is_encoder_decoder
         self._opening = common_opening(rows) if causal else []
         order = np.array(by_length(list(rows["input_ids"]), share=causal), dtype=int)

@@ -7,14 +7,17 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 from conftest import check_card, question_rows, write_jsonl
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Cohere2Config, GenerationConfig, MarianConfig
 
+import prompt_tuning as pt
 from prompt_tuning import Predictor, Template
 from prompt_tuning.cli import main
 
@@ -209,6 +212,34 @@ def test_a_predictor_writes_what_train_wrote(run, tmp_path):
     predictor = Predictor.load(run)
     saved = [json.loads(line)["soft_prompt"] for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
     assert predictor(question_rows(9, 5)) == saved and predictor([]) == []
+
+
+@pytest.mark.parametrize("architecture", ["cohere2", "marian"])
+def test_threads_share_a_predictor(architecture, tokenizer):
+    """PEFT's `generate` changes the model while it runs, and a hook scales what Marian reads."""
+    torch.manual_seed(3)
+    size, common = len(tokenizer), {"pad_token_id": 0, "eos_token_id": 1}
+    config = {
+        "cohere2": Cohere2Config(
+            vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, initializer_range=0.3, **common,
+        ),
+        "marian": MarianConfig(
+            vocab_size=size, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+            decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=256,
+            decoder_start_token_id=0, forced_eos_token_id=None, init_std=1.0, scale_embedding=True, **common,
+        ),
+    }[architecture]  # fmt: skip
+    many = architecture == "marian"
+    base = (AutoModelForSeq2SeqLM if many else AutoModelForCausalLM).from_config(config).requires_grad_(False).eval()
+    model = pt.add_soft_prompt(base, pt.prompt_config(base, 4), torch.randn(4, 32)).eval()
+    encoder = pt.Encoder(Template.load("question_answering/plain"), tokenizer, many, max_source_tokens=96)
+    predictor = Predictor(model, encoder, {"max_new_tokens": 12})
+    batches = [question_rows(24)[start : start + 3] for start in range(0, 24, 3)] * 2
+    expected = [predictor(batch) for batch in batches]
+    assert len({text for texts in expected for text in texts}) > 2
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(predictor, batches)) == expected
 
 
 def test_a_run_predicts_where_what_it_was_trained_with_is_not(run, monkeypatch):

@@ -383,6 +383,12 @@ def test_a_soft_prompt_has_no_dead_rows_and_a_padded_batch_is_its_rows(one_of_ea
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     expected = torch.cat([greedy(model, sources([pair])) for pair in pairs])
     assert greedy(model, sources(pairs)).tolist() == expected.tolist()
+    given = batch(pairs)
+    order = given["attention_mask"].argsort(dim=1, stable=True)  # T5 counts positions, and so the padding between
+    left = given | {name: given[name].gather(1, order) for name in ("input_ids", "attention_mask")}
+    torch.testing.assert_close(summed_loss(model, left), alone, rtol=1e-5, atol=1e-5)
+    padded = {name: left[name] for name in ("input_ids", "attention_mask")}
+    assert greedy(model, padded).tolist() == expected.tolist()
 
 
 def test_prompts_that_are_not_right_for_these_models_are_refused(one_of_each):

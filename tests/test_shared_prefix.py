@@ -26,8 +26,18 @@ from peft import (
     PromptEncoderConfig,
     PromptTuningConfig,
 )
-from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import DynamicLayer
+from transformers.generation.streamers import BaseStreamer
 
 from prompt_tuning.batches import pad_left
 from prompt_tuning.caches import RoomyLayer, shared_openings
@@ -348,6 +358,79 @@ def test_what_counts_from_where_generation_began_keeps_finished_rows_in_the_batc
     for row, new in zip(ROWS, together, strict=True):
         alone = written(model, [row], **settings)[0]
         assert new == (alone + [0] * 12)[: len(new)]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral, window 6"])
+def test_a_model_that_keeps_no_cache_writes_the_same_behind_a_prompt(architecture):
+    model = soft(build(architecture))
+    expected = written(model, ROWS)
+    assert written(model, ROWS, use_cache=False) == expected
+    model.get_base_model().generation_config.use_cache = False
+    assert written(model, ROWS) == expected == [written(model, [row])[0] for row in ROWS]
+
+
+def test_what_brings_a_cache_of_its_own_is_refused_and_one_that_a_model_asks_for_is_not_made():
+    model = soft(build("llama"))
+    for given in ({"past_key_values": DynamicCache()}, {"prompt_lookup_num_tokens": 3}, {"assistant_model": model}):
+        with pytest.raises(AdapterError, match=f"generate: {next(iter(given))} knows nothing of the prompt"):
+            written(model, ROWS, **given)
+    expected = written(model, ROWS)
+    model.get_base_model().generation_config.cache_implementation = "static"
+    assert written(model, ROWS) == expected
+
+
+class Recorder(LogitsProcessor):
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, input_ids, scores):
+        self.seen.append(input_ids.tolist())
+        return scores
+
+
+def test_what_looks_on_while_rows_are_written_is_shown_their_own_ids():
+    """As the base model's `generate` shows them, without what stands in the prompt's places."""
+    model, batch = soft(build("llama")), pad_left(ROWS, 0)
+    recorder, allowed, lengths = Recorder(), [], []
+
+    class Limit(StoppingCriteria):  # of which each row has its own
+        limits = torch.tensor([2, 3, 5, 8])
+
+        def __call__(self, input_ids, scores, **kwargs):
+            lengths.append(input_ids.shape[1] - batch["input_ids"].shape[1])
+            return lengths[-1] >= self.limits[: len(input_ids)]
+
+    new = model.generate(
+        **batch, **GREEDY | {"eos_token_id": 2, "pad_token_id": 0}, logits_processor=LogitsProcessorList([recorder]),
+        stopping_criteria=StoppingCriteriaList([Limit()]),
+        prefix_allowed_tokens_fn=lambda row, ids: allowed.append((row, ids.tolist())) or list(range(3, VOCABULARY)),
+    )[:, batch["input_ids"].shape[1] :]  # fmt: skip
+    assert recorder.seen[0] == batch["input_ids"].tolist() and lengths == [*range(1, 9)]
+    assert recorder.seen[1] == torch.cat([batch["input_ids"], new[:, :1]], 1).tolist()
+    assert allowed[: len(ROWS)] == list(enumerate(batch["input_ids"].tolist()))
+    assert (new != 0).sum(1).tolist() == Limit.limits[: len(ROWS)].tolist()
+
+
+def test_a_streamer_is_given_the_row_and_then_what_is_written():
+    model, given = soft(build("llama")), []
+
+    class Streamer(BaseStreamer):
+        def put(self, value):
+            given.append(value.tolist())
+
+        def end(self):
+            given.append("end")
+
+    new = written(model, ROWS[:1], streamer=Streamer())[0]
+    assert given == [[ROWS[0]], *([token] for token in new), "end"]
+
+
+def test_names_of_adapters_are_not_dropped_where_no_loss_is_asked_for():
+    model, batch = soft(build("llama")), pad_left(ROWS[:2], 0)
+    model.add_adapter("other", METHODS["prompt_tuning"]())
+    assert model(**batch, adapter_names=["default"] * 2).logits is not None
+    with pytest.raises(AdapterError, match="without input_ids and labels each row is run behind the active adapter's"):
+        model(**batch, adapter_names=["default", "other"])
 
 
 def test_disabling_within_disabling_ends_with_the_outer_one():

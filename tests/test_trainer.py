@@ -17,6 +17,7 @@ from transformers import (
     MistralForCausalLM,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    TrainerCallback,
 )
 
 from prompt_tuning import (
@@ -31,7 +32,8 @@ from prompt_tuning import (
 )
 from prompt_tuning.batches import source_length
 from prompt_tuning.encoding import decode
-from prompt_tuning.errors import AdapterError, ModelError, RecipeError
+from prompt_tuning.errors import AdapterError, DataError, ModelError, RecipeError
+from prompt_tuning.shared_prefix import SharedPrefixModel
 
 BUILDERS = {"llama": tiny_llama, "t5": tiny_t5, "bart": tiny_bart}
 
@@ -373,6 +375,72 @@ def test_rows_of_an_ordinary_data_set_are_scored_against_their_labels(tokenizer,
     assert sorted(seen) == sorted(run.eval_dataset["references"])
 
 
+@pytest.mark.parametrize("method", ["soft", "lora", "full"])
+def test_rows_of_an_own_data_set_may_be_padded_on_either_side(method, tokenizer, tmp_path):
+    base = tiny_llama(len(tokenizer))
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4, init_lora_weights=False)
+    model = {"soft": lambda: soft("llama", tokenizer), "lora": lambda: get_peft_model(base, lora)}.get(method)
+    run = trainer(model() if model else base, tokenizer, tmp_path)
+    rows = run.eval_dataset.select_columns(["input_ids", "labels"])
+    expected, loss = run.predict_texts(rows), run.evaluate(rows)["eval_loss"]
+    assert len(set(expected)) > 2
+    for side in ("left", "right"):
+        padded = []
+        for row in rows:
+            ids, labels, space = row["input_ids"], row["labels"], 120 - len(row["input_ids"])
+            mask = [1] * len(ids)
+            left, right = (space, 0) if side == "left" else (0, space)
+            padded.append({
+                "input_ids": [0] * left + ids + [0] * right, "attention_mask": [0] * left + mask + [0] * right,
+                "labels": [-100] * left + labels + [-100] * right,
+            })  # fmt: skip
+        assert run.predict_texts(Dataset.from_list(padded)) == expected
+        assert run.evaluate(padded)["eval_loss"] == pytest.approx(loss, rel=1e-5)  # a list of rows, too
+
+
+def test_the_loss_depends_on_no_batch_where_a_rows_first_token_is_a_target(tokenizer, tmp_path):
+    rows = [
+        {"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in encoded(tokenizer, question_rows(7))
+    ]
+    alone, together = (
+        trainer(
+            soft("llama", tokenizer), tokenizer, tmp_path, per_device_eval_batch_size=size, predict_with_generate=False
+        ).evaluate(rows)["eval_loss"]
+        for size in (1, 7)
+    )
+    assert alone == pytest.approx(together, rel=1e-5)
+    with pytest.raises(DataError, match="a row's first token is a target already, so that there is no source"):
+        trainer(soft("llama", tokenizer), tokenizer, tmp_path).evaluate(rows)
+
+
+def test_several_texts_for_a_row_are_refused_and_rows_without_a_number_too(tokenizer, tmp_path):
+    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path)
+    with pytest.raises(RecipeError, match="num_return_sequences is 2, and a row has one prediction"):
+        run.evaluate(num_beams=2, num_return_sequences=2)
+    with pytest.raises(DataError, match="evaluation needs to know all rows, and a IterableDataset has no length"):
+        run.evaluate(run.eval_dataset.to_iterable_dataset())
+
+
+def test_the_best_checkpoint_of_an_adapter_by_another_name_is_restored(tokenizer, tmp_path):
+    base = tiny_llama(len(tokenizer))
+    model = SharedPrefixModel(base, prompt_config(base, 4), adapter_name="mine")
+    seen = []
+
+    class Keep(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            seen.append(model.prompt_encoder["mine"].embedding.weight.detach().clone())
+
+    run = trainer(
+        model, tokenizer, tmp_path, load_best_model_at_end=True, metric_for_best_model="eval_loss", eval_steps=2,
+        greater_is_better=True, eval_strategy="steps", save_steps=2, learning_rate=0.5, callbacks=[Keep()],
+    )  # fmt: skip
+    run.train()
+    losses = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry]
+    best = losses.index(max(losses))
+    assert best < len(losses) - 1
+    assert torch.equal(model.prompt_encoder["mine"].embedding.weight, seen[best])
+
+
 def test_of_several_sets_each_is_evaluated_on_its_own_rows_with_workers_that_persist_too(tokenizer, tmp_path):
     seen = []
     run = trainer(
@@ -381,7 +449,8 @@ def test_of_several_sets_each_is_evaluated_on_its_own_rows_with_workers_that_per
     )  # fmt: skip
     few, many = run.eval_dataset.select(range(3)), run.eval_dataset
     run.eval_dataset = {"few": few, "many": many}
-    metrics = run.evaluate()
+    metrics = run.evaluate(max_new_tokens=2)
+    assert run._gen_kwargs["max_new_tokens"] == 2
     for rows, references in zip((few, many), seen, strict=True):
         assert sorted(references) == sorted(rows["references"])
     assert metrics["eval_few_loss"] != metrics["eval_many_loss"]
