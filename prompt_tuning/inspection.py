@@ -97,7 +97,7 @@ def _moved(weight: torch.Tensor, initial: Path) -> list[float]:
 def _input_embeddings(args: ModelArguments, adapter: PeftConfig, folder: Path) -> torch.Tensor:
     """`[V, H]` as the model embeds its tokens; the one tensor, if the model's files allow it."""
     config = load_config(args)
-    check_adapter(adapter, folder, config)
+    check_adapter(adapter, folder, config, renamed=args.model_name_or_path != adapter.base_model_name_or_path)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(config)

@@ -1,6 +1,7 @@
 """compare: what it trains, what it does not train again, and that its tests tell a difference from none."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -159,6 +160,11 @@ def test_parts_on_other_rows_are_refused_before_anything_is_trained(recipes, tmp
         recipes["soft"].write_text(text.replace(str(tmp_path / "test.jsonl"), str(rows)))
         assert compared(recipes, tmp_path, "--max_steps", "1") == 1
         assert "hard and soft would be evaluated on other rows" in capsys.readouterr().err
+    unlike = tmp_path / "unlike.yaml"
+    unlike.write_text("source: '{{ context }} {{ question }}'\ntarget: '{{ answers.text[0] | upper }}'\n")
+    recipes["soft"].write_text(re.sub("(?m)^template: .*$", f"template: {unlike}", text))
+    assert compared(recipes, tmp_path, "--max_steps", "1") == 1
+    assert "the template of soft counts other texts as right than that of hard" in capsys.readouterr().err
 
 
 def test_a_few_shot_prompt_is_run_with_each_seed_that_draws_its_demonstrations(recipes, tmp_path, capsys):

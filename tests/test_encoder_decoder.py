@@ -389,6 +389,11 @@ def test_a_soft_prompt_has_no_dead_rows_and_a_padded_batch_is_its_rows(one_of_ea
     torch.testing.assert_close(summed_loss(model, left), alone, rtol=1e-5, atol=1e-5)
     padded = {name: left[name] for name in ("input_ids", "attention_mask")}
     assert greedy(model, padded).tolist() == expected.tolist()
+    if kind is PromptTuningConfig:
+        plain = PeftModelForSeq2SeqLM(one_of_each, soft_config(num_transformer_submodules=1))
+        weight(plain).data.copy_(weight(model))
+        torch.testing.assert_close(summed_loss(plain, given), alone, rtol=1e-5, atol=1e-5)
+        assert abs(summed_loss(plain, left) - alone).item() > 1e-3  # PEFT's
 
 
 def test_prompts_that_are_not_right_for_these_models_are_refused(one_of_each):

@@ -182,6 +182,19 @@ def test_other_targets_are_left_out_and_demonstrations_that_did_not_fit_are_coun
     assert "p of at most 16 rows by their signs" in text
 
 
+def test_under_bf16_likelihoods_are_computed_as_predictions_are(recipe_file, templates, tmp_path, monkeypatch):
+    numbers = []
+
+    def likelihoods(model, places):
+        numbers.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+        return [-1.0] * len(places)
+
+    monkeypatch.setattr("prompt_tuning.rank._log_likelihoods", likelihoods)
+    monkeypatch.setattr("prompt_tuning.trainer.PromptTuningTrainer.predict_texts", lambda *_: ["Turin"] * 6)
+    assert ranked(recipe_file(bf16="true"), tmp_path, "--templates", templates) == 0
+    assert set(numbers) == {torch.bfloat16}
+
+
 def test_a_text_with_a_line_separator_is_read_back(recipe_file, templates, tmp_path, monkeypatch):
     monkeypatch.setattr("prompt_tuning.trainer.PromptTuningTrainer.predict_texts", lambda *_: ["one\u2028two"] * 6)
     for _ in range(2):
@@ -248,6 +261,12 @@ def test_what_cannot_be_ranked_is_said_before_a_model_loads(recipe_file, tmp_pat
     assert "no template could be ranked\nerror: template summarization/plain needs" in capsys.readouterr().err
     assert ranked(recipe_file(), tmp_path, "--templates", "nothing") == 2
     assert "template nothing is not among the shipped ones" in capsys.readouterr().err
+    (tmp_path / "theirs.yaml").write_text(
+        "dataset: squad\nsubset: null\ntemplates:\n  1: !Template\n    name: One\n    jinja: '{{ question }}'\n"
+    )
+    assert ranked(recipe_file(), tmp_path, "--templates", tmp_path / "theirs.yaml") == 2
+    said = capsys.readouterr().err
+    assert "no template could be ranked\nerror: template" in said and "|||" in said
     assert ranked(recipe_file(metrics="exact_match"), tmp_path) == 2
     assert "metrics give exact_match, and rank goes by f1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
