@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from prompt_tuning import Encoder, PromptTuningArguments, PromptTuningTrainer, Template, encode
 from prompt_tuning.batches import pad_left, source_length
-from prompt_tuning.encoding import decode
+from prompt_tuning.stop_texts import decode
 
 NEW_TOKENS, LENGTH = 16, 20
 

@@ -244,11 +244,12 @@ class PromptArguments:
     early_stopping_threshold: float = field(default=0.0, metadata={"help": "How much better counts as better."})
 
 
-# Methods that take `init`, and the methods that each other setting belongs to.
 MULTITASK = "multitask_prompt_tuning"
+# Methods that take `init`.
 INITIALIZED = ("prompt_tuning", "prefix_tuning", MULTITASK)
 PREFIX_PLACES = ("prefix_encoder", "prefix_decoder", "prefix_cross")  # of an encoder-decoder model
-EFFECTIVE = {
+# The methods that each other setting belongs to; one that is not here belongs to all.
+METHODS_OF_SETTING = {
     "init": INITIALIZED,
     "residual": ("prompt_tuning",),
     "encoder_reparameterization_type": ("p_tuning",),
@@ -268,10 +269,10 @@ EFFECTIVE = {
     "num_ranks": (MULTITASK,),
 }
 # What the recipes of `tasks` say, each for its own task; everything else is the multitask recipe's.
-ENCODING = (
+ENCODING_SETTINGS = (
     "template", "metrics", "truncate", "max_source_tokens", "max_target_tokens", "drop_overlong", "score_choices",
     "choice_normalization", "num_demonstrations", "demonstration_selection",
 )  # fmt: skip
-GENERATION = ("generation_max_length", "generation_num_beams")
-OF_TASKS = frozenset(field.name for field in fields(DataArguments)).union(ENCODING, GENERATION)
+GENERATION_SETTINGS = ("generation_max_length", "generation_num_beams")
+TASK_SETTINGS = frozenset(field.name for field in fields(DataArguments)).union(ENCODING_SETTINGS, GENERATION_SETTINGS)
 LOCAL_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 
 
 def common_opening(encoded: Dataset, is_encoder_decoder: bool = False) -> list[int]:
@@ -44,9 +46,14 @@ def agreement(one: Sequence[int], other: Sequence[int]) -> int:
 
 def open_with(input_ids: torch.Tensor, attention_mask: torch.Tensor, opening: torch.Tensor) -> bool:
     """Whether each row `[B, T]`, wherever its padding stands, opens with these ids `[S]` and goes on."""
-    order = attention_mask.argsort(dim=1, descending=True, stable=True)  # a row's tokens, then its padding
-    longer = int(attention_mask.sum(1).min()) > len(opening)
-    return longer and bool((input_ids.gather(1, order)[:, : len(opening)] == opening).all())
+    mask, ids = pad_on("right", attention_mask, input_ids)
+    return int(mask.sum(1).min()) > len(opening) and bool((ids[:, : len(opening)] == opening).all())
+
+
+def pad_on(side: Literal["left", "right"], mask: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
+    """The mask and others, all `[B, T]`, with each row's padding moved to one side, its tokens in their order."""
+    order = mask.argsort(dim=1, descending=side == "right", stable=True)
+    return [each.gather(1, order) for each in (mask, *others)]
 
 
 def source_length(labels: Sequence[int]) -> int:
@@ -80,10 +87,11 @@ def places_taken(encoded: Dataset, prompt: int, new_tokens: int, beams: int) -> 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Rows of ids -> `input_ids` and `attention_mask` [B, T], each row ending at the right edge."""
-    width = max(map(len, rows))
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    masks = [torch.ones_like(row) for row in ids]
     return {
-        "input_ids": torch.tensor([[pad_token_id] * (width - len(row)) + list(row) for row in rows]),
-        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_token_id, padding_side="left"),
+        "attention_mask": pad_sequence(masks, batch_first=True, padding_side="left"),
     }
 
 

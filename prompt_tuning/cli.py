@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 # Errors of a disk or of a path that the user named.
-OF_FILES = (
+DISK_ERRORS = (
     errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
 )  # fmt: skip
 GOES_ON = "; the same command goes on from here"
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.close()  # else Python complains once more when it flushes standard output
         return 1
     except OSError as error:
-        if error.errno not in OF_FILES:
+        if error.errno not in DISK_ERRORS:
             raise
         print(
             f"error: {error.filename or 'writing'}: {error.strerror}; nothing half-written was left", file=sys.stderr
@@ -264,12 +264,12 @@ def _add_ensemble(command: Callable[..., argparse.ArgumentParser]) -> None:
     ensemble.add_argument("--split", default="test", choices=("train", "validation", "test"), help="default: test")
 
 
-def _train(args: argparse.Namespace, overrides: list[str]) -> int:
+def _train(args: argparse.Namespace, overrides: list[str]) -> None:
     from prompt_tuning.config import load_recipe, print_all_flags
 
     if args.help_all:
         print_all_flags()
-        return 0
+        return
     if args.recipe is None:
         raise RecipeError("no recipe; name one, as `prompt-tuning train recipes/quickstart/qa.yaml`")
     recipe = load_recipe(args.recipe, overrides)
@@ -279,27 +279,24 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     with lost_process_told():
         folder = train(recipe)
     _print_summary(folder)
-    return 0
 
 
-def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
+def _evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
     from prompt_tuning.config import load_recipe
 
     recipe = load_recipe(args.recipe, overrides)
     from prompt_tuning.evaluation import evaluate
 
     _print_summary(evaluate(recipe, args.adapter, args.split, _chosen_folder(recipe, overrides)))
-    return 0
 
 
-def _predict(args: argparse.Namespace, _: list[str]) -> int:
+def _predict(args: argparse.Namespace, _: list[str]) -> None:
     from prompt_tuning.prediction import predict
 
     predict(args.adapter, args.input, args.output, args.batch_size, args.model_name_or_path)
-    return 0
 
 
-def _render(args: argparse.Namespace, overrides: list[str]) -> int:
+def _render(args: argparse.Namespace, overrides: list[str]) -> None:
     from prompt_tuning.config import load_recipe
 
     recipe = load_recipe(args.recipe, overrides)
@@ -308,7 +305,6 @@ def _render(args: argparse.Namespace, overrides: list[str]) -> int:
 
     for text in render(prepare(recipe, (args.split,)), args.split, args.n):
         print(text)
-    return 0
 
 
 def _templates(args: argparse.Namespace, _: list[str]) -> int:
@@ -351,11 +347,10 @@ def _check(args: argparse.Namespace, overrides: list[str]) -> int:
     return worst
 
 
-def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
+def _compare(args: argparse.Namespace, overrides: list[str]) -> None:
     from prompt_tuning.compare import compare, comparison_text
 
     print(comparison_text(compare(args.recipes, overrides, args.seeds, args.output_dir, args.metric)))
-    return 0
 
 
 def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -369,24 +364,22 @@ def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
     return 1 if any("error" in run for run in swept.values()) else 0
 
 
-def _rank(args: argparse.Namespace, overrides: list[str]) -> int:
+def _rank(args: argparse.Namespace, overrides: list[str]) -> None:
     from prompt_tuning.rank import rank
     from prompt_tuning.rank_table import rank_text
 
     counts, folder = args.num_demonstrations, args.output_dir
     ranked = rank(args.recipe, overrides, folder, args.templates, counts, args.seeds, args.rows, args.finalists)
     print(f"{rank_text(ranked)}\nwritten: {folder / 'winner.yaml'}")
-    return 0
 
 
-def _inspect(args: argparse.Namespace, _: list[str]) -> int:
+def _inspect(args: argparse.Namespace, _: list[str]) -> None:
     from prompt_tuning.inspection import inspect, inspection_text
 
     print(inspection_text(inspect(args.adapter, args.model_name_or_path, args.n, args.output)))
-    return 0
 
 
-def _ensemble(args: argparse.Namespace, overrides: list[str]) -> int:
+def _ensemble(args: argparse.Namespace, overrides: list[str]) -> None:
     from prompt_tuning.config import load_recipe
 
     recipe = load_recipe(args.recipe, overrides)
@@ -397,46 +390,40 @@ def _ensemble(args: argparse.Namespace, overrides: list[str]) -> int:
 
     if PartialState().is_main_process:
         print(ensemble_text(folder))
-    return 0
 
 
-def _import_gguf(args: argparse.Namespace, _: list[str]) -> int:
+def _import_gguf(args: argparse.Namespace, _: list[str]) -> None:
     from prompt_tuning.import_gguf import import_gguf
 
     print(import_gguf(args.source, args.output))
-    return 0
 
 
-def _push(args: argparse.Namespace, _: list[str]) -> int:
+def _push(args: argparse.Namespace, _: list[str]) -> None:
     from prompt_tuning.hub import list_upload, plan_upload, push
 
     if args.dry_run:
         print(list_upload(plan_upload(args.folder, args.repo_id, args.base_model)))
-        return 0
+        return
     options = {"revision": args.revision, "base_model": args.base_model, "overwrite": args.overwrite}
     print(push(args.folder, args.repo_id, private=args.private or None, **options))
-    return 0
 
 
-def _show(args: argparse.Namespace, _: list[str]) -> int:
+def _show(args: argparse.Namespace, _: list[str]) -> None:
     from prompt_tuning.summary import summarize
 
     print(summarize(args.folder, args.n))
-    return 0
 
 
-def _report(args: argparse.Namespace, _: list[str]) -> int:
+def _report(args: argparse.Namespace, _: list[str]) -> None:
     from prompt_tuning.report import write_report
 
     print(write_report(args.folder))
-    return 0
 
 
-def _card(args: argparse.Namespace, _: list[str]) -> int:
+def _card(args: argparse.Namespace, _: list[str]) -> None:
     from prompt_tuning.model_card import write_card
 
     print(write_card(args.source, args.output, args.example))
-    return 0
 
 
 def _chosen_folder(recipe: Recipe, overrides: list[str]) -> Path | None:

@@ -18,12 +18,12 @@ from prompt_tuning.bootstrap import corpus_tests, difference, how_tested, interv
 from prompt_tuning.config import Recipe, load_recipe
 from prompt_tuning.data import SPLITS
 from prompt_tuning.errors import DataError, RecipeError
-from prompt_tuning.evaluation import tuned_name
 from prompt_tuning.figures import new_figure, write_png
 from prompt_tuning.files import read_json, read_json_lines, whole_file, write_json
 from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, metric_names
 from prompt_tuning.prepare import prepare, score_of
 from prompt_tuning.runs import SharedBaseModel, check_inputs, is_finished
+from prompt_tuning.summary import tuned_name
 from prompt_tuning.tables import markdown_table
 
 if TYPE_CHECKING:

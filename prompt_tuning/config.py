@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 import yaml
 
-from prompt_tuning.arguments import EFFECTIVE, MULTITASK, OF_TASKS, DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.arguments import (
+    METHODS_OF_SETTING,
+    MULTITASK,
+    TASK_SETTINGS,
+    DataArguments,
+    ModelArguments,
+    PromptArguments,
+)
 from prompt_tuning.contradictions import contradictions
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.metrics import MAIN_METRIC
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
 # them; of full fine-tuning no other was measured.
 LEARNING_RATES = {"p_tuning": 3e-3, "prefix_tuning": 1e-2, "cpt": 3e-3, "lora": 1e-3, "full": 2e-5}
 PROJECTED_RATE = 3e-4  # of a prefix that a network writes
-OF_PREDICTION = ("output_dir", "seed", "generation_max_length", "generation_num_beams")  # of Trainer's settings
+PREDICTION_SETTINGS = ("output_dir", "seed", "generation_max_length", "generation_num_beams")  # of Trainer's settings
 
 
 @dataclass(frozen=True)
@@ -51,15 +58,13 @@ class Recipe:
 
     def resolved(self) -> dict[str, object]:
         """All that is needed to run the recipe again: our own settings, and the Trainer's that were given."""
-        values: dict[str, object] = {}
-        for block in (self.model, self.data, self.prompt):
-            values |= {key: value for key, value in dataclasses.asdict(block).items() if value is not None}
         method = self.prompt.method
-        elsewhere = OF_TASKS if method == MULTITASK else ()
-        values = {
+        elsewhere = TASK_SETTINGS if method == MULTITASK else ()
+        values: dict[str, object] = {
             key: value
-            for key, value in values.items()
-            if method in EFFECTIVE.get(key, (method,)) and key not in elsewhere
+            for block in (self.model, self.data, self.prompt)
+            for key, value in dataclasses.asdict(block).items()
+            if value is not None and key not in elsewhere and method in METHODS_OF_SETTING.get(key, (method,))
         }
         # A token is a secret, and a run that is made again is not to be pushed over the first one.
         secret = {name for name in self.given if name.startswith(("hub_", "push_to_hub"))}
@@ -97,7 +102,15 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
         RecipeError: with every unknown key, wrong type and missing setting at once.
     """
     recipe = _read(Path(path), overrides or [], for_prediction)
-    if not for_prediction and (problems := contradictions(recipe)):
+    if for_prediction:
+        return recipe
+    problems = contradictions(recipe)
+    if recipe.prompt.method == MULTITASK:
+        try:
+            load_tasks(recipe)
+        except RecipeError as error:
+            problems += str(error).splitlines()
+    if problems:
         raise RecipeError("\n".join(f"{path}: {problem}" for problem in problems))
     return recipe
 
@@ -106,12 +119,11 @@ def _read(path: Path, overrides: list[str], for_prediction: bool = False) -> Rec
     pairs, parser = read_pairs(path), _parser()
     if for_prediction:
         of_training = {each.name for each in dataclasses.fields(parser.dataclass_types[-1])}
-        pairs = [pair for pair in pairs if pair[0] in OF_PREDICTION or pair[0] not in of_training]
+        pairs = [pair for pair in pairs if pair[0] in PREDICTION_SETTINGS or pair[0] not in of_training]
     problems = [
         f"{path}, line {line}: {problem}" for key, value, line in pairs if (problem := parser.problem(key, value))
     ]
-    _, unknown = parser.parse_known_args_quietly(overrides, problems)
-    problems += [f"command line: {parser.unknown(name)}" for name in unknown]
+    problems += parser.problems_of(overrides)
     if problems:
         raise RecipeError("\n".join(problems))
 
@@ -254,19 +266,20 @@ def _parser():
             """What is wrong with one pair, if anything."""
             if f"--{key}" not in self._option_string_actions:
                 return self.unknown(key)
-            problems: list[str] = []
-            _, rest = self.parse_known_args_quietly(to_argv(key, value), problems)
-            if rest:
-                return f"{key}: expected one value, found a list of {len(value)}"
-            return problems[0].removeprefix("command line: ") if problems else None
-
-        def parse_known_args_quietly(self, argv: list[str], problems: list[str]):
             try:
-                namespace, rest = self.parse_known_args(argv)
+                _, rest = self.parse_known_args(to_argv(key, value))
             except RecipeError as error:
-                problems.append(f"command line: {error}")
-                return None, []
-            return namespace, [item.lstrip("-").split("=")[0] for item in rest if item.startswith("-")] or rest
+                return str(error)
+            return f"{key}: expected one value, found a list of {len(value)}" if rest else None
+
+        def problems_of(self, overrides: list[str]) -> list[str]:
+            """What is wrong with the command line's flags."""
+            try:
+                _, rest = self.parse_known_args(overrides)
+            except RecipeError as error:
+                return [f"command line: {error}"]
+            names = [item.lstrip("-").split("=")[0] for item in rest if item.startswith("-")] or rest
+            return [f"command line: {self.unknown(name)}" for name in names]
 
     blocks = (ModelArguments, DataArguments, PromptArguments, PromptTuningArguments)
     return RecipeParser(blocks, allow_abbrev=False, add_help=False)

@@ -18,7 +18,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from httpx2 import HTTPError
 
 from prompt_tuning.arguments import LOCAL_FORMATS, DataArguments
-from prompt_tuning.errors import DataError
+from prompt_tuning.errors import DataError, Problems
 from prompt_tuning.template import COLUMN_SETTINGS
 
 LIMITS = dict(train="max_train_samples", validation="max_eval_samples", test="max_predict_samples")
@@ -37,17 +37,11 @@ def load_splits(args: DataArguments, splits: tuple[str, ...] = SPLITS) -> Datase
     Raises:
         DataError: all that is wrong with any of the splits, with file and line where there is one.
     """
-    loaded, problems = DatasetDict(), []
+    loaded, problems = DatasetDict(), Problems()
     for split in splits:
-        try:
-            dataset = _load_split(args, split)
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        if dataset is not None:
+        if (dataset := problems.attempt(_load_split, args, split)) is not None:
             loaded[split] = dataset
-    if problems:
-        raise DataError("\n".join(problems))
+    problems.raise_all()
     return loaded
 
 

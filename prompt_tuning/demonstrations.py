@@ -15,9 +15,20 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from prompt_tuning.encoding import Encoder, Nearest
+from prompt_tuning.encoding import Encoder
 from prompt_tuning.errors import DataError, RecipeError, TemplateError
 from prompt_tuning.leakage import Source, words
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """For each row of a split the training rows that are its demonstrations, the nearest first."""
+
+    train: Dataset
+    numbers: list[list[int]]
+
+    def of(self, row: int) -> list[dict[str, Any]]:
+        return [self.train[number] for number in self.numbers[row]]
 
 
 @dataclass(frozen=True)

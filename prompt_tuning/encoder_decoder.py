@@ -26,9 +26,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from prompt_tuning.batches import pad_on
 from prompt_tuning.errors import AdapterError, ModelError
 
-ATTENTION = "encoder_decoder_prefix"
+PREFIXED_ATTENTION = "encoder_decoder_prefix"
 # What adapter_config.json says instead of PREFIX_TUNING, so that plain PEFT stops at a method it does not know.
 SAVED_TYPE = "ENCODER_DECODER_PREFIX"
 SOFT_PROMPTS = (PeftType.PROMPT_TUNING, PeftType.P_TUNING, PeftType.MULTITASK_PROMPT_TUNING)
@@ -205,7 +206,7 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
             return super()._setup_prompt_encoder(adapter_name)
         base = self.base_model.requires_grad_(False)
         attentions = _attentions(base, config)
-        if base.config._attn_implementation not in ("sdpa", ATTENTION):
+        if base.config._attn_implementation not in ("sdpa", PREFIXED_ATTENTION):
             raise ModelError(
                 f"{type(base).__name__} runs {base.config._attn_implementation} attention, which takes no prefix; "
                 'load it with attn_implementation="sdpa"'
@@ -225,7 +226,7 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
             self.prompt_encoder, self.prompt_tokens = nn.ModuleDict(), {}
         self.prompt_encoder[adapter_name] = prefix.to(base.device)
         self.prompt_tokens[adapter_name] = torch.arange(config.num_virtual_tokens)  # for PEFT, when it saves
-        base.set_attn_implementation(ATTENTION)
+        base.set_attn_implementation(PREFIXED_ATTENTION)
 
     def forward(
         self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **kwargs: Any
@@ -298,8 +299,8 @@ def _padded_behind(given: dict[str, Any]) -> dict[str, Any]:
     ids, mask = given.get("input_ids"), given.get("attention_mask")
     if ids is None or mask is None or not bool((mask[:, 1:] > mask[:, :-1]).any()):
         return given
-    order = mask.argsort(dim=1, descending=True, stable=True)
-    return given | {"input_ids": ids.gather(1, order), "attention_mask": mask.gather(1, order)}
+    mask, ids = pad_on("right", mask, ids)
+    return given | {"input_ids": ids, "attention_mask": mask}
 
 
 def _attentions(base: PreTrainedModel, config: EncoderDecoderPrefixConfig) -> dict[str, list[nn.Module]]:
@@ -378,5 +379,5 @@ def prefixed_attention(
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
-AttentionInterface.register(ATTENTION, prefixed_attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionInterface.register(PREFIXED_ATTENTION, prefixed_attention)
+AttentionMaskInterface.register(PREFIXED_ATTENTION, sdpa_mask)

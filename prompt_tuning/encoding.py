@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
 import pyarrow.compute as pc
-import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, StoppingCriteria
+from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.batches import common_opening
 from prompt_tuning.config import Recipe
-from prompt_tuning.errors import TemplateError
+from prompt_tuning.errors import OverlongError, TemplateError
 from prompt_tuning.sandbox import VALUE_END
 from prompt_tuning.template import Rendered, Template, gap_after, language_variables
+
+if TYPE_CHECKING:
+    from prompt_tuning.demonstrations import Nearest
 
 CHOICES_NAMED = 8
 # What chat templates that say today's date say, so that a run's rows are the same tomorrow; Llama's own default.
 CHAT_DAY = datetime(2024, 7, 26)
-
-
-class OverlongError(TemplateError):
-    """A row that does not fit its budget."""
 
 
 @dataclass(frozen=True)
@@ -321,17 +319,6 @@ class EncodingReport:
         return f"{self.rows} rows, {cut}{dropped}, longest {self.longest} tokens{opening}"
 
 
-@dataclass(frozen=True)
-class Nearest:
-    """For each row of a split the training rows that are its demonstrations, the nearest first."""
-
-    train: Dataset
-    numbers: list[list[int]]
-
-    def of(self, row: int) -> list[dict[str, Any]]:
-        return [self.train[number] for number in self.numbers[row]]
-
-
 def encode(
     dataset: Dataset,
     encoder: Encoder,
@@ -403,30 +390,3 @@ def _encode_row(
 
 def _listed(choices: Sequence[str]) -> str:
     return ", ".join(map(repr, choices[:CHOICES_NAMED])) + (", ..." if len(choices) > CHOICES_NAMED else "")
-
-
-class StopTexts(StoppingCriteria):
-    """Ends a row once a stop text follows what it has written; for one call of `generate`.
-
-    Leading white space is skipped, so that a model that opens with a line break is not silenced by `stop: ["\\n"]`, as
-    it would be by `stop_strings`.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
-        self.tokenizer, self.stop = tokenizer, stop
-        self.start: int | None = None
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        if self.start is None:
-            self.start = input_ids.shape[1] - 1  # the first call comes after the first new token
-        texts = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
-        ended = [any(end in text.lstrip() for end in self.stop) for text in texts]
-        return torch.tensor(ended, device=input_ids.device)
-
-
-def decode(ids: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> list[str]:
-    """Generated ids -> text without special tokens, stripped, cut at the first stop text. -100 counts as padding."""
-    pad = tokenizer.pad_token_id
-    rows = [[pad if token == -100 else int(token) for token in row] for row in ids]
-    texts = [text.lstrip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
-    return [min((text.split(end)[0] for end in stop), key=len, default=text).strip() for text in texts]

@@ -21,7 +21,6 @@ from transformers import LogitsProcessor, LogitsProcessorList, set_seed
 from prompt_tuning.batches import batches_within, pad_left, source_length
 from prompt_tuning.config import Recipe
 from prompt_tuning.data import SPLITS
-from prompt_tuning.encoding import StopTexts, decode
 from prompt_tuning.errors import AdapterError, DataError, Problems, PromptTuningError, RecipeError
 from prompt_tuning.evaluation import check_output_dir, describe, scores_of, trainer_for, write_pages, write_run
 from prompt_tuning.hub import adapter_folder
@@ -31,6 +30,7 @@ from prompt_tuning.metrics.squad.squad import answer_tokens
 from prompt_tuning.model import check_adapter, load_adapter, load_adapter_config, load_base_model, load_config
 from prompt_tuning.prepare import Prepared, prepare
 from prompt_tuning.shared_prefix import SharedPrefixModel
+from prompt_tuning.stop_texts import decode, stopping
 from prompt_tuning.summary import read_results
 from prompt_tuning.trainer import PromptTuningTrainer
 from prompt_tuning.ways import CACHE_ARCHITECTURES
@@ -74,7 +74,7 @@ def ensemble(
         The folder with results.json, predictions/<split>.jsonl and report.html.
 
     Raises:
-        PromptTuningError: before the model loads, with all that is wrong with the adapters.
+        PromptTuningError: before the model loads, with all that is wrong with the adapters. DataError: no such split.
     """
     if split not in SPLITS:
         raise DataError(f"split {split}: expected one of {', '.join(SPLITS)}")
@@ -193,11 +193,14 @@ def write_together(
     for batch in batches:
         numbers = [order[place] for place in batch]
         padded = pad_left([sources[n] for n in numbers for _ in names], tokenizer.pad_token_id)
-        stops = {"stopping_criteria": [StopTexts(tokenizer, trainer.stop)]} if trainer.stop else {}
         average = {"logits_processor": LogitsProcessorList(processors)} if processors else {}
         with trainer.accelerator.autocast():  # that evaluation runs under
             generated = model.generate(
-                **trainer._prepare_inputs(padded), adapter_names=[*names] * len(batch), **stops, **average, **kwargs
+                **trainer._prepare_inputs(padded),
+                adapter_names=[*names] * len(batch),
+                **stopping(tokenizer, trainer.stop),
+                **average,
+                **kwargs,
             )
         texts = decode(generated[:, padded["input_ids"].shape[1] :].tolist(), tokenizer, trainer.stop)
         for place, number in enumerate(numbers):

@@ -3,6 +3,7 @@
     PromptTuningError           exit code 1
     ├── RecipeError             exit code 2: a recipe, a flag or a metric's name
     ├── TemplateError           exit code 2: a hard prompt that cannot be read or does not fit the data
+    │   └── OverlongError       exit code 2: a row that does not fit its budget
     ├── DataError               exit code 1: files, splits, rows
     ├── ModelError              exit code 1: a base model or its tokenizer
     ├── AdapterError            exit code 1: a saved soft prompt
@@ -31,6 +32,10 @@ class RecipeError(PromptTuningError):
 
 class TemplateError(PromptTuningError):
     exit_code = 2
+
+
+class OverlongError(TemplateError):
+    """A row that does not fit its budget."""
 
 
 class DataError(PromptTuningError):

@@ -36,6 +36,7 @@ from prompt_tuning.model_card import write_card
 from prompt_tuning.prepare import Prepared, prepare
 from prompt_tuning.report import write_report
 from prompt_tuning.streaming import StreamReport
+from prompt_tuning.summary import tuned_name
 from prompt_tuning.trainer import PromptTuningTrainer
 from prompt_tuning.ways import base_of
 
@@ -55,7 +56,7 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
         The folder with results.json, predictions/<split>.jsonl and report.html.
 
     Raises:
-        RecipeError: output_dir holds a run of `train`.
+        RecipeError: output_dir holds a run of `train`. DataError: there is no such split.
     """
     if split not in SPLITS:
         raise DataError(f"split {split}: expected one of {', '.join(SPLITS)}")
@@ -124,11 +125,6 @@ def _own_decoding(model: PreTrainedModel | PeftModel) -> dict[str, float]:
     config = base_of(model).generation_config
     found = {name: getattr(config, name, None) for name in OWN_DECODING}
     return {name: value for name, value in found.items() if value not in (None, 0, 1)}
-
-
-def tuned_name(method: str) -> str:
-    """What results.json calls a trained method's scores: lora and full are references, all else is a soft prompt."""
-    return method.lower() if method.lower() in ("lora", "full") else "soft_prompt"
 
 
 def trainer_for(

@@ -26,6 +26,4 @@ def new_figure(file: str, width: float, height: float) -> Figure:
 
 def write_png(figure: Figure, path: Path) -> None:
     """Draw without a display; the same figure gives the same bytes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
+    figure.savefig(path, metadata={"Software": None})

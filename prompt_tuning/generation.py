@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,8 +22,8 @@ from transformers.generation import EosTokenCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from prompt_tuning.caches import RoomyLayer, cache_of_rows, join_caches
-from prompt_tuning.encoding import StopTexts
 from prompt_tuning.errors import RecipeError
+from prompt_tuning.stop_texts import StopTexts
 
 DEFAULT_NEW_TOKENS = 20  # as in transformers
 # Settings under which a row's tokens depend on that row alone, so that finished rows can leave the batch.
@@ -122,9 +123,7 @@ def generate_behind_cache(
     own = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
     virtual = input_ids[:, -1:].expand(-1, mask.shape[1] - own.shape[1])
     output = _generate_dropping_finished(base, torch.cat([virtual, own], 1), mask, cache, **kwargs)
-    sequences = output if isinstance(output, torch.Tensor) else output.sequences
-    sources = sources.repeat_interleave(len(sequences) // len(sources), 0)
-    return with_sequences(output, torch.cat([sources, sequences[:, mask.shape[1] :]], 1))
+    return with_sources(output, sources, mask.shape[1])
 
 
 def generate_from_embeddings(
@@ -154,16 +153,17 @@ def generate_from_embeddings(
         attention_mask=(place >= padding).long(),
         **kwargs,
     )
+    return with_sources(output, input_ids, 0)
+
+
+def with_sources(output: Any, sources: torch.Tensor, width: int) -> Any:
+    """What `generate` returned, a tensor or more, with its sources `[B, T]` in place of its first `width` columns."""
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
-    sources = input_ids.repeat_interleave(len(sequences) // rows, 0)
-    return with_sequences(output, torch.cat([sources, sequences], 1))
-
-
-def with_sequences(output: Any, sequences: torch.Tensor) -> Any:
-    """What `generate` returned, a tensor or more, with other sequences."""
+    sources = sources.repeat_interleave(len(sequences) // len(sources), 0)
+    joined = torch.cat([sources, sequences[:, width:]], 1)
     if isinstance(output, torch.Tensor):
-        return sequences
-    output.sequences = sequences
+        return joined
+    output.sequences = joined
     return output
 
 
@@ -174,10 +174,7 @@ def _showing_own_ids(kwargs: dict[str, Any], sources: torch.Tensor, width: int) 
         sources: `[B, T]`.
         width: of the columns that stand in their place, prompt and padding among them.
     """
-
-    def own(ids: torch.Tensor) -> torch.Tensor:
-        return torch.cat([sources.repeat_interleave(len(ids) // len(sources), 0), ids[:, width:]], 1)
-
+    own = functools.partial(with_sources, sources=sources, width=width)
     told: dict[str, Any] = {}
     if processors := kwargs.get("logits_processor"):
         told["logits_processor"] = LogitsProcessorList([OwnIdsProcessor(each, own) for each in processors])
@@ -262,14 +259,16 @@ def _generate_dropping_finished(
     longest, pad = kwargs.get("max_new_tokens"), setting(base, kwargs, "pad_token_id")
     config = base.generation_config.to_diff_dict()
     others = {name for name, value in config.items() if value not in (None, False, 0)} - WITHOUT_EFFECT_ON_ROWS
-    row_wise = ({name for name, value in kwargs.items() if value is not None} | others) <= ROW_WISE
-    row_wise = row_wise and setting(base, kwargs, "num_beams", 1) == 1
-    # Others may count rows, which have other numbers once some have left.
-    row_wise = row_wise and all(isinstance(each, StopTexts) for each in kwargs.get("stopping_criteria") or ())
+    row_wise = (
+        ({name for name, value in kwargs.items() if value is not None} | others) <= ROW_WISE
+        and setting(base, kwargs, "num_beams", 1) == 1
+        # Others may count rows, which have other numbers once some have left.
+        and all(isinstance(each, StopTexts) for each in kwargs.get("stopping_criteria") or ())
+    )
     if not (row_wise and longest) or pad is None:
         return base.generate(input_ids=input_ids, **given)
     eos = setting(base, kwargs, "eos_token_id")
-    criteria = StoppingCriteriaList([*([] if eos is None else [EosTokenCriteria(eos)])])
+    criteria = StoppingCriteriaList([] if eos is None else [EosTokenCriteria(eos)])
     criteria.extend(kwargs.get("stopping_criteria") or [])
     end = input_ids.shape[1] + longest
     sequences = input_ids.new_full((len(input_ids), end), pad)

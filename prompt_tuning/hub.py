@@ -140,7 +140,7 @@ def plan_upload(
     patterns = ["README.md", *RUN_FILES, *(ADAPTER_FILES if adapter else MODEL_FILES)]
     paths = sorted({path for pattern in patterns for path in run.glob(pattern) if path.is_file()})
     renamed = _renamed(run, base_model)
-    return {path.name: _public(path, renamed, repo_id, base_model) for path in paths}
+    return {path.name: _public_file(path, renamed, repo_id, base_model) for path in paths}
 
 
 def list_upload(files: dict[str, bytes | Path]) -> str:
@@ -292,7 +292,7 @@ def _renamed(run: Path, base_model: str | None) -> dict[str, str]:
     return dict(sorted(renamed.items(), key=lambda pair: -len(pair[0])))
 
 
-def _public(path: Path, renamed: dict[str, str], repo_id: str, base_model: str | None) -> bytes | Path:
+def _public_file(path: Path, renamed: dict[str, str], repo_id: str, base_model: str | None) -> bytes | Path:
     """A file as others may read it; the path of one that holds no text of ours."""
     if path.suffix not in (".md", ".yaml", ".json") or path.name == "template.yaml":
         return path

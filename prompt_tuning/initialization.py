@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from prompt_tuning.arguments import PromptArguments
-from prompt_tuning.encoding import Encoder, OverlongError
-from prompt_tuning.errors import AdapterError, RecipeError
+from prompt_tuning.encoding import Encoder
+from prompt_tuning.errors import AdapterError, OverlongError, RecipeError
 from prompt_tuning.hub import adapter_folder
 
 logger = logging.getLogger(__name__)

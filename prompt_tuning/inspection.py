@@ -41,9 +41,9 @@ def inspect(adapter: str, model_name_or_path: str | None = None, nearest: int = 
     Of the base model only the input embeddings are read; for a prefix, which is keys and values, not even those.
 
     Args:
+        adapter: a folder or a hub id.
         model_name_or_path: where the base model lies, if it has moved.
         nearest: how many vocabulary tokens to name for each virtual token.
-        adapter: a folder or a hub id.
         output: the folder to write to; by default the adapter's.
 
     Raises:

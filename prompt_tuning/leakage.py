@@ -8,23 +8,32 @@ where the template reads a `context`.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
+from prompt_tuning.data import row_origin
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.metrics.language import UNSPACED_SCRIPTS, without_signs
 from prompt_tuning.template import Template, normalised
 
+if TYPE_CHECKING:
+    from prompt_tuning.config import Recipe
+    from prompt_tuning.encoding import Encoder
+
+logger = logging.getLogger(__name__)
+
 SHINGLE = 3
 NEAR = 0.6
 FIRST = 5
+SHOWN = 3
 
 _WORD = re.compile(rf"[^\s{UNSPACED_SCRIPTS}]+|[{UNSPACED_SCRIPTS}]")  # a character, where words are not set apart
 
@@ -61,6 +70,56 @@ class Leaks:
         counts = {name: len(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         first = {name: [*value[:FIRST]] for name, value in self.lists().items() if value}
         return counts | ({"first": first} if first else {})
+
+
+def count_leaks(recipe: Recipe, encoder: Encoder, rows: DatasetDict, loaded: DatasetDict) -> dict[str, dict[str, Any]]:
+    """What of each evaluated split stands in the training split, a demonstration or init_text too, said in the log.
+
+    Args:
+        loaded: `rows`, and the training rows where demonstrations are chosen from them.
+
+    Returns:
+        For results.json, by split what `Leaks.facts` says; None where no training rows were read to compare with.
+    """
+    text = recipe.prompt.init_text if recipe.prompt.method != "none" else None
+    train = loaded.get("train") if not recipe.data.streaming else None
+    if "train" in loaded and train is None:
+        logger.warning("train: a stream, whose rows are not compared with those of other splits")
+    found = {
+        split: find_leaks(encoder.template, encoder.languages, rows[split], train, text)
+        for split in rows
+        if split != "train"
+    }
+    for split, leaks in found.items():
+        for line in _leak_lines(recipe, split, leaks):
+            logger.warning("%s: %s", split, line)
+        if train is not None and not (leaks.same_target or leaks.other_target or leaks.near):
+            logger.info("%s: none of its %s rows stands in the training split too", split, leaks.rows)
+    unknown = dict.fromkeys(("same_target", "other_target", "near")) if "train" not in loaded else {}
+    return {split: leaks.facts() | unknown for split, leaks in found.items()}
+
+
+def _leak_lines(recipe: Recipe, split: str, leaks: Leaks) -> list[str]:
+    said = {
+        "same_target": "stand in the training split with the same target",
+        "other_target": "stand in the training split with another target",
+        "near": "are nearly those of the training split",
+        "demonstrated": "have the source of a demonstration",
+        "initial_text": "stand in init_text",
+    }
+    lines = []
+    for name, rows in leaks.lists().items():
+        shown = []
+        for numbers in rows[:SHOWN]:
+            row, *training_row = numbers if isinstance(numbers, tuple) else (numbers,)
+            places = [(split, row), *(("train", each) for each in training_row)]
+            shown.append(" = ".join(row_origin(recipe.data, *place) for place in places))
+        if rows:
+            more = f"; {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+            lines.append(f"{len(rows)} of {leaks.rows} rows {said[name]} ({'; '.join(shown)}{more})")
+    if leaks.shared_passages:
+        lines.append(f"{leaks.shared_passages} of {leaks.rows} rows ask something else about a training row's context")
+    return lines
 
 
 def find_leaks(
@@ -140,7 +199,8 @@ def nearest_sources(known: Iterable[Source], asked: Iterable[Source]) -> dict[So
 
 
 def words(text: str) -> list[str]:
-    """
+    """Runs of letters, marks and digits; of a script without spaces each character.
+
     >>> words("Ada's boat, 1871; 于2019年")
     ['Ada', 's', 'boat', '1871', '于', '2019', '年']
     """

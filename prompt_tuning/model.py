@@ -35,7 +35,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from prompt_tuning.arguments import PREFIX_PLACES, ModelArguments, PromptArguments
+from prompt_tuning.arguments import MULTITASK, PREFIX_PLACES, ModelArguments, PromptArguments
 from prompt_tuning.encoder_decoder import (
     EncoderDecoderPrefixConfig,
     EncoderDecoderPromptModel,
@@ -49,7 +49,7 @@ from prompt_tuning.shared_prefix import SharedPrefixModel
 logger = logging.getLogger(__name__)
 
 # Starts of PEFT's multitask prompts that come with matrices of their own.
-OF_SOURCE_TASKS = (MultitaskPromptTuningInit.AVERAGE_SOURCE_TASKS, MultitaskPromptTuningInit.EXACT_SOURCE_TASK)
+SOURCE_TASK_INITS = (MultitaskPromptTuningInit.AVERAGE_SOURCE_TASKS, MultitaskPromptTuningInit.EXACT_SOURCE_TASK)
 
 
 def load_config(args: ModelArguments) -> PretrainedConfig:
@@ -188,7 +188,7 @@ def prompt_config(
         # Every token is "input" to PEFT: it may move as far as opt_projection_epsilon lets it.
         every = dict(cpt_mask=[1] * len(ids), cpt_tokens_type_mask=[2] * len(ids))
         return CPTConfig(cpt_token_ids=list(ids), **every, **common)
-    if args.method == "multitask_prompt_tuning":
+    if args.method == MULTITASK:
         return MultitaskPromptTuningConfig(num_tasks=len(args.tasks), num_ranks=args.num_ranks, **common)
     return PromptTuningConfig(**common)
 
@@ -216,7 +216,7 @@ def add_soft_prompt(
     encoder = peft_model.prompt_encoder["default"]
     if initial is not None:
         encoder.embedding.weight.data.copy_(initial)
-    if isinstance(encoder, MultitaskPromptEmbedding) and config.prompt_tuning_init not in OF_SOURCE_TASKS:
+    if isinstance(encoder, MultitaskPromptEmbedding) and config.prompt_tuning_init not in SOURCE_TASK_INITS:
         _start_at_shared_prompt(encoder)
     if residual:
         peft_model.prompt_encoder["default"] = ResidualPrompt(encoder.embedding, residual)
@@ -290,7 +290,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, is_trainable: bool 
     folder = adapter_folder(folder)
     config.inference_mode = not is_trainable
     if not config.is_prompt_learning:
-        return (PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)).eval()
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable).eval()
     if is_trainable and config.peft_type in ("P_TUNING", "CPT"):
         config = prompt_config(model, config.num_virtual_tokens)
     if isinstance(config, PrefixTuningConfig):
@@ -299,7 +299,9 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, is_trainable: bool 
         config.prompt_tuning_init = "RANDOM"  # not anew from a text, for which PEFT would look for the tokenizer
     peft_model = add_soft_prompt(model, config)
     peft_model.load_adapter(str(folder), "default", is_trainable, torch_device=str(model.device))
-    return peft_model.requires_grad_(False).eval() if not is_trainable else peft_model.eval()
+    if not is_trainable:
+        peft_model.requires_grad_(False)
+    return peft_model.eval()
 
 
 def load_adapter_config(folder: str | Path) -> PeftConfig:

@@ -19,15 +19,28 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from peft import PeftModel
 
 from prompt_tuning.arguments import LOCAL_FORMATS, MULTITASK, DataArguments, ModelArguments, PromptArguments
 from prompt_tuning.config import default_learning_rate
+from prompt_tuning.data import usual_row
 from prompt_tuning.errors import DataError, TemplateError
+from prompt_tuning.facts import machine_facts, training_facts
 from prompt_tuning.files import read_json, whole_file, write_json
 from prompt_tuning.hub import TEXTS, public_name
 from prompt_tuning.metrics import metric_names
-from prompt_tuning.summary import NAMES, answers_text, decoding_text, leakage_text, logged_steps, read_results
+from prompt_tuning.prediction import Predictor
+from prompt_tuning.summary import (
+    NAMES,
+    answers_text,
+    decoding_text,
+    leakage_text,
+    logged_steps,
+    read_results,
+    tuned_name,
+)
 from prompt_tuning.template_yaml import write_yaml
+from prompt_tuning.training_args import PromptTuningArguments
 
 if TYPE_CHECKING:
     from prompt_tuning.trainer import PromptTuningTrainer
@@ -143,10 +156,6 @@ def _read_facts(file: Path) -> dict[str, Any]:
 
 def _own_example(folder: Path, results: dict[str, Any], file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the template reads of the file's row, and the row as a run's predictions have it."""
-    from prompt_tuning.data import usual_row  # which import torch, as these
-    from prompt_tuning.evaluation import tuned_name
-    from prompt_tuning.prediction import Predictor
-
     predictor = Predictor.load(folder)
     try:
         row = usual_row(json.loads(file.read_text(encoding="utf-8")), predictor.data)
@@ -177,10 +186,6 @@ def trainer_facts(trainer: PromptTuningTrainer, **given: Any) -> dict[str, Any]:
     Args:
         given: settings that the trainer cannot know: `lang` and `license`.
     """
-    from peft import PeftModel  # which imports torch, as these
-
-    from prompt_tuning.facts import machine_facts, training_facts
-
     args, model = trainer.args, trainer.model
     adapter = isinstance(model, PeftModel)
     base = (model.get_base_model() if adapter else model).name_or_path
@@ -293,8 +298,6 @@ def _eval_results(results: dict[str, Any], settings: dict[str, Any], task: str) 
 
 def _changed(settings: dict[str, Any], method: str) -> dict[str, Any]:
     """The settings of prompt and training that differ from their defaults."""
-    from prompt_tuning.training_args import PromptTuningArguments  # which imports torch
-
     blocks = (ModelArguments, PromptArguments, PromptTuningArguments)
     defaults = {field.name: field.default for block in blocks for field in dataclasses.fields(block)}
     projected = settings.get("prefix_projection", False)

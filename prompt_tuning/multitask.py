@@ -19,17 +19,17 @@ from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
-from prompt_tuning.arguments import ENCODING, GENERATION, MULTITASK, OF_TASKS
+from prompt_tuning.arguments import ENCODING_SETTINGS, GENERATION_SETTINGS, MULTITASK, TASK_SETTINGS
 from prompt_tuning.config import Recipe, load_tasks
-from prompt_tuning.data import SPLITS, row_origin
+from prompt_tuning.data import row_origin
 from prompt_tuning.errors import Problems, PromptTuningError
 from prompt_tuning.evaluation import describe, evaluate_and_write, write_pages
 from prompt_tuning.files import write_json
+from prompt_tuning.fitting import callbacks, checkpoint_to_resume, fit, save_adapter, save_recipe
 from prompt_tuning.initialization import frequent_ids, initial_prompt
 from prompt_tuning.model import add_soft_prompt, load_base_model, prompt_config
-from prompt_tuning.prepare import Prepared, check_splits, prepare
-from prompt_tuning.processes import check_split
-from prompt_tuning.train import callbacks, checkpoint_to_resume, fit, save_adapter, save_recipe
+from prompt_tuning.prepare import Prepared, prepare_run
+from prompt_tuning.processes import check_sharding
 from prompt_tuning.trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def train_tasks(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
         report.html, the checkpoints, and for each task a folder that is an ordinary run's, with the task's prompt as
         a plain adapter.
     """
-    check_split(recipe)
+    check_sharding(recipe)
     folder = Path(recipe.training.output_dir)
     checkpoint = checkpoint_to_resume(recipe, folder)
     tasks = prepare_tasks(recipe)
@@ -105,8 +105,7 @@ def prepare_tasks(recipe: Recipe) -> dict[str, Prepared]:
     for name, task in load_tasks(recipe).items():
         logger.info("task %s", name)
         try:
-            tasks[name] = prepare(_recipe_of_task(recipe, name, task), SPLITS)
-            check_splits(tasks[name])
+            tasks[name] = prepare_run(_recipe_of_task(recipe, name, task))
         except PromptTuningError as error:
             problems.append(error)
     problems.raise_all()
@@ -131,10 +130,10 @@ def task_prompt(model: PeftModel, task: int) -> torch.Tensor:
 
 def _recipe_of_task(recipe: Recipe, name: str, task: Recipe) -> Recipe:
     """An ordinary recipe: what the task's own says of the task, what the multitask recipe says of everything else."""
-    own = {key: vars(task.prompt)[key] for key in ENCODING}
+    own = {key: vars(task.prompt)[key] for key in ENCODING_SETTINGS}
     training = copy.copy(recipe.training)
     training.output_dir = str(Path(recipe.training.output_dir, name))
-    for key in GENERATION:
+    for key in GENERATION_SETTINGS:
         setattr(training, key, vars(task.training)[key])
     return Recipe(
         path=task.path,
@@ -142,7 +141,7 @@ def _recipe_of_task(recipe: Recipe, name: str, task: Recipe) -> Recipe:
         data=task.data,
         prompt=replace(recipe.prompt, method="prompt_tuning", tasks=None, **own),
         training=training,
-        given=recipe.given | (task.given & OF_TASKS),
+        given=recipe.given | (task.given & TASK_SETTINGS),
     )
 
 

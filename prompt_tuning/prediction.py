@@ -24,7 +24,7 @@ from prompt_tuning.batches import pad_left
 from prompt_tuning.choices import choose
 from prompt_tuning.config import load_recipe
 from prompt_tuning.data import load_file, usual_row, utf8_lines
-from prompt_tuning.encoding import Encoder, StopTexts, decode
+from prompt_tuning.encoding import Encoder
 from prompt_tuning.errors import AdapterError, DataError, TemplateError
 from prompt_tuning.files import whole_file
 from prompt_tuning.generation import check_one_text
@@ -40,6 +40,7 @@ from prompt_tuning.model import (
     target_language,
 )
 from prompt_tuning.shared_prefix import prompt_computed_once
+from prompt_tuning.stop_texts import decode, stopping
 from prompt_tuning.template import Template
 from prompt_tuning.ways import base_of
 
@@ -155,11 +156,10 @@ class Predictor:
         else:
             batch = pad_left(sources, tokenizer.pad_token_id)
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        stops = {"stopping_criteria": [StopTexts(tokenizer, stop)]} if stop else {}
         given = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id} | self.generation_kwargs
         check_one_text(base_of(self.model), given)
         with self._lock, self.autocasting():
-            generated = self.model.generate(**batch, **stops, **given)
+            generated = self.model.generate(**batch, **stopping(tokenizer, stop), **given)
         start = 1 if self.encoder.is_encoder_decoder else batch["input_ids"].shape[1]
         return decode(generated[:, start:].tolist(), tokenizer, stop)
 
@@ -178,8 +178,8 @@ def _autocast(recipe: Path, device: str) -> torch.dtype | None:
 
 def predict(
     adapter: str, source: str = "-", output: str = "-", batch_size: int = 8, model_name_or_path: str | None = None
-) -> int:
-    """Predict for every row of a file or of standard input, a batch at a time; returns how many rows that were.
+) -> None:
+    """Predict for every row of a file or of standard input, a batch at a time.
 
     Args:
         source: JSON Lines, plain text with one source a line, or a json, csv or parquet file as `train` reads it.
@@ -203,12 +203,12 @@ def predict(
         file = sys.stdout if output == "-" else files.enter_context(whole_file(Path(output)))
         files.enter_context(predictor.autocasting())
         files.enter_context(prompt_computed_once(predictor.model))
-        return _predict_rows(predictor, rows, file, batch_size, source)
+        _predict_rows(predictor, rows, file, batch_size, source)
 
 
 def _predict_rows(
     predictor: Predictor, rows: Iterator[tuple[str, dict[str, Any]]], file: TextIO, batch_size: int, source: str
-) -> int:
+) -> None:
     count, cut_rows, lacking_rows = 0, 0, 0
     while batch := list(islice(rows, batch_size)):
         questions = []
@@ -237,7 +237,6 @@ def _predict_rows(
         print(f"{cut_rows} of {count} rows were cut to fit max_source_tokens", file=sys.stderr)
     if lacking_rows:
         print(f"{lacking_rows} of {count} rows have fewer demonstrations, to fit max_source_tokens", file=sys.stderr)
-    return count
 
 
 def _rows(lines: Iterator[tuple[int, str]], encoder: Encoder, source: str) -> Iterator[tuple[str, dict[str, Any]]]:

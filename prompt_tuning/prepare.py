@@ -15,15 +15,15 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from prompt_tuning.arguments import INITIALIZED, MULTITASK, PREFIX_PLACES
 from prompt_tuning.batches import source_length
 from prompt_tuning.config import Recipe
-from prompt_tuning.data import column_names, load_splits, row_origin, split_origin
+from prompt_tuning.data import SPLITS, column_names, load_splits, row_origin, split_origin
 from prompt_tuning.demonstrations import Demonstrations
 from prompt_tuning.distillation import SCALED_LOGITS
 from prompt_tuning.encoding import Encoder, EncodingReport, encode
 from prompt_tuning.errors import DataError, Problems, PromptTuningError, RecipeError
 from prompt_tuning.hub import adapter_folder, weights_digest
 from prompt_tuning.initialization import prompt_length, starting_ids, starting_text
-from prompt_tuning.leakage import Leaks, find_leaks
-from prompt_tuning.metrics import TASK_METRICS, Score, load_metrics, metric_names
+from prompt_tuning.leakage import count_leaks
+from prompt_tuning.metrics import TASK_METRICS, Score, load_metrics, metric_names, trial
 from prompt_tuning.model import check_adapter, check_method, load_adapter_config, load_config, load_tokenizer
 from prompt_tuning.quantization import quantization_config
 from prompt_tuning.streaming import StreamReport, encode_stream
@@ -32,7 +32,6 @@ from prompt_tuning.template import Template
 logger = logging.getLogger(__name__)
 
 PROBLEMS_SHOWN = 5
-LEAKS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,7 @@ class Prepared:
         init_ids: the tokens of the text that the prompt starts from, if it starts from one.
         encoder: its template ends with the demonstrations that were chosen for all rows, if any were.
         taught: the training rows in teacher_template, if there is one.
-        leakage: by split, which of its rows stand in the training split or in a demonstration too, for results.json;
-            None where no training rows were read.
+        leakage: by split, which of its rows stand in the training split or in a demonstration too, for results.json.
     """
 
     recipe: Recipe
@@ -138,7 +136,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
         taught = problems.attempt(_taught, recipe, config, of_teacher, rows)
         problems += problems.attempt(_teacher_problems, recipe, encoded["train"], taught) if taught else []
     problems.raise_all()
-    leakage = _leakage(recipe, shown, rows, loaded)
+    leakage = count_leaks(recipe, shown, rows, loaded)
     return Prepared(recipe, config, tokenizer, encoder, score, length, ids, rows, encoded, taught, reports, leakage)
 
 
@@ -160,7 +158,7 @@ def _read(
     template = problems.attempt(Template.load, prompt.template)
     score = problems.attempt(score_of, recipe)
     if score:
-        problems += _metric_problems(recipe, problems.attempt(score, ["The a."], [["a"]]))
+        problems += _metric_problems(recipe, problems.attempt(trial, score))
     to_choose_from = ("train",) if prompt.num_demonstrations and "train" not in splits else ()
     loaded = problems.attempt(load_splits, data, (*to_choose_from, *splits))
     if loaded is not None and not loaded.keys() & set(splits):
@@ -187,6 +185,17 @@ def _architecture_problems(recipe: Recipe, config: PretrainedConfig) -> list[Pro
             )
         ]
     return []
+
+
+def prepare_run(recipe: Recipe) -> Prepared:
+    """The rows that `train` needs.
+
+    Raises:
+        PromptTuningError: as `prepare`, and a split is missing.
+    """
+    prepared = prepare(recipe, SPLITS if recipe.prompt.method != "none" else SPLITS[1:])
+    check_splits(prepared)
+    return prepared
 
 
 def check_splits(prepared: Prepared) -> None:
@@ -236,53 +245,6 @@ def _encode(
     )
     logger.info("%s: %s", split, report)
     return encoded, report
-
-
-def _leakage(recipe: Recipe, encoder: Encoder, rows: DatasetDict, loaded: DatasetDict) -> dict[str, dict[str, Any]]:
-    """What of each evaluated split stands in the training split, a demonstration or init_text too, said in the log.
-
-    Args:
-        loaded: `rows`, and the training rows where demonstrations are chosen from them.
-    """
-    text = recipe.prompt.init_text if recipe.prompt.method != "none" else None
-    train = loaded.get("train") if not recipe.data.streaming else None
-    if "train" in loaded and train is None:
-        logger.warning("train: a stream, whose rows are not compared with those of other splits")
-    found = {
-        split: find_leaks(encoder.template, encoder.languages, rows[split], train, text)
-        for split in rows
-        if split != "train"
-    }
-    for split, leaks in found.items():
-        for line in _leak_lines(recipe, split, leaks):
-            logger.warning("%s: %s", split, line)
-        if train is not None and not (leaks.same_target or leaks.other_target or leaks.near):
-            logger.info("%s: none of its %s rows stands in the training split too", split, leaks.rows)
-    unknown = dict.fromkeys(("same_target", "other_target", "near")) if "train" not in loaded else {}
-    return {split: leaks.facts() | unknown for split, leaks in found.items()}
-
-
-def _leak_lines(recipe: Recipe, split: str, leaks: Leaks) -> list[str]:
-    said = {
-        "same_target": "stand in the training split with the same target",
-        "other_target": "stand in the training split with another target",
-        "near": "are nearly those of the training split",
-        "demonstrated": "have the source of a demonstration",
-        "initial_text": "stand in init_text",
-    }
-    lines = []
-    for name, rows in leaks.lists().items():
-        shown = []
-        for numbers in rows[:LEAKS_SHOWN]:
-            row, *training_row = numbers if isinstance(numbers, tuple) else (numbers,)
-            places = [(split, row), *(("train", each) for each in training_row)]
-            shown.append(" = ".join(row_origin(recipe.data, *place) for place in places))
-        if rows:
-            more = f"; {len(rows) - LEAKS_SHOWN} more" if len(rows) > LEAKS_SHOWN else ""
-            lines.append(f"{len(rows)} of {leaks.rows} rows {said[name]} ({'; '.join(shown)}{more})")
-    if leaks.shared_passages:
-        lines.append(f"{leaks.shared_passages} of {leaks.rows} rows ask something else about a training row's context")
-    return lines
 
 
 def _start(

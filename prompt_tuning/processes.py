@@ -19,7 +19,7 @@ from prompt_tuning.errors import ProcessError, RecipeError
 from prompt_tuning.ways import base_of, is_prompted
 
 
-def check_split(recipe: Recipe) -> None:
+def check_sharding(recipe: Recipe) -> None:
     """Raise a RecipeError for what cannot be done with a model that FSDP splits among processes."""
     if not (recipe.training.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
         return

@@ -36,7 +36,7 @@ from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
 from prompt_tuning.evaluation import trainer_for
 from prompt_tuning.files import read_json, read_json_lines, whole_file, write_json, write_json_lines
 from prompt_tuning.hub import weights_digest
-from prompt_tuning.metrics import MAIN_METRIC
+from prompt_tuning.metrics import MAIN_METRIC, trial
 from prompt_tuning.model import load_base_model
 from prompt_tuning.prepare import Prepared, prepare, score_of
 from prompt_tuning.rank_table import rank_text
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 LIKELIHOODS, PREDICTIONS = "likelihoods.jsonl", "predictions.jsonl"
 FIRST_ROWS = 8  # on which at least all candidates are scored
 # Settings that scores depend on, beside the model's, decoding and what the rows' tokens tell.
-OF_SCORES = {
+SCORE_SETTINGS = {
     "task", "lang", "target_lang", "metrics", "choice_normalization", "bf16", "fp16", "tf32",
 }  # fmt: skip
 ROWS_AT_ONCE = 16  # so many of one few-shot candidate, or of all others, are lost where a rank is stopped
@@ -125,7 +125,7 @@ def rank(
 
 
 def _metric(recipe: Recipe) -> str:
-    metric, given = MAIN_METRIC[recipe.data.task], score_of(recipe)(["The a."], [["a"]])
+    metric, given = MAIN_METRIC[recipe.data.task], trial(score_of(recipe))
     if metric not in given:
         raise RecipeError(f"metrics give {', '.join(given)}, and rank goes by {metric}; leave metrics out")
     return metric
@@ -209,7 +209,7 @@ def _targets(prepared: Prepared) -> list[str]:
 def _check_settings(folder: Path, recipe: Recipe, prepared: dict[str, Prepared], finalists: int) -> None:
     """Keep what the scores in a folder depend on; raise RecipeError where those of another rank lie there."""
     resolved = replace(recipe, prompt=replace(recipe.prompt, method="none")).resolved()
-    settings = {key: value for key, value in resolved.items() if key in vars(recipe.model).keys() | OF_SCORES}
+    settings = {key: value for key, value in resolved.items() if key in vars(recipe.model).keys() | SCORE_SETTINGS}
     settings |= {"decoding": recipe.decoding, "finalists": finalists}
     settings["weights"] = weights_digest(recipe.model.model_name_or_path, recipe.model.model_revision)
     settings["candidates"] = {name: each.digest("validation") for name, each in prepared.items()}

@@ -25,7 +25,7 @@ from transformers import AttentionInterface, DynamicCache, StoppingCriteriaList
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from prompt_tuning.batches import open_with, pad_left
+from prompt_tuning.batches import open_with, pad_left, pad_on
 from prompt_tuning.caches import join_caches
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.generation import (
@@ -34,7 +34,7 @@ from prompt_tuning.generation import (
     generate_from_embeddings,
     own_cache,
     setting,
-    with_sequences,
+    with_sources,
 )
 from prompt_tuning.packed_attention import ATTENTION, Batch, RowLayout, shared_prefix_attention
 from prompt_tuning.ways import (
@@ -143,8 +143,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         # A row starts right after the prompt wherever its padding stands.
-        order = attention_mask.argsort(dim=1, descending=True, stable=True)
-        input_ids, attention_mask, labels = (each.gather(1, order) for each in (input_ids, attention_mask, labels))
+        attention_mask, input_ids, labels = pad_on("right", attention_mask, input_ids, labels)
         wanted = (labels != -100) & attention_mask.bool()
         wanted[:, 0] = False  # as transformers counts: a row's first token is never a target
         self._tell_window(self.active_peft_config.num_virtual_tokens + input_ids.shape[1])
@@ -160,8 +159,10 @@ class SharedPrefixModel(PeftModelForCausalLM):
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
     def _names_for_peft(self, adapter_names: Sequence[str] | None) -> dict[str, Any]:
-        if adapter_names is None or not self.active_peft_config.is_prompt_learning:
-            return {} if adapter_names is None else {"adapter_names": list(adapter_names)}
+        if adapter_names is None:
+            return {}
+        if not self.active_peft_config.is_prompt_learning:
+            return {"adapter_names": list(adapter_names)}
         if {*adapter_names} != {self.active_adapter}:
             raise AdapterError(
                 "adapter_names: without input_ids and labels each row is run behind the active adapter's prompt, "
@@ -179,20 +180,18 @@ class SharedPrefixModel(PeftModelForCausalLM):
     def _packed_logits(self, batch: Batch, names: list[PromptName], owners: list[int]) -> torch.Tensor:
         """Logits `[targets, V]` that predict the targets of a batch, from one sequence of prompts and rows."""
         if self._prompt_is_cache:
-            layout_prompts, prefixes, opening = [], tuple(self._prompt(name) for name in names), []
+            prompts, prefixes = [], tuple(self._prompt(name) for name in names)
             lengths = [prefix.get_seq_length() for prefix in prefixes]
         else:
-            prefixes, opening = (), [self.word_embeddings(batch.opening)]
-            layout_prompts = [torch.cat([self._prompt(name), *opening]) for name in names]
-            lengths = [len(prompt) for prompt in layout_prompts]
+            opening = self.word_embeddings(batch.opening)
+            prompts, prefixes = [torch.cat([self._prompt(name), opening]) for name in names], ()
+            lengths = [len(prompt) for prompt in prompts]
             batch = batch.rest()
-        rows = batch.needed.sum(1).tolist()
-        used = [number for number, length in enumerate(rows) if length]
-        layout = RowLayout(
-            tuple(lengths), tuple(rows[number] for number in used), tuple(owners[number] for number in used), prefixes
-        )
+        needed = zip(batch.needed.sum(1).tolist(), owners, strict=True)
+        rows, owners = zip(*((length, owner) for length, owner in needed if length), strict=True)
+        layout = RowLayout(tuple(lengths), rows, owners, prefixes)
         embeds = self.word_embeddings(batch.input_ids[batch.needed])
-        embeds = torch.cat([*(prompt.to(embeds.dtype) for prompt in layout_prompts), embeds])[None]
+        embeds = torch.cat([*(prompt.to(embeds.dtype) for prompt in prompts), embeds])[None]
         predicts = batch.predicts[batch.needed]
         output = self.get_base_model()(
             inputs_embeds=embeds,
@@ -251,7 +250,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
 
     def _prompt_name(self, name: str, task: int | None) -> PromptName:
         config = self.peft_config[name]
-        if config.peft_type.value != "MULTITASK_PROMPT_TUNING":
+        if config.peft_type != "MULTITASK_PROMPT_TUNING":
             return name, None
         if task is None or not 0 <= task < config.num_tasks:
             found = "no task_ids" if task is None else f"task id {task}"
@@ -260,7 +259,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
 
     @property
     def _prompt_is_cache(self) -> bool:
-        return self.active_peft_config.peft_type.value in CACHED_METHODS
+        return self.active_peft_config.peft_type in CACHED_METHODS
 
     def _prompt(self, name: PromptName) -> torch.Tensor | DynamicCache:
         """`[P, H]` input embeddings, or for prefix tuning a cache of one row; its encoder or MLP runs once."""
@@ -323,7 +322,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
     ) -> Any:
         if self.disabled:
             return self.get_base_model().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        if input_ids is None or self.active_peft_config.peft_type.value not in EMBEDDED_METHODS + CACHED_METHODS:
+        if input_ids is None or self.active_peft_config.peft_type not in EMBEDDED_METHODS + CACHED_METHODS:
             kwargs |= self._names_for_peft(adapter_names)
             return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         base = self.get_base_model()
@@ -332,12 +331,9 @@ class SharedPrefixModel(PeftModelForCausalLM):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if bool((attention_mask[:, 1:] < attention_mask[:, :-1]).any()):  # padding after tokens: move it before them
-            order = attention_mask.argsort(dim=1, stable=True)
-            left = (each.gather(1, order) for each in (input_ids, attention_mask))
-            output = self._generate(*left, adapter_names, task_ids, **kwargs)
-            sequences = output if isinstance(output, torch.Tensor) else output.sequences
-            sources = input_ids.repeat_interleave(len(sequences) // len(input_ids), 0)
-            return with_sequences(output, torch.cat([sources, sequences[:, input_ids.shape[1] :]], 1))
+            mask, ids = pad_on("left", attention_mask, input_ids)
+            output = self._generate(ids, mask, adapter_names, task_ids, **kwargs)
+            return with_sources(output, input_ids, input_ids.shape[1])
         config = base.config.get_text_config()
         names, owners = self._owners(adapter_names, task_ids, len(input_ids))
         longest = max(self.peft_config[name].num_virtual_tokens for name, _ in names)
@@ -415,9 +411,10 @@ class SharedPrefixModel(PeftModelForCausalLM):
                 self.active_adapter = active
             sequences = output if isinstance(output, torch.Tensor) else output.sequences
             written += [sequence[row.shape[1] :] for sequence in sequences]
+        if len(input_ids) == 1:
+            return with_sources(output, input_ids, row.shape[1])
         new = torch.nn.utils.rnn.pad_sequence(written, batch_first=True, padding_value=pad)
-        joined = torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)
-        return with_sequences(output, joined) if len(input_ids) == 1 else joined
+        return with_sources(new, input_ids, 0)
 
     def _tell_window(self, length: int) -> None:
         """Say once that sequences of this length, prompt included, reach beyond a sliding window or rotary length."""

@@ -12,8 +12,8 @@ from datasets import IterableDataset
 
 from prompt_tuning.config import Recipe
 from prompt_tuning.data import row_origin, split_origin, streamed_rows
-from prompt_tuning.encoding import Encoder, OverlongError
-from prompt_tuning.errors import DataError, TemplateError
+from prompt_tuning.encoding import Encoder
+from prompt_tuning.errors import DataError, OverlongError, TemplateError
 
 FIRST_ROWS = 100  # encoded before a model loads
 BUFFER_SIZE = 1000  # as IterableDataset.shuffle has it

@@ -21,6 +21,11 @@ NAMES = {
 }
 
 
+def tuned_name(method: str) -> str:
+    """What results.json calls a trained method's scores: lora and full are references, all else is a soft prompt."""
+    return method.lower() if method.lower() in ("lora", "full") else "soft_prompt"
+
+
 def summarize(folder: Path, examples: int = 3) -> str:
     """The table of a run, some of its rows, evenly spaced, and what to type next.
 
@@ -146,7 +151,7 @@ def _example(row: dict[str, Any]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return textwrap.shorten(" ".join(text.split()), 100, placeholder=" ...") or "(nothing)"
+    return textwrap.shorten(text, 100, placeholder=" ...") or "(nothing)"
 
 
 def _files(folder: Path, adapter: Path) -> str:

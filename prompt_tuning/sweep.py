@@ -14,19 +14,18 @@ from accelerate import PartialState
 
 from prompt_tuning.arguments import MULTITASK
 from prompt_tuning.config import Recipe, load_recipe, read_pairs, to_argv
-from prompt_tuning.data import SPLITS
 from prompt_tuning.errors import Problems, PromptTuningError, RecipeError
-from prompt_tuning.evaluation import tuned_name
 from prompt_tuning.files import read_json, whole_file, write_json
 from prompt_tuning.metrics import main_metric
-from prompt_tuning.prepare import check_splits, prepare
+from prompt_tuning.prepare import prepare_run
 from prompt_tuning.runs import SharedBaseModel, check_inputs, is_finished
+from prompt_tuning.summary import tuned_name
 from prompt_tuning.tables import markdown_table
 
 logger = logging.getLogger(__name__)
 
 KEYS = ("recipe", "runs")
-OF_THE_SWEEP = ("output_dir", "resume_from_checkpoint")
+SWEEP_SETTINGS = ("output_dir", "resume_from_checkpoint")
 
 
 def sweep(path: str, overrides: list[str], folder: Path) -> dict[str, Any]:
@@ -88,7 +87,7 @@ def read_sweep(path: Path) -> dict[str, tuple[str, list[str]]]:
         if not isinstance(recipe, str):
             problems.append(f"{path}: run {name} has no recipe; set one for it, or one for all, by its file's name")
         problems += [
-            f"{path}: run {name}: {key} is the sweep's to set; leave it out" for key in OF_THE_SWEEP if key in own
+            f"{path}: run {name}: {key} is the sweep's to set; leave it out" for key in SWEEP_SETTINGS if key in own
         ]
         problems += [
             f"{path}: run {name}: {key} is {value}, which takes nothing of its recipe back; leave it out, or give the "
@@ -122,8 +121,7 @@ def _check(settings: dict[str, tuple[str, list[str]]]) -> dict[str, bool]:
 def _check_rows(recipe: Recipe, finished: bool) -> None:
     if recipe.prompt.method == MULTITASK:
         raise RecipeError(f"{recipe.path} is of several tasks at once, one run with its own model; train it alone")
-    prepared = prepare(recipe, SPLITS if recipe.prompt.method != "none" else SPLITS[1:])
-    check_splits(prepared)
+    prepared = prepare_run(recipe)
     if finished:
         check_inputs(prepared)
 

@@ -239,23 +239,19 @@ class Template:
             TemplateError: the row lacks something that the template reads, a value is null, or the target is empty.
         """
         values = self._values(row, languages)
-        messages = [{"role": "system", "content": self._render(self.system, values)}] if self.system else []
-        messages += self._shown(languages)
-        messages.append({"role": "user", "content": self._render(self.source, values)})
-        if not with_target:
-            return Rendered(tuple(messages), None, ())
-        return Rendered(tuple(messages), *self.render_target(row, languages))
+        messages = self._messages(languages, lambda text: self._render(text, values))
+        return Rendered(messages, *(self.render_target(row, languages) if with_target else (None, ())))
 
     def opening(self, languages: dict[str, str] | None = None) -> Rendered:
         """What every row is rendered as up to its first own text, in whose place VALUE_END stands."""
         given = languages or {}
+        compile = functools.partial(compiled_opening, given=frozenset(given))
+        return Rendered(self._messages(languages, lambda text: self._render(text, given, compile)), None, ())
 
-        def opened(text: str) -> str:
-            return self._render(text, given, functools.partial(compiled_opening, given=frozenset(given)))
-
-        messages = [{"role": "system", "content": opened(self.system)}] if self.system else []
-        messages += [*self._shown(languages), {"role": "user", "content": opened(self.source)}]
-        return Rendered(tuple(messages), None, ())
+    def _messages(self, languages: dict[str, str] | None, write: Callable[[str], str]) -> tuple[dict[str, str], ...]:
+        """System message, demonstrations and source as turns; `write` makes text of a field."""
+        system = [{"role": "system", "content": write(self.system)}] if self.system else []
+        return (*system, *self._shown(languages), {"role": "user", "content": write(self.source)})
 
     def render_target(
         self, row: dict[str, Any], languages: dict[str, str] | None = None

@@ -11,43 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import PartialState
 from peft import PeftModel
-from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PreTrainedModel, set_seed
 
 from prompt_tuning.arguments import MULTITASK
-from prompt_tuning.checkpoints import remove_partial
 from prompt_tuning.config import Recipe
 from prompt_tuning.distillation import teacher_states
-from prompt_tuning.errors import HubError, RecipeError
-from prompt_tuning.evaluation import describe, evaluate_and_write, trainer_for, tuned_name, write_pages
-from prompt_tuning.facts import training_facts
-from prompt_tuning.files import whole_file, whole_folder, write_json
+from prompt_tuning.errors import HubError
+from prompt_tuning.evaluation import describe, evaluate_and_write, trainer_for, write_pages
+from prompt_tuning.files import write_json
+from prompt_tuning.fitting import callbacks, checkpoint_to_resume, fit, save_adapter, save_recipe
 from prompt_tuning.hub import create_repository, push
 from prompt_tuning.initialization import frequent_ids, initial_prefix, initial_prompt
-from prompt_tuning.memory import IN_TRAINING, memory_told
 from prompt_tuning.model import add_adapter, add_soft_prompt, load_adapter, load_base_model, prompt_config
-from prompt_tuning.prepare import Prepared, check_splits, prepare
-from prompt_tuning.processes import check_split, whole_weights
-from prompt_tuning.stopping import EarlyStopping, stopping_on_signals
+from prompt_tuning.multitask import train_tasks
+from prompt_tuning.prepare import Prepared, prepare_run
+from prompt_tuning.processes import check_sharding, whole_weights
 from prompt_tuning.streaming import StreamReport
-from prompt_tuning.template import Template
-from prompt_tuning.trainer import PromptTuningTrainer
+from prompt_tuning.summary import tuned_name
 from prompt_tuning.ways import EMBEDDED_METHODS
 
 logger = logging.getLogger(__name__)
-
-# Of other values of these a checkpoint's weights do not fit, or mean something else.
-OF_THE_MODEL = (
-    "method", "num_virtual_tokens", "num_ranks", "tasks", "residual", "encoder_hidden_size", "prefix_projection",
-    "encoder_reparameterization_type", "prefix_encoder", "prefix_decoder", "prefix_cross", "lora_r", "lora_alpha",
-    "lora_target_modules",
-)  # fmt: skip
 
 
 def train(recipe: Recipe, evaluate_hard_prompt: bool = True, base: PreTrainedModel | None = None) -> Path:
@@ -62,16 +48,11 @@ def train(recipe: Recipe, evaluate_hard_prompt: bool = True, base: PreTrainedMod
         predictions/, report.html, README.md and the checkpoints.
     """
     if recipe.prompt.method == MULTITASK:
-        from prompt_tuning.multitask import train_tasks  # which takes its helpers from here
-
         return train_tasks(recipe, evaluate_hard_prompt)
-    check_split(recipe)
+    check_sharding(recipe)
     folder = Path(recipe.training.output_dir)
     checkpoint = checkpoint_to_resume(recipe, folder)
-    prepared = prepare(
-        recipe, ("train", "validation", "test") if recipe.prompt.method != "none" else ("validation", "test")
-    )
-    check_splits(prepared)
+    prepared = prepare_run(recipe)
     split = prepared.last_split
     if recipe.training.push_to_hub and PartialState().is_main_process:
         create_repository(_repository(recipe), recipe.training.hub_private_repo)  # a refusal now, not after training
@@ -177,118 +158,8 @@ def _train(
     return facts
 
 
-def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) -> dict[str, Any]:
-    """Train; returns the facts for results.json.
-
-    Raises:
-        Stopped: by SIGINT or SIGTERM, once a checkpoint is saved.
-    """
-    facts = training_facts(trainer)
-    trainable, total = facts["trainable_parameters"], facts["total_parameters"]
-    logger.info("training %s of %s parameters (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
-    started = time.perf_counter()
-    if trainer.is_world_process_zero():
-        remove_partial(Path(recipe.training.output_dir))
-        save_recipe(recipe, Path(recipe.training.output_dir))  # by which a run that stops is known
-    with memory_told(IN_TRAINING), stopping_on_signals(trainer.accelerator) as callback:
-        trainer.add_callback(callback)
-        trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = round(time.perf_counter() - started, 1)
-    facts = {"method": recipe.prompt.method, "train_seconds": seconds}
-    if checkpoint:
-        facts["resumed_from"] = Path(checkpoint).name  # the seconds are those since then
-    return facts | training_facts(trainer)
-
-
-def checkpoint_to_resume(recipe: Recipe, folder: Path) -> str | None:
-    """What to resume from; nothing that an earlier run left is written over unasked."""
-    wanted = recipe.training.resume_from_checkpoint
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if wanted and wanted.lower() in ("true", "auto"):
-        wanted = wanted.lower()
-    elif wanted:
-        if not Path(wanted).is_dir():
-            raise RecipeError(f"resume_from_checkpoint {wanted}: no such folder; true and auto take the last one")
-        _check_resumable(recipe, wanted)
-        return wanted
-    if last is None and wanted == "true":
-        raise RecipeError(f"resume_from_checkpoint: no checkpoint in {folder}; `auto` starts from the beginning then")
-    if (last and not wanted) or (last is None and (folder / "results.json").exists()):
-        raise RecipeError(
-            f"{folder} holds {Path(last).name if last else 'a finished run'} already; "
-            f"{'continue it with --resume_from_checkpoint true, ' if last else ''}name another --output_dir, "
-            "or remove the folder"
-        )
-    if last:
-        _check_resumable(recipe, last)
-    return last
-
-
-def _check_resumable(recipe: Recipe, checkpoint: str) -> None:
-    """Warn of settings that differ from those of the run that saved a checkpoint.
-
-    Raises:
-        RecipeError: with them the checkpoint is of another model, or it holds no optimiser's state.
-    """
-    if not Path(checkpoint, TRAINER_STATE_NAME).is_file():
-        last = get_last_checkpoint(checkpoint)
-        raise RecipeError(
-            f"resume_from_checkpoint {checkpoint}: no checkpoint; "
-            f"{f'name {last}, which is in it' if last else 'name a folder checkpoint-N, or true for the last one'}"
-        )
-    if not any(Path(checkpoint).glob("optimizer*")):
-        raise RecipeError(
-            f"{checkpoint}: no state of the optimiser there, which save_only_model leaves out, so that no training "
-            "can go on from it; name another --output_dir"
-        )
-    run = Path(checkpoint).parent
-    changed = recipe.changed_since(run) if (run / "recipe.yaml").is_file() else []
-    if of_model := [name for name in changed if name in OF_THE_MODEL]:
-        raise RecipeError(f"{checkpoint} is of a run with another {' and '.join(of_model)}; name another --output_dir")
-    if changed:
-        names = ", ".join(changed)
-        logger.warning("%s goes on with other settings than the run in its folder had: %s", checkpoint, names)
-
-
-def callbacks(recipe: Recipe) -> list[EarlyStopping]:
-    if recipe.prompt.early_stopping_patience is None:
-        return []
-    return [EarlyStopping(recipe.prompt.early_stopping_patience, recipe.prompt.early_stopping_threshold)]
-
-
 def _prompt_of(model: PeftModel | PreTrainedModel) -> torch.Tensor | None:
     """`[P, H]` embeddings of a soft prompt; None for other methods."""
-    if not isinstance(model, PeftModel) or model.active_peft_config.peft_type.value not in EMBEDDED_METHODS:
+    if not isinstance(model, PeftModel) or model.active_peft_config.peft_type not in EMBEDDED_METHODS:
         return None
     return model.get_prompt_embedding_to_save("default")
-
-
-def save_adapter(
-    model: PeftModel | PreTrainedModel,
-    folder: Path,
-    initial: torch.Tensor | None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    state_dict: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """The adapter, and what `inspect` compares it with; a whole model with its tokenizer.
-
-    Args:
-        state_dict: as `whole_weights` gives it.
-    """
-    with whole_folder(folder) as partial:
-        model.save_pretrained(partial, state_dict=state_dict)
-        (partial / "README.md").unlink(missing_ok=True)  # PEFT's placeholder card; ours follows the evaluation
-        if initial is not None:
-            save_file({"initial_prompt": initial}, partial / "initial_prompt.safetensors")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
-
-
-def save_recipe(recipe: Recipe, folder: Path, template: Template | None = None, comment: str = "") -> None:
-    """What `predict` needs to build the same prompt again."""
-    with whole_file(folder / "recipe.yaml") as file:
-        file.write(comment)
-        yaml.safe_dump(recipe.resolved(), file, sort_keys=False, allow_unicode=True, width=120)
-    if template:
-        with whole_file(folder / "template.yaml") as file:
-            file.write(template.to_yaml())

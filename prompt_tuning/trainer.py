@@ -36,7 +36,6 @@ from prompt_tuning.checkpoints import (
 from prompt_tuning.choices import choose
 from prompt_tuning.distillation import distillation_loss
 from prompt_tuning.divergence import STEPS_KEPT, Divergence
-from prompt_tuning.encoding import StopTexts, decode
 from prompt_tuning.errors import AdapterError, DataError, ModelError, RecipeError
 from prompt_tuning.files import full_disk_told, whole_file
 from prompt_tuning.generation import check_one_text, count_new_tokens, generate_behind_cache, own_cache
@@ -58,6 +57,7 @@ from prompt_tuning.processes import (
 from prompt_tuning.quantization import evaluable
 from prompt_tuning.sampling import RepeatableSampler
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once, target_loss
+from prompt_tuning.stop_texts import decode, stopping
 from prompt_tuning.training_args import PromptTuningArguments
 from prompt_tuning.ways import base_of, is_prompted, why_not_packed, within_window
 
@@ -69,15 +69,21 @@ ORDER = "order.pt"
 class PromptTuningTrainer(Seq2SeqTrainer):
     """Trains and evaluates causal and encoder-decoder models on rows from `encode`, or on any rows of the same form.
 
-    Differs from `Seq2SeqTrainer`, which it otherwise is, in ten things. A causal model generates from the source
-    alone (the tokens before the first label); Seq2SeqTrainer would give it source and answer. Evaluation goes through
-    rows by length, in batches of so many tokens, with one cache of the prompt, and returns predictions in the order of
-    the data set. The evaluation's loss is the mean over all target tokens, not over batches. Label smoothing and
-    gradient accumulation count target tokens, for encoder-decoder models too, whose own loss ignores
-    `num_items_in_batch`. `torch_compile` compiles each decoder layer for itself. `push_to_hub` uploads no training
-    state. A checkpoint gets its name once it is whole, and is removed by a rename. A loss or gradient that is no
-    number ends the training before anything of it is saved. `auto_find_batch_size` keeps the rows of a step. And
-    `compute_metrics` gets texts.
+    It is a `Seq2SeqTrainer`, but for these:
+
+    - A causal model generates from the source alone, the tokens before the first label; Seq2SeqTrainer would give it
+      source and answer.
+    - Evaluation goes through rows by length, in batches of so many tokens, with one cache of the prompt, and returns
+      predictions in the order of the data set. Its loss is the mean over all target tokens, not over batches.
+      `compute_metrics` gets texts. Several evaluation sets keep the arguments of `generate`.
+    - Label smoothing and gradient accumulation count target tokens, for encoder-decoder models too, whose own loss
+      ignores `num_items_in_batch`. `auto_find_batch_size` keeps the rows of a step.
+    - Of several processes, all take rows of like length in one step, and rows that are repeated to fill the last batch
+      have no targets.
+    - A checkpoint gets its name once it is whole, and is removed by a rename. A run goes on in the order of rows that
+      it was stopped in, takes no step after its last one, and finds its best checkpoint where its folder was moved.
+    - A loss or gradient that is no number ends the training before anything of it is saved.
+    - `torch_compile` compiles each decoder layer for itself. `push_to_hub` uploads no training state.
 
     Rows for a multitask prompt also have their task's number, in a column `task_ids`.
 
@@ -271,8 +277,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if isinstance(rows, dict):
             # Trainer would forget the arguments of `generate` there.
             metrics: dict[str, float] = {}
-            for name, of_name in rows.items():
-                of_name = name if eval_dataset is None else of_name
+            for name in rows:
+                of_name = name if eval_dataset is None else rows[name]
                 metrics |= self.evaluate(of_name, ignore_keys, f"{metric_key_prefix}_{name}", **gen_kwargs)
             return metrics
         if rows is None:
@@ -376,11 +382,10 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             sources = self._prepare_inputs(pad_left(rows, self.processing_class.pad_token_id))
         if _is_multitask(self.model):
             sources["task_ids"] = inputs["task_ids"]
-        stops = {"stopping_criteria": [StopTexts(self.processing_class, self.stop)]} if self.stop else {}
         given = gen_kwargs or self._gen_kwargs
         check_one_text(base_of(self.model), given)
         with in_step(self.model) as synced, self._eagerly():
-            generated = self._generate(**sources, **stops, **synced, **given)
+            generated = self._generate(**sources, **stopping(self.processing_class, self.stop), **synced, **given)
         start = 1 if self.model.config.is_encoder_decoder else sources["input_ids"].shape[1]
         return loss, generated[:, start:].contiguous(), inputs["labels"]
 

@@ -13,8 +13,8 @@ from datasets import Dataset
 from prompt_tuning.cli import main
 from prompt_tuning.config import load_recipe
 from prompt_tuning.demonstrations import Demonstrations
-from prompt_tuning.encoding import Encoder, OverlongError, encode
-from prompt_tuning.errors import DataError, RecipeError, TemplateError
+from prompt_tuning.encoding import Encoder, encode
+from prompt_tuning.errors import DataError, OverlongError, RecipeError, TemplateError
 from prompt_tuning.prepare import prepare
 from prompt_tuning.template import Template
 

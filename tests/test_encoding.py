@@ -16,15 +16,10 @@ from transformers import ByT5Tokenizer
 from prompt_tuning.batches import batches_within, common_opening, pad_left, source_length
 from prompt_tuning.config import load_recipe
 from prompt_tuning.data import SPLITS
-from prompt_tuning.encoding import (
-    Encoder,
-    OverlongError,
-    StopTexts,
-    decode,
-    encode,
-)
-from prompt_tuning.errors import TemplateError
+from prompt_tuning.encoding import Encoder, encode
+from prompt_tuning.errors import OverlongError, TemplateError
 from prompt_tuning.prepare import prepare
+from prompt_tuning.stop_texts import StopTexts, decode
 from prompt_tuning.template import Template
 
 PLAIN = Template.load("question_answering/plain")

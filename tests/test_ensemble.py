@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from prompt_tuning.batches import source_length
 from prompt_tuning.config import load_recipe
-from prompt_tuning.encoding import decode
 from prompt_tuning.ensemble import (
     MeanOverAdapters,
     ensemble,
@@ -25,6 +24,7 @@ from prompt_tuning.errors import AdapterError, DataError, PromptTuningError, Rec
 from prompt_tuning.evaluation import evaluate, trainer_for
 from prompt_tuning.model import add_soft_prompt, prompt_config
 from prompt_tuning.prepare import prepare
+from prompt_tuning.stop_texts import decode
 
 LENGTHS = (3, 7, 1)
 TOKENS = 8  # that each row is given, at most

@@ -9,8 +9,7 @@ from transformers import DynamicCache
 
 from prompt_tuning import Encoder, Template, add_soft_prompt, prompt_config
 from prompt_tuning.arguments import PromptArguments
-from prompt_tuning.encoding import OverlongError
-from prompt_tuning.errors import AdapterError, RecipeError
+from prompt_tuning.errors import AdapterError, OverlongError, RecipeError
 from prompt_tuning.initialization import (
     frequent_ids,
     initial_prefix,

@@ -13,11 +13,11 @@ from test_trainer import soft, trainer
 
 from prompt_tuning.arguments import ModelArguments
 from prompt_tuning.cli import main
-from prompt_tuning.evaluation import tuned_name
 from prompt_tuning.model import add_soft_prompt, load_base_model, load_config, prompt_config
 from prompt_tuning.packed_attention import ATTENTION
 from prompt_tuning.prediction import Predictor
 from prompt_tuning.quantization import quantization_config
+from prompt_tuning.summary import tuned_name
 from prompt_tuning.trainer import PromptTuningTrainer
 
 INT8 = {"quant_type": "Int8WeightOnlyConfig"}

@@ -214,7 +214,7 @@ def test_a_resumed_run_has_the_patience_that_was_left_and_with_transformers_own_
     settings = dict(max_steps=8, save_steps=1, eval_steps=1, eval_strategy="steps", load_best_model_at_end="true")
     # No score is better than the first one, so that a patience of 3 ends with the fourth.
     recipe = str(recipe_file(learning_rate=0, early_stopping_patience=3, max_eval_samples=2, **settings))
-    monkeypatch.setattr("prompt_tuning.train.EarlyStopping", callback)
+    monkeypatch.setattr("prompt_tuning.fitting.EarlyStopping", callback)
     called = getattr(PromptTuningTrainer, method)
 
     def interrupted(self, *args, **kwargs):

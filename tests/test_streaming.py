@@ -168,7 +168,7 @@ def test_a_bad_row_is_named_by_its_line_before_training_or_when_it_is_read(
     ],
 )  # fmt: skip
 def test_what_a_stream_cannot_give_is_said_before_anything_is_read(changes, message, streamed, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.train.prepare", None)
+    monkeypatch.setattr("prompt_tuning.train.prepare_run", None)
     assert main(["train", str(streamed(**changes))]) == 2
     assert message in capsys.readouterr().err
 

@@ -18,8 +18,6 @@ from uuid import uuid4
 
 from prompt_tuning.errors import RecipeError
 
-__all__ = ["MAIN_METRIC", "TASK_METRICS", "load_metrics", "main_metric", "metric_names"]
-
 TASK_METRICS: dict[str, tuple[str, ...]] = {
     "translation": ("sacrebleu", "chrf"),
     "summarization": ("rouge",),
@@ -34,6 +32,11 @@ _OWN = ("chrf", "exact_match", "rouge", "sacrebleu", "squad", "ter")
 _TAKES_LANGUAGE = frozenset({"rouge", "sacrebleu", "squad", "ter"})
 
 Score = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float | str]]
+
+
+def trial(score: Score) -> dict[str, float | str]:
+    """What a score gives for a made-up row, by which its keys are known before anything is predicted."""
+    return score(["The a."], [["a"]])
 
 
 def metric_names(scores: dict[str, float | str]) -> list[str]:
