@@ -130,7 +130,8 @@ def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
     step = _step(low, high, MOST_TICKS - 1)
     step = max(step, 1) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 10) for number in range(first, last + 1)]
+    places = max(10, 2 - math.floor(math.log10(step)))
+    return [round(number * step, places) for number in range(first, last + 1)]
 
 
 def _x(value: float, ticks: Sequence[float]) -> float:

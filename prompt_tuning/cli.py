@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import io
 import logging
 import os
 import shlex
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 # Errors of a disk or of a path that the user named.
 DISK_ERRORS = (
     errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
+    errno.ENAMETOOLONG,
 )  # fmt: skip
 GOES_ON = "; the same command goes on from here"
 
@@ -36,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     if rest and not args.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     _set_up_messages()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # rows are of any language, whatever the terminal's is
     try:
         return args.run(args, rest) or 0
     except PromptTuningError as error:

@@ -226,7 +226,7 @@ def read_pairs(path: Path) -> list[tuple[str, str | list[str], int]]:
         except yaml.YAMLError as error:
             reason = f"{error.problem}; quote a value that begins with {{ or ["
             raise RecipeError(f"{path}, line {line}: {key}: {reason}") from None
-        if value not in ("null", "~"):
+        if value not in ("null", "~") or value_node.style is not None:  # a text that is in quotes
             pairs.append((key, value, line))
     return pairs
 
@@ -266,6 +266,9 @@ def _parser():
             """What is wrong with one pair, if anything."""
             if f"--{key}" not in self._option_string_actions:
                 return self.unknown(key)
+            items = map(str, value) if isinstance(value, list) else ()
+            if flag := next((item for item in items if item.startswith("-")), None):
+                return f"{key}: the item {flag!r} begins with -, as a flag does; word it in another way"
             try:
                 _, rest = self.parse_known_args(to_argv(key, value))
             except RecipeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -232,6 +233,8 @@ def _task_contradictions(recipe: Recipe) -> list[str]:
         problems.append(f"demonstration_selection is {selection} but num_demonstrations is 0; set it to at least 1")
     if count > 0 and not data.train_file and not data.dataset_name:
         problems.append(f"num_demonstrations is {count} but there are no training rows; set train_file")
+    if data.lang and not re.fullmatch(r"[A-Za-z]{2,3}([-_]\w+)*", data.lang):
+        problems.append(f"lang {data.lang}: expected a code, as zh, pt-BR or fra_Latn; metrics split texts by it")
     if data.task == "translation" and not (data.source_lang and data.target_lang):
         problems.append("translation needs source_lang and target_lang, as `source_lang: fr`")
     return problems

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from httpx2 import HTTPError
@@ -23,6 +24,7 @@ from prompt_tuning.template import COLUMN_SETTINGS
 
 LIMITS = dict(train="max_train_samples", validation="max_eval_samples", test="max_predict_samples")
 SPLITS = tuple(LIMITS)
+TIME = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"  # as Arrow writes one
 FIRST_ROWS = 1000  # of a stream's file, which is not read twice
 csv.field_size_limit(2**31 - 1)  # a row may be a book
 
@@ -142,18 +144,32 @@ def load_file(file: Path, streaming: bool = False) -> Dataset | IterableDataset:
         raise DataError(f"{file}: the file is empty")
     if not streaming:
         _check_utf8(file)  # `datasets` would read other encodings as if nothing were wrong
+    kind = LOCAL_FORMATS[file.suffix]
     options = dict(data_files=str(file), split="train", streaming=streaming)
     try:
-        if file.suffix == ".csv":
+        if kind == "csv":
             options |= _csv_options(file, FIRST_ROWS if streaming else None)
-        rows = load_dataset(LOCAL_FORMATS[file.suffix], **options)
+        rows = load_dataset(kind, **options)
     except (DatasetGenerationError, UnicodeDecodeError, ValueError) as error:
+        if kind == "json" and not streaming and "timestamp" in str(error.__cause__ or error):
+            return _without_times(file)
         raise DataError(_why_unreadable(file, error)) from error
     if streaming:
         return rows
-    if file.suffix in (".json", ".jsonl") and "timestamp[" in str(rows.data.schema.remove_metadata()):
+    if kind == "json" and any(_has_times(chunk) for column in rows.data.columns for chunk in column.chunks):
         return _without_times(file)
-    return _with_numbers(rows) if file.suffix == ".csv" else rows
+    return _with_numbers(rows) if kind == "csv" else rows
+
+
+def _has_times(values: pa.Array) -> bool:
+    """Whether Arrow made times of texts; where a file's first 10 MB are other texts, it writes them back as text."""
+    if pa.types.is_timestamp(values.type):
+        return True
+    if pa.types.is_struct(values.type):
+        return any(map(_has_times, values.flatten()))
+    if pa.types.is_list(values.type):
+        return _has_times(values.flatten())
+    return pa.types.is_string(values.type) and bool(pc.any(pc.match_substring_regex(values, TIME)).as_py())
 
 
 def _without_times(file: Path) -> Dataset:

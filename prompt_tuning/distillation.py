@@ -20,9 +20,10 @@ from transformers.utils.logging import tqdm
 
 from prompt_tuning.batches import batches_within, common_opening
 from prompt_tuning.errors import ModelError
+from prompt_tuning.model import has_recurrent_layers
 
 # Their logits are more than their output layer's product, so hidden states would not tell a teacher's.
-SCALED_LOGITS = ("cohere", "gemma2", "granite")
+SCALED_LOGITS = ("cohere", "gemma2", "granite", "recurrent_gemma")
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def teacher_states(
         rows: as `encode` makes them with the teacher's template.
         max_tokens: of a batch.
     """
-    opening = common_opening(rows)
+    opening = [] if has_recurrent_layers(base.config) else common_opening(rows)
     known = DynamicCache(config=base.config)
     if opening:
         base(input_ids=torch.tensor([opening], device=base.device), past_key_values=known, logits_to_keep=1)

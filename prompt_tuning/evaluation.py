@@ -22,8 +22,9 @@ from prompt_tuning.data import SPLITS, row_origin, split_origin
 from prompt_tuning.encoding import EncodingReport
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.facts import machine_facts, origin_facts
-from prompt_tuning.files import whole_file, write_json, write_json_lines
+from prompt_tuning.files import read_json, whole_file, write_json, write_json_lines
 from prompt_tuning.hub import adapter_folder
+from prompt_tuning.inputs import input_digests
 from prompt_tuning.model import (
     check_adapter,
     load_adapter,
@@ -64,10 +65,12 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
     adapter_config = load_adapter_config(adapter) if adapter else None
     if adapter_config:
         check_adapter(adapter_config, adapter, load_config(recipe.model))
+    name = tuned_name(adapter_config.peft_type) if adapter_config else "hard_prompt"
+    folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-{name}"
+    _check_adapter_of(folder, adapter and str(adapter))
     prepared = prepare(recipe, (split,))
     set_seed(recipe.training.seed)
     model = load_base_model(recipe.model, prepared.config)
-    name = tuned_name(adapter_config.peft_type) if adapter_config else "hard_prompt"
     if adapter:
         model = load_adapter(model, adapter)
     results = describe(prepared, split) | {"recipe": recipe.resolved()}
@@ -75,11 +78,19 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
         tensors = load_file(adapter_folder(adapter) / "adapter_model.safetensors")
         results["trainable_parameters"] = sum(tensor.numel() for tensor in tensors.values())
         results["adapter"] = str(adapter)
-    folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-{name}"
     evaluate_and_write([(name, model)], prepared, split, folder, results)
     write_pages(folder, "report")
     PartialState().wait_for_everyone()  # until the folder is whole
     return folder
+
+
+def _check_adapter_of(folder: Path, adapter: str | None) -> None:
+    """Raise a RecipeError if the folder has the evaluation of another adapter."""
+    known = read_json(folder / "results.json").get("adapter") if (folder / "results.json").is_file() else adapter
+    if known != adapter:
+        raise RecipeError(
+            f"{folder} holds the evaluation of {known or 'the hard prompt alone'}; name another --output_dir"
+        )
 
 
 def check_output_dir(folder: Path | None) -> None:
@@ -195,7 +206,7 @@ def describe(prepared: Prepared, split: str) -> dict[str, Any]:
         "template": recipe.prompt.template,
         "decoding": chosen if prepared.encoder.closed else recipe.decoding,
         "leakage": prepared.leakage,
-        "inputs": prepared.input_digests(),
+        "inputs": input_digests(prepared),
         "example": _example(prepared, split),
         **origin_facts(prepared, split),
         **machine_facts(recipe.training),

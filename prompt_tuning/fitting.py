@@ -27,6 +27,9 @@ from prompt_tuning.trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
 
+# What a training writes, and a folder may hold of somebody else's.
+SAVED = ("adapter_model.safetensors", "adapter_config.json", "model.safetensors", "model.safetensors.index.json")
+
 # Of other values of these a checkpoint's weights do not fit, or mean something else.
 MODEL_SETTINGS = (
     "method", "num_virtual_tokens", "num_ranks", "tasks", "residual", "encoder_hidden_size", "prefix_projection",
@@ -46,8 +49,10 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) ->
     logger.info("training %s of %s parameters (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
     started = time.perf_counter()
     if trainer.is_world_process_zero():
-        remove_partial(Path(recipe.training.output_dir))
-        save_recipe(recipe, Path(recipe.training.output_dir))  # by which a run that stops is known
+        folder = Path(recipe.training.output_dir)
+        remove_partial(folder)
+        (folder / "results.json").unlink(missing_ok=True)  # of what this training goes on from
+        save_recipe(recipe, folder)  # by which a run that stops is known
     with memory_told(IN_TRAINING), stopping_on_signals(trainer.accelerator) as callback:
         trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -66,19 +71,31 @@ def checkpoint_to_resume(recipe: Recipe, folder: Path) -> str | None:
         if not Path(wanted).is_dir():
             raise RecipeError(f"resume_from_checkpoint {wanted}: no such folder; true and auto take the last one")
         _check_resumable(recipe, wanted)
+        if Path(wanted).resolve().parent != folder.resolve():
+            _check_nothing_lost(recipe, folder, last)
         return wanted
     if wanted and last:
         _check_resumable(recipe, last)
         return last
     if wanted and wanted.lower() == "true":
         raise RecipeError(f"resume_from_checkpoint: no checkpoint in {folder}; `auto` starts from the beginning then")
-    if last or (folder / "results.json").exists():
+    _check_nothing_lost(recipe, folder, last)
+    return None
+
+
+def _check_nothing_lost(recipe: Recipe, folder: Path, last: str | None) -> None:
+    """Raise a RecipeError if something in the folder would be written over; a stopped run may be made again."""
+    found = [name for name in ("results.json", *SAVED) if (folder / name).exists()]
+    same = recipe.training.resume_from_checkpoint and (folder / "recipe.yaml").is_file()
+    if same and found and "results.json" not in found and not last and not recipe.changed_since(folder):
+        return  # stopped after its training, which left no checkpoint
+    if last or found:
+        held = Path(last).name if last else "a finished run" if "results.json" in found else found[0]
         raise RecipeError(
-            f"{folder} holds {Path(last).name if last else 'a finished run'} already; "
+            f"{folder} holds {held} already; "
             f"{'continue it with --resume_from_checkpoint true, ' if last else ''}name another --output_dir, "
             "or remove the folder"
         )
-    return None
 
 
 def _check_resumable(recipe: Recipe, checkpoint: str) -> None:

@@ -8,7 +8,6 @@ initial_prompt.safetensors, in which the training rows of an init from demonstra
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -24,7 +23,6 @@ from huggingface_hub import (
     constants,
     get_token,
     snapshot_download,
-    try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -47,9 +45,6 @@ MODEL_FILES = (
     "model.safetensors.index.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
     "merges.txt", "*.model", "chat_template.jinja",
 )  # fmt: skip
-WEIGHTS = (".safetensors", ".bin")
-CONFIGURATION = ("config.json", "generation_config.json", "adapter_config.json")
-SAMPLE = 2**16  # bytes
 # Settings that are texts of the user's, where a leading slash makes no path.
 TEXTS = ("init_text", "init_labels")
 
@@ -168,26 +163,6 @@ def adapter_folder(name: str | Path) -> Path:
         AdapterError: neither, or the hub cannot be asked.
     """
     return _downloaded(str(name)) if is_hub_id(name) and not Path(name).is_dir() else Path(name)
-
-
-def weights_digest(name: str | Path, revision: str | None = None) -> str:
-    """What tells the weights and configuration in a folder from others that lie there later; of a hub id its commit.
-
-    Of a large file only samples are read: training changes all of it.
-    """
-    if not Path(name).is_dir():
-        cached = try_to_load_from_cache(str(name), "config.json", revision=revision)
-        return Path(cached).parent.name if isinstance(cached, str) else "unknown"
-    digest = hashlib.sha256()
-    for file in sorted(Path(name).iterdir()):
-        if file.suffix in WEIGHTS or file.name in CONFIGURATION:
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size}".encode())
-            with file.open("rb") as opened:
-                for place in range(0, size, max(size // 256, SAMPLE)):
-                    opened.seek(place)
-                    digest.update(opened.read(SAMPLE))
-    return digest.hexdigest()
 
 
 @functools.cache  # so that all of a run reads one commit

@@ -173,7 +173,8 @@ def initial_prefix(
     is repeated before the model reads it.
     """
     if ids is None:
-        ids = random.Random(seed).sample(_ordinary_ids(model, tokenizer), length)
+        ordinary = _ordinary_ids(model, tokenizer)
+        ids = random.Random(seed).sample(ordinary, min(length, len(ordinary)))
     repeated = torch.tensor(ids)[torch.arange(length) % len(ids)]
     cache = DynamicCache(config=model.config)
     with torch.no_grad():

@@ -187,7 +187,9 @@ def prompt_config(
     if args.method == "cpt":
         # Every token is "input" to PEFT: it may move as far as opt_projection_epsilon lets it.
         every = dict(cpt_mask=[1] * len(ids), cpt_tokens_type_mask=[2] * len(ids))
-        return CPTConfig(cpt_token_ids=list(ids), **every, **common)
+        config = CPTConfig(cpt_token_ids=list(ids), **every, **common)
+        config.num_attention_heads = common.get("num_attention_heads")  # which it does not keep
+        return config
     if args.method == MULTITASK:
         return MultitaskPromptTuningConfig(num_tasks=len(args.tasks), num_ranks=args.num_ranks, **common)
     return PromptTuningConfig(**common)

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from prompt_tuning.trainer import PromptTuningTrainer
 
 STEPS_SHOWN = 20
+OF_ROWS = ("example", "own_example", "answers")  # of results.json, which are texts and no paths
+LINE_END = "\ue002"  # of a fenced text, while blank lines between sections are counted
 METHODS = {
     "prompt_tuning": ("A soft prompt", "prompt tuning (Lester et al. 2021): trained embeddings before the text"),
     "p_tuning": ("A soft prompt", "P-tuning (Liu et al. 2021): embeddings before the text, written by a network"),
@@ -124,7 +126,7 @@ def card_facts(folder: Path) -> dict[str, Any]:
         which = f"several tasks: name {folder / next(iter(results['tasks']))}" if "tasks" in results else "no training"
         raise DataError(f"{folder} is a run of {which}; a card is of what one task trained")
     facts = {"name": folder.absolute().name, "folder": public_name(str(folder))}
-    facts["results"] = {key: value if key == "example" else _public(value) for key, value in results.items()}
+    facts["results"] = {key: value if key in OF_ROWS else _public(value) for key, value in results.items()}
     predictions = folder / "predictions" / f"{results['split']}.jsonl"
     needed = (folder / "recipe.yaml", folder / "template.yaml", predictions)
     if missing := [file for file in needed if not file.is_file() or not file.stat().st_size]:
@@ -240,7 +242,7 @@ def card_text(facts: dict[str, Any]) -> str:
         steps_table=_steps_table(steps, _saved_step(results)),
         steps=len(steps),
     )
-    text = re.sub(r"\n{3,}(?=#|<details>)", "\n\n", text)
+    text = re.sub(r"\n{3,}(?=#|<details>)", "\n\n", text).replace(LINE_END, "\n")
     return f"---\n{_metadata(facts).to_yaml()}\n---\n\n{text.strip()}\n"
 
 
@@ -363,7 +365,7 @@ def _longest_ticks(text: str) -> int:
 def _fence(text: str, language: str = "text") -> str:
     """A fenced block; nothing in the text ends it."""
     ticks = "`" * max(3, _longest_ticks(text) + 1)
-    return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
+    return f"{ticks}{language}\n{text.rstrip()}\n{ticks}".replace("\n", LINE_END)
 
 
 def _code(text: Any) -> str:

@@ -44,7 +44,9 @@ from prompt_tuning.stop_texts import decode, stopping
 from prompt_tuning.template import Template
 from prompt_tuning.ways import base_of
 
-READ_WHOLE = LOCAL_FORMATS.keys() - {".jsonl"}  # as train does
+READ = LOCAL_FORMATS.keys()
+READ_WHOLE = READ - {".jsonl"}  # as train does
+NOT_READ = {".tsv", ".xlsx", ".xls", ".ods", ".arrow", ".feather", ".orc", ".gz", ".zip"}  # tables, and no plain text
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,9 @@ def predict(
     """
     if source != "-" and not Path(source).exists():
         raise DataError(f"--input {source}: no such file")
+    suffix, known = Path(source).suffix, ", ".join(sorted(READ))
+    if suffix.lower() in NOT_READ or (suffix not in READ and suffix.lower() in READ):
+        raise DataError(f"--input {source}: not read; save it as one of {known}, in small letters, or as plain text")
     for name, path in (("--input", source), ("--output", output)):
         if Path(path).is_dir():
             raise DataError(f"{name} {path}: a folder; name a file")
@@ -209,7 +214,7 @@ def predict(
 def _predict_rows(
     predictor: Predictor, rows: Iterator[tuple[str, dict[str, Any]]], file: TextIO, batch_size: int, source: str
 ) -> None:
-    count, cut_rows, lacking_rows = 0, 0, 0
+    count, cut_rows, lacking_rows, replaced = 0, 0, 0, 0
     while batch := list(islice(rows, batch_size)):
         questions = []
         for origin, row in batch:
@@ -227,12 +232,15 @@ def _predict_rows(
             questions.append(question)
             cut_rows += cut > 0
             lacking_rows += left_out > 0
+            replaced += "prediction" in row
         for (_, row), prediction in zip(batch, predictor.answer(questions), strict=True):
             file.write(json.dumps(row | {"prediction": prediction}, ensure_ascii=False, default=str) + "\n")
         file.flush()
         count += len(batch)
     if count == 0:
         raise DataError(f"{_name(source)}: no rows")
+    if replaced:
+        print(f"{replaced} of {count} rows had a column 'prediction', which is replaced", file=sys.stderr)
     if cut_rows:
         print(f"{cut_rows} of {count} rows were cut to fit max_source_tokens", file=sys.stderr)
     if lacking_rows:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,14 +18,14 @@ from prompt_tuning.demonstrations import Demonstrations
 from prompt_tuning.distillation import SCALED_LOGITS
 from prompt_tuning.encoding import Encoder, EncodingReport, encode
 from prompt_tuning.errors import DataError, Problems, PromptTuningError, RecipeError
-from prompt_tuning.hub import adapter_folder, weights_digest
 from prompt_tuning.initialization import prompt_length, starting_ids, starting_text
 from prompt_tuning.leakage import count_leaks
 from prompt_tuning.metrics import TASK_METRICS, Score, load_metrics, metric_names, trial
+from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.model import check_adapter, check_method, load_adapter_config, load_config, load_tokenizer
 from prompt_tuning.quantization import quantization_config
 from prompt_tuning.streaming import StreamReport, encode_stream
-from prompt_tuning.template import Template
+from prompt_tuning.template import LANGUAGES, Template
 
 logger = logging.getLogger(__name__)
 
@@ -67,28 +65,6 @@ class Prepared:
     def last_split(self) -> str:
         """What a run is evaluated on in the end."""
         return "test" if "test" in self.encoded else "validation"
-
-    def digest(self, split: str) -> str:
-        """Of all that a split's rows are to a model and a metric, the template's words among it."""
-        return _digest(self.encoded[split], self.template.stop)
-
-    def input_digests(self) -> dict[str, str]:
-        """Of what scores depend on beside the recipe's settings, by the split or setting that names it."""
-        model, prompt = self.recipe.model, self.recipe.prompt
-        found = {split: self.digest(split) for split, rows in self.encoded.items() if isinstance(rows, Dataset)}
-        if self.taught is not None:
-            found["teacher_template"] = _digest(self.taught)
-        adapters = {key: vars(prompt)[key] for key in ("adapter", "init_adapter") if vars(prompt)[key]}
-        found |= {key: weights_digest(adapter_folder(name)) for key, name in adapters.items()}
-        return found | {"model_name_or_path": weights_digest(model.model_name_or_path, model.model_revision)}
-
-
-def _digest(rows: Dataset, stop: tuple[str, ...] = ()) -> str:
-    told = ("input_ids", "labels", "references", "choices", "choice_ids")
-    digest = hashlib.sha256(json.dumps(stop).encode())
-    for row in rows.select_columns([column for column in told if column in rows.column_names]):
-        digest.update(json.dumps(row).encode())
-    return digest.hexdigest()
 
 
 def score_of(recipe: Recipe) -> Score:
@@ -157,6 +133,12 @@ def _read(
     tokenizer = config and problems.attempt(load_tokenizer, recipe.model, data.source_lang, data.target_lang)
     template = problems.attempt(Template.load, prompt.template)
     score = problems.attempt(score_of, recipe)
+    language = primary_language(data.metric_language)
+    if language and language not in LANGUAGES:
+        logger.warning(
+            "language %s is no code that is known here, as en, zh or deu are; metrics split its texts at spaces",
+            data.metric_language,
+        )
     if score:
         problems += _metric_problems(recipe, problems.attempt(trial, score))
     to_choose_from = ("train",) if prompt.num_demonstrations and "train" not in splits else ()

@@ -35,7 +35,7 @@ from prompt_tuning.config import Recipe, changed_settings, load_recipe
 from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
 from prompt_tuning.evaluation import trainer_for
 from prompt_tuning.files import read_json, read_json_lines, whole_file, write_json, write_json_lines
-from prompt_tuning.hub import weights_digest
+from prompt_tuning.inputs import rows_digest, weights_digest
 from prompt_tuning.metrics import MAIN_METRIC, trial
 from prompt_tuning.model import load_base_model
 from prompt_tuning.prepare import Prepared, prepare, score_of
@@ -212,7 +212,7 @@ def _check_settings(folder: Path, recipe: Recipe, prepared: dict[str, Prepared],
     settings = {key: value for key, value in resolved.items() if key in vars(recipe.model).keys() | SCORE_SETTINGS}
     settings |= {"decoding": recipe.decoding, "finalists": finalists}
     settings["weights"] = weights_digest(recipe.model.model_name_or_path, recipe.model.model_revision)
-    settings["candidates"] = {name: each.digest("validation") for name, each in prepared.items()}
+    settings["candidates"] = {name: rows_digest(_rows(each), each.template.stop) for name, each in prepared.items()}
     file, settings = folder / "settings.json", json.loads(json.dumps(settings))
     try:
         saved = read_json(file) if file.is_file() else {}

@@ -14,6 +14,7 @@ from prompt_tuning.config import Recipe
 from prompt_tuning.data import SPLITS, split_origin
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.files import read_json
+from prompt_tuning.inputs import input_digests
 from prompt_tuning.model import load_base_model, load_config
 from prompt_tuning.prepare import Prepared
 from prompt_tuning.train import train
@@ -36,7 +37,7 @@ def is_finished(recipe: Recipe) -> bool:
 def check_inputs(prepared: Prepared) -> None:
     """Raise a DataError if a finished run had other rows, other words in its template, or other weights than now."""
     recipe, run = prepared.recipe, Path(prepared.recipe.training.output_dir)
-    known, now = read_json(run / "results.json").get("inputs", {}), prepared.input_digests()
+    known, now = read_json(run / "results.json").get("inputs", {}), input_digests(prepared)
     if changed := [name for name in known if known[name] != now.get(name)]:
         settings = recipe.resolved()
         named = [

@@ -175,7 +175,7 @@ class Template:
                 raise TemplateError(f"template {name}: expected text as {key}, found {kind}; put it in quotes")
         if not isinstance(values.get("chat", False), bool):
             raise TemplateError(
-                f"template {name}: expected true or false as chat, found {values['chat']!r}; write it without quotes"
+                f"template {name}: expected true or false as chat, found {values['chat']!r}; write one, without quotes"
             )
         lists = {key: _list(values[key], key, name) for key in LISTS if key in values}
         template = cls(**(values | lists), name=name)

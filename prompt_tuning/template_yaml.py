@@ -68,11 +68,13 @@ _Loader.add_constructor(None, _refuse)
 def _as_it_stands(loader: _Loader, node: yaml.Node) -> Any:
     """A value that would be written in the same way, else the text: `no`, `12:30`, `1.10` and `007` are no others."""
     value = yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
-    return value if yaml.SafeDumper("").represent_data(value).value == node.value else node.value
+    same = node.value in (str(value), yaml.SafeDumper("").represent_data(value).value)
+    return value if same else node.value
 
 
 for _kind in ("bool", "int", "float", "timestamp"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _as_it_stands)
+_Loader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: node.value)  # a plain =
 
 
 class _BlockDumper(yaml.SafeDumper):

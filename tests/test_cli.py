@@ -250,6 +250,25 @@ def test_a_run_predicts_where_what_it_was_trained_with_is_not(run, monkeypatch):
     assert Predictor.load(run)(question_rows(9, 5)) == saved
 
 
+def test_predict_reads_no_table_as_plain_text_and_says_what_it_replaces(run, tmp_path, capsys):
+    for name in ("rows.tsv", "rows.CSV"):
+        (tmp_path / name).write_text("context,question\na,b\n")
+        assert main(["predict", "--adapter", str(run), "--input", str(tmp_path / name)]) == 1
+        assert f"{name}: not read; save it as one of .csv, .json, .jsonl, .parquet" in capsys.readouterr().err
+    rows = write_jsonl(tmp_path / "rows.jsonl", [row | {"prediction": "x"} for row in question_rows(2)])
+    assert main(["predict", "--adapter", str(run), "--input", str(rows)]) == 0
+    assert "2 of 2 rows had a column 'prediction', which is replaced" in capsys.readouterr().err
+
+
+def test_an_evaluation_is_not_written_over_that_of_another_adapter(run, recipe_file, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "second")
+    recipe = str(recipe_file(output_dir=tmp_path / "evaluated"))
+    assert main(["evaluate", recipe, "--adapter", str(run)]) == main(["evaluate", recipe, "--adapter", str(run)]) == 0
+    assert main(["evaluate", recipe]) == 0  # beside it
+    assert main(["evaluate", recipe, "--adapter", str(tmp_path / "second")]) == 2
+    assert f"holds the evaluation of {run}; name another --output_dir" in capsys.readouterr().err
+
+
 def test_predict_says_what_is_missing(run, tmp_path, capsys):
     assert main(["predict", "--adapter", str(run), "--input", "none.jsonl"]) == 1
     assert "--input none.jsonl: no such file" in capsys.readouterr().err

@@ -108,6 +108,50 @@ def test_a_finished_run_is_not_taken_where_what_it_read_changed_since(
     assert "-seed1 was run before this changed: " in said and named[changed] in said
 
 
+@pytest.mark.parametrize("changed", ["init", "train", "metrics"])
+def test_nor_where_what_stands_in_no_encoded_row_changed(recipe_file, tmp_path, capsys, changed):
+    template, metric = tmp_path / "mine.yaml", tmp_path / "mine.py"
+    template.write_text(
+        "source: '{{ question }}'\ntarget: ' {{ answers.text[0] }}'\n"
+        "demonstrations:\n- {question: Where is Ada, answers: {text: [Turin]}}\n"
+    )
+    metric.write_text(METRIC)
+    settings = {
+        "init": {"template": template, "init": "template", "num_virtual_tokens": None},
+        "train": {"streaming": "true"},
+        "metrics": {"metrics": metric},
+    }[changed]
+    recipe = recipe_file(output_dir=None, max_steps=1, **settings)
+    command = ["compare", str(recipe), "--output_dir", str(tmp_path / "runs"), "--seeds", "1"]
+    command += ["--metric", "length"] if changed == "metrics" else []
+    assert main(command) == 0 and main(command) == 0
+    capsys.readouterr()
+    file, old, new = {
+        "init": (template, "Turin", "Kyoto"),
+        "train": (tmp_path / "train.jsonl", "Turin", "Kyoto"),
+        "metrics": (metric, "1.0", "2.0"),
+    }[changed]
+    file.write_text(file.read_text().replace(old, new))
+    assert main(command) == 1
+    assert "-seed1 was run before this changed: " in (said := capsys.readouterr().err) and changed in said
+
+
+METRIC = """
+import datasets
+import evaluate
+
+
+class Mine(evaluate.Metric):
+    def _info(self):
+        text = datasets.Value("string")
+        features = datasets.Features({"predictions": text, "references": datasets.Sequence(text)})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references):
+        return {"length": 1.0}
+"""
+
+
 def test_the_first_recipe_s_card_holds_its_template_alone_beside_what_was_trained(recipes, tmp_path):
     soft, hard = str(recipes["soft"]), str(recipes["hard"])
     assert main(["compare", soft, hard, "--output_dir", str(tmp_path), "--seeds", "1", "2", "--max_steps", "1"]) == 0

@@ -7,6 +7,7 @@ from conftest import ROOT
 
 from prompt_tuning.config import load_recipe
 from prompt_tuning.errors import RecipeError
+from prompt_tuning.prepare import prepare
 from prompt_tuning.template import Template
 
 OTHER = ("templates", "accelerate")
@@ -33,6 +34,19 @@ def test_norwegian_is_a_language_and_not_a_truth_value(recipe_file):
         recipe_file(task="translation", template="translation/plain", source_lang="no", target_lang="en")
     )
     assert recipe.data.source_lang == "no"
+
+
+def test_null_in_quotes_is_a_text(recipe_file):
+    assert load_recipe(recipe_file(init="text", init_text="'null'")).prompt.init_text == "null"
+    assert load_recipe(recipe_file(init_text="null")).prompt.init_text is None
+
+
+def test_an_unknown_language_is_told(recipe_file, caplog):
+    prepare(load_recipe(recipe_file(lang="cn")), ("test",))
+    assert "language cn is no code that is known here" in caplog.text
+    caplog.clear()
+    prepare(load_recipe(recipe_file(lang="zh-Hans")), ("test",))
+    assert "no code" not in caplog.text
 
 
 def test_defaults_are_those_of_prompts_and_the_folder_that_of_the_recipe(recipe_file):
@@ -84,6 +98,12 @@ def test_the_best_checkpoint_is_by_default_that_of_the_tasks_main_metric(recipe_
         ({"train_file": None, "validation_file": None, "test_file": None}, [], ["no data: set dataset_name"]),
         ({"init": "text"}, [], ["init is text but init_text is missing"]),
         ({"init_text": "Answer."}, [], ["init_text is set but init is vocab"]),
+        ({"lang": "Chinese"}, [], ["lang Chinese: expected a code, as zh"]),
+        (
+            {"init": "class_labels", "init_labels": "['yes', --bf16]"},
+            [],
+            ["line 16: init_labels: the item '--bf16' begins with -, as a flag does"],
+        ),
         ({"task": "translation"}, [], ["translation needs source_lang and target_lang"]),
         ({"max_target_tokens": 0}, [], ["max_target_tokens is 0; it must be at least 1"]),
         ({"early_stopping_patience": 2}, [], ["early_stopping_patience needs load_best_model_at_end"]),

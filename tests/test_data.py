@@ -70,6 +70,16 @@ def test_empty_lines_of_a_csv_shift_no_line_number(tmp_path):
     assert [row_origin(arguments(path), "train", row) for row in (0, 1)] == [f"{path}, line 4", f"{path}, line 6"]
 
 
+@pytest.mark.parametrize("first", ["Paris", "2024-01-02"])
+def test_dates_stay_texts_in_a_file_of_several_chunks(tmp_path, first):
+    """Arrow reads 10 MB at a time, and makes times of dates where a chunk has no other texts."""
+    path, other = tmp_path / "rows.jsonl", "2024-01-02" if first == "Paris" else "Paris"
+    texts = [first] * 6000 + [other] * 6000
+    write_jsonl(path, [{"document": "x" * 2000, "summary": text, "answers": {"text": [text]}} for text in texts])
+    found = load_splits(arguments(path))["train"]
+    assert found["summary"] == texts and [each["text"][0] for each in found["answers"]] == texts
+
+
 def test_splits_need_not_have_the_same_columns(tmp_path):
     train = write_jsonl(tmp_path / "train.jsonl", PAIRS)
     test = write_jsonl(tmp_path / "test.jsonl", [row | {"id": 1} for row in PAIRS])

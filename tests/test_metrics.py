@@ -422,6 +422,13 @@ def test_unknown_hub_id(monkeypatch):
         load_metrics(["someone/length"])
 
 
+@pytest.mark.parametrize("text", ["import no_such_package", "def f(:", "x = 1"])
+def test_a_module_that_does_not_load_is_named(text, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(RecipeError, match=r"metric '.*mine.py' does not load: "):
+        load_metrics([str(tmp_path / "mine.py")])
+
+
 def test_two_metrics_of_one_key():
     score = load_metrics(["squad", "exact_match", "squad"])
     assert score(["ferry"], [["ferry"]]) == {"exact_match": 100.0, "f1": 100.0}

@@ -161,6 +161,12 @@ def test_a_row_of_ones_own_stands_in_it_in_place_of_one_of_the_data(run, tmp_pat
         assert json.loads(next(rows))["source"] not in text
     assert "In Python, for a row that is none of the data's:" in text and "The ferry Mira sailed from Oslo." in text
     assert text.count("Prediction, ") == 2 and row["answers"]["text"][0] in text
+    slashed = tmp_path / "slashed"
+    shutil.copytree(run, slashed)
+    file.write_text(json.dumps(row | {"context": "/r/a: /b/c\n\n\n\n# T"}))
+    assert main(["card", str(slashed), "--example", str(file)]) == main(["card", str(slashed)]) == 0
+    assert "/r/a: /b/c\n\n\n\n# T" in (slashed / "README.md").read_text(encoding="utf-8")
+    file.write_text(json.dumps(row))
     assert f"Prediction, with soft prompt:\n\n```text\n{printed(snippets(text)[0])}\n```" in text
 
     named = {"passage" if name == "context" else name: value for name, value in row.items()}

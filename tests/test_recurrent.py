@@ -4,12 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from architectures import ROWS, TOKENS, reference_greedy, reference_loss, right_padded
+from datasets import Dataset
 from peft import PeftModelForCausalLM, PrefixTuningConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prompt_tuning import Encoder, Predictor, Template, add_soft_prompt, prompt_config
 from prompt_tuning.arguments import PromptArguments
 from prompt_tuning.cli import main
+from prompt_tuning.distillation import SCALED_LOGITS, teacher_states
 from prompt_tuning.errors import ModelError
 
 PROMPT = 5
@@ -49,6 +51,20 @@ def given(row):
 @pytest.fixture(params=SETTINGS)
 def base(request):
     return build(request.param)
+
+
+def test_cpt_and_a_teacher_whose_rows_share_an_opening(base):
+    args = PromptArguments(method="cpt")
+    assert add_soft_prompt(base, prompt_config(base, 4, args, [5, 6, 7, 8]))(**right_padded()).loss.isfinite()
+    if base.config.model_type in SCALED_LOGITS:
+        return  # which is no teacher
+    base, shared = build(base.config.model_type), [[3, 4, *row] for row in ROWS]
+    rows = [{"input_ids": ids, "labels": [-100] * (len(ids) - 1) + ids[-1:], "row": n} for n, ids in enumerate(shared)]
+    states = teacher_states(base, Dataset.from_list(rows), 400)
+    for number, ids in enumerate(shared):
+        alone = base(torch.tensor([ids])).logits[0, -2]
+        taught = base.get_output_embeddings()(states[number])[0]
+        torch.testing.assert_close(taught, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_a_soft_prompt_is_that_of_the_rows_alone(base):

@@ -265,6 +265,7 @@ def test_curves_leave_out_what_is_no_number_and_stay_inside():
     assert all(66 <= x <= 462 and 14 <= y <= 228 for x, y in line.points)
     assert line_chart("Loss", "loss", {"training": [(1, math.nan)]}) is None
     assert len(line_chart("f1", "f1", {"validation": [(1, 0.0), (2, 0.0)]}).y_ticks) >= 2
+    assert len(line_chart("loss", "loss", {"validation": [(1, 1e-12), (2, 3e-13)]}).y_ticks) >= 2
 
 
 @pytest.fixture(scope="module")

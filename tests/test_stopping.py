@@ -100,6 +100,54 @@ def test_a_stopped_run_that_went_on_from_a_named_checkpoint_names_its_own(recipe
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"to go on: {command}")
 
 
+def test_a_longer_training_that_was_stopped_has_not_the_results_of_the_shorter(
+    recipe_file, tmp_path, capsys, monkeypatch
+):
+    recipe = recipe_file(output_dir=None)
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(f"recipe: {recipe}\nruns: {{a: {{max_steps: 2}}}}\n")
+    command = ["sweep", str(sweep), "--output_dir", str(tmp_path / "runs")]
+    assert main(command) == 0
+    with monkeypatch.context() as patch:
+        signalled(patch, signal.SIGINT)
+        longer = ["--output_dir", str(tmp_path / "runs" / "a"), "--max_steps", "6", "--resume_from_checkpoint", "true"]
+        assert main(["train", str(recipe), *longer]) == 130
+    assert not (tmp_path / "runs" / "a" / "results.json").exists()
+    sweep.write_text(f"recipe: {recipe}\nruns: {{a: {{max_steps: 6}}}}\n")
+    assert main(command) == 0
+    assert json.loads((tmp_path / "runs" / "a" / "results.json").read_text())["train_steps"] == 6
+
+
+def test_what_is_not_this_runs_own_is_not_written_over(recipe_file, tmp_path, capsys, monkeypatch, model_folders):
+    recipe = str(recipe_file(save_strategy="no", max_steps=1))
+    with monkeypatch.context() as patch:
+        patch.setattr("prompt_tuning.train.evaluate_and_write", raises(KeyboardInterrupt))
+        assert main(["train", recipe]) == 130
+    before = adapter(tmp_path / "run")
+    assert main(["train", recipe]) == 2
+    assert "run holds adapter_model.safetensors already; name another --output_dir" in capsys.readouterr().err
+    assert main(["train", recipe, "--resume_from_checkpoint", "auto", "--seed", "9"]) == 2
+    assert adapter(tmp_path / "run") == before
+    assert main(["train", recipe, "--resume_from_checkpoint", "auto"]) == 0  # the same training again
+    own = tmp_path / "own"
+    shutil.copytree(model_folders["llama"], own)
+    full = [f"--{name}={own}" for name in ("model_name_or_path", "output_dir")]
+    assert main(["train", str(recipe_file(method="full", num_virtual_tokens=None)), *full]) == 2
+    assert "own holds model.safetensors already" in capsys.readouterr().err
+    recipe = str(recipe_file(save_steps=2, output_dir=tmp_path / "other"))
+    assert main(["train", recipe]) == 0
+    elsewhere = ["--resume_from_checkpoint", str(tmp_path / "other" / "checkpoint-2")]
+    assert main(["train", recipe, *elsewhere, "--output_dir", str(tmp_path / "run")]) == 2
+    assert "run holds a finished run already" in capsys.readouterr().err
+
+
+def raises(error):
+    def raised(*args, **kwargs):
+        raise error
+
+    return raised
+
+
 def test_a_begun_run_goes_on_with_its_own_settings(recipe_file, tmp_path, capsys, monkeypatch):
     recipe = recipe_file(output_dir=None)
     (tmp_path / "sweep.yaml").write_text(f"recipe: {recipe}\nruns: {{a: {{}}}}\n")

@@ -217,13 +217,14 @@ def test_a_null_is_told_from_a_value_in_branches_tests_and_json():
 def test_a_files_values_are_what_stands_there_and_not_what_yaml_makes_of_them(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "source: '{{ q }} {{ no }}'\ntarget: '{{ a }}'\nanswer_choices: yes ||| no\ndemonstrations:\n"
-        "- {q: 12:30, a: yes, no: 1.10}\n- {q: 0010, a: no, no: 2024-05-01}\n- {q: 7, a: no, no: 1.5}\n"
+        "- {q: 12:30, a: yes, no: 1.10}\n- {q: =, a: no, no: True}\n"
+        "- {q: 0010, a: no, no: 2024-05-01}\n- {q: 7, a: no, no: 1.5}\n"
     )
     template = Template.load(tmp_path / "mine.yaml")
     (tmp_path / "again.yaml").write_text(template.to_yaml())
     for each in (template, Template.load(tmp_path / "again.yaml")):
         assert [message["content"] for message in each.render({"q": "x", "no": "y", "a": "z"}).messages] == [
-            "12:30 1.10", "yes", "0010 2024-05-01", "no", "7 1.5", "no", "x y"
+            "12:30 1.10", "yes", "= True", "no", "0010 2024-05-01", "no", "7 1.5", "no", "x y"
         ]  # fmt: skip
 
 
@@ -262,7 +263,7 @@ def test_demonstrations_and_system_come_before_the_source():
         ("source: a\ntarget: b\nstop: 5", "expected a list of texts as stop"),
         ("source: a\ntarget: b\ndemonstrations: [abc]", "expected a list of rows as demonstrations"),
         ("source: '{{ a }}'\ntarget: b\ntruncate: [b]", "truncate names 'b', and its source reads 'a'"),
-        ("source: a\ntarget: b\nchat: 'false'", "expected true or false as chat, found 'false'; write it"),
+        ("source: a\ntarget: b\nchat: 'false'", "expected true or false as chat, found 'false'; write one"),
         ("source: a\ntarget: b\nchat: yes", "expected true or false as chat, found 'yes'"),
         ("source: a\ntarget: b\n1: c\nfoo: d", "unknown field 1"),
         (f"a: {'[' * 2000}", "too deep to read"),

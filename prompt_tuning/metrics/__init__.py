@@ -109,6 +109,8 @@ def _load_module(name: str, location: str):
     try:
         # In memory and under an id of its own, so that runs that score at once share no file but the script.
         return evaluate.load(location, keep_in_memory=True, experiment_id=uuid4().hex)
+    except (ImportError, SyntaxError, TypeError) as error:
+        raise RecipeError(f"metric {name!r} does not load: {str(error).splitlines()[0]}") from error
     except (FileNotFoundError, ConnectionError) as error:
         raise RecipeError(f"cannot load the metric {name!r}: {error}") from error
 
