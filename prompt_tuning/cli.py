@@ -12,6 +12,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # rows are of any language, whatever the terminal's is
     try:
-        return args.run(args, rest) or 0
+        with _lost_process_told():
+            return args.run(args, rest) or 0
     except PromptTuningError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -277,12 +279,9 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.recipe is None:
         raise RecipeError("no recipe; name one, as `prompt-tuning train recipes/quickstart/qa.yaml`")
     recipe = load_recipe(args.recipe, overrides)
-    from prompt_tuning.processes import lost_process_told
     from prompt_tuning.train import train
 
-    with lost_process_told():
-        folder = train(recipe)
-    _print_summary(folder)
+    _print_summary(train(recipe))
 
 
 def _evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -295,6 +294,8 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _predict(args: argparse.Namespace, _: list[str]) -> None:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise RecipeError("predict runs in one process; start it without accelerate launch")
     from prompt_tuning.prediction import predict
 
     predict(args.adapter, args.input, args.output, args.batch_size, args.model_name_or_path)
@@ -354,7 +355,9 @@ def _check(args: argparse.Namespace, overrides: list[str]) -> int:
 def _compare(args: argparse.Namespace, overrides: list[str]) -> None:
     from prompt_tuning.compare import compare, comparison_text
 
-    print(comparison_text(compare(args.recipes, overrides, args.seeds, args.output_dir, args.metric)))
+    text = comparison_text(compare(args.recipes, overrides, args.seeds, args.output_dir, args.metric))
+    if _is_first_process():
+        print(text)
 
 
 def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -374,7 +377,8 @@ def _rank(args: argparse.Namespace, overrides: list[str]) -> None:
 
     counts, folder = args.num_demonstrations, args.output_dir
     ranked = rank(args.recipe, overrides, folder, args.templates, counts, args.seeds, args.rows, args.finalists)
-    print(f"{rank_text(ranked)}\nwritten: {folder / 'winner.yaml'}")
+    if _is_first_process():
+        print(f"{rank_text(ranked)}\nwritten: {folder / 'winner.yaml'}")
 
 
 def _inspect(args: argparse.Namespace, _: list[str]) -> None:
@@ -457,6 +461,14 @@ def _not_negative(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"{number} is negative")
     return number
+
+
+def _lost_process_told() -> AbstractContextManager:
+    if "WORLD_SIZE" not in os.environ:
+        return nullcontext()
+    from prompt_tuning.processes import lost_process_told  # which imports torch
+
+    return lost_process_told()
 
 
 def _is_first_process() -> bool:

@@ -172,7 +172,8 @@ def load_tasks(recipe: Recipe) -> dict[str, Recipe]:
     problems = []
     for path in map(Path, recipe.prompt.tasks or ()):
         try:
-            task = _read(path, [])  # its method decides whether the rest is looked at
+            # Its method decides whether the rest is looked at; accelerate's state is that of the last recipe read.
+            task = _read(path, [f"--use_cpu={recipe.training.use_cpu}"])
         except RecipeError as error:
             problems.append(str(error))
             continue

@@ -232,12 +232,12 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
         self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> Any:
         """The base model's forward behind the prompt: input_ids `[B, T]`, labels `[B, U]` to logits `[B, U, V]`."""
-        given = {"input_ids": input_ids, "attention_mask": attention_mask} | kwargs
+        given = _padded_behind({"input_ids": input_ids, "attention_mask": attention_mask} | kwargs)
         if isinstance(self.active_peft_config, EncoderDecoderPrefixConfig):
             with self._prefix_handed_over():
                 return self.base_model(**given)
         with self._embeddings_scaled():
-            return super().forward(**_padded_behind(given))
+            return super().forward(**given)
 
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -249,11 +249,12 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
             kwargs.setdefault("past_key_values", EncoderDecoderCache(DynamicCache(), DynamicCache()))
         if self._adapters_disabled:
             return self.base_model.generate(*args, **kwargs)
+        kwargs = _padded_behind(kwargs)
         if isinstance(self.active_peft_config, EncoderDecoderPrefixConfig):
             with self._prefix_handed_over():
                 return self.base_model.generate(*args, **kwargs)
         with self._embeddings_scaled():
-            return super().generate(*args, **_padded_behind(kwargs))
+            return super().generate(*args, **kwargs)
 
     @contextmanager
     def _embeddings_scaled(self) -> Iterator[None]:

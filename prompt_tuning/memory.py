@@ -41,14 +41,14 @@ def keep_global_batch(trainer: PromptTuningTrainer, attempt: Callable[[int], Tra
     """Train with as many rows at once as memory holds, and accumulate so many batches that a step has the same rows.
 
     accelerate would take nine tenths of the rows after each failure and Trainer accumulate no more of them, from the
-    prompt and the optimiser as the failed attempt left them. Of several processes all have to run out of memory.
+    prompt and the optimiser as the failed attempt left them.
 
     Args:
         attempt: trains with so many rows a batch.
         rows: to begin with; less than the recipe's in a run that goes on with what it found before.
 
     Raises:
-        TrainingError: not even one row at once fits.
+        TrainingError: not even one row at once fits, or one of several processes is out of memory.
     """
     args = trainer.args
     given = args.per_device_train_batch_size, args.gradient_accumulation_steps
@@ -62,6 +62,12 @@ def keep_global_batch(trainer: PromptTuningTrainer, attempt: Callable[[int], Tra
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
+                if args.world_size > 1:  # the others go on with this step, and would wait
+                    raise TrainingError(
+                        f"out of memory on process {args.process_index} of {args.world_size}, with {size} rows at "
+                        "once, and auto_find_batch_size is for one process; lower per_device_train_batch_size and "
+                        "raise gradient_accumulation_steps"
+                    ) from error
             logger.warning("out of memory with %d rows at once, %d times a step", size, in_step // size)
             restart()
     finally:

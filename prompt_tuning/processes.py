@@ -16,20 +16,27 @@ from prompt_tuning.arguments import MULTITASK
 from prompt_tuning.batches import batches_within
 from prompt_tuning.config import Recipe
 from prompt_tuning.errors import ProcessError, RecipeError
-from prompt_tuning.ways import base_of, is_prompted
+from prompt_tuning.model import load_config
+from prompt_tuning.ways import PACKED_ARCHITECTURES, base_of, is_prompted
 
 
 def check_sharding(recipe: Recipe) -> None:
     """Raise a RecipeError for what cannot be done with a model that FSDP splits among processes."""
     if not (recipe.training.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
         return
-    problems = []
-    if recipe.prompt.method == MULTITASK:
-        problems.append(f"method {MULTITASK} does not run under FSDP; launch it with recipes/accelerate/ddp.yaml")
+    method, config, refused = recipe.prompt.method, load_config(recipe.model), []
+    if method in (MULTITASK, "cpt"):  # the latter keeps its bound in a copy that FSDP drops
+        refused.append(f"method {method} does")
     if recipe.prompt.teacher_template:
-        problems.append("a teacher_template does not run under FSDP; launch it with recipes/accelerate/ddp.yaml")
-    if problems:
-        raise RecipeError("\n".join(f"{recipe.path}: {problem}" for problem in problems))
+        refused.append("a teacher_template does")
+    kind = config.get_text_config().model_type
+    if config.is_encoder_decoder:
+        refused.append(f"an encoder-decoder ({kind}) does")
+    elif method not in ("none", "lora", "full") and kind not in PACKED_ARCHITECTURES:
+        refused.append(f"a prompt of a {kind} model does")
+    if refused:
+        advice = "not run under FSDP; launch it with recipes/accelerate/ddp.yaml"
+        raise RecipeError("\n".join(f"{recipe.path}: {what} {advice}" for what in refused))
 
 
 @contextmanager
@@ -139,16 +146,11 @@ def in_step(model: torch.nn.Module) -> Iterator[dict[str, bool]]:
 
     A layer's weights come from all processes, so that one that ran alone would wait for ever. Here each says before it
     runs the model that it does, and those that have nothing left to run go along with an empty row until none has.
-    `generate` does so for one batch alone, which is enough for an encoder-decoder, whose rows PEFT generates.
-
     Yields:
         What `generate` has to be told.
     """
     if not isinstance(model, FSDPModule):
         yield {}
-        return
-    if model.config.is_encoder_decoder:
-        yield {"synced_gpus": True}
         return
     base = base_of(model)
     device = next(model.parameters()).device

@@ -55,6 +55,8 @@ def sweep(path: str, overrides: list[str], folder: Path) -> dict[str, Any]:
         try:
             base.train(load_recipe(recipe, flags))  # parsed anew, which sets accelerate up as this run wants it
         except Exception as error:  # of one task, which is no reason to leave the others
+            if PartialState().num_processes > 1:
+                raise  # it may have failed on this process alone, and the others wait for it
             logger.error("%s: %s", name, error, exc_info=not isinstance(error, PromptTuningError))
             errors[name] = f"{type(error).__name__}: {error}"
     PartialState().wait_for_everyone()  # until the first one has written the last results

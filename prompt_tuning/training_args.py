@@ -1,5 +1,6 @@
 """Seq2SeqTrainingArguments with the defaults that prompt tuning needs."""
 
+import os
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import ClassVar
@@ -68,6 +69,9 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Log every this many steps."})
 
     def __post_init__(self) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+            # accelerate does not hand on its configuration's `use_cpu`, and each process would be one of one.
+            self.use_cpu = True
         if self.use_cpu:
             # Trainer leaves ddp_timeout out then, and several processes would wait for a lost one half an hour.
             PartialState(cpu=True, timeout=timedelta(seconds=self.ddp_timeout))

@@ -285,6 +285,16 @@ def test_a_padded_batch_has_the_loss_and_the_gradient_of_its_rows_alone(base):
     assert (gradient - expected).norm() / expected.norm() < 1e-4
 
 
+def test_a_row_behind_a_prefix_is_the_same_where_its_padding_stands_before_it(base):
+    model, given = prefixed(base), batch(rows())
+    order = given["attention_mask"].argsort(dim=1, stable=True)
+    left = given | {name: given[name].gather(1, order) for name in ("input_ids", "attention_mask")}
+    torch.testing.assert_close(model(**left).loss, model(**given).loss, rtol=1e-5, atol=1e-5)
+    padded = [{name: each[name] for name in ("input_ids", "attention_mask")} for each in (left, given)]
+    assert greedy(model, padded[0]).tolist() == greedy(model, padded[1]).tolist()
+
+
+@torch.no_grad()
 def test_a_row_writes_the_same_alone_and_in_a_padded_batch(base):
     model = prefixed(base)
     pairs = rows()

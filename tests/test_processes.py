@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT, question_rows, tiny_llama, write_jsonl
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import BloomConfig
 from two_processes import METHODS, REMAINDERS, RESUMED, TRAIN_ROWS, evaluated_alone, fit_all, remainders
 
 from prompt_tuning.cli import main
@@ -134,12 +135,40 @@ def test_a_stopped_run_of_two_processes_goes_on_to_the_same_weights(kind, method
 
 def test_a_launched_run_writes_and_says_everything_once(one, folder):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
-    recipe = [str(folder / "recipe.yaml"), "--output_dir", str(folder / "two run")]
+    # Without use_cpu, as recipes are; the configuration's own does not reach the processes.
+    (folder / "launched.yaml").write_text((folder / "recipe.yaml").read_text().replace("use_cpu: true\n", ""))
+    recipe = [str(folder / "launched.yaml"), "--output_dir", str(folder / "two run")]
     recipe += ["--per_device_train_batch_size", "4"]
     said = run(*launch, "recipes/accelerate/cpu_2.yaml", "-m", "prompt_tuning", "train", *recipe)
     for once in ("train: 20 rows", "training 192 of", "with the soft prompt", "written to", "0/6 ["):
         assert said.count(once) == 1, once
     assert_same_run(folder / "one run", folder / "two run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "cpt", "num_virtual_tokens": None, "init_text": "Answer."}, "method cpt does not run under FSDP"),
+        ({"model": "t5"}, "an encoder-decoder (t5) does not run under FSDP"),
+        ({"model": "bloom"}, "a prompt of a bloom model does not run under FSDP"),
+    ],
+)
+def test_what_fsdp_would_train_wrongly_or_not_at_all_is_refused(
+    changes, message, recipe_file, model_folders, tokenizer, tmp_path, monkeypatch, capsys
+):
+    bloom = tmp_path / "tiny-bloom"
+    BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=4).save_pretrained(bloom)
+    model = {"t5": model_folders["t5"], "bloom": bloom}.get(changes.pop("model", None), model_folders["llama"])
+    recipe = recipe_file(model_name_or_path=model, **changes)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert main(["train", str(recipe)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_predict_is_for_one_process(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["predict", "--adapter", "run"]) == 2
+    assert "predict runs in one process" in capsys.readouterr().err
 
 
 def test_plain_peft_cannot_generate_on_a_split_model_and_ours_can(fsdp2, one):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, Trainer
 
 from prompt_tuning.cli import main
+from prompt_tuning.errors import TrainingError
+from prompt_tuning.memory import keep_global_batch
 from prompt_tuning.stopping import EarlyStopping
 from prompt_tuning.trainer import PromptTuningTrainer
 
@@ -391,6 +394,17 @@ def test_smaller_batches_make_the_same_steps(recipe_file, tmp_path, capsys, too_
     again = ["--auto_find_batch_size", "true", "--max_steps", "4", "--resume_from_checkpoint", "true"]
     assert main(["train", recipe, *again]) == 0
     assert tried[8:] == [3] * 2  # with what it found
+
+
+def test_one_of_several_processes_that_has_no_memory_ends_the_run_at_once():
+    """The others are in the middle of the step, and would wait for it to the end of ddp_timeout."""
+    args = SimpleNamespace(
+        per_device_train_batch_size=4, gradient_accumulation_steps=1, n_gpu=1, train_batch_size=4, world_size=2,
+        process_index=1,
+    )  # fmt: skip
+    trainer = SimpleNamespace(args=args, optimizer=None, model=torch.nn.Linear(2, 2))
+    with pytest.raises(TrainingError, match="out of memory on process 1 of 2, with 4 rows at once"):
+        keep_global_batch(trainer, raises(torch.OutOfMemoryError("CUDA out of memory.")), 4)
 
 
 def test_trainer_would_take_steps_of_fewer_rows(recipe_file, too_small, monkeypatch):

@@ -1,6 +1,7 @@
 """sweep: each run is what train gives alone, the model is handed on as it was, and one failure stops no other."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,6 +141,20 @@ def test_a_run_that_fails_is_told_and_the_others_go_on_and_are_not_run_again(
     write_jsonl(tmp_path / "test.jsonl", question_rows(4))
     assert main(command) == 1
     assert "run one: " in (err := capsys.readouterr().err) and "was run before this changed: " in err
+
+
+def test_several_processes_end_at_the_first_run_that_fails_since_one_alone_may_have(
+    recipe_file, tmp_path, base_models, monkeypatch
+):
+    (tmp_path / "sweep.yaml").write_text(f"recipe: {recipe_file(output_dir=None)}\nruns: {{one: {{}}, two: {{}}}}\n")
+
+    def fails(*args):
+        raise ZeroDivisionError("made up")
+
+    monkeypatch.setattr(runs, "train", fails)
+    monkeypatch.setattr("prompt_tuning.sweep.PartialState", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ZeroDivisionError):
+        main(["sweep", str(tmp_path / "sweep.yaml"), "--output_dir", str(tmp_path / "runs")])
 
 
 def test_all_that_is_wrong_with_any_run_is_said_before_a_model_is_read(recipe_file, tmp_path, capsys, base_models):
