@@ -137,7 +137,8 @@ def _check_rows(recipes: dict[str, Recipe]) -> None:
         known[name] = rows.to_dict() | {"references": list(prepared.encoded[prepared.last_split]["references"])}
         first = next(iter(known))
         unlike = [each for each in known[name].keys() & known[first].keys() if known[name][each] != known[first][each]]
-        if unlike == ["references"] and len(known[name].keys() & known[first].keys()) > 1:
+        other_template = recipe.prompt.template != recipes[first].prompt.template
+        if unlike == ["references"] and other_template and len(known[name].keys() & known[first].keys()) > 1:
             raise DataError(f"the template of {name} counts other texts as right than that of {first}; give both one")
         if unlike:
             raise DataError(f"{first} and {name} would be evaluated on other rows; give both one test_file")

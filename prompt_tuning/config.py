@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -268,8 +269,8 @@ def _parser():
             if f"--{key}" not in self._option_string_actions:
                 return self.unknown(key)
             items = map(str, value) if isinstance(value, list) else ()
-            if flag := next((item for item in items if item.startswith("-")), None):
-                return f"{key}: the item {flag!r} begins with -, as a flag does; word it in another way"
+            if flag := next((item for item in items if re.match(r"--?[A-Za-z]\S*$|--$", item)), None):
+                return f"{key}: the item {flag!r} looks like a flag; word it in another way"
             try:
                 _, rest = self.parse_known_args(to_argv(key, value))
             except RecipeError as error:

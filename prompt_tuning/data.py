@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, load_dataset
+from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from httpx2 import HTTPError
 
@@ -157,7 +157,7 @@ def load_file(file: Path, streaming: bool = False) -> Dataset | IterableDataset:
     if streaming:
         return rows
     if kind == "json" and any(_has_times(chunk) for column in rows.data.columns for chunk in column.chunks):
-        return _without_times(file)
+        return _without_times(file, rows)
     return _with_numbers(rows) if kind == "csv" else rows
 
 
@@ -172,16 +172,40 @@ def _has_times(values: pa.Array) -> bool:
     return pa.types.is_string(values.type) and bool(pc.any(pc.match_substring_regex(values, TIME)).as_py())
 
 
-def _without_times(file: Path) -> Dataset:
-    """The rows of a json file with texts as they stand there: Arrow makes times of those that are dates."""
-    text = file.read_text(encoding="utf-8-sig")
+def _without_times(file: Path, rows: Dataset | None = None) -> Dataset:
+    """The rows of a json file with texts as they stand there: Arrow makes times of those that are dates.
+
+    Args:
+        rows: as Arrow read them, if it could.
+
+    Raises:
+        DataError: Python's reader cannot make a table of the file.
+    """
     try:
-        rows = json.loads(text)
-        rows = rows if isinstance(rows, list) else [rows]
-    except json.JSONDecodeError:
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    names = dict.fromkeys(name for row in rows for name in row)
-    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+        text = file.read_text(encoding="utf-8-sig")
+        try:
+            read = json.loads(text)
+            read = read if isinstance(read, list) else [read]
+        except json.JSONDecodeError:
+            read = [json.loads(line) for line in text.split("\n") if line.strip()]
+        names = dict.fromkeys(name for row in read for name in row)
+        features = None if rows is None else Features({name: _as_text(each) for name, each in rows.features.items()})
+        return Dataset.from_dict({name: [row.get(name) for row in read] for name in names}, features)
+    except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+        if rows is not None and "timestamp[" not in str(rows.data.schema.remove_metadata()):
+            return rows  # which only look like times
+        raise DataError(
+            f"{file}: its dates cannot be read as the texts they are ({error}); quote each alike"
+        ) from error
+
+
+def _as_text(feature: Any) -> Any:
+    """A feature with texts in place of times, at any depth."""
+    if isinstance(feature, dict):
+        return {name: _as_text(each) for name, each in feature.items()}
+    if isinstance(feature, List):
+        return List(_as_text(feature.feature), length=feature.length)
+    return Value("string") if isinstance(feature, Value) and feature.dtype.startswith("timestamp") else feature
 
 
 def _holds_time(value: Any) -> bool:

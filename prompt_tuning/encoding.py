@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from prompt_tuning.template import Rendered, Template, gap_after, language_varia
 
 if TYPE_CHECKING:
     from prompt_tuning.demonstrations import Nearest
+
+logger = logging.getLogger(__name__)
 
 CHOICES_NAMED = 8
 # What chat templates that say today's date say, so that a run's rows are the same tomorrow; Llama's own default.
@@ -151,7 +154,9 @@ class Encoder:
         ids = [choice[: choice.index(end) if end in choice else -1] for choice in ids]
         known: dict[tuple[int, ...], str] = {}
         for choice, text in zip(ids, texts, strict=True):
-            if known.setdefault(tuple(choice), text) != text or not choice:
+            if not choice:
+                raise TemplateError(f"template {self.template.name}: the choice {text!r} has no token of its own")
+            if known.setdefault(tuple(choice), text) != text:
                 raise TemplateError(
                     f"template {self.template.name}: this tokenizer does not tell the choices "
                     f"{known[tuple(choice)]!r} and {text!r} apart; word them in other ways"
@@ -284,8 +289,11 @@ class Encoder:
 @functools.cache
 def _of_one_day(chat_template: str) -> str:
     """A chat template in which today is CHAT_DAY."""
-    today = r"""strftime_now\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)"""
-    return re.sub(today, lambda call: repr(CHAT_DAY.strftime(call["format"])), chat_template)
+    today = r"""strftime_now\(\s*(?:format\s*=\s*)?(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*,?\s*\)"""
+    fixed = re.sub(today, lambda call: repr(CHAT_DAY.strftime(call["format"])), chat_template)
+    if "strftime_now(" in fixed:
+        logger.warning("the chat template says today's date in a way that cannot be fixed: rows change with the day")
+    return fixed
 
 
 @dataclass(frozen=True)

@@ -87,10 +87,15 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
 def _check_adapter_of(folder: Path, adapter: str | None) -> None:
     """Raise a RecipeError if the folder has the evaluation of another adapter."""
     known = read_json(folder / "results.json").get("adapter") if (folder / "results.json").is_file() else adapter
-    if known != adapter:
+    if _place(known) != _place(adapter):
         raise RecipeError(
             f"{folder} holds the evaluation of {known or 'the hard prompt alone'}; name another --output_dir"
         )
+
+
+def _place(adapter: str | None) -> Path | str | None:
+    """A folder however it is written; a hub id as it is."""
+    return Path(adapter).resolve() if adapter and Path(adapter).is_dir() else adapter
 
 
 def check_output_dir(folder: Path | None) -> None:

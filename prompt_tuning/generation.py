@@ -12,10 +12,15 @@ from transformers import (
     Cache,
     LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     NoRepeatNGramLogitsProcessor,
     PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import EosTokenCriteria
@@ -25,6 +30,11 @@ from prompt_tuning.caches import RoomyLayer, cache_of_rows, join_caches
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.stop_texts import StopTexts
 
+# Processors that transformers makes of settings too, unless it is given one of this very class, and that placeholder
+# ids do not mislead.
+OF_SETTINGS = (
+    RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper,
+)  # fmt: skip
 DEFAULT_NEW_TOKENS = 20  # as in transformers
 # Settings under which a row's tokens depend on that row alone, so that finished rows can leave the batch.
 ROW_WISE = {
@@ -114,7 +124,7 @@ def generate_behind_cache(
     copies = max(setting(base, kwargs, "num_beams", 1), setting(base, kwargs, "num_return_sequences", 1))
     cache.batch_repeat_interleave(copies)
     cache.layers = [RoomyLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    kwargs = _showing_own_ids(kwargs, sources, mask.shape[1]) | {"use_cache": True, "cache_implementation": None}
+    kwargs = _showing_own_ids(base, kwargs, sources, mask.shape[1]) | {"use_cache": True, "cache_implementation": None}
     if size := setting(base, kwargs, "no_repeat_ngram_size"):
         starts = mask.shape[1] - attention_mask.sum(1)
         processors = [*(kwargs.get("logits_processor") or []), NoRepeatedNGram(size, starts.tolist())]
@@ -147,7 +157,7 @@ def generate_from_embeddings(
     place = torch.arange(joined.shape[1], device=input_ids.device)[None].expand(rows, -1)
     moved = torch.where(place < padding, place + len(prompt), place - padding)
     order = torch.where(place < padding + len(prompt), moved, place)
-    kwargs = _showing_own_ids(kwargs, input_ids, 0) | {"use_cache": True}
+    kwargs = _showing_own_ids(base, kwargs, input_ids, 0) | {"use_cache": True}
     output = base.generate(
         inputs_embeds=joined.gather(1, order[..., None].expand(-1, -1, joined.shape[2])),
         attention_mask=(place >= padding).long(),
@@ -167,23 +177,32 @@ def with_sources(output: Any, sources: torch.Tensor, width: int) -> Any:
     return output
 
 
-def _showing_own_ids(kwargs: dict[str, Any], sources: torch.Tensor, width: int) -> dict[str, Any]:
-    """Arguments of `generate` of which somebody's own code is shown a row's ids as they were given, and no others.
+def _showing_own_ids(
+    base: PreTrainedModel, kwargs: dict[str, Any], sources: torch.Tensor, width: int
+) -> dict[str, Any]:
+    """Arguments of `generate` of which somebody's own code is shown rows' own ids, padded on the left, and no others.
 
     Args:
         sources: `[B, T]`.
         width: of the columns that stand in their place, prompt and padding among them.
     """
     own = functools.partial(with_sources, sources=sources, width=width)
+    # Beams of a row have its number, drawn sequences numbers of their own.
+    beams = setting(base, kwargs, "num_beams", 1) > 1
+    drawn = 1 if beams else setting(base, kwargs, "num_return_sequences", 1)
     told: dict[str, Any] = {}
     if processors := kwargs.get("logits_processor"):
-        told["logits_processor"] = LogitsProcessorList([OwnIdsProcessor(each, own) for each in processors])
+        told["logits_processor"] = LogitsProcessorList(
+            [each if type(each) in OF_SETTINGS else OwnIdsProcessor(each, own) for each in processors]
+        )
     if criteria := kwargs.get("stopping_criteria"):
         told["stopping_criteria"] = StoppingCriteriaList(
             [each if isinstance(each, StopTexts) else OwnIdsCriterion(each, own) for each in criteria]
         )
     if allowed := kwargs.get("prefix_allowed_tokens_fn"):
-        told["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row, torch.cat([sources[row], ids[width:]]))
+        told["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(
+            row, torch.cat([sources[row // drawn], ids[width:]])
+        )
     if streamer := kwargs.get("streamer"):
         told["streamer"] = OwnIdsStreamer(streamer, sources)
     return kwargs | told

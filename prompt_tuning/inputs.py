@@ -12,11 +12,12 @@ from datasets import Dataset
 from huggingface_hub import try_to_load_from_cache
 
 from prompt_tuning.hub import adapter_folder
+from prompt_tuning.metrics import OWN_METRICS
 from prompt_tuning.prepare import Prepared
 
 WEIGHTS = (".safetensors", ".bin")
 CONFIGURATION = ("config.json", "generation_config.json", "adapter_config.json")
-OF_ROWS = ("input_ids", "labels", "references", "choices", "choice_ids")
+ROW_COLUMNS = ("input_ids", "labels", "references", "choices", "choice_ids")
 SAMPLE = 2**16  # bytes
 
 
@@ -35,15 +36,16 @@ def input_digests(prepared: Prepared) -> dict[str, str]:
         found["adapter"] = weights_digest(adapter_folder(prompt.adapter))
     if prompt.init == "adapter" and prompt.method != "none":
         found["init_adapter"] = weights_digest(adapter_folder(prompt.init_adapter))
-    if own := [Path(name) for name in prompt.metrics or () if Path(name).exists()]:
-        found["metrics"] = files_digest(file for path in own for file in (sorted(path.rglob("*.py")) or [path]))
+    if own := [Path(name) for name in prompt.metrics or () if name not in OWN_METRICS and Path(name).exists()]:
+        modules = (sorted(path.rglob("*.py")) if path.is_dir() else [path] for path in own)
+        found["metrics"] = files_digest(itertools.chain.from_iterable(modules))
     return found | {"model_name_or_path": weights_digest(model.model_name_or_path, model.model_revision)}
 
 
 def rows_digest(rows: Dataset, stop: tuple[str, ...] = ()) -> str:
     """Of all that encoded rows are to a model and a metric, the template's words among it."""
-    columns = [column for column in OF_ROWS if column in rows.column_names]
-    return _digest(itertools.chain([stop], rows.select_columns(columns)))
+    columns = [column for column in ROW_COLUMNS if column in rows.column_names]
+    return _digest(itertools.chain([stop], rows.select_columns(columns).iter(1000)))
 
 
 def weights_digest(name: str | Path, revision: str | None = None) -> str:
@@ -52,7 +54,9 @@ def weights_digest(name: str | Path, revision: str | None = None) -> str:
         cached = try_to_load_from_cache(str(name), "config.json", revision=revision)
         return Path(cached).parent.name if isinstance(cached, str) else "unknown"
     return files_digest(
-        file for file in sorted(Path(name).iterdir()) if file.suffix in WEIGHTS or file.name in CONFIGURATION
+        file
+        for file in sorted(Path(name).iterdir())
+        if file.is_file() and (file.suffix in WEIGHTS or file.name in CONFIGURATION)
     )
 
 

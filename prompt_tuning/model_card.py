@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from prompt_tuning.trainer import PromptTuningTrainer
 
 STEPS_SHOWN = 20
-OF_ROWS = ("example", "own_example", "answers")  # of results.json, which are texts and no paths
+ROW_TEXTS = ("example", "own_example", "answers")  # of results.json, which are texts and no paths
 LINE_END = "\ue002"  # of a fenced text, while blank lines between sections are counted
 METHODS = {
     "prompt_tuning": ("A soft prompt", "prompt tuning (Lester et al. 2021): trained embeddings before the text"),
@@ -126,7 +126,7 @@ def card_facts(folder: Path) -> dict[str, Any]:
         which = f"several tasks: name {folder / next(iter(results['tasks']))}" if "tasks" in results else "no training"
         raise DataError(f"{folder} is a run of {which}; a card is of what one task trained")
     facts = {"name": folder.absolute().name, "folder": public_name(str(folder))}
-    facts["results"] = {key: value if key in OF_ROWS else _public(value) for key, value in results.items()}
+    facts["results"] = {key: value if key in ROW_TEXTS else _public(value) for key, value in results.items()}
     predictions = folder / "predictions" / f"{results['split']}.jsonl"
     needed = (folder / "recipe.yaml", folder / "template.yaml", predictions)
     if missing := [file for file in needed if not file.is_file() or not file.stat().st_size]:

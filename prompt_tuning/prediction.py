@@ -7,11 +7,12 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
+from weakref import WeakKeyDictionary
 
 import torch
 import yaml
@@ -49,6 +50,10 @@ READ_WHOLE = READ - {".jsonl"}  # as train does
 NOT_READ = {".tsv", ".xlsx", ".xls", ".ods", ".arrow", ".feather", ".orc", ".gz", ".zip"}  # tables, and no plain text
 
 
+_LOCK = threading.Lock()
+_LOCKS: WeakKeyDictionary[torch.nn.Module, threading.RLock] = WeakKeyDictionary()
+
+
 @dataclass(frozen=True)
 class Question:
     """A row's source, and for a closed question its choices as texts and as ids."""
@@ -75,8 +80,6 @@ class Predictor:
     choice_normalization: str = "none"
     data: DataArguments = field(default_factory=DataArguments)
     autocast: torch.dtype | None = None
-    # PEFT's `generate` changes the model while it runs.
-    _lock: AbstractContextManager = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
     @classmethod
     def load(cls, adapter: str | Path, model_name_or_path: str | None = None) -> Predictor:
@@ -143,7 +146,7 @@ class Predictor:
         if not self.encoder.closed or not sources:
             return self.write(sources)
         texts, ids = [each.choices for each in questions], [each.choice_ids for each in questions]
-        with self._lock, self.autocasting():
+        with _lock_of(self.model), self.autocasting():
             best = choose(self.model, self.encoder.tokenizer, sources, texts, ids, self.choice_normalization)
         return [choices[number] for choices, number in zip(texts, best, strict=True)]
 
@@ -160,7 +163,7 @@ class Predictor:
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
         given = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id} | self.generation_kwargs
         check_one_text(base_of(self.model), given)
-        with self._lock, self.autocasting():
+        with _lock_of(self.model), self.autocasting():
             generated = self.model.generate(**batch, **stopping(tokenizer, stop), **given)
         start = 1 if self.encoder.is_encoder_decoder else batch["input_ids"].shape[1]
         return decode(generated[:, start:].tolist(), tokenizer, stop)
@@ -168,6 +171,12 @@ class Predictor:
     def autocasting(self) -> torch.autocast:
         """Within it the model computes in the run's own numbers."""
         return torch.autocast(self.model.device.type, self.autocast, enabled=self.autocast is not None)
+
+
+def _lock_of(model: torch.nn.Module) -> threading.RLock:
+    """One for all that share a base model, which PEFT's `generate` changes while it runs."""
+    with _LOCK:
+        return _LOCKS.setdefault(base_of(model), threading.RLock())
 
 
 def _autocast(recipe: Path, device: str) -> torch.dtype | None:
@@ -192,7 +201,7 @@ def predict(
     if source != "-" and not Path(source).exists():
         raise DataError(f"--input {source}: no such file")
     suffix, known = Path(source).suffix, ", ".join(sorted(READ))
-    if suffix.lower() in NOT_READ or (suffix not in READ and suffix.lower() in READ):
+    if suffix.lower() in NOT_READ or (suffix not in READ and suffix.lower() in READ_WHOLE):
         raise DataError(f"--input {source}: not read; save it as one of {known}, in small letters, or as plain text")
     for name, path in (("--input", source), ("--output", output)):
         if Path(path).is_dir():

@@ -26,6 +26,7 @@ def environment() -> ImmutableSandboxedEnvironment:
     sandbox.filters["most_frequent"] = _most_frequent  # promptsource's
     sandbox.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": _null_of_json}
     sandbox.tests["none"] = lambda value: value is None or value is NULL
+    sandbox.tests["sameas"] = lambda value, other: value is other or (value is NULL and other is None)
     sandbox.globals["zip"] = zip
     del sandbox.filters["random"], sandbox.globals["lipsum"]  # a row always gives the same text
     return sandbox

@@ -11,10 +11,11 @@ as a cache, with a mask that gives every row its true positions.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -394,12 +395,15 @@ class SharedPrefixModel(PeftModelForCausalLM):
                 False  # PEFT looks for a cache of keys, and without one puts the prompt at each token
             )
         criteria = kwargs.pop("stopping_criteria", None) or ()
-        written, active = [], self.active_adapter
-        for ids, mask, (name, task) in zip(input_ids, attention_mask.bool(), names, strict=True):
+        allowed = kwargs.pop("prefix_allowed_tokens_fn", None)
+        written, active, rows = [], self.active_adapter, zip(input_ids, attention_mask.bool(), names, strict=True)
+        for number, (ids, mask, (name, task)) in enumerate(rows):
             row = ids[mask][None]
             of_row = {} if task is None else {"task_ids": row.new_tensor([task])}
             if criteria:  # each row's own, since they may keep where it starts
                 of_row["stopping_criteria"] = StoppingCriteriaList(map(copy.copy, criteria))
+            if allowed:
+                of_row["prefix_allowed_tokens_fn"] = functools.partial(_of_row, allowed, number)
             self.active_adapter = name
             try:
                 with warnings.catch_warnings():  # without padding, true positions are what it falls back to
@@ -436,6 +440,10 @@ class SharedPrefixModel(PeftModelForCausalLM):
                 "then depends on the longest one of its batch; set per_device_eval_batch_size and "
                 "per_device_train_batch_size to 1, or keep them shorter.", rope["rope_type"], known, length,
             )  # fmt: skip
+
+
+def _of_row(allowed: Callable[[int, torch.Tensor], list[int]], number: int, _: int, ids: torch.Tensor) -> list[int]:
+    return allowed(number, ids)
 
 
 @contextmanager

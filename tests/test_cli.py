@@ -1,5 +1,6 @@
 """The commands as people run them: what they write, what they say, and how they end."""
 
+import copy
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -238,8 +240,14 @@ def test_threads_share_a_predictor(architecture, tokenizer):
     batches = [question_rows(24)[start : start + 3] for start in range(0, 24, 3)] * 2
     expected = [predictor(batch) for batch in batches]
     assert len({text for texts in expected for text in texts}) > 2
+    second = replace(predictor)  # of the same model
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(predictor, batches)) == expected
+        together = threads.map(
+            lambda pair: pair[0](pair[1]), zip([predictor, second] * len(batches), batches * 2, strict=True)
+        )
+        assert list(together) == expected * 2
+    assert copy.deepcopy(predictor)(batches[0]) == expected[0]
 
 
 def test_a_run_predicts_where_what_it_was_trained_with_is_not(run, monkeypatch):
@@ -265,8 +273,9 @@ def test_an_evaluation_is_not_written_over_that_of_another_adapter(run, recipe_f
     recipe = str(recipe_file(output_dir=tmp_path / "evaluated"))
     assert main(["evaluate", recipe, "--adapter", str(run)]) == main(["evaluate", recipe, "--adapter", str(run)]) == 0
     assert main(["evaluate", recipe]) == 0  # beside it
+    assert main(["evaluate", recipe, "--adapter", f"{run}/"]) == 0  # the same in another spelling
     assert main(["evaluate", recipe, "--adapter", str(tmp_path / "second")]) == 2
-    assert f"holds the evaluation of {run}; name another --output_dir" in capsys.readouterr().err
+    assert re.search(rf"holds the evaluation of {run}/?; name another --output_dir", capsys.readouterr().err)
 
 
 def test_predict_says_what_is_missing(run, tmp_path, capsys):

@@ -109,7 +109,9 @@ def test_a_finished_run_is_not_taken_where_what_it_read_changed_since(
 
 
 @pytest.mark.parametrize("changed", ["init", "train", "metrics"])
-def test_nor_where_what_stands_in_no_encoded_row_changed(recipe_file, tmp_path, capsys, changed):
+def test_nor_where_what_stands_in_no_encoded_row_changed(recipe_file, tmp_path, capsys, changed, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "squad").mkdir()  # a folder of that name is not the metric
     template, metric = tmp_path / "mine.yaml", tmp_path / "mine.py"
     template.write_text(
         "source: '{{ question }}'\ntarget: ' {{ answers.text[0] }}'\n"
@@ -119,7 +121,7 @@ def test_nor_where_what_stands_in_no_encoded_row_changed(recipe_file, tmp_path, 
     settings = {
         "init": {"template": template, "init": "template", "num_virtual_tokens": None},
         "train": {"streaming": "true"},
-        "metrics": {"metrics": metric},
+        "metrics": {"metrics": f"[squad, {metric}]"},
     }[changed]
     recipe = recipe_file(output_dir=None, max_steps=1, **settings)
     command = ["compare", str(recipe), "--output_dir", str(tmp_path / "runs"), "--seeds", "1"]
@@ -204,6 +206,11 @@ def test_parts_on_other_rows_are_refused_before_anything_is_trained(recipes, tmp
         recipes["soft"].write_text(text.replace(str(tmp_path / "test.jsonl"), str(rows)))
         assert compared(recipes, tmp_path, "--max_steps", "1") == 1
         assert "hard and soft would be evaluated on other rows" in capsys.readouterr().err
+    answers = {"text": ["Nowhere"], "answer_start": [0]}
+    others = write_jsonl(tmp_path / "others.jsonl", [row | {"answers": answers} for row in question_rows(9, 5)])
+    recipes["soft"].write_text(text.replace(str(tmp_path / "test.jsonl"), str(others)))
+    assert compared(recipes, tmp_path, "--max_steps", "1") == 1
+    assert "hard and soft would be evaluated on other rows" in capsys.readouterr().err
     unlike = tmp_path / "unlike.yaml"
     unlike.write_text("source: '{{ context }} {{ question }}'\ntarget: '{{ answers.text[0] | upper }}'\n")
     recipes["soft"].write_text(re.sub("(?m)^template: .*$", f"template: {unlike}", text))

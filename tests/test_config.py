@@ -36,6 +36,10 @@ def test_norwegian_is_a_language_and_not_a_truth_value(recipe_file):
     assert recipe.data.source_lang == "no"
 
 
+def test_a_label_may_be_a_negative_number(recipe_file):
+    assert load_recipe(recipe_file(init="class_labels", init_labels="[-1, 1]")).prompt.init_labels == ["-1", "1"]
+
+
 def test_null_in_quotes_is_a_text(recipe_file):
     assert load_recipe(recipe_file(init="text", init_text="'null'")).prompt.init_text == "null"
     assert load_recipe(recipe_file(init_text="null")).prompt.init_text is None
@@ -102,7 +106,7 @@ def test_the_best_checkpoint_is_by_default_that_of_the_tasks_main_metric(recipe_
         (
             {"init": "class_labels", "init_labels": "['yes', --bf16]"},
             [],
-            ["line 16: init_labels: the item '--bf16' begins with -, as a flag does"],
+            ["line 16: init_labels: the item '--bf16' looks like a flag"],
         ),
         ({"task": "translation"}, [], ["translation needs source_lang and target_lang"]),
         ({"max_target_tokens": 0}, [], ["max_target_tokens is 0; it must be at least 1"]),

@@ -8,7 +8,7 @@ from conftest import write_jsonl
 from datasets import Dataset
 
 from prompt_tuning.arguments import DataArguments
-from prompt_tuning.data import load_splits, row_origin, streamed_rows, usual_row
+from prompt_tuning.data import load_file, load_splits, row_origin, streamed_rows, usual_row
 from prompt_tuning.errors import DataError
 
 PAIRS = [{"document": f"Text {number}.", "summary": f"T{number}"} for number in range(5)]
@@ -78,6 +78,15 @@ def test_dates_stay_texts_in_a_file_of_several_chunks(tmp_path, first):
     write_jsonl(path, [{"document": "x" * 2000, "summary": text, "answers": {"text": [text]}} for text in texts])
     found = load_splits(arguments(path))["train"]
     assert found["summary"] == texts and [each["text"][0] for each in found["answers"]] == texts
+
+
+def test_texts_that_begin_like_a_time_change_nothing_else_of_a_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"t": "2024-01-02 10:00:00 a", "n": 1, "d": {"a": 1}}, {"t": "y", "n": "x", "d": {"b": "2"}}]
+    write_jsonl(path, rows)
+    assert load_file(path).to_list() == rows
+    path.write_text('{"t": "2024-01-02 10:00:00", "n": [1]} {"t": "y", "n": [2]}\n')  # two on a line
+    assert load_file(path)["n"] == [[1], [2]]
 
 
 def test_splits_need_not_have_the_same_columns(tmp_path):

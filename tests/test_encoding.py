@@ -104,11 +104,15 @@ def test_a_chat_template_wraps_the_source_and_writes_the_special_tokens(tokenize
     assert tokenizer.decode(target) == "Turin<eos>"
 
 
-def test_a_chat_template_that_says_todays_date_gives_the_same_row_tomorrow(tokenizer):
+def test_a_chat_template_that_says_todays_date_gives_the_same_row_tomorrow(tokenizer, caplog):
     dated = copy.deepcopy(tokenizer)
     dated.chat_template = "{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}" + tokenizer.chat_template
     encoder = Encoder(Template.load("question_answering/chat"), dated)
     assert encoder.row(ROW)["source"].startswith("26 Jul 2024 00:00:00.000000<|system|>")
+    dated.chat_template = "{{ strftime_now(format='%Y', ) }}" + tokenizer.chat_template
+    assert encoder.row(ROW)["source"].startswith("2024<|system|>") and "says today's date" not in caplog.text
+    dated.chat_template = "{% set day = '%Y' %}{{ strftime_now(day) }}" + tokenizer.chat_template
+    assert encoder.row(ROW) and "the chat template says today's date in a way that cannot be fixed" in caplog.text
 
 
 def test_a_chat_template_that_is_not_there_is_said(tokenizer):

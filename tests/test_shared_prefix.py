@@ -33,6 +33,7 @@ from transformers import (
     LlamaForCausalLM,
     LogitsProcessor,
     LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
 )
@@ -409,6 +410,31 @@ def test_what_looks_on_while_rows_are_written_is_shown_their_own_ids():
     assert recorder.seen[1] == torch.cat([batch["input_ids"], new[:, :1]], 1).tolist()
     assert allowed[: len(ROWS)] == list(enumerate(batch["input_ids"].tolist()))
     assert (new != 0).sum(1).tolist() == Limit.limits[: len(ROWS)].tolist()
+
+
+@pytest.mark.parametrize("settings", [{"num_return_sequences": 2, "do_sample": True}, {"repetition_penalty": 1.1}])
+@pytest.mark.parametrize("architecture", ["llama", "mistral, window 6"])
+def test_a_constraint_is_told_whose_ids_it_sees(architecture, settings):
+    model, seen = soft(build(architecture)), {}
+    batch, copies = pad_left(ROWS, 0), settings.get("num_return_sequences", 1)
+
+    def allowed(number, ids):
+        seen.setdefault(number, ids.tolist())
+        return [5 + number]
+
+    new = model.generate(**batch, **GREEDY | settings, prefix_allowed_tokens_fn=allowed)[
+        :, batch["input_ids"].shape[1] :
+    ]
+    assert new.tolist() == [[5 + number] * 8 for number in range(len(ROWS) * copies)]
+    assert all(seen[number][-len(ROWS[number // copies]) :] == ROWS[number // copies] for number in seen)
+
+
+def test_a_processor_of_a_setting_takes_its_place():
+    model = soft(build("llama"))
+    own = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(3.0)])
+    assert written(model, ROWS, logits_processor=own, repetition_penalty=3.0) == written(
+        model, ROWS, repetition_penalty=3.0
+    )
 
 
 def test_a_streamer_is_given_the_row_and_then_what_is_written():

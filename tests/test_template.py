@@ -208,10 +208,11 @@ def test_a_null_becomes_no_word_by_way_of_a_filter_either(source):
 
 def test_a_null_is_told_from_a_value_in_branches_tests_and_json():
     source = (
-        "{{ 'a' if q is none }}{{ 'b' if q == none }}{{ 'c' if not q }}{{ 'd' if q is not string }}"
-        "{{ q | default('e', true) }}{{ q or 'f' }}{{ [q, 'g'] | select | join }}{{ {'k': q} | tojson }}"
+        "{{ 'z' if q is sameas none }}{{ 'a' if q is none }}{{ 'b' if q == none }}{{ 'c' if not q }}"
+        "{{ 'd' if q is not string }}{{ q | default('e', true) }}{{ q or 'f' }}{{ [q, 'g'] | select | join }}"
+        "{{ {'k': q} | tojson }}"
     )
-    assert Template(source, "x").render({"q": None}).source == 'abcdefg{"k": null}'
+    assert Template(source, "x").render({"q": None}).source == 'zabcdefg{"k": null}'
 
 
 def test_a_files_values_are_what_stands_there_and_not_what_yaml_makes_of_them(tmp_path):

@@ -28,7 +28,7 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
 MAIN_METRIC: dict[str, str] = {"translation": "bleu", "summarization": "rougeL", "question_answering": "f1"}
 """The key of a task's score that chooses the best checkpoint; of each, more is better."""
 
-_OWN = ("chrf", "exact_match", "rouge", "sacrebleu", "squad", "ter")
+OWN_METRICS = ("chrf", "exact_match", "rouge", "sacrebleu", "squad", "ter")
 _TAKES_LANGUAGE = frozenset({"rouge", "sacrebleu", "squad", "ter"})
 
 Score = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float | str]]
@@ -89,16 +89,16 @@ def load_metrics(names: Iterable[str], *, language: str | None = None) -> Score:
 
 def _location(name: str) -> str:
     """Turn a metric's name into what `evaluate.load` takes; our own are absolute paths, which keep the hub out."""
-    if name in _OWN:
+    if name in OWN_METRICS:
         return str(Path(__file__).resolve().parent / name)
     if Path(name).exists():
         return str(Path(name).resolve())
     if "/" in name:
         return name
-    nearest = difflib.get_close_matches(name.lower(), _OWN, n=1)
+    nearest = difflib.get_close_matches(name.lower(), OWN_METRICS, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     raise RecipeError(
-        f"unknown metric {name!r}: {hint}Metrics are {', '.join(_OWN)}, the path of an `evaluate` module, "
+        f"unknown metric {name!r}: {hint}Metrics are {', '.join(OWN_METRICS)}, the path of an `evaluate` module, "
         f"or a hub id with its owner, as 'evaluate-metric/{name}'"
     )
 
@@ -132,7 +132,7 @@ def _compute(name, module, predictions, references, language) -> dict[str, float
     if _takes_one_reference(module):
         references = [texts[0] if texts else "" for texts in references]
     # Ours need no table of Arrow, which takes longer to make than a row alone takes to score.
-    compute = module._compute if name in _OWN else module.compute
+    compute = module._compute if name in OWN_METRICS else module.compute
     values = compute(predictions=list(predictions), references=list(references), **options)
     scalars = {
         key: value if isinstance(value, str) else float(value)

@@ -1,5 +1,6 @@
 """What the metrics need to know of a language: its code, and whether it puts spaces between words."""
 
+import functools
 import re
 import unicodedata
 
@@ -56,6 +57,7 @@ def without_signs(text: str) -> str:
     return "".join(map(_letter_or_space, text))
 
 
+@functools.cache
 def _letter_or_space(character: str) -> str:
     category = unicodedata.category(character)
     if category == "Cf":
