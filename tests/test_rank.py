@@ -133,11 +133,17 @@ def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tem
     assert ranked(recipe, tmp_path, *flags) == 2
     assert "other settings or rows (candidates)" in capsys.readouterr().err
     (tmp_path / "rank" / "settings.json").write_text("{")
-    for damaged in ("{", "[]", "null", None):
-        settings = tmp_path / "rank" / "settings.json"
-        settings.unlink() if damaged is None else settings.write_text(damaged)
-        assert ranked(recipe, tmp_path, *flags) == 2
-        assert "so that nothing says what the scores beside it are of; remove the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", "null", None])
+def test_scores_of_which_nothing_says_what_they_are_of_are_not_gone_on_with(damaged, recipe_file, tmp_path, capsys):
+    settings = tmp_path / "rank" / "settings.json"
+    settings.parent.mkdir()
+    (tmp_path / "rank" / "likelihoods.jsonl").write_text("")
+    if damaged:
+        settings.write_text(damaged)
+    assert ranked(recipe_file(), tmp_path, "--templates", "question_answering/plain") == 2
+    assert "so that nothing says what the scores beside it are of; remove the folder" in capsys.readouterr().err
 
 
 def test_a_rank_stopped_among_the_likelihoods_keeps_all_but_the_last_few(
