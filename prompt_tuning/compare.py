@@ -136,9 +136,10 @@ def _check_rows(recipes: dict[str, Recipe]) -> None:
         rows = prepared.rows[prepared.last_split].select_columns(sorted(prepared.template.source_columns))
         known[name] = rows.to_dict() | {"references": list(prepared.encoded[prepared.last_split]["references"])}
         first = next(iter(known))
-        unlike = [each for each in known[name].keys() & known[first].keys() if known[name][each] != known[first][each]]
+        shared = known[name].keys() & known[first].keys()
+        unlike = [each for each in shared if known[name][each] != known[first][each]]
         other_template = recipe.prompt.template != recipes[first].prompt.template
-        if unlike == ["references"] and other_template and len(known[name].keys() & known[first].keys()) > 1:
+        if unlike == ["references"] and other_template and len(shared) > 1:
             raise DataError(f"the template of {name} counts other texts as right than that of {first}; give both one")
         if unlike:
             raise DataError(f"{first} and {name} would be evaluated on other rows; give both one test_file")

@@ -108,7 +108,7 @@ def generate_behind_cache(
     Returns:
         As `base.generate(input_ids, ...)`.
     """
-    shared, sources = len(opening), input_ids
+    shared = len(opening)
     # A row's first S tokens are hidden, then S columns that hold nothing else are left out.
     rest = attention_mask * (attention_mask.cumsum(1) > shared)
     if packed:
@@ -124,7 +124,8 @@ def generate_behind_cache(
     copies = max(setting(base, kwargs, "num_beams", 1), setting(base, kwargs, "num_return_sequences", 1))
     cache.batch_repeat_interleave(copies)
     cache.layers = [RoomyLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    kwargs = _showing_own_ids(base, kwargs, sources, mask.shape[1]) | {"use_cache": True, "cache_implementation": None}
+    kwargs = _showing_own_ids(base, kwargs, input_ids, mask.shape[1])
+    kwargs |= {"use_cache": True, "cache_implementation": None}
     if size := setting(base, kwargs, "no_repeat_ngram_size"):
         starts = mask.shape[1] - attention_mask.sum(1)
         processors = [*(kwargs.get("logits_processor") or []), NoRepeatedNGram(size, starts.tolist())]
@@ -133,7 +134,7 @@ def generate_behind_cache(
     own = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
     virtual = input_ids[:, -1:].expand(-1, mask.shape[1] - own.shape[1])
     output = _generate_dropping_finished(base, torch.cat([virtual, own], 1), mask, cache, **kwargs)
-    return with_sources(output, sources, mask.shape[1])
+    return with_sources(output, input_ids, mask.shape[1])
 
 
 def generate_from_embeddings(

@@ -16,14 +16,7 @@ from pathlib import Path
 
 import yaml
 from httpx2 import HTTPError
-from huggingface_hub import (
-    CommitOperationAdd,
-    HfApi,
-    ModelCard,
-    constants,
-    get_token,
-    snapshot_download,
-)
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,

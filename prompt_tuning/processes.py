@@ -146,6 +146,7 @@ def in_step(model: torch.nn.Module) -> Iterator[dict[str, bool]]:
 
     A layer's weights come from all processes, so that one that ran alone would wait for ever. Here each says before it
     runs the model that it does, and those that have nothing left to run go along with an empty row until none has.
+
     Yields:
         What `generate` has to be told.
     """
