@@ -16,7 +16,9 @@ PROMPTS, BATCHES = (20, 100, 400), (1, 4, 16, 32)
 def main() -> None:
     print(f"{describe_machine()}; seed 0; the best of three steps, of one where it takes over 3 s\n")
     engine, plain = base_model(), base_model()
-    table = [("way", "rows", "P=0, seconds", *(f"P={length}" for length in PROMPTS))]
+    table = [
+        ("way", "rows", "without a prompt (engine: P=1), seconds", *(f"times that, P={length}" for length in PROMPTS))
+    ]
     for name, base in (("engine", engine), ("PEFT", plain)):
         for rows in BATCHES:
             batch = random_batch(rows, 32, 8)

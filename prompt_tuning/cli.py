@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable, help: str, overrides: bool = False) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable, help: str, usage: str = "") -> argparse.ArgumentParser:
         added = commands.add_parser(
             name,
             help=help,
@@ -96,12 +96,12 @@ def _parser() -> argparse.ArgumentParser:
             epilog=EXAMPLES[name] + (our_flags() if name == "train" else ""),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            usage=f"%(prog)s RECIPE {'[options] ' if name != 'train' else ''}[--key value ...]" if overrides else None,
+            usage=f"%(prog)s {usage} [--key value ...]" if usage else None,
         )
-        added.set_defaults(run=run, takes_overrides=overrides, when_interrupted="")
+        added.set_defaults(run=run, takes_overrides=bool(usage), when_interrupted="")
         return added
 
-    train = command("train", _train, "Train a soft prompt, evaluate it, save it.", True)
+    train = command("train", _train, "Train a soft prompt, evaluate it, save it.", "RECIPE")
     train.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file")
     train.add_argument(
         "--help_all", "--help-all", action="store_true", help="list every flag, the Trainer's too, and exit"
@@ -110,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
         when_interrupted="; --resume_from_checkpoint true goes on from the last checkpoint, if one was saved"
     )
 
-    evaluate = command("evaluate", _evaluate, "Evaluate a split with an adapter, or the hard prompt alone.", True)
+    evaluate = command(
+        "evaluate", _evaluate, "Evaluate a split with an adapter, or the hard prompt alone.", "RECIPE [options]"
+    )
     evaluate.add_argument("recipe", metavar="RECIPE", help="a YAML file")
     evaluate.add_argument(
         "--adapter", metavar="ADAPTER", help="folder or hub id of a trained run; without it the hard prompt alone"
@@ -120,12 +122,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_ensemble(command)
     _add_commands_without_recipe(command)
 
-    render = command("render", _render, "Show exactly what the model sees.", True)
+    render = command("render", _render, "Show exactly what the model sees.", "RECIPE [options]")
     render.add_argument("recipe", metavar="RECIPE", help="a YAML file")
     render.add_argument("-n", metavar="N", type=_positive, default=3, help="rows to show (default: 3)")
     render.add_argument("--split", default="train", choices=("train", "validation", "test"), help="default: train")
 
-    compare = command("compare", _compare, "Train several recipes on the same rows and say which is better.", True)
+    compare = command(
+        "compare", _compare, "Train several recipes on the same rows and say which is better.", "RECIPE ... [options]"
+    )
     compare.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files")
     compare.add_argument("--seeds", metavar="N", nargs="+", type=int, default=[42], help="default: 42")
     compare.add_argument("--metric", metavar="NAME", help="default: the task's main one")
@@ -142,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sweep(command)
     _add_rank(command)
 
-    check = command("check", _check, "Report every error of recipes, their data and templates.", True)
+    check = command("check", _check, "Report every error of recipes, their data and templates.", "RECIPE ...")
     check.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files")
     return parser
 
@@ -156,7 +160,12 @@ def _add_commands_without_recipe(command: Callable[..., argparse.ArgumentParser]
         default="-",
         help="JSON Lines, plain text with one source a line, or a json, csv or parquet file (default: standard input)",
     )
-    predict.add_argument("--output", metavar="FILE", default="-", help="JSON Lines: each row with its `prediction`")
+    predict.add_argument(
+        "--output",
+        metavar="FILE",
+        default="-",
+        help="JSON Lines: each row with its `prediction` (default: standard output)",
+    )
     predict.add_argument("--batch_size", "--batch-size", metavar="N", type=_positive, default=8, help="default: 8")
     predict.add_argument("--model_name_or_path", metavar="MODEL", help="where the base model lies, if it has moved")
 
@@ -221,8 +230,7 @@ def _add_templates(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_sweep(command: Callable[..., argparse.ArgumentParser]) -> None:
-    sweep = command("sweep", _sweep, "Train many prompts over one base model, which is read once.", True)
-    sweep.usage = "%(prog)s SWEEP [--output_dir RUNS] [--key value ...]"
+    sweep = command("sweep", _sweep, "Train many prompts over one base model, which is read once.", "SWEEP [options]")
     sweep.add_argument("sweep", metavar="SWEEP", help="a YAML file: `recipe`, and `runs` by name with their settings")
     sweep.add_argument(
         "--output_dir", "--output-dir", metavar="RUNS", type=Path, default=Path("runs/sweep"),
@@ -232,7 +240,9 @@ def _add_sweep(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_rank(command: Callable[..., argparse.ArgumentParser]) -> None:
-    rank = command("rank", _rank, "Find the best template and number of demonstrations, without training.", True)
+    rank = command(
+        "rank", _rank, "Find the best template and number of demonstrations, without training.", "RECIPE [options]"
+    )
     rank.add_argument("recipe", metavar="RECIPE", help="a YAML file")
     rank.add_argument(
         "--templates",
@@ -253,12 +263,24 @@ def _add_rank(command: Callable[..., argparse.ArgumentParser]) -> None:
     rank.add_argument(
         "--finalists", metavar="N", type=_positive, default=3, help="candidates that write predictions (default: 3)"
     )
-    rank.add_argument("--output_dir", "--output-dir", metavar="DIR", type=Path, default=Path("runs/rank"))
+    rank.add_argument(
+        "--output_dir",
+        "--output-dir",
+        metavar="DIR",
+        type=Path,
+        default=Path("runs/rank"),
+        help="where the table, the scores and winner.yaml go (default: runs/rank)",
+    )
     rank.set_defaults(when_interrupted=GOES_ON)
 
 
 def _add_ensemble(command: Callable[..., argparse.ArgumentParser]) -> None:
-    ensemble = command("ensemble", _ensemble, "Let several prompts of one model decide together.", True)
+    ensemble = command(
+        "ensemble",
+        _ensemble,
+        "Let several prompts of one model decide together.",
+        "RECIPE --adapters ADAPTER ... [options]",
+    )
     ensemble.add_argument("recipe", metavar="RECIPE", help="a YAML file")
     ensemble.add_argument("--adapters", metavar="ADAPTER", nargs="+", required=True, help="folders or hub ids")
     ensemble.add_argument(

@@ -29,6 +29,9 @@ examples:
   prompt-tuning evaluate recipes/quickstart/qa.yaml --adapter runs/quickstart          with the soft prompt
   prompt-tuning evaluate recipes/quickstart/qa.yaml --num_demonstrations 1 --demonstration_selection bm25
   prompt-tuning evaluate recipes/quickstart/qa.yaml --split validation --template question_answering/instruction
+
+Written: results.json, predictions/ and report.html, in evaluate-SPLIT-NAME in the recipe's output_dir, or in
+--output_dir where that is given.
 """,
     "predict": """\
 examples:
@@ -58,7 +61,7 @@ too, with the chat template and the budget of a recipe.
     "check": """\
 examples:
   prompt-tuning check recipes/quickstart/qa.yaml
-  prompt-tuning check recipes/*/*.yaml
+  prompt-tuning check recipes/quickstart/*.yaml
 """,
     "compare": """\
 examples:
