@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 from transformers.utils import logging
 
 from prompt_tuning import add_soft_prompt
+from prompt_tuning.files import read_json_lines
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
@@ -53,7 +54,7 @@ def drawn_rows(data: Path, into: Path, counts: dict[str, int | None], longest: i
     into.mkdir(parents=True, exist_ok=True)
     words = tokenizer() if longest else None
     for split, count in counts.items():
-        lines = (data / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (data / f"{split}.jsonl").read_text(encoding="utf-8").strip("\n").split("\n")
         if longest:
             texts = [row["context"] + row["question"] for row in map(json.loads, lines)]
             lengths = [len(ids) for ids in words(texts).input_ids]
@@ -91,8 +92,7 @@ def random_batch(rows: int, longest: int, targets: int = 16, vocabulary: int = 4
 
 
 def quickstart_rows(split: str) -> list[dict]:
-    lines = (ROOT / "recipes" / "quickstart" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return read_json_lines(ROOT / "recipes" / "quickstart" / f"{split}.jsonl")
 
 
 def mixed_rows(count: int) -> list[dict]:

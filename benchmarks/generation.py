@@ -6,7 +6,6 @@ The quickstart's questions with up to two other passages beside their own, or th
 SQuAD's columns. PEFT's batches are 8 rows in the order of the data, as Trainer makes them by default.
 """
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -17,6 +16,7 @@ from datasets import Dataset
 
 from prompt_tuning import Encoder, PromptTuningArguments, PromptTuningTrainer, Template, encode
 from prompt_tuning.batches import pad_left, source_length
+from prompt_tuning.files import read_json_lines
 from prompt_tuning.stop_texts import decode
 
 NEW_TOKENS, LENGTH = 16, 20
@@ -36,8 +36,7 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     words = tokenizer()
     encoder = Encoder(Template.load("question_answering/instruction_last"), words, max_source_tokens=1024)
-    lines = Path(sys.argv[2]).read_text(encoding="utf-8").splitlines()[:count] if len(sys.argv) > 2 else None
-    found = [json.loads(line) for line in lines] if lines else mixed_rows(count)
+    found = read_json_lines(Path(sys.argv[2]))[:count] if len(sys.argv) > 2 else mixed_rows(count)
     rows, report = encode(Dataset.from_list(found), encoder)
     sources = [ids[: source_length(labels)] for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True)]
     plain, ours = (

@@ -20,6 +20,7 @@ from common import ROOT, describe_machine, drawn_rows, print_table
 
 from prompt_tuning.bootstrap import difference, interval, row_scores
 from prompt_tuning.config import load_recipe
+from prompt_tuning.files import read_json_lines
 from prompt_tuning.metrics import load_metrics
 from prompt_tuning.train import train
 
@@ -79,8 +80,7 @@ def results(name: str, changes: dict, files: dict, runs: Path) -> dict:
 
 def scores_by_row(folder: Path, key: str) -> np.ndarray:
     """F1 of each test row, `[1, rows]`."""
-    lines = (folder / "predictions" / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = read_json_lines(folder / "predictions" / "test.jsonl")
     squad = load_metrics(["squad"], language="en")
     return row_scores(squad, "f1", [row[key] for row in rows], [row["references"] for row in rows])[None]
 

@@ -17,12 +17,13 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import yaml
 from common import MODEL, ROOT, describe_machine, drawn_rows, print_table, trained_by_peft
 from transformers import set_seed
 
 from prompt_tuning.compare import compare, comparison_text
-from prompt_tuning.config import load_recipe
+from prompt_tuning.config import changed_settings, load_recipe
 from prompt_tuning.data import SPLITS
 from prompt_tuning.evaluation import evaluate
 from prompt_tuning.figures import new_figure, write_png
@@ -33,7 +34,7 @@ from prompt_tuning.rank_table import rank_text
 
 ROWS = {"train": None, "validation": 100, "test": 200}
 HARD = {"few_shot": ([2, 4], {"max_source_tokens": "1536"}), "zero_shot": ([0], {})}
-STARTS = ("init", "init_text", "init_demonstrations", "num_virtual_tokens")
+OF_PROMPTS = ("init", "init_text", "init_demonstrations", "num_virtual_tokens", "learning_rate")
 
 
 def hard_prompts(recipe: Path, names: list[str], known: dict[str, dict]) -> dict[str, dict]:
@@ -48,7 +49,7 @@ def hard_prompts(recipe: Path, names: list[str], known: dict[str, dict]) -> dict
         ranked = rank(str(recipe), [f"--{key}={value}" for key, value in changes.items()], folder, counts=counts)
         print(f"\n{name}\n\n{rank_text(ranked)}", flush=True)
         winner = yaml.safe_load((folder / "winner.yaml").read_text(encoding="utf-8"))
-        chosen = {key: winner[key] for key in ("template", "num_demonstrations", "seed")}
+        chosen = {key: winner[key] for key in ("template", "num_demonstrations", "demonstration_selection", "seed")}
         found[name] = {"method": "none"} | chosen | changes
     return found
 
@@ -56,7 +57,7 @@ def hard_prompts(recipe: Path, names: list[str], known: dict[str, dict]) -> dict
 def variants(recipe: Path, hard: dict[str, dict]) -> list[str]:
     """Recipe files of all that is compared, the recipe itself first."""
     settings = yaml.load(recipe.read_text(encoding="utf-8"), yaml.BaseLoader)
-    started = {key: value for key, value in settings.items() if key not in STARTS}
+    started = {key: value for key, value in settings.items() if key not in OF_PROMPTS}
     parts = {
         "prompt_tuning": settings,
         "lora": started | {"method": "lora"},
@@ -72,15 +73,18 @@ def written(recipe: Path, settings: dict) -> Path:
 
 def peft_defaults(recipe: Path, length: int, seed: int) -> dict:
     """results.json of a prompt trained by plain PEFT and Trainer as they come, evaluated by this project."""
-    folder = recipe.parent / f"peft-seed{seed}"
-    if not (folder / "results.json").is_file():
-        loaded = load_recipe(recipe, [f"--seed={seed}"])
-        rows = prepare(loaded, ("train",)).encoded["train"]
-        steps, batch = loaded.training.max_steps, loaded.training.per_device_train_batch_size
-        set_seed(seed)
-        adapter = folder / "adapter"
-        trained_by_peft(rows, length, adapter, max_steps=steps, per_device_train_batch_size=batch, seed=seed)
-        evaluate(loaded, str(adapter), "test", folder)
+    folder, loaded = recipe.parent / f"peft{length}-seed{seed}", load_recipe(recipe, [f"--seed={seed}"])
+    if (folder / "results.json").is_file():
+        known = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        if changed := changed_settings(known["recipe"], json.loads(json.dumps(loaded.resolved()))):
+            raise SystemExit(f"{folder} was run with other settings ({', '.join(changed)}); remove it")
+        return known
+    rows = prepare(loaded, ("train",)).encoded["train"]
+    steps, batch = loaded.training.max_steps, loaded.training.per_device_train_batch_size
+    set_seed(seed)
+    adapter = folder / "adapter"
+    trained_by_peft(rows, length, adapter, max_steps=steps, per_device_train_batch_size=batch, seed=seed)
+    evaluate(loaded, str(adapter), "test", folder)
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
@@ -105,7 +109,7 @@ def learning_curve(paths: list[str], counts: list[int], seeds: list[int], into: 
         scores = [part["score"] for part in parts]
         around = [[part["score"] - part["low"] for part in parts], [part["high"] - part["score"] for part in parts]]
         places = [count * 1.04**number for count in tables]  # beside each other, so that no interval hides another
-        axes.errorbar(places, scores, around, fmt="o-", capsize=3, label=name)
+        axes.errorbar(places, scores, np.maximum(around, 0), fmt="o-", capsize=3, label=name)
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(tables), [f"{count:,}" for count in tables])
     axes.set(xlabel="training rows", ylabel=f"{compared['metric']}, 95 % interval")
@@ -129,7 +133,9 @@ def main() -> None:
     parser.add_argument("--few_shot", nargs=2, metavar=("TEMPLATE", "COUNT"), help="as an earlier rank found it")
     parser.add_argument("--zero_shot", metavar="TEMPLATE", help="as an earlier rank found it")
     args, flags = parser.parse_known_args()
-    known = {"zero_shot": {"template": args.zero_shot, "num_demonstrations": 0}} if args.zero_shot else {}
+    known = {}
+    if args.zero_shot:
+        known["zero_shot"] = {"template": args.zero_shot, "num_demonstrations": 0, "demonstration_selection": "random"}
     if args.few_shot:
         known["few_shot"] = {"template": args.few_shot[0], "num_demonstrations": int(args.few_shot[1])}
     into, rows = ROOT / "runs" / "reference" / args.recipe.stem, ROWS

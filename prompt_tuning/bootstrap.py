@@ -76,8 +76,8 @@ def corpus_tests(
     from sacrebleu.significance import PairedTest
 
     streams = reference_streams(references)
-    made = BLEU(tokenize=tokenizer_for(language), references=streams) if metric == "bleu" else None
-    made = made or CHRF(word_order=2, references=streams)
+    bleu = metric == "bleu"
+    made = BLEU(tokenize=tokenizer_for(language), references=streams) if bleu else CHRF(2, references=streams)
     named = [(name, list(texts)) for name, texts in systems.items()]
     _, results = PairedTest(named, {metric: made}, None, test_type="bs", n_samples=1000)()
     (values,) = (values for key, values in results.items() if key != "System")

@@ -248,7 +248,8 @@ def _add_rank(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--templates",
         metavar="TEMPLATE",
         nargs="+",
-        help="shipped, YAML files, FILE:NAME or folders (default: the recipe's and all that are shipped for its task)",
+        help="shipped, YAML files, FILE:NAME or folders (default: the recipe's and all that are shipped for its task, "
+        "but those that are answered by choosing)",
     )
     rank.add_argument(
         "--num_demonstrations",

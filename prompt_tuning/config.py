@@ -25,7 +25,7 @@ from prompt_tuning.arguments import (
     PromptArguments,
 )
 from prompt_tuning.contradictions import contradictions
-from prompt_tuning.errors import RecipeError
+from prompt_tuning.errors import RecipeError, first_line
 from prompt_tuning.metrics import MAIN_METRIC
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _read(path: Path, overrides: list[str], for_prediction: bool = False) -> Rec
     try:
         blocks = parser.parse_args_into_dataclasses(argv + overrides, look_for_args_file=False)
     except (ValueError, TypeError, ImportError, OSError) as error:  # raised by the dataclasses' own __post_init__
-        raise RecipeError(f"{path}: {str(error).strip().splitlines()[0]}") from error
+        raise RecipeError(f"{path}: {first_line(error)}") from error
     flags = (item.lstrip("-").split("=")[0].replace("-", "_") for item in overrides if item.startswith("--"))
     off = {f"no_{name}": name for block in blocks for name in vars(block)}  # argparse's --no_bf16
     given = frozenset(off.get(name, name) for name in (*flags, *(key for key, _, _ in pairs)))

@@ -19,7 +19,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from httpx2 import HTTPError
 
 from prompt_tuning.arguments import LOCAL_FORMATS, DataArguments
-from prompt_tuning.errors import DataError, Problems
+from prompt_tuning.errors import DataError, Problems, first_line
 from prompt_tuning.template import COLUMN_SETTINGS
 
 LIMITS = dict(train="max_train_samples", validation="max_eval_samples", test="max_predict_samples")
@@ -269,7 +269,7 @@ def _load_from_hub(args: DataArguments, split: str, streaming: bool) -> Dataset 
 def _not_from_hub(args: DataArguments, split: str, error: Exception) -> DataError:
     name = getattr(args, f"{split}_split")
     return DataError(
-        f"dataset {args.dataset_name}, split {name}: {str(error).splitlines()[0]}; check the id, "
+        f"dataset {args.dataset_name}, split {name}: {first_line(error)}; check the id, "
         f"dataset_config_name, {split}_split and the connection, or name a local {split}_file"
     )
 

@@ -70,7 +70,7 @@ class Demonstrations:
             else _balanced(targets, count, seed)
         )
         columns = sorted(encoder.template.columns & set(train.column_names))  # no others: they are saved with the run
-        shown = tuple({column: train[number][column] for column in columns} for number in fixed)
+        shown = tuple(train.select(fixed).select_columns(columns))
         template = replace(encoder.template, demonstrations=encoder.template.demonstrations + shown)
         template.to_yaml()  # as it is saved in the end
         return cls(replace(encoder, template=template, chosen=count), train, count, numbers, tuple(fixed))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from prompt_tuning.errors import ModelError
+from prompt_tuning.errors import ModelError, first_line
 
 
 def import_gguf(source: str, output: str) -> Path:
@@ -35,7 +35,7 @@ def import_gguf(source: str, output: str) -> Path:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (ValueError, OSError, KeyError, struct.error) as error:
-        raise ModelError(f"{file}: transformers cannot read it: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{file}: transformers cannot read it: {first_line(error)}") from error
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         _unquantized(model).save_pretrained(partial)

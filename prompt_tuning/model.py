@@ -41,7 +41,7 @@ from prompt_tuning.encoder_decoder import (
     EncoderDecoderPromptModel,
     load_prompt_config,
 )
-from prompt_tuning.errors import AdapterError, ModelError, RecipeError
+from prompt_tuning.errors import AdapterError, ModelError, RecipeError, first_line
 from prompt_tuning.hub import adapter_folder
 from prompt_tuning.quantization import quantization_config
 from prompt_tuning.shared_prefix import SharedPrefixModel
@@ -371,4 +371,4 @@ def _from_pretrained(auto, args: ModelArguments, **kwargs):
         )
     except (OSError, HTTPError, ValueError, ImportError) as error:  # the last of a quantizer's package
         what = "the folder cannot be loaded as a model" if local else "not a folder here, and not found on the hub"
-        raise ModelError(f"model_name_or_path {name}: {what}: {str(error).strip().splitlines()[0]}") from error
+        raise ModelError(f"model_name_or_path {name}: {what}: {first_line(error)}") from error

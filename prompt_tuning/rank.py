@@ -32,7 +32,7 @@ from prompt_tuning.arguments import MULTITASK
 from prompt_tuning.bootstrap import DRAWS, corpus_tests, difference, interval, row_scores
 from prompt_tuning.choices import target_log_likelihoods
 from prompt_tuning.config import Recipe, changed_settings, load_recipe
-from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
+from prompt_tuning.errors import DataError, PromptTuningError, RecipeError, first_line
 from prompt_tuning.evaluation import trainer_for
 from prompt_tuning.files import read_json, read_json_lines, whole_file, write_json, write_json_lines
 from prompt_tuning.inputs import rows_digest, weights_digest
@@ -91,7 +91,10 @@ def rank(
     Raises:
         RecipeError: nothing to rank, or the folder holds a rank with other settings.
     """
-    recipe = load_recipe(path, [*overrides, f"--num_demonstrations={max(counts)}"] if counts else overrides)
+    flags = [f"--num_demonstrations={max(counts)}"] if counts else []
+    if counts and not max(counts):
+        flags.append("--demonstration_selection=random")  # of which the recipe's is one that none are chosen by
+    recipe = load_recipe(path, [*overrides, *flags])
     if recipe.prompt.method == MULTITASK:
         raise RecipeError(f"{path}: rank is for one task; name one of {', '.join(recipe.prompt.tasks)}")
     metric = _metric(recipe)
@@ -138,7 +141,8 @@ def _templates(recipe: Recipe, wanted: list[str] | None) -> tuple[list[str], dic
         found |= load_templates(where)
     left_out = {name: str(error) for name, error in found.items() if not isinstance(error, Template)}
     for name, template in found.items():
-        if name not in left_out and template.answer_choices and not wanted and name != recipe.prompt.template:
+        closed = name not in left_out and template.answer_choices and recipe.prompt.score_choices
+        if closed and not wanted and name != recipe.prompt.template:
             left_out[name] = "it is answered by choosing, not by writing; name it in --templates to rank it"
     return [name for name in found if name not in left_out], left_out
 
@@ -166,7 +170,7 @@ def _prepared(
         try:
             made = prepare(_of_candidate(recipe, candidate, rows), ("validation",))
         except PromptTuningError as error:
-            unfit[name] = str(error).splitlines()[0]
+            unfit[name] = first_line(error)
             continue
         first = next(iter(prepared), name)
         if prepared and list(_rows(made)["references"]) != list(_rows(prepared[first])["references"]):

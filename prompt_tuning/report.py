@@ -159,7 +159,7 @@ def _add_previews(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         own = " ".join((row["source"][len(opening) :].strip() or row["source"]).split())
         if len(own) > PREVIEW:  # a question often stands at the end
-            own = f"{own[: PREVIEW // 2].rpartition(' ')[0]} … {own[-PREVIEW // 2 :].partition(' ')[2]}"
+            own = f"{own[: PREVIEW // 2].rstrip()} … {own[-PREVIEW // 2 :].lstrip()}"
         row["preview"] = f"… {own}" if opening else own
         row["whole"] = row["preview"] == row["source"]
         row["references"] = list(dict.fromkeys(map(_fitting, row["references"])))

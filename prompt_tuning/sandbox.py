@@ -113,7 +113,7 @@ def needed_columns(text: str, given: frozenset[str]) -> frozenset[str]:
 def _needed_names(body: list[jinja2.nodes.Node], given: set[str]) -> set[str]:
     """Names that a row must have for these nodes; adds to `given` what they set.
 
-    jinja2.meta alone would take what is set in the branches of an `if` for a column as well.
+    jinja2.meta alone would take what is set in the branches of an `if`, in a loop too, for a column as well.
     """
     needed: set[str] = set()
     for node in body:
@@ -126,7 +126,13 @@ def _needed_names(body: list[jinja2.nodes.Node], given: set[str]) -> set[str]:
                 needed |= _needed_names(branch, end)
             given |= set.intersection(*ends)
         elif isinstance(node, jinja2.nodes.FilterBlock):
+            needed |= _undeclared(jinja2.nodes.FilterBlock([], node.filter)) - given
             needed |= _needed_names(node.body, set(given))
+        elif isinstance(node, jinja2.nodes.For):
+            head = jinja2.nodes.For(node.target, node.iter, [], [], node.test, node.recursive)
+            items = {name.name for name in head.find_all(jinja2.nodes.Name) if name.ctx == "store"}
+            needed |= _undeclared(head) - given
+            needed |= _needed_names(node.body, given | items | {"loop"}) | _needed_names(node.else_, set(given))
         else:
             needed |= _undeclared(node) - given
             if isinstance(node, jinja2.nodes.Macro):

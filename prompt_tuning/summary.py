@@ -151,7 +151,8 @@ def _example(row: dict[str, Any]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return textwrap.shorten(text, 100, placeholder=" ...") or "(nothing)"
+    text = " ".join(text.split())
+    return (text if len(text) <= 100 else f"{text[:96].rstrip()} ...") or "(nothing)"
 
 
 def _files(folder: Path, adapter: Path) -> str:

@@ -189,7 +189,7 @@ class Template:
         Raises:
             TemplateError: a demonstration holds something else than text, numbers and dates.
         """
-        values = {key: value for key, value in asdict(self).items() if value and key != "name"}
+        values = {key: value for key, value in asdict(self).items() if key == "source" or (value and key != "name")}
         lists = {key: list(value) for key, value in values.items() if isinstance(value, tuple)}
         try:
             return write_yaml(values | lists)
@@ -320,7 +320,7 @@ class Template:
 
     def _evaluate(self, expression: str, values: dict[str, Any]) -> tuple[str, ...]:
         try:
-            found = compiled_expression(expression)(**values)
+            found = compiled_expression(expression)(values)
             texts = [found] if isinstance(found, str) or not isinstance(found, Iterable) else found
             texts = list(texts.items() if isinstance(texts, Mapping) else texts)
         except JINJA_ERRORS as error:
@@ -394,10 +394,10 @@ def _one_of_file(path: Path, name: str | None) -> Template:
     if name is None and len(found) == 1:
         (wanted,) = found
     if wanted not in found:
-        names = [full.removeprefix(f"{path}:") for full in found]
-        (nearest,) = difflib.get_close_matches(name or "", names, n=1) or names[:1]
+        names = {full.removeprefix(f"{path}:"): full for full in found}
+        (nearest,) = difflib.get_close_matches(name or "", names, n=1) or [*names][:1]
         raise TemplateError(
-            f"template {wanted}: the file holds {len(names)} ({', '.join(names)}); name one, as {path}:{nearest}"
+            f"template {wanted}: the file holds {len(names)} ({', '.join(names)}); name one, as {names[nearest]}"
         )
     if isinstance(template := found[wanted], TemplateError):
         raise template

@@ -28,8 +28,6 @@ def read_yaml(path: Path) -> Any:
         raise TemplateError(f"template {path}, line {error.problem_mark.line + 1}: {error.problem}") from None
     except yaml.YAMLError as error:
         raise TemplateError(f"template {path}: not YAML: {' '.join(str(error).split())}") from None
-    except ValueError as error:  # a scalar that looks like a date or a number, and is none
-        raise TemplateError(f"template {path}: {error}; put the value in quotes") from None
     except RecursionError:
         raise TemplateError(f"template {path}: lists or mappings in each other, too deep to read") from None
 
@@ -39,7 +37,7 @@ def write_yaml(values: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads promptsource's two tags as mappings, and refuses every other and every key that is there twice."""
+    """Reads promptsource's two tags as mappings, others as YAML's plain values or not at all, and no key twice."""
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict:
         counts = Counter(str(key.value) for key, _ in node.value) if isinstance(node, yaml.MappingNode) else {}
@@ -62,12 +60,19 @@ def _refuse(loader: _Loader, node: yaml.Node) -> NoReturn:
 
 for _tag in PROMPTSOURCE_TAGS:
     _Loader.add_constructor(_tag, _mapping)
-_Loader.add_constructor(None, _refuse)
+for _tag in (None, *(f"tag:yaml.org,2002:{kind}" for kind in ("binary", "omap", "pairs", "set"))):
+    _Loader.add_constructor(_tag, _refuse)
 
 
 def _as_it_stands(loader: _Loader, node: yaml.Node) -> Any:
     """A value that would be written in the same way, else the text: `no`, `12:30`, `1.10` and `007` are no others."""
-    value = yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
+    try:
+        value = yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
+    except (ValueError, LookupError, AttributeError):  # as 2024-13-45, or a text that a tag says is something else
+        kind = node.tag.rpartition(":")[2]
+        raise ConstructorError(
+            None, None, f"{node.value!r} is no {kind}; put the value in quotes", node.start_mark
+        ) from None
     same = node.value in (str(value), yaml.SafeDumper("").represent_data(value).value)
     return value if same else node.value
 

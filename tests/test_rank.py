@@ -132,7 +132,6 @@ def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tem
     write_jsonl(tmp_path / "validation.jsonl", question_rows(6, 2))
     assert ranked(recipe, tmp_path, *flags) == 2
     assert "other settings or rows (candidates)" in capsys.readouterr().err
-    (tmp_path / "rank" / "settings.json").write_text("{")
 
 
 @pytest.mark.parametrize("damaged", ["{", "[]", "null", None])
@@ -277,6 +276,12 @@ def test_what_cannot_be_ranked_is_said_before_a_model_loads(recipe_file, tmp_pat
     assert "metrics give exact_match, and rank goes by f1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         ranked(recipe_file(), tmp_path, "--num_demonstrations", "-1")
+
+
+def test_no_demonstrations_and_choices_that_are_written_can_be_ranked_whatever_the_recipe(recipe_file, tmp_path):
+    recipe = recipe_file(num_demonstrations=2, demonstration_selection="balanced", score_choices=False)
+    assert ranked(recipe, tmp_path, "--num_demonstrations", 0, "--rows", 2, "--finalists", 1) == 0
+    assert not any("answered by choosing" in reason for reason in found(tmp_path)["left_out"].values())
 
 
 def opening(template, tokenizer, languages=None):

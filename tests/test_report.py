@@ -174,9 +174,10 @@ def test_a_corpus_metric_is_told_to_be_sentence_level(tmp_path):
 def test_rows_beyond_what_is_shown_are_told_and_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "ROWS_SHOWN", 4)
     monkeypatch.setattr(report, "CHARACTERS_SHOWN", 300)
-    page = read(make_run(tmp_path, changes={2: {"source": "a" * 1000}}))
+    page = read(make_run(tmp_path, changes={2: {"source": "山川" * 500}}))
     assert len(page.rows) == 4 and "The first 4 of 12 rows are shown." in page.texts["strong"]
     assert "700 characters are left out here" in "".join(page.texts["div"])
+    assert "山川山川" in "".join(page.texts["summary"])  # of a language without spaces
     links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
     assert [link for link in links if link.startswith("#row-")] == ["#row-1", "#row-3"]
     assert "row 9" in "".join(page.texts["li"])  # named without a link that leads nowhere

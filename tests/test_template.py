@@ -114,6 +114,9 @@ def test_a_closed_question_has_choices_that_a_row_fills():
         ("{% filter trim %}{% if a %}{{ w }}{% set w = 1 %}{% endif %}{% endfilter %}", {"a", "w"}),
         ("{% macro m(x) %}{{ x }}{{ y }}{% endmacro %}{{ m(1) }}{% set w %}b{% endset %}{{ w }}", {"y"}),
         ("{% for x in xs %}{{ loop.index }}{{ x }}{% endfor %}{{ x }}", {"x", "xs"}),
+        ("{% for x in xs %}{% if x %}{% set w = x %}{{ w }}{% endif %}{% endfor %}", {"xs"}),
+        ("{% for a, b in xs if a != c %}{{ a ~ b }}{% else %}{{ a }}{% endfor %}", {"a", "c", "xs"}),
+        ("{% filter replace('a', b) %}{{ c }}{% endfilter %}", {"b", "c"}),
         ("Code {{ zip }}{% for x in range(3) %}{{ dict(a=x) }}{% endfor %}", {"zip"}),
     ],
 )
@@ -142,10 +145,10 @@ def test_what_could_not_be_rendered_alike_or_at_all_is_refused_when_it_is_loaded
         Template.from_dict({"source": source, "target": "x"})
 
 
-@pytest.mark.parametrize("line", ["made: 2023-02-30", "target: 0x_"])
+@pytest.mark.parametrize("line", ["made: 2023-02-30", "target: 0x_", "target: !!bool maybe", "target: !!timestamp x"])
 def test_a_value_that_looks_like_a_date_or_number_and_is_none_is_named(tmp_path, line):
     (tmp_path / "mine.yaml").write_text(f"source: a\n{line}\n")
-    with pytest.raises(TemplateError, match=r"mine.yaml: .*; put the value in quotes"):
+    with pytest.raises(TemplateError, match=r"mine.yaml, line 2: .*; put the value in quotes"):
         load_templates(tmp_path / "mine.yaml")
 
 
@@ -257,6 +260,7 @@ def test_demonstrations_and_system_come_before_the_source():
             "source: !!python/object/apply:os.system ['true']\ntarget: b",
             "line 1: tag !!python/object/apply:os",
         ),
+        ("source: a\ntarget: !!binary aGk=", "line 2: tag !!binary"),
         ("source: a\ntarget: b\nsource: c", "line 1: 'source' is there twice"),
         ("source: a\ntarget: b\nanswer_choices: true", "expected text as answer_choices, found bool"),
         ("source: a\ntarget: b\nstop: END", "expected a list of texts as stop, none of them empty, found 'END'"),
@@ -311,11 +315,24 @@ def test_any_text_survives_being_saved():
         assert Template.from_dict(yaml.safe_load(template.to_yaml())) == template
 
 
+def test_a_source_that_is_a_system_message_alone_survives_too():
+    template = Template("", "{{ a }}", system="Say {{ q }}.")
+    assert Template.from_dict(yaml.safe_load(template.to_yaml())) == template
+
+
+def test_a_column_may_have_any_name():
+    assert Template("{{ q }}", "{{ a }}", "[a]").render({"q": "b", "a": "c", "self": "d"}).references == ("c",)
+
+
 def test_unknown_names_get_the_nearest(tmp_path):
     with pytest.raises(TemplateError, match="did you mean question_answering/plain"):
         Template.load("question_answering/plane")
     with pytest.raises(TemplateError, match="no such file"):
         Template.load(tmp_path / "none.yaml")
+    (tmp_path / "one.yaml").write_text("source: a\ntarget: b")
+    with pytest.raises(TemplateError, match="name one, as ") as caught:
+        Template.load(f"{tmp_path / 'one.yaml'}:short")
+    Template.load(str(caught.value).partition("name one, as ")[2])  # what it says can be done
 
 
 def test_languages_have_names_and_unknown_codes_stand_for_themselves():

@@ -16,7 +16,7 @@ from numbers import Real
 from pathlib import Path
 from uuid import uuid4
 
-from prompt_tuning.errors import RecipeError
+from prompt_tuning.errors import RecipeError, first_line
 
 TASK_METRICS: dict[str, tuple[str, ...]] = {
     "translation": ("sacrebleu", "chrf"),
@@ -110,7 +110,7 @@ def _load_module(name: str, location: str):
         # In memory and under an id of its own, so that runs that score at once share no file but the script.
         return evaluate.load(location, keep_in_memory=True, experiment_id=uuid4().hex)
     except (ImportError, SyntaxError, TypeError) as error:
-        raise RecipeError(f"metric {name!r} does not load: {str(error).splitlines()[0]}") from error
+        raise RecipeError(f"metric {name!r} does not load: {first_line(error)}") from error
     except (FileNotFoundError, ConnectionError) as error:
         raise RecipeError(f"cannot load the metric {name!r}: {error}") from error
 
