@@ -75,7 +75,10 @@ class Recipe:
         ours["report_to"] = reporters[0] if len(reporters) == 1 else "all" if reporters else "none"
         ours["include_num_input_tokens_seen"] = self.training.include_num_input_tokens_seen != "no"
         names = self.given | set(type(self.training).DEFAULTS) | {"output_dir", "seed"}
-        names |= {name for name in ("bf16", "fp16") if ours[name]}
+        half = {name for name in ("bf16", "fp16") if ours[name]}
+        if half and self.training.device.type == "cpu":  # by whose choice ever; without it such a recipe is refused
+            ours["use_cpu"], half = True, half | {"use_cpu"}
+        names |= half
         return values | {key: ours[key] for key in sorted(names - secret) if ours.get(key) is not None}
 
     def changed_since(self, run: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -145,7 +146,7 @@ def load_file(file: Path, streaming: bool = False) -> Dataset | IterableDataset:
     if not streaming:
         _check_utf8(file)  # `datasets` would read other encodings as if nothing were wrong
     kind = LOCAL_FORMATS[file.suffix]
-    options = dict(data_files=str(file), split="train", streaming=streaming)
+    options = dict(data_files=glob.escape(str(file)), split="train", streaming=streaming)
     try:
         if kind == "csv":
             options |= _csv_options(file, FIRST_ROWS if streaming else None)

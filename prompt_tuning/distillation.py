@@ -79,6 +79,12 @@ def _check_head(base: PreTrainedModel, states: torch.Tensor, logits: torch.Tenso
         )
 
 
+@torch.no_grad()
+def teacher_logits(head: torch.nn.Module, states: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """`[targets, V]`, what the output layer makes of a teacher's states of some rows; of none the other logits."""
+    return head(torch.cat(states).to(like.device)) if states else like
+
+
 def distillation_loss(
     student: torch.Tensor,
     teacher: torch.Tensor,

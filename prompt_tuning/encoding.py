@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.batches import common_opening
@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHOICES_NAMED = 8
+
+COLUMNS = {
+    "input_ids": List(Value("int32")), "labels": List(Value("int64")), "source": Value("string"),
+    "references": List(Value("string")), "cut": Value("int64"), "left_out": Value("int64"), "shown": Value("int64"),
+    "row": Value("int64"), "problem": Value("string"), "overlong": Value("bool"),
+}  # fmt: skip
+OF_CHOICES = {"choices": List(Value("string")), "choice_ids": List(List(Value("int64")))}
 # What chat templates that say today's date say, so that a run's rows are the same tomorrow; Llama's own default.
 CHAT_DAY = datetime(2024, 7, 26)
 
@@ -355,6 +362,7 @@ def encode(
         fn_kwargs=dict(encoder=encoder, training=training, nearest=nearest, version=version("prompt_tuning")),
         with_indices=True,
         remove_columns=dataset.column_names,
+        features=Features(COLUMNS | OF_CHOICES if encoder.closed else COLUMNS),  # not as the first rows may look
         num_proc=num_proc,
         desc="encode",
     )

@@ -24,6 +24,7 @@ from prompt_tuning.data import SPLITS
 from prompt_tuning.errors import AdapterError, DataError, Problems, PromptTuningError, RecipeError
 from prompt_tuning.evaluation import check_output_dir, describe, scores_of, trainer_for, write_pages, write_run
 from prompt_tuning.hub import adapter_folder
+from prompt_tuning.memory import IN_EVALUATION, memory_told
 from prompt_tuning.metrics import metric_names
 from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.metrics.squad.squad import answer_tokens
@@ -194,7 +195,7 @@ def write_together(
         numbers = [order[place] for place in batch]
         padded = pad_left([sources[n] for n in numbers for _ in names], tokenizer.pad_token_id)
         average = {"logits_processor": LogitsProcessorList(processors)} if processors else {}
-        with trainer.accelerator.autocast():  # that evaluation runs under
+        with memory_told(IN_EVALUATION), trainer.accelerator.autocast():  # that evaluation runs under
             generated = model.generate(
                 **trainer._prepare_inputs(padded),
                 adapter_names=[*names] * len(batch),

@@ -44,7 +44,10 @@ from prompt_tuning.ways import base_of
 logger = logging.getLogger(__name__)
 
 # Of a model's generation_config.json; length_penalty is for beams.
-OWN_DECODING = ("repetition_penalty", "no_repeat_ngram_size", "min_length", "min_new_tokens", "length_penalty")
+# With the value that changes nothing.
+OWN_DECODING = {
+    "repetition_penalty": 1, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "length_penalty": 1
+}  # fmt: skip
 
 
 def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", output_dir: Path | None = None) -> Path:
@@ -72,7 +75,7 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
     set_seed(recipe.training.seed)
     model = load_base_model(recipe.model, prepared.config)
     if adapter:
-        model = load_adapter(model, adapter)
+        model = load_adapter(model, adapter, config=adapter_config)
     results = describe(prepared, split) | {"recipe": recipe.resolved()}
     if adapter:
         tensors = load_file(adapter_folder(adapter) / "adapter_model.safetensors")
@@ -140,7 +143,7 @@ def _own_decoding(model: PreTrainedModel | PeftModel) -> dict[str, float]:
     """What the model's own generation configuration adds to the recipe's decoding."""
     config = base_of(model).generation_config
     found = {name: getattr(config, name, None) for name in OWN_DECODING}
-    return {name: value for name, value in found.items() if value not in (None, 0, 1)}
+    return {name: value for name, value in found.items() if value not in (None, OWN_DECODING[name])}
 
 
 def trainer_for(
@@ -149,6 +152,7 @@ def trainer_for(
     callbacks: list[TrainerCallback] | None = None,
 ) -> PromptTuningTrainer:
     """A trainer on the recipe's rows, that generates as the recipe says."""
+    encoded = prepared.encoded
     return PromptTuningTrainer(
         model=model,
         args=prepared.recipe.training,
@@ -157,8 +161,9 @@ def trainer_for(
         generation_kwargs=prepared.recipe.decoding | target_language(prepared.tokenizer),
         stop=prepared.template.stop,
         choice_normalization=prepared.recipe.prompt.choice_normalization,
-        train_dataset=prepared.encoded.get("train"),
-        eval_dataset=prepared.encoded.get("validation", prepared.encoded.get("test")),
+        train_dataset=encoded.get("train"),
+        # Trainer wants rows here where the recipe has an eval_strategy, of `evaluate --split train` too.
+        eval_dataset=next((encoded[each] for each in ("validation", "test", "train") if each in encoded), None),
         callbacks=callbacks,
         distillation=prepared.recipe.prompt.loss,
         name_row=partial(row_origin, prepared.recipe.data, "train"),
@@ -185,7 +190,8 @@ def answers_taken(prepared: Prepared, split: str, predictions: dict[str, list[st
     A model that takes one answer whatever it reads scores what `always` does.
     """
     rows = prepared.encoded[split]
-    if any(choices != rows[0]["choices"] for choices in rows["choices"]):
+    first, *others = rows["choices"]
+    if any(choices != first for choices in others):
         return {}
     expected = Counter(references[0] for references in rows["references"] if references)
     if not expected:

@@ -20,7 +20,7 @@ from prompt_tuning.config import Recipe
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.facts import training_facts
 from prompt_tuning.files import whole_file, whole_folder
-from prompt_tuning.memory import IN_TRAINING, memory_told
+from prompt_tuning.memory import IN_TRAINING, OF_SEVERAL, memory_told
 from prompt_tuning.stopping import EarlyStopping, stopping_on_signals
 from prompt_tuning.template import Template
 from prompt_tuning.trainer import PromptTuningTrainer
@@ -44,8 +44,8 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) ->
     Raises:
         Stopped: by SIGINT or SIGTERM, once a checkpoint is saved.
     """
-    facts = training_facts(trainer)
-    trainable, total = facts["trainable_parameters"], facts["total_parameters"]
+    counts = training_facts(trainer)
+    trainable, total = counts["trainable_parameters"], counts["total_parameters"]
     logger.info("training %s of %s parameters (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
     started = time.perf_counter()
     if trainer.is_world_process_zero():
@@ -53,7 +53,8 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) ->
         remove_partial(folder)
         (folder / "results.json").unlink(missing_ok=True)  # of what this training goes on from
         save_recipe(recipe, folder)  # by which a run that stops is known
-    with memory_told(IN_TRAINING), stopping_on_signals(trainer.accelerator) as callback:
+    advice = IN_TRAINING if trainer.args.world_size == 1 else OF_SEVERAL
+    with memory_told(advice), stopping_on_signals(trainer.accelerator) as callback:
         trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=checkpoint)
     seconds = round(time.perf_counter() - started, 1)

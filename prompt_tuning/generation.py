@@ -131,7 +131,7 @@ def generate_behind_cache(
         processors = [*(kwargs.get("logits_processor") or []), NoRepeatedNGram(size, starts.tolist())]
         kwargs |= {"no_repeat_ngram_size": 0, "logits_processor": LogitsProcessorList(processors)}
     # Ids in the places of prompt and padding are never embedded, but a repetition penalty reads them.
-    own = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
+    own = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])[:, -mask.shape[1] :]  # wider is padding
     virtual = input_ids[:, -1:].expand(-1, mask.shape[1] - own.shape[1])
     output = _generate_dropping_finished(base, torch.cat([virtual, own], 1), mask, cache, **kwargs)
     return with_sources(output, input_ids, mask.shape[1])

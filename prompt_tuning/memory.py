@@ -23,6 +23,9 @@ IN_TRAINING = (
     "set auto_find_batch_size: true, which lowers per_device_train_batch_size and makes up for it by "
     "gradient_accumulation_steps, or activation_checkpointing: true"
 )
+OF_SEVERAL = (
+    "lower per_device_train_batch_size and raise gradient_accumulation_steps, or set activation_checkpointing: true"
+)
 IN_EVALUATION = "lower per_device_eval_batch_tokens and per_device_eval_batch_size"
 
 
@@ -65,8 +68,7 @@ def keep_global_batch(trainer: PromptTuningTrainer, attempt: Callable[[int], Tra
                 if args.world_size > 1:  # the others go on with this step, and would wait
                     raise TrainingError(
                         f"out of memory on process {args.process_index} of {args.world_size}, with {size} rows at "
-                        "once, and auto_find_batch_size is for one process; lower per_device_train_batch_size and "
-                        "raise gradient_accumulation_steps"
+                        f"once, and auto_find_batch_size is for one process; {OF_SEVERAL}"
                     ) from error
             logger.warning("out of memory with %d rows at once, %d times a step", size, in_step // size)
             restart()

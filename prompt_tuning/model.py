@@ -271,7 +271,9 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         raise RecipeError(f"lora_target_modules: {error}") from error
 
 
-def load_adapter(model: PreTrainedModel, folder: str | Path, is_trainable: bool = False) -> PeftModel:
+def load_adapter(
+    model: PreTrainedModel, folder: str | Path, is_trainable: bool = False, config: PeftConfig | None = None
+) -> PeftModel:
     """The base model with a saved adapter, for evaluation and prediction, or to go on training.
 
     What P-tuning's encoder or a prefix's network wrote goes on as the soft prompt or prefix that it is; PEFT's own
@@ -279,6 +281,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, is_trainable: bool 
 
     Args:
         folder: or a hub id, as `adapter_folder` takes it.
+        config: what `load_adapter_config` found there and `check_adapter` passed; it is changed.
 
     Returns:
         In evaluation mode; a prompt as `add_soft_prompt` adds it. That the model has another name than the one it was
@@ -287,8 +290,9 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, is_trainable: bool 
     Raises:
         AdapterError: not an adapter, one of another model, or a hub id that cannot be had.
     """
-    config = load_adapter_config(folder)
-    check_adapter(config, folder, model.config, renamed=True)
+    if config is None:
+        config = load_adapter_config(folder)
+        check_adapter(config, folder, model.config, renamed=True)
     folder = adapter_folder(folder)
     config.inference_mode = not is_trainable
     if not config.is_prompt_learning:

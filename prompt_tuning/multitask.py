@@ -49,17 +49,18 @@ def train_tasks(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
     tasks = prepare_tasks(recipe)
 
     set_seed(recipe.training.seed)
-    base = load_base_model(recipe.model, next(iter(tasks.values())).config)
-    initial = _shared_start(base, recipe, list(tasks.values()))
+    of_tasks = list(tasks.values())
+    base = load_base_model(recipe.model, of_tasks[0].config)
+    initial = _shared_start(base, recipe, of_tasks)
     model = add_soft_prompt(base, prompt_config(base, len(initial), recipe.prompt), initial)
     trainer = PromptTuningTrainer(
         model=model,
         args=recipe.training,
-        processing_class=next(iter(tasks.values())).tokenizer,
+        processing_class=of_tasks[0].tokenizer,
         train_dataset=join_rows(tasks, "train"),
         eval_dataset=join_rows(tasks, "validation"),  # without compute_metrics: their loss alone
         callbacks=callbacks(recipe),
-        name_row=lambda row, task: row_origin(list(tasks.values())[task].recipe.data, "train", row),
+        name_row=lambda row, task: row_origin(of_tasks[task].recipe.data, "train", row),
     )
     facts = fit(trainer, recipe, checkpoint) | {"train_rows": len(trainer.train_dataset)}
     if trainer.is_world_process_zero():

@@ -43,7 +43,7 @@ from prompt_tuning.model import (
 from prompt_tuning.shared_prefix import prompt_computed_once
 from prompt_tuning.stop_texts import decode, stopping
 from prompt_tuning.template import Template
-from prompt_tuning.ways import base_of
+from prompt_tuning.ways import autocasting, base_of, half_of
 
 READ = LOCAL_FORMATS.keys()
 READ_WHOLE = READ - {".jsonl"}  # as train does
@@ -119,7 +119,7 @@ class Predictor:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         base = load_base_model(recipe.model, config).to(device)
         stop_at_end(base, tokenizer)
-        model = base if full else load_adapter(base, adapter)
+        model = base if full else load_adapter(base, adapter, config=adapter_config)
         decoding = recipe.decoding | target_language(tokenizer)
         autocast = _autocast(adapter / "recipe.yaml", device)
         return cls(model, encoder, decoding, recipe.prompt.choice_normalization, recipe.data, autocast)
@@ -170,7 +170,7 @@ class Predictor:
 
     def autocasting(self) -> torch.autocast:
         """Within it the model computes in the run's own numbers."""
-        return torch.autocast(self.model.device.type, self.autocast, enabled=self.autocast is not None)
+        return autocasting(self.model.device.type, self.autocast)
 
 
 def _lock_of(model: torch.nn.Module) -> threading.RLock:
@@ -184,7 +184,7 @@ def _autocast(recipe: Path, device: str) -> torch.dtype | None:
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     if device == "cpu" and not settings.get("use_cpu"):
         return None
-    return torch.bfloat16 if settings.get("bf16") else torch.float16 if settings.get("fp16") else None
+    return half_of(settings)
 
 
 def predict(

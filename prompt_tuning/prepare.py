@@ -110,7 +110,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     if prompt.teacher_template and "train" in encoded and not problems:
         of_teacher = replace(encoder, max_source_tokens=prompt.max_teacher_tokens)
         taught = problems.attempt(_taught, recipe, config, of_teacher, rows)
-        problems += problems.attempt(_teacher_problems, recipe, encoded["train"], taught) if taught else []
+        problems += _teacher_problems(recipe, encoded["train"], taught) if taught else []
     problems.raise_all()
     leakage = count_leaks(recipe, shown, rows, loaded)
     return Prepared(recipe, config, tokenizer, encoder, score, length, ids, rows, encoded, taught, reports, leakage)
@@ -325,14 +325,19 @@ def _budget_problems(recipe: Recipe, config: PretrainedConfig, length: int) -> l
     prompt, positions = recipe.prompt, getattr(config, "max_position_embeddings", None)
     written = recipe.decoding["max_new_tokens"]
     targets, name = max((written, "generation_max_length"), (prompt.max_target_tokens, "max_target_tokens"))
-    wanted = length + prompt.max_source_tokens + targets
-    if positions is None or wanted <= positions:
-        return []
+    source = prompt.max_source_tokens
+    if not config.is_encoder_decoder:
+        of_all = f"{length} virtual tokens, max_source_tokens {source} and {name} {targets}"
+        wanted = {of_all: length + source + targets}
+    elif prompt.method == "prefix_tuning":  # which takes no position; and encoder and decoder count their own
+        wanted = {f"max_source_tokens {source}": source, f"{name} {targets}": targets}
+    else:
+        wanted = {f"{length} virtual tokens and max_source_tokens {source}": length + source}
+        wanted |= {f"{name} {targets}": targets}
     return [
-        DataError(
-            f"{length} virtual tokens, max_source_tokens {prompt.max_source_tokens} and {name} "
-            f"{targets} make {wanted} positions, the model has {positions}; lower one of them"
-        )
+        DataError(f"{what} make {places} positions, the model has {positions}; lower one of them")
+        for what, places in wanted.items()
+        if positions is not None and places > positions
     ]
 
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -41,6 +40,7 @@ from prompt_tuning.model import load_base_model
 from prompt_tuning.prepare import Prepared, prepare, score_of
 from prompt_tuning.rank_table import rank_text
 from prompt_tuning.template import Template, load_templates
+from prompt_tuning.ways import autocasting, half_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +113,7 @@ def rank(
         return load_base_model(recipe.model, config).to(recipe.training.device)
 
     args = recipe.training
-    numbers = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    with torch.autocast(args.device.type, numbers, enabled=numbers is not None):  # as predictions are
+    with autocasting(args.device.type, half_of(vars(args))):  # as predictions are
         known, plan, last = _halve(model, prepared, folder / LIKELIHOODS, finalists, args.disable_tqdm)
     texts = _predictions(model, {name: prepared[name] for name in last}, folder / PREDICTIONS)
     ranked = {"metric": metric, "rows": len(_rows(next(iter(prepared.values()))))}

@@ -391,9 +391,8 @@ class SharedPrefixModel(PeftModelForCausalLM):
         pad = setting(self.get_base_model(), kwargs, "pad_token_id", 0)
         known = self.get_base_model().config.get_text_config().model_type in CACHE_ARCHITECTURES
         if self.get_base_model()._is_stateful:
-            kwargs["use_cache"] = (
-                False  # PEFT looks for a cache of keys, and without one puts the prompt at each token
-            )
+            # PEFT looks for a cache of keys, and without one puts the prompt at each token.
+            kwargs["use_cache"] = False
         criteria = kwargs.pop("stopping_criteria", None) or ()
         allowed = kwargs.pop("prefix_allowed_tokens_fn", None)
         written, active, rows = [], self.active_adapter, zip(input_ids, attention_mask.bool(), names, strict=True)

@@ -25,6 +25,7 @@ from prompt_tuning.files import write_json
 from prompt_tuning.fitting import callbacks, checkpoint_to_resume, fit, save_adapter, save_recipe
 from prompt_tuning.hub import create_repository, push
 from prompt_tuning.initialization import frequent_ids, initial_prefix, initial_prompt
+from prompt_tuning.memory import memory_told
 from prompt_tuning.model import add_adapter, add_soft_prompt, load_adapter, load_base_model, prompt_config
 from prompt_tuning.multitask import train_tasks
 from prompt_tuning.prepare import Prepared, prepare_run
@@ -135,7 +136,7 @@ def _train(
     trainer = trainer_for(model, prepared, callbacks(prepared.recipe))
     if prepared.taught is not None:
         base, args = model.get_base_model(), prepared.recipe.training  # which the trainer put on its device
-        with model.eagerly():
+        with memory_told("lower per_device_eval_batch_tokens"), model.eagerly():
             trainer.teacher = teacher_states(
                 base, prepared.taught, args.per_device_eval_batch_tokens, args.disable_tqdm
             )

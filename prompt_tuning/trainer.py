@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -17,7 +18,7 @@ from datasets import Dataset
 from peft import PeftModel, PeftType
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import Cache, DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -34,7 +35,7 @@ from prompt_tuning.checkpoints import (
     whole_checkpoint,
 )
 from prompt_tuning.choices import choose
-from prompt_tuning.distillation import distillation_loss
+from prompt_tuning.distillation import distillation_loss, teacher_logits
 from prompt_tuning.divergence import STEPS_KEPT, Divergence
 from prompt_tuning.errors import AdapterError, DataError, ModelError, RecipeError
 from prompt_tuning.files import full_disk_told, whole_file
@@ -58,7 +59,6 @@ from prompt_tuning.quantization import evaluable
 from prompt_tuning.sampling import RepeatableSampler
 from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once, target_loss
 from prompt_tuning.stop_texts import decode, stopping
-from prompt_tuning.training_args import PromptTuningArguments
 from prompt_tuning.ways import base_of, is_prompted, why_not_packed, within_window
 
 logger = logging.getLogger(__name__)
@@ -134,8 +134,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         stop_at_end(base, processing_class)
         processing_class.padding_side = "right"  # for training; sources are padded left by prediction_step
         if isinstance(self.model, SharedPrefixModel):
-            # The model smooths: Trainer could not match logits of targets alone with labels.
-            self.label_smoother = None
+            if is_prompted(self.model):  # which smooths: Trainer could not match logits of targets alone with labels
+                self.label_smoother = None
             if self.args.torch_compile:
                 # The whole forward would be compiled anew for the layout of each batch.
                 self.model.compile_layers(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
@@ -150,6 +150,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if self.args.generation_max_length and not base.config.is_encoder_decoder:
             # Trainer would count the source, and so the padding that a row has in its batch.
             self.generation_kwargs["max_new_tokens"] = self.args.generation_max_length
+        if self.args.generation_num_beams:
+            self.generation_kwargs["num_beams"] = self.args.generation_num_beams
         self.generation_kwargs |= generation_kwargs or {}
         self._references: list[list[str]] | None = None
         self._choices: dict[int, tuple[list[str], list[list[int]]]] | None = None  # by row, while it is evaluated
@@ -236,29 +238,21 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Cross entropy over target tokens, divided by their number in the whole accumulated batch."""
-        smoothing = self.args.label_smoothing_factor
-        rows = inputs.pop("row", None)
-        if self.teacher is not None and model.training:
-            outputs = model(**inputs)
-            targeted = (inputs["labels"] != -100).any(1)  # not so a row that another process has
-            states = [self.teacher[row] for row in rows[targeted].tolist()]
-            with torch.no_grad():
-                head = self.model.get_base_model().get_output_embeddings()
-                taught = head(torch.cat(states).to(outputs.logits.device)) if states else outputs.logits
-            loss = distillation_loss(outputs.logits, taught, self.distillation, num_items_in_batch)
-            return self._over_processes(loss, outputs, return_outputs, num_items_in_batch)
-        if isinstance(self.model, SharedPrefixModel):
-            inputs = inputs | {"label_smoothing": smoothing}
-        if not self.model.config.is_encoder_decoder:
+        rows, smoothing = inputs.pop("row", None), self.args.label_smoothing_factor
+        distilled = self.teacher is not None and model.training
+        if not (distilled or self.model.config.is_encoder_decoder):
+            if isinstance(self.model, SharedPrefixModel):
+                inputs = inputs | {"label_smoothing": smoothing}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = model(**inputs)
-        targets = inputs["labels"].flatten()
-        loss = target_loss(outputs.logits.flatten(0, 1), targets, num_items_in_batch, smoothing)
-        return self._over_processes(loss, outputs, return_outputs, num_items_in_batch)
-
-    def _over_processes(
-        self, loss: torch.Tensor, outputs: Any, return_outputs: bool, num_items_in_batch: torch.Tensor | int | None
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        if distilled:
+            targeted = (inputs["labels"] != -100).any(1)  # not so a row that another process has
+            states = [self.teacher[row] for row in rows[targeted].tolist()]
+            taught = teacher_logits(self.model.get_base_model().get_output_embeddings(), states, outputs.logits)
+            loss = distillation_loss(outputs.logits, taught, self.distillation, num_items_in_batch)
+        else:
+            targets = inputs["labels"].flatten()
+            loss = target_loss(outputs.logits.flatten(0, 1), targets, num_items_in_batch, smoothing)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # which averages gradients over processes
         return (loss, outputs) if return_outputs else loss
@@ -416,6 +410,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             or base.config.is_encoder_decoder
             or why_not_packed(base)
             or own_cache(base, kwargs)
+            or input_ids.shape[1] == 1  # of which nothing is read before generation
         ):
             return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         kwargs = count_new_tokens(base, input_ids.shape[1], kwargs)
@@ -481,16 +476,17 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         """As Trainer's, but the checkpoint is there when it is whole, and not before, whatever happens meanwhile."""
         run, state = Path(self._get_output_dir(trial)), self.state
         checkpoint = run / f"checkpoint-{state.global_step}"
-        with whole_checkpoint(checkpoint) as self._partial_run, full_disk_told(run):
+        with whole_checkpoint(checkpoint) as made, full_disk_told(run):
+            self._partial_run = made
             try:
                 super()._save_checkpoint(model, trial)
             finally:
-                partial, self._partial_run = self._partial_run, None
+                self._partial_run = None
             best = run / f"checkpoint-{state.best_global_step}"
             if best == checkpoint or best.is_dir():
                 state.best_model_checkpoint = str(best)  # which Trainer looked for beside the partial one
             if self.args.should_save:
-                state.save_to_json(str(partial / checkpoint.name / TRAINER_STATE_NAME))
+                state.save_to_json(str(made / checkpoint.name / TRAINER_STATE_NAME))
         if self.args.should_save:
             remove_old(run, self.args.save_total_limit, state.best_model_checkpoint)
 
@@ -587,10 +583,6 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             batch["labels"][not_repeated(left, len(batch["labels"]), self.args.process_index) :] = -100
         return batch
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
-        # Trainer would shuffle a length-grouped evaluation, and references are matched by order.
-        return SequentialSampler(eval_dataset)
-
     def _get_dataloader(
         self, dataset: Any, *args: Any, is_training: bool = False, dataloader_key: str | None = None, **kwargs: Any
     ) -> DataLoader:
@@ -599,15 +591,14 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         Trainer would keep it by the key "eval", whichever of several data sets it is of.
         """
         loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
-        bounded = isinstance(dataset, Dataset) and isinstance(self.args, PromptTuningArguments)
-        if is_training or not bounded:
+        if is_training or not isinstance(dataset, Dataset):
             return loader
         prompt = self.model.active_peft_config.num_virtual_tokens if is_prompted(self.model) else 0
         new_tokens = self.generation_kwargs.get("max_new_tokens", self.args.generation_max_length or 0)
         batches = batches_of_process(
             places_taken(dataset, prompt, new_tokens, self.generation_kwargs.get("num_beams", 1)),
             self.args.per_device_eval_batch_size,
-            self.args.per_device_eval_batch_tokens,
+            getattr(self.args, "per_device_eval_batch_tokens", sys.maxsize),  # which Trainer's own lack
             self.args.world_size,
             self.args.process_index,
         )

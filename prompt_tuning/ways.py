@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
@@ -37,6 +39,15 @@ def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 def is_prompted(model: PreTrainedModel | PeftModel) -> bool:
     """Whether a prompt stands before its rows."""
     return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+
+
+def half_of(settings: Mapping[str, Any]) -> torch.dtype | None:
+    """The numbers of autocast under the settings `bf16` and `fp16`; None for those of the weights."""
+    return torch.bfloat16 if settings.get("bf16") else torch.float16 if settings.get("fp16") else None
+
+
+def autocasting(device: str, numbers: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(device, numbers, enabled=numbers is not None)
 
 
 def way_of(base: PreTrainedModel, adapter: PeftConfig, training: bool) -> Way:

@@ -166,15 +166,18 @@ def test_evaluate_gives_the_numbers_that_train_gave(run, recipe_file, tmp_path):
     assert json.loads((run / "results.json").read_text()) == results
     assert main(["evaluate", recipe, "--split", "validation", "--output_dir", str(tmp_path / "v")]) == 0
     assert (tmp_path / "v" / "predictions" / "validation.jsonl").is_file()
+    evaluating = str(recipe_file(eval_strategy="steps", eval_steps=2))
+    assert main(["evaluate", evaluating, "--split", "train", "--max_train_samples", "2"]) == 0
 
 
 def test_what_a_models_own_generation_config_adds_is_told(recipe_file, tmp_path, model_folders, capsys):
     own = tmp_path / "own"
     shutil.copytree(model_folders["llama"], own)
-    GenerationConfig(repetition_penalty=1.3, eos_token_id=1).save_pretrained(own)
+    own_settings = dict(repetition_penalty=1.3, no_repeat_ngram_size=1, length_penalty=1.0, min_length=0)
+    GenerationConfig(**own_settings, eos_token_id=1).save_pretrained(own)
     assert main(["train", str(recipe_file(model_name_or_path=own, method="none", num_virtual_tokens=None))]) == 0
     assert json.loads((tmp_path / "run" / "results.json").read_text())["decoding"] == {
-        "max_new_tokens": 12, "num_beams": 1, "repetition_penalty": 1.3,
+        "max_new_tokens": 12, "num_beams": 1, "repetition_penalty": 1.3, "no_repeat_ngram_size": 1,
     }  # fmt: skip
     assert "greedy, up to 12 tokens, repetition_penalty 1.3" in (tmp_path / "run" / "report.html").read_text()
 
@@ -606,6 +609,30 @@ def test_a_start_that_an_encoder_decoders_prefix_does_not_take_is_said(recipe_fi
     recipe = recipe_file(**prefix, init_text="Answer.", num_virtual_tokens=None, template="question_answering/t5")
     assert main(["check", str(recipe)]) == 2
     assert "init text has no effect: an encoder-decoder's prefix starts from noise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "source", "target", "message"),
+    [
+        ("prompt_tuning", 236, 256, None),  # each side of the model counts its own
+        ("prefix_tuning", 256, 256, None),
+        (
+            "prompt_tuning",
+            237,
+            12,
+            "20 virtual tokens and max_source_tokens 237 make 257 positions",
+        ),
+        ("prefix_tuning", 257, 12, "max_source_tokens 257 make 257 positions, the model has 256"),
+        ("prompt_tuning", 96, 257, "max_target_tokens 257 make 257 positions, the model has 256"),
+    ],
+)
+def test_an_encoder_and_a_decoder_have_positions_of_their_own(
+    method, source, target, message, recipe_file, model_folders, capsys
+):
+    settings = {"model_name_or_path": model_folders["bart"], "num_virtual_tokens": 20, "method": method}
+    recipe = recipe_file(**settings, max_source_tokens=source, max_target_tokens=target)
+    assert main(["check", str(recipe)]) == (1 if message else 0)
+    assert (message or "") in capsys.readouterr().err
 
 
 def test_a_place_that_a_causal_prefix_does_not_have_is_said(recipe_file, capsys):

@@ -35,6 +35,16 @@ def test_every_format_gives_the_same_rows(tmp_path, suffix):
     assert load_splits(arguments(path))["train"].to_list() == PAIRS
 
 
+def test_names_of_files_are_no_patterns(tmp_path):
+    for name in ("a [v2]", "a v"):
+        (tmp_path / name).mkdir()
+    wanted = write_jsonl(tmp_path / "a [v2]" / "rows[1]*?.jsonl", PAIRS)
+    for other in ("a [v2]/rows1*?.jsonl", "a [v2]/rows[1]xy.jsonl", "a v/rows[1]*?.jsonl"):
+        write_jsonl(tmp_path / other, PAIRS[:1])
+    for streaming in (False, True):
+        assert [*load_file(wanted, streaming)] == PAIRS
+
+
 def test_texts_that_are_dates_stay_as_they_are(tmp_path):
     rows = [
         {"document": f"1910-01-0{number}", "summary": f"1912-01-0{number}", "more": {"on": [f"1914-01-0{number}"]}}

@@ -97,6 +97,13 @@ def test_cuts_drops_and_bad_rows_are_all_counted(tokenizer):
     assert [row for row, _ in evaluated.problems] == [2]  # a long reference is no problem
 
 
+def test_rows_may_begin_with_as_many_bad_ones_as_datasets_looks_at(tokenizer):
+    long = ROW | {"question": ROW["question"] * 40}
+    rows = Dataset.from_list([long] * 1001 + question_rows(3))
+    encoded, report = encode(rows, Encoder(PLAIN, tokenizer, max_source_tokens=96), training=True, drop_overlong=True)
+    assert encoded["row"] == [1001, 1002, 1003] and report.dropped_rows == 1001
+
+
 def test_a_chat_template_wraps_the_source_and_writes_the_special_tokens(tokenizer):
     encoded = Encoder(Template.load("question_answering/chat"), tokenizer).row(ROW)
     assert encoded["source"].startswith("<|system|>You answer") and encoded["source"].endswith("<|assistant|>")

@@ -98,13 +98,14 @@ def test_half_precision_that_only_accelerate_was_told_is_in_the_recipe_and_in_wh
     recipe_file, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    recipe = str(recipe_file(max_predict_samples=3))
+    recipe = str(recipe_file(max_predict_samples=3, use_cpu=None))
     assert main(["train", recipe]) == 0
-    assert "bf16: true" in (tmp_path / "run" / "recipe.yaml").read_text()
+    said = (tmp_path / "run" / "recipe.yaml").read_text()
+    assert "bf16: true" in said and "use_cpu: true" in said  # without which bf16 is refused where there is no GPU
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     assert Predictor.load(tmp_path / "run").autocast == torch.bfloat16
     assert main(["train", recipe, "--resume_from_checkpoint", "auto"]) == 0
-    assert "goes on with other settings than the run in its folder had: bf16" in capsys.readouterr().err
+    assert "goes on with other settings than the run in its folder had: bf16, use_cpu" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -291,6 +291,17 @@ def test_beams_and_returned_sequences_are_those_of_a_single_row():
         assert together[2 * number : 2 * number + 2] == written(model, [row], **settings)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_may_be_padded_further_than_its_rows_and_prompt_reach(side):
+    model, batch = soft(build("llama")), pad_left(ROWS, 0)
+    if side == "right":
+        batch = right_padded()
+    for more in (PROMPT + 1, 40):
+        wide = {name: F.pad(batch[name], (more, 0) if side == "left" else (0, more)) for name in pad_left(ROWS, 0)}
+        output = model.generate(**wide, **GREEDY)
+        assert output[:, wide["input_ids"].shape[1] :].tolist() == written(model, ROWS)
+
+
 def test_a_repetition_penalty_counts_a_rows_own_tokens():
     base = build("llama")
     model = soft(base)

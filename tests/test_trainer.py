@@ -348,9 +348,35 @@ def test_a_plain_length_grouped_evaluation_mixes_up_its_rows_and_ours_does_not(t
     run = trainer(soft("llama", tokenizer), tokenizer, tmp_path, evaluation=12)
     plain = Seq2SeqTrainer(model=run.model, args=run.args, processing_class=tokenizer, data_collator=run.data_collator)
     plain.args.per_device_eval_batch_size = 2
-    in_order = list(range(12))
-    assert list(plain._get_eval_sampler(run.eval_dataset)) != in_order
-    assert list(run._get_eval_sampler(run.eval_dataset)) == in_order
+
+    def read(trainer):
+        batches = list(trainer.get_eval_dataloader(run.eval_dataset))
+        pairs = [pair for batch in batches for pair in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+        return [ids[mask.bool()].tolist() for ids, mask in pairs]
+
+    in_order = list(run.eval_dataset["input_ids"])
+    assert sorted(read(plain)) == sorted(in_order) != in_order != read(plain)
+    assert read(run) == in_order
+
+
+def test_trainers_own_arguments_lose_no_row_of_an_evaluation_and_their_beams_count(tokenizer, tmp_path):
+    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path)
+    args = dict(output_dir=str(tmp_path), use_cpu=True, predict_with_generate=True, per_device_eval_batch_size=4)
+    args |= dict(report_to="none", disable_tqdm=True, dataloader_drop_last=True, generation_num_beams=2)
+    theirs = PromptTuningTrainer(
+        model=run.model, args=Seq2SeqTrainingArguments(**args), processing_class=tokenizer, stop=("\n",),
+        generation_kwargs={"max_new_tokens": 6}, compute_metrics=load_metrics(["squad"]),
+    )  # fmt: skip
+    run.generation_kwargs["num_beams"] = 2
+    assert theirs.generation_kwargs["num_beams"] == 2
+    assert theirs.predict_texts(run.eval_dataset) == run.predict_texts(run.eval_dataset)
+    assert theirs.evaluate(run.eval_dataset)["eval_f1"] == run.evaluate()["eval_f1"]
+
+
+def test_sources_of_a_single_token_are_written_for_without_a_prompt(tokenizer, tmp_path):
+    run = trainer(tiny_llama(len(tokenizer)), tokenizer, tmp_path)
+    rows = Dataset.from_list([{"input_ids": [number, 9, 1], "labels": [-100, 9, 1]} for number in (30, 40, 50)])
+    assert run.predict_texts(rows) == [run.predict_texts(rows.select([number]))[0] for number in range(3)]
 
 
 def test_tensorboard_hears_the_metrics_by_report_to(tokenizer, tmp_path, monkeypatch):
