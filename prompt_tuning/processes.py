@@ -8,8 +8,11 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import parse_flag_from_env
 from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prompt_tuning.arguments import MULTITASK
@@ -72,6 +75,22 @@ def batches_of_process(
         first = step[0] * processes + number * len(step)
         batches.append([min(row, len(places) - 1) for row in range(first, first + len(step))])
     return batches
+
+
+def loader_of_batches(loader: DataLoader, batches: list[list[int]], args: TrainingArguments) -> DataLoader:
+    """A loader of the same rows by these batches, which are one process's own."""
+    own = DataLoader(
+        loader.dataset,
+        batch_sampler=batches,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        multiprocessing_context=args.dataloader_multiprocessing_context,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        in_order=args.dataloader_in_order,
+    )
+    # As of one process: the rows are divided already.
+    return prepare_data_loader(own, args.device, num_processes=1, process_index=0, put_on_device=True)
 
 
 def not_repeated(left: int, rows: int, number: int) -> int:

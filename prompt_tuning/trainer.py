@@ -12,20 +12,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DynamoBackend, fsdp2_prepare_model, gather_object, load_fsdp_model
 from datasets import Dataset
 from peft import PeftModel, PeftType
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Sampler
-from transformers import Cache, DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
+from transformers import DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
-from prompt_tuning.batches import common_opening, open_with, pad_left, places_taken, source_rows
-from prompt_tuning.caches import by_length, opening_cache
+from prompt_tuning.batches import open_with, pad_left, places_taken, source_rows
+from prompt_tuning.caches import opening_cache
 from prompt_tuning.checkpoints import (
     has_network,
     keep_best,
@@ -38,6 +37,7 @@ from prompt_tuning.choices import choose
 from prompt_tuning.distillation import distillation_loss, teacher_logits
 from prompt_tuning.divergence import STEPS_KEPT, Divergence
 from prompt_tuning.errors import AdapterError, DataError, ModelError, RecipeError
+from prompt_tuning.evaluated_rows import EvaluatedRows
 from prompt_tuning.files import full_disk_told, whole_file
 from prompt_tuning.generation import check_one_text, count_new_tokens, generate_behind_cache, own_cache
 from prompt_tuning.hub import push
@@ -51,6 +51,7 @@ from prompt_tuning.processes import (
     gathered,
     in_step,
     keep_between_layers,
+    loader_of_batches,
     name_embeddings_once,
     not_repeated,
     whole_weights,
@@ -153,15 +154,9 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if self.args.generation_num_beams:
             self.generation_kwargs["num_beams"] = self.args.generation_num_beams
         self.generation_kwargs |= generation_kwargs or {}
-        self._references: list[list[str]] | None = None
-        self._choices: dict[int, tuple[list[str], list[list[int]]]] | None = None  # by row, while it is evaluated
-        self._opening: list[int] = []
-        self._opening_cache: Cache | None = None
-        self._loss_wanted = True
-        self._summed_loss, self._loss_items = 0.0, 0
+        self._evaluated: EvaluatedRows | None = None  # by the latest evaluation
         self._order: RepeatableSampler | None = None
         self._partial_run: Path | None = None
-        self._rows, self._rows_left = 0, 0  # of an evaluation: on all processes, and not yet evaluated
 
     def _send_only_what_is_trained(self) -> None:
         """Each process reads the frozen weights from the same files; DDP would send them all once more."""
@@ -277,8 +272,9 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             return metrics
         if rows is None:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
-        rows, _ = self._by_length(rows)
-        return super().evaluate(rows, ignore_keys, metric_key_prefix, **(self.generation_kwargs | gen_kwargs))
+        self._evaluated = EvaluatedRows.of(rows, causal=not self.model.config.is_encoder_decoder)
+        given = self.generation_kwargs | gen_kwargs
+        return super().evaluate(self._evaluated.rows, ignore_keys, metric_key_prefix, **given)
 
     def predict(
         self,
@@ -296,13 +292,11 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         """
         if not self.args.predict_with_generate:
             raise RecipeError("predict_with_generate is False, so that nothing is written; set it to True")
-        rows, order = self._by_length(test_dataset)
-        self._loss_wanted = False
-        try:
-            output = super().predict(rows, ignore_keys, metric_key_prefix, **(self.generation_kwargs | gen_kwargs))
-        finally:
-            self._loss_wanted = True
-        back = np.argsort(order)
+        causal = not self.model.config.is_encoder_decoder
+        self._evaluated = EvaluatedRows.of(test_dataset, causal, with_loss=False)
+        rows, given = self._evaluated.rows, self.generation_kwargs | gen_kwargs
+        output = super().predict(rows, ignore_keys, metric_key_prefix, **given)
+        back = np.argsort(self._evaluated.order)
         return PredictionOutput(
             output.predictions[: len(rows)][back], output.label_ids[: len(rows)][back], output.metrics
         )
@@ -321,21 +315,20 @@ class PromptTuningTrainer(Seq2SeqTrainer):
 
         All of it is computed under the autocast of training, which Trainer would have for a model's own forward alone.
         """
-        self._summed_loss, self._loss_items = 0.0, 0
-        self._rows_left = len(dataloader.dataset)
+        evaluated = self._evaluated
         if self.accelerator.is_fsdp2 and not self.accelerator._models:
             # Trainer would let accelerate prepare the model, which refuses one without an optimiser.
             self.accelerator._models.append(fsdp2_prepare_model(self.accelerator, self.model))
         told = memory_told(IN_EVALUATION)
         autocast = self.accelerator.autocast()
-        with told, autocast, gathered(self.model), prompt_computed_once(self.model, self._opening):
+        with told, autocast, gathered(self.model), prompt_computed_once(self.model, evaluated.opening):
             try:
                 output = super().evaluation_loop(dataloader, *args, **kwargs)
             finally:
-                self._opening_cache = None
+                evaluated.opening_cache = None
         name = f"{kwargs.get('metric_key_prefix', 'eval')}_loss"
         if name in output.metrics:
-            summed, items = zip(*gather_object([(self._summed_loss, self._loss_items)]), strict=True)
+            summed, items = zip(*gather_object([(evaluated.summed_loss, evaluated.loss_items)]), strict=True)
             if any(items):
                 output.metrics[name] = sum(summed) / sum(items)
         return output
@@ -350,29 +343,26 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         **gen_kwargs: Any,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """Loss from source and target, if wanted; generation or the best choice from the source alone."""
-        loss, numbers = None, [] if self._choices is None else inputs["row"].tolist()
-        own = not_repeated(self._rows_left, len(inputs["labels"]), self.args.process_index)
-        self._rows_left -= len(inputs["labels"]) * self.args.world_size
-        if self._loss_wanted:
+        evaluated = self._evaluated
+        loss, numbers = None, inputs["row"].tolist() if evaluated.choices else []
+        own = not_repeated(evaluated.left, len(inputs["labels"]), self.args.process_index)
+        evaluated.left -= len(inputs["labels"]) * self.args.world_size
+        if evaluated.with_loss:
             labels = inputs["labels"].clone()
             labels[own:] = -100
             loss = self.compute_loss(model, self._prepare_inputs(inputs | {"labels": labels}))
             counted = labels if self.model.config.is_encoder_decoder else labels[:, 1:]  # a first token has no loss
-            if items := int((counted != -100).sum()):
-                self._summed_loss, self._loss_items = self._summed_loss + loss.item() * items, self._loss_items + items
+            if items := int((counted != -100).sum()):  # of none it is no number
+                evaluated.add_loss(loss.item(), items)
         if prediction_loss_only or not self.args.predict_with_generate:
             return loss, None, None
         inputs = self._prepare_inputs(inputs)
-        if self._choices is not None:
-            return loss, self._best_choices(inputs, numbers), inputs["labels"]
+        rows = self._sources(inputs)
+        if evaluated.choices:
+            best = self._best_choices(rows, [evaluated.choices[number] for number in numbers])
+            return loss, inputs["labels"].new_tensor(best)[:, None], inputs["labels"]
         sources = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
         if not self.model.config.is_encoder_decoder:
-            rows = source_rows(inputs)
-            if not all(rows):
-                raise DataError(
-                    "a row's first token is a target already, so that there is no source to write a prediction for; "
-                    "give it one, or set predict_with_generate=False, which evaluates the loss alone"
-                )
             sources = self._prepare_inputs(pad_left(rows, self.processing_class.pad_token_id))
         if _is_multitask(self.model):
             sources["task_ids"] = inputs["task_ids"]
@@ -383,17 +373,24 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         start = 1 if self.model.config.is_encoder_decoder else sources["input_ids"].shape[1]
         return loss, generated[:, start:].contiguous(), inputs["labels"]
 
-    def _best_choices(self, inputs: dict[str, torch.Tensor], numbers: list[int]) -> torch.Tensor:
-        """`[B, 1]`, which of its choices each row is answered with."""
+    def _sources(self, inputs: dict[str, torch.Tensor]) -> list[list[int]]:
+        """The token ids of each row's source."""
         if self.model.config.is_encoder_decoder:
             pairs = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
-            sources = [ids[mask.bool()].tolist() for ids, mask in pairs]
-        else:
-            sources = source_rows(inputs)
-        texts, ids = zip(*(self._choices[number] for number in numbers), strict=True)
+            return [ids[mask.bool()].tolist() for ids, mask in pairs]
+        rows = source_rows(inputs)
+        if not all(rows):
+            raise DataError(
+                "a row's first token is a target already, so that there is no source to write a prediction for; "
+                "give it one, or set predict_with_generate=False, which evaluates the loss alone"
+            )
+        return rows
+
+    def _best_choices(self, sources: list[list[int]], choices: list[tuple[list[str], list[list[int]]]]) -> list[int]:
+        """The number of the choice that each row is answered with."""
+        texts, ids = zip(*choices, strict=True)
         with in_step(self.model), self._eagerly():
-            best = choose(self.model, self.processing_class, sources, texts, ids, self.choice_normalization)
-        return inputs["labels"].new_tensor(best)[:, None]
+            return choose(self.model, self.processing_class, sources, texts, ids, self.choice_normalization)
 
     def _eagerly(self) -> AbstractContextManager:
         """Within it layers that were compiled for training, the base model's too, are run as they are.
@@ -417,9 +414,10 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if not within_window(base, input_ids.shape[1] + kwargs["max_new_tokens"]):
             return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         base.set_attn_implementation(ATTENTION)
-        if self._opening_cache is None:
-            self._opening_cache = opening_cache(base, self._opening)
-        opening, cache = input_ids.new_tensor(self._opening, dtype=input_ids.dtype), self._opening_cache
+        evaluated = self._evaluated
+        if evaluated.opening_cache is None:
+            evaluated.opening_cache = opening_cache(base, evaluated.opening)
+        opening, cache = input_ids.new_tensor(evaluated.opening, dtype=input_ids.dtype), evaluated.opening_cache
         if not open_with(input_ids, attention_mask, opening):  # an own collator's, or of an own data set with padding
             opening, cache = opening[:0], opening_cache(base, [])
         return generate_behind_cache(
@@ -602,45 +600,15 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             self.args.world_size,
             self.args.process_index,
         )
-        own = DataLoader(
-            loader.dataset,
-            batch_sampler=batches,
-            collate_fn=loader.collate_fn,
-            num_workers=loader.num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            in_order=self.args.dataloader_in_order,
-        )
-        # As of one process: the rows are divided already.
-        return prepare_data_loader(own, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+        return loader_of_batches(loader, batches, self.args)
 
-    def _by_length(self, rows: Dataset) -> tuple[Dataset, np.ndarray]:
-        """Rows ordered by `by_length`, and the order."""
-        if not isinstance(rows, Dataset):
-            if not hasattr(rows, "__len__"):
-                raise DataError(f"evaluation needs to know all rows, and a {type(rows).__name__} has no length")
-            rows = Dataset.from_list([dict(rows[number]) for number in range(len(rows))])
-        rows, causal = rows.with_format(None), not self.model.config.is_encoder_decoder
-        self._opening = common_opening(rows) if causal else []
-        order = np.array(by_length(list(rows["input_ids"]), share=causal), dtype=int)
-        rows = rows.select(order)
-        self._rows = len(rows)
-        self._references = rows["references"] if "references" in rows.column_names else None
-        self._choices = None
-        if "choice_ids" in rows.column_names:
-            pairs = zip(rows["choices"], rows["choice_ids"], strict=True)
-            self._choices = dict(zip(rows["row"], pairs, strict=True))
-            if len(self._choices) < len(rows):
-                raise DataError("rows with choices need a number each in the column row, and some have the same")
-        return rows, order
-
-    def _score(self, evaluated: EvalPrediction) -> dict[str, float]:
-        labels, predictions = evaluated.label_ids[: self._rows], evaluated.predictions[: self._rows]
-        references = self._references or [[text] for text in decode(labels, self.processing_class)]
-        choices = None if self._choices is None else [texts for texts, _ in self._choices.values()]
-        predictions = self._texts(predictions, choices)
-        scores = self.score(predictions, list(references))
+    def _score(self, found: EvalPrediction) -> dict[str, float]:
+        evaluated, count = self._evaluated, len(self._evaluated.rows)
+        references = evaluated.references
+        if references is None:
+            references = [[text] for text in decode(found.label_ids[:count], self.processing_class)]
+        choices = evaluated.choices and [texts for texts, _ in evaluated.choices.values()]
+        scores = self.score(self._texts(found.predictions[:count], choices), list(references))
         return {name: value for name, value in scores.items() if not isinstance(value, str)}
 
     def _texts(self, predictions: np.ndarray, choices: Iterable[list[str]] | None) -> list[str]:
