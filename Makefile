@@ -41,5 +41,5 @@ $(MODEL)/config.json: | $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --constraint constraints.txt --editable '.[test]'
+	$(VENV)/bin/pip install --no-compile --constraint constraints.txt --editable '.[test]'
 	touch $@

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers.trainer_utils import sort_checkpoints
 
 from prompt_tuning.errors import AdapterError
+from prompt_tuning.files import usual_mode
 from prompt_tuning.ways import is_prompted
 
 PARTIAL = ".partial-"
@@ -39,6 +40,7 @@ def whole_checkpoint(checkpoint: Path) -> Iterator[Path]:
             if state.is_local_main_process and partial.is_dir():
                 if checkpoint.is_dir():
                     remove_folder(checkpoint)
+                usual_mode(partial / checkpoint.name)
                 os.replace(partial / checkpoint.name, checkpoint)
     finally:
         if state.is_local_main_process:

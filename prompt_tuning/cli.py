@@ -77,7 +77,8 @@ def _goes_on(args: argparse.Namespace, argv: list[str] | None, stopped: Stopped)
         named = Path(resumed.resume_from_checkpoint or "").is_dir() and resumed.resume_from_checkpoint
         # Behind a checkpoint that was named the last one is perhaps not that of this run.
         command += ["--resume_from_checkpoint", stopped.checkpoint if named else "true"]
-    return f"to go on: {shlex.join(command)}"
+    several = os.environ.get("WORLD_SIZE", "1") != "1"  # of which one alone would take fewer rows a step
+    return f"to go on{', by the same launch' if several else ''}: {shlex.join(command)}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -387,9 +388,7 @@ def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
     from prompt_tuning.sweep import sweep, sweep_text
 
     swept = sweep(args.sweep, overrides, args.output_dir)
-    from accelerate import PartialState
-
-    if PartialState().is_main_process:
+    if _is_first_process():
         print(sweep_text(swept))
     return 1 if any("error" in run for run in swept.values()) else 0
 
@@ -417,9 +416,7 @@ def _ensemble(args: argparse.Namespace, overrides: list[str]) -> None:
     from prompt_tuning.ensemble import ensemble, ensemble_text
 
     folder = ensemble(recipe, args.adapters, args.combine, args.split, _chosen_folder(recipe, overrides))
-    from accelerate import PartialState
-
-    if PartialState().is_main_process:
+    if _is_first_process():
         print(ensemble_text(folder))
 
 
@@ -464,11 +461,9 @@ def _chosen_folder(recipe: Recipe, overrides: list[str]) -> Path | None:
 
 
 def _print_summary(folder: Path) -> None:
-    from accelerate import PartialState
-
     from prompt_tuning.summary import summarize
 
-    if PartialState().is_main_process:
+    if _is_first_process():
         print(f"\n{summarize(folder)}")
 
 

@@ -162,6 +162,6 @@ def our_flags() -> str:
     for block in (ModelArguments, DataArguments, PromptArguments):
         lines.append("")
         for flag in dataclasses.fields(block):
-            default = "" if flag.default in (None, False) else f" (default: {flag.default})"
+            default = "" if flag.default is None or flag.default is False else f" (default: {flag.default})"
             lines.append(f"  --{flag.name:27}{flag.metadata['help']}{default}")
     return "\n".join(lines)

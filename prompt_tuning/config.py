@@ -12,7 +12,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
@@ -247,7 +247,19 @@ def _twice(node: yaml.Node) -> str | None:
 def to_argv(key: str, value: str | list | dict) -> list[str]:
     if isinstance(value, list):
         return [f"--{key}", *map(str, value)]
-    return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
+    return [f"--{key}={json.dumps(_typed(value)) if isinstance(value, dict) else value}"]
+
+
+def _typed(value: Any) -> Any:
+    """The numbers and truth values in a mapping, which transformers would leave texts where they are as `1e-5`."""
+    if isinstance(value, dict):
+        return {key: _typed(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_typed(each) for each in value]
+    try:
+        return json.loads(value)
+    except (TypeError, ValueError):
+        return value
 
 
 def _parser():

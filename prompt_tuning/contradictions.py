@@ -13,6 +13,15 @@ from prompt_tuning.hub import is_hub_id
 if TYPE_CHECKING:
     from prompt_tuning.config import Recipe
 
+# Settings that are at least 1 where they are given.
+POSITIVE = (
+    "num_virtual_tokens", "init_demonstrations", "lora_r", "num_ranks", "encoder_hidden_size", "max_source_tokens",
+    "max_teacher_tokens", "max_target_tokens", "max_train_samples", "buffer_size", "max_eval_samples",
+    "max_predict_samples", "per_device_train_batch_size", "per_device_eval_batch_size",
+    "per_device_eval_batch_tokens", "gradient_accumulation_steps", "generation_max_length", "generation_num_beams",
+    "early_stopping_patience", "preprocessing_num_workers",
+)  # fmt: skip
+
 
 def contradictions(recipe: Recipe) -> list[str]:
     """All that is wrong with the recipe's settings, a line each; reads no row and no model."""
@@ -64,6 +73,11 @@ def _training_contradictions(recipe: Recipe) -> list[str]:
         problems.append("enable_jit_checkpoint: SIGTERM saves a checkpoint here in any case; leave it out")
     if training.dataloader_persistent_workers and not training.dataloader_num_workers:
         problems.append("dataloader_persistent_workers needs dataloader_num_workers; set it to at least 1")
+    if training.deepspeed_plugin is not None and training.deepspeed_plugin.zero_stage == 3:
+        problems.append(
+            "deepspeed ZeRO-3 splits weights in a way that evaluation and saving are not made for; launch it with "
+            "recipes/accelerate/fsdp2.yaml"
+        )
     if training.fsdp and training.world_size == 1:
         problems.append(
             "fsdp splits a model over several processes; start them by `accelerate launch`, as "
@@ -75,32 +89,11 @@ def _training_contradictions(recipe: Recipe) -> list[str]:
 def _range_contradictions(recipe: Recipe) -> list[str]:
     """Numbers that train nothing, or fail when they are used."""
     data, prompt, training = recipe.data, recipe.prompt, recipe.training
-    positive = dict(
-        num_virtual_tokens=prompt.num_virtual_tokens,
-        init_demonstrations=prompt.init_demonstrations,
-        lora_r=prompt.lora_r,
-        num_ranks=prompt.num_ranks,
-        encoder_hidden_size=prompt.encoder_hidden_size,
-        max_source_tokens=prompt.max_source_tokens,
-        max_teacher_tokens=prompt.max_teacher_tokens,
-        max_target_tokens=prompt.max_target_tokens,
-        max_train_samples=data.max_train_samples,
-        buffer_size=data.buffer_size,
-        max_eval_samples=data.max_eval_samples,
-        max_predict_samples=data.max_predict_samples,
-        per_device_train_batch_size=training.per_device_train_batch_size,
-        per_device_eval_batch_size=training.per_device_eval_batch_size,
-        per_device_eval_batch_tokens=training.per_device_eval_batch_tokens,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        generation_max_length=training.generation_max_length,
-        generation_num_beams=training.generation_num_beams,
-        early_stopping_patience=prompt.early_stopping_patience,
-        preprocessing_num_workers=data.preprocessing_num_workers,
-    )
+    settings = vars(data) | vars(prompt) | vars(training)
     problems = [
-        f"{name} is {value}; it must be at least 1"
-        for name, value in positive.items()
-        if value is not None and value < 1
+        f"{name} is {settings[name]}; it must be at least 1"
+        for name in POSITIVE
+        if settings[name] is not None and settings[name] < 1
     ]
     if training.max_steps == 0 or (training.max_steps < 0 and training.num_train_epochs <= 0):
         length = f"max_steps {training.max_steps} and num_train_epochs {training.num_train_epochs:g}"

@@ -78,9 +78,9 @@ class Problems(list[PromptTuningError]):
             raise type(self[0])("\n".join(dict.fromkeys(line for each in self for line in str(each).splitlines())))
 
 
-def first_line(error: Exception) -> str:
-    """An error's text as far as its first line break; the error's kind if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def first_line(error: object) -> str:
+    """The first line of an error's text that says something; the error's kind if it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class Stopped(KeyboardInterrupt):

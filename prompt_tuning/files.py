@@ -55,10 +55,21 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         with full_disk_told(path):
             yield partial
+        usual_mode(partial)
         for file in sorted(partial.iterdir()):
             os.replace(file, path / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def usual_mode(folder: Path) -> None:
+    """Give a folder and all in it the mode of what is made anew; safetensors and tempfile make theirs for one user."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(mode | (mode & 0o444) >> 2 if path.is_dir() else mode)  # who may read a folder may enter it
 
 
 def write_json(path: Path, value: Any) -> None:

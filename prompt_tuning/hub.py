@@ -12,12 +12,23 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import yaml
 from httpx2 import HTTPError
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    constants,
+    get_token,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
@@ -28,7 +39,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
-from prompt_tuning.errors import AdapterError, HubError
+from prompt_tuning.errors import AdapterError, HubError, first_line
 from prompt_tuning.files import read_json
 
 RUN_FILES = ("recipe.yaml", "template.yaml", "results.json")
@@ -38,8 +49,8 @@ MODEL_FILES = (
     "model.safetensors.index.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
     "merges.txt", "*.model", "chat_template.jinja",
 )  # fmt: skip
-# Settings that are texts of the user's, where a leading slash makes no path.
-TEXTS = ("init_text", "init_labels")
+# Settings, and what results.json quotes of rows: texts of the user's, where a leading slash makes no path.
+TEXTS = ("init_text", "init_labels", "example", "own_example", "answers")
 
 
 def push(
@@ -80,9 +91,13 @@ def push(
             raise HubError(f"{repo_id} is public already; leave private out, or name another repository")
         _check_there(api, there, base, overwrite)
         files = plan_upload(run, repo_id, base_model, finished)
+        others = {sibling.rfilename for sibling in there.siblings or []} - set(files)
+        # Of a whole model that is replaced no shard and no part of its tokenizer stays.
+        stale = [] if base else [name for name in others if any(fnmatch(name, each) for each in MODEL_FILES)]
         commit = api.create_commit(
             repo_id,
-            [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()],
+            [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
+            + [CommitOperationDelete(path_in_repo=name) for name in sorted(stale)],
             commit_message=message,
             revision=revision,
             parent_commit=there.sha,  # what somebody else commits meanwhile is not overwritten
@@ -127,8 +142,7 @@ def plan_upload(
     _base_model(run, base_model)
     patterns = ["README.md", *RUN_FILES, *(ADAPTER_FILES if adapter else MODEL_FILES)]
     paths = sorted({path for pattern in patterns for path in run.glob(pattern) if path.is_file()})
-    renamed = _renamed(run, base_model)
-    return {path.name: _public_file(path, renamed, repo_id, base_model) for path in paths}
+    return {path.name: _public_file(path, repo_id, base_model) for path in paths}
 
 
 def list_upload(files: dict[str, bytes | Path]) -> str:
@@ -172,6 +186,9 @@ def _downloaded(name: str) -> Path:
         raise AdapterError(f"{nowhere}, nor can it be a repository's id") from error
     except RevisionNotFoundError as error:
         raise AdapterError(f"{repo_id} on {constants.ENDPOINT} has no revision {revision}") from error
+    except GatedRepoError as error:
+        page = f"{constants.ENDPOINT}/{repo_id}"
+        raise AdapterError(f"{repo_id} is gated; ask for access at {page}, as the user of this token") from error
     except RepositoryNotFoundError as error:
         login = "" if get_token() else ", or it is private: log in with `hf auth login`, or set HF_TOKEN"
         raise AdapterError(f"{nowhere}, and no such repository on {constants.ENDPOINT}{login}") from error
@@ -179,7 +196,9 @@ def _downloaded(name: str) -> Path:
         why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{constants.ENDPOINT} cannot be reached"
         raise AdapterError(f"{nowhere}, not in the cache ({constants.HF_HUB_CACHE}), and {why}") from error
     except HfHubHTTPError as error:
-        raise AdapterError(f"{nowhere}, and {_refusal(error, repo_id)}") from error
+        unreadable = f"this token may not read {repo_id}; log in with one that may"
+        reason = unreadable if error.response.status_code == 403 else _refusal(error, repo_id)
+        raise AdapterError(f"{nowhere}, and {reason}") from error
     except HTTPError as error:
         raise AdapterError(
             f"{name}: the connection to {constants.ENDPOINT} was lost; run the command again"
@@ -245,51 +264,50 @@ def public_name(text: str) -> str:
     return path.name if path.is_absolute() or ".." in path.parts or path.parts[:1] == ("~",) else text
 
 
-def _renamed(run: Path, base_model: str | None) -> dict[str, str]:
-    """What stands in the recipe and means something on this machine alone -> what is written in place of it."""
-    recipe = run / "recipe.yaml"
-    try:
-        settings = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
-    except yaml.YAMLError as error:
-        raise HubError(f"{recipe}: not YAML: {_first_line(error)}") from error
-    values = [value for key, value in settings.items() if key not in TEXTS]
-    texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
-    renamed = {text: public_name(text) for text in texts if isinstance(text, str) and public_name(text) != text}
-    if base_model and (trained_on := settings.get("model_name_or_path")) and trained_on in renamed:
-        renamed[trained_on] = base_model
-    return dict(sorted(renamed.items(), key=lambda pair: -len(pair[0])))
+def public(value: Any) -> Any:
+    """Settings or results without folders of this machine: an absolute path becomes its last name."""
+    if isinstance(value, dict):
+        return {key: each if key in TEXTS else public(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [public(each) for each in value]
+    return public_name(value) if isinstance(value, str) else value
 
 
-def _public_file(path: Path, renamed: dict[str, str], repo_id: str, base_model: str | None) -> bytes | Path:
-    """A file as others may read it; the path of one that holds no text of ours."""
-    if path.suffix not in (".md", ".yaml", ".json") or path.name == "template.yaml":
-        return path
-    text = path.read_text(encoding="utf-8")
-    for ours, public in renamed.items():
-        words = r"\s+".join(map(re.escape, ours.split(" ")))  # YAML may break a line where a path has a blank
-        text = re.sub(rf"(?<![\w./-]){words}(?![\w-])", public.replace("\\", r"\\"), text)
-    if path.name == ADAPTER_FILES[0] and base_model:
-        text = json.dumps(read_json(path) | {"base_model_name_or_path": base_model}, indent=2, sort_keys=True)
-    if path.name == "results.json" and base_model:
-        text = json.dumps(
-            json.loads(text) | {"model": base_model, "base_model": base_model}, indent=2, ensure_ascii=False
-        )
-    if path.suffix in (".md", ".yaml") and base_model:
-        # Where it is named, and nowhere else: a folder may be called as a word of the template is.
-        text = re.sub(r"(?m)^model_name_or_path: .*$", f"model_name_or_path: {base_model}", text, count=1)
-        text = re.sub(r"(?m)^(.*? for the frozen|A whole model:) `[^`]+`", rf"\1 `{base_model}`", text, count=1)
-        text = re.sub(r"(tokenizer = AutoTokenizer\.from_pretrained)\('.*?'\)", rf"\1({base_model!r})", text)
+def _public_file(path: Path, repo_id: str, base_model: str | None) -> bytes | Path:
+    """A file as others may read it; the path of one that holds no path of this machine."""
     if path.name == "README.md":
-        text = re.sub(r"(prompt-tuning predict --adapter) .+?(?= --input)", rf"\1 {repo_id}", text)
-        text = re.sub(r"(?m)^adapter = ['\"].+['\"]$", f"adapter = {repo_id!r}", text)
-        if base_model:
-            try:
-                card = ModelCard(text)
-            except (ValueError, yaml.YAMLError) as error:
-                raise HubError(f"{path}: its metadata is not YAML: {_first_line(error)}") from error
-            card.data.base_model = base_model
-            text = str(card)
-    return text.encode("utf-8")
+        return _public_card(path, repo_id, base_model).encode()
+    if path.name == "recipe.yaml":
+        try:
+            settings = public(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except yaml.YAMLError as error:
+            raise HubError(f"{path}: not YAML: {first_line(error)}") from error
+        settings |= {"model_name_or_path": base_model} if base_model else {}
+        return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=120).encode()
+    if path.name not in ("results.json", ADAPTER_FILES[0]):
+        return path
+    named = ("model", "base_model") if path.name == "results.json" else ("base_model_name_or_path",)
+    values = public(read_json(path)) | (dict.fromkeys(named, base_model) if base_model else {})
+    return json.dumps(values, indent=2, ensure_ascii=False).encode()
+
+
+def _public_card(path: Path, repo_id: str, base_model: str | None) -> str:
+    """The model card, in which no path stands, with the names that others call adapter and base model by."""
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"(prompt-tuning predict --adapter) .+?(?= --input)", rf"\1 {repo_id}", text)
+    text = re.sub(r"(?m)^adapter = ['\"].+['\"]$", f"adapter = {repo_id!r}", text)
+    if not base_model:
+        return text
+    # Where it is named, and nowhere else: a folder may be called as a word of the template is.
+    text = re.sub(r"(?m)^model_name_or_path: .*$", f"model_name_or_path: {base_model}", text, count=1)
+    text = re.sub(r"(?m)^(.*? for the frozen|A whole model:) `[^`]+`", rf"\1 `{base_model}`", text, count=1)
+    text = re.sub(r"(tokenizer = AutoTokenizer\.from_pretrained)\('.*?'\)", rf"\1({base_model!r})", text)
+    try:
+        card = ModelCard(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise HubError(f"{path}: its metadata is not YAML: {first_line(error)}") from error
+    card.data.base_model = base_model
+    return str(card)
 
 
 @contextmanager
@@ -307,10 +325,10 @@ def _explained(repo_id: str) -> Iterator[None]:
         cause = error.__cause__ or error
         if isinstance(cause, HfHubHTTPError):
             raise HubError(f"{repo_id}: {_refusal(cause, repo_id)}") from error
-        why = f"{type(cause).__name__}: {_first_line(cause)}"
+        why = f"{type(cause).__name__}: {first_line(cause)}"
         raise HubError(f"{repo_id}: the connection to {constants.ENDPOINT} failed ({why}); {again}") from error
     except ValueError as error:
-        raise HubError(f"{repo_id}: {constants.ENDPOINT} would not take it: {_first_line(error)}") from error
+        raise HubError(f"{repo_id}: {constants.ENDPOINT} would not take it: {first_line(error)}") from error
 
 
 def _refusal(error: HfHubHTTPError, repo_id: str) -> str:
@@ -329,8 +347,4 @@ def _refusal(error: HfHubHTTPError, repo_id: str) -> str:
         return "somebody else changed it at the same time, and nothing was overwritten; run the same command again"
     if status == 429 or status >= 500:
         return f"{hub} answers {status}, and nothing was changed; wait, and run the same command again"
-    return f"{hub} answers {status}: {_first_line(error.server_message or error)}"
-
-
-def _first_line(message: object) -> str:
-    return next((line.strip() for line in str(message).splitlines() if line.strip()), "no more is known")
+    return f"{hub} answers {status}: {first_line(error.server_message or error)}"

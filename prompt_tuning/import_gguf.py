@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from prompt_tuning.errors import ModelError, first_line
+from prompt_tuning.files import usual_mode
 
 
 def import_gguf(source: str, output: str) -> Path:
@@ -30,17 +31,17 @@ def import_gguf(source: str, output: str) -> Path:
     file, folder = _find(source), Path(output)
     if folder.exists():
         raise ModelError(f"{folder} exists already; remove it, or name another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except (ValueError, OSError, KeyError, struct.error) as error:
+    except (ValueError, OSError, KeyError, NotImplementedError, struct.error) as error:
         raise ModelError(f"{file}: transformers cannot read it: {first_line(error)}") from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         _unquantized(model).save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        partial.chmod(0o755)
+        usual_mode(partial)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

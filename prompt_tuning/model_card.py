@@ -27,7 +27,7 @@ from prompt_tuning.data import usual_row
 from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.facts import machine_facts, training_facts
 from prompt_tuning.files import read_json, whole_file, write_json
-from prompt_tuning.hub import TEXTS, public_name
+from prompt_tuning.hub import public, public_name
 from prompt_tuning.metrics import metric_names
 from prompt_tuning.prediction import Predictor
 from prompt_tuning.summary import (
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from prompt_tuning.trainer import PromptTuningTrainer
 
 STEPS_SHOWN = 20
-ROW_TEXTS = ("example", "own_example", "answers")  # of results.json, which are texts and no paths
 LINE_END = "\ue002"  # of a fenced text, while blank lines between sections are counted
 METHODS = {
     "prompt_tuning": ("A soft prompt", "prompt tuning (Lester et al. 2021): trained embeddings before the text"),
@@ -126,12 +125,12 @@ def card_facts(folder: Path) -> dict[str, Any]:
         which = f"several tasks: name {folder / next(iter(results['tasks']))}" if "tasks" in results else "no training"
         raise DataError(f"{folder} is a run of {which}; a card is of what one task trained")
     facts = {"name": folder.absolute().name, "folder": public_name(str(folder))}
-    facts["results"] = {key: value if key in ROW_TEXTS else _public(value) for key, value in results.items()}
+    facts["results"] = public(results)
     predictions = folder / "predictions" / f"{results['split']}.jsonl"
     needed = (folder / "recipe.yaml", folder / "template.yaml", predictions)
     if missing := [file for file in needed if not file.is_file() or not file.stat().st_size]:
         raise DataError(f"{missing[0]}: no such file, or nothing in it; a card is of all that train writes")
-    facts["settings"] = _public(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")))
+    facts["settings"] = public(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")))
     facts["template"] = yaml.safe_load((folder / "template.yaml").read_text(encoding="utf-8"))
     if (log := folder / "log_history.json").is_file():
         facts["log_history"] = read_json(log)
@@ -197,7 +196,7 @@ def trainer_facts(trainer: PromptTuningTrainer, **given: Any) -> dict[str, Any]:
         results["base_model"] = base
     return {
         "name": Path(args.output_dir).absolute().name,
-        "results": _public(results),
+        "results": public(results),
         "settings": {name: args.to_dict()[name] for name in HYPERPARAMETERS} | given,
         "log_history": trainer.state.log_history,
     }
@@ -347,15 +346,6 @@ def _steps_table(steps: dict[int, dict[str, float]], saved: int) -> tuple[list[s
         if number % every == 0 or step == saved
     ]
     return ["step", *(named[key] for key in keys)], rows
-
-
-def _public(value: Any) -> Any:
-    """The same without folders of this machine: an absolute path becomes its last name."""
-    if isinstance(value, dict):
-        return {key: each if key in TEXTS else _public(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_public(each) for each in value]
-    return public_name(value) if isinstance(value, str) else value
 
 
 def _longest_ticks(text: str) -> int:

@@ -75,6 +75,19 @@ class SharedPrefixModel(PeftModelForCausalLM):
         else:
             self._tell("The prompt is computed for each row, by PEFT's own forward: %s.", self.way.reason)
 
+    def _setup_prompt_encoder(self, adapter_name: str) -> None:
+        """As PEFT's, which makes no prefix where activations are checkpointed; packed rows take one there too."""
+        packed = way_of(self.base_model, self.peft_config[adapter_name], training=True).name == "packed"
+        modules = self.base_model.modules() if packed else ()
+        checkpointed = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
+        for module in checkpointed:
+            module.gradient_checkpointing = False
+        try:
+            super()._setup_prompt_encoder(adapter_name)
+        finally:
+            for module in checkpointed:
+                module.gradient_checkpointing = True
+
     @property
     def disabled(self) -> bool:
         """Whether the model is its base model, within `disable_adapter`."""
@@ -136,6 +149,8 @@ class SharedPrefixModel(PeftModelForCausalLM):
             With labels: `loss`, and `logits` of the target positions alone, `[targets, V]` in the order of the batch.
             Without labels: whatever PEFT's forward returns.
         """
+        if "input_type_mask" in kwargs:  # of CPT, which PEFT's forward changes
+            kwargs["input_type_mask"] = kwargs["input_type_mask"].clone()
         if labels is None or input_ids is None or not self.active_peft_config.is_prompt_learning:
             kwargs |= self._names_for_peft(adapter_names)
             if labels is not None:

@@ -11,6 +11,8 @@ from transformers import Seq2SeqTrainingArguments, Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_liger_kernel_available
 
+from prompt_tuning.errors import first_line
+
 
 @dataclass
 class PromptTuningArguments(Seq2SeqTrainingArguments):
@@ -100,5 +102,5 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
                 attempt()
             except (ImportError, RuntimeError, TypeError, ValueError) as error:
                 if not str(error).startswith("You need to pass a"):  # the model, to an optimiser that looks at it
-                    problems.append(f"{name}: {str(error).splitlines()[0]}; change it, or leave it out")
+                    problems.append(f"{name}: {first_line(error)}; change it, or leave it out")
         return problems

@@ -84,6 +84,15 @@ def tiny_tokenizer():
     )
 
 
+LONGEST = ("processes", "methods", "stopping", "trainer", "hub", "cli", "encoder_decoder", "rank")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no process is left alone with one of them in the end."""
+    order = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def frozen_imports():
     """Trainer collects garbage after each training, which need not go through all that is imported each time."""

@@ -27,7 +27,8 @@ class Repository:
     commits: dict = field(default_factory=lambda: {"0" * 40: {}})
 
     def commit(self, branch, files):
-        files = self.commits[self.branches[branch]] | files
+        files = self.commits[self.branches[branch]] | files  # None: it is deleted
+        files = {path: content for path, content in files.items() if content is not None}
         sha = hashlib.sha1(f"{self.name} {branch} {len(self.commits)}".encode()).hexdigest()
         self.commits[sha], self.branches[branch] = files, sha
         return sha
@@ -267,7 +268,9 @@ class Handler(BaseHTTPRequestHandler):
         files = {}
         for each in operations:
             value = each["value"]
-            if each["key"] == "lfsFile":
+            if each["key"] == "deletedFile":
+                files[value["path"]] = None
+            elif each["key"] == "lfsFile":
                 files[value["path"]] = self.server.objects[value["oid"]]
             else:
                 files[value["path"]] = base64.b64decode(value["content"])

@@ -4,6 +4,8 @@ The reference (architectures.py) is written from the base model alone. For anoth
 there and to the tables in shared_prefix.py.
 """
 
+import re
+
 import pytest
 import torch
 from architectures import (
@@ -17,8 +19,10 @@ from architectures import (
     reference_greedy,
     reference_loss,
     right_padded,
+    row_logits,
 )
 from peft import PeftModelForCausalLM
+from transformers import MistralConfig, MistralForCausalLM
 
 from prompt_tuning.batches import pad_left
 from prompt_tuning.model import add_soft_prompt, prompt_config
@@ -55,8 +59,11 @@ def test_loss_and_gradient_are_those_of_single_rows(architecture, attention):
     assert model.way.name == ("packed" if packed else "cache")
     expected = reference_loss(base, weight)
     wanted = gradient(expected, weight)
+    logits = torch.cat([row_logits(base, weight, row)[-n - 1 : -1] for row, n in zip(ROWS, TARGETS, strict=True)])
     for batch in (right_padded(), left_padded()):
-        loss = model(**batch).loss
+        output = model(**batch)
+        loss = output.loss
+        assert torch.allclose(output.logits, logits, atol=1e-4)
         assert abs(loss.item() - expected.item()) < 1e-5
         assert (gradient(loss, weight) - wanted).norm() / wanted.norm() < 1e-4
 
@@ -120,6 +127,20 @@ def test_a_sliding_window_that_ends_before_a_row_does_is_said(architecture, capl
     assert f"from {window + PROMPT - 1} on none" in caplog.text
 
 
+def test_from_the_positions_that_are_said_no_token_sees_the_prompt(caplog):
+    config = build("mistral, window 6").config.to_dict() | {"num_hidden_layers": 1, "layer_types": None}
+    torch.manual_seed(0)
+    base = MistralForCausalLM(MistralConfig.from_dict(config)).requires_grad_(False).eval()
+    model, weight = soft(base)  # one layer: what a token sees directly
+    ids = torch.tensor([list(range(7, 21))])
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).logits
+    gradients = [torch.autograd.grad(each[3], weight, retain_graph=True)[0] for each in logits]
+    first, none = map(int, re.search(r"from position (\d+) on .* from (\d+) on none", caplog.text).groups())
+    places = range(PROMPT, PROMPT + len(gradients))
+    assert [bool(each[0].any()) for each in gradients] == [place < first for place in places]
+    assert [bool(each.any()) for each in gradients] == [place < none for place in places]
+
+
 def test_plain_peft_is_wrong_on_a_left_padded_row_and_the_engine_is_not():
     base = build("llama")
     model, weight = soft(base)
@@ -127,4 +148,3 @@ def test_plain_peft_is_wrong_on_a_left_padded_row_and_the_engine_is_not():
     assert abs(model(**left_padded()).loss.item() - expected) < 1e-5
     plain = PeftModelForCausalLM.forward(model, **left_padded()).loss.item()
     assert abs(plain - expected) > 1e-2
-    assert sum(TARGETS) > 0

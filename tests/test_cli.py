@@ -76,6 +76,8 @@ def test_train_leaves_the_folder_that_the_design_says(run, recipe_file, model_fo
     assert card.data.library_name == "peft" and card.data.base_model is None  # a local folder is no hub id
     assert f"| with soft prompt | {results['soft_prompt']['exact_match']} |" in card.text
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folders["llama"]), run)
+    modes = {path.stat().st_mode for path in run.rglob("*") if path.is_file()}
+    assert modes == {(run / "results.json").stat().st_mode}  # safetensors makes files that one user alone may read
 
 
 def test_the_saved_recipe_runs_again_to_the_same_adapter(run, tmp_path):
@@ -119,7 +121,7 @@ def test_every_method_trains_evaluates_and_predicts_the_same(settings, recipe_fi
     assert main(["predict", "--adapter", str(run), "--input", source, "--output", output]) == 0
     predicted = [json.loads(line)["prediction"] for line in (tmp_path / "predicted.jsonl").read_text().splitlines()]
     assert predicted == [row[name] for row in rows]
-    assert main(["train", str(run / "recipe.yaml"), "--output_dir", str(tmp_path / "third")]) == 0
+    assert main(["check", str(run / "recipe.yaml")]) == 0
 
 
 def test_training_goes_on_from_an_adapter_and_a_prompt_may_start_from_another(run, recipe_file, tmp_path):
@@ -761,12 +763,3 @@ def test_help_imports_no_torch_and_has_examples(command):
     assert "prompt-tuning" in shown.stdout and ("examples:" in shown.stdout or not command)
     examples = shown.stdout.partition("examples:\n")[2].partition("\n\n")[0].splitlines()
     assert all(re.match(r"  (prompt-tuning|accelerate launch|echo) ", line) for line in examples)
-
-
-def test_the_module_runs_as_accelerate_launches_it(recipe_file, tmp_path):
-    launch = "-m accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no"
-    train = f"--dynamo_backend no -m prompt_tuning train {recipe_file()} --max_steps 1"
-    command = [sys.executable, *launch.split(), *train.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "run" / "results.json").is_file()

@@ -72,10 +72,18 @@ def test_recipes_are_run_once_with_each_seed_and_told_in_a_table(recipes, tmp_pa
     assert "hard-seed1 was run before this changed: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("changed", ["stop", "choices", "weights", "init_adapter"])
-def test_a_finished_run_is_not_taken_where_what_it_read_changed_since(
-    recipe_file, tokenizer, tmp_path, capsys, changed
-):
+def refused(command, file, change, capsys):
+    """What is said of a finished run once a file that it read is changed; it is put back."""
+    kept = file.read_bytes()
+    change()
+    assert file.read_bytes() != kept and main(command) == 1
+    file.write_bytes(kept)
+    said = capsys.readouterr().err
+    assert "-seed1 was run before this changed: " in said
+    return said
+
+
+def test_a_finished_run_is_not_taken_where_what_it_read_changed_since(recipe_file, tokenizer, tmp_path, capsys):
     model, start = tmp_path / "model", tmp_path / "start"
     tiny_llama(len(tokenizer)).save_pretrained(model)
     tokenizer.save_pretrained(model)
@@ -88,28 +96,21 @@ def test_a_finished_run_is_not_taken_where_what_it_read_changed_since(
     command = ["compare", str(soft), "--output_dir", str(tmp_path / "runs"), "--seeds", "1"]
     assert main(command) == 0 and main(command) == 0
     capsys.readouterr()
-    if changed == "stop":
-        template.write_text(template.read_text().replace("[x]", "[y]"))
-    elif changed == "choices":
-        template.write_text(template.read_text().replace("Turin", "Turin ||| Rome"))
-    elif changed == "weights":
-        tiny_llama(len(tokenizer), seed=9).save_pretrained(model)
-    else:
-        file = start / "adapter_model.safetensors"
-        save_file({name: value + 1 for name, value in load_file(file).items()}, file, {"format": "pt"})
-    assert main(command) == 1
-    said = capsys.readouterr().err
-    named = {
-        "stop": "test.jsonl, or the template's words or answers",
-        "choices": "test.jsonl, or the template's words or answers",
-        "weights": f"model_name_or_path {model}",
-        "init_adapter": f"init_adapter {start}",
-    }
-    assert "-seed1 was run before this changed: " in said and named[changed] in said
+    text, adapter = template.read_text(), start / "adapter_model.safetensors"
+    for old, new in (("[x]", "[y]"), ("Turin", "Turin ||| Rome")):
+        said = refused(command, template, lambda old=old, new=new: template.write_text(text.replace(old, new)), capsys)
+        assert "test.jsonl, or the template's words or answers" in said
+    other = {name: value + 1 for name, value in load_file(adapter).items()}
+    assert f"init_adapter {start}" in refused(
+        command, adapter, lambda: save_file(other, adapter, {"format": "pt"}), capsys
+    )
+    weights = model / "model.safetensors"
+    said = refused(command, weights, lambda: tiny_llama(len(tokenizer), seed=9).save_pretrained(model), capsys)
+    assert f"model_name_or_path {model}" in said
+    assert main(command) == 0  # all is as it was
 
 
-@pytest.mark.parametrize("changed", ["init", "train", "metrics"])
-def test_nor_where_what_stands_in_no_encoded_row_changed(recipe_file, tmp_path, capsys, changed, monkeypatch):
+def test_nor_where_what_stands_in_no_encoded_row_changed(recipe_file, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "squad").mkdir()  # a folder of that name is not the metric
     template, metric = tmp_path / "mine.yaml", tmp_path / "mine.py"
@@ -118,24 +119,18 @@ def test_nor_where_what_stands_in_no_encoded_row_changed(recipe_file, tmp_path, 
         "demonstrations:\n- {question: Where is Ada, answers: {text: [Turin]}}\n"
     )
     metric.write_text(METRIC)
-    settings = {
-        "init": {"template": template, "init": "template", "num_virtual_tokens": None},
-        "train": {"streaming": "true"},
-        "metrics": {"metrics": f"[squad, {metric}]"},
-    }[changed]
-    recipe = recipe_file(output_dir=None, max_steps=1, **settings)
-    command = ["compare", str(recipe), "--output_dir", str(tmp_path / "runs"), "--seeds", "1"]
-    command += ["--metric", "length"] if changed == "metrics" else []
+    settings = {"template": template, "init": "template", "num_virtual_tokens": None, "streaming": "true"}
+    recipe = recipe_file(output_dir=None, max_steps=1, metrics=f"[squad, {metric}]", **settings)
+    command = ["compare", str(recipe), "--output_dir", str(tmp_path / "runs"), "--seeds", "1", "--metric", "length"]
     assert main(command) == 0 and main(command) == 0
     capsys.readouterr()
-    file, old, new = {
-        "init": (template, "Turin", "Kyoto"),
-        "train": (tmp_path / "train.jsonl", "Turin", "Kyoto"),
-        "metrics": (metric, "1.0", "2.0"),
-    }[changed]
-    file.write_text(file.read_text().replace(old, new))
-    assert main(command) == 1
-    assert "-seed1 was run before this changed: " in (said := capsys.readouterr().err) and changed in said
+    for file, old, new, named in (
+        (template, "Turin", "Kyoto", "init"),
+        (tmp_path / "train.jsonl", "Turin", "Kyoto", "train"),
+        (metric, "1.0", "2.0", "metrics"),
+    ):
+        changed = file.read_text().replace(old, new)
+        assert named in refused(command, file, lambda file=file, changed=changed: file.write_text(changed), capsys)
 
 
 METRIC = """

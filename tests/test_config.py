@@ -1,14 +1,20 @@
 """Recipes: YAML is argv, typed once, and every mistake is named before anything runs."""
 
+import re
+from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+from transformers import Seq2SeqTrainingArguments
 
 from prompt_tuning.config import load_recipe
+from prompt_tuning.contradictions import contradictions
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.prepare import prepare
 from prompt_tuning.template import Template
+from prompt_tuning.training_args import PromptTuningArguments
 
 OTHER = ("templates", "accelerate")
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name not in OTHER)
@@ -66,6 +72,9 @@ def test_defaults_are_those_of_prompts_and_the_folder_that_of_the_recipe(recipe_
         ({"method": "prefix_tuning", "prefix_projection": "true"}, 3e-4),
         ({"method": "prefix_tuning", "prefix_projection": "true", "learning_rate": "2e-3"}, 2e-3),
         ({"method": "full", "num_virtual_tokens": None}, 2e-5),
+        ({"method": "lora", "num_virtual_tokens": None}, 1e-3),
+        ({"method": "p_tuning"}, 3e-3),
+        ({"method": "cpt", "init_text": "Answer.", "num_virtual_tokens": None}, 3e-3),
     ],
 )
 def test_each_method_has_a_learning_rate_that_a_recipe_overrides(settings, rate, recipe_file):
@@ -200,6 +209,18 @@ def test_what_is_not_a_recipe_is_said(tmp_path, content, message):
         load_recipe(tmp_path / "none.yaml")
 
 
+def test_the_page_names_every_default_that_differs_from_trainers():
+    page = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8").split("## Trackers")[0]
+    named = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"(?m)^\| (`.+?) \|", page))))
+    ours, theirs = (
+        {each.name: each.default for each in fields(kind)}
+        for kind in (PromptTuningArguments, Seq2SeqTrainingArguments)
+    )
+    differ = {name for name, value in ours.items() if name not in theirs or theirs[name] != value}
+    assert differ <= named
+    assert named - differ == {"dataloader_pin_memory", "metric_for_best_model"}  # which are set by what else is
+
+
 def test_a_key_may_be_written_with_dashes(recipe_file):
     recipe = load_recipe(recipe_file(**{"method": "lora", "num_virtual_tokens": None, "learning-rate": 0.5}))
     assert recipe.training.learning_rate == 0.5 == recipe.resolved()["learning_rate"]
@@ -222,6 +243,24 @@ def test_a_resolved_recipe_parses_to_the_same_settings(recipe_file, tmp_path):
     assert (again.model, again.data, again.prompt) == (recipe.model, recipe.data, recipe.prompt)
     differing = {key for key, value in recipe.training.to_dict().items() if again.training.to_dict()[key] != value}
     assert differing <= {"hub_model_id", "logging_dir"}
+
+
+def test_numbers_within_a_mapping_are_numbers_and_stay_so_in_a_saved_recipe(recipe_file, tmp_path):
+    import yaml
+
+    recipe = recipe_file(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs="{min_lr: 1e-5}")
+    for path in (recipe, tmp_path / "again.yaml"):
+        loaded = load_recipe(path)
+        assert loaded.training.lr_scheduler_kwargs == {"min_lr": 1e-5}
+        (tmp_path / "again.yaml").write_text(yaml.safe_dump(loaded.resolved()))  # as min_lr: 1.0e-05
+
+
+def test_zero_3_is_refused(recipe_file):
+    recipe = load_recipe(recipe_file())
+    recipe.training.deepspeed_plugin = SimpleNamespace(zero_stage=3)
+    assert [problem for problem in contradictions(recipe) if problem.startswith("deepspeed ZeRO-3")]
+    recipe.training.deepspeed_plugin.zero_stage = 2
+    assert contradictions(recipe) == []
 
 
 def test_a_learning_rate_that_falls_where_nothing_improves_knows_what_better_is(recipe_file):

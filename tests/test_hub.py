@@ -202,6 +202,27 @@ def test_an_adapter_of_another_model_is_replaced_only_when_told(run, hub, comman
     assert "holds a whole model (config.json)" in commands(pushing(run, "--overwrite"), code=1).stderr
 
 
+def test_no_shard_and_no_tokenizer_of_a_whole_model_that_is_replaced_stays(whole, hub, commands):
+    theirs = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.model", "notes.txt")
+    hub.add("ann/whole", {"config.json": b"{}"} | dict.fromkeys(theirs, b"old"))
+    commands(["push", whole, "--repo_id", "ann/whole"])
+    assert set(theirs) & set(hub.files("ann/whole")) == {"notes.txt"}
+
+
+def test_paths_anywhere_in_a_run_become_names_and_a_vocabulary_is_not_touched(run, whole, tmp_path):
+    for source, name in ((run, "run"), (whole, "whole")):
+        shutil.copytree(source, tmp_path / name)
+    recipe = tmp_path / "run" / "recipe.yaml"
+    nested = {"deepspeed": {"offload": [{"nvme_path": "/scratch/it's: ann"}]}, "output_dir": "/data"}
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | nested))
+    pushed = yaml.safe_load(plan_upload(tmp_path / "run", "ann/squad", BASE)["recipe.yaml"])
+    assert pushed["deepspeed"] == {"offload": [{"nvme_path": "it's: ann"}]} and pushed["output_dir"] == "data"
+    recipe, words = tmp_path / "whole" / "recipe.yaml", tmp_path / "whole" / "vocab.json"
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"output_dir": "/data"}))
+    words.write_text('{"data": 2, "/data": 9}')
+    assert plan_upload(tmp_path / "whole", "ann/whole")["vocab.json"] == words
+
+
 def test_a_branch_is_made_and_main_left_alone(run, hub, commands):
     hub.add("ann/squad", {"notes.txt": b"kept"})
     commands(pushing(run, "--revision", "second"), pushing(run, "--revision", "second"))

@@ -11,6 +11,7 @@ from prompt_tuning import PromptTuningArguments, PromptTuningTrainer, add_soft_p
 from prompt_tuning.arguments import PromptArguments
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.model import add_adapter, load_adapter
+from prompt_tuning.shared_prefix import SharedPrefixModel
 
 # PEFT mends GPT-2's LoRA by itself.
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
@@ -90,18 +91,18 @@ def test_every_trainable_tensor_learns_and_stopping_changes_nothing(family, meth
         assert changed.all() if name.endswith("embedding.weight") else changed.any(), name
     assert all(each.dtype == torch.float32 for each in straight.values())
 
-    stopped = trainable_model(family, method)
-    trainer(stopped, tokenizer, tmp_path / "parts", save_strategy="steps").train()
     resumed = trainable_model(family, method)
-    trainer(resumed, tokenizer, tmp_path / "parts").train(resume_from_checkpoint=str(tmp_path / "parts/checkpoint-2"))
+    trainer(resumed, tokenizer, tmp_path / "parts").train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
     for name, tensor in trained(resumed).items():
         assert torch.equal(tensor, straight[name]), name
 
 
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT's, as it generates
 @pytest.mark.parametrize(("family", "method"), CELLS)
 def test_it_comes_back_from_its_folder_and_writes_the_same_alone_and_in_a_batch(family, method, tokenizer, tmp_path):
     model = trainable_model(family, method)
-    run = trainer(model, tokenizer, tmp_path / "run", learning_rate=0.3 if method != "lora" else 0.01)
+    rate = 0.3 if method != "lora" else 0.01
+    run = trainer(model, tokenizer, tmp_path / "run", learning_rate=rate, save_strategy="no")
     run.train()
     before, rows = run.evaluate()["eval_loss"], run.eval_dataset
     written = run.predict(rows).predictions.tolist()
@@ -115,6 +116,12 @@ def test_it_comes_back_from_its_folder_and_writes_the_same_alone_and_in_a_batch(
     for number in range(0, len(rows), 5):
         alone = check.predict(rows.select([number])).predictions[0].tolist()
         assert [token for token in alone if token > 0] == [token for token in written[number] if token > 0]
+    if family == "llama":
+        plain = PeftModel.from_pretrained(FAMILIES[family](), tmp_path / "adapter").eval()
+        ids = torch.tensor([rows[0]["input_ids"][: rows[0]["labels"].count(-100)]])
+        limits = dict(max_new_tokens=4, do_sample=False, pad_token_id=0)
+        new = plain.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **limits)[0, ids.shape[1] :].tolist()
+        assert [token for token in new if token > 0] == [token for token in written[0] if token > 0]
 
 
 @pytest.mark.parametrize(("family", "method"), CELLS)
@@ -227,6 +234,39 @@ def test_plain_peft_cannot_resume_a_projected_prefix(tmp_path):
     plain.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="size mismatch for weight"):
         plain.load_adapter(tmp_path, "default", is_trainable=True)
+
+
+def test_plain_peft_makes_no_prefix_for_a_model_that_checkpoints_and_ours_does():
+    losses = []
+    for checkpoints in (False, True):
+        base = FAMILIES["llama"]()
+        config = prompt_config(base, LENGTH, PromptArguments(method="prefix_tuning"))
+        if checkpoints:
+            base.activation_checkpointing_enable({"use_reentrant": False})
+            with pytest.raises(ValueError, match="does not work with gradient checkpointing"):
+                PeftModelForCausalLM(base, config)
+        torch.manual_seed(0)
+        model = add_soft_prompt(base, config).train()
+        ids = torch.tensor([[7, 20, 30, 31]])
+        losses.append(model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.item())
+        assert base.is_activation_checkpointing == checkpoints
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_plain_peft_takes_cpt_by_the_name_default_alone_and_changes_a_mask():
+    ids = torch.tensor([[7, 20, 30, 31]])
+    config = prompt_config(FAMILIES["llama"](), LENGTH, PromptArguments(method="cpt"), ids=range(20, 20 + LENGTH))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    with pytest.raises(KeyError, match="default"):
+        PeftModelForCausalLM(FAMILIES["llama"](), config, adapter_name="mine")(**given)
+    named, default = (
+        SharedPrefixModel(FAMILIES["llama"](), config, adapter_name=name) for name in ("mine", "default")
+    )
+    assert named(**given).loss.item() == pytest.approx(default(**given).loss.item(), abs=1e-6)
+    for model, changed in ((PeftModelForCausalLM(FAMILIES["llama"](), config), True), (default, False)):
+        mask = torch.full((1, 4), 4.0)
+        model(**given, input_type_mask=mask)
+        assert bool((mask != 4).any()) == changed
 
 
 def test_plain_peft_adds_cpts_change_twice_when_it_loads_in_place(tmp_path):

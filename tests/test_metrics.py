@@ -232,6 +232,11 @@ def test_rouge_score_finds_nothing_in_chinese_and_ours_does():
     assert set(load_metrics(["rouge"], language="zh")([text], [[text]]).values()) == {100.0}
 
 
+def test_squads_script_finds_no_shared_word_in_chinese_and_ours_does():
+    plain, ours = (load_metrics(["squad"], language=language) for language in ("en", "zh"))
+    assert plain(["渡船"], [["渡船离开"]])["f1"] == 0 < ours(["渡船"], [["渡船离开"]])["f1"]
+
+
 def test_rouge_tokens():
     assert UnicodeTokenizer("hi").tokenize("हिन्दी, भाषा।") == ["हिन्दी", "भाषा"]
     assert UnicodeTokenizer("fr").tokenize("L'Été à Nîmes_2024 !") == ["l", "été", "à", "nîmes", "2024"]

@@ -14,6 +14,8 @@ from transformers import BloomConfig
 from two_processes import METHODS, REMAINDERS, RESUMED, TRAIN_ROWS, evaluated_alone, fit_all, remainders
 
 from prompt_tuning.cli import main
+from prompt_tuning.errors import ProcessError
+from prompt_tuning.processes import lost_process_told
 
 RECIPE = """\
 model_name_or_path: {folder}/tiny-llama
@@ -131,6 +133,18 @@ def test_a_stopped_run_of_two_processes_goes_on_to_the_same_weights(kind, method
     request.getfixturevalue(kind)
     whole, resumed = adapter(folder, f"{kind} {method}"), adapter(folder, f"{kind} resumed {method}")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_lost_process_is_said_and_no_other_error_is_taken_for_one():
+    gloo = "[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 15000ms for recv operation to complete"
+    message = "another process of this run is gone, or its host cannot be reached"
+    with pytest.raises(ProcessError, match=message) as caught, lost_process_told():
+        raise RuntimeError(gloo)
+    assert "(Timed out waiting 15000ms for recv operation to complete)" in str(caught.value)
+    with pytest.raises(ProcessError), lost_process_told():
+        raise torch.distributed.DistNetworkError("connection reset")
+    with pytest.raises(RuntimeError, match="shape"), lost_process_told():
+        raise RuntimeError("shape '[2]' is invalid")
 
 
 def test_a_launched_run_writes_and_says_everything_once(one, folder):

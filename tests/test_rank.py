@@ -23,15 +23,21 @@ from prompt_tuning.rank import _log_likelihoods, halving_plan
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
+def write_templates(path, words):
+    """A file of templates, which differ in a word."""
+    path.write_text(
+        "".join(
+            f"{word}:\n  source: '{word}. {{{{ context }}}} {{{{ question }}}}'\n"
+            "  target: '{{ answers.text[0] }}'\n"
+            for word in words
+        )
+    )
+    return path
+
+
 @pytest.fixture
 def templates(tmp_path):
-    """A file of eight templates, which differ in a word."""
-    text = "".join(
-        f"{word}:\n  source: '{word}. {{{{ context }}}} {{{{ question }}}}'\n  target: '{{{{ answers.text[0] }}}}'\n"
-        for word in WORDS
-    )
-    (tmp_path / "mine.yaml").write_text(text)
-    return tmp_path / "mine.yaml"
+    return write_templates(tmp_path / "mine.yaml", WORDS)
 
 
 @pytest.fixture
@@ -103,7 +109,8 @@ def test_bad_ones_stop_early_and_the_best_is_kept(recipe_file, templates, scored
     assert (tmp_path / "rank" / "rank.md").read_text() in table
 
 
-def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, templates, tmp_path, monkeypatch, capsys):
+def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tmp_path, monkeypatch, capsys):
+    templates = write_templates(tmp_path / "mine.yaml", WORDS[:3])
     flags = ["--templates", templates, "--num_demonstrations", 0, 1, "--seeds", 1, 2, "--finalists", 2]
     recipe = recipe_file()
     with monkeypatch.context() as patched:
@@ -115,7 +122,7 @@ def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tem
     monkeypatch.setattr("prompt_tuning.rank._log_likelihoods", None)
     assert ranked(recipe, tmp_path, *flags) == 0
     facts = found(tmp_path)
-    assert len(facts["candidates"]) == 8 * 3 and (tmp_path / "rank" / "likelihoods.jsonl").read_text() == lines
+    assert len(facts["candidates"]) == 3 * 3 and (tmp_path / "rank" / "likelihoods.jsonl").read_text() == lines
     monkeypatch.setattr("prompt_tuning.rank.load_base_model", None)
     assert ranked(recipe, tmp_path, *flags) == 0 and found(tmp_path) == facts
     unread = ["--test_file", tmp_path / "train.jsonl", "--preprocessing_num_workers", 1]
@@ -145,9 +152,8 @@ def test_scores_of_which_nothing_says_what_they_are_of_are_not_gone_on_with(dama
     assert "so that nothing says what the scores beside it are of; remove the folder" in capsys.readouterr().err
 
 
-def test_a_rank_stopped_among_the_likelihoods_keeps_all_but_the_last_few(
-    recipe_file, templates, tmp_path, monkeypatch, capsys
-):
+def test_a_rank_stopped_among_the_likelihoods_keeps_all_but_the_last_few(recipe_file, tmp_path, monkeypatch, capsys):
+    templates = write_templates(tmp_path / "mine.yaml", WORDS[:4])
     rows = write_jsonl(tmp_path / "many.jsonl", question_rows(40, 2))
     flags = ["--templates", templates, "--num_demonstrations", 0, 1, "--validation_file", rows, "--disable_tqdm", "no"]
     recipe, asked = recipe_file(), []
@@ -163,7 +169,7 @@ def test_a_rank_stopped_among_the_likelihoods_keeps_all_but_the_last_few(
     assert ranked(recipe, tmp_path, *flags) == 130
     kept = (tmp_path / "rank" / "likelihoods.jsonl").read_text().splitlines()
     assert len(kept) == sum(asked)
-    assert asked == [8 * len(WORDS), 8, 8]  # all that is zero-shot, and one few-shot candidate after another
+    assert asked == [10 * 4, 10, 10]  # all that is zero-shot, and one few-shot candidate after another
     asked.append(None)
     assert ranked(recipe, tmp_path, *flags) == 0
     facts = found(tmp_path)
@@ -196,14 +202,14 @@ def test_under_bf16_likelihoods_are_computed_as_predictions_are(recipe_file, tem
 
     monkeypatch.setattr("prompt_tuning.rank._log_likelihoods", likelihoods)
     monkeypatch.setattr("prompt_tuning.trainer.PromptTuningTrainer.predict_texts", lambda *_: ["Turin"] * 6)
-    assert ranked(recipe_file(bf16="true"), tmp_path, "--templates", templates) == 0
+    assert ranked(recipe_file(bf16="true"), tmp_path, "--templates", f"{templates}:one") == 0
     assert set(numbers) == {torch.bfloat16}
 
 
 def test_a_text_with_a_line_separator_is_read_back(recipe_file, templates, tmp_path, monkeypatch):
     monkeypatch.setattr("prompt_tuning.trainer.PromptTuningTrainer.predict_texts", lambda *_: ["one\u2028two"] * 6)
     for _ in range(2):
-        assert ranked(recipe_file(), tmp_path, "--templates", templates) == 0
+        assert ranked(recipe_file(), tmp_path, "--templates", f"{templates}:one") == 0
 
 
 def test_equal_candidates_are_said_not_to_be_told_apart(recipe_file, tmp_path, capsys):

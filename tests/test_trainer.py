@@ -17,7 +17,9 @@ from transformers import (
     MistralForCausalLM,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    Trainer,
     TrainerCallback,
+    TrainingArguments,
 )
 
 from prompt_tuning import (
@@ -121,6 +123,36 @@ def test_labels_change_no_prediction_while_seq2seq_trainer_shows_them_to_the_mod
         assert f"Answer: {row['answers']['text'][0]}" in tokenizer.decode([token for token in ids if token > 1])
 
 
+@pytest.mark.parametrize("tuned", ["soft", "nothing"])
+@pytest.mark.parametrize("architecture", BUILDERS)
+def test_labels_change_no_prediction_of_any_model(architecture, tuned, tokenizer, tmp_path):
+    seen, many = [], architecture != "llama"
+    model = soft(architecture, tokenizer) if tuned == "soft" else BUILDERS[architecture](len(tokenizer))
+    run = trainer(model, tokenizer, tmp_path, score=lambda texts, _: seen.append(sorted(texts)) or {"f1": 0.0})
+    rows = question_rows(7, 3)
+    other = [row | {"answers": {"text": ["Dakar and Riga"], "answer_start": [0]}} for row in rows]
+    one, two = (encoded(tokenizer, each, many) for each in (rows, other))
+    assert run.predict_texts(one) == run.predict_texts(two)
+    run.evaluate(one)
+    run.evaluate(two)
+    assert seen[0] == seen[1]
+
+
+def test_plain_trainer_scores_logits_that_are_longer_than_labels_and_ours_texts(tokenizer, tmp_path):
+    seen = []
+    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path, score=lambda *both: seen.append(both) or {"f1": 0.0})
+    run.evaluate()
+    assert len(seen[0][0]) == len(seen[0][1]) == 7 and all(isinstance(text, str) for text in seen[0][0])
+    plain = get_peft_model(tiny_llama(len(tokenizer)), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6))
+    plain_run = Trainer(
+        plain, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True),
+        data_collator=run.data_collator,
+        compute_metrics=lambda found: {"longer": found.predictions.shape[1] - found.label_ids.shape[1]},
+    )  # fmt: skip
+    rows = run.eval_dataset.select_columns(["input_ids", "labels"])
+    assert plain_run.evaluate(rows)["eval_longer"] == 6
+
+
 def test_predictions_keep_the_order_of_the_data_and_depend_on_no_batch(tokenizer, tmp_path):
     model = soft("llama", tokenizer)
     rows = encoded(tokenizer, question_rows(11, 3))
@@ -128,6 +160,18 @@ def test_predictions_keep_the_order_of_the_data_and_depend_on_no_batch(tokenizer
     alone = trainer(model, tokenizer, tmp_path, per_device_eval_batch_size=1)
     assert together == [alone.predict_texts(rows.select([number]))[0] for number in range(len(rows))]
     assert len(set(together)) > 1
+
+
+def test_a_plain_evaluations_loss_changes_with_its_batches(tokenizer, tmp_path):
+    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path, train_sampling_strategy="random")
+    longer = [row | {"answers": {"text": [row["context"]], "answer_start": [0]}} for row in question_rows(2)]
+    template = Encoder(Template.load("question_answering/plain"), tokenizer)
+    rows, losses = encode(Dataset.from_list(question_rows(4) + longer), template)[0], []
+    run.args.predict_with_generate = False
+    for run.args.per_device_eval_batch_size in (1, 11):
+        plain = Seq2SeqTrainer(model=run.model, args=run.args, data_collator=run.data_collator)
+        losses.append(plain.evaluate(rows.select_columns(["input_ids", "labels"]))["eval_loss"])
+    assert abs(losses[0] - losses[1]) > 1e-3
 
 
 @pytest.mark.parametrize("architecture", BUILDERS)

@@ -58,7 +58,7 @@ COMMANDS = {
 ELSEWHERE = {
     "this token may not write to ann/squad": "tests/test_hub.py",
     "the connection to http://localhost:9 failed": "tests/test_hub.py",
-    "another process of this run is gone, or its host cannot be reached": "prompt_tuning/processes.py",
+    "another process of this run is gone, or its host cannot be reached": "tests/test_processes.py",
     "the loss is nan, and nothing was saved of it; its rows: ": "tests/test_multitask.py",
     "out of memory (CUDA out of memory": "tests/test_stopping.py",
     "load_in_4bit needs bitsandbytes>=0.46.1, which is not here": "tests/test_precision.py",

@@ -119,15 +119,17 @@ def fit(folder, method, output, resume=None, **settings):
 
 
 def fit_all(folder, kind):
-    return {method: fit(folder, method, f"{kind} {method}") for method in METHODS}
+    """Those that are resumed are saved in the middle of their second epoch, which ends after step 6."""
+    saved = dict(save_strategy="steps", save_steps=4, save_total_limit=None)
+    return {
+        method: fit(folder, method, f"{kind} {method}", **(saved if method in RESUMED.get(kind, ()) else {}))
+        for method in METHODS
+    }
 
 
 def resume(folder, kind):
-    """Runs that are stopped in the middle of their second epoch, which ends after step 6, and go on."""
     for method in RESUMED[kind]:
-        settings = dict(save_strategy="steps", save_steps=4, save_total_limit=None)
-        fit(folder, method, f"{kind} resumed {method}", **settings)
-        checkpoint = str(folder / f"{kind} resumed {method}" / "checkpoint-4")
+        checkpoint = str(folder / f"{kind} {method}" / "checkpoint-4")
         fit(folder, method, f"{kind} resumed {method}", resume=checkpoint)
 
 
