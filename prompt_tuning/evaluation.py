@@ -43,8 +43,7 @@ from prompt_tuning.ways import base_of
 
 logger = logging.getLogger(__name__)
 
-# Of a model's generation_config.json; length_penalty is for beams.
-# With the value that changes nothing.
+# Of a model's generation_config.json, with the value that changes nothing; length_penalty is for beams.
 OWN_DECODING = {
     "repetition_penalty": 1, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "length_penalty": 1
 }  # fmt: skip

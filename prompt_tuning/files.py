@@ -69,7 +69,9 @@ def usual_mode(folder: Path) -> None:
     mode = probe.stat().st_mode & 0o777
     probe.unlink()
     for path in (folder, *folder.rglob("*")):
-        path.chmod(mode | (mode & 0o444) >> 2 if path.is_dir() else mode)  # who may read a folder may enter it
+        wanted = mode | (mode & 0o444) >> 2 if path.is_dir() else mode  # who may read a folder may enter it
+        if path.stat().st_mode & 0o777 != wanted:
+            path.chmod(wanted)
 
 
 def write_json(path: Path, value: Any) -> None:
