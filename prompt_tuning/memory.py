@@ -12,7 +12,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers.trainer_utils import TrainOutput
 
-from prompt_tuning.errors import TrainingError
+from prompt_tuning.errors import TrainingError, first_line
 
 if TYPE_CHECKING:
     from prompt_tuning.trainer import PromptTuningTrainer
@@ -37,7 +37,7 @@ def memory_told(advice: str) -> Iterator[None]:
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
-        raise TrainingError(f"out of memory ({str(error).splitlines()[0]}); {advice}") from error
+        raise TrainingError(f"out of memory ({first_line(error)}); {advice}") from error
 
 
 def keep_global_batch(trainer: PromptTuningTrainer, attempt: Callable[[int], TrainOutput], rows: int) -> TrainOutput:

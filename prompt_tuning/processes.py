@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from prompt_tuning.arguments import MULTITASK
 from prompt_tuning.batches import batches_within
 from prompt_tuning.config import Recipe
-from prompt_tuning.errors import ProcessError, RecipeError
+from prompt_tuning.errors import ProcessError, RecipeError, first_line
 from prompt_tuning.model import load_config
 from prompt_tuning.ways import PACKED_ARCHITECTURES, base_of, is_prompted
 
@@ -50,7 +50,7 @@ def lost_process_told() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        reason = str(error).splitlines()[0].rpartition("] ")[2]
+        reason = first_line(error).rpartition("] ")[2]
         raise ProcessError(
             f"another process of this run is gone, or its host cannot be reached ({reason}); its own log says why. "
             "Start all of them again with --resume_from_checkpoint true"
