@@ -16,7 +16,7 @@ quickstart:
 	@if $(MAKE) --no-print-directory --question $(RUN)/results.json; then $(VENV)/bin/prompt-tuning show $(RUN); else $(MAKE) --no-print-directory $(RUN)/results.json; fi
 
 test: $(MODEL)/config.json
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
