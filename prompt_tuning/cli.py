@@ -77,8 +77,8 @@ def _goes_on(args: argparse.Namespace, argv: list[str] | None, stopped: Stopped)
         named = Path(resumed.resume_from_checkpoint or "").is_dir() and resumed.resume_from_checkpoint
         # Behind a checkpoint that was named the last one is perhaps not that of this run.
         command += ["--resume_from_checkpoint", stopped.checkpoint if named else "true"]
-    several = os.environ.get("WORLD_SIZE", "1") != "1"  # of which one alone would take fewer rows a step
-    return f"to go on{', by the same launch' if several else ''}: {shlex.join(command)}"
+    launch = ", by the same launch" if _has_several_processes() else ""  # one alone would take fewer rows a step
+    return f"to go on{launch}: {shlex.join(command)}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -318,7 +318,7 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _predict(args: argparse.Namespace, _: list[str]) -> None:
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if _has_several_processes():
         raise RecipeError("predict runs in one process; start it without accelerate launch")
     from prompt_tuning.prediction import predict
 
@@ -487,6 +487,10 @@ def _lost_process_told() -> AbstractContextManager:
     from prompt_tuning.processes import lost_process_told  # which imports torch
 
     return lost_process_told()
+
+
+def _has_several_processes() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def _is_first_process() -> bool:

@@ -76,7 +76,7 @@ class Recipe:
         ours["include_num_input_tokens_seen"] = self.training.include_num_input_tokens_seen != "no"
         names = self.given | set(type(self.training).DEFAULTS) | {"output_dir", "seed"}
         half = {name for name in ("bf16", "fp16") if ours[name]}
-        if half and self.training.device.type == "cpu":  # by whose choice ever; without it such a recipe is refused
+        if half and self.training.device.type == "cpu":  # without which half precision on a CPU is refused
             ours["use_cpu"], half = True, half | {"use_cpu"}
         names |= half
         return values | {key: ours[key] for key in sorted(names - secret) if ours.get(key) is not None}

@@ -357,13 +357,12 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if prediction_loss_only or not self.args.predict_with_generate:
             return loss, None, None
         inputs = self._prepare_inputs(inputs)
-        rows = self._sources(inputs)
         if evaluated.choices:
-            best = self._best_choices(rows, [evaluated.choices[number] for number in numbers])
+            best = self._best_choices(self._sources(inputs), [evaluated.choices[number] for number in numbers])
             return loss, inputs["labels"].new_tensor(best)[:, None], inputs["labels"]
         sources = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
         if not self.model.config.is_encoder_decoder:
-            sources = self._prepare_inputs(pad_left(rows, self.processing_class.pad_token_id))
+            sources = self._prepare_inputs(pad_left(self._sources(inputs), self.processing_class.pad_token_id))
         if _is_multitask(self.model):
             sources["task_ids"] = inputs["task_ids"]
         given = gen_kwargs or self._gen_kwargs

@@ -14,8 +14,10 @@ import pytest
 import yaml
 from conftest import ROOT, check_card, question_rows, write_jsonl
 from datasets import Dataset
+from httpx2 import Request, Response
 from hub_server import HubServer
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
 from prompt_tuning import (
     Encoder,
@@ -467,6 +469,23 @@ def test_a_downloaded_recipe_cannot_ask_for_remote_code(run, tmp_path, monkeypat
         with pytest.raises(HubError, match="seen"):
             Predictor.load(name)
     assert asked == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (GatedRepoError, "bea/squad is gated; ask for access at "),
+        (HfHubHTTPError, "this token may not read bea/squad; log in with one that may"),
+    ],
+)
+def test_an_adapter_that_a_token_may_not_read_is_told_so(kind, message, monkeypatch):
+    def refused(*args, **kwargs):
+        raise kind("no", response=Response(403, request=Request("GET", "http://localhost")))
+
+    monkeypatch.setattr("prompt_tuning.hub.snapshot_download", refused)
+    _downloaded.cache_clear()
+    with pytest.raises(AdapterError, match=message):
+        adapter_folder("bea/squad")
 
 
 def test_what_can_be_a_hub_id():
