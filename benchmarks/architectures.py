@@ -23,7 +23,7 @@ from architectures import (
 )
 
 from prompt_tuning import add_soft_prompt, prompt_config
-from prompt_tuning.batches import pad_left
+from prompt_tuning.encoding.batching import pad_left
 
 GREEDY = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
 

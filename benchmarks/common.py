@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 from transformers.utils import logging
 
 from prompt_tuning import add_soft_prompt
-from prompt_tuning.files import read_json_lines
+from prompt_tuning.support.files import read_json_lines
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"

@@ -49,11 +49,12 @@ def measure(folder: str, workers: int) -> None:
     """Print the seconds of each stage and the peaks of memory, as JSON."""
     from transformers import AutoTokenizer
 
-    from prompt_tuning.arguments import DataArguments
-    from prompt_tuning.data import load_splits
-    from prompt_tuning.encoding import Encoder, encode
-    from prompt_tuning.leakage import find_leaks
-    from prompt_tuning.template import Template
+    from prompt_tuning.arguments.arguments import DataArguments
+    from prompt_tuning.data.leakage import find_leaks
+    from prompt_tuning.data.loading import load_splits
+    from prompt_tuning.encoding.dataset import encode
+    from prompt_tuning.encoding.row_encoder import Encoder
+    from prompt_tuning.templates.template import Template
 
     encoder = Encoder(Template.load("question_answering/instruction_last"), AutoTokenizer.from_pretrained(MODEL))
     peak, done = [anonymous_mib()] * 2, threading.Event()

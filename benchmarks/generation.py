@@ -15,9 +15,9 @@ from common import base_model, describe_machine, mixed_rows, print_table, second
 from datasets import Dataset
 
 from prompt_tuning import Encoder, PromptTuningArguments, PromptTuningTrainer, Template, encode
-from prompt_tuning.batches import pad_left, source_length
-from prompt_tuning.files import read_json_lines
-from prompt_tuning.stop_texts import decode
+from prompt_tuning.encoding.batching import pad_left, source_length
+from prompt_tuning.engine.stop_texts import decode
+from prompt_tuning.support.files import read_json_lines
 
 NEW_TOKENS, LENGTH = 16, 20
 

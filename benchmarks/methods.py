@@ -18,11 +18,11 @@ import numpy as np
 import yaml
 from common import ROOT, describe_machine, drawn_rows, print_table
 
-from prompt_tuning.bootstrap import difference, interval, row_scores
-from prompt_tuning.config import load_recipe
-from prompt_tuning.files import read_json_lines
-from prompt_tuning.metrics import load_metrics
-from prompt_tuning.train import train
+from prompt_tuning.metrics.loading import load_metrics
+from prompt_tuning.metrics.significance import difference, interval, row_scores
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.train import train
+from prompt_tuning.support.files import read_json_lines
 
 QUICKSTART = ROOT / "recipes" / "quickstart"
 SHORT = {"init": None, "init_text": None, "num_virtual_tokens": "20"}

@@ -15,9 +15,9 @@ from pathlib import Path
 import yaml
 from common import MODEL, ROOT, describe_machine, drawn_rows, print_table
 
-from prompt_tuning.config import load_recipe
-from prompt_tuning.metrics import MAIN_METRIC
-from prompt_tuning.train import train
+from prompt_tuning.metrics.loading import MAIN_METRIC
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.train import train
 
 RUNS = ROOT / "runs" / "multitask"
 STEPS = 40

@@ -22,15 +22,16 @@ import yaml
 from common import MODEL, ROOT, describe_machine, drawn_rows, print_table, trained_by_peft
 from transformers import set_seed
 
-from prompt_tuning.compare import compare, comparison_text
-from prompt_tuning.config import changed_settings, load_recipe
-from prompt_tuning.data import SPLITS
-from prompt_tuning.evaluation import evaluate
-from prompt_tuning.figures import new_figure, write_png
-from prompt_tuning.metrics import MAIN_METRIC
-from prompt_tuning.prepare import prepare
-from prompt_tuning.rank import rank
-from prompt_tuning.rank_table import rank_text
+from prompt_tuning.data.loading import SPLITS
+from prompt_tuning.metrics.loading import MAIN_METRIC
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.recipe.recipe import changed_settings
+from prompt_tuning.runs.evaluate import evaluate
+from prompt_tuning.runs.prepare import prepare
+from prompt_tuning.studies.compare import compare, comparison_text
+from prompt_tuning.studies.figures import new_figure, write_png
+from prompt_tuning.studies.rank import rank
+from prompt_tuning.studies.rank_table import rank_text
 
 ROWS = {"train": None, "validation": 100, "test": 200}
 HARD = {"few_shot": ([2, 4], {"max_source_tokens": "1536"}), "zero_shot": ([0], {})}

@@ -18,9 +18,9 @@ from peft import PeftModelForCausalLM
 from transformers import set_seed
 
 from prompt_tuning import Encoder, PromptTuningArguments, PromptTuningTrainer, Template, add_soft_prompt, encode
-from prompt_tuning.arguments import PromptArguments
-from prompt_tuning.initialization import initial_prompt
-from prompt_tuning.model import prompt_config
+from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.models.initialization import initial_prompt
+from prompt_tuning.models.prompts import prompt_config
 
 LENGTH = 20
 

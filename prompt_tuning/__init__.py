@@ -10,44 +10,65 @@
     PromptTuningArguments     its arguments, with defaults for prompts
     load_metrics              score(predictions, references), offline
     Predictor                 a finished run, ready to predict
+    __version__               the version of the package
     PromptTuningError         base of all errors that a user can mend
 
 Names are imported when first used, so `import prompt_tuning` is quick.
 """
 
-from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from prompt_tuning.support.lazy import lazy_names
+
 if TYPE_CHECKING:
-    from prompt_tuning.encoding import Encoder, encode
+    from prompt_tuning.arguments.training_args import PromptTuningArguments
+    from prompt_tuning.encoding.dataset import encode
+    from prompt_tuning.encoding.row_encoder import Encoder
+    from prompt_tuning.engine.shared_prefix import SharedPrefixModel
     from prompt_tuning.errors import PromptTuningError
-    from prompt_tuning.metrics import load_metrics
-    from prompt_tuning.model import add_soft_prompt, load_adapter, prompt_config
-    from prompt_tuning.prediction import Predictor
-    from prompt_tuning.shared_prefix import SharedPrefixModel
-    from prompt_tuning.template import Template
-    from prompt_tuning.trainer import PromptTuningTrainer
-    from prompt_tuning.training_args import PromptTuningArguments
+    from prompt_tuning.metrics.loading import load_metrics
+    from prompt_tuning.models.prompts import add_soft_prompt, load_adapter, prompt_config
+    from prompt_tuning.runs.predict import Predictor
+    from prompt_tuning.templates.template import Template
+    from prompt_tuning.training.trainer import PromptTuningTrainer
 
-_MODULES = {
-    "Encoder": "encoding",
-    "Predictor": "prediction",
-    "PromptTuningArguments": "training_args",
-    "PromptTuningError": "errors",
-    "PromptTuningTrainer": "trainer",
-    "SharedPrefixModel": "shared_prefix",
-    "Template": "template",
-    "add_soft_prompt": "model",
-    "encode": "encoding",
-    "load_adapter": "model",
-    "load_metrics": "metrics",
-    "prompt_config": "model",
-}
+__version__ = version("prompt-tuning")
 
-__all__ = [*_MODULES]
+__all__ = [
+    "Encoder",
+    "Predictor",
+    "PromptTuningArguments",
+    "PromptTuningError",
+    "PromptTuningTrainer",
+    "SharedPrefixModel",
+    "Template",
+    "__version__",
+    "add_soft_prompt",
+    "encode",
+    "load_adapter",
+    "load_metrics",
+    "prompt_config",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Encoder": "encoding.row_encoder",
+        "Predictor": "runs.predict",
+        "PromptTuningArguments": "arguments.training_args",
+        "PromptTuningError": "errors",
+        "PromptTuningTrainer": "training.trainer",
+        "SharedPrefixModel": "engine.shared_prefix",
+        "Template": "templates.template",
+        "add_soft_prompt": "models.prompts",
+        "encode": "encoding.dataset",
+        "load_adapter": "models.prompts",
+        "load_metrics": "metrics.loading",
+        "prompt_config": "models.prompts",
+    },
+)
 
 
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'prompt_tuning' has no attribute {name!r}")
-    return getattr(import_module(f"prompt_tuning.{_MODULES[name]}"), name)
+def __dir__() -> list[str]:
+    return __all__

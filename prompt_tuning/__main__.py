@@ -2,6 +2,6 @@
 
 import sys
 
-from prompt_tuning.cli import main
+from prompt_tuning.cli.main import main
 
 sys.exit(main())

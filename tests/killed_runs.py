@@ -18,9 +18,9 @@ from pathlib import Path
 
 from conftest import question_rows, tiny_llama, tiny_tokenizer, write_jsonl
 
-import prompt_tuning.train  # noqa: F401  before forking, for all of them
-from prompt_tuning.cli import main
-from prompt_tuning.trainer import PromptTuningTrainer
+import prompt_tuning.runs.train  # noqa: F401  before forking, for all of them
+from prompt_tuning.cli.main import main
+from prompt_tuning.training.trainer import PromptTuningTrainer
 
 STEPS = 48
 RECIPE = f"""\

@@ -20,7 +20,7 @@ def loopback_alone(host, *args, **kwargs):
 
 socket.getaddrinfo, time.sleep = loopback_alone, lambda seconds: None
 
-from prompt_tuning.cli import main  # noqa: E402
+from prompt_tuning.cli.main import main  # noqa: E402
 
 codes = [main(command) for command in json.loads(sys.argv[1])]
 print("exit codes:", *codes, file=sys.stderr)

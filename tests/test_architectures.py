@@ -24,10 +24,10 @@ from architectures import (
 from peft import PeftModelForCausalLM
 from transformers import MistralConfig, MistralForCausalLM
 
-from prompt_tuning.batches import pad_left
-from prompt_tuning.model import add_soft_prompt, prompt_config
-from prompt_tuning.packed_attention import side_by_side
-from prompt_tuning.ways import CACHE_ARCHITECTURES, PACKED_ARCHITECTURES
+from prompt_tuning.encoding.batching import pad_left
+from prompt_tuning.engine.attention import side_by_side
+from prompt_tuning.engine.dispatch import CACHE_ARCHITECTURES, PACKED_ARCHITECTURES
+from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 
 GREEDY = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
 # Each is run the fastest way it can be, and again the way that only a cache allows.
@@ -70,7 +70,7 @@ def test_loss_and_gradient_are_those_of_single_rows(architecture, attention):
 
 @pytest.mark.parametrize("architecture", [name for name in SETTINGS if name != "bloom"])
 def test_rows_side_by_side_as_on_an_accelerator_have_the_same_loss_and_gradient(architecture, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.packed_attention.row_by_row", side_by_side)
+    monkeypatch.setattr("prompt_tuning.engine.attention.row_by_row", side_by_side)
     base = build(architecture)
     model, weight = soft(base)
     expected, loss = reference_loss(base, weight), model(**right_padded()).loss

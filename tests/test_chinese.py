@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT, write_jsonl
 
-from prompt_tuning.cli import main
-from prompt_tuning.encoding import Encoder
-from prompt_tuning.template import Template, load_templates
+from prompt_tuning.cli.main import main
+from prompt_tuning.encoding.row_encoder import Encoder
+from prompt_tuning.templates.template import Template, load_templates
 
 RECIPE = "recipes/question_answering/xquad-zh_qwen3_prompt_tuning.yaml"
 TEMPLATES = "recipes/question_answering/templates/chinese.yaml"

@@ -24,11 +24,11 @@ from prompt_tuning import (
     load_metrics,
     prompt_config,
 )
-from prompt_tuning.arguments import PromptArguments
-from prompt_tuning.choices import choice_scores, log_likelihoods, target_log_likelihoods
-from prompt_tuning.cli import main
+from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.cli.main import main
+from prompt_tuning.engine.likelihood import choice_scores, log_likelihoods, target_log_likelihoods
+from prompt_tuning.engine.shared_prefix import prompt_computed_once
 from prompt_tuning.errors import TemplateError
-from prompt_tuning.shared_prefix import prompt_computed_once
 
 SOURCES = [row[:4] for row in ROWS[:1]] + [row[:2] for row in ROWS[1:2]] + ROWS[2:]
 CHOICES = [[[9], [8]], [[5, 6, 7], [5, 6, 9], [11]], [[30, 31]], [[40], [41, 42, 43, 44], [41]]]

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Cohere2Con
 
 import prompt_tuning as pt
 from prompt_tuning import Predictor, Template
-from prompt_tuning.cli import main
+from prompt_tuning.cli.main import main
 
 COMMANDS = [
     "train",
@@ -373,7 +373,7 @@ def test_an_adapter_of_another_method_is_not_gone_on_with(recipe_file, tmp_path,
     """LoRA's layers stayed in the base model, whose score was then theirs."""
     recipe = str(recipe_file(method="lora", num_virtual_tokens=None, max_steps=1, output_dir=tmp_path / "lora"))
     assert main(["train", recipe]) == 0
-    monkeypatch.setattr("prompt_tuning.train.load_base_model", None)
+    monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
     assert main(["train", str(recipe_file(num_virtual_tokens=None)), "--adapter", str(tmp_path / "lora")]) == 2
     assert "lora is of method lora, and goes on as lora; set method: lora" in capsys.readouterr().err
 
@@ -508,7 +508,7 @@ def test_templates_says_what_is_wrong(words, code, message, capsys):
 
 
 def test_check_names_every_error_at_once_and_reads_no_weights(recipe_file, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.train.load_base_model", None)
+    monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
     good = recipe_file()
     assert main(["check", str(good)]) == 0
     assert "ok, train: 24 rows, none cut" in capsys.readouterr().out
@@ -565,7 +565,7 @@ def test_check_names_every_error_at_once_and_reads_no_weights(recipe_file, tmp_p
     ],
 )  # fmt: skip
 def test_bad_input_stops_before_the_model_loads(recipe_file, tmp_path, capsys, monkeypatch, changes, code, message):
-    monkeypatch.setattr("prompt_tuning.train.load_base_model", None)
+    monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
     changes = {name: tmp_path if value == "{folder}" else value for name, value in changes.items()}
     assert main(["train", str(recipe_file(**changes))]) == code
     errors = capsys.readouterr().err
@@ -663,7 +663,7 @@ def test_an_adapter_of_another_model_is_refused(run, recipe_file, tmp_path, caps
 
     tiny_llama(len(tokenizer), hidden_size=64).save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
-    monkeypatch.setattr("prompt_tuning.evaluation.load_base_model", None)
+    monkeypatch.setattr("prompt_tuning.runs.evaluate.load_base_model", None)
     recipe = str(recipe_file(model_name_or_path=tmp_path / "other"))
     assert main(["evaluate", recipe, "--adapter", str(run)]) == 1
     assert "was trained on" in (errors := capsys.readouterr().err) and "(hidden size 64)" in errors
@@ -683,7 +683,7 @@ def test_an_earlier_run_is_not_written_over(run, recipe_file, capsys):
 
 
 def test_an_interrupted_run_ends_with_130_and_goes_on(recipe_file, tmp_path, capsys, monkeypatch):
-    from prompt_tuning.trainer import PromptTuningTrainer
+    from prompt_tuning.training.trainer import PromptTuningTrainer
 
     step = PromptTuningTrainer.training_step
 
@@ -715,7 +715,7 @@ def test_a_failed_save_leaves_nothing_under_a_final_name(recipe_file, tmp_path, 
         (folder / "adapter_config.json").write_text("half")
         raise OSError(28, "No space left on device", str(folder))
 
-    monkeypatch.setattr("prompt_tuning.shared_prefix.SharedPrefixModel.save_pretrained", full)
+    monkeypatch.setattr("prompt_tuning.engine.shared_prefix.SharedPrefixModel.save_pretrained", full)
     assert main(["train", str(recipe_file()), "--save_strategy", "no"]) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
@@ -724,7 +724,7 @@ def test_a_failed_save_leaves_nothing_under_a_final_name(recipe_file, tmp_path, 
 def test_a_checkpoint_that_fails_half_way_is_removed_and_the_one_before_is_kept(
     recipe_file, tmp_path, capsys, monkeypatch
 ):
-    from prompt_tuning.trainer import PromptTuningTrainer
+    from prompt_tuning.training.trainer import PromptTuningTrainer
 
     save = PromptTuningTrainer._save_optimizer_and_scheduler
 
@@ -754,7 +754,7 @@ def test_usage_errors_end_with_2(capsys):
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_imports_no_torch_and_has_examples(command):
     code = (
-        "import sys; from prompt_tuning.cli import main\n"
+        "import sys; from prompt_tuning.cli.main import main\n"
         f"try: main({[command, '--help'] if command else ['--help']})\n"
         "finally: assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     )

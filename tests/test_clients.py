@@ -18,7 +18,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer, pipeline
 
 from prompt_tuning import Template
-from prompt_tuning.cli import main
+from prompt_tuning.cli.main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT's, of its generate
 

@@ -10,10 +10,10 @@ import pytest
 from conftest import question_rows, tiny_llama, write_jsonl
 from safetensors.torch import load_file, save_file
 
-from prompt_tuning.bootstrap import corpus_tests, difference, interval, row_scores
-from prompt_tuning.cli import main
-from prompt_tuning.compare import Part, _facts
-from prompt_tuning.metrics import load_metrics
+from prompt_tuning.cli.main import main
+from prompt_tuning.metrics.loading import load_metrics
+from prompt_tuning.metrics.significance import corpus_tests, difference, interval, row_scores
+from prompt_tuning.studies.compare import Part, _facts
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_recipes_are_run_once_with_each_seed_and_told_in_a_table(recipes, tmp_pa
     assert (folder / "compare.md").read_text() in table + "\n"
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
 
-    monkeypatch.setattr("prompt_tuning.runs.train", None)  # all is there
+    monkeypatch.setattr("prompt_tuning.studies.shared_base.train", None)  # all is there
     assert compared(recipes, tmp_path, "--max_steps", "3") == 0
     assert json.loads((folder / "compare.json").read_text()) == found
     assert compared(recipes, tmp_path, "--max_steps", "4") == 2
@@ -164,7 +164,7 @@ def test_the_first_recipe_s_card_holds_its_template_alone_beside_what_was_traine
 
 
 def test_what_cannot_be_compared_is_said_before_anything_is_trained(recipes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.runs.train", None)
+    monkeypatch.setattr("prompt_tuning.studies.shared_base.train", None)
     twice = {"one": recipes["soft"], "other": recipes["soft"]}
     assert compared(twice, tmp_path) == 2
     assert "two recipes of one file name" in capsys.readouterr().err
@@ -175,7 +175,7 @@ def test_what_cannot_be_compared_is_said_before_anything_is_trained(recipes, tmp
 
 
 def test_what_would_fail_after_training_is_said_before(recipes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.runs.train", None)
+    monkeypatch.setattr("prompt_tuning.studies.shared_base.train", None)
     assert compared(recipes, tmp_path, "--metric", "rougeL") == 2
     assert "metric rougeL: the metrics of hard give exact_match, f1; name one of them" in capsys.readouterr().err
     assert compared(recipes, tmp_path, "--metrics", "ter", "--metric", "ter") == 2
@@ -192,7 +192,7 @@ def test_what_would_fail_after_training_is_said_before(recipes, tmp_path, capsys
 
 
 def test_parts_on_other_rows_are_refused_before_anything_is_trained(recipes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.runs.train", None)
+    monkeypatch.setattr("prompt_tuning.studies.shared_base.train", None)
     other = write_jsonl(tmp_path / "other.jsonl", question_rows(4))
     same_answers = write_jsonl(tmp_path / "asked.jsonl", [row | {"question": "Where?"} for row in question_rows(9, 5)])
     text = recipes["soft"].read_text()
@@ -224,7 +224,7 @@ def test_a_few_shot_prompt_is_run_with_each_seed_that_draws_its_demonstrations(r
 
 
 def test_recipes_that_are_scored_in_other_ways_are_refused(recipes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.runs.train", None)
+    monkeypatch.setattr("prompt_tuning.studies.shared_base.train", None)
     del recipes["lora"]
     text = recipes["soft"].read_text()
     recipes["soft"].write_text(text + "lang: zh\n")
@@ -249,10 +249,10 @@ def test_a_corpus_metric_of_several_seeds_has_the_test_of_each(monkeypatch):
     """The mean of two seeds does not stand beside the interval of the first."""
     tests = iter([{"one": {"low": 9, "high": 11}, "two": {"low": 8, "high": 10, "p": 0.2}},
                   {"one": {"low": 29, "high": 31}, "two": {"low": 8, "high": 10, "p": 0.001}}])  # fmt: skip
-    monkeypatch.setattr("prompt_tuning.compare.corpus_tests", lambda *args: next(tests))
-    monkeypatch.setattr("prompt_tuning.compare.row_scores", lambda *args: None)
-    monkeypatch.setattr("prompt_tuning.compare.score_of", lambda recipe: None)
-    monkeypatch.setattr("prompt_tuning.compare._costs", lambda part: {})
+    monkeypatch.setattr("prompt_tuning.studies.compare.corpus_tests", lambda *args: next(tests))
+    monkeypatch.setattr("prompt_tuning.studies.compare.row_scores", lambda *args: None)
+    monkeypatch.setattr("prompt_tuning.studies.compare.score_of", lambda recipe: None)
+    monkeypatch.setattr("prompt_tuning.studies.compare._costs", lambda part: {})
     recipe = SimpleNamespace(prompt=SimpleNamespace(method="none"), data=SimpleNamespace(metric_language="en"))
     results = [{"hard_prompt": {"bleu": 10.0}}, {"hard_prompt": {"bleu": 30.0}}]
     one = Part("one", recipe, [], results, [["a"], ["b"]], [["a"]])

@@ -9,12 +9,12 @@ import pytest
 from conftest import ROOT
 from transformers import Seq2SeqTrainingArguments
 
-from prompt_tuning.config import load_recipe
-from prompt_tuning.contradictions import contradictions
+from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import RecipeError
-from prompt_tuning.prepare import prepare
-from prompt_tuning.template import Template
-from prompt_tuning.training_args import PromptTuningArguments
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.recipe.validation import contradictions
+from prompt_tuning.runs.prepare import prepare
+from prompt_tuning.templates.template import Template
 
 OTHER = ("templates", "accelerate")
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name not in OTHER)

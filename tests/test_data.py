@@ -7,8 +7,8 @@ import pytest
 from conftest import write_jsonl
 from datasets import Dataset
 
-from prompt_tuning.arguments import DataArguments
-from prompt_tuning.data import load_file, load_splits, row_origin, streamed_rows, usual_row
+from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.data.loading import load_file, load_splits, row_origin, streamed_rows, usual_row
 from prompt_tuning.errors import DataError
 
 PAIRS = [{"document": f"Text {number}.", "summary": f"T{number}"} for number in range(5)]

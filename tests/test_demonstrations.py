@@ -10,13 +10,14 @@ import pytest
 from conftest import question_rows, write_jsonl
 from datasets import Dataset
 
-from prompt_tuning.cli import main
-from prompt_tuning.config import load_recipe
-from prompt_tuning.demonstrations import Demonstrations
-from prompt_tuning.encoding import Encoder, encode
+from prompt_tuning.cli.main import main
+from prompt_tuning.encoding.dataset import encode
+from prompt_tuning.encoding.demonstrations import Demonstrations
+from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import DataError, OverlongError, RecipeError, TemplateError
-from prompt_tuning.prepare import prepare
-from prompt_tuning.template import Template
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.prepare import prepare
+from prompt_tuning.templates.template import Template
 
 PLAIN = Template.load("question_answering/plain")
 SENTIMENT = Template(source="Review: {{ text }}\nVerdict:", target="{{ verdict }}")

@@ -19,9 +19,9 @@ from prompt_tuning import (
     encode,
     prompt_config,
 )
-from prompt_tuning.cli import main
-from prompt_tuning.distillation import distillation_loss, teacher_states
+from prompt_tuning.cli.main import main
 from prompt_tuning.errors import ModelError
+from prompt_tuning.training.losses import distillation_loss, teacher_states
 
 PLAIN = Template("{{ question }}\nAnswer:", "{{ answers.text[0] }}", stop=("\n",))
 SHOWN = Template(PLAIN.source, PLAIN.target, demonstrations=tuple(question_rows(12)[8:11]), stop=("\n",))

@@ -45,19 +45,20 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from prompt_tuning import Encoder, Template, add_soft_prompt, prompt_config
-from prompt_tuning.arguments import ModelArguments
-from prompt_tuning.choices import choice_scores
-from prompt_tuning.encoder_decoder import (
+from prompt_tuning.arguments.arguments import ModelArguments
+from prompt_tuning.encoding.target_language import target_language
+from prompt_tuning.engine.likelihood import choice_scores
+from prompt_tuning.errors import AdapterError, ModelError, RecipeError
+from prompt_tuning.models.encoder_decoder import (
     BART_LIKE,
     T5_LIKE,
     EncoderDecoderPrefixConfig,
     EncoderDecoderPromptModel,
     load_prompt_config,
 )
-from prompt_tuning.errors import AdapterError, ModelError, RecipeError
-from prompt_tuning.model import load_tokenizer, target_language
-from prompt_tuning.rank import _log_likelihoods
-from prompt_tuning.template import language_variables
+from prompt_tuning.models.loading import load_tokenizer
+from prompt_tuning.studies.rank import _log_likelihoods
+from prompt_tuning.templates.languages import language_variables
 
 VOCABULARY, VIRTUAL = 99, 3
 T5 = {

@@ -13,14 +13,15 @@ from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from transformers import ByT5Tokenizer
 
-from prompt_tuning.batches import batches_within, common_opening, pad_left, source_length
-from prompt_tuning.config import load_recipe
-from prompt_tuning.data import SPLITS
-from prompt_tuning.encoding import Encoder, encode
+from prompt_tuning.data.loading import SPLITS
+from prompt_tuning.encoding.batching import batches_within, common_opening, pad_left, source_length
+from prompt_tuning.encoding.dataset import encode
+from prompt_tuning.encoding.row_encoder import Encoder
+from prompt_tuning.engine.stop_texts import StopTexts, decode
 from prompt_tuning.errors import OverlongError, TemplateError
-from prompt_tuning.prepare import prepare
-from prompt_tuning.stop_texts import StopTexts, decode
-from prompt_tuning.template import Template
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.prepare import prepare
+from prompt_tuning.templates.template import Template
 
 PLAIN = Template.load("question_answering/plain")
 ROW = question_rows(1)[0]

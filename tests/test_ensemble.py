@@ -10,9 +10,14 @@ from architectures import row_logits
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-from prompt_tuning.batches import source_length
-from prompt_tuning.config import load_recipe
-from prompt_tuning.ensemble import (
+from prompt_tuning.encoding.batching import source_length
+from prompt_tuning.engine.stop_texts import decode
+from prompt_tuning.errors import AdapterError, DataError, PromptTuningError, RecipeError
+from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.evaluate import evaluate, trainer_for
+from prompt_tuning.runs.prepare import prepare
+from prompt_tuning.studies.ensemble import (
     MeanOverAdapters,
     ensemble,
     ensemble_text,
@@ -20,11 +25,6 @@ from prompt_tuning.ensemble import (
     vote,
     write_together,
 )
-from prompt_tuning.errors import AdapterError, DataError, PromptTuningError, RecipeError
-from prompt_tuning.evaluation import evaluate, trainer_for
-from prompt_tuning.model import add_soft_prompt, prompt_config
-from prompt_tuning.prepare import prepare
-from prompt_tuning.stop_texts import decode
 
 LENGTHS = (3, 7, 1)
 TOKENS = 8  # that each row is given, at most
@@ -189,8 +189,8 @@ def test_votes_are_counted_by_the_rules_of_the_language():
 def test_adapters_of_another_kind_model_or_number_are_refused_at_once_before_the_model_loads(
     adapters, recipe, model_folders, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("prompt_tuning.ensemble.load_base_model", None)
-    monkeypatch.setattr("prompt_tuning.ensemble.prepare", None)
+    monkeypatch.setattr("prompt_tuning.studies.ensemble.load_base_model", None)
+    monkeypatch.setattr("prompt_tuning.studies.ensemble.prepare", None)
     for config, name in (
         (LoraConfig(task_type="CAUSAL_LM"), "lora"),
         (PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3), "prefix"),

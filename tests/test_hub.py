@@ -29,9 +29,10 @@ from prompt_tuning import (
     encode,
     prompt_config,
 )
-from prompt_tuning.cli import main
+from prompt_tuning.cli.main import main
 from prompt_tuning.errors import AdapterError, DataError, HubError
-from prompt_tuning.hub import _downloaded, adapter_folder, is_hub_id, plan_upload
+from prompt_tuning.hub.download import _downloaded, adapter_folder, is_hub_id
+from prompt_tuning.hub.upload import plan_upload
 
 TOKEN = "hf_secretOfAnn"
 BASE = "bea/tiny-llama"
@@ -440,7 +441,9 @@ def test_a_trainer_of_ones_own_pushes_no_checkpoint_and_asks_the_hub_only_then(
     llama, tokenizer, model_folders, tmp_path, monkeypatch
 ):
     pushed = []
-    monkeypatch.setattr("prompt_tuning.trainer.push", lambda *args, **kwargs: pushed.append((args, kwargs)) or "url")
+    monkeypatch.setattr(
+        "prompt_tuning.hub.upload.push", lambda *args, **kwargs: pushed.append((args, kwargs)) or "url"
+    )
     llama.name_or_path = str(model_folders["llama"])
     trainer = soft_trainer(llama, tokenizer, tmp_path / "run", save_steps=1, push_to_hub=True)
     trainer.train()
@@ -457,14 +460,14 @@ def test_a_downloaded_recipe_cannot_ask_for_remote_code(run, tmp_path, monkeypat
     shutil.copytree(run, theirs)
     recipe = theirs / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))
-    monkeypatch.setattr("prompt_tuning.prediction.adapter_folder", lambda name: theirs)
+    monkeypatch.setattr("prompt_tuning.runs.predict.adapter_folder", lambda name: theirs)
     asked = []
 
     def load_config(args):
         asked.append(args.trust_remote_code)
         raise HubError("seen")
 
-    monkeypatch.setattr("prompt_tuning.prediction.load_config", load_config)
+    monkeypatch.setattr("prompt_tuning.runs.predict.load_config", load_config)
     for name in ("ann/theirs", theirs):
         with pytest.raises(HubError, match="seen"):
             Predictor.load(name)
@@ -482,7 +485,7 @@ def test_an_adapter_that_a_token_may_not_read_is_told_so(kind, message, monkeypa
     def refused(*args, **kwargs):
         raise kind("no", response=Response(403, request=Request("GET", "http://localhost")))
 
-    monkeypatch.setattr("prompt_tuning.hub.snapshot_download", refused)
+    monkeypatch.setattr("prompt_tuning.hub.download.snapshot_download", refused)
     _downloaded.cache_clear()
     with pytest.raises(AdapterError, match=message):
         adapter_folder("bea/squad")

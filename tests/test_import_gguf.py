@@ -2,7 +2,7 @@
 
 import pytest
 
-from prompt_tuning.cli import main
+from prompt_tuning.cli.main import main
 
 
 @pytest.mark.parametrize(

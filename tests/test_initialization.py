@@ -8,9 +8,9 @@ from datasets import Dataset
 from transformers import DynamicCache
 
 from prompt_tuning import Encoder, Template, add_soft_prompt, prompt_config
-from prompt_tuning.arguments import PromptArguments
+from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.errors import AdapterError, OverlongError, RecipeError
-from prompt_tuning.initialization import (
+from prompt_tuning.models.initialization import (
     frequent_ids,
     initial_prefix,
     initial_prompt,

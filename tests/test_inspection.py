@@ -18,11 +18,11 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from prompt_tuning.arguments import PromptArguments
-from prompt_tuning.encoder_decoder import EncoderDecoderPrefixConfig, EncoderDecoderPromptModel
+from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.errors import AdapterError, ModelError, PromptTuningError
-from prompt_tuning.inspection import inspect, inspection_text, token_text
-from prompt_tuning.model import add_soft_prompt, prompt_config
+from prompt_tuning.models.encoder_decoder import EncoderDecoderPrefixConfig, EncoderDecoderPromptModel
+from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
+from prompt_tuning.studies.inspect import inspect, inspection_text, token_text
 
 IDS = [1, 70, 300, 5]
 PNG = b"\x89PNG\r\n"
@@ -30,7 +30,7 @@ PNG = b"\x89PNG\r\n"
 
 @pytest.fixture(autouse=True)
 def no_whole_model(monkeypatch):
-    monkeypatch.setattr("prompt_tuning.inspection.load_base_model", None)  # one tensor is enough
+    monkeypatch.setattr("prompt_tuning.studies.inspect.load_base_model", None)  # one tensor is enough
 
 
 @pytest.fixture
@@ -219,9 +219,9 @@ def test_an_encoder_decoder_prompt_of_plain_peft_is_read_by_the_half_that_is_use
 def test_embeddings_that_the_model_scales_are_taken_as_it_embeds_them(tokenizer, tmp_path, monkeypatch):
     from transformers import GemmaConfig, GemmaForCausalLM
 
-    from prompt_tuning.model import load_base_model
+    from prompt_tuning.models.loading import load_base_model
 
-    monkeypatch.setattr("prompt_tuning.inspection.load_base_model", load_base_model)
+    monkeypatch.setattr("prompt_tuning.studies.inspect.load_base_model", load_base_model)
     config = GemmaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=8, pad_token_id=0, eos_token_id=1, bos_token_id=None,

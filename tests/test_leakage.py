@@ -8,13 +8,15 @@ import pytest
 from conftest import question_rows, write_jsonl
 from datasets import Dataset
 
-from prompt_tuning import leakage
-from prompt_tuning.cli import main
-from prompt_tuning.config import load_recipe
-from prompt_tuning.leakage import NEAR, find_leaks, nearest_sources, words
-from prompt_tuning.prepare import prepare
-from prompt_tuning.promptsource import convert
-from prompt_tuning.template import Template, language_variables
+from prompt_tuning.cli.main import main
+from prompt_tuning.data import leakage
+from prompt_tuning.data.leakage import NEAR, find_leaks, nearest_sources
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.prepare import prepare
+from prompt_tuning.support.text import words
+from prompt_tuning.templates.languages import language_variables
+from prompt_tuning.templates.promptsource import convert
+from prompt_tuning.templates.template import Template
 
 PLAIN = Template.load("question_answering/plain")
 SUMMARY = Template.load("summarization/instruction_long")
@@ -219,7 +221,7 @@ def test_check_and_train_say_it_before_the_model_loads_and_the_results_keep_it(
     assert f"1 of 5 rows stand in the training split with another target ({tmp_path}/test.jsonl, line 5" in said
     assert "validation: none of its 6 rows stands in the training split too" in said
     with monkeypatch.context() as patch:
-        patch.setattr("prompt_tuning.train.load_base_model", None)
+        patch.setattr("prompt_tuning.runs.train.load_base_model", None)
         with pytest.raises(TypeError):
             main(["train", recipe])
         assert same in capsys.readouterr().err

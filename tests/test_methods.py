@@ -8,10 +8,10 @@ from datasets import Dataset
 from peft import PeftModel, PeftModelForCausalLM, PrefixTuningConfig, PromptEncoderConfig
 
 from prompt_tuning import PromptTuningArguments, PromptTuningTrainer, add_soft_prompt, load_metrics, prompt_config
-from prompt_tuning.arguments import PromptArguments
+from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.errors import AdapterError
-from prompt_tuning.model import add_adapter, load_adapter
-from prompt_tuning.shared_prefix import SharedPrefixModel
+from prompt_tuning.models.prompts import add_adapter, load_adapter
 
 # PEFT mends GPT-2's LoRA by itself.
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")

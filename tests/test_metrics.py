@@ -16,8 +16,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from prompt_tuning.errors import RecipeError
-from prompt_tuning.metrics import MAIN_METRIC, TASK_METRICS, load_metrics
 from prompt_tuning.metrics.language import characters, primary_language
+from prompt_tuning.metrics.loading import MAIN_METRIC, TASK_METRICS, load_metrics
 from prompt_tuning.metrics.rouge.rouge import UnicodeTokenizer, split_sentences
 from prompt_tuning.metrics.sacrebleu import sacrebleu as sacrebleu_module
 

@@ -8,17 +8,10 @@ from conftest import tiny_llama, tiny_t5
 from peft import PeftConfig
 from transformers import AutoModelForCausalLM, MptConfig, PreTrainedTokenizerFast, XGLMConfig
 
-from prompt_tuning.arguments import ModelArguments, PromptArguments
+from prompt_tuning.arguments.arguments import ModelArguments, PromptArguments
 from prompt_tuning.errors import AdapterError, ModelError
-from prompt_tuning.model import (
-    add_adapter,
-    add_soft_prompt,
-    check_adapter,
-    load_adapter,
-    load_config,
-    load_tokenizer,
-    prompt_config,
-)
+from prompt_tuning.models.loading import load_config, load_tokenizer
+from prompt_tuning.models.prompts import add_adapter, add_soft_prompt, check_adapter, load_adapter, prompt_config
 
 
 @pytest.mark.parametrize("build", [tiny_llama, tiny_t5])

@@ -14,10 +14,10 @@ from huggingface_hub import ModelCard
 from peft import PeftModelForCausalLM
 from transformers import Trainer, TrainingArguments
 
-from prompt_tuning import evaluation
-from prompt_tuning.cli import main
-from prompt_tuning.hub import plan_upload
-from prompt_tuning.model_card import card_facts, card_text, write_card
+from prompt_tuning.cli.main import main
+from prompt_tuning.hub.upload import plan_upload
+from prompt_tuning.reports.model_card import card_facts, card_text, write_card
+from prompt_tuning.runs import evaluate as evaluation
 
 EVIL = "```\n# Evil\n````python\n</details>\n| a | `b` |\n~~~\n---\n[More Information Needed]"
 RECIPE = {

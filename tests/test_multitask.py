@@ -19,12 +19,12 @@ from prompt_tuning import (
     load_adapter,
     prompt_config,
 )
-from prompt_tuning.arguments import PromptArguments
-from prompt_tuning.cli import main
-from prompt_tuning.config import load_recipe
-from prompt_tuning.encoder_decoder import EncoderDecoderPromptModel
+from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.cli.main import main
 from prompt_tuning.errors import AdapterError, RecipeError
-from prompt_tuning.multitask import task_prompt
+from prompt_tuning.models.encoder_decoder import EncoderDecoderPromptModel
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.multitask import task_prompt
 
 VOCABULARY, LENGTH = 97, 4
 TASKS = torch.tensor([2, 0, 2, 1])  # of ROWS
@@ -399,7 +399,7 @@ def test_the_shared_prompt_starts_as_one_of_one_task_does(changes, recipes, tmp_
 
 
 def test_check_prepares_every_task_and_render_names_them(recipes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.multitask.load_base_model", None)
+    monkeypatch.setattr("prompt_tuning.runs.multitask.load_base_model", None)
     recipe = str(recipes())
     assert main(["check", recipe]) == 0
     shown = capsys.readouterr().out
@@ -416,7 +416,7 @@ def test_check_prepares_every_task_and_render_names_them(recipes, tmp_path, caps
 
 
 def test_a_task_that_lacks_rows_stops_the_run_before_the_model_loads(recipes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.multitask.load_base_model", None)
+    monkeypatch.setattr("prompt_tuning.runs.multitask.load_base_model", None)
     task = tmp_path / "summaries.yaml"
     task.write_text(task.read_text().replace("validation_file: summaries_validation.jsonl\n", ""))
     assert main(["train", str(recipes(eval_strategy="steps"))]) == 1

@@ -11,14 +11,15 @@ from peft import PeftModelForCausalLM
 from safetensors.torch import load_file
 from test_trainer import soft, trainer
 
-from prompt_tuning.arguments import ModelArguments
-from prompt_tuning.cli import main
-from prompt_tuning.model import add_soft_prompt, load_base_model, load_config, prompt_config
-from prompt_tuning.packed_attention import ATTENTION
-from prompt_tuning.prediction import Predictor
-from prompt_tuning.quantization import quantization_config
-from prompt_tuning.summary import tuned_name
-from prompt_tuning.trainer import PromptTuningTrainer
+from prompt_tuning.arguments.arguments import ModelArguments
+from prompt_tuning.cli.main import main
+from prompt_tuning.engine.attention import ATTENTION
+from prompt_tuning.models.loading import load_base_model, load_config
+from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
+from prompt_tuning.models.quantization import quantization_config
+from prompt_tuning.reports.summary import tuned_name
+from prompt_tuning.runs.predict import Predictor
+from prompt_tuning.training.trainer import PromptTuningTrainer
 
 INT8 = {"quant_type": "Int8WeightOnlyConfig"}
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"}
@@ -63,7 +64,7 @@ def test_bfloat16_autocast_trains_on_a_cpu_and_float16_is_refused_since_accelera
         losses.append(torch.tensor([entry["loss"] for entry in run.state.log_history if "loss" in entry]))
     assert 0 < (losses[1] - losses[0]).abs().max() < 0.05
     assert torch.equal(losses[2], losses[0])  # which nobody was told
-    monkeypatch.setattr("prompt_tuning.train.load_base_model", None)
+    monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
     assert main(["train", str(recipe_file()), "--fp16"]) == 2
     assert "fp16 has no effect on a CPU: accelerate trains in float32; set bf16: true" in capsys.readouterr().err
 
@@ -125,16 +126,16 @@ def test_half_precision_that_only_accelerate_was_told_is_in_the_recipe_and_in_wh
 def test_a_quantization_that_cannot_be_had_stops_before_the_model_loads(
     changes, code, message, recipe_file, capsys, monkeypatch
 ):
-    monkeypatch.setattr("prompt_tuning.train.load_base_model", None)
+    monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
     for name in ("is_bitsandbytes_available", "is_torchao_available"):
-        monkeypatch.setattr(f"prompt_tuning.quantization.{name}", lambda: False)
+        monkeypatch.setattr(f"prompt_tuning.models.quantization.{name}", lambda: False)
     settings = {"num_virtual_tokens": None} if "method" in changes else {}
     assert main(["train", str(recipe_file(**changes, **settings))]) == code
     assert message in (said := capsys.readouterr().err) and "Traceback" not in said
 
 
 def test_bitsandbytes_is_told_what_the_recipe_says(monkeypatch):
-    monkeypatch.setattr("prompt_tuning.quantization.is_bitsandbytes_available", lambda: True)
+    monkeypatch.setattr("prompt_tuning.models.quantization.is_bitsandbytes_available", lambda: True)
     eight = quantization_config(ModelArguments(load_in_8bit=True))
     assert eight.load_in_8bit and not eight.load_in_4bit
     given = dict(NF4, bnb_4bit_compute_dtype="bfloat16", bnb_4bit_use_double_quant=True)

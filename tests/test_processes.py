@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import BloomConfig
 from two_processes import METHODS, REMAINDERS, RESUMED, TRAIN_ROWS, evaluated_alone, fit_all, remainders
 
-from prompt_tuning.cli import main
+from prompt_tuning.cli.main import main
 from prompt_tuning.errors import ProcessError
-from prompt_tuning.processes import lost_process_told
+from prompt_tuning.training.distributed import lost_process_told
 
 RECIPE = """\
 model_name_or_path: {folder}/tiny-llama

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from prompt_tuning.errors import TemplateError
-from prompt_tuning.template import Template, load_templates
+from prompt_tuning.templates.template import Template, load_templates
 
 FOLDER = Path(__file__).parent / "promptsource" / "harbour"
 STATEMENTS, QUESTIONS = FOLDER / "statements" / "templates.yaml", FOLDER / "questions" / "templates.yaml"

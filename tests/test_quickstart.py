@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 from conftest import ROOT
 
-from prompt_tuning.config import load_recipe
-from prompt_tuning.template import Template
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.templates.template import Template
 
 FOLDER = ROOT / "recipes" / "quickstart"
 SPLITS = {"train": 360, "validation": 75, "test": 140}

@@ -11,14 +11,14 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import enable_progress_bar
 
 from prompt_tuning import Encoder, Template, encode
-from prompt_tuning.arguments import PromptArguments
-from prompt_tuning.batches import source_length
-from prompt_tuning.cli import main
-from prompt_tuning.config import load_recipe
+from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.cli.main import main
+from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.errors import RecipeError
-from prompt_tuning.initialization import saved_prompt, starting_text
-from prompt_tuning.prepare import prepare
-from prompt_tuning.rank import _log_likelihoods, halving_plan
+from prompt_tuning.models.initialization import saved_prompt, starting_text
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.prepare import prepare
+from prompt_tuning.studies.rank import _log_likelihoods, halving_plan
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 
@@ -50,7 +50,7 @@ def scored(monkeypatch):
         rows.extend(found)
         return [-1.0 - abs(WORDS.index(word) - 4) + 0.1 * (number % 3) for word, number in found]
 
-    monkeypatch.setattr("prompt_tuning.rank._log_likelihoods", likelihoods)
+    monkeypatch.setattr("prompt_tuning.studies.rank._log_likelihoods", likelihoods)
     return rows
 
 
@@ -114,16 +114,16 @@ def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tmp
     flags = ["--templates", templates, "--num_demonstrations", 0, 1, "--seeds", 1, 2, "--finalists", 2]
     recipe = recipe_file()
     with monkeypatch.context() as patched:
-        patched.setattr("prompt_tuning.rank.trainer_for", None)  # it stops after the likelihoods
+        patched.setattr("prompt_tuning.studies.rank.trainer_for", None)  # it stops after the likelihoods
         with pytest.raises(TypeError):
             ranked(recipe, tmp_path, *flags)
     lines = (tmp_path / "rank" / "likelihoods.jsonl").read_text()
     assert lines and not (tmp_path / "rank" / "rank.json").exists()
-    monkeypatch.setattr("prompt_tuning.rank._log_likelihoods", None)
+    monkeypatch.setattr("prompt_tuning.studies.rank._log_likelihoods", None)
     assert ranked(recipe, tmp_path, *flags) == 0
     facts = found(tmp_path)
     assert len(facts["candidates"]) == 3 * 3 and (tmp_path / "rank" / "likelihoods.jsonl").read_text() == lines
-    monkeypatch.setattr("prompt_tuning.rank.load_base_model", None)
+    monkeypatch.setattr("prompt_tuning.studies.rank.load_base_model", None)
     assert ranked(recipe, tmp_path, *flags) == 0 and found(tmp_path) == facts
     unread = ["--test_file", tmp_path / "train.jsonl", "--preprocessing_num_workers", 1]
     of_training = ["--max_steps", 9, "--num_virtual_tokens", 3]
@@ -164,7 +164,7 @@ def test_a_rank_stopped_among_the_likelihoods_keeps_all_but_the_last_few(recipe_
         asked.append(len(places))
         return [-1.0 - number for number in range(len(places))]
 
-    monkeypatch.setattr("prompt_tuning.rank._log_likelihoods", likelihoods)
+    monkeypatch.setattr("prompt_tuning.studies.rank._log_likelihoods", likelihoods)
     enable_progress_bar()  # which `predict` turns off
     assert ranked(recipe, tmp_path, *flags) == 130
     kept = (tmp_path / "rank" / "likelihoods.jsonl").read_text().splitlines()
@@ -200,14 +200,16 @@ def test_under_bf16_likelihoods_are_computed_as_predictions_are(recipe_file, tem
         numbers.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
         return [-1.0] * len(places)
 
-    monkeypatch.setattr("prompt_tuning.rank._log_likelihoods", likelihoods)
-    monkeypatch.setattr("prompt_tuning.trainer.PromptTuningTrainer.predict_texts", lambda *_: ["Turin"] * 6)
+    monkeypatch.setattr("prompt_tuning.studies.rank._log_likelihoods", likelihoods)
+    monkeypatch.setattr("prompt_tuning.training.trainer.PromptTuningTrainer.predict_texts", lambda *_: ["Turin"] * 6)
     assert ranked(recipe_file(bf16="true"), tmp_path, "--templates", f"{templates}:one") == 0
     assert set(numbers) == {torch.bfloat16}
 
 
 def test_a_text_with_a_line_separator_is_read_back(recipe_file, templates, tmp_path, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.trainer.PromptTuningTrainer.predict_texts", lambda *_: ["one\u2028two"] * 6)
+    monkeypatch.setattr(
+        "prompt_tuning.training.trainer.PromptTuningTrainer.predict_texts", lambda *_: ["one\u2028two"] * 6
+    )
     for _ in range(2):
         assert ranked(recipe_file(), tmp_path, "--templates", f"{templates}:one") == 0
 
@@ -256,7 +258,7 @@ def test_translations_are_tested_by_their_corpus_metric(recipe_file, tmp_path, m
     recipe = recipe_file(task="translation", source_lang="fr", target_lang="en", template="translation/plain")
     names = ["translation/plain", "translation/instruction"]
     written = {names[0]: [text.replace("old mat by", "new rug at") for text in english], names[1]: english}
-    monkeypatch.setattr("prompt_tuning.rank._predictions", lambda model, finalists, file: written)
+    monkeypatch.setattr("prompt_tuning.studies.rank._predictions", lambda model, finalists, file: written)
     assert ranked(recipe, tmp_path, "--templates", *names) == 0
     facts = found(tmp_path)
     assert facts["metric"] == "bleu" and facts["test"] == "sacreBLEU's paired bootstrap"
@@ -267,7 +269,7 @@ def test_translations_are_tested_by_their_corpus_metric(recipe_file, tmp_path, m
 
 
 def test_what_cannot_be_ranked_is_said_before_a_model_loads(recipe_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("prompt_tuning.rank.load_base_model", None)
+    monkeypatch.setattr("prompt_tuning.studies.rank.load_base_model", None)
     assert ranked(recipe_file(), tmp_path, "--templates", "summarization") == 2
     assert "no template could be ranked\nerror: template summarization/plain needs" in capsys.readouterr().err
     assert ranked(recipe_file(), tmp_path, "--templates", "nothing") == 2

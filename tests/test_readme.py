@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 from conftest import ROOT
 
-from prompt_tuning.cli import main
-from prompt_tuning.config import load_recipe
+from prompt_tuning.cli.main import main
 from prompt_tuning.errors import RecipeError
-from prompt_tuning.metrics import MAIN_METRIC
-from prompt_tuning.template import Template, shipped_templates
+from prompt_tuning.metrics.loading import MAIN_METRIC
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.templates.template import Template, shipped_templates
 
 README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/*.md")]

@@ -9,10 +9,10 @@ from peft import PeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prompt_tuning import Encoder, Template, add_soft_prompt, prompt_config
-from prompt_tuning.arguments import PromptArguments
-from prompt_tuning.batches import pad_left
-from prompt_tuning.cli import main
-from prompt_tuning.initialization import initial_prompt, starting_ids
+from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.cli.main import main
+from prompt_tuning.encoding.batching import pad_left
+from prompt_tuning.models.initialization import initial_prompt, starting_ids
 
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 pytestmark = [

@@ -9,10 +9,10 @@ from peft import PeftModelForCausalLM, PrefixTuningConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prompt_tuning import Encoder, Predictor, Template, add_soft_prompt, prompt_config
-from prompt_tuning.arguments import PromptArguments
-from prompt_tuning.cli import main
-from prompt_tuning.distillation import SCALED_LOGITS, teacher_states
+from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.cli.main import main
 from prompt_tuning.errors import ModelError
+from prompt_tuning.training.losses import SCALED_LOGITS, teacher_states
 
 PROMPT = 5
 COMMON = TOKENS | dict(

@@ -13,10 +13,10 @@ import yaml
 from browser import CHROMIUM, Browser
 from conftest import PLACES, write_jsonl
 
-from prompt_tuning import report
-from prompt_tuning.charts import histogram, line_chart
-from prompt_tuning.cli import main
-from prompt_tuning.hub import plan_upload
+from prompt_tuning.cli.main import main
+from prompt_tuning.hub.upload import plan_upload
+from prompt_tuning.reports import html as report
+from prompt_tuning.reports.charts import histogram, line_chart
 
 EVIL = "</script><script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>\"' onload=x {{ 7 * 7 }}"
 

@@ -40,11 +40,11 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
-from prompt_tuning.batches import pad_left
-from prompt_tuning.caches import RoomyLayer, shared_openings
+from prompt_tuning.encoding.batching import pad_left
+from prompt_tuning.engine.kv_cache import RoomyLayer, shared_openings
+from prompt_tuning.engine.shared_prefix import SharedPrefixModel, prompt_computed_once
 from prompt_tuning.errors import AdapterError
-from prompt_tuning.model import add_soft_prompt, prompt_config
-from prompt_tuning.shared_prefix import SharedPrefixModel, prompt_computed_once
+from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 
 # Plain PEFT says so each time it generates from a prompt; here that is what is under test.
 POSITION_WARNING = pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
@@ -531,8 +531,8 @@ def test_what_cannot_be_packed_takes_a_slower_way_and_says_why(caplog):
 
 
 def test_an_unknown_architecture_takes_pefts_forward_and_says_so(caplog, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.shared_prefix.CACHE_ARCHITECTURES", ())
-    monkeypatch.setattr("prompt_tuning.ways.CACHE_ARCHITECTURES", ())
+    monkeypatch.setattr("prompt_tuning.engine.shared_prefix.CACHE_ARCHITECTURES", ())
+    monkeypatch.setattr("prompt_tuning.engine.dispatch.CACHE_ARCHITECTURES", ())
     base = build("llama")
     model = soft(base)
     assert "by PEFT's own forward: llama has not been shown to be exact behind a shared prompt" in caplog.text

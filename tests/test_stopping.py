@@ -15,11 +15,11 @@ from conftest import ROOT
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, Trainer
 
-from prompt_tuning.cli import main
+from prompt_tuning.cli.main import main
 from prompt_tuning.errors import TrainingError
-from prompt_tuning.memory import keep_global_batch
-from prompt_tuning.stopping import EarlyStopping
-from prompt_tuning.trainer import PromptTuningTrainer
+from prompt_tuning.training.callbacks import EarlyStopping
+from prompt_tuning.training.memory import keep_global_batch
+from prompt_tuning.training.trainer import PromptTuningTrainer
 
 
 def adapter(folder):
@@ -124,7 +124,7 @@ def test_a_longer_training_that_was_stopped_has_not_the_results_of_the_shorter(
 def test_what_is_not_this_runs_own_is_not_written_over(recipe_file, tmp_path, capsys, monkeypatch, model_folders):
     recipe = str(recipe_file(save_strategy="no", max_steps=1))
     with monkeypatch.context() as patch:
-        patch.setattr("prompt_tuning.train.evaluate_and_write", raises(KeyboardInterrupt))
+        patch.setattr("prompt_tuning.runs.train.evaluate_and_write", raises(KeyboardInterrupt))
         assert main(["train", recipe]) == 130
     before = adapter(tmp_path / "run")
     assert main(["train", recipe]) == 2
@@ -265,7 +265,7 @@ def test_a_resumed_run_has_the_patience_that_was_left_and_with_transformers_own_
     settings = dict(max_steps=8, save_steps=1, eval_steps=1, eval_strategy="steps", load_best_model_at_end="true")
     # No score is better than the first one, so that a patience of 3 ends with the fourth.
     recipe = str(recipe_file(learning_rate=0, early_stopping_patience=3, max_eval_samples=2, **settings))
-    monkeypatch.setattr("prompt_tuning.fitting.EarlyStopping", callback)
+    monkeypatch.setattr("prompt_tuning.runs.fitting.EarlyStopping", callback)
     called = getattr(PromptTuningTrainer, method)
 
     def interrupted(self, *args, **kwargs):

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 from prompt_tuning import add_soft_prompt, prompt_config
-from prompt_tuning.cli import main
-from prompt_tuning.config import load_recipe
-from prompt_tuning.prepare import prepare
-from prompt_tuning.train import train
+from prompt_tuning.cli.main import main
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.prepare import prepare
+from prompt_tuning.runs.train import train
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_run_stopped_in_its_second_pass_goes_on_bit_for_bit(streamed, tmp_path
     settings = dict(max_steps=14, save_steps=9, save_total_limit=5)
     whole = train(load_recipe(streamed(**settings, output_dir=tmp_path / "whole")), evaluate_hard_prompt=False)
     path = streamed(**settings, output_dir=tmp_path / "stopped")
-    monkeypatch.setattr("prompt_tuning.trainer.PromptTuningTrainer.log", stop_at(10))
+    monkeypatch.setattr("prompt_tuning.training.trainer.PromptTuningTrainer.log", stop_at(10))
     assert main(["train", str(path)]) == 130
     monkeypatch.undo()
     resumed = train(load_recipe(path, ["--resume_from_checkpoint", "true"]), evaluate_hard_prompt=False)
@@ -148,7 +148,7 @@ def test_a_bad_row_is_named_by_its_line_before_training_or_when_it_is_read(
     encoding = "latin-1" if message == "not UTF-8" else "utf-8"
     (tmp_path / "train.jsonl").write_text("\n\n".join(lines) + "\n", encoding=encoding)
     if place == 3:
-        monkeypatch.setattr("prompt_tuning.train.load_base_model", None)
+        monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
     assert main(["train", str(streamed(max_steps=60))]) == 1
     error = capsys.readouterr().err
     assert f"train.jsonl, line {2 * place + 1}: " in error and message in error and "Traceback" not in error
@@ -168,7 +168,7 @@ def test_a_bad_row_is_named_by_its_line_before_training_or_when_it_is_read(
     ],
 )  # fmt: skip
 def test_what_a_stream_cannot_give_is_said_before_anything_is_read(changes, message, streamed, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.train.prepare_run", None)
+    monkeypatch.setattr("prompt_tuning.runs.train.prepare_run", None)
     assert main(["train", str(streamed(**changes))]) == 2
     assert message in capsys.readouterr().err
 

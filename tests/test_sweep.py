@@ -8,11 +8,11 @@ import torch
 from conftest import question_rows, write_jsonl
 from safetensors.torch import load_file
 
-from prompt_tuning import runs
-from prompt_tuning.cli import main
-from prompt_tuning.config import load_recipe
-from prompt_tuning.model import load_base_model, load_config
-from prompt_tuning.train import train
+from prompt_tuning.cli.main import main
+from prompt_tuning.models.loading import load_base_model, load_config
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.train import train
+from prompt_tuning.studies import shared_base as runs
 
 METHODS = {
     "soft": {"num_virtual_tokens": 6},
@@ -109,13 +109,13 @@ def test_a_run_that_fails_is_told_and_the_others_go_on_and_are_not_run_again(
     def fails_in_two(recipe, *args):
         trained.append(recipe.training.output_dir.rsplit("/")[-1])
         if trained == ["one", "two"]:
-            monkeypatch.setattr("prompt_tuning.trainer.PromptTuningTrainer.log", broken_after_a_checkpoint)
+            monkeypatch.setattr("prompt_tuning.training.trainer.PromptTuningTrainer.log", broken_after_a_checkpoint)
         try:
             return train(recipe, *args)
         finally:
-            monkeypatch.setattr("prompt_tuning.trainer.PromptTuningTrainer.log", log)
+            monkeypatch.setattr("prompt_tuning.training.trainer.PromptTuningTrainer.log", log)
 
-    from prompt_tuning.trainer import PromptTuningTrainer
+    from prompt_tuning.training.trainer import PromptTuningTrainer
 
     log = PromptTuningTrainer.log
 
@@ -152,7 +152,7 @@ def test_several_processes_end_at_the_first_run_that_fails_since_one_alone_may_h
         raise ZeroDivisionError("made up")
 
     monkeypatch.setattr(runs, "train", fails)
-    monkeypatch.setattr("prompt_tuning.sweep.PartialState", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr("prompt_tuning.studies.sweep.PartialState", lambda: SimpleNamespace(num_processes=2))
     with pytest.raises(ZeroDivisionError):
         main(["sweep", str(tmp_path / "sweep.yaml"), "--output_dir", str(tmp_path / "runs")])
 

@@ -7,8 +7,9 @@ import yaml
 from conftest import ROOT
 
 from prompt_tuning.errors import TemplateError
-from prompt_tuning.metrics import MAIN_METRIC
-from prompt_tuning.template import LANGUAGES, Template, language_variables, load_templates, shipped_templates
+from prompt_tuning.metrics.loading import MAIN_METRIC
+from prompt_tuning.templates.languages import LANGUAGES, language_variables
+from prompt_tuning.templates.template import Template, load_templates, shipped_templates
 
 FRENCH = language_variables("fr", "en")
 ROW = {

@@ -32,10 +32,10 @@ from prompt_tuning import (
     load_metrics,
     prompt_config,
 )
-from prompt_tuning.batches import source_length
+from prompt_tuning.encoding.batching import source_length
+from prompt_tuning.engine.shared_prefix import SharedPrefixModel
+from prompt_tuning.engine.stop_texts import decode
 from prompt_tuning.errors import AdapterError, DataError, ModelError, RecipeError
-from prompt_tuning.shared_prefix import SharedPrefixModel
-from prompt_tuning.stop_texts import decode
 
 BUILDERS = {"llama": tiny_llama, "t5": tiny_t5, "bart": tiny_bart}
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from conftest import ROOT, question_rows, tiny_llama, write_jsonl
 
-from prompt_tuning.cli import main
+from prompt_tuning.cli.main import main
 
 COMMANDS = {
     "unknown setting num_train_epoch; did you mean num_train_epochs?": "check recipe.yaml --num_train_epoch 3",

@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from prompt_tuning.cli import main
+from prompt_tuning.cli.main import main
 
 FIXTURES = ROOT / "tests" / "fixtures" / "v0.1.0"
 RUNS = (

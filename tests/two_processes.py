@@ -31,11 +31,11 @@ from prompt_tuning import (
     load_metrics,
     prompt_config,
 )
-from prompt_tuning.arguments import PromptArguments
-from prompt_tuning.cli import main as prompt_tuning
+from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.cli.main import main as prompt_tuning
 from prompt_tuning.errors import Stopped, TrainingError
-from prompt_tuning.model import add_adapter, load_adapter
-from prompt_tuning.stopping import stopping_on_signals
+from prompt_tuning.models.prompts import add_adapter, load_adapter
+from prompt_tuning.training.callbacks import stopping_on_signals
 
 METHODS = {
     "prompt tuning": PromptArguments(),

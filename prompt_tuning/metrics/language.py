@@ -1,8 +1,8 @@
 """What the metrics need to know of a language: its code, and whether it puts spaces between words."""
 
-import functools
 import re
-import unicodedata
+
+from prompt_tuning.support.text import UNSPACED_SCRIPTS
 
 # The codes of ISO 639-3 (as in NLLB's "zho_Hans") and 639-2/B for the languages that a metric treats in its own way.
 _ISO_639_1 = {
@@ -23,11 +23,6 @@ _ISO_639_1 = {
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "km", "my"})
 """Languages written without spaces between words; their tokens are characters."""
 
-# Thai and Lao; Burmese; Khmer; the CJK marks, kana and bopomofo; CJK ideographs and their extensions.
-UNSPACED_SCRIPTS = (
-    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u312f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
-    r"\U00020000-\U0003ffff"
-)
 _CHARACTERS = re.compile(rf"[^\W{UNSPACED_SCRIPTS}]+|\S")
 
 
@@ -46,23 +41,6 @@ def primary_language(code: str | None) -> str | None:
 def is_english(language: str | None) -> bool:
     """Whether the rules for English apply, as they do where no language is given."""
     return language in (None, "en")
-
-
-def without_signs(text: str) -> str:
-    """Letters with their marks, as Hindi's vowel signs are, and digits; a space for each other sign.
-
-    >>> without_signs("दिल्ली, 1871")
-    'दिल्ली  1871'
-    """
-    return "".join(map(_letter_or_space, text))
-
-
-@functools.cache
-def _letter_or_space(character: str) -> str:
-    category = unicodedata.category(character)
-    if category == "Cf":
-        return ""
-    return character if category[0] in "LMN" else " "
 
 
 def characters(text: str) -> list[str]:

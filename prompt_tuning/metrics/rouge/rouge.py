@@ -6,8 +6,9 @@ import evaluate
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 
-from prompt_tuning.metrics.language import UNSPACED, characters, is_english, primary_language, without_signs
+from prompt_tuning.metrics.language import UNSPACED, characters, is_english, primary_language
 from prompt_tuning.metrics.references import FEATURES, require_references
+from prompt_tuning.support.text import without_signs
 
 _TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 

@@ -1,0 +1,25 @@
+"""The settings of a recipe and of the command line, as dataclasses."""
+
+from typing import TYPE_CHECKING
+
+from prompt_tuning.support.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
+    from prompt_tuning.arguments.training_args import PromptTuningArguments
+
+__all__ = ["DataArguments", "ModelArguments", "PromptArguments", "PromptTuningArguments"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "DataArguments": "arguments",
+        "ModelArguments": "arguments",
+        "PromptArguments": "arguments",
+        "PromptTuningArguments": "training_args",
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return __all__

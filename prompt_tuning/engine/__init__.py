@@ -1,0 +1,26 @@
+"""Run a batch so that what its rows share is computed once."""
+
+from typing import TYPE_CHECKING
+
+from prompt_tuning.support.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from prompt_tuning.engine.likelihood import choose, log_likelihoods, target_log_likelihoods
+    from prompt_tuning.engine.shared_prefix import SharedPrefixModel, prompt_computed_once
+
+__all__ = ["SharedPrefixModel", "choose", "log_likelihoods", "prompt_computed_once", "target_log_likelihoods"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "SharedPrefixModel": "shared_prefix",
+        "choose": "likelihood",
+        "log_likelihoods": "likelihood",
+        "prompt_computed_once": "shared_prefix",
+        "target_log_likelihoods": "likelihood",
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,105 @@
+"""How a model's batches can be run: packed, behind a cache of their prompt, or by PEFT's own forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import (
+    PeftConfig,
+    PeftModel,
+)
+from transformers import (
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from prompt_tuning.engine.attention import ATTENTION
+
+# Methods whose prompt is a sequence of input embeddings, and methods whose prompt is keys and values.
+EMBEDDED_METHODS = ("PROMPT_TUNING", "P_TUNING", "CPT", "MULTITASK_PROMPT_TUNING")
+CACHED_METHODS = ("PREFIX_TUNING",)
+# tests/test_architectures.py holds each of these to a row-by-row reference.
+PACKED_ARCHITECTURES = (
+    "cohere", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2",
+    "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
+)  # fmt: skip
+CACHE_ARCHITECTURES = (*PACKED_ARCHITECTURES, "bloom")  # exact behind a cache of the prompt
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a batch is run, and why no faster way is taken."""
+
+    name: Literal["packed", "cache", "plain"]
+    reason: str = ""
+
+
+def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model without its adapter, if it has one."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def is_prompted(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether a prompt stands before its rows."""
+    return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+
+
+def half_of(settings: Mapping[str, Any]) -> torch.dtype | None:
+    """The numbers of autocast under the settings `bf16` and `fp16`; None for those of the weights."""
+    return torch.bfloat16 if settings.get("bf16") else torch.float16 if settings.get("fp16") else None
+
+
+def autocasting(device: str, numbers: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(device, numbers, enabled=numbers is not None)
+
+
+def way_of(base: PreTrainedModel, adapter: PeftConfig, training: bool) -> Way:
+    """How batches of this model behind this adapter's prompt are run."""
+    config, method = base.config.get_text_config(), adapter.peft_type.value
+    if method not in EMBEDDED_METHODS + CACHED_METHODS:
+        return Way("plain", f"the method {method} has no prompt that all rows share")
+    if config.model_type not in CACHE_ARCHITECTURES:
+        return Way("plain", f"{config.model_type} has not been shown to be exact behind a shared prompt")
+    reason = why_not_packed(base)
+    if not reason and method in CACHED_METHODS and adapter.num_virtual_tokens >= (sliding_window(config) or 1e9):
+        reason = f"the prefix is longer than the sliding window of {sliding_window(config)}"
+    if not reason:
+        return Way("packed")
+    if training and base.is_activation_checkpointing:
+        return Way("plain", f"{reason}, and activation checkpointing allows no cache")
+    return Way("cache", reason)
+
+
+def why_not_packed(base: PreTrainedModel) -> str:
+    """Why rows of this causal model cannot run as one packed sequence; empty if they can."""
+    config = base.config.get_text_config()
+    attention = config._attn_implementation
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if config.model_type not in PACKED_ARCHITECTURES or getattr(config, "reorder_and_upcast_attn", False):
+        return f"{type(base).__name__} has no replaceable attention"
+    if attention not in ("sdpa", ATTENTION) and not (capped and attention == "eager"):
+        return f"{type(base).__name__} runs {attention} attention, not a replaceable sdpa"
+    return ""
+
+
+def within_window(base: PreTrainedModel, positions: int) -> bool:
+    """Whether the last of so many positions, a prompt's included, still sees the first in every layer."""
+    window = sliding_window(base.config.get_text_config())
+    return not window or positions <= window
+
+
+def sliding_window(config: Any) -> int | None:
+    """The sliding window of a model that has layers with one."""
+    window = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    return window if window and (types is None or "sliding_attention" in types) else None
+
+
+def has_recurrent_layers(config: PretrainedConfig) -> bool:
+    """Whether layers of this causal model (Mamba, Qwen3-Next, Falcon-H1) hand on a state, and so keep no keys."""
+    known = AutoModelForCausalLM._model_mapping
+    return type(config) in known and known[type(config)]._is_stateful

@@ -1,0 +1,272 @@
+"""Closed questions: which of a row's choices is the likeliest after its source.
+
+A choice's log-likelihood is the sum over its own tokens. The end after it does not count, as it does not in
+lm-evaluation-harness: a model that was not tuned ends its answers in other ways. So of two choices that open alike
+the shorter is never less likely, unless the scores are normalised.
+
+A row's source is read once. Behind its keys and values all choices follow as one packed sequence, from the source's
+last token on, which predicts their first; choices that differ in their last token alone, as `yes` and `no`, are read
+as one. An encoder-decoder reads its source once, too. Models whose rows cannot be packed read each choice with its
+source, padded on the right, which changes nothing in a causal model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from peft import PeftModel, PeftType
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
+
+from prompt_tuning.encoding.batching import batches_within, common_opening, source_length
+from prompt_tuning.encoding.target_language import target_language
+from prompt_tuning.engine.attention import ATTENTION, RowLayout
+from prompt_tuning.engine.dispatch import base_of, is_prompted, why_not_packed, within_window
+from prompt_tuning.engine.kv_cache import by_length, caches_of_rows, chunks, opening_cache, run_packed
+from prompt_tuning.engine.shared_prefix import SharedPrefixModel, prompt_computed_once
+
+Normalization = Literal["none", "tokens", "characters", "bytes", "unconditional"]
+
+ROWS_AT_ONCE, TOKENS_AT_ONCE = 128, 8192
+LOGITS_AT_ONCE = 1024  # tokens that have the logits of a whole vocabulary
+
+
+class Segment(NamedTuple):
+    """The continuations of a row that differ in their last token alone: its number, theirs, and one of them."""
+
+    row: int
+    numbers: list[int]
+    tokens: Sequence[int]
+
+
+def choose(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[str]],
+    ids: Sequence[Sequence[Sequence[int]]],
+    normalization: Normalization = "none",
+) -> list[int]:
+    """For each row the number of the choice with the highest score; of equal ones the first."""
+    scores = choice_scores(model, tokenizer, sources, texts, ids, normalization)
+    return [max(range(len(of_row)), key=of_row.__getitem__) for of_row in scores]
+
+
+def choice_scores(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[str]],
+    ids: Sequence[Sequence[Sequence[int]]],
+    normalization: Normalization = "none",
+) -> list[list[float]]:
+    """The normalised log-likelihood of each choice of each row.
+
+    Args:
+        sources: token ids of each row's source.
+        texts: each row's choices.
+        ids: their token ids, as they follow the source.
+        normalization: `none`, the sum over the choice's tokens; `tokens`, `characters`, `bytes`, the sum divided by
+            how many the choice has; `unconditional`, less the same sum behind the prompt and a beginning-of-sequence
+            token (else the end's) in the source's place.
+    """
+    start = target_language(tokenizer).get("decoder_start_token_id")
+    found = log_likelihoods(model, sources, ids, start)
+    if normalization == "none":
+        return found
+    if normalization == "unconditional":
+        first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        every = list(dict.fromkeys(tuple(choice) for of_row in ids for choice in of_row))
+        alone = dict(zip(every, log_likelihoods(model, [[first]], [every], start)[0], strict=True))
+        return [
+            [score - alone[tuple(choice)] for score, choice in zip(of_row, choices, strict=True)]
+            for of_row, choices in zip(found, ids, strict=True)
+        ]
+    if normalization == "tokens":
+        sizes = [[len(choice) for choice in of_row] for of_row in ids]
+    else:
+        sizes = [[len(text.encode() if normalization == "bytes" else text) for text in of_row] for of_row in texts]
+    return [
+        [score / size for score, size in zip(of_row, of_texts, strict=True)]
+        for of_row, of_texts in zip(found, sizes, strict=True)
+    ]
+
+
+def target_log_likelihoods(
+    model: PreTrainedModel | PeftModel,
+    rows: Dataset,
+    start: int | None = None,
+    max_rows: int = ROWS_AT_ONCE,
+    max_tokens: int = TOKENS_AT_ONCE,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log-likelihood of each encoded row's target given its source, its end included.
+
+    Args:
+        rows: as `encode` makes, causal or encoder-decoder as the model is.
+        start: as for `log_likelihoods`.
+        max_rows: the most rows of a batch; max_tokens: its most tokens.
+
+    Returns:
+        `[rows]` sums, and `[rows]` how many tokens each sums over.
+    """
+    causal = not model.config.is_encoder_decoder
+    labels = list(rows["labels"])
+    targets = [[label for label in row if label != -100] for row in labels]
+    sources = [
+        ids[: source_length(row)] if causal else ids for ids, row in zip(rows["input_ids"], labels, strict=True)
+    ]
+    order = by_length(sources, share=causal)
+    places = [len(sources[number]) + len(targets[number]) for number in order]
+    sums = torch.zeros(len(targets))
+    with prompt_computed_once(model, common_opening(rows) if causal else ()):
+        for batch in batches_within(places, max_rows, max_tokens):
+            numbers = [order[place] for place in batch]
+            found = log_likelihoods(model, [sources[n] for n in numbers], [[targets[n]] for n in numbers], start)
+            sums[numbers] = torch.tensor(found)[:, 0]
+    return sums, torch.tensor([len(target) for target in targets])
+
+
+@torch.no_grad()
+def log_likelihoods(
+    model: PreTrainedModel | PeftModel,
+    sources: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[Sequence[int]]],
+    start: int | None = None,
+) -> list[list[float]]:
+    """The log-likelihood of each continuation after its row's source, behind the model's prompt if it has one.
+
+    Args:
+        model: in eval mode.
+        sources: token ids of each row's source, at least one.
+        continuations: for each row the token ids of its continuations, at least one token each.
+        start: what a decoder starts with, as the target language of mBART; None for what its model puts before labels.
+    """
+    segments = []
+    for row, of_row in enumerate(continuations):
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for number, tokens in enumerate(of_row):
+            alike.setdefault(tuple(tokens[:-1]), []).append(number)
+        segments += [Segment(row, numbers, of_row[numbers[0]]) for numbers in alike.values()]
+    sums = []
+    with model.eagerly() if isinstance(model, SharedPrefixModel) else nullcontext():
+        for (row, numbers, tokens), logits in zip(segments, _logits(model, sources, segments, start), strict=True):
+            targets = torch.tensor([continuations[row][number] for number in numbers], device=logits.device)
+            places = torch.arange(len(tokens), device=logits.device)
+            sums.append(logits.float().log_softmax(-1)[places, targets].sum(1))
+    found = iter(torch.cat(sums).tolist())
+    scores = [[0.0] * len(of_row) for of_row in continuations]
+    for row, numbers, _ in segments:
+        for number in numbers:
+            scores[row][number] = next(found)
+    return scores
+
+
+def _logits(
+    model: PreTrainedModel | PeftModel,
+    sources: Sequence[Sequence[int]],
+    segments: Sequence[Segment],
+    start: int | None,
+) -> Iterator[torch.Tensor]:
+    """For each segment the logits `[L, V]` that predict its L tokens."""
+    base = base_of(model)
+    if base.config.is_encoder_decoder:
+        return _decoder_logits(model, base, sources, segments, start)
+    reach = max(len(sources[segment.row]) + len(segment.tokens) for segment in segments)
+    prompted = is_prompted(model)
+    if isinstance(model, SharedPrefixModel):
+        if packed := model.packed_caches(sources, reach):
+            return _packed_logits(base, *packed, sources, segments)
+        prompted = not model.disabled
+    if prompted or why_not_packed(base) or not within_window(base, reach):
+        return _padded_logits(model, sources, segments)
+    base.set_attn_implementation(ATTENTION)
+    return _packed_logits(base, [opening_cache(base, [])], 0, sources, segments)
+
+
+def _packed_logits(
+    base: PreTrainedModel,
+    caches: Sequence[Cache],
+    known: int,
+    sources: Sequence[Sequence[int]],
+    segments: Sequence[Segment],
+) -> Iterator[torch.Tensor]:
+    """As `_logits`, by packed rows behind a cache that also holds the first `known` ids of every source."""
+    # The last token of a source predicts the first one of each of its continuations, and so stands before them all.
+    behind = caches_of_rows(base, caches, [0] * len(sources), [source[known:-1] for source in sources])
+    lengths = [len(segment.tokens) for segment in segments]
+    for chunk in chunks(range(len(segments)), lengths, LOGITS_AT_ONCE):
+        used = list(dict.fromkeys(segments[number].row for number in chunk))
+        owner = {row: number for number, row in enumerate(used)}
+        ids = [[sources[row][-1], *tokens[:-1]] for row, _, tokens in (segments[number] for number in chunk)]
+        layout = RowLayout(
+            tuple(behind[row].get_seq_length() for row in used),
+            tuple(map(len, ids)),
+            tuple(owner[segments[number].row] for number in chunk),
+            tuple(behind[row] for row in used),
+        )
+        yield from run_packed(base, ids, layout).logits[0].split(list(layout.rows))
+
+
+def _padded_logits(
+    model: PreTrainedModel | PeftModel, sources: Sequence[Sequence[int]], segments: Sequence[Segment]
+) -> Iterator[torch.Tensor]:
+    """As `_logits`, by rows of source and continuation, padded on the right."""
+    rows = [torch.tensor([*sources[row], *tokens], device=model.device) for row, _, tokens in segments]
+    for batch in batches_within([len(row) for row in rows], ROWS_AT_ONCE, LOGITS_AT_ONCE):
+        lengths = [len(segments[number].tokens) for number in batch]
+        input_ids = pad_sequence([rows[number] for number in batch], batch_first=True)
+        mask = pad_sequence([torch.ones_like(rows[number]) for number in batch], batch_first=True)
+        if isinstance(model, SharedPrefixModel) and not model.disabled:
+            starts = torch.tensor([len(rows[n]) - length for n, length in zip(batch, lengths, strict=True)])
+            of_source = torch.arange(input_ids.shape[1], device=model.device) < starts.to(model.device)[:, None]
+            labels = input_ids.masked_fill(of_source | (mask == 0), -100)
+            yield from model(input_ids=input_ids, attention_mask=mask, labels=labels).logits.split(lengths)
+            continue
+        logits = model(input_ids=input_ids, attention_mask=mask).logits[:, -input_ids.shape[1] :]
+        for place, (number, length) in enumerate(zip(batch, lengths, strict=True)):
+            end = len(rows[number]) - 1
+            yield logits[place, end - length : end]
+
+
+def _decoder_logits(
+    model: PreTrainedModel | PeftModel,
+    base: PreTrainedModel,
+    sources: Sequence[Sequence[int]],
+    segments: Sequence[Segment],
+    start: int | None,
+) -> Iterator[torch.Tensor]:
+    """As `_logits`, by a decoder whose encoder reads each source once."""
+    device = base.device
+    # What the model puts before labels: for some that is a setting, for others the labels' own last token.
+    ends = base.config.eos_token_id
+    last = start if start is not None else ends[0] if isinstance(ends, list) else ends
+    last = torch.tensor([[last]], device=device)
+    opened = base.prepare_decoder_input_ids_from_labels(last)
+    rows = [torch.tensor(source, device=device) for source in sources]
+    input_ids = pad_sequence(rows, batch_first=True)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    first = model(
+        input_ids=input_ids, attention_mask=mask, decoder_input_ids=opened.expand(len(rows), 1), use_cache=False
+    )
+    states = first.encoder_last_hidden_state
+    mask = F.pad(mask, (states.shape[1] - mask.shape[1], 0), value=1)  # of a soft prompt, which the encoder has read
+    prefixed = isinstance(model, PeftModel) and model.active_peft_config.peft_type == PeftType.PREFIX_TUNING
+    decode = model if prefixed else base
+    places = [states.shape[1] + len(segment.tokens) for segment in segments]
+    for batch in batches_within(places, ROWS_AT_ONCE, TOKENS_AT_ONCE):
+        own = [segments[number] for number in batch]
+        owners = torch.tensor([segment.row for segment in own], device=device)
+        given = [torch.tensor([opened.item(), *segment.tokens[:-1]], device=device) for segment in own]
+        logits = decode(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states[owners]),
+            attention_mask=mask[owners],
+            decoder_input_ids=pad_sequence(given, batch_first=True),
+            use_cache=False,
+        ).logits
+        yield from (logits[place, : len(segment.tokens)] for place, segment in enumerate(own))

@@ -1,0 +1,142 @@
+"""Load metrics, each an `evaluate` module in a folder beside this file, and make one score of several."""
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
+from pathlib import Path
+from uuid import uuid4
+
+from prompt_tuning.errors import RecipeError, first_line
+
+TASK_METRICS: dict[str, tuple[str, ...]] = {
+    "translation": ("sacrebleu", "chrf"),
+    "summarization": ("rouge",),
+    "question_answering": ("squad",),
+}
+"""The metrics of a task, by the names that `load_metrics` takes."""
+
+MAIN_METRIC: dict[str, str] = {"translation": "bleu", "summarization": "rougeL", "question_answering": "f1"}
+"""The key of a task's score that chooses the best checkpoint; of each, more is better."""
+
+OWN_METRICS = ("chrf", "exact_match", "rouge", "sacrebleu", "squad", "ter")
+_TAKES_LANGUAGE = frozenset({"rouge", "sacrebleu", "squad", "ter"})
+
+Score = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float | str]]
+
+
+def trial(score: Score) -> dict[str, float | str]:
+    """What a score gives for a made-up row, by which its keys are known before anything is predicted."""
+    return score(["The a."], [["a"]])
+
+
+def metric_names(scores: dict[str, float | str]) -> list[str]:
+    """Those of a score's keys that are metrics; the others are signatures, which are text."""
+    return [name for name, value in scores.items() if not isinstance(value, str)]
+
+
+def main_metric(task: str, scores: dict[str, float | str]) -> str:
+    """The task's main metric, or where the metrics of a recipe do not give it, their first."""
+    return MAIN_METRIC[task] if MAIN_METRIC[task] in scores else metric_names(scores)[0]
+
+
+def load_metrics(names: Iterable[str], *, language: str | None = None) -> Score:
+    """Load metrics and return `score(predictions, references)`, which gives their results in one flat dict.
+
+    Args:
+        names: metrics of this package (see its docstring), paths of `evaluate` modules on disk, or hub ids with
+            their owner, as "evaluate-metric/bertscore". The hub is asked for the last alone, so that a slip in the
+            name of one of ours is never looked up on it.
+        language: of the texts: ISO 639-1 with or without a region, or NLLB's codes. Ours alone are told it.
+
+    The references of a row are a list of one or more texts. A module of others that takes one reference a row gets
+    the first; of what it returns the numbers and strings are kept, as they are.
+
+    Raises:
+        RecipeError: on loading, for an unknown name or a module that does not load; on scoring, if two metrics
+            give different values for a key, or a module gives no number.
+        ValueError: on scoring, for no rows, for as many predictions as there are not references, or for what is no
+            text.
+    """
+    locations = {name: _location(name) for name in names}
+    modules = {name: _load_module(name, location) for name, location in locations.items()}
+
+    def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float | str]:
+        _check_rows(predictions, references)
+        result: dict[str, float | str] = {}
+        givers: dict[str, str] = {}
+        for name, module in modules.items():
+            for key, value in _compute(name, module, predictions, references, language).items():
+                if key in givers and result[key] != value:
+                    raise RecipeError(
+                        f"metrics {givers[key]!r} and {name!r} both give {key!r}, with different values "
+                        f"({result[key]} and {value}); name one of them alone"
+                    )
+                result[key], givers[key] = value, name
+        return result
+
+    return score
+
+
+def _location(name: str) -> str:
+    """Turn a metric's name into what `evaluate.load` takes; our own are absolute paths, which keep the hub out."""
+    if name in OWN_METRICS:
+        return str(Path(__file__).resolve().parent / name)
+    if Path(name).exists():
+        return str(Path(name).resolve())
+    if "/" in name:
+        return name
+    nearest = difflib.get_close_matches(name.lower(), OWN_METRICS, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    raise RecipeError(
+        f"unknown metric {name!r}: {hint}Metrics are {', '.join(OWN_METRICS)}, the path of an `evaluate` module, "
+        f"or a hub id with its owner, as 'evaluate-metric/{name}'"
+    )
+
+
+def _load_module(name: str, location: str):
+    import evaluate  # here, since it imports torch: seconds which `--help` should not take
+
+    try:
+        # In memory and under an id of its own, so that runs that score at once share no file but the script.
+        return evaluate.load(location, keep_in_memory=True, experiment_id=uuid4().hex)
+    except (ImportError, SyntaxError, TypeError) as error:
+        raise RecipeError(f"metric {name!r} does not load: {first_line(error)}") from error
+    except (FileNotFoundError, ConnectionError) as error:
+        raise RecipeError(f"cannot load the metric {name!r}: {error}") from error
+
+
+def _check_rows(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    if not predictions or len(predictions) != len(references):
+        raise ValueError(
+            f"{len(predictions)} predictions and {len(references)} rows of references; expected as many, and some"
+        )
+    for row, (text, texts) in enumerate(zip(predictions, references, strict=True)):
+        if isinstance(texts, str):
+            raise ValueError(f"the references of row {row} are the string {texts!r}; expected a list of strings")
+        if not all(isinstance(each, str) for each in (text, *texts)):
+            raise ValueError(f"row {row} has {text!r} and the references {texts!r}; expected strings")
+
+
+def _compute(name, module, predictions, references, language) -> dict[str, float | str]:
+    options = {"language": language} if name in _TAKES_LANGUAGE else {}
+    if _takes_one_reference(module):
+        references = [texts[0] if texts else "" for texts in references]
+    # Ours need no table of Arrow, which takes longer to make than a row alone takes to score.
+    compute = module._compute if name in OWN_METRICS else module.compute
+    values = compute(predictions=list(predictions), references=list(references), **options)
+    scalars = {
+        key: value if isinstance(value, str) else float(value)
+        for key, value in values.items()
+        if isinstance(value, str | Real)
+    }
+    if not any(isinstance(value, float) for value in scalars.values()):
+        raise RecipeError(f"the metric {name!r} gives no number, but {', '.join(values)}; it cannot be reported")
+    return scalars
+
+
+def _takes_one_reference(module) -> bool:
+    """Whether every form of rows that a module accepts has a plain string as the reference."""
+    from datasets import Value
+
+    forms = module.features if isinstance(module.features, list) else [module.features]
+    return all(isinstance(form.get("references"), Value) for form in forms)

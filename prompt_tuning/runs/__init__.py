@@ -1,0 +1,18 @@
+"""What a recipe can be run for: one file for each."""
+
+from typing import TYPE_CHECKING
+
+from prompt_tuning.support.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from prompt_tuning.runs.multitask import train_tasks
+    from prompt_tuning.runs.predict import Predictor
+    from prompt_tuning.runs.prepare import Prepared
+
+__all__ = ["Predictor", "Prepared", "train_tasks"]
+
+__getattr__ = lazy_names(__name__, {"Predictor": "predict", "Prepared": "prepare", "train_tasks": "multitask"})
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""Helpers that know nothing of prompts: files, text, tables, a run folder's names."""

@@ -1,0 +1,16 @@
+"""Hard prompts: Jinja templates that turn a row into a source and a target."""
+
+from typing import TYPE_CHECKING
+
+from prompt_tuning.support.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from prompt_tuning.templates.template import Rendered, Template, load_templates
+
+__all__ = ["Rendered", "Template", "load_templates"]
+
+__getattr__ = lazy_names(__name__, {"Rendered": "template", "Template": "template", "load_templates": "template"})
+
+
+def __dir__() -> list[str]:
+    return __all__

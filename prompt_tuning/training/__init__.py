@@ -1,0 +1,19 @@
+"""The trainer and what it needs: callbacks, checkpoints, losses, processes."""
+
+from typing import TYPE_CHECKING
+
+from prompt_tuning.support.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from prompt_tuning.training.callbacks import EarlyStopping, StopOnSignal
+    from prompt_tuning.training.trainer import PromptTuningTrainer
+
+__all__ = ["EarlyStopping", "PromptTuningTrainer", "StopOnSignal"]
+
+__getattr__ = lazy_names(
+    __name__, {"EarlyStopping": "callbacks", "PromptTuningTrainer": "trainer", "StopOnSignal": "callbacks"}
+)
+
+
+def __dir__() -> list[str]:
+    return __all__
