@@ -27,7 +27,7 @@ from prompt_tuning import (
 from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.engine.likelihood import choice_scores, log_likelihoods, target_log_likelihoods
-from prompt_tuning.engine.shared_prefix import prompt_computed_once
+from prompt_tuning.engine.shared_prefix import compute_prompt_once
 from prompt_tuning.errors import TemplateError
 
 SOURCES = [row[:4] for row in ROWS[:1]] + [row[:2] for row in ROWS[1:2]] + ROWS[2:]
@@ -163,11 +163,11 @@ def test_a_source_is_read_once_and_what_several_open_with_too():
     expected = reference(base, model.get_prompt_embedding_to_save("default"), sources, choices)
     read = []
     base.get_input_embeddings().register_forward_hook(lambda module, given, output: read.append(given[0].numel()))
-    with prompt_computed_once(model, LONG[:1]):  # which the last row does not open with
+    with compute_prompt_once(model, LONG[:1]):  # which the last row does not open with
         close(log_likelihoods(model, sources, choices), expected)
     # The passage; what is left of each source without its last token; that token before each segment.
     assert sum(read) - len(LONG) == (1 + 0 + 1) + (1 + 2) + 1 + 3
-    with prompt_computed_once(model, LONG):
+    with compute_prompt_once(model, LONG):
         close(log_likelihoods(model, sources[:2], choices[:2]), expected[:2])
 
 

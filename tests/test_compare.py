@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from prompt_tuning.cli.main import main
 from prompt_tuning.metrics.loading import load_metrics
-from prompt_tuning.metrics.significance import corpus_tests, difference, interval, row_scores
+from prompt_tuning.metrics.significance import corpus_significance, difference, interval, row_scores
 from prompt_tuning.studies.compare import Part, _facts
 
 
@@ -249,7 +249,7 @@ def test_a_corpus_metric_of_several_seeds_has_the_test_of_each(monkeypatch):
     """The mean of two seeds does not stand beside the interval of the first."""
     tests = iter([{"one": {"low": 9, "high": 11}, "two": {"low": 8, "high": 10, "p": 0.2}},
                   {"one": {"low": 29, "high": 31}, "two": {"low": 8, "high": 10, "p": 0.001}}])  # fmt: skip
-    monkeypatch.setattr("prompt_tuning.studies.compare.corpus_tests", lambda *args: next(tests))
+    monkeypatch.setattr("prompt_tuning.studies.compare.corpus_significance", lambda *args: next(tests))
     monkeypatch.setattr("prompt_tuning.studies.compare.row_scores", lambda *args: None)
     monkeypatch.setattr("prompt_tuning.studies.compare.score_of", lambda recipe: None)
     monkeypatch.setattr("prompt_tuning.studies.compare._costs", lambda part: {})
@@ -310,9 +310,9 @@ def test_corpus_metrics_are_no_mean_over_rows_and_go_by_sacrebleu():
     squad = load_metrics(["squad"])
     assert row_scores(squad, "f1", poor, references).shape == (30,)
     for metric in ("bleu", "chrf"):
-        found = corpus_tests(metric, {"poor": poor, "good": good}, references)
+        found = corpus_significance(metric, {"poor": poor, "good": good}, references)
         assert found["good"]["p"] < 0.01 and "p" not in found["poor"]
-        assert corpus_tests(metric, {"poor": poor, "same": list(poor)}, references)["same"]["p"] == 1
+        assert corpus_significance(metric, {"poor": poor, "same": list(poor)}, references)["same"]["p"] == 1
         of_two = {"poor": poor[:2], "good": good[:2]}
-        assert corpus_tests(metric, of_two, references[:2])["good"]["p"] == 0.5  # two rows cannot tell more
+        assert corpus_significance(metric, of_two, references[:2])["good"]["p"] == 0.5  # two rows cannot tell more
         assert found["poor"]["low"] <= found["poor"]["high"] < 100

@@ -12,7 +12,7 @@ from transformers import Seq2SeqTrainingArguments
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.loading import load_recipe
-from prompt_tuning.recipe.validation import contradictions
+from prompt_tuning.recipe.validation import validation_errors
 from prompt_tuning.runs.prepare import prepare
 from prompt_tuning.templates.template import Template
 
@@ -258,9 +258,9 @@ def test_numbers_within_a_mapping_are_numbers_and_stay_so_in_a_saved_recipe(reci
 def test_zero_3_is_refused(recipe_file):
     recipe = load_recipe(recipe_file())
     recipe.training.deepspeed_plugin = SimpleNamespace(zero_stage=3)
-    assert [problem for problem in contradictions(recipe) if problem.startswith("deepspeed ZeRO-3")]
+    assert [problem for problem in validation_errors(recipe) if problem.startswith("deepspeed ZeRO-3")]
     recipe.training.deepspeed_plugin.zero_stage = 2
-    assert contradictions(recipe) == []
+    assert validation_errors(recipe) == []
 
 
 def test_a_learning_rate_that_falls_where_nothing_improves_knows_what_better_is(recipe_file):

@@ -8,7 +8,7 @@ from conftest import write_jsonl
 from datasets import Dataset
 
 from prompt_tuning.arguments.arguments import DataArguments
-from prompt_tuning.data.loading import load_file, load_splits, row_origin, streamed_rows, usual_row
+from prompt_tuning.data.loading import load_file, load_splits, row_origin, streamed_rows, with_standard_columns
 from prompt_tuning.errors import DataError
 
 PAIRS = [{"document": f"Text {number}.", "summary": f"T{number}"} for number in range(5)]
@@ -116,8 +116,14 @@ def test_columns_are_renamed_to_the_usual_ones(tmp_path):
 
 def test_a_row_to_predict_is_read_by_the_column_that_training_read():
     row = {"document": "the abstract", "body": "the whole text"}
-    assert usual_row(row, DataArguments(task="summarization", text_column="body"))["document"] == "the whole text"
-    assert usual_row({"document": "a"}, DataArguments(task="summarization", text_column="body"))["document"] == "a"
+    assert (
+        with_standard_columns(row, DataArguments(task="summarization", text_column="body"))["document"]
+        == "the whole text"
+    )
+    assert (
+        with_standard_columns({"document": "a"}, DataArguments(task="summarization", text_column="body"))["document"]
+        == "a"
+    )
 
 
 def test_two_columns_named_by_languages_become_a_translation(tmp_path):

@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import ByT5Tokenizer
 
 from prompt_tuning.data.loading import SPLITS
-from prompt_tuning.encoding.batching import batches_within, common_opening, pad_left, source_length
+from prompt_tuning.encoding.batching import batches_within, common_prefix, pad_left, source_length
 from prompt_tuning.encoding.dataset import encode
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.engine.stop_texts import StopTexts, decode
@@ -157,16 +157,16 @@ def test_ids_become_text_without_padding_or_what_follows_a_stop(tokenizer):
 def test_tokens_that_open_every_source_are_found_once_and_reported(tokenizer):
     template = Template("Answer the question. {{ question }}", "{{ answers.text[0] }}")
     rows, report = encode(Dataset.from_list(question_rows(9)), Encoder(template, tokenizer))
-    opening = common_opening(rows)
+    opening = common_prefix(rows)
     assert tokenizer.decode(opening) == "Answer the question. Where does"
     assert report.opening == len(opening)
     assert str(report).endswith(f"all open with the same {len(opening)}")
     # A row that is nothing but the opening ends it; its last token, and a target, are never part of it.
     alone = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}] * 2)
-    assert common_opening(alone) == [5]
-    assert common_opening(alone, is_encoder_decoder=True) == [5, 6, 7]
+    assert common_prefix(alone) == [5]
+    assert common_prefix(alone, is_encoder_decoder=True) == [5, 6, 7]
     assert (
-        common_opening(Dataset.from_list([{"input_ids": [5], "labels": [5]}, {"input_ids": [6], "labels": [6]}])) == []
+        common_prefix(Dataset.from_list([{"input_ids": [5], "labels": [5]}, {"input_ids": [6], "labels": [6]}])) == []
     )
 
 
@@ -189,7 +189,7 @@ def test_the_common_opening_is_that_of_a_loop_over_rows():
         causal = [row["input_ids"][: source_length(row["labels"])][:-1] for row in rows]
         for ids, is_encoder_decoder in ((causal, False), ([row["input_ids"] for row in rows], True)):
             wanted = os.path.commonprefix(ids)  # noqa: RUF071 of lists here
-            assert common_opening(dataset, is_encoder_decoder) == wanted and len(wanted) >= opened
+            assert common_prefix(dataset, is_encoder_decoder) == wanted and len(wanted) >= opened
 
 
 def test_a_second_run_in_another_process_encodes_nothing_again(recipe_file, tmp_path, monkeypatch):

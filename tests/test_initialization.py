@@ -12,18 +12,18 @@ from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.errors import AdapterError, OverlongError, RecipeError
 from prompt_tuning.models.initialization import (
     frequent_ids,
+    initial_ids,
     initial_prefix,
     initial_prompt,
+    initial_text,
     prompt_length,
-    starting_ids,
-    starting_text,
 )
 
 TEXT = "Answer the question."
 
 
 def started(args, tokenizer):
-    ids = starting_ids(starting_text(args, None, None, 0), tokenizer, args.init)
+    ids = initial_ids(initial_text(args, None, None, 0), tokenizer, args.init)
     return ids, prompt_length(args, ids)
 
 
@@ -69,12 +69,12 @@ def test_demonstrations_are_training_rows_in_the_templates_own_format(tokenizer)
     rows = Dataset.from_list(question_rows(10))
     encoder = Encoder(Template.load("question_answering/plain"), tokenizer)
     arguments = PromptArguments(init="demonstrations", init_demonstrations=3)
-    text = starting_text(arguments, encoder, rows, seed=0)
+    text = initial_text(arguments, encoder, rows, seed=0)
     assert text.count("Question: Where does") == text.count("Answer: ") == 3 and text.endswith("\n\n")
     shown = [row for row in question_rows(10) if f"Answer: {row['answers']['text'][0]}" in text]
     assert all(row["context"] in text for row in shown[:1])
-    assert starting_text(arguments, encoder, rows, seed=0) == text
-    assert starting_text(arguments, encoder, rows, seed=1) != text
+    assert initial_text(arguments, encoder, rows, seed=0) == text
+    assert initial_text(arguments, encoder, rows, seed=1) != text
 
 
 def test_a_demonstration_over_its_budget_gives_way_to_another_row_and_the_log_says_so(tokenizer, caplog):
@@ -83,17 +83,17 @@ def test_a_demonstration_over_its_budget_gives_way_to_another_row_and_the_log_sa
     encoder = Encoder(Template.load("question_answering/plain"), tokenizer, max_source_tokens=64, truncate=())
     arguments = PromptArguments(init="demonstrations", init_demonstrations=2)
     for seed in range(8):
-        text = starting_text(arguments, encoder, Dataset.from_list([long, *short, long]), seed)
+        text = initial_text(arguments, encoder, Dataset.from_list([long, *short, long]), seed)
         assert text.count("Answer: ") == 2 and "goes on and on" not in text
     caplog.clear()
-    starting_text(arguments, encoder, Dataset.from_list(short), seed=0)
+    initial_text(arguments, encoder, Dataset.from_list(short), seed=0)
     assert not caplog.text
-    starting_text(arguments, encoder, Dataset.from_list([long, *short[:2], long]), seed=0)
+    initial_text(arguments, encoder, Dataset.from_list([long, *short[:2], long]), seed=0)
     assert "rows that were drawn are over their budget, others came" in caplog.text
     with pytest.raises(RecipeError, match="init_demonstrations is 2, more than the 1 training rows that fit"):
-        starting_text(arguments, encoder, Dataset.from_list([long, short[0], long]), seed=0)
+        initial_text(arguments, encoder, Dataset.from_list([long, short[0], long]), seed=0)
     with pytest.raises(OverlongError, match="max_source_tokens is 64"):
-        starting_text(arguments, encoder, Dataset.from_list([long, long]), seed=0)
+        initial_text(arguments, encoder, Dataset.from_list([long, long]), seed=0)
 
 
 def test_another_adapters_prompt_also_of_another_length(llama, tokenizer, tmp_path):

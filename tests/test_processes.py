@@ -15,7 +15,7 @@ from two_processes import METHODS, REMAINDERS, RESUMED, TRAIN_ROWS, evaluated_al
 
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import ProcessError
-from prompt_tuning.training.distributed import lost_process_told
+from prompt_tuning.training.distributed import explain_lost_process
 
 RECIPE = """\
 model_name_or_path: {folder}/tiny-llama
@@ -138,12 +138,12 @@ def test_a_stopped_run_of_two_processes_goes_on_to_the_same_weights(kind, method
 def test_a_lost_process_is_said_and_no_other_error_is_taken_for_one():
     gloo = "[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 15000ms for recv operation to complete"
     message = "another process of this run is gone, or its host cannot be reached"
-    with pytest.raises(ProcessError, match=message) as caught, lost_process_told():
+    with pytest.raises(ProcessError, match=message) as caught, explain_lost_process():
         raise RuntimeError(gloo)
     assert "(Timed out waiting 15000ms for recv operation to complete)" in str(caught.value)
-    with pytest.raises(ProcessError), lost_process_told():
+    with pytest.raises(ProcessError), explain_lost_process():
         raise torch.distributed.DistNetworkError("connection reset")
-    with pytest.raises(RuntimeError, match="shape"), lost_process_told():
+    with pytest.raises(RuntimeError, match="shape"), explain_lost_process():
         raise RuntimeError("shape '[2]' is invalid")
 
 

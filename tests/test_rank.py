@@ -15,7 +15,7 @@ from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.errors import RecipeError
-from prompt_tuning.models.initialization import saved_prompt, starting_text
+from prompt_tuning.models.initialization import initial_text, saved_prompt
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs.prepare import prepare
 from prompt_tuning.studies.rank import _log_likelihoods, halving_plan
@@ -349,7 +349,7 @@ def test_a_prompt_starts_at_the_template_and_the_rows_lose_its_demonstrations(
 def test_a_template_without_an_opening_and_other_contradictions(recipe_file, tokenizer, tmp_path, capsys):
     plain = Encoder(Template.load("question_answering/plain"), tokenizer)
     with pytest.raises(RecipeError, match=r"opens with a column.*init: text or demonstrations"):
-        starting_text(PromptArguments(init="template"), plain, Dataset.from_list(question_rows(2)), 0)
+        initial_text(PromptArguments(init="template"), plain, Dataset.from_list(question_rows(2)), 0)
     recipe = str(recipe_file(init="template", num_virtual_tokens=None))
     assert main(["check", recipe]) == 2
     assert "opens with a column" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from prompt_tuning import Encoder, Template, add_soft_prompt, prompt_config
 from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.encoding.batching import pad_left
-from prompt_tuning.models.initialization import initial_prompt, starting_ids
+from prompt_tuning.models.initialization import initial_ids, initial_prompt
 
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 pytestmark = [
@@ -35,7 +35,7 @@ def tokenizer():
 def model(tokenizer):
     base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).requires_grad_(False).eval()
     assert not hasattr(base.config, "quantization_config")
-    ids = starting_ids("Answer the question with a few words copied from the context.", tokenizer, "text")
+    ids = initial_ids("Answer the question with a few words copied from the context.", tokenizer, "text")
     initial = initial_prompt(base, tokenizer, PromptArguments(init="text"), len(ids), 0, ids)
     return add_soft_prompt(base, prompt_config(base, len(initial)), initial)
 

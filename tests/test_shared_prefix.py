@@ -41,8 +41,8 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
 from prompt_tuning.encoding.batching import pad_left
-from prompt_tuning.engine.kv_cache import RoomyLayer, shared_openings
-from prompt_tuning.engine.shared_prefix import SharedPrefixModel, prompt_computed_once
+from prompt_tuning.engine.kv_cache import RoomyLayer, shared_prefixes
+from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt_once
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 
@@ -211,7 +211,7 @@ def test_one_cache_serves_a_whole_evaluation(architecture, method, monkeypatch):
     computed = []
     get_prompt = model.get_prompt
     monkeypatch.setattr(model, "get_prompt", lambda **kwargs: computed.append(1) or get_prompt(**kwargs))
-    with prompt_computed_once(model, opening=ROWS[0][:1]):
+    with compute_prompt_once(model, opening=ROWS[0][:1]):
         assert written(model, ROWS[:2]) == wanted[0]
         assert written(model, ROWS[2:]) == wanted[1]
         # Rows that pass a sliding window in a padded batch take another way.
@@ -240,11 +240,11 @@ def test_what_several_rows_open_with_is_read_once_and_changes_no_token(architect
 def test_openings_are_shared_by_rows_behind_one_prompt_alone():
     passage, other = list(range(30, 50)), list(range(60, 80))
     rows = [[*passage, 1], [*other, 2], [*passage, 3], [*passage[:10], 4], [*other, 5]]
-    assert sorted(shared_openings(rows, [0] * 5)) == [(20, [0, 2]), (20, [1, 4])]
-    assert shared_openings(rows, [0, 0, 1, 0, 0]) == [(20, [1, 4])]
+    assert sorted(shared_prefixes(rows, [0] * 5)) == [(20, [0, 2]), (20, [1, 4])]
+    assert shared_prefixes(rows, [0, 0, 1, 0, 0]) == [(20, [1, 4])]
     # A short common opening does not break up a group with a long one.
     long = [*passage, *other]
-    assert shared_openings([[*long, 1], [*long, 2], [*passage[:17], 3]], [0] * 3) == [(40, [0, 1])]
+    assert shared_prefixes([[*long, 1], [*long, 2], [*passage[:17], 3]], [0] * 3) == [(40, [0, 1])]
 
 
 def test_keys_and_values_are_not_copied_with_each_new_token():

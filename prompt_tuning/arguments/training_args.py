@@ -84,7 +84,7 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
             # `accelerate launch` says it in the environment alone, and the recipe would not have it.
             setattr(self, self.mixed_precision, True)
 
-    def untakeable(self) -> list[str]:
+    def validation_errors(self) -> list[str]:
         """What Trainer would refuse of these settings once it has a model: each is tried without one."""
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
         tries = {

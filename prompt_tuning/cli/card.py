@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.data.loading import usual_row
+from prompt_tuning.data.loading import with_standard_columns
 from prompt_tuning.errors import DataError, TemplateError
-from prompt_tuning.reports.summary import read_results, tuned_name
+from prompt_tuning.reports.summary import read_results, results_key
 from prompt_tuning.runs.predict import Predictor
 
 
@@ -20,11 +20,11 @@ def own_example(folder: Path, file: Path) -> dict[str, Any]:
     """
     results, predictor = read_results(folder), Predictor.load(folder)
     try:
-        row = usual_row(json.loads(file.read_text(encoding="utf-8")), predictor.data)
+        row = with_standard_columns(json.loads(file.read_text(encoding="utf-8")), predictor.data)
         encoded = predictor.encoder.row(row)
     except (OSError, ValueError, TypeError, TemplateError) as error:
         raise DataError(f"--example {file}: expected one row as JSON, with the template's columns: {error}") from error
-    tuned = tuned_name(results["method"])
+    tuned = results_key(results["method"])
     shown = {"source": encoded["source"], "references": encoded["references"], "cut_tokens": encoded["cut"]}
     shown[tuned] = predictor([row])[0]
     if "hard_prompt" in results and tuned != "full":

@@ -491,9 +491,9 @@ def _not_negative(text: str) -> int:
 def _lost_process_told() -> AbstractContextManager:
     if "WORLD_SIZE" not in os.environ:
         return nullcontext()
-    from prompt_tuning.training.distributed import lost_process_told  # which imports torch
+    from prompt_tuning.training.distributed import explain_lost_process  # which imports torch
 
-    return lost_process_told()
+    return explain_lost_process()
 
 
 def _has_several_processes() -> bool:

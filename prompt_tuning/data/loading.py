@@ -126,7 +126,7 @@ def _load_split(args: DataArguments, split: str) -> Dataset | IterableDataset | 
     return dataset
 
 
-def usual_row(row: dict[str, Any], args: DataArguments) -> dict[str, Any]:
+def with_standard_columns(row: dict[str, Any], args: DataArguments) -> dict[str, Any]:
     """A row as `load_splits` would give it, if it has the columns that a recipe names in place of the usual ones."""
     named = {usual: theirs for usual, theirs in _renames(args).items() if theirs in row}
     row = row | {usual: row[theirs] for usual, theirs in named.items()}

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
 
-def common_opening(encoded: Dataset, is_encoder_decoder: bool = False) -> list[int]:
+def common_prefix(encoded: Dataset, is_encoder_decoder: bool = False) -> list[int]:
     """The longest run of ids that opens the source of every row: a system message, the template's first words.
 
     A causal row's last source token is not part of it: it predicts the target's first.
@@ -39,18 +39,18 @@ def _source_lengths(labels: pa.ListArray) -> np.ndarray:
     return np.minimum(targets[np.searchsorted(targets[:-1], starts)], ends) - starts
 
 
-def agreement(one: Sequence[int], other: Sequence[int]) -> int:
+def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
     """With how many equal tokens two rows open."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def open_with(input_ids: torch.Tensor, attention_mask: torch.Tensor, opening: torch.Tensor) -> bool:
+def start_with(input_ids: torch.Tensor, attention_mask: torch.Tensor, opening: torch.Tensor) -> bool:
     """Whether each row `[B, T]`, wherever its padding stands, opens with these ids `[S]` and goes on."""
-    mask, ids = pad_on("right", attention_mask, input_ids)
+    mask, ids = move_padding("right", attention_mask, input_ids)
     return int(mask.sum(1).min()) > len(opening) and bool((ids[:, : len(opening)] == opening).all())
 
 
-def pad_on(side: Literal["left", "right"], mask: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
+def move_padding(side: Literal["left", "right"], mask: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
     """The mask and others, all `[B, T]`, with each row's padding moved to one side, its tokens in their order."""
     order = mask.argsort(dim=1, descending=side == "right", stable=True)
     return [each.gather(1, order) for each in (mask, *others)]
@@ -77,7 +77,7 @@ def batches_within(lengths: Sequence[int], max_rows: int, max_tokens: int) -> li
     return batches
 
 
-def places_taken(encoded: Dataset, prompt: int, new_tokens: int, beams: int) -> list[int]:
+def tokens_in_batch(encoded: Dataset, prompt: int, new_tokens: int, beams: int) -> list[int]:
     """How many tokens each row takes of an evaluation's batch, behind so many virtual tokens."""
     if "choice_ids" in encoded.column_names:
         pairs = zip(encoded["input_ids"], encoded["choice_ids"], strict=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
-from prompt_tuning.encoding.batching import common_opening
+from prompt_tuning.encoding.batching import common_prefix
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import OverlongError, TemplateError
 
@@ -107,7 +107,7 @@ def encode(
         cut_tokens=int(cut.sum()),
         dropped_rows=int((dropped & ~held).sum()),
         longest=int(lengths.max(initial=0)),
-        opening=len(common_opening(encoded, encoder.is_encoder_decoder)),
+        opening=len(common_prefix(encoded, encoder.is_encoder_decoder)),
         problems=problems,
         held_out_rows=len(held_out),
         lacking_rows=int((left_out > 0).sum()),

@@ -6,7 +6,7 @@ from prompt_tuning.support.lazy import lazy_names
 
 if TYPE_CHECKING:
     from prompt_tuning.engine.likelihood import choose, log_likelihoods, target_log_likelihoods
-    from prompt_tuning.engine.shared_prefix import SharedPrefixModel, prompt_computed_once
+    from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt_once
 
 __all__ = ["SharedPrefixModel", "choose", "log_likelihoods", "prompt_computed_once", "target_log_likelihoods"]
 

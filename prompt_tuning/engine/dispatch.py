@@ -31,24 +31,24 @@ CACHE_ARCHITECTURES = (*PACKED_ARCHITECTURES, "bloom")  # exact behind a cache o
 
 
 @dataclass(frozen=True)
-class Way:
+class ExecutionPath:
     """How a batch is run, and why no faster way is taken."""
 
     name: Literal["packed", "cache", "plain"]
     reason: str = ""
 
 
-def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+def get_base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The model without its adapter, if it has one."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def is_prompted(model: PreTrainedModel | PeftModel) -> bool:
+def has_prompt(model: PreTrainedModel | PeftModel) -> bool:
     """Whether a prompt stands before its rows."""
     return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
 
 
-def half_of(settings: Mapping[str, Any]) -> torch.dtype | None:
+def autocast_dtype(settings: Mapping[str, Any]) -> torch.dtype | None:
     """The numbers of autocast under the settings `bf16` and `fp16`; None for those of the weights."""
     return torch.bfloat16 if settings.get("bf16") else torch.float16 if settings.get("fp16") else None
 
@@ -57,24 +57,24 @@ def autocasting(device: str, numbers: torch.dtype | None) -> torch.autocast:
     return torch.autocast(device, numbers, enabled=numbers is not None)
 
 
-def way_of(base: PreTrainedModel, adapter: PeftConfig, training: bool) -> Way:
+def execution_path(base: PreTrainedModel, adapter: PeftConfig, training: bool) -> ExecutionPath:
     """How batches of this model behind this adapter's prompt are run."""
     config, method = base.config.get_text_config(), adapter.peft_type.value
     if method not in EMBEDDED_METHODS + CACHED_METHODS:
-        return Way("plain", f"the method {method} has no prompt that all rows share")
+        return ExecutionPath("plain", f"the method {method} has no prompt that all rows share")
     if config.model_type not in CACHE_ARCHITECTURES:
-        return Way("plain", f"{config.model_type} has not been shown to be exact behind a shared prompt")
-    reason = why_not_packed(base)
+        return ExecutionPath("plain", f"{config.model_type} has not been shown to be exact behind a shared prompt")
+    reason = packing_obstacle(base)
     if not reason and method in CACHED_METHODS and adapter.num_virtual_tokens >= (sliding_window(config) or 1e9):
         reason = f"the prefix is longer than the sliding window of {sliding_window(config)}"
     if not reason:
-        return Way("packed")
+        return ExecutionPath("packed")
     if training and base.is_activation_checkpointing:
-        return Way("plain", f"{reason}, and activation checkpointing allows no cache")
-    return Way("cache", reason)
+        return ExecutionPath("plain", f"{reason}, and activation checkpointing allows no cache")
+    return ExecutionPath("cache", reason)
 
 
-def why_not_packed(base: PreTrainedModel) -> str:
+def packing_obstacle(base: PreTrainedModel) -> str:
     """Why rows of this causal model cannot run as one packed sequence; empty if they can."""
     config = base.config.get_text_config()
     attention = config._attn_implementation

@@ -58,14 +58,14 @@ def setting(model: PreTrainedModel, kwargs: dict[str, Any], name: str, default: 
     return default
 
 
-def own_cache(model: PreTrainedModel, kwargs: dict[str, Any]) -> str | None:
+def uses_own_cache(model: PreTrainedModel, kwargs: dict[str, Any]) -> str | None:
     """The first of these arguments that brings a cache of its own, or None."""
     asked = [name for name in CACHES_OF_THEIR_OWN if setting(model, kwargs, name) is not None]
     # What a model's own configuration says of a cache is of no prompt's.
     return next((name for name in asked if name != "cache_implementation" or name in kwargs), None)
 
 
-def check_one_text(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
+def check_one_sequence(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
     """Raise a RecipeError where `generate` would return several texts for a row."""
     if (several := setting(model, kwargs, "num_return_sequences", 1)) > 1:
         raise RecipeError(f"num_return_sequences is {several}, and a row has one prediction; leave it out")
@@ -85,7 +85,7 @@ def count_new_tokens(model: PreTrainedModel, width: int, kwargs: dict[str, Any])
     return told
 
 
-def generate_behind_cache(
+def generate_with_cache(
     base: PreTrainedModel,
     caches: Sequence[Cache],
     owners: Sequence[int],

@@ -12,7 +12,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from prompt_tuning.encoding.batching import agreement
+from prompt_tuning.encoding.batching import common_prefix_length
 from prompt_tuning.engine.attention import RowLayout
 
 WORTH_SHARING = 16  # tokens that rows must open with alike to be run once
@@ -45,7 +45,7 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def opening_cache(base: PreTrainedModel, opening: Sequence[int]) -> Cache:
+def common_prefix_cache(base: PreTrainedModel, opening: Sequence[int]) -> Cache:
     """Keys and values of the ids that open every row, one row; of no ids an empty one."""
     cache = DynamicCache()
     ids = torch.tensor([list(opening) or [0]], device=base.device)
@@ -76,7 +76,7 @@ def join_caches(caches: Sequence[Cache]) -> tuple[Cache, torch.Tensor]:
     return joined, torch.tensor(mask, device=joined.layers[0].keys.device)
 
 
-def shared_openings(rows: Sequence[Sequence[int]], owners: Sequence[int]) -> list[tuple[int, list[int]]]:
+def shared_prefixes(rows: Sequence[Sequence[int]], owners: Sequence[int]) -> list[tuple[int, list[int]]]:
     """Rows that open alike, as questions about one passage do.
 
     Args:
@@ -88,7 +88,8 @@ def shared_openings(rows: Sequence[Sequence[int]], owners: Sequence[int]) -> lis
     """
     order = sorted(range(len(rows)), key=lambda number: (owners[number], rows[number]))
     alike = [
-        agreement(rows[one], rows[other]) if owners[one] == owners[other] else 0 for one, other in pairwise(order)
+        common_prefix_length(rows[one], rows[other]) if owners[one] == owners[other] else 0
+        for one, other in pairwise(order)
     ]
     groups: list[tuple[int, list[int]]] = []
     going_on = False
@@ -104,14 +105,14 @@ def shared_openings(rows: Sequence[Sequence[int]], owners: Sequence[int]) -> lis
     return groups
 
 
-def by_length(rows: Sequence[Sequence[int]], share: bool) -> list[int]:
+def length_order(rows: Sequence[Sequence[int]], share: bool) -> list[int]:
     """Row numbers from long to short, so that a batch holds little padding and the largest batch comes first.
 
     Args:
         share: rows about one passage then stay together, at the place of their longest, to be read once for a batch.
     """
     longest, group = [len(row) for row in rows], list(range(len(rows)))
-    for _, members in shared_openings(rows, [0] * len(rows)) if share else ():
+    for _, members in shared_prefixes(rows, [0] * len(rows)) if share else ():
         length = max(len(rows[number]) for number in members)
         for number in members:
             longest[number], group[number] = length, members[0]
@@ -188,7 +189,7 @@ def _behind_passages(
 ) -> tuple[list[Cache], list[int], list[list[int]]]:
     """The same rows after what several of them open with is read once, into caches of its own."""
     caches, owners, rows = list(caches), list(owners), [list(row) for row in rows]
-    if groups := shared_openings(rows, owners):
+    if groups := shared_prefixes(rows, owners):
         of_groups = [owners[members[0]] for _, members in groups]
         read = read_packed(base, caches, of_groups, [rows[members[0]][:shared] for shared, members in groups])
         passages = _caches_behind(caches, of_groups, [shared for shared, _ in groups], read)

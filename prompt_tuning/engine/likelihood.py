@@ -24,12 +24,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
-from prompt_tuning.encoding.batching import batches_within, common_opening, source_length
+from prompt_tuning.encoding.batching import batches_within, common_prefix, source_length
 from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.attention import ATTENTION, RowLayout
-from prompt_tuning.engine.dispatch import base_of, is_prompted, why_not_packed, within_window
-from prompt_tuning.engine.kv_cache import by_length, caches_of_rows, chunks, opening_cache, run_packed
-from prompt_tuning.engine.shared_prefix import SharedPrefixModel, prompt_computed_once
+from prompt_tuning.engine.dispatch import get_base, has_prompt, packing_obstacle, within_window
+from prompt_tuning.engine.kv_cache import caches_of_rows, chunks, common_prefix_cache, length_order, run_packed
+from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt_once
 
 Normalization = Literal["none", "tokens", "characters", "bytes", "unconditional"]
 
@@ -121,10 +121,10 @@ def target_log_likelihoods(
     sources = [
         ids[: source_length(row)] if causal else ids for ids, row in zip(rows["input_ids"], labels, strict=True)
     ]
-    order = by_length(sources, share=causal)
+    order = length_order(sources, share=causal)
     places = [len(sources[number]) + len(targets[number]) for number in order]
     sums = torch.zeros(len(targets))
-    with prompt_computed_once(model, common_opening(rows) if causal else ()):
+    with compute_prompt_once(model, common_prefix(rows) if causal else ()):
         for batch in batches_within(places, max_rows, max_tokens):
             numbers = [order[place] for place in batch]
             found = log_likelihoods(model, [sources[n] for n in numbers], [[targets[n]] for n in numbers], start)
@@ -174,19 +174,19 @@ def _logits(
     start: int | None,
 ) -> Iterator[torch.Tensor]:
     """For each segment the logits `[L, V]` that predict its L tokens."""
-    base = base_of(model)
+    base = get_base(model)
     if base.config.is_encoder_decoder:
         return _decoder_logits(model, base, sources, segments, start)
     reach = max(len(sources[segment.row]) + len(segment.tokens) for segment in segments)
-    prompted = is_prompted(model)
+    prompted = has_prompt(model)
     if isinstance(model, SharedPrefixModel):
         if packed := model.packed_caches(sources, reach):
             return _packed_logits(base, *packed, sources, segments)
         prompted = not model.disabled
-    if prompted or why_not_packed(base) or not within_window(base, reach):
+    if prompted or packing_obstacle(base) or not within_window(base, reach):
         return _padded_logits(model, sources, segments)
     base.set_attn_implementation(ATTENTION)
-    return _packed_logits(base, [opening_cache(base, [])], 0, sources, segments)
+    return _packed_logits(base, [common_prefix_cache(base, [])], 0, sources, segments)
 
 
 def _packed_logits(

@@ -26,23 +26,23 @@ from transformers import AttentionInterface, DynamicCache, StoppingCriteriaList
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from prompt_tuning.encoding.batching import open_with, pad_left, pad_on
+from prompt_tuning.encoding.batching import move_padding, pad_left, start_with
 from prompt_tuning.engine.attention import ATTENTION, Batch, RowLayout, shared_prefix_attention
 from prompt_tuning.engine.dispatch import (
     CACHE_ARCHITECTURES,
     CACHED_METHODS,
     EMBEDDED_METHODS,
-    Way,
+    ExecutionPath,
+    execution_path,
     sliding_window,
-    way_of,
     within_window,
 )
 from prompt_tuning.engine.generation import (
     count_new_tokens,
-    generate_behind_cache,
     generate_from_embeddings,
-    own_cache,
+    generate_with_cache,
     setting,
+    uses_own_cache,
     with_sources,
 )
 from prompt_tuning.engine.kv_cache import join_caches
@@ -77,7 +77,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
 
     def _setup_prompt_encoder(self, adapter_name: str) -> None:
         """As PEFT's, which makes no prefix where activations are checkpointed; packed rows take one there too."""
-        packed = way_of(self.base_model, self.peft_config[adapter_name], training=True).name == "packed"
+        packed = execution_path(self.base_model, self.peft_config[adapter_name], training=True).name == "packed"
         modules = self.base_model.modules() if packed else ()
         checkpointed = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
         for module in checkpointed:
@@ -119,9 +119,9 @@ class SharedPrefixModel(PeftModelForCausalLM):
             logger.warning(message, *values)
 
     @property
-    def way(self) -> Way:
+    def way(self) -> ExecutionPath:
         """How the active adapter's batches are run."""
-        return way_of(self.get_base_model(), self.active_peft_config, self.training)
+        return execution_path(self.get_base_model(), self.active_peft_config, self.training)
 
     def forward(
         self,
@@ -159,11 +159,11 @@ class SharedPrefixModel(PeftModelForCausalLM):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         # A row starts right after the prompt wherever its padding stands.
-        attention_mask, input_ids, labels = pad_on("right", attention_mask, input_ids, labels)
+        attention_mask, input_ids, labels = move_padding("right", attention_mask, input_ids, labels)
         wanted = (labels != -100) & attention_mask.bool()
         wanted[:, 0] = False  # as transformers counts: a row's first token is never a target
         self._tell_window(self.active_peft_config.num_virtual_tokens + input_ids.shape[1])
-        way = Way("plain", f"{', '.join(kwargs)} given") if kwargs else self.way
+        way = ExecutionPath("plain", f"{', '.join(kwargs)} given") if kwargs else self.way
         if way.name == "plain" or not wanted.any():
             if adapter_names is not None and way.name == "plain":
                 raise AdapterError(f"adapter_names: rows with prompts of their own cannot be run: {way.reason}")
@@ -342,12 +342,12 @@ class SharedPrefixModel(PeftModelForCausalLM):
             kwargs |= self._names_for_peft(adapter_names)
             return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         base = self.get_base_model()
-        if name := own_cache(base, kwargs):
+        if name := uses_own_cache(base, kwargs):
             raise AdapterError(f"generate: {name} knows nothing of the prompt; leave it out")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if bool((attention_mask[:, 1:] < attention_mask[:, :-1]).any()):  # padding after tokens: move it before them
-            mask, ids = pad_on("left", attention_mask, input_ids)
+            mask, ids = move_padding("left", attention_mask, input_ids)
             output = self._generate(ids, mask, adapter_names, task_ids, **kwargs)
             return with_sources(output, input_ids, input_ids.shape[1])
         config = base.config.get_text_config()
@@ -361,7 +361,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         if config.model_type in CACHE_ARCHITECTURES and (even or within):
             caches, opening = self._generation_caches(names, input_ids, attention_mask)
             packed = within and self.way.name == "packed"
-            return generate_behind_cache(base, caches, owners, input_ids, attention_mask, opening, packed, **kwargs)
+            return generate_with_cache(base, caches, owners, input_ids, attention_mask, opening, packed, **kwargs)
         # `generate` knows no ids of rows that it is given as embeddings, and could not penalise them.
         blind = setting(base, kwargs, "repetition_penalty", 1.0) == 1.0 and not setting(
             base, kwargs, "no_repeat_ngram_size"
@@ -390,7 +390,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
     ) -> tuple[list[DynamicCache], torch.Tensor]:
         """The kept cache, if its ids open every row, else those for this batch; and those ids."""
         opening = self._opening
-        if opening is not None and len(names) == 1 and open_with(input_ids, attention_mask, opening):
+        if opening is not None and len(names) == 1 and start_with(input_ids, attention_mask, opening):
             if names[0] not in self._kept:
                 self._kept[names[0]] = self._prompt_caches(names, opening)
             return self._kept[names[0]], opening
@@ -461,7 +461,7 @@ def _of_row(allowed: Callable[[int, torch.Tensor], list[int]], number: int, _: i
 
 
 @contextmanager
-def prompt_computed_once(model: torch.nn.Module, opening: Sequence[int] = ()) -> Iterator[None]:
+def compute_prompt_once(model: torch.nn.Module, opening: Sequence[int] = ()) -> Iterator[None]:
     """Within it, `generate` keeps one cache of the prompt and of these ids, for batches whose rows open with them.
 
     The prompt must not be trained meanwhile. Nothing happens to models other than a SharedPrefixModel.

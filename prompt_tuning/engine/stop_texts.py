@@ -45,7 +45,7 @@ def decode(ids: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, sto
     return [min((text.split(end)[0] for end in stop), key=len, default=text).strip() for text in texts]
 
 
-def stop_at_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def add_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let `generate` end at the tokenizer's end, with which targets end, beside the model's own."""
     ends = model.generation_config.eos_token_id
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]

@@ -24,7 +24,7 @@ _TAKES_LANGUAGE = frozenset({"rouge", "sacrebleu", "squad", "ter"})
 Score = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float | str]]
 
 
-def trial(score: Score) -> dict[str, float | str]:
+def score_example_row(score: Score) -> dict[str, float | str]:
     """What a score gives for a made-up row, by which its keys are known before anything is predicted."""
     return score(["The a."], [["a"]])
 

@@ -20,7 +20,9 @@ DRAWS = 2000
 FEW_ROWS = 16  # up to which p is exact
 
 
-def rows_alone(score: Score, metric: str, predictions: Sequence[str], references: Sequence[list[str]]) -> np.ndarray:
+def rows_scored_alone(
+    score: Score, metric: str, predictions: Sequence[str], references: Sequence[list[str]]
+) -> np.ndarray:
     """`[rows]`, a metric of each row alone; of a corpus metric the sentence-level one."""
     return np.array(
         [float(score([text], [texts])[metric]) for text, texts in zip(predictions, references, strict=True)]
@@ -31,7 +33,7 @@ def row_scores(
     score: Score, metric: str, predictions: Sequence[str], references: Sequence[list[str]]
 ) -> np.ndarray | None:
     """`[rows]`, a metric of each row alone; None where their mean is not the metric of all, as with BLEU."""
-    each = rows_alone(score, metric, predictions, references)
+    each = rows_scored_alone(score, metric, predictions, references)
     whole = float(score(predictions, references)[metric])
     return each if abs(each.mean() - whole) < 1e-6 * max(1.0, abs(whole)) else None
 
@@ -60,7 +62,7 @@ def difference(scores: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
     return {"difference": float(differences.mean()), "low": low, "high": high, "p": float(p)}
 
 
-def corpus_tests(
+def corpus_significance(
     metric: str, systems: dict[str, Sequence[str]], references: Sequence[list[str]], language: str | None = None
 ) -> dict[str, dict[str, float]]:
     """For each system `low`, `high` and, but for the first, `p` against it, by sacreBLEU's paired bootstrap.
@@ -92,7 +94,7 @@ def corpus_tests(
     return found
 
 
-def how_tested(rows: int, seeds: int) -> str:
+def test_description(rows: int, seeds: int) -> str:
     """How intervals and p of a mean over rows came about, and what they leave out."""
     drawn = f"{DRAWS} draws of rows and seeds" if seeds > 1 else f"{DRAWS} draws of rows"
     said = [drawn] if rows > FEW_ROWS else [f"{drawn}, p by the signs of so few rows, whose intervals are too narrow"]

@@ -26,7 +26,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from prompt_tuning.encoding.batching import pad_on
+from prompt_tuning.encoding.batching import move_padding
 from prompt_tuning.errors import AdapterError, ModelError
 
 PREFIXED_ATTENTION = "encoder_decoder_prefix"
@@ -300,7 +300,7 @@ def _padded_behind(given: dict[str, Any]) -> dict[str, Any]:
     ids, mask = given.get("input_ids"), given.get("attention_mask")
     if ids is None or mask is None or not bool((mask[:, 1:] > mask[:, :-1]).any()):
         return given
-    mask, ids = pad_on("right", mask, ids)
+    mask, ids = move_padding("right", mask, ids)
     return given | {"input_ids": ids, "attention_mask": mask}
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from prompt_tuning.errors import ModelError, first_line
-from prompt_tuning.support.files import usual_mode
+from prompt_tuning.support.files import apply_umask
 
 
 def import_gguf(source: str, output: str) -> Path:
@@ -41,7 +41,7 @@ def import_gguf(source: str, output: str) -> Path:
     try:
         _unquantized(model).save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        usual_mode(partial)
+        apply_umask(partial)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

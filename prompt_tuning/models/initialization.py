@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_VIRTUAL_TOKENS = 20
 
 
-def starting_text(
+def initial_text(
     args: PromptArguments, encoder: Encoder, train_rows: Dataset | IterableDataset | None, seed: int
 ) -> str | None:
     """The text whose tokens the prompt starts from; None where it starts from something else.
@@ -79,7 +79,7 @@ def _drawn(encoder: Encoder, rows: Dataset, count: int, seed: int) -> list[str]:
     return texts
 
 
-def starting_ids(text: str | None, tokenizer: PreTrainedTokenizerBase, init: str) -> list[int] | None:
+def initial_ids(text: str | None, tokenizer: PreTrainedTokenizerBase, init: str) -> list[int] | None:
     """Token ids of the text that the prompt starts from.
 
     Raises:

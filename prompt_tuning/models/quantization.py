@@ -70,7 +70,7 @@ def _missing(wanted: str, package: str) -> ModelError:
 
 
 @contextmanager
-def evaluable(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+def allow_quantized_evaluation(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Within it Trainer takes a quantized model to which nothing was added; it refuses to evaluate one, too."""
     if isinstance(model, PeftModel) or not model.__dict__.get("is_quantized"):
         yield

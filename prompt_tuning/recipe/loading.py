@@ -24,7 +24,7 @@ from prompt_tuning.arguments.arguments import (
 from prompt_tuning.errors import RecipeError, first_line
 from prompt_tuning.metrics.loading import MAIN_METRIC
 from prompt_tuning.recipe.recipe import Recipe
-from prompt_tuning.recipe.validation import contradictions
+from prompt_tuning.recipe.validation import validation_errors
 
 if TYPE_CHECKING:
     pass
@@ -51,7 +51,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
     recipe = _read(Path(path), overrides or [], for_prediction)
     if for_prediction:
         return recipe
-    problems = contradictions(recipe)
+    problems = validation_errors(recipe)
     if recipe.prompt.method == MULTITASK:
         try:
             load_tasks(recipe)
@@ -134,7 +134,7 @@ def load_tasks(recipe: Recipe) -> dict[str, Recipe]:
             )
         else:
             tasks[path.stem] = task
-            problems += [f"{path}: {problem}" for problem in contradictions(task)]
+            problems += [f"{path}: {problem}" for problem in validation_errors(task)]
     if problems:
         raise RecipeError("\n".join(problems))
     return tasks

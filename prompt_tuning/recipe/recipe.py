@@ -31,7 +31,7 @@ class Recipe:
     data: DataArguments
     prompt: PromptArguments
     training: PromptTuningArguments
-    given: frozenset[str]
+    explicitly_set: frozenset[str]
 
     @property
     def decoding(self) -> dict[str, int]:
@@ -52,13 +52,13 @@ class Recipe:
             if value is not None and key not in elsewhere and method in METHODS_OF_SETTING.get(key, (method,))
         }
         # A token is a secret, and a run that is made again is not to be pushed over the first one.
-        secret = {name for name in self.given if name.startswith(("hub_", "push_to_hub"))}
+        secret = {name for name in self.explicitly_set if name.startswith(("hub_", "push_to_hub"))}
         ours = self.training.to_dict() | {"output_dir": self.training.output_dir, "seed": self.training.seed}
         # Which Trainer makes a list of, and a text, as its own flags would not take them.
         reporters = self.training.report_to
         ours["report_to"] = reporters[0] if len(reporters) == 1 else "all" if reporters else "none"
         ours["include_num_input_tokens_seen"] = self.training.include_num_input_tokens_seen != "no"
-        names = self.given | set(type(self.training).DEFAULTS) | {"output_dir", "seed"}
+        names = self.explicitly_set | set(type(self.training).DEFAULTS) | {"output_dir", "seed"}
         half = {name for name in ("bf16", "fp16") if ours[name]}
         if half and self.training.device.type == "cpu":  # without which half precision on a CPU is refused
             ours["use_cpu"], half = True, half | {"use_cpu"}

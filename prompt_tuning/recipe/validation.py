@@ -23,7 +23,7 @@ POSITIVE = (
 )  # fmt: skip
 
 
-def contradictions(recipe: Recipe) -> list[str]:
+def validation_errors(recipe: Recipe) -> list[str]:
     """All that is wrong with the recipe's settings, a line each; reads no row and no model."""
     problems = [] if recipe.model.model_name_or_path else ["model_name_or_path is missing"]
     several = recipe.prompt.method == MULTITASK
@@ -62,7 +62,7 @@ def _training_contradictions(recipe: Recipe) -> list[str]:
     if training.neftune_noise_alpha and prompt.method not in ("lora", "full"):
         problems.append(f"neftune_noise_alpha is for methods lora and full, not {prompt.method}; leave it out")
     for name in ("do_train", "do_eval", "do_predict"):
-        if name in recipe.given:
+        if name in recipe.explicitly_set:
             problems.append(f"{name} has no effect here: `train` trains and then evaluates; leave it out")
     for name in ("bf16_full_eval", "fp16_full_eval"):
         if getattr(training, name):
@@ -83,7 +83,7 @@ def _training_contradictions(recipe: Recipe) -> list[str]:
             "fsdp splits a model over several processes; start them by `accelerate launch`, as "
             "recipes/accelerate/fsdp2.yaml"
         )
-    return problems + training.untakeable()
+    return problems + training.validation_errors()
 
 
 def _range_contradictions(recipe: Recipe) -> list[str]:
@@ -113,7 +113,7 @@ def _without_effect(recipe: Recipe) -> list[str]:
         "max_teacher_tokens": (prompt.teacher_template, "teacher_template"),
         "encoder_hidden_size": (network, "residual, prefix_projection or method: p_tuning"),
         "early_stopping_threshold": (prompt.early_stopping_patience is not None, "early_stopping_patience"),
-        "greater_is_better": ("metric_for_best_model" in recipe.given, "metric_for_best_model"),
+        "greater_is_better": ("metric_for_best_model" in recipe.explicitly_set, "metric_for_best_model"),
         "data_seed": (recipe.training.train_sampling_strategy == "random", "train_sampling_strategy: random"),
         **dict.fromkeys(
             ("dataset_config_name", "dataset_revision", "train_split", "validation_split", "test_split"),
@@ -125,7 +125,7 @@ def _without_effect(recipe: Recipe) -> list[str]:
     return [
         f"{name} has no effect without {wanted}; leave it out, or set that"
         for name, (met, wanted) in needs.items()
-        if name in recipe.given and not defaults[name] and not met
+        if name in recipe.explicitly_set and not defaults[name] and not met
     ]
 
 
@@ -155,7 +155,7 @@ def _hub_contradictions(recipe: Recipe) -> list[str]:
         problems.append("hub_token would stand in every checkpoint; log in with `hf auth login`, or set HF_TOKEN")
     if not training.push_to_hub:
         return problems
-    if "hub_strategy" in recipe.given and training.hub_strategy != "end":
+    if "hub_strategy" in recipe.explicitly_set and training.hub_strategy != "end":
         problems.append(
             f"hub_strategy {training.hub_strategy.value} would upload unfinished runs or the optimiser's state; leave "
             "it out: the finished run is pushed"
@@ -238,7 +238,7 @@ def _multitask_contradictions(recipe: Recipe) -> list[str]:
     prompt, count = recipe.prompt, len(recipe.prompt.tasks or ())
     problems = [
         f"{name} is each task's own and has no effect with method {MULTITASK}; set it in the recipes of tasks"
-        for name in sorted(recipe.given & TASK_SETTINGS)
+        for name in sorted(recipe.explicitly_set & TASK_SETTINGS)
     ]
     if count < 2:
         problems.append(
@@ -262,7 +262,7 @@ def _multitask_contradictions(recipe: Recipe) -> list[str]:
 
 def _prompt_contradictions(recipe: Recipe) -> list[str]:
     """Settings of the prompt that need each other, or would have no effect."""
-    prompt, given, problems = recipe.prompt, recipe.given, []
+    prompt, given, problems = recipe.prompt, recipe.explicitly_set, []
     if prompt.method == "none":
         return []
     for init, name in (("text", "init_text"), ("class_labels", "init_labels"), ("adapter", "init_adapter")):

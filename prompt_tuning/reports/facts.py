@@ -13,7 +13,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
-from prompt_tuning.engine.dispatch import is_prompted
+from prompt_tuning.engine.dispatch import has_prompt
 
 PACKAGES = ("prompt_tuning", "transformers", "peft", "accelerate", "datasets", "torch")
 
@@ -60,7 +60,7 @@ def training_facts(trainer: Trainer) -> dict[str, Any]:
         "trainable_parameters": trainable,
         "total_parameters": total,
     }
-    if is_prompted(model):
+    if has_prompt(model):
         facts["virtual_tokens"] = model.active_peft_config.num_virtual_tokens
     # Without load_best_model_at_end Trainer looks for one, too, and then saves the last.
     if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:

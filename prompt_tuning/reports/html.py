@@ -15,13 +15,20 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from prompt_tuning.encoding.batching import agreement
+from prompt_tuning.encoding.batching import common_prefix_length
 from prompt_tuning.errors import DataError
-from prompt_tuning.metrics.loading import TASK_METRICS, Score, load_metrics, main_metric, metric_names, trial
-from prompt_tuning.metrics.significance import rows_alone
+from prompt_tuning.metrics.loading import (
+    TASK_METRICS,
+    Score,
+    load_metrics,
+    main_metric,
+    metric_names,
+    score_example_row,
+)
+from prompt_tuning.metrics.significance import rows_scored_alone
 from prompt_tuning.reports.charts import Chart, histogram, line_chart
 from prompt_tuning.reports.summary import NAMES, answers_text, decoding_text, leakage_text, logged_steps, read_results
-from prompt_tuning.support.files import read_json_lines, whole_file
+from prompt_tuning.support.files import atomic_write, read_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +62,7 @@ def write_report(folder: Path) -> Path:
         **_curves(folder, results),
         **facts,
     )
-    with whole_file(folder / "report.html") as file:
+    with atomic_write(folder / "report.html") as file:
         file.write(text)
     return folder / "report.html"
 
@@ -128,7 +135,7 @@ def _read_rows(folder: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
 def _score_of(metric: str, names: Sequence[str], language: str | None) -> Score:
     """The one of the metrics that gives `metric`: it goes through the rows one by one, and the others need not."""
     loaded = [load_metrics([name], language=language) for name in names]
-    return next(score for score in loaded if metric in trial(score))
+    return next(score for score in loaded if metric in score_example_row(score))
 
 
 def _add_scores(
@@ -140,7 +147,7 @@ def _add_scores(
     """
     references = [row["references"] for row in rows]
     logger.info("scoring each row alone, for report.html")
-    scores = {name: rows_alone(score, metric, [row[name] for row in rows], references) for name in systems}
+    scores = {name: rows_scored_alone(score, metric, [row[name] for row in rows], references) for name in systems}
     for place, row in enumerate(rows):
         row["place"] = place
         row["scores"] = {name: float(of_rows[place]) for name, of_rows in scores.items()}
@@ -154,7 +161,7 @@ def _add_previews(rows: list[dict[str, Any]]) -> None:
     """Give each row `preview`, its source without the words that all open with, and no text too long to show."""
     sources = [row["source"] for row in rows]
     first, last = min(sources), max(sources)  # what these two open with, all do
-    opening = first[: agreement(first, last)] if first != last else ""
+    opening = first[: common_prefix_length(first, last)] if first != last else ""
     opening = opening[: max(opening.rfind(" "), opening.rfind("\n")) + 1]
     for row in rows:
         own = " ".join((row["source"][len(opening) :].strip() or row["source"]).split())

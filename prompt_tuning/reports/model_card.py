@@ -37,7 +37,7 @@ from prompt_tuning.reports.summary import (
     logged_steps,
     read_results,
 )
-from prompt_tuning.support.files import read_json, whole_file, write_json
+from prompt_tuning.support.files import atomic_write, read_json, write_json
 from prompt_tuning.templates.yaml_format import write_yaml
 
 STEPS_SHOWN = 20
@@ -98,7 +98,7 @@ def write_card(source: Path, output: Path | None = None, own_example: dict[str, 
     if output.suffix == ".json":
         write_json(output, facts)
     else:
-        with whole_file(output) as file:
+        with atomic_write(output) as file:
             file.write(card_text(facts))
     return output
 

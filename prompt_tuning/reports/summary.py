@@ -21,7 +21,7 @@ NAMES = {
 }
 
 
-def tuned_name(method: str) -> str:
+def results_key(method: str) -> str:
     """What results.json calls a trained method's scores: lora and full are references, all else is a soft prompt."""
     return method.lower() if method.lower() in ("lora", "full") else "soft_prompt"
 

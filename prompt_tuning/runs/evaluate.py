@@ -21,7 +21,7 @@ from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.encoding.dataset import EncodingReport
 from prompt_tuning.encoding.streaming import StreamReport
 from prompt_tuning.encoding.target_language import target_language
-from prompt_tuning.engine.dispatch import base_of
+from prompt_tuning.engine.dispatch import get_base
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.loading import load_base_model, load_config
@@ -30,10 +30,10 @@ from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.facts import machine_facts, origin_facts
 from prompt_tuning.reports.html import write_report
 from prompt_tuning.reports.model_card import write_card
-from prompt_tuning.reports.summary import tuned_name
-from prompt_tuning.runs.fingerprints import input_digests
+from prompt_tuning.reports.summary import results_key
+from prompt_tuning.runs.fingerprints import input_fingerprints
 from prompt_tuning.runs.prepare import Prepared, prepare
-from prompt_tuning.support.files import read_json, whole_file, write_json, write_json_lines
+from prompt_tuning.support.files import atomic_write, read_json, write_json, write_json_lines
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
     adapter_config = load_adapter_config(adapter) if adapter else None
     if adapter_config:
         check_adapter(adapter_config, adapter, load_config(recipe.model))
-    name = tuned_name(adapter_config.peft_type) if adapter_config else "hard_prompt"
+    name = results_key(adapter_config.peft_type) if adapter_config else "hard_prompt"
     folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-{name}"
     _check_adapter_of(folder, adapter and str(adapter))
     prepared = prepare(recipe, (split,))
@@ -135,7 +135,7 @@ def evaluate_and_write(
 
 def _own_decoding(model: PreTrainedModel | PeftModel) -> dict[str, float]:
     """What the model's own generation configuration adds to the recipe's decoding."""
-    config = base_of(model).generation_config
+    config = get_base(model).generation_config
     found = {name: getattr(config, name, None) for name in OWN_DECODING}
     return {name: value for name, value in found.items() if value not in (None, OWN_DECODING[name])}
 
@@ -211,7 +211,7 @@ def describe(prepared: Prepared, split: str) -> dict[str, Any]:
         "template": recipe.prompt.template,
         "decoding": chosen if prepared.encoder.closed else recipe.decoding,
         "leakage": prepared.leakage,
-        "inputs": input_digests(prepared),
+        "inputs": input_fingerprints(prepared),
         "example": _example(prepared, split),
         **origin_facts(recipe.model.model_name_or_path, recipe.data.dataset_name, prepared.rows[split]),
         **machine_facts(recipe.training),
@@ -247,7 +247,7 @@ def write_run(
             for number, row in enumerate(rows)
         ),
     )
-    with whole_file(folder / "template.yaml") as file:
+    with atomic_write(folder / "template.yaml") as file:
         file.write(prepared.template.to_yaml())
     write_json(folder / "results.json", results)
 

@@ -21,46 +21,48 @@ ROW_COLUMNS = ("input_ids", "labels", "references", "choices", "choice_ids")
 SAMPLE = 2**16  # bytes
 
 
-def input_digests(prepared: Prepared) -> dict[str, str]:
+def input_fingerprints(prepared: Prepared) -> dict[str, str]:
     """By the split or setting that names it."""
     model, data, prompt = prepared.recipe.model, prepared.recipe.data, prepared.recipe.prompt
     stop = prepared.template.stop
-    found = {split: rows_digest(rows, stop) for split, rows in prepared.encoded.items() if isinstance(rows, Dataset)}
+    found = {
+        split: rows_fingerprint(rows, stop) for split, rows in prepared.encoded.items() if isinstance(rows, Dataset)
+    }
     if data.streaming and data.train_file and "train" in prepared.encoded:
-        found["train"] = files_digest([Path(data.train_file)])
+        found["train"] = files_fingerprint([Path(data.train_file)])
     if prepared.taught is not None:
-        found["teacher_template"] = rows_digest(prepared.taught)
+        found["teacher_template"] = rows_fingerprint(prepared.taught)
     if prepared.init_ids is not None:  # rows and words that may stand nowhere else
         found["init"] = _digest(prepared.init_ids)
     if prompt.adapter and prompt.method != "none":
-        found["adapter"] = weights_digest(adapter_folder(prompt.adapter))
+        found["adapter"] = weights_fingerprint(adapter_folder(prompt.adapter))
     if prompt.init == "adapter" and prompt.method != "none":
-        found["init_adapter"] = weights_digest(adapter_folder(prompt.init_adapter))
+        found["init_adapter"] = weights_fingerprint(adapter_folder(prompt.init_adapter))
     if own := [Path(name) for name in prompt.metrics or () if name not in OWN_METRICS and Path(name).exists()]:
         modules = (sorted(path.rglob("*.py")) if path.is_dir() else [path] for path in own)
-        found["metrics"] = files_digest(itertools.chain.from_iterable(modules))
-    return found | {"model_name_or_path": weights_digest(model.model_name_or_path, model.model_revision)}
+        found["metrics"] = files_fingerprint(itertools.chain.from_iterable(modules))
+    return found | {"model_name_or_path": weights_fingerprint(model.model_name_or_path, model.model_revision)}
 
 
-def rows_digest(rows: Dataset, stop: tuple[str, ...] = ()) -> str:
+def rows_fingerprint(rows: Dataset, stop: tuple[str, ...] = ()) -> str:
     """Of all that encoded rows are to a model and a metric, the template's words among it."""
     columns = [column for column in ROW_COLUMNS if column in rows.column_names]
     return _digest(itertools.chain([stop], rows.select_columns(columns).iter(1000)))
 
 
-def weights_digest(name: str | Path, revision: str | None = None) -> str:
+def weights_fingerprint(name: str | Path, revision: str | None = None) -> str:
     """Of the weights and configuration in a folder; of a hub id its commit."""
     if not Path(name).is_dir():
         cached = try_to_load_from_cache(str(name), "config.json", revision=revision)
         return Path(cached).parent.name if isinstance(cached, str) else "unknown"
-    return files_digest(
+    return files_fingerprint(
         file
         for file in sorted(Path(name).iterdir())
         if file.is_file() and (file.suffix in WEIGHTS or file.name in CONFIGURATION)
     )
 
 
-def files_digest(files: Iterable[Path]) -> str:
+def files_fingerprint(files: Iterable[Path]) -> str:
     """Of files' names and bytes; of one over 16 MB samples are read, since training changes all of it."""
     digest = hashlib.sha256()
     for file in files:

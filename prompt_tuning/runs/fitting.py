@@ -18,11 +18,11 @@ from transformers.trainer_utils import get_last_checkpoint
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.facts import training_facts
-from prompt_tuning.support.files import whole_file, whole_folder
+from prompt_tuning.support.files import atomic_folder, atomic_write
 from prompt_tuning.templates.template import Template
 from prompt_tuning.training.callbacks import EarlyStopping, stopping_on_signals
 from prompt_tuning.training.checkpoints import remove_partial
-from prompt_tuning.training.memory import IN_TRAINING, OF_SEVERAL, memory_told
+from prompt_tuning.training.memory import IN_TRAINING, OF_SEVERAL, explain_out_of_memory
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) ->
         (folder / "results.json").unlink(missing_ok=True)  # of what this training goes on from
         save_recipe(recipe, folder)  # by which a run that stops is known
     advice = IN_TRAINING if trainer.args.world_size == 1 else OF_SEVERAL
-    with memory_told(advice), stopping_on_signals(trainer.accelerator) as callback:
+    with explain_out_of_memory(advice), stopping_on_signals(trainer.accelerator) as callback:
         trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=checkpoint)
     seconds = round(time.perf_counter() - started, 1)
@@ -141,9 +141,9 @@ def save_adapter(
     """The adapter, and what `inspect` compares it with; a whole model with its tokenizer.
 
     Args:
-        state_dict: as `whole_weights` gives it.
+        state_dict: as `full_state_dict` gives it.
     """
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         model.save_pretrained(partial, state_dict=state_dict)
         (partial / "README.md").unlink(missing_ok=True)  # PEFT's placeholder card; ours follows the evaluation
         if initial is not None:
@@ -154,9 +154,9 @@ def save_adapter(
 
 def save_recipe(recipe: Recipe, folder: Path, template: Template | None = None, comment: str = "") -> None:
     """What `predict` needs to build the same prompt again."""
-    with whole_file(folder / "recipe.yaml") as file:
+    with atomic_write(folder / "recipe.yaml") as file:
         file.write(comment)
         yaml.safe_dump(recipe.resolved(), file, sort_keys=False, allow_unicode=True, width=120)
     if template:
-        with whole_file(folder / "template.yaml") as file:
+        with atomic_write(folder / "template.yaml") as file:
             file.write(template.to_yaml())

@@ -144,7 +144,7 @@ def _recipe_of_task(recipe: Recipe, name: str, task: Recipe) -> Recipe:
         data=task.data,
         prompt=replace(recipe.prompt, method="prompt_tuning", tasks=None, **own),
         training=training,
-        given=recipe.given | (task.given & TASK_SETTINGS),
+        explicitly_set=recipe.explicitly_set | (task.explicitly_set & TASK_SETTINGS),
     )
 
 

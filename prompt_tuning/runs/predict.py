@@ -21,21 +21,21 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from prompt_tuning.arguments.arguments import LOCAL_FORMATS, DataArguments
-from prompt_tuning.data.loading import load_file, usual_row, utf8_lines
+from prompt_tuning.data.loading import load_file, utf8_lines, with_standard_columns
 from prompt_tuning.encoding.batching import pad_left
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.target_language import target_language
-from prompt_tuning.engine.dispatch import autocasting, base_of, half_of
-from prompt_tuning.engine.generation import check_one_text
+from prompt_tuning.engine.dispatch import autocast_dtype, autocasting, get_base
+from prompt_tuning.engine.generation import check_one_sequence
 from prompt_tuning.engine.likelihood import choose
-from prompt_tuning.engine.shared_prefix import prompt_computed_once
-from prompt_tuning.engine.stop_texts import decode, stop_at_end, stopping
+from prompt_tuning.engine.shared_prefix import compute_prompt_once
+from prompt_tuning.engine.stop_texts import add_end_token, decode, stopping
 from prompt_tuning.errors import AdapterError, DataError, TemplateError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
 from prompt_tuning.models.prompts import check_adapter, load_adapter, load_adapter_config
 from prompt_tuning.recipe.loading import load_recipe
-from prompt_tuning.support.files import whole_file
+from prompt_tuning.support.files import atomic_write
 from prompt_tuning.templates.template import Template
 
 READ = LOCAL_FORMATS.keys()
@@ -111,7 +111,7 @@ class Predictor:
         encoder = replace(encoder, chosen=min(count, len(template.demonstrations)))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         base = load_base_model(recipe.model, config).to(device)
-        stop_at_end(base, tokenizer)
+        add_end_token(base, tokenizer)
         model = base if full else load_adapter(base, adapter, config=adapter_config)
         decoding = recipe.decoding | target_language(tokenizer)
         autocast = _autocast(adapter / "recipe.yaml", device)
@@ -127,7 +127,7 @@ class Predictor:
 
     def read(self, row: dict[str, Any]) -> tuple[Question, int, int]:
         """A row as token ids, and how many tokens and demonstrations did not fit; raises as calling does."""
-        row = usual_row(row, self.data)
+        row = with_standard_columns(row, self.data)
         encoder, left_out = self.encoder.fitted(row)
         ids, cut, text = encoder.source(row)
         return Question(ids, *(encoder.choices(row, text, ids) if encoder.closed else ())), cut, left_out
@@ -155,7 +155,7 @@ class Predictor:
             batch = pad_left(sources, tokenizer.pad_token_id)
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
         given = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id} | self.generation_kwargs
-        check_one_text(base_of(self.model), given)
+        check_one_sequence(get_base(self.model), given)
         with _lock_of(self.model), self.autocasting():
             generated = self.model.generate(**batch, **stopping(tokenizer, stop), **given)
         start = 1 if self.encoder.is_encoder_decoder else batch["input_ids"].shape[1]
@@ -169,7 +169,7 @@ class Predictor:
 def _lock_of(model: torch.nn.Module) -> threading.RLock:
     """One for all that share a base model, which PEFT's `generate` changes while it runs."""
     with _LOCK:
-        return _LOCKS.setdefault(base_of(model), threading.RLock())
+        return _LOCKS.setdefault(get_base(model), threading.RLock())
 
 
 def _autocast(recipe: Path, device: str) -> torch.dtype | None:
@@ -177,7 +177,7 @@ def _autocast(recipe: Path, device: str) -> torch.dtype | None:
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     if device == "cpu" and not settings.get("use_cpu"):
         return None
-    return half_of(settings)
+    return autocast_dtype(settings)
 
 
 def predict(
@@ -207,9 +207,9 @@ def predict(
         else:
             stream = sys.stdin.buffer if source == "-" else files.enter_context(Path(source).open("rb"))
             rows = _rows(utf8_lines(stream, _name(source)), predictor.encoder, source)
-        file = sys.stdout if output == "-" else files.enter_context(whole_file(Path(output)))
+        file = sys.stdout if output == "-" else files.enter_context(atomic_write(Path(output)))
         files.enter_context(predictor.autocasting())
-        files.enter_context(prompt_computed_once(predictor.model))
+        files.enter_context(compute_prompt_once(predictor.model))
         _predict_rows(predictor, rows, file, batch_size, source)
 
 
@@ -220,7 +220,7 @@ def _predict_rows(
     while batch := list(islice(rows, batch_size)):
         questions = []
         for origin, row in batch:
-            template, columns = predictor.encoder.template, usual_row(row, predictor.data).keys()
+            template, columns = predictor.encoder.template, with_standard_columns(row, predictor.data).keys()
             if missing := sorted(template.source_columns - columns):
                 names = ", ".join(map(repr, row))
                 raise DataError(

@@ -20,8 +20,8 @@ from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.streaming import StreamReport, encode_stream
 from prompt_tuning.errors import DataError, Problems, PromptTuningError, RecipeError
 from prompt_tuning.metrics.language import primary_language
-from prompt_tuning.metrics.loading import TASK_METRICS, Score, load_metrics, metric_names, trial
-from prompt_tuning.models.initialization import prompt_length, starting_ids, starting_text
+from prompt_tuning.metrics.loading import TASK_METRICS, Score, load_metrics, metric_names, score_example_row
+from prompt_tuning.models.initialization import initial_ids, initial_text, prompt_length
 from prompt_tuning.models.loading import check_method, load_config, load_tokenizer
 from prompt_tuning.models.prompts import check_adapter, load_adapter_config
 from prompt_tuning.models.quantization import quantization_config
@@ -144,7 +144,7 @@ def _read(
             data.metric_language,
         )
     if score:
-        problems += _metric_problems(recipe, problems.attempt(trial, score))
+        problems += _metric_problems(recipe, problems.attempt(score_example_row, score))
     to_choose_from = ("train",) if prompt.num_demonstrations and "train" not in splits else ()
     loaded = problems.attempt(load_splits, data, (*to_choose_from, *splits))
     if loaded is not None and not loaded.keys() & set(splits):
@@ -245,8 +245,8 @@ def _start(
         return None, config.num_virtual_tokens if config.is_prompt_learning else 0
     if prompt.method in ("none", "lora", "full"):
         return None, 0
-    text = starting_text(prompt, encoder, train_rows, recipe.training.seed)
-    ids = starting_ids(text, encoder.tokenizer, prompt.init)
+    text = initial_text(prompt, encoder, train_rows, recipe.training.seed)
+    ids = initial_ids(text, encoder.tokenizer, prompt.init)
     return ids, prompt_length(prompt, ids)
 
 

@@ -25,16 +25,16 @@ from prompt_tuning.models.initialization import frequent_ids, initial_prefix, in
 from prompt_tuning.models.loading import load_base_model
 from prompt_tuning.models.prompts import add_adapter, add_soft_prompt, load_adapter, prompt_config
 from prompt_tuning.recipe.recipe import Recipe
-from prompt_tuning.reports.summary import tuned_name
+from prompt_tuning.reports.summary import results_key
 from prompt_tuning.runs.evaluate import describe, evaluate_and_write, trainer_for, write_pages
 from prompt_tuning.runs.fitting import callbacks, checkpoint_to_resume, fit, save_adapter, save_recipe
 from prompt_tuning.runs.multitask import train_tasks
 from prompt_tuning.runs.prepare import Prepared, prepare_run
 from prompt_tuning.runs.sharding import check_sharding
 from prompt_tuning.support.files import write_json
-from prompt_tuning.training.distributed import whole_weights
+from prompt_tuning.training.distributed import full_state_dict
 from prompt_tuning.training.losses import teacher_states
-from prompt_tuning.training.memory import memory_told
+from prompt_tuning.training.memory import explain_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def _evaluated(
     """By its name in results.json what was trained, if anything was, and the base model."""
     method = prepared.recipe.prompt.method
     if model is not None:
-        yield tuned_name(method), model
+        yield results_key(method), model
     if evaluate_hard_prompt and method == "full":
         base = load_base_model(prepared.recipe.model, prepared.config)
     split = isinstance(model, FSDPModule) and isinstance(model, PeftModel)
@@ -138,7 +138,7 @@ def _train(
     trainer = trainer_for(model, prepared, callbacks(prepared.recipe))
     if prepared.taught is not None:
         base, args = model.get_base_model(), prepared.recipe.training  # which the trainer put on its device
-        with memory_told("lower per_device_eval_batch_tokens"), model.eagerly():
+        with explain_out_of_memory("lower per_device_eval_batch_tokens"), model.eagerly():
             trainer.teacher = teacher_states(
                 base, prepared.taught, args.per_device_eval_batch_tokens, args.disable_tqdm
             )
@@ -152,7 +152,7 @@ def _train(
         facts["train_rows"] = report.rows
     facts["train_seconds"] = round(time.perf_counter() - started, 1)  # the teacher's too
     tokenizer = prepared.tokenizer if facts["method"] == "full" else None
-    with whole_weights(model, trainer.accelerator) as state_dict:
+    with full_state_dict(model, trainer.accelerator) as state_dict:
         if trainer.is_world_process_zero():
             save_adapter(model, folder, initial, tokenizer, state_dict)
     if trainer.is_world_process_zero():

@@ -17,14 +17,14 @@ from prompt_tuning.arguments.arguments import MULTITASK
 from prompt_tuning.data.loading import SPLITS
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.metrics.loading import MAIN_METRIC, TASK_METRICS, metric_names
-from prompt_tuning.metrics.significance import corpus_tests, difference, how_tested, interval, row_scores
+from prompt_tuning.metrics.significance import corpus_significance, difference, interval, row_scores, test_description
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe
-from prompt_tuning.reports.summary import tuned_name
+from prompt_tuning.reports.summary import results_key
 from prompt_tuning.runs.prepare import prepare, score_of
 from prompt_tuning.studies.figures import new_figure, write_png
-from prompt_tuning.studies.shared_base import SharedBaseModel, check_inputs, is_finished
-from prompt_tuning.support.files import read_json, read_json_lines, whole_file, write_json
+from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, is_finished
+from prompt_tuning.support.files import atomic_write, read_json, read_json_lines, write_json
 from prompt_tuning.support.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def compare(
     for path, of_part in of_parts.items():
         for recipe in (_of_run(path, overrides, seed, folder) for seed in of_part):
             if is_finished(recipe):
-                check_inputs(prepare(recipe, SPLITS))
+                check_unchanged(prepare(recipe, SPLITS))
     parts, base = [], SharedBaseModel()
     for path, of_part in of_parts.items():
         # The card of the run that others are compared with says what its template reaches alone.
@@ -101,7 +101,7 @@ def compare(
         parts.append(_read(Path(path).stem, folders, recipes[Path(path).stem]))
     compared = {"metric": metric, "rows": len(parts[0].references), "seeds": seeds} | _facts(parts, metric)
     write_json(folder / "compare.json", compared)
-    with whole_file(folder / "compare.md") as file:
+    with atomic_write(folder / "compare.md") as file:
         file.write(comparison_text(compared) + "\n")
     _draw(compared, figure, folder / "compare.png")
     return compared
@@ -120,7 +120,7 @@ def _check_metric(recipes: dict[str, Recipe], metric: str) -> None:
         if metric not in numbers:
             raise RecipeError(f"metric {metric}: the metrics of {name} give {', '.join(numbers)}; name one of them")
         if row_scores(score, metric, *MADE_UP) is None:
-            corpus_tests(metric, {name: MADE_UP[0]}, MADE_UP[1], recipe.data.metric_language)
+            corpus_significance(metric, {name: MADE_UP[0]}, MADE_UP[1], recipe.data.metric_language)
 
 
 def _scored_by(recipe: Recipe) -> str:
@@ -181,7 +181,7 @@ def _read(name: str, folders: list[Path], recipe: Recipe) -> Part:
 def _system(recipe: Recipe) -> str:
     """What results.json and predictions call what a recipe makes."""
     method = recipe.prompt.method
-    return "hard_prompt" if method == "none" else tuned_name(method)
+    return "hard_prompt" if method == "none" else results_key(method)
 
 
 def _facts(parts: list[Part], metric: str) -> dict[str, Any]:
@@ -209,19 +209,22 @@ def _facts(parts: list[Part], metric: str) -> dict[str, Any]:
                 found["p"] = max(of[part.name]["p"] for of in tests)
         facts[part.name] = found | _costs(part)
     if by_row:
-        return {"test": how_tested(len(parts[0].references), max(len(part.folders) for part in parts)), "parts": facts}
+        return {
+            "test": test_description(len(parts[0].references), max(len(part.folders) for part in parts)),
+            "parts": facts,
+        }
     seeds = "" if len(tests) == 1 else " of each seed, their mean interval and largest p"
     return {"test": f"sacreBLEU's paired bootstrap of the rows{seeds}", "parts": facts}
 
 
 def _corpus_tests(parts: list[Part], metric: str) -> list[dict[str, dict[str, float]]]:
-    """`corpus_tests` of each seed; of a part that was run once its one run."""
+    """`corpus_significance` of each seed; of a part that was run once its one run."""
     language = parts[0].recipe.data.metric_language
     of_seeds = [
         {part.name: part.predictions[min(place, len(part.predictions) - 1)] for part in parts}
         for place in range(max(len(part.predictions) for part in parts))
     ]
-    return [corpus_tests(metric, texts, parts[0].references, language) for texts in of_seeds]
+    return [corpus_significance(metric, texts, parts[0].references, language) for texts in of_seeds]
 
 
 def _costs(part: Part) -> dict[str, Any]:

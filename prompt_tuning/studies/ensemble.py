@@ -34,7 +34,7 @@ from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.summary import read_results
 from prompt_tuning.runs.evaluate import check_output_dir, describe, scores_of, trainer_for, write_pages, write_run
 from prompt_tuning.runs.prepare import Prepared, prepare
-from prompt_tuning.training.memory import IN_EVALUATION, memory_told
+from prompt_tuning.training.memory import IN_EVALUATION, explain_out_of_memory
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ def write_together(
         numbers = [order[place] for place in batch]
         padded = pad_left([sources[n] for n in numbers for _ in names], tokenizer.pad_token_id)
         average = {"logits_processor": LogitsProcessorList(processors)} if processors else {}
-        with memory_told(IN_EVALUATION), trainer.accelerator.autocast():  # that evaluation runs under
+        with explain_out_of_memory(IN_EVALUATION), trainer.accelerator.autocast():  # that evaluation runs under
             generated = model.generate(
                 **trainer._prepare_inputs(padded),
                 adapter_names=[*names] * len(batch),

@@ -26,7 +26,7 @@ from prompt_tuning.models.encoder_decoder import EncoderDecoderPrefixConfig
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
 from prompt_tuning.models.prompts import check_adapter, load_adapter_config
 from prompt_tuning.studies.figures import new_figure, write_png
-from prompt_tuning.support.files import read_json, whole_folder, write_json
+from prompt_tuning.support.files import atomic_folder, read_json, write_json
 
 INITIAL = "initial_prompt"  # the tensor, and with .safetensors the file, that a run started from
 CAUTION = """\
@@ -70,7 +70,7 @@ def inspect(adapter: str, model_name_or_path: str | None = None, nearest: int = 
         for token, distance in zip(report["tokens"], _moved(weight, initial), strict=True):
             token["moved"] = distance
     report["caution"] = CAUTION
-    with whole_folder(Path(output) if output else folder) as partial:
+    with atomic_folder(Path(output) if output else folder) as partial:
         write_json(partial / "inspection.json", report)
         _draw(report, partial / "inspection.png")
     return report

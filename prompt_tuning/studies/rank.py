@@ -28,19 +28,19 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from prompt_tuning.arguments.arguments import MULTITASK
-from prompt_tuning.engine.dispatch import autocasting, half_of
+from prompt_tuning.engine.dispatch import autocast_dtype, autocasting
 from prompt_tuning.engine.likelihood import target_log_likelihoods
 from prompt_tuning.errors import DataError, PromptTuningError, RecipeError, first_line
-from prompt_tuning.metrics.loading import MAIN_METRIC, trial
-from prompt_tuning.metrics.significance import DRAWS, corpus_tests, difference, interval, row_scores
+from prompt_tuning.metrics.loading import MAIN_METRIC, score_example_row
+from prompt_tuning.metrics.significance import DRAWS, corpus_significance, difference, interval, row_scores
 from prompt_tuning.models.loading import load_base_model
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe, changed_settings
 from prompt_tuning.runs.evaluate import trainer_for
-from prompt_tuning.runs.fingerprints import rows_digest, weights_digest
+from prompt_tuning.runs.fingerprints import rows_fingerprint, weights_fingerprint
 from prompt_tuning.runs.prepare import Prepared, prepare, score_of
 from prompt_tuning.studies.rank_table import rank_text
-from prompt_tuning.support.files import read_json, read_json_lines, whole_file, write_json, write_json_lines
+from prompt_tuning.support.files import atomic_write, read_json, read_json_lines, write_json, write_json_lines
 from prompt_tuning.templates.template import Template, load_templates
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def rank(
         return load_base_model(recipe.model, config).to(recipe.training.device)
 
     args = recipe.training
-    with autocasting(args.device.type, half_of(vars(args))):  # as predictions are
+    with autocasting(args.device.type, autocast_dtype(vars(args))):  # as predictions are
         known, plan, last = _halve(model, prepared, folder / LIKELIHOODS, finalists, args.disable_tqdm)
     texts = _predictions(model, {name: prepared[name] for name in last}, folder / PREDICTIONS)
     ranked = {"metric": metric, "rows": len(_rows(next(iter(prepared.values()))))}
@@ -122,13 +122,13 @@ def rank(
     winner = candidates[ranked["winner"]]
     ranked["next"] = _write_recipe(recipe, winner, prepared[ranked["winner"]], folder / "winner.yaml")
     write_json(folder / "rank.json", ranked)
-    with whole_file(folder / "rank.md") as file:
+    with atomic_write(folder / "rank.md") as file:
         file.write(rank_text(ranked) + "\n")
     return ranked
 
 
 def _metric(recipe: Recipe) -> str:
-    metric, given = MAIN_METRIC[recipe.data.task], trial(score_of(recipe))
+    metric, given = MAIN_METRIC[recipe.data.task], score_example_row(score_of(recipe))
     if metric not in given:
         raise RecipeError(f"metrics give {', '.join(given)}, and rank goes by {metric}; leave metrics out")
     return metric
@@ -215,8 +215,10 @@ def _check_settings(folder: Path, recipe: Recipe, prepared: dict[str, Prepared],
     resolved = replace(recipe, prompt=replace(recipe.prompt, method="none")).resolved()
     settings = {key: value for key, value in resolved.items() if key in vars(recipe.model).keys() | SCORE_SETTINGS}
     settings |= {"decoding": recipe.decoding, "finalists": finalists}
-    settings["weights"] = weights_digest(recipe.model.model_name_or_path, recipe.model.model_revision)
-    settings["candidates"] = {name: rows_digest(_rows(each), each.template.stop) for name, each in prepared.items()}
+    settings["weights"] = weights_fingerprint(recipe.model.model_name_or_path, recipe.model.model_revision)
+    settings["candidates"] = {
+        name: rows_fingerprint(_rows(each), each.template.stop) for name, each in prepared.items()
+    }
     file, settings = folder / "settings.json", json.loads(json.dumps(settings))
     try:
         saved = read_json(file) if file.is_file() else {}
@@ -378,7 +380,7 @@ def _metric_tests(
     if any(each is None for each in rows.values()):
         alone = {winner: {}}  # sacreBLEU tests two or more
         language = prepared.recipe.data.metric_language
-        of = corpus_tests(metric, texts, references, language) if len(texts) > 1 else alone
+        of = corpus_significance(metric, texts, references, language) if len(texts) > 1 else alone
         return {"test": "sacreBLEU's paired bootstrap", "of": of}
     of = {}
     for name, each in rows.items():
@@ -407,7 +409,7 @@ def _write_recipe(recipe: Recipe, winner: Candidate, prepared: Prepared, file: P
         ]
         without = f" and take out {', '.join(starts)}" if starts else ""
         hint = f"to start a soft prompt at its opening: set method: prompt_tuning and init: template{without}"
-    with whole_file(file) as opened:
+    with atomic_write(file) as opened:
         opened.write(f"# {winner}: the best of `prompt-tuning rank {recipe.path}` on the validation rows.\n")
         opened.write(f"# {hint[0].upper()}{hint[1:]}.\n" if hint else "")
         yaml.safe_dump(values, opened, sort_keys=False, allow_unicode=True, width=120)

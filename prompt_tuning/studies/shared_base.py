@@ -14,7 +14,7 @@ from prompt_tuning.data.loading import SPLITS, split_origin
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.recipe.recipe import Recipe
-from prompt_tuning.runs.fingerprints import input_digests
+from prompt_tuning.runs.fingerprints import input_fingerprints
 from prompt_tuning.runs.prepare import Prepared
 from prompt_tuning.runs.train import train
 from prompt_tuning.support.files import read_json
@@ -34,10 +34,10 @@ def is_finished(recipe: Recipe) -> bool:
     return (run / "results.json").is_file()
 
 
-def check_inputs(prepared: Prepared) -> None:
+def check_unchanged(prepared: Prepared) -> None:
     """Raise a DataError if a finished run had other rows, other words in its template, or other weights than now."""
     recipe, run = prepared.recipe, Path(prepared.recipe.training.output_dir)
-    known, now = read_json(run / "results.json").get("inputs", {}), input_digests(prepared)
+    known, now = read_json(run / "results.json").get("inputs", {}), input_fingerprints(prepared)
     if changed := [name for name in known if known[name] != now.get(name)]:
         settings = recipe.resolved()
         named = [

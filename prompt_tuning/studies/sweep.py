@@ -17,10 +17,10 @@ from prompt_tuning.errors import Problems, PromptTuningError, RecipeError
 from prompt_tuning.metrics.loading import main_metric
 from prompt_tuning.recipe.loading import load_recipe, read_pairs, to_argv
 from prompt_tuning.recipe.recipe import Recipe
-from prompt_tuning.reports.summary import tuned_name
+from prompt_tuning.reports.summary import results_key
 from prompt_tuning.runs.prepare import prepare_run
-from prompt_tuning.studies.shared_base import SharedBaseModel, check_inputs, is_finished
-from prompt_tuning.support.files import read_json, whole_file, write_json
+from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, is_finished
+from prompt_tuning.support.files import atomic_write, read_json, write_json
 from prompt_tuning.support.tables import markdown_table
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def sweep(path: str, overrides: list[str], folder: Path) -> dict[str, Any]:
     swept = {name: {"error": errors[name]} if name in errors else _facts(folder / name) for name in settings}
     if PartialState().is_main_process:
         write_json(folder / "sweep.json", swept)
-        with whole_file(folder / "sweep.md") as file:
+        with atomic_write(folder / "sweep.md") as file:
             file.write(sweep_text(swept) + "\n")
     return swept
 
@@ -126,7 +126,7 @@ def _check_rows(recipe: Recipe, finished: bool) -> None:
         raise RecipeError(f"{recipe.path} is of several tasks at once, one run with its own model; train it alone")
     prepared = prepare_run(recipe)
     if finished:
-        check_inputs(prepared)
+        check_unchanged(prepared)
 
 
 def _facts(run: Path) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _facts(run: Path) -> dict[str, Any]:
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     named = {"hard_prompt": "hard_prompt"}
     if recipe["method"] != "none":
-        named["tuned"] = tuned_name(recipe["method"])
+        named["tuned"] = results_key(recipe["method"])
     metric = main_metric(results["task"], results["hard_prompt"])
     numbers = ("trainable_parameters", "train_steps", "train_seconds", "evaluation_seconds")
     return (

@@ -16,7 +16,7 @@ from prompt_tuning.errors import DataError
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[TextIO]:
+def atomic_write(path: Path) -> Iterator[TextIO]:
     """A text file that appears under `path` only if the block ends without an error.
 
     A link stays one, and what it names is written; a pipe or device, which holds nothing, is written as it is.
@@ -37,7 +37,7 @@ def whole_file(path: Path) -> Iterator[TextIO]:
 
 
 @contextmanager
-def full_disk_told(folder: Path) -> Iterator[None]:
+def explain_full_disk(folder: Path) -> Iterator[None]:
     """Turn the many errors by which libraries report a full disk into one OSError."""
     try:
         yield
@@ -48,21 +48,21 @@ def full_disk_told(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """A folder to fill; its files move into `path` only if the block ends without an error."""
     path.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=path))
     try:
-        with full_disk_told(path):
+        with explain_full_disk(path):
             yield partial
-        usual_mode(partial)
+        apply_umask(partial)
         for file in sorted(partial.iterdir()):
             os.replace(file, path / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def usual_mode(folder: Path) -> None:
+def apply_umask(folder: Path) -> None:
     """Give a folder and all in it the mode of what is made anew; safetensors and tempfile make theirs for one user."""
     probe = folder / ".mode"
     probe.touch()
@@ -75,7 +75,7 @@ def usual_mode(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")
 
@@ -110,6 +110,6 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

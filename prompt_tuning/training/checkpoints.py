@@ -16,16 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule
 from transformers.trainer_utils import sort_checkpoints
 
-from prompt_tuning.engine.dispatch import is_prompted
+from prompt_tuning.engine.dispatch import has_prompt
 from prompt_tuning.errors import AdapterError
-from prompt_tuning.support.files import usual_mode
+from prompt_tuning.support.files import apply_umask
 
 PARTIAL = ".partial-"
 PROMPT_ENCODER = "prompt_encoder.safetensors"
 
 
 @contextmanager
-def whole_checkpoint(checkpoint: Path) -> Iterator[Path]:
+def atomic_checkpoint(checkpoint: Path) -> Iterator[Path]:
     """A run's folder in which to make this checkpoint; it moves to its place only if the block ends without an error.
 
     Every process has to enter it. One that is there already, of a run that went back to an earlier one, is replaced.
@@ -40,7 +40,7 @@ def whole_checkpoint(checkpoint: Path) -> Iterator[Path]:
             if state.is_local_main_process and partial.is_dir():
                 if checkpoint.is_dir():
                     remove_folder(checkpoint)
-                usual_mode(partial / checkpoint.name)
+                apply_umask(partial / checkpoint.name)
                 os.replace(partial / checkpoint.name, checkpoint)
     finally:
         if state.is_local_main_process:
@@ -53,7 +53,7 @@ def has_network(model: torch.nn.Module) -> bool:
     So with P-tuning's encoder, a projection, a residual network, and a multitask prompt's matrices. A model that FSDP
     splits is saved whole in any case.
     """
-    if not is_prompted(model) or isinstance(model, FSDPModule):
+    if not has_prompt(model) or isinstance(model, FSDPModule):
         return False
     return len(list(model.prompt_encoder.parameters())) > 1
 
@@ -85,7 +85,7 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def remove_old(run: Path, limit: int | None, best: str | None) -> None:
+def rotate_checkpoints(run: Path, limit: int | None, best: str | None) -> None:
     """Keep `limit` checkpoints, the last and the best always among them: Trainer's rotation, by `remove_folder`."""
     if not limit or limit < 0:
         return
@@ -95,7 +95,7 @@ def remove_old(run: Path, limit: int | None, best: str | None) -> None:
         remove_folder(Path(old))
 
 
-def keep_best(run: Path, best: str) -> None:
+def remove_all_but(run: Path, best: str) -> None:
     """Remove all checkpoints of a run but this one, which may be written otherwise."""
     for checkpoint in map(Path, sort_checkpoints(str(run))):
         if not checkpoint.samefile(best):

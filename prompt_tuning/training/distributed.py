@@ -15,12 +15,12 @@ from transformers import TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prompt_tuning.encoding.batching import batches_within
-from prompt_tuning.engine.dispatch import base_of, is_prompted
+from prompt_tuning.engine.dispatch import get_base, has_prompt
 from prompt_tuning.errors import ProcessError, first_line
 
 
 @contextmanager
-def lost_process_told() -> Iterator[None]:
+def explain_lost_process() -> Iterator[None]:
     """Turn the errors by which torch and gloo report that another process is gone into a ProcessError."""
     try:
         yield
@@ -70,12 +70,12 @@ def loader_of_batches(loader: DataLoader, batches: list[list[int]], args: Traini
     return prepare_data_loader(own, args.device, num_processes=1, process_index=0, put_on_device=True)
 
 
-def not_repeated(left: int, rows: int, number: int) -> int:
+def num_real_rows(left: int, rows: int, number: int) -> int:
     """How many of the `rows` rows of process `number` are no repetition, where all processes together have `left`."""
     return min(max(left - rows * number, 0), rows)
 
 
-def keep_between_layers(model: torch.nn.Module) -> list[FSDPModule]:
+def keep_gathered_outside_layers(model: torch.nn.Module) -> list[FSDPModule]:
     """The parts of a split model outside its layers, which from now on stay gathered once one has run.
 
     Batches differ in how often they read embeddings, and processes must gather all else in one order. Nothing for a
@@ -90,7 +90,7 @@ def keep_between_layers(model: torch.nn.Module) -> list[FSDPModule]:
     return parts
 
 
-def name_embeddings_once(model: torch.nn.Module) -> None:
+def remove_duplicate_embedding_name(model: torch.nn.Module) -> None:
     """Let a split model have its embeddings by the base model's name alone.
 
     PEFT registers those of a model with a prompt as `word_embeddings` too, and torch, which keeps a split model's
@@ -101,7 +101,7 @@ def name_embeddings_once(model: torch.nn.Module) -> None:
 
 
 @contextmanager
-def gathered(model: torch.nn.Module) -> Iterator[None]:
+def gather_outside_layers(model: torch.nn.Module) -> Iterator[None]:
     """Within it each process holds the prompt whole, and all else of a split model but its layers.
 
     Every process has to enter it. Nothing happens to a model that is not split.
@@ -110,7 +110,7 @@ def gathered(model: torch.nn.Module) -> Iterator[None]:
         yield
         return
     model._get_fsdp_state()._lazy_init()  # the root: else whichever part runs first would take itself for it
-    parts = keep_between_layers(model)
+    parts = keep_gathered_outside_layers(model)
     for part in parts:
         part.unshard()
     try:
@@ -121,15 +121,15 @@ def gathered(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def whole_weights(model: torch.nn.Module, accelerator: Accelerator) -> Iterator[dict[str, torch.Tensor] | None]:
+def full_state_dict(model: torch.nn.Module, accelerator: Accelerator) -> Iterator[dict[str, torch.Tensor] | None]:
     """Within it `model.save_pretrained(state_dict=...)` of what this gives writes whole tensors.
 
     Every process has to enter it, and the main one to save. With a prompt the base model stays split.
     """
     if not isinstance(model, FSDPModule):
         yield None
-    elif is_prompted(model):
-        with gathered(model):
+    elif has_prompt(model):
+        with gather_outside_layers(model):
             # Not `state_dict()`, which would first split them again.
             yield dict(model.prompt_encoder.named_parameters(prefix="prompt_encoder"))
     else:
@@ -137,7 +137,7 @@ def whole_weights(model: torch.nn.Module, accelerator: Accelerator) -> Iterator[
 
 
 @contextmanager
-def in_step(model: torch.nn.Module) -> Iterator[dict[str, bool]]:
+def synchronized_forwards(model: torch.nn.Module) -> Iterator[dict[str, bool]]:
     """Within it each process may run a split causal model as often as its own rows need.
 
     A layer's weights come from all processes, so that one that ran alone would wait for ever. Here each says before it
@@ -149,7 +149,7 @@ def in_step(model: torch.nn.Module) -> Iterator[dict[str, bool]]:
     if not isinstance(model, FSDPModule):
         yield {}
         return
-    base = base_of(model)
+    base = get_base(model)
     device = next(model.parameters()).device
 
     def anyone_runs(this_one: bool) -> bool:

@@ -9,8 +9,8 @@ import numpy as np
 from datasets import Dataset
 from transformers import Cache
 
-from prompt_tuning.encoding.batching import common_opening
-from prompt_tuning.engine.kv_cache import by_length
+from prompt_tuning.encoding.batching import common_prefix
+from prompt_tuning.engine.kv_cache import length_order
 from prompt_tuning.errors import DataError
 
 
@@ -37,7 +37,7 @@ class EvaluatedRows:
     left: int
     summed_loss: float = 0.0
     loss_items: int = 0
-    opening_cache: Cache | None = None  # its keys and values, where no prompt's cache holds them
+    common_prefix_cache: Cache | None = None  # its keys and values, where no prompt's cache holds them
 
     @classmethod
     def of(cls, rows: Any, causal: bool, with_loss: bool = True) -> EvaluatedRows:
@@ -51,8 +51,8 @@ class EvaluatedRows:
                 raise DataError(f"evaluation needs to know all rows, and a {type(rows).__name__} has no length")
             rows = Dataset.from_list([dict(rows[number]) for number in range(len(rows))])
         rows = rows.with_format(None)
-        opening = common_opening(rows) if causal else []
-        order = np.array(by_length(list(rows["input_ids"]), share=causal), dtype=int)
+        opening = common_prefix(rows) if causal else []
+        order = np.array(length_order(list(rows["input_ids"]), share=causal), dtype=int)
         rows = rows.select(order)
         references = rows["references"] if "references" in rows.column_names else None
         choices = None

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 from transformers.utils.logging import tqdm
 
-from prompt_tuning.encoding.batching import batches_within, common_opening
+from prompt_tuning.encoding.batching import batches_within, common_prefix
 from prompt_tuning.engine.dispatch import has_recurrent_layers
 from prompt_tuning.errors import ModelError
 
@@ -38,7 +38,7 @@ def teacher_states(
         rows: as `encode` makes them with the teacher's template.
         max_tokens: of a batch.
     """
-    opening = [] if has_recurrent_layers(base.config) else common_opening(rows)
+    opening = [] if has_recurrent_layers(base.config) else common_prefix(rows)
     known = DynamicCache(config=base.config)
     if opening:
         base(input_ids=torch.tensor([opening], device=base.device), past_key_values=known, logits_to_keep=1)

@@ -27,7 +27,7 @@ IN_EVALUATION = "lower per_device_eval_batch_tokens and per_device_eval_batch_si
 
 
 @contextmanager
-def memory_told(advice: str) -> Iterator[None]:
+def explain_out_of_memory(advice: str) -> Iterator[None]:
     """Turn the errors by which devices report too little memory into a TrainingError."""
     try:
         yield

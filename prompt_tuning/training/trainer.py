@@ -23,40 +23,40 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
-from prompt_tuning.encoding.batching import open_with, pad_left, places_taken, source_rows
+from prompt_tuning.encoding.batching import pad_left, source_rows, start_with, tokens_in_batch
 from prompt_tuning.engine.attention import ATTENTION
-from prompt_tuning.engine.dispatch import base_of, is_prompted, why_not_packed, within_window
-from prompt_tuning.engine.generation import check_one_text, count_new_tokens, generate_behind_cache, own_cache
-from prompt_tuning.engine.kv_cache import opening_cache
+from prompt_tuning.engine.dispatch import get_base, has_prompt, packing_obstacle, within_window
+from prompt_tuning.engine.generation import check_one_sequence, count_new_tokens, generate_with_cache, uses_own_cache
+from prompt_tuning.engine.kv_cache import common_prefix_cache
 from prompt_tuning.engine.likelihood import choose
-from prompt_tuning.engine.shared_prefix import SharedPrefixModel, prompt_computed_once, target_loss
-from prompt_tuning.engine.stop_texts import decode, stop_at_end, stopping
+from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt_once, target_loss
+from prompt_tuning.engine.stop_texts import add_end_token, decode, stopping
 from prompt_tuning.errors import AdapterError, DataError, ModelError, RecipeError
 from prompt_tuning.metrics.loading import Score
-from prompt_tuning.models.quantization import evaluable
-from prompt_tuning.support.files import full_disk_told, whole_file
+from prompt_tuning.models.quantization import allow_quantized_evaluation
+from prompt_tuning.support.files import atomic_write, explain_full_disk
 from prompt_tuning.training.checkpoints import (
+    atomic_checkpoint,
     has_network,
-    keep_best,
     load_network,
-    remove_old,
+    remove_all_but,
+    rotate_checkpoints,
     save_network,
-    whole_checkpoint,
 )
 from prompt_tuning.training.distributed import (
     batches_of_process,
-    gathered,
-    in_step,
-    keep_between_layers,
+    full_state_dict,
+    gather_outside_layers,
+    keep_gathered_outside_layers,
     loader_of_batches,
-    name_embeddings_once,
-    not_repeated,
-    whole_weights,
+    num_real_rows,
+    remove_duplicate_embedding_name,
+    synchronized_forwards,
 )
 from prompt_tuning.training.divergence import STEPS_KEPT, Divergence
 from prompt_tuning.training.evaluated_rows import EvaluatedRows
 from prompt_tuning.training.losses import distillation_loss, teacher_logits
-from prompt_tuning.training.memory import IN_EVALUATION, keep_global_batch, memory_told
+from prompt_tuning.training.memory import IN_EVALUATION, explain_out_of_memory, keep_global_batch
 from prompt_tuning.training.sampling import RepeatableSampler
 
 logger = logging.getLogger(__name__)
@@ -117,22 +117,22 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         model = kwargs.get("model", args[0] if args else None)
         if model is None:
             raise ModelError("model is missing; model_init is not taken, since a prompt is added to a loaded model")
-        if is_prompted(model) and not (model.config.is_encoder_decoder or isinstance(model, SharedPrefixModel)):
+        if has_prompt(model) and not (model.config.is_encoder_decoder or isinstance(model, SharedPrefixModel)):
             raise AdapterError(
                 f"a {type(model).__name__} pads its rows before the prompt and so gives them other predictions than "
                 "alone; make it by add_soft_prompt(model, config)"
             )
-        with evaluable(model):
+        with allow_quantized_evaluation(model):
             super().__init__(*args, processing_class=processing_class, **kwargs)
         if compute_metrics and not self.args.predict_with_generate:
             logger.warning("evaluations give a loss and no metric, since predict_with_generate is False")
-        base = base_of(self.model)
+        base = get_base(self.model)
         if self.args.generation_config is not None:
             base.generation_config = self.model.generation_config  # by which prompts generate too
-        stop_at_end(base, processing_class)
+        add_end_token(base, processing_class)
         processing_class.padding_side = "right"  # for training; sources are padded left by prediction_step
         if isinstance(self.model, SharedPrefixModel):
-            if is_prompted(self.model):  # which smooths: Trainer could not match logits of targets alone with labels
+            if has_prompt(self.model):  # which smooths: Trainer could not match logits of targets alone with labels
                 self.label_smoother = None
             if self.args.torch_compile:
                 # The whole forward would be compiled anew for the layout of each batch.
@@ -170,8 +170,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         saved = Path(resume_from_checkpoint or "", ORDER)
         if self._order and resume_from_checkpoint and saved.is_file():
             self._order.draw_from = torch.load(saved, weights_only=True)
-        keep_between_layers(self.model)
-        name_embeddings_once(self.model)
+        keep_gathered_outside_layers(self.model)
+        remove_duplicate_embedding_name(self.model)
         return prepared
 
     def _init_training_state(
@@ -316,13 +316,13 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if self.accelerator.is_fsdp2 and not self.accelerator._models:
             # Trainer would let accelerate prepare the model, which refuses one without an optimiser.
             self.accelerator._models.append(fsdp2_prepare_model(self.accelerator, self.model))
-        told = memory_told(IN_EVALUATION)
+        told = explain_out_of_memory(IN_EVALUATION)
         autocast = self.accelerator.autocast()
-        with told, autocast, gathered(self.model), prompt_computed_once(self.model, evaluated.opening):
+        with told, autocast, gather_outside_layers(self.model), compute_prompt_once(self.model, evaluated.opening):
             try:
                 output = super().evaluation_loop(dataloader, *args, **kwargs)
             finally:
-                evaluated.opening_cache = None
+                evaluated.common_prefix_cache = None
         name = f"{kwargs.get('metric_key_prefix', 'eval')}_loss"
         if name in output.metrics:
             summed, items = zip(*gather_object([(evaluated.summed_loss, evaluated.loss_items)]), strict=True)
@@ -342,7 +342,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         """Loss from source and target, if wanted; generation or the best choice from the source alone."""
         evaluated = self._evaluated
         loss, numbers = None, inputs["row"].tolist() if evaluated.choices else []
-        own = not_repeated(evaluated.left, len(inputs["labels"]), self.args.process_index)
+        own = num_real_rows(evaluated.left, len(inputs["labels"]), self.args.process_index)
         evaluated.left -= len(inputs["labels"]) * self.args.world_size
         if evaluated.with_loss:
             labels = inputs["labels"].clone()
@@ -363,8 +363,8 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if _is_multitask(self.model):
             sources["task_ids"] = inputs["task_ids"]
         given = gen_kwargs or self._gen_kwargs
-        check_one_text(base_of(self.model), given)
-        with in_step(self.model) as synced, self._eagerly():
+        check_one_sequence(get_base(self.model), given)
+        with synchronized_forwards(self.model) as synced, self._eagerly():
             generated = self._generate(**sources, **stopping(self.processing_class, self.stop), **synced, **given)
         start = 1 if self.model.config.is_encoder_decoder else sources["input_ids"].shape[1]
         return loss, generated[:, start:].contiguous(), inputs["labels"]
@@ -385,7 +385,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
     def _best_choices(self, sources: list[list[int]], choices: list[tuple[list[str], list[list[int]]]]) -> list[int]:
         """The number of the choice that each row is answered with."""
         texts, ids = zip(*choices, strict=True)
-        with in_step(self.model), self._eagerly():
+        with synchronized_forwards(self.model), self._eagerly():
             return choose(self.model, self.processing_class, sources, texts, ids, self.choice_normalization)
 
     def _eagerly(self) -> AbstractContextManager:
@@ -397,12 +397,12 @@ class PromptTuningTrainer(Seq2SeqTrainer):
 
     def _generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """`generate`, where a model without a prompt also reads once what rows open with."""
-        base = base_of(self.model)
+        base = get_base(self.model)
         if (
-            is_prompted(self.model)
+            has_prompt(self.model)
             or base.config.is_encoder_decoder
-            or why_not_packed(base)
-            or own_cache(base, kwargs)
+            or packing_obstacle(base)
+            or uses_own_cache(base, kwargs)
             or input_ids.shape[1] == 1  # of which nothing is read before generation
         ):
             return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
@@ -411,19 +411,19 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         base.set_attn_implementation(ATTENTION)
         evaluated = self._evaluated
-        if evaluated.opening_cache is None:
-            evaluated.opening_cache = opening_cache(base, evaluated.opening)
-        opening, cache = input_ids.new_tensor(evaluated.opening, dtype=input_ids.dtype), evaluated.opening_cache
-        if not open_with(input_ids, attention_mask, opening):  # an own collator's, or of an own data set with padding
-            opening, cache = opening[:0], opening_cache(base, [])
-        return generate_behind_cache(
+        if evaluated.common_prefix_cache is None:
+            evaluated.common_prefix_cache = common_prefix_cache(base, evaluated.opening)
+        opening, cache = input_ids.new_tensor(evaluated.opening, dtype=input_ids.dtype), evaluated.common_prefix_cache
+        if not start_with(input_ids, attention_mask, opening):  # an own collator's, or of an own data set with padding
+            opening, cache = opening[:0], common_prefix_cache(base, [])
+        return generate_with_cache(
             base, [cache], [0] * len(input_ids), input_ids, attention_mask, opening, packed=True, **kwargs
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As Trainer's. A checkpoint also gets the network that writes the prompt, as PEFT leaves it out; no card."""
         if isinstance(self.model, FSDPModule):
-            with whole_weights(self.model, self.accelerator) as state_dict:
+            with full_state_dict(self.model, self.accelerator) as state_dict:
                 if self.args.should_save:
                     self._save(output_dir, state_dict)
         else:
@@ -470,7 +470,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         """As Trainer's, but the checkpoint is there when it is whole, and not before, whatever happens meanwhile."""
         run, state = Path(self._get_output_dir(trial)), self.state
         checkpoint = run / f"checkpoint-{state.global_step}"
-        with whole_checkpoint(checkpoint) as made, full_disk_told(run):
+        with atomic_checkpoint(checkpoint) as made, explain_full_disk(run):
             self._partial_run = made
             try:
                 super()._save_checkpoint(model, trial)
@@ -482,12 +482,12 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             if self.args.should_save:
                 state.save_to_json(str(made / checkpoint.name / TRAINER_STATE_NAME))
         if self.args.should_save:
-            remove_old(run, self.args.save_total_limit, state.best_model_checkpoint)
+            rotate_checkpoints(run, self.args.save_total_limit, state.best_model_checkpoint)
 
     def _finalize_training(self, trial: Any, *args: Any) -> TrainOutput:
         """As Trainer's, which with a save_total_limit of 1 removes the last checkpoint file by file."""
         if self.args.should_save and self.args.save_total_limit == 1 and self.state.best_model_checkpoint:
-            keep_best(Path(self._get_output_dir(trial)), self.state.best_model_checkpoint)
+            remove_all_but(Path(self._get_output_dir(trial)), self.state.best_model_checkpoint)
         return super()._finalize_training(trial, *args)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -548,7 +548,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             return
         given = {"lang": language, "license": license}
         facts = trainer_facts(self, **{name: value for name, value in given.items() if value})
-        with whole_file(folder / "README.md") as file:
+        with atomic_write(folder / "README.md") as file:
             file.write(card_text(facts | ({"name": model_name} if model_name else {})))
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -578,7 +578,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         whole = whole or not isinstance(self.train_dataset, Dataset)  # a stream has no last batch
         left = 0 if whole else len(self.train_dataset) % (self._train_batch_size * self.args.world_size)
         if left and self.accelerator.gradient_state.end_of_dataloader:
-            batch["labels"][not_repeated(left, len(batch["labels"]), self.args.process_index) :] = -100
+            batch["labels"][num_real_rows(left, len(batch["labels"]), self.args.process_index) :] = -100
         return batch
 
     def _get_dataloader(
@@ -591,10 +591,10 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
         if is_training or not isinstance(dataset, Dataset):
             return loader
-        prompt = self.model.active_peft_config.num_virtual_tokens if is_prompted(self.model) else 0
+        prompt = self.model.active_peft_config.num_virtual_tokens if has_prompt(self.model) else 0
         new_tokens = self.generation_kwargs.get("max_new_tokens", self.args.generation_max_length or 0)
         batches = batches_of_process(
-            places_taken(dataset, prompt, new_tokens, self.generation_kwargs.get("num_beams", 1)),
+            tokens_in_batch(dataset, prompt, new_tokens, self.generation_kwargs.get("num_beams", 1)),
             self.args.per_device_eval_batch_size,
             getattr(self.args, "per_device_eval_batch_tokens", sys.maxsize),  # which Trainer's own lack
             self.args.world_size,
