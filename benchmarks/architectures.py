@@ -2,7 +2,7 @@
 
     python benchmarks/architectures.py
 
-The models and the reference are those of tests/architectures.py, which tests/test_architectures.py holds to bounds.
+The models and the reference are those of tests/helpers/architectures.py, which tests/engine/test_architectures.py holds to bounds.
 """
 
 import sys
@@ -11,7 +11,7 @@ import torch
 from common import ROOT, describe_machine, print_table
 
 sys.path.insert(0, str(ROOT / "tests"))
-from architectures import (
+from helpers.architectures import (
     PROMPT,
     ROWS,
     SETTINGS,

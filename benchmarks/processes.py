@@ -3,7 +3,7 @@
     python benchmarks/processes.py
 
 A tiny random model, 7 steps of 8 rows whose epochs end with 4, each method at its default learning rate. The runs are
-those of tests/two_processes.py, which tests/test_processes.py holds to bounds; FSDP2 runs on CPUs here.
+those of tests/helpers/two_processes.py, which tests/training/test_distributed.py holds to bounds; FSDP2 runs on CPUs here.
 """
 
 import contextlib
@@ -16,9 +16,10 @@ from common import ROOT, describe_machine, print_table
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(ROOT / "tests"))
-from conftest import question_rows, tiny_llama, tiny_t5, tiny_tokenizer, write_jsonl
+from helpers.models import tiny_llama, tiny_t5, tiny_tokenizer
+from helpers.rows import question_rows, write_jsonl
+from helpers.two_processes import METHODS, fit_all
 from test_processes import RECIPE
-from two_processes import METHODS, fit_all
 
 
 def saved(folder: Path, kind: str, method: str) -> dict:
@@ -38,7 +39,7 @@ def main() -> None:
             fit_all(folder, "one")
         for kind in ("ddp", "fsdp2"):
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-            command = [*torchrun, "tests/two_processes.py", kind, str(folder)]
+            command = [*torchrun, "tests/helpers/two_processes.py", kind, str(folder)]
             subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         rows = [("method", "largest number", "two processes less one", "FSDP2 less one")]
         for method in METHODS:

@@ -20,7 +20,8 @@ from common import ROOT
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(ROOT / "tests"))
-from conftest import question_rows, tiny_llama, tiny_tokenizer, write_jsonl
+from helpers.models import tiny_llama, tiny_tokenizer
+from helpers.rows import question_rows, write_jsonl
 
 HOSTS = {"pt-host-0": "10.231.77.1", "pt-host-1": "10.231.77.2"}
 TIMEOUT = 15  # seconds, ddp_timeout

@@ -16,7 +16,8 @@ A message says what was found, what was expected and what to do next. An error m
 """
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -62,8 +63,16 @@ class TrainingError(PromptTuningError):
     pass
 
 
-class Problems(list[PromptTuningError]):
-    """What is wrong, to be said together."""
+class ErrorList(list[PromptTuningError]):
+    """Errors that are raised together, so that a user sees all of them at once."""
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Keep an error of ours that the block raises, and go on after the block."""
+        try:
+            yield
+        except PromptTuningError as error:
+            self.append(error)
 
     def attempt(self, step: Callable[..., Any], *args: Any) -> Any:
         """What a step returns; None, and its error is kept, if it raises one."""
@@ -73,9 +82,10 @@ class Problems(list[PromptTuningError]):
             self.append(error)
 
     def raise_all(self) -> None:
-        """Raise one error of the first one's kind, with every message on a line, once what several tasks have."""
+        """Raise one error of the first one's kind with every message on a line of its own, each message once."""
         if self:
-            raise type(self[0])("\n".join(dict.fromkeys(line for each in self for line in str(each).splitlines())))
+            lines = [line for error in self for line in str(error).splitlines()]
+            raise type(self[0])("\n".join(dict.fromkeys(lines)))
 
 
 def first_line(error: object) -> str:

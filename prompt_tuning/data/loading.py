@@ -20,7 +20,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from httpx2 import HTTPError
 
 from prompt_tuning.arguments.arguments import LOCAL_FORMATS, DataArguments
-from prompt_tuning.errors import DataError, Problems, first_line
+from prompt_tuning.errors import DataError, ErrorList, first_line
 from prompt_tuning.templates.template import COLUMN_SETTINGS
 
 LIMITS = dict(train="max_train_samples", validation="max_eval_samples", test="max_predict_samples")
@@ -40,7 +40,7 @@ def load_splits(args: DataArguments, splits: tuple[str, ...] = SPLITS) -> Datase
     Raises:
         DataError: all that is wrong with any of the splits, with file and line where there is one.
     """
-    loaded, problems = DatasetDict(), Problems()
+    loaded, problems = DatasetDict(), ErrorList()
     for split in splits:
         if (dataset := problems.attempt(_load_split, args, split)) is not None:
             loaded[split] = dataset

@@ -22,7 +22,7 @@ from prompt_tuning.engine.attention import ATTENTION
 # Methods whose prompt is a sequence of input embeddings, and methods whose prompt is keys and values.
 EMBEDDED_METHODS = ("PROMPT_TUNING", "P_TUNING", "CPT", "MULTITASK_PROMPT_TUNING")
 CACHED_METHODS = ("PREFIX_TUNING",)
-# tests/test_architectures.py holds each of these to a row-by-row reference.
+# tests/engine/test_architectures.py holds each of these to a row-by-row reference.
 PACKED_ARCHITECTURES = (
     "cohere", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2",
     "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",

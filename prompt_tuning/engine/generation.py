@@ -42,7 +42,7 @@ ROW_WISE = {
     "stopping_criteria", "num_beams", "repetition_penalty", "synced_gpus", "use_cache",
 }  # fmt: skip
 # What brings a cache of its own, in which no prompt stands.
-CACHES_OF_THEIR_OWN = ("past_key_values", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens")
+CACHES_OF_THEIR_OWN = ("cache", "past_key_values", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens")
 # What a model's generation_config.json may hold beside them: names of tokens, and what new tokens are counted by here.
 WITHOUT_EFFECT_ON_ROWS = {"_from_model_config", "transformers_version", "bos_token_id", "max_length", "use_cache"}
 
@@ -275,7 +275,7 @@ def _generate_dropping_finished(
     base: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, cache: Cache, **kwargs: Any
 ) -> Any:
     """`base.generate`, where rows that have ended leave the batch whenever half have, if that changes nothing."""
-    given = {"attention_mask": attention_mask, "past_key_values": cache} | kwargs
+    given = {"attention_mask": attention_mask, "cache": cache} | kwargs
     longest, pad = kwargs.get("max_new_tokens"), setting(base, kwargs, "pad_token_id")
     config = base.generation_config.to_diff_dict()
     others = {name for name, value in config.items() if value not in (None, False, 0)} - WITHOUT_EFFECT_ON_ROWS
@@ -305,5 +305,5 @@ def _generate_dropping_finished(
         grown = attention_mask.new_ones(len(written), written.shape[1] - attention_mask.shape[1])
         attention_mask = torch.cat([attention_mask, grown], 1)[going]
         alive, input_ids = alive[going], written[going]
-        output.past_key_values.batch_select_indices(going)
-        given |= {"attention_mask": attention_mask, "past_key_values": output.past_key_values}
+        output.cache.batch_select_indices(going)
+        given |= {"attention_mask": attention_mask, "cache": output.cache}

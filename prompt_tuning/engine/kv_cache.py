@@ -49,7 +49,7 @@ def common_prefix_cache(base: PreTrainedModel, opening: Sequence[int]) -> Cache:
     """Keys and values of the ids that open every row, one row; of no ids an empty one."""
     cache = DynamicCache()
     ids = torch.tensor([list(opening) or [0]], device=base.device)
-    base(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    base(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1)
     if not opening:
         cache.crop(-1)
     return cache

@@ -242,7 +242,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
         return base(
             input_ids=input_ids,
             attention_mask=torch.cat([mask, real.to(mask.dtype)], 1),
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             logits_to_keep=keep,
             **given,
@@ -302,7 +302,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
             embeds = self.word_embeddings(opening)
             embeds = torch.cat([prompt.to(embeds.dtype), embeds])[None]
             caches.append(DynamicCache(config=base.config))
-            base(inputs_embeds=embeds, past_key_values=caches[-1], use_cache=True, logits_to_keep=1)
+            base(inputs_embeds=embeds, cache=caches[-1], use_cache=True, logits_to_keep=1)
         return caches
 
     @torch.no_grad()

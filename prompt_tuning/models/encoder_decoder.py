@@ -34,7 +34,7 @@ PREFIXED_ATTENTION = "encoder_decoder_prefix"
 SAVED_TYPE = "ENCODER_DECODER_PREFIX"
 SOFT_PROMPTS = (PeftType.PROMPT_TUNING, PeftType.P_TUNING, PeftType.MULTITASK_PROMPT_TUNING)
 FORMAT = "prompt_tuning/encoder_decoder_prefix/1"
-# tests/test_encoder_decoder.py holds each of these to attention computed by hand.
+# tests/models/test_encoder_decoder.py holds each of these to attention computed by hand.
 T5_LIKE, BART_LIKE = ("t5", "mt5"), ("bart", "marian", "mbart", "pegasus")
 # Their encoders scale what they look up, and not embeddings that they are given, as a soft prompt's rows are.
 GIVEN_UNSCALED = ("blenderbot-small", "marian", "mvp", "pegasus")
@@ -246,7 +246,7 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
         deeper = config.model_type in T5_LIKE and config.num_layers < config.num_decoder_layers
         if deeper and kwargs.get("use_cache", True) and "cache_implementation" not in kwargs:
             # transformers would make a cache of as many layers as the encoder has; one without a number grows.
-            kwargs.setdefault("past_key_values", EncoderDecoderCache(DynamicCache(), DynamicCache()))
+            kwargs.setdefault("cache", EncoderDecoderCache(DynamicCache(), DynamicCache()))
         if self._adapters_disabled:
             return self.base_model.generate(*args, **kwargs)
         kwargs = _padded_behind(kwargs)

@@ -178,7 +178,7 @@ def initial_prefix(
     repeated = torch.tensor(ids)[torch.arange(length) % len(ids)]
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(input_ids=repeated[None].to(model.device), past_key_values=cache, use_cache=True)
+        model(input_ids=repeated[None].to(model.device), cache=cache, use_cache=True)
     states = [each.float().cpu() for layer in cache.layers for each in (layer.keys, layer.values)]
     if any(each.shape[2] != length for each in states):
         raise RecipeError(

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, set_seed
 
 from prompt_tuning.arguments.arguments import ENCODING_SETTINGS, GENERATION_SETTINGS, MULTITASK, TASK_SETTINGS
 from prompt_tuning.data.loading import row_origin
-from prompt_tuning.errors import Problems, PromptTuningError
+from prompt_tuning.errors import ErrorList, PromptTuningError
 from prompt_tuning.models.initialization import frequent_ids, initial_prompt
 from prompt_tuning.models.loading import load_base_model
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
@@ -104,7 +104,7 @@ def prepare_tasks(recipe: Recipe) -> dict[str, Prepared]:
         PromptTuningError: with all that is wrong with any of the tasks, a line each.
     """
     tasks: dict[str, Prepared] = {}
-    problems = Problems()
+    problems = ErrorList()
     for name, task in load_tasks(recipe).items():
         logger.info("task %s", name)
         try:

@@ -18,7 +18,7 @@ from prompt_tuning.encoding.dataset import EncodingReport, encode
 from prompt_tuning.encoding.demonstrations import Demonstrations
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.streaming import StreamReport, encode_stream
-from prompt_tuning.errors import DataError, Problems, PromptTuningError, RecipeError
+from prompt_tuning.errors import DataError, ErrorList, PromptTuningError, RecipeError
 from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.metrics.loading import TASK_METRICS, Score, load_metrics, metric_names, score_example_row
 from prompt_tuning.models.initialization import initial_ids, initial_text, prompt_length
@@ -90,7 +90,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
         raise RecipeError(f"{recipe.path}: streaming is for training; add --streaming false to read the split whole")
     config, tokenizer, template, score, loaded = _read(recipe, splits)
     rows = DatasetDict({split: loaded[split] for split in splits if split in loaded})
-    prompt, problems = recipe.prompt, Problems()
+    prompt, problems = recipe.prompt, ErrorList()
     encoder = Encoder.of_recipe(recipe, template, tokenizer, config.is_encoder_decoder)
     demonstrations = problems.attempt(_demonstrations, recipe, encoder, loaded) if prompt.num_demonstrations else None
     shown = demonstrations.encoder if demonstrations else encoder
@@ -128,7 +128,7 @@ def _read(
     Raises:
         PromptTuningError: with all that is wrong with any of them, or with two of them together.
     """
-    data, prompt, problems = recipe.data, recipe.prompt, Problems()
+    data, prompt, problems = recipe.data, recipe.prompt, ErrorList()
     config = problems.attempt(load_config, recipe.model)
     if config:
         problems.attempt(check_method, config, prompt.method)
@@ -275,7 +275,7 @@ def _taught(recipe: Recipe, config: PretrainedConfig, encoder: Encoder, rows: Da
         num_proc=recipe.data.preprocessing_num_workers,
     )
     logger.info("train, as the teacher reads it: %s", report)
-    problems = Problems(_row_problems(recipe, "train", report))
+    problems = ErrorList(_row_problems(recipe, "train", report))
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and report.longest > positions:
         longest = f"the longest row in teacher_template has {report.longest} tokens, the model {positions} positions"

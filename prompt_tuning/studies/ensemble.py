@@ -23,7 +23,7 @@ from prompt_tuning.encoding.batching import batches_within, pad_left, source_len
 from prompt_tuning.engine.dispatch import CACHE_ARCHITECTURES
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.engine.stop_texts import decode, stopping
-from prompt_tuning.errors import AdapterError, DataError, Problems, PromptTuningError, RecipeError
+from prompt_tuning.errors import AdapterError, DataError, ErrorList, PromptTuningError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.metrics.loading import metric_names
@@ -132,7 +132,7 @@ def check_adapters(recipe: Recipe, adapters: Sequence[str], combine: str) -> Non
     if len(adapters) < 2:
         raise AdapterError(f"--adapters: an ensemble needs at least two, found {len(adapters)}; name them in a row")
     config, name = load_config(recipe.model), recipe.model.model_name_or_path
-    problems = Problems()
+    problems = ErrorList()
     if config.is_encoder_decoder:
         problems.append(AdapterError(f"{name} is an encoder-decoder model; ensembles are of causal models only"))
     elif combine == "logits" and config.get_text_config().model_type not in CACHE_ARCHITECTURES:

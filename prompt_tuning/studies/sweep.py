@@ -13,7 +13,7 @@ import yaml
 from accelerate import PartialState
 
 from prompt_tuning.arguments.arguments import MULTITASK
-from prompt_tuning.errors import Problems, PromptTuningError, RecipeError
+from prompt_tuning.errors import ErrorList, PromptTuningError, RecipeError
 from prompt_tuning.metrics.loading import main_metric
 from prompt_tuning.recipe.loading import load_recipe, read_pairs, to_argv
 from prompt_tuning.recipe.recipe import Recipe
@@ -109,7 +109,7 @@ def read_sweep(path: Path) -> dict[str, tuple[str, list[str]]]:
 
 def _check(settings: dict[str, tuple[str, list[str]]]) -> dict[str, bool]:
     """Find what is wrong with any run before a model loads; by a run's name whether it is finished."""
-    finished, problems = {}, Problems()
+    finished, problems = {}, ErrorList()
     for name, (path, flags) in settings.items():
         try:
             recipe = load_recipe(path, flags)

@@ -41,7 +41,7 @@ def teacher_states(
     opening = [] if has_recurrent_layers(base.config) else common_prefix(rows)
     known = DynamicCache(config=base.config)
     if opening:
-        base(input_ids=torch.tensor([opening], device=base.device), past_key_values=known, logits_to_keep=1)
+        base(input_ids=torch.tensor([opening], device=base.device), cache=known, logits_to_keep=1)
     ids, labels, numbers = (list(rows[name]) for name in ("input_ids", "labels", "row"))
     order = sorted(range(len(ids)), key=lambda number: -len(ids[number]))
     seen: list[torch.Tensor] = []
@@ -58,7 +58,7 @@ def teacher_states(
             if opening:
                 cache.batch_repeat_interleave(len(chosen))
             predicts = F.pad(targets[:, 1:], (0, 1))
-            output = base(input_ids=padded, attention_mask=mask, past_key_values=cache, logits_to_keep=predicts)
+            output = base(input_ids=padded, attention_mask=mask, cache=cache, logits_to_keep=predicts)
             if not states:
                 _check_head(base, seen[-1], output.logits)
             parts = seen.pop().cpu().split(predicts.sum(1).tolist())

@@ -1,0 +1,90 @@
+"""The file names of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder that `train` or `evaluate` writes, and the name of every file in it.
+
+    Args:
+        path: the folder. A multitask run has one such folder for each task in it.
+    """
+
+    path: Path
+
+    ADAPTER_CONFIG: ClassVar[str] = "adapter_config.json"
+    ADAPTER_WEIGHTS: ClassVar[str] = "adapter_model.safetensors"
+    CARD: ClassVar[str] = "README.md"
+    INITIAL_PROMPT: ClassVar[str] = "initial_prompt.safetensors"
+    LOG_HISTORY: ClassVar[str] = "log_history.json"
+    MODEL_CONFIG: ClassVar[str] = "config.json"
+    MODEL_INDEX: ClassVar[str] = "model.safetensors.index.json"
+    MODEL_WEIGHTS: ClassVar[str] = "model.safetensors"
+    PREDICTIONS: ClassVar[str] = "predictions"
+    RECIPE: ClassVar[str] = "recipe.yaml"
+    REPORT: ClassVar[str] = "report.html"
+    RESULTS: ClassVar[str] = "results.json"
+    TEMPLATE: ClassVar[str] = "template.yaml"
+
+    @property
+    def adapter_config(self) -> Path:
+        """PEFT's configuration of the adapter."""
+        return self.path / self.ADAPTER_CONFIG
+
+    @property
+    def adapter_weights(self) -> Path:
+        """The adapter's tensors."""
+        return self.path / self.ADAPTER_WEIGHTS
+
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return self.path / self.CARD
+
+    @property
+    def initial_prompt(self) -> Path:
+        """The embeddings that a soft prompt started from, for `inspect`."""
+        return self.path / self.INITIAL_PROMPT
+
+    @property
+    def log_history(self) -> Path:
+        """Trainer's log, a list of dictionaries."""
+        return self.path / self.LOG_HISTORY
+
+    @property
+    def model_config(self) -> Path:
+        """The configuration of a whole model, which `method: full` trains."""
+        return self.path / self.MODEL_CONFIG
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, by which the run can be made again."""
+        return self.path / self.RECIPE
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.path / self.REPORT
+
+    @property
+    def results(self) -> Path:
+        """Scores and facts. It is written last, so that a run with it is finished."""
+        return self.path / self.RESULTS
+
+    @property
+    def template(self) -> Path:
+        """The template, with the demonstrations that were chosen."""
+        return self.path / self.TEMPLATE
+
+    def predictions(self, split: str) -> Path:
+        """Return the file of the predictions of a split, one JSON object a row."""
+        return self.path / self.PREDICTIONS / f"{split}.jsonl"
+
+    def task(self, name: str) -> RunFolder:
+        """Return the folder of one task of a multitask run."""
+        return RunFolder(self.path / name)

@@ -1,0 +1,239 @@
+"""Rows of an evaluated split that also stand in training: exact and near, counted once, said before a model loads."""
+
+import json
+import random
+from itertools import accumulate
+
+import pytest
+from datasets import Dataset
+from helpers.rows import question_rows, write_jsonl
+
+from prompt_tuning.cli.main import main
+from prompt_tuning.data import leakage
+from prompt_tuning.data.leakage import NEAR, find_leaks, nearest_sources
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.prepare import prepare
+from prompt_tuning.support.text import words
+from prompt_tuning.templates.languages import language_variables
+from prompt_tuning.templates.promptsource import convert
+from prompt_tuning.templates.template import Template
+
+PLAIN = Template.load("question_answering/plain")
+SUMMARY = Template.load("summarization/instruction_long")
+STORY = (
+    "The river boat left the harbour before dawn with nine crates of oranges, a piano, and the mayor's youngest "
+    "daughter, who had promised to write home from every town on the way."
+)
+
+
+def qa(context, question, answer="Turin"):
+    return {"context": context, "question": question, "answers": {"text": [answer], "answer_start": [0]}}
+
+
+def leaks(template, rows, train, languages=None, **settings):
+    return find_leaks(template, languages, Dataset.from_list(rows), Dataset.from_list(train), **settings)
+
+
+def test_a_row_is_counted_once_as_the_worst_that_it_is():
+    train = [{"document": STORY, "summary": "A boat leaves."}, {"document": "Tea.", "summary": "Tea."}]
+    train += [{"document": "Tea.", "summary": "Hot tea."}]
+    rows = [
+        {"document": f" {STORY.upper()}\n", "summary": "a boat  leaves."},
+        {"document": STORY, "summary": "A piano travels."},
+        {"document": STORY.replace("nine", "ten"), "summary": "A boat leaves."},
+        {
+            "document": "Something else entirely, of about as many words as a row may have.",
+            "summary": "A boat leaves.",
+        },
+        {"document": "tea.", "summary": "Hot tea."},
+    ]
+    found = leaks(SUMMARY, rows, train)
+    assert found.same_target == ((0, 0), (4, 2)) and found.other_target == ((1, 0),) and found.near == ((2, 0),)
+    assert found.shared_passages is None
+    assert found.facts() == {
+        "rows": 5, "same_target": 2, "other_target": 1, "near": 1, "demonstrated": 0, "initial_text": 0,
+        "shared_passages": None,
+        "first": {"same_target": [(0, 0), (4, 2)], "other_target": [(1, 0)], "near": [(2, 0)]},
+    }  # fmt: skip
+
+
+def test_the_templates_own_words_make_no_rows_alike():
+    long = Template(source=f"{STORY} {STORY} {{{{ document }}}} {STORY}", target="{{ summary }}")
+    train, rows = [{"document": "Red cats.", "summary": "s"}], [{"document": "Blue dogs.", "summary": "s"}]
+    assert leaks(long, rows, train).near == ()
+    in_a_branch = Template(f"{{% if document %}}{STORY} {{{{ document }}}}{{% endif %}}", "{{ summary }}")
+    assert leaks(in_a_branch, rows, train).near == ()
+    assert leaks(in_a_branch, train, train).same_target == ((0, 0),)
+
+
+def test_another_question_about_a_passage_is_no_leak_of_the_row():
+    train = [qa(STORY, "Who had promised to write home from every single town along the river?")]
+    rows = [
+        qa(STORY, "How many crates of oranges were on board of the boat that left the harbour?"),
+        qa(STORY + " So it was.", "Who had promised to write home from every single town along the Rhine?"),
+        qa("Another passage.", "Who had promised to write home from every single town along the river?"),
+        qa(STORY, "Who had promised to write home from every single town along the river?", "Oslo"),
+    ]
+    found = leaks(PLAIN, rows, train)
+    assert found.other_target == ((3, 0),) and found.near == ((1, 0),) and found.shared_passages == 1
+
+
+def test_a_promptsource_template_that_begins_and_ends_with_a_column_is_read_value_by_value():
+    entry = {"jinja": "{{ context }}\nQuestion: {{ question }} ||| {{ answers.text[0] }}"}
+    template = Template.from_dict(convert(entry, "own"))
+    assert template.source.startswith("{% filter trim %}")
+    asked = ["Who had promised to write home from every single town?", "How many crates were on board of the boat?"]
+    found = leaks(template, [qa(STORY, asked[0])], [qa(STORY, asked[1])])
+    assert found.near == () and found.shared_passages == 1
+
+
+def test_a_context_that_is_no_text_and_marks_of_our_own_in_a_text():
+    template = Template("{% if context %}{{ context | join(' ') }}{% endif %}{{ question }}", "{{ answers.text[0] }}")
+    rows = [qa(None, "Who?"), qa(["a", "b"], "Where?")]
+    assert find_leaks(template, None, rows_of(rows), rows_of(rows)).shared_passages == 0
+    marked = [qa("An odd \ue001 sign from a file.", "What does it say on the wall?")]
+    assert leaks(PLAIN, marked, marked).same_target == ((0, 0),)
+
+
+def rows_of(rows):
+    """Rows whose context is of several kinds, which Arrow refuses."""
+
+    class Rows(list):
+        def __getitem__(self, key):
+            return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
+
+    return Rows(rows)
+
+
+def test_a_translation_is_compared_by_its_source_alone():
+    template, languages = Template.load("translation/plain"), language_variables("fr", "en")
+    train = [{"translation": {"fr": "Bonjour.", "en": "Good morning."}}]
+    rows = [
+        {"translation": {"fr": "bonjour.", "en": "Hello."}},
+        {"translation": {"fr": "Salut.", "en": "Good morning."}},
+    ]
+    found = leaks(template, rows, train, languages)
+    assert found.other_target == ((0, 0),) and not found.same_target and not found.near
+
+
+def test_a_language_without_spaces_is_compared_by_its_characters():
+    text = "船在黎明前离开港口，船上有九箱橙子、一架钢琴和市长最小的女儿，她答应从沿途的每个城镇写信回家。"
+    train, other = [{"document": text, "summary": "s"}], text[::-1]
+    found = leaks(SUMMARY, [{"document": each, "summary": "s"} for each in (text.replace("九", "十"), other)], train)
+    assert found.near == ((0, 0),)
+
+
+def test_vowel_signs_are_part_of_a_word_and_signs_alone_are_compared_as_they_are():
+    assert words("दिल्ली की कीमत") == ["दिल्ली", "की", "कीमत"]
+    asked = [{"document": text, "summary": "s"} for text in ("किताब की कीमत कितनी है", "😀😀")]
+    train = [{"document": text, "summary": "s"} for text in ("कुताब के कामत कोतना हो", "😡!")]
+    assert leaks(SUMMARY, asked, train).near == ()
+
+
+def test_nearest_sources_finds_all_that_comparing_every_pair_finds():
+    draw = random.Random(0)
+    vocabulary = [f"w{number}" for number in range(300)]
+    weights = [*accumulate(1 / (number + 1) for number in range(300))]
+
+    def text(length):
+        return " ".join(draw.choices(vocabulary, cum_weights=weights, k=length))
+
+    def changed(text):
+        words = text.split()
+        for _ in range(draw.randint(1, 5)):
+            words[draw.randrange(len(words))] = draw.choice(vocabulary)
+        return " ".join(words[draw.randint(0, 3) :])
+
+    passages = [text(60) for _ in range(8)]
+    known = [(draw.choice(passages), text(draw.randint(4, 40))) for _ in range(150)]
+    asked = [(draw.choice((passage, changed(passage))), changed(question)) for passage, question in known[:100]]
+    found = nearest_sources(known, asked)
+    near = leakage._alike
+    sets = {source: [leakage._shingles(text) for text in source] for source in (*known, *asked)}
+    expected = {}
+    for source in asked:
+        places = [place for place, other in enumerate(known) if near(sets[source], sets[other])]
+        expected |= {source: places[0]} if places else {}
+    assert found == expected and 20 < len(found) < 90
+
+
+def test_a_training_row_that_the_template_cannot_print_is_that_of_no_row():
+    rows = [qa("Ada sails.", "Who sails?"), qa("Ben cooks.", "Who cooks?")]
+    found = leaks(PLAIN, rows, [qa("Ada sails.", None), rows[1]])
+    assert found.same_target == ((1, 1),) and not found.near
+
+
+def test_how_near_is_near():
+    def near(shared):  # of two times ten runs of three words, so many are shared
+        one = " ".join(f"w{number}" for number in range(12))
+        other = " ".join([*one.split()[: shared + 2], *(f"v{number}" for number in range(10 - shared))])
+        return bool(nearest_sources([(one,)], [(other,)]))
+
+    assert NEAR == 0.6 and [near(shared) for shared in (10, 8, 7, 5)] == [True, True, False, False]  # 8/12, 7/13
+
+
+def test_words_that_all_rows_share_make_no_candidates(monkeypatch):
+    compared = []
+    monkeypatch.setattr(leakage, "_alike", lambda *pair: compared.append(pair) or False)
+    draw = random.Random(0)
+    phrases = [" ".join(f"w{draw.randrange(900)}" for _ in range(8)) for _ in range(300)]
+
+    def sources(count):  # half of each row is what all rows have; the rest is no row's alone either
+        return [(" ".join([STORY, *draw.sample(phrases, 4)]),) for _ in range(count)]
+
+    nearest_sources(sources(200), sources(100))
+    assert 0 < len(compared) < 200 * 100 * 0.1
+
+
+def test_demonstrations_and_the_initial_text_are_looked_up(tmp_path):
+    rows = question_rows(6)
+    few_shot = Template(PLAIN.source, PLAIN.target, demonstrations=(rows[2], {**rows[4], "question": "Who?"}))
+    text = PLAIN.render(rows[5]).source.lower() + " Riga\n\n"
+    found = find_leaks(few_shot, None, Dataset.from_list(rows), initial_text=text)
+    assert found.demonstrated == (2,) and found.initial_text == (5,)
+    assert found.same_target == found.near == ()  # no training rows were given
+    assert find_leaks(few_shot, None, Dataset.from_list(rows)).initial_text == ()
+
+
+@pytest.mark.parametrize("selection", ["random", "bm25"])
+def test_a_row_that_is_nearly_a_demonstration_is_counted_though_nothing_is_trained(selection, recipe_file, tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", [row | {"context": row["context"] + " Truly."} for row in question_rows(24)])
+    write_jsonl(tmp_path / "validation.jsonl", question_rows(6))
+    shown = {"method": "none", "num_demonstrations": 1, "demonstration_selection": selection, "max_source_tokens": 256}
+    recipe = load_recipe(recipe_file(**shown, num_virtual_tokens=None))
+    assert prepare(recipe, ("validation",)).leakage["validation"]["near"] == 6
+
+
+def test_check_and_train_say_it_before_the_model_loads_and_the_results_keep_it(
+    recipe_file, tmp_path, capsys, monkeypatch
+):
+    recipe = str(recipe_file(init="text", init_text="Where does Ada live?", num_virtual_tokens=None))
+    rows = question_rows(24)
+    write_jsonl(tmp_path / "validation.jsonl", [qa("The moon is far.", f"How far, {name}?") for name in "abcdef"])
+    unlike = [qa("The ferry to Oslo is late.", f"Why, {name}?", "a storm") for name in "abc"]
+    test = [*unlike, rows[7], rows[9] | {"answers": {"text": ["Peru"], "answer_start": [0]}}]
+    write_jsonl(tmp_path / "test.jsonl", test)
+    assert main(["check", recipe]) == 0
+    said = capsys.readouterr().err
+    assert f"stand in the training split with the same target ({tmp_path}/test.jsonl, line 4 = {tmp_path}/" in said
+    same = f"test: 1 of 5 rows stand in the training split with the same target ({tmp_path}/test.jsonl, line 4 = "
+    assert f"{same}{tmp_path}/train.jsonl, line 8)\n" in said
+    assert f"1 of 5 rows stand in the training split with another target ({tmp_path}/test.jsonl, line 5" in said
+    assert "validation: none of its 6 rows stands in the training split too" in said
+    with monkeypatch.context() as patch:
+        patch.setattr("prompt_tuning.runs.train.load_base_model", None)
+        with pytest.raises(TypeError):
+            main(["train", recipe])
+        assert same in capsys.readouterr().err
+    assert main(["train", recipe, "--save_strategy", "no"]) == 0
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["leakage"]
+    assert set(found) == {"validation", "test"} and found["validation"]["same_target"] == 0
+    assert (found["test"]["same_target"], found["test"]["other_target"], found["test"]["near"]) == (1, 1, 0)
+    assert found["test"]["first"]["same_target"] == [[3, 7]]
+    capsys.readouterr()
+    write_jsonl(tmp_path / "test.jsonl", rows)
+    few = ["--num_demonstrations", "2", "--max_source_tokens", "160", "--output_dir", str(tmp_path / "few")]
+    assert main(["evaluate", recipe, *few]) == 0
+    assert "2 of 24 rows have the source of a demonstration" in capsys.readouterr().err
+    found = json.loads((tmp_path / "few" / "results.json").read_text())["leakage"]["test"]
+    assert found["demonstrated"] == 2

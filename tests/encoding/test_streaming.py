@@ -1,0 +1,180 @@
+"""Streamed training: the rows of the file and no others, errors by their line, and a stop that changes nothing."""
+
+import json
+from itertools import islice
+
+import pytest
+import torch
+from datasets import IterableDataset
+from helpers.models import tiny_llama
+from helpers.rows import question_rows, write_jsonl
+from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
+
+from prompt_tuning import add_soft_prompt, prompt_config
+from prompt_tuning.cli.main import main
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.prepare import prepare
+from prompt_tuning.runs.train import train
+
+
+@pytest.fixture
+def streamed(recipe_file, tmp_path):
+    """A recipe that streams 24 rows; keywords change settings."""
+
+    def write(**changes):
+        return recipe_file(**({"streaming": "true", "buffer_size": 8} | changes))
+
+    return write
+
+
+def adapter(folder):
+    return load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
+
+
+def rows_of(recipe, count):
+    return [row["input_ids"] for row in islice(prepare(load_recipe(recipe), ("train",)).encoded["train"], count)]
+
+
+def test_each_pass_has_every_row_once_in_an_order_that_the_seed_decides(streamed):
+    whole = rows_of(streamed(streaming="false"), 24)
+
+    def stream(count, **changes):
+        prepared = prepare(load_recipe(streamed(**changes)), ("train", "test"))
+        return [row["input_ids"] for row in islice(prepared.encoded["train"], count)], prepared.reports["train"]
+
+    in_order, report = stream(60, buffer_size=1)
+    assert in_order == [*whole, *whole, *whole[:12]] and report.rows >= 60
+    shuffled, _ = stream(2 * 24 + 20)
+    assert shuffled[:24] != whole and sorted(shuffled[:20]) != sorted(whole[:20])
+    assert all(row in shuffled for row in whole) and shuffled == stream(68)[0] != stream(68, seed=7)[0]
+    passes, _ = stream(48, buffer_size=1000)
+    assert sorted(passes[:24]) == sorted(passes[24:]) == sorted(whole) and passes[:24] != passes[24:]
+    assert stream(10, max_train_samples=4, buffer_size=1)[0] == [*whole[:4], *whole[:4], *whole[:2]]
+
+
+def test_a_streamed_run_takes_the_steps_that_the_same_rows_take_when_read_whole(streamed, tmp_path):
+    whole = {"streaming": "false", "train_sampling_strategy": "sequential", "buffer_size": None}
+    train(load_recipe(streamed(buffer_size=1, output_dir=tmp_path / "stream")), evaluate_hard_prompt=False)
+    train(load_recipe(streamed(**whole, output_dir=tmp_path / "whole")), evaluate_hard_prompt=False)
+    assert torch.equal(adapter(tmp_path / "stream"), adapter(tmp_path / "whole"))
+    results = json.loads((tmp_path / "stream" / "results.json").read_text())
+    assert results["train_steps"] == 4 and results["stream"]["rows"] >= 16 and "train_rows" not in results
+    card, read = (tmp_path / "stream" / "README.md").read_text(), results["stream"]["rows"]
+    assert f"{read} read of a stream |" in card and f"{read} rows" not in card
+    assert "a stream, 4 steps" in (tmp_path / "stream" / "report.html").read_text()
+    assert main(["check", str(tmp_path / "stream" / "recipe.yaml")]) == 0  # what was saved can be run again
+
+
+@pytest.mark.parametrize("endless", [False, True])
+def test_trainer_loses_its_place_in_the_second_pass_of_a_stream_unless_all_passes_are_one(
+    endless, streamed, tmp_path, tokenizer
+):
+    """9 batches are skipped in the first pass, which has 6; the second is then trained on from its beginning."""
+    rows = rows_of(streamed(streaming="false"), 6)
+    passes = IterableDataset.from_generator(lambda: ({"input_ids": row, "labels": row} for row in rows))
+
+    def prompt(folder, max_steps, resume=False):
+        args = TrainingArguments(
+            str(tmp_path / folder), max_steps=max_steps, save_steps=9, per_device_train_batch_size=1, use_cpu=True,
+            learning_rate=0.1, lr_scheduler_type="constant", disable_tqdm=True, report_to="none",
+            dataloader_pin_memory=False,
+        )  # fmt: skip
+        base = tiny_llama(len(tokenizer))
+        torch.manual_seed(0)
+        model = add_soft_prompt(base, prompt_config(base, 4))
+        trainer = Trainer(model, args, train_dataset=passes.repeat(None) if endless else passes)
+        trainer.train(resume_from_checkpoint=resume)
+        return model.prompt_encoder["default"].embedding.weight
+
+    prompt("stopped", 9)
+    assert torch.equal(prompt("stopped", 14, resume=True), prompt("whole", 14)) == endless
+
+
+def test_a_run_stopped_in_its_second_pass_goes_on_bit_for_bit(streamed, tmp_path, monkeypatch):
+    settings = dict(max_steps=14, save_steps=9, save_total_limit=5)
+    whole = train(load_recipe(streamed(**settings, output_dir=tmp_path / "whole")), evaluate_hard_prompt=False)
+    path = streamed(**settings, output_dir=tmp_path / "stopped")
+    monkeypatch.setattr("prompt_tuning.training.trainer.PromptTuningTrainer.log", stop_at(10))
+    assert main(["train", str(path)]) == 130
+    monkeypatch.undo()
+    resumed = train(load_recipe(path, ["--resume_from_checkpoint", "true"]), evaluate_hard_prompt=False)
+    assert torch.equal(adapter(whole), adapter(resumed))
+    facts = [json.loads((folder / "results.json").read_text())["stream"] for folder in (whole, resumed)]
+    assert facts[0] == facts[1]
+
+
+def stop_at(step):
+    def log(trainer, *args, **kwargs):
+        if trainer.state.global_step >= step:
+            raise KeyboardInterrupt
+
+    return log
+
+
+def test_cut_and_dropped_rows_are_counted_at_the_end(streamed, tmp_path, capsys):
+    rows = question_rows(24)
+    rows[5]["answers"] = {"text": ["a very long answer that goes on and on " * 3], "answer_start": [0]}
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    budget = {
+        "max_source_tokens": 32,
+        "drop_overlong": "true",
+        "buffer_size": 1,
+        "max_steps": 6,
+        "save_strategy": "'no'",
+    }
+    assert main(["train", str(streamed(**budget))]) == 0
+    report = prepare(load_recipe(streamed(**budget, streaming="false")), ("train",)).reports["train"]
+    facts = json.loads((tmp_path / "run" / "results.json").read_text())["stream"]
+    assert report.dropped_rows == 1 and facts["dropped_rows"] >= 1
+    assert facts["cut_rows"] >= report.cut_rows > 0 and facts["longest"] == report.longest
+    assert f"train: a stream: {facts['rows']} rows read, {facts['cut_rows']} cut by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", [3, 150])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda line: line.replace('"question"', '"query"'), "null"),
+        (lambda line: line[:-5], "not JSON"),
+        (lambda line: line.replace("lives", "lívès"), "not UTF-8"),
+    ],
+    ids=["null", "json", "latin-1"],
+)
+def test_a_bad_row_is_named_by_its_line_before_training_or_when_it_is_read(
+    place, change, message, streamed, tmp_path, capsys, monkeypatch
+):
+    lines = [json.dumps(row, ensure_ascii=False) for row in question_rows(160)]
+    lines[place] = change(lines[place])
+    encoding = "latin-1" if message == "not UTF-8" else "utf-8"
+    (tmp_path / "train.jsonl").write_text("\n\n".join(lines) + "\n", encoding=encoding)
+    if place == 3:
+        monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
+    assert main(["train", str(streamed(max_steps=60))]) == 1
+    error = capsys.readouterr().err
+    assert f"train.jsonl, line {2 * place + 1}: " in error and message in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_steps": None}, "streaming: a stream has no known length; set max_steps"),
+        ({"init": "frequent"}, "streaming: init frequent needs all training rows"),
+        ({"init": "demonstrations", "num_virtual_tokens": None}, "streaming: init demonstrations needs all"),
+        ({"num_demonstrations": 2}, "streaming: num_demonstrations 2 needs all"),
+        ({"loss": "kl", "teacher_template": "question_answering/plain"}, "teacher_template with loss kl needs all"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy group_by_length needs all"),
+        ({"dataloader_num_workers": 2}, "dataloader_num_workers has no effect"),
+        ({"buffer_size": 0}, "buffer_size is 0; it must be at least 1"),
+    ],
+)  # fmt: skip
+def test_what_a_stream_cannot_give_is_said_before_anything_is_read(changes, message, streamed, capsys, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.runs.train.prepare_run", None)
+    assert main(["train", str(streamed(**changes))]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_training_split_alone_is_not_evaluated_from_a_stream(streamed, capsys):
+    assert main(["render", str(streamed())]) == 2
+    assert "add --streaming false to read the split whole" in capsys.readouterr().err
+    assert main(["render", str(streamed()), "--streaming", "false", "-n", "1"]) == 0

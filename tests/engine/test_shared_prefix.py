@@ -1,0 +1,646 @@
+"""The engine as a PEFT model: methods, adapters, losses, decoding, and what it says when it cannot."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.architectures import (
+    PROMPT,
+    ROWS,
+    SIZES,
+    TARGETS,
+    VOCABULARY,
+    build,
+    left_padded,
+    reference_greedy,
+    reference_loss,
+    right_padded,
+    row_logits,
+)
+from peft import (
+    PeftModel,
+    PeftModelForCausalLM,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+)
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.cache_utils import DynamicLayer
+from transformers.generation.streamers import BaseStreamer
+
+from prompt_tuning.encoding.batching import pad_left
+from prompt_tuning.engine.kv_cache import RoomyLayer, shared_prefixes
+from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt_once
+from prompt_tuning.errors import AdapterError
+from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
+
+# Plain PEFT says so each time it generates from a prompt; here that is what is under test.
+POSITION_WARNING = pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
+GREEDY = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
+PROJECTED = dict(prefix_projection=True, encoder_hidden_size=24)
+METHODS = {
+    "prompt_tuning": lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=PROMPT),
+    "p_tuning": lambda: PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=PROMPT, encoder_hidden_size=24, encoder_num_layers=2
+    ),
+    "p_tuning, lstm": lambda: PromptEncoderConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=PROMPT,
+        encoder_hidden_size=24,
+        encoder_num_layers=2,
+        encoder_reparameterization_type="LSTM",
+        encoder_dropout=0.0,
+    ),
+    "prefix_tuning": lambda: PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=PROMPT),
+    "prefix_tuning, projected": lambda: PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=PROMPT, **PROJECTED
+    ),
+}
+
+
+def soft(base, method="prompt_tuning"):
+    torch.manual_seed(1)
+    model = SharedPrefixModel(base, METHODS[method]())
+    for parameter in model.prompt_encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def weights(model):
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def gradient(loss, model):
+    return torch.cat([each.flatten() for each in torch.autograd.grad(loss, weights(model))])
+
+
+def written(model, rows, **settings):
+    """New tokens of each row, given as one left-padded batch."""
+    batch = pad_left(rows, 0)
+    return model.generate(**batch, **(GREEDY | settings))[:, batch["input_ids"].shape[1] :].tolist()
+
+
+def with_prefix(base, cache_of_one, row):
+    """`[len(row), V]` of one unpadded row behind keys and values, from the base model alone."""
+    cache = DynamicCache(config=base.config)
+    for number, layer in enumerate(cache_of_one.layers):
+        cache.update(layer.keys, layer.values, number)
+    return base(torch.tensor([row]), cache=cache).logits[0]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mistral, window 6", "bloom"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_the_loss_gradient_and_text_of_single_rows(architecture, method):
+    base = build(architecture)
+    model = soft(base, method)
+    prefix = method.startswith("prefix")
+
+    def single(row):
+        prompt = model.get_prompt(batch_size=1)
+        if prefix:
+            return with_prefix(base, prompt, row)
+        embeds = torch.cat([prompt[0], base.get_input_embeddings()(torch.tensor(row))])[None]
+        return base(inputs_embeds=embeds).logits[0, PROMPT:]
+
+    expected = sum(
+        F.cross_entropy(single(row)[-count - 1 : -1], torch.tensor(row[-count:]), reduction="sum")
+        for row, count in zip(ROWS, TARGETS, strict=True)
+    ) / sum(TARGETS)
+    wanted = gradient(expected, model)
+    for batch in (right_padded(), left_padded()):
+        loss = model(**batch).loss
+        assert abs(loss.item() - expected.item()) < 1e-5
+        assert (gradient(loss, model) - wanted).norm() / wanted.norm() < 1e-4
+
+    together = written(model, ROWS, max_new_tokens=4)
+    for row, new in zip(ROWS, together, strict=True):
+        ids = list(row)
+        for _ in range(4):
+            ids.append(single(ids)[-1].argmax().item())
+        assert new == ids[len(row) :] == written(model, [row], max_new_tokens=4)[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_prompt_is_computed_once_for_a_batch(method):
+    base = build("llama")
+    model = soft(base, method)
+    encoder = model.prompt_encoder["default"]
+    seen = []
+    encoder.register_forward_hook(lambda module, given, output: seen.append(output.shape[0]))
+    model(**right_padded()).loss.backward()
+    if method != "prompt_tuning":  # whose embedding is looked up without a call
+        assert seen == [1]
+        seen.clear()
+        PeftModelForCausalLM.forward(model, **right_padded())
+        assert seen == [1 if method.startswith("p_tuning") else len(ROWS)]
+
+
+def test_linear_layers_see_no_padding_no_opening_twice_and_logits_are_for_targets_alone():
+    base = build("llama")
+    model = soft(base)
+    widths = {}
+    base.model.layers[0].mlp.register_forward_hook(lambda module, given, output: widths.update(layer=output.shape))
+    base.lm_head.register_forward_hook(lambda module, given, output: widths.update(head=output.shape))
+    rows = [ROWS[0], *ROWS[2:]]
+    batch = right_padded(rows, [2, 3, 1])
+    model(**batch)
+    # All rows open with the same two tokens, and a row's last token predicts nothing.
+    assert widths["layer"][1] == PROMPT + 2 + sum(len(row) - 2 - 1 for row in rows)
+    assert widths["head"][-2] == 6
+    PeftModelForCausalLM.forward(model, **batch)
+    assert widths["layer"][:2] == (len(rows), PROMPT + max(map(len, rows)))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
+def test_tokens_that_open_every_row_join_the_prompt(architecture):
+    base = build(architecture)
+    model = soft(base)
+    weight = weights(model)[0]
+    opening = [7, 20, 33, 41]
+    rows = [opening + row for row in ROWS]
+    total = 0
+    for row, count in zip(rows, TARGETS, strict=True):
+        embeds = torch.cat([weight, base.get_input_embeddings()(torch.tensor(row))])[None]
+        logits = base(inputs_embeds=embeds).logits[0, -count - 1 : -1]
+        total = total + F.cross_entropy(logits, torch.tensor(row[-count:]), reduction="sum")
+    expected = total / sum(TARGETS)
+    loss = model(**right_padded(rows)).loss
+    assert abs(loss.item() - expected.item()) < 1e-5
+    wanted = gradient(expected, model)
+    assert (gradient(loss, model) - wanted).norm() / wanted.norm() < 1e-4
+
+
+def test_each_row_may_have_the_prompt_of_its_own_adapter():
+    base = build("llama")
+    model = soft(base)
+    model.add_adapter("other", PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    prompts = {name: model.prompt_encoder[name].embedding.weight for name in ("default", "other")}
+    names = ["default", "other", "other", "default"]
+    loss = model(**right_padded(), adapter_names=names).loss
+    expected = reference_loss(base, [prompts[name] for name in names])
+    assert abs(loss.item() - expected.item()) < 1e-5
+    wanted = torch.autograd.grad(expected, prompts["default"])[0]
+    assert (torch.autograd.grad(loss, prompts["default"])[0] - wanted).norm() / wanted.norm() < 1e-4
+    together = written(model, ROWS, adapter_names=names)
+    assert together == [reference_greedy(base, prompts[n], row, 8) for n, row in zip(names, ROWS, strict=True)]
+    assert model.active_adapter == "default"
+
+    with pytest.raises(AdapterError, match="3 names for 4 rows"):
+        model(**right_padded(), adapter_names=names[:3])
+    with pytest.raises(AdapterError, match="adapter third is not loaded; there are default, other"):
+        model(**right_padded(), adapter_names=["third"] * 4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt", "mistral, window 6", "bloom"])
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_one_cache_serves_a_whole_evaluation(architecture, method, monkeypatch):
+    model = soft(build(architecture), method)
+    wanted = [written(model, ROWS[:2]), written(model, ROWS[2:]), written(model, [[9, 8, 7], [5, 4]])]
+    computed = []
+    get_prompt = model.get_prompt
+    monkeypatch.setattr(model, "get_prompt", lambda **kwargs: computed.append(1) or get_prompt(**kwargs))
+    with compute_prompt_once(model, opening=ROWS[0][:1]):
+        assert written(model, ROWS[:2]) == wanted[0]
+        assert written(model, ROWS[2:]) == wanted[1]
+        # Rows that pass a sliding window in a padded batch take another way.
+        assert len(computed) == 1 or "window" in architecture
+        assert written(model, [[9, 8, 7], [5, 4]]) == wanted[2]  # which do not open like that
+    assert written(model, ROWS[:2]) == wanted[0]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "gemma2"])
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_what_several_rows_open_with_is_read_once_and_changes_no_token(architecture, method):
+    model = soft(build(architecture), method)
+    passage, other = list(range(30, 48)), list(range(60, 78))
+    ends = [passage, [5, 6]], [other, [8]], [passage, [9]], [[7], [20]], [passage, []], [other, [8, 9, 3]]
+    rows = [opening + end for opening, end in [*ends, ends[0]]]
+    alone = [written(model, [row])[0] for row in rows]
+    read = []
+    model.word_embeddings.register_forward_hook(lambda module, given, output: read.append(given[0].shape))
+    assert written(model, rows) == alone
+    # 17 tokens of one passage (a row ends there), 18 of the other, then what is left of each row but its last token,
+    # which `generate` reads for all rows together.
+    assert sum(shape.numel() for shape in read if shape[0] == 1) == 17 + 18 + sum([2, 0, 1, 1, 0, 2, 2])
+    assert {shape[0] for shape in read if len(shape) == 2} == {1, len(rows)}
+
+
+def test_openings_are_shared_by_rows_behind_one_prompt_alone():
+    passage, other = list(range(30, 50)), list(range(60, 80))
+    rows = [[*passage, 1], [*other, 2], [*passage, 3], [*passage[:10], 4], [*other, 5]]
+    assert sorted(shared_prefixes(rows, [0] * 5)) == [(20, [0, 2]), (20, [1, 4])]
+    assert shared_prefixes(rows, [0, 0, 1, 0, 0]) == [(20, [1, 4])]
+    # A short common opening does not break up a group with a long one.
+    long = [*passage, *other]
+    assert shared_prefixes([[*long, 1], [*long, 2], [*passage[:17], 3]], [0] * 3) == [(40, [0, 1])]
+
+
+def test_keys_and_values_are_not_copied_with_each_new_token():
+    layer = DynamicLayer()
+    first = torch.randn(2, 3, 5, 4)
+    layer.update(first, -first)
+    roomy = RoomyLayer(layer)
+    places, grown = set(), first
+    for _ in range(70):
+        new = torch.randn(2, 3, 1, 4)
+        grown = torch.cat([grown, new], 2)
+        keys, values = roomy.update(new, -new)
+        assert torch.equal(keys, grown) and torch.equal(values, -grown)
+        places.add(keys.data_ptr())
+    assert len(places) == 2  # moved once, when its room was used up
+    kept = roomy.keys
+    roomy.batch_select_indices(torch.tensor([1]))
+    new = torch.randn(1, 3, 1, 4)
+    assert torch.equal(roomy.update(new, new)[0], torch.cat([grown[1:], new], 2))
+    assert torch.equal(kept, grown)
+
+
+def test_finished_rows_leave_the_batch():
+    base = build("llama")
+    model = soft(base)
+    alone = [written(model, [row], max_new_tokens=24)[0] for row in ROWS]
+    stops = {row[2] for row in alone[:3]}  # rows end at different steps
+    ended = [next((n + 1 for n, token in enumerate(row) if token in stops), 24) for row in alone]
+    assert len(set(ended)) > 1
+    sizes = []
+    base.register_forward_hook(lambda module, given, output: sizes.append(output.logits.shape[0]))
+    together = written(model, ROWS, max_new_tokens=24, eos_token_id=sorted(stops))
+    assert sizes[-1] < len(ROWS)
+    for new, row, end in zip(together, alone, ended, strict=True):
+        assert new == (row[:end] + [0] * 24)[: len(new)]
+
+
+def test_beams_and_returned_sequences_are_those_of_a_single_row():
+    model = soft(build("llama"))
+    settings = dict(num_beams=4, num_return_sequences=2, max_new_tokens=6)
+    together = written(model, ROWS, **settings)
+    assert [len(together), len(together[0])] == [len(ROWS) * 2, 6]
+    for number, row in enumerate(ROWS):
+        assert together[2 * number : 2 * number + 2] == written(model, [row], **settings)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_may_be_padded_further_than_its_rows_and_prompt_reach(side):
+    model, batch = soft(build("llama")), pad_left(ROWS, 0)
+    if side == "right":
+        batch = right_padded()
+    for more in (PROMPT + 1, 40):
+        wide = {name: F.pad(batch[name], (more, 0) if side == "left" else (0, more)) for name in pad_left(ROWS, 0)}
+        output = model.generate(**wide, **GREEDY)
+        assert output[:, wide["input_ids"].shape[1] :].tolist() == written(model, ROWS)
+
+
+def test_a_repetition_penalty_counts_a_rows_own_tokens():
+    base = build("llama")
+    model = soft(base)
+    together = written(model, ROWS, repetition_penalty=3.0)
+    for row, new in zip(ROWS, together, strict=True):
+        assert new == written(model, [row], repetition_penalty=3.0)[0]
+        ids, embeddings = list(row), base.get_input_embeddings()
+        for _ in new:
+            logits = base(inputs_embeds=torch.cat([weights(model)[0], embeddings(torch.tensor(ids))])[None]).logits
+            scores, seen = logits[0, -1], torch.tensor(ids)
+            scores[seen] = torch.where(scores[seen] > 0, scores[seen] / 3, scores[seen] * 3)
+            ids.append(scores.argmax().item())
+        assert new == ids[len(row) :]
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"repetition_penalty": 1.3}])
+def test_n_grams_are_counted_in_a_rows_own_tokens(settings):
+    base = build("llama")
+    model = soft(base)
+    rows = [[*row, row[-1]] for row in ROWS]  # what stands in the prompt's place was the last token, twice and more
+    together = written(model, rows, no_repeat_ngram_size=2, **settings)
+    assert together == [written(model, [row], no_repeat_ngram_size=2, **settings)[0] for row in rows]
+    if settings:
+        return
+    for row, new in zip(rows, together, strict=True):
+        ids = list(row)
+        for _ in new:
+            scores = row_logits(base, weights(model)[0], ids)[-1].clone()
+            banned = [after for before, after in pairwise(ids) if before == ids[-1]]
+            scores[banned] = -torch.inf
+            ids.append(scores.argmax().item())
+        assert new == ids[len(row) :]
+
+
+def test_sampling_follows_the_distribution_of_a_single_row():
+    base = build("llama")
+    model = soft(base)
+    torch.manual_seed(0)
+    settings = dict(do_sample=True, temperature=0.7, top_k=0, max_new_tokens=1, num_return_sequences=500)
+    samples = torch.tensor(written(model, ROWS, **settings)).reshape(len(ROWS), 500)
+    for row, drawn in zip(ROWS, samples, strict=True):
+        embeds = torch.cat([weights(model)[0], base.get_input_embeddings()(torch.tensor(row))])[None]
+        wanted = (base(inputs_embeds=embeds).logits[0, -1] / 0.7).softmax(-1)
+        likely = wanted.argmax()
+        spread = (wanted[likely] * (1 - wanted[likely]) / 500).sqrt()
+        assert abs((drawn == likely).float().mean() - wanted[likely]) < 5 * spread + 1e-3
+
+
+def test_what_a_generation_config_leaves_open_the_models_own_decides():
+    model = soft(build("llama"))
+    base, batch = model.get_base_model(), pad_left(ROWS, 0)
+    given = GenerationConfig(max_new_tokens=5, do_sample=False, eos_token_id=None)
+    expected = model.generate(**batch, generation_config=given, num_beams=3, pad_token_id=0)
+    base.generation_config.update(num_beams=3, pad_token_id=0)
+    assert torch.equal(model.generate(**batch, generation_config=given), expected)
+    base.generation_config.update(num_beams=1, max_new_tokens=3)
+    given = GenerationConfig(do_sample=False, eos_token_id=None)
+    assert model.generate(**batch, generation_config=given).shape[1] == batch["input_ids"].shape[1] + 3
+
+
+def test_what_counts_from_where_generation_began_keeps_finished_rows_in_the_batch():
+    model = soft(build("llama"))
+    settings = {"max_new_tokens": 12, "eos_token_id": list(range(1, 60))}
+    model.get_base_model().generation_config.update(exponential_decay_length_penalty=(2, 1.5))
+    together = written(model, ROWS, **settings)
+    for row, new in zip(ROWS, together, strict=True):
+        alone = written(model, [row], **settings)[0]
+        assert new == (alone + [0] * 12)[: len(new)]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral, window 6"])
+def test_a_model_that_keeps_no_cache_writes_the_same_behind_a_prompt(architecture):
+    model = soft(build(architecture))
+    expected = written(model, ROWS)
+    assert written(model, ROWS, use_cache=False) == expected
+    model.get_base_model().generation_config.use_cache = False
+    assert written(model, ROWS) == expected == [written(model, [row])[0] for row in ROWS]
+
+
+def test_what_brings_a_cache_of_its_own_is_refused_and_one_that_a_model_asks_for_is_not_made():
+    model = soft(build("llama"))
+    for given in ({"cache": DynamicCache()}, {"prompt_lookup_num_tokens": 3}, {"assistant_model": model}):
+        with pytest.raises(AdapterError, match=f"generate: {next(iter(given))} knows nothing of the prompt"):
+            written(model, ROWS, **given)
+    expected = written(model, ROWS)
+    model.get_base_model().generation_config.cache_implementation = "static"
+    assert written(model, ROWS) == expected
+
+
+class Recorder(LogitsProcessor):
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, input_ids, scores):
+        self.seen.append(input_ids.tolist())
+        return scores
+
+
+def test_what_looks_on_while_rows_are_written_is_shown_their_own_ids():
+    """As the base model's `generate` shows them, without what stands in the prompt's places."""
+    model, batch = soft(build("llama")), pad_left(ROWS, 0)
+    recorder, allowed, lengths = Recorder(), [], []
+
+    class Limit(StoppingCriteria):  # of which each row has its own
+        limits = torch.tensor([2, 3, 5, 8])
+
+        def __call__(self, input_ids, scores, **kwargs):
+            lengths.append(input_ids.shape[1] - batch["input_ids"].shape[1])
+            return lengths[-1] >= self.limits[: len(input_ids)]
+
+    new = model.generate(
+        **batch, **GREEDY | {"eos_token_id": 2, "pad_token_id": 0}, logits_processor=LogitsProcessorList([recorder]),
+        stopping_criteria=StoppingCriteriaList([Limit()]),
+        prefix_allowed_tokens_fn=lambda row, ids: allowed.append((row, ids.tolist())) or list(range(3, VOCABULARY)),
+    )[:, batch["input_ids"].shape[1] :]  # fmt: skip
+    assert recorder.seen[0] == batch["input_ids"].tolist() and lengths == [*range(1, 9)]
+    assert recorder.seen[1] == torch.cat([batch["input_ids"], new[:, :1]], 1).tolist()
+    assert allowed[: len(ROWS)] == list(enumerate(batch["input_ids"].tolist()))
+    assert (new != 0).sum(1).tolist() == Limit.limits[: len(ROWS)].tolist()
+
+
+@pytest.mark.parametrize("settings", [{"num_return_sequences": 2, "do_sample": True}, {"repetition_penalty": 1.1}])
+@pytest.mark.parametrize("architecture", ["llama", "mistral, window 6"])
+def test_a_constraint_is_told_whose_ids_it_sees(architecture, settings):
+    model, seen = soft(build(architecture)), {}
+    batch, copies = pad_left(ROWS, 0), settings.get("num_return_sequences", 1)
+
+    def allowed(number, ids):
+        seen.setdefault(number, ids.tolist())
+        return [5 + number]
+
+    new = model.generate(**batch, **GREEDY | settings, prefix_allowed_tokens_fn=allowed)[
+        :, batch["input_ids"].shape[1] :
+    ]
+    assert new.tolist() == [[5 + number] * 8 for number in range(len(ROWS) * copies)]
+    assert all(seen[number][-len(ROWS[number // copies]) :] == ROWS[number // copies] for number in seen)
+
+
+def test_a_processor_of_a_setting_takes_its_place():
+    model = soft(build("llama"))
+    own = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(3.0)])
+    assert written(model, ROWS, logits_processor=own, repetition_penalty=3.0) == written(
+        model, ROWS, repetition_penalty=3.0
+    )
+
+
+def test_a_streamer_is_given_the_row_and_then_what_is_written():
+    model, given = soft(build("llama")), []
+
+    class Streamer(BaseStreamer):
+        def put(self, value):
+            given.append(value.tolist())
+
+        def end(self):
+            given.append("end")
+
+    new = written(model, ROWS[:1], streamer=Streamer())[0]
+    assert given == [[ROWS[0]], *([token] for token in new), "end"]
+
+
+def test_names_of_adapters_are_not_dropped_where_no_loss_is_asked_for():
+    model, batch = soft(build("llama")), pad_left(ROWS[:2], 0)
+    model.add_adapter("other", METHODS["prompt_tuning"]())
+    assert model(**batch, adapter_names=["default"] * 2).logits is not None
+    with pytest.raises(AdapterError, match="without input_ids and labels each row is run behind the active adapter's"):
+        model(**batch, adapter_names=["default", "other"])
+
+
+def test_disabling_within_disabling_ends_with_the_outer_one():
+    model = soft(build("llama"))
+    alone = model.get_base_model().generate(**pad_left(ROWS, 0), **GREEDY).tolist()
+    with model.disable_adapter():
+        with model.disable_adapter():
+            pass
+        assert model.generate(**pad_left(ROWS, 0), **GREEDY).tolist() == alone
+    assert model.generate(**pad_left(ROWS, 0), **GREEDY).tolist() != alone
+
+
+@pytest.mark.parametrize("architecture", ["mistral, window 6", "gemma3_text, window 6"])
+def test_prompts_of_unlike_length_join_under_a_sliding_window(architecture):
+    base = build(architecture)
+    base.set_attn_implementation("eager")
+    model = soft(base)
+    model.add_adapter("other", PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    assert model.way.name == "cache"
+    prompts = {name: model.prompt_encoder[name].embedding.weight for name in ("default", "other")}
+    names = ["other", "default", "other", "default"]
+    for rows, targets in ((ROWS, TARGETS), ([row[:3] for row in ROWS], [1] * 4)):  # past the window, and near its end
+        expected = reference_loss(base, [prompts[name] for name in names], rows, targets)
+        loss = model(**right_padded(rows, targets), adapter_names=names).loss
+        assert abs(loss.item() - expected.item()) < 1e-5
+
+
+def test_a_generation_config_and_returned_scores_are_honoured():
+    model = soft(build("llama"))
+    batch = pad_left(ROWS, 0)
+    output = model.generate(**batch, **GREEDY, return_dict_in_generate=True, output_scores=True)
+    assert output.sequences[:, batch["input_ids"].shape[1] :].tolist() == written(model, ROWS)
+    assert len(output.scores) == 8
+    model.get_base_model().generation_config.update(max_length=14, pad_token_id=0)
+    assert model.generate(**batch, do_sample=False).shape == (4, 14)
+
+
+@POSITION_WARNING
+def test_plain_peft_decodes_a_left_padded_row_differently_and_so_the_engine_exists():
+    base = build("llama")
+    ours = soft(base)
+    plain = PeftModelForCausalLM(base, METHODS["prompt_tuning"]())
+    plain.prompt_encoder["default"].embedding.weight.data.copy_(weights(ours)[0])
+    alone = written(plain, [ROWS[1]])[0]
+    assert alone == written(ours, [ROWS[1]])[0] == written(ours, ROWS[1:3])[0]
+    assert alone != written(plain, ROWS[1:3])[0]
+
+
+def test_what_cannot_be_packed_takes_a_slower_way_and_says_why(caplog):
+    base = build("llama")
+    base.set_attn_implementation("eager")
+    model = soft(base)
+    assert model.way.name == "cache"
+    assert "runs eager attention, not a replaceable sdpa" in caplog.text
+    base.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    assert model.way.name == "plain" and "activation checkpointing allows no cache" in model.way.reason
+    assert abs(model(**right_padded()).loss.item() - reference_loss(base, weights(model)[0]).item()) < 1e-5
+    with pytest.raises(AdapterError, match="rows with prompts of their own cannot be run"):
+        model(**right_padded(), adapter_names=["default"] * 4)
+
+
+def test_an_unknown_architecture_takes_pefts_forward_and_says_so(caplog, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.engine.shared_prefix.CACHE_ARCHITECTURES", ())
+    monkeypatch.setattr("prompt_tuning.engine.dispatch.CACHE_ARCHITECTURES", ())
+    base = build("llama")
+    model = soft(base)
+    assert "by PEFT's own forward: llama has not been shown to be exact behind a shared prompt" in caplog.text
+    assert abs(model(**left_padded()).loss.item() - reference_loss(base, weights(model)[0]).item()) < 1e-5
+    assert written(model, ROWS) == [reference_greedy(base, weights(model)[0], row, 8) for row in ROWS]
+    assert caplog.text.count("Rows are generated one at a time") == 1
+    output = model.generate(torch.tensor([ROWS[0]]), **GREEDY, return_dict_in_generate=True, output_scores=True)
+    assert output.sequences[0, len(ROWS[0]) :].tolist() == written(model, ROWS)[0] and len(output.scores) == 8
+    assert written(model, ROWS, return_dict_in_generate=True) == written(model, ROWS)
+
+
+def test_loss_counts_items_as_trainer_does_and_smooths_as_torch_does():
+    model = soft(build("llama"))
+    batch = right_padded()
+    plain = model(**batch)
+    assert plain.logits.shape == (sum(TARGETS), VOCABULARY)
+    assert model(**batch, num_items_in_batch=40).loss.item() == pytest.approx(plain.loss.item() * sum(TARGETS) / 40)
+    wanted = batch["labels"][batch["labels"] != -100]
+    expected = F.cross_entropy(plain.logits, wanted, label_smoothing=0.1).item()
+    assert model(**batch, label_smoothing=0.1).loss.item() == pytest.approx(expected)
+
+
+def test_a_batch_with_rows_without_targets_and_a_batch_without_any():
+    base = build("llama")
+    model = soft(base)
+    batch = right_padded()
+    batch["labels"][1] = -100
+    with_one_less = model(**batch)
+    rows = [row for number, row in enumerate(ROWS) if number != 1]
+    kept = model(**right_padded(rows, [TARGETS[0], *TARGETS[2:]]))
+    assert with_one_less.loss.item() == pytest.approx(kept.loss.item(), abs=1e-6)
+    batch["labels"][:] = -100
+    assert model(**batch, num_items_in_batch=5).loss.item() == 0
+    assert model(**batch, num_items_in_batch=5, adapter_names=["default"] * len(ROWS)).loss.item() == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_activation_checkpointing_changes_no_gradient(method):
+    model = soft(build("llama"), method)
+    wanted = gradient(model(**right_padded()).loss, model)
+    model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    assert (gradient(model(**right_padded()).loss, model) - wanted).norm() / wanted.norm() < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own
+def test_compiled_layers_change_no_loss_and_no_gradient_to_rounding():
+    base = build("llama")
+    model = soft(base)
+    loss = model(**right_padded()).loss
+    wanted = gradient(loss, model)
+    model.compile_layers(backend="aot_eager")  # the whole path but the C++ compiler, which a user may lack
+    compiled = model(**right_padded()).loss
+    assert abs(compiled.item() - loss.item()) < 1e-5
+    assert (gradient(compiled, model) - wanted).norm() / wanted.norm() < 1e-4
+    plain = build("llama")  # the same weights
+    assert written(model, ROWS) == [reference_greedy(plain, weights(model)[0], row, 8) for row in ROWS]
+
+
+def test_a_half_precision_model_keeps_its_prompt_in_float32():
+    base = build("llama").to(torch.bfloat16)
+    model = add_soft_prompt(base, prompt_config(base, PROMPT), torch.randn(PROMPT, 32))
+    loss = model(**right_padded()).loss
+    assert weights(model)[0].dtype == torch.float32 and loss.dtype == torch.float32
+    assert gradient(loss, model).dtype == torch.float32
+    assert len(written(model, ROWS)[0]) == 8
+
+
+@POSITION_WARNING
+@pytest.mark.parametrize("method", METHODS)
+def test_the_saved_adapter_predicts_the_same_in_plain_peft(method, tmp_path):
+    model = soft(build("llama"), method)
+    model.save_pretrained(tmp_path)
+    plain = PeftModel.from_pretrained(build("llama"), tmp_path)
+    assert type(plain) is PeftModelForCausalLM
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
+    for row in ROWS:
+        assert written(plain, [row]) == written(model, [row])
+
+
+def test_a_minimum_length_counts_what_it_counts_without_a_prompt():
+    base = build("llama")
+    model = add_soft_prompt(base, prompt_config(base, PROMPT), torch.randn(PROMPT, 32))
+    given = {"input_ids": torch.tensor([ROWS[0]]), "attention_mask": torch.ones(1, len(ROWS[0]), dtype=torch.long)}
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": list(range(1, 97))}
+    for each in (base, model):
+        written = each.generate(**given, min_length=len(ROWS[0]) + 6, **settings)
+        assert written.shape[1] == len(ROWS[0]) + 7  # six that are no end, and then one
+
+
+def test_a_penalty_counts_a_rows_own_tokens_past_a_sliding_window():
+    base = build("mistral, window 6")
+    model = add_soft_prompt(base, prompt_config(base, PROMPT), torch.randn(PROMPT, 32)).eval()
+
+    def written(rows):
+        batch = pad_left(rows, 0)
+        settings = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        return model.generate(**batch, repetition_penalty=1.3, **settings)[:, batch["input_ids"].shape[1] :].tolist()
+
+    assert written(ROWS) == [written([row])[0] for row in ROWS]
+
+
+def test_rotary_positions_that_depend_on_a_batch_are_told(caplog):
+    rope = dict(rope_type="longrope", rope_theta=1e4, short_factor=[1.0] * 4, long_factor=[4.0] * 4, factor=4.0)
+    rope |= {"original_max_position_embeddings": 16}
+    base = LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=rope)).eval()
+    model = add_soft_prompt(base, prompt_config(base, PROMPT)).eval()
+    model(**right_padded([ROWS[0]], [3]))
+    assert "rotary" not in caplog.text
+    model(**right_padded([ROWS[0], [7] * 30], [3, 1]))
+    assert "longrope rotary positions change for sequences beyond 16 positions" in caplog.text

@@ -1,0 +1,13 @@
+"""Model cards as the hub reads them."""
+
+from huggingface_hub import ModelCard
+
+
+def check_card(path):
+    """A card whose metadata huggingface_hub reads, and writes again as it is; nothing in it is left to fill in."""
+    text = path.read_text(encoding="utf-8")
+    card = ModelCard(text)  # parses the model-index too; ModelCard.validate would ask the hub
+    assert card.data.to_yaml(original_order=card._original_order) == text.split("\n---\n")[0].removeprefix("---\n")
+    assert not [word for word in ("More Information Needed", "[Needs", "[needs", "Undefined", "None") if word in text]
+    assert card.data.library_name in ("peft", "transformers") and card.data.tags
+    return card

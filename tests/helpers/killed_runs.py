@@ -1,0 +1,138 @@
+"""A training that is killed again and again, at random moments, and goes on each time.
+
+python tests/helpers/killed_runs.py FOLDER [KILLS]
+
+Imports once and forks a process for each leg; all run `prompt-tuning train` with `--resume_from_checkpoint auto`.
+Every other leg is killed some steps on, at a random part of a step, most of which is saving. The others kill
+themselves at a random one of the calls by which files in the run's folder are opened, renamed and removed.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import prompt_tuning.runs.train  # noqa: F401  before forking, for all of them
+from helpers.models import tiny_llama, tiny_tokenizer
+from helpers.rows import question_rows, write_jsonl
+from prompt_tuning.cli.main import main
+from prompt_tuning.training.trainer import PromptTuningTrainer
+
+STEPS = 48
+RECIPE = f"""\
+model_name_or_path: {{folder}}/tiny-llama
+task: question_answering
+train_file: {{folder}}/train.jsonl
+validation_file: {{folder}}/validation.jsonl
+template: question_answering/plain
+num_virtual_tokens: 6
+max_source_tokens: 96
+max_target_tokens: 12
+per_device_train_batch_size: 4
+max_steps: {STEPS}
+save_steps: 2
+eval_strategy: steps
+eval_steps: 2
+load_best_model_at_end: true
+use_cpu: true
+disable_tqdm: true
+"""
+CALLS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
+
+
+def leg(folder, name, before_a_step=None, calls=None):
+    """Train in a process of its own, from wherever the run is; returns the process's id.
+
+    Args:
+        before_a_step: a pipe that hears a byte before each step.
+        calls: the number of such calls after which the process kills itself.
+    """
+    if process := os.fork():
+        return process
+    left = calls
+
+    def kill(event, args):
+        nonlocal left
+        if left and event in CALLS and str(folder / name) in str(args[0]):
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    step = PromptTuningTrainer.training_step
+
+    def noted(self, *args, **kwargs):
+        os.write(before_a_step, b".")
+        return step(self, *args, **kwargs)
+
+    with open(folder / f"{name}.log", "a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    if before_a_step:
+        PromptTuningTrainer.training_step = noted
+    if calls:
+        sys.addaudithook(kill)
+    flags = ["--output_dir", str(folder / name), "--resume_from_checkpoint", "auto"]
+    code = 1
+    try:
+        code = main(["train", str(folder / "recipe.yaml"), *flags])
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def ended(process):
+    _, status = os.waitpid(process, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def kill_in_a_step(folder, name, steps, part):
+    """Run a leg and kill it that many steps on, when that part of a step is over."""
+    reading, writing = os.pipe()
+    process = leg(folder, name, writing)
+    os.close(writing)
+    last = time.monotonic()
+    for _ in range(steps + 1):
+        if not os.read(reading, 1):
+            return ended(process)
+        last, took = time.monotonic(), time.monotonic() - last
+    time.sleep(part * took)
+    os.kill(process, signal.SIGKILL)
+    os.close(reading)
+    return ended(process)
+
+
+def last_step(run):
+    return max((int(path.name.split("-")[1]) for path in run.glob("checkpoint-*")), default=0)
+
+
+def killed_again_and_again(folder, kills, seed=0):
+    """The checkpoints that the legs were at when they were killed: those that the next ones went on from."""
+    chance, run, at = random.Random(seed), folder / "killed", []
+    for number in range(kills):
+        if number % 2:
+            code = ended(leg(folder, run.name, calls=chance.randrange(1, 60)))
+        else:
+            code = kill_in_a_step(folder, run.name, chance.randrange(1, 5), chance.random())
+        at.append({"killed": "at a file" if number % 2 else "in a step", "after_step": last_step(run)})
+        at[-1]["half_written"] = sorted(path.name for path in run.glob(".*"))
+        assert code == -signal.SIGKILL, f"{(folder / 'killed.log').read_text()[-3000:]}\n{at}"
+    assert ended(leg(folder, run.name)) == 0, (folder / "killed.log").read_text()[-3000:]
+    return at
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    tokenizer = tiny_tokenizer()
+    tiny_llama(len(tokenizer)).save_pretrained(folder / "tiny-llama")
+    tokenizer.save_pretrained(folder / "tiny-llama")
+    write_jsonl(folder / "train.jsonl", question_rows(26))
+    write_jsonl(folder / "validation.jsonl", question_rows(2, 3))
+    (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
+    assert ended(leg(folder, "whole")) == 0, (folder / "whole.log").read_text()[-3000:]
+    print(json.dumps(killed_again_and_again(folder, int(sys.argv[2]) if sys.argv[2:] else 20)))

@@ -1,0 +1,248 @@
+"""What test_processes.py runs in two processes: `torchrun --nproc_per_node 2 tests/helpers/two_processes.py ddp|fsdp2 FOLDER`.
+
+The functions run in one process as well, to be compared with. Each process writes what it found to
+FOLDER/<kind>-<rank>.json.
+"""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from peft import get_peft_model
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from helpers.rows import question_rows
+from prompt_tuning import (
+    Encoder,
+    PromptTuningArguments,
+    PromptTuningTrainer,
+    Template,
+    add_soft_prompt,
+    encode,
+    load_metrics,
+    prompt_config,
+)
+from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.cli.main import main as prompt_tuning
+from prompt_tuning.errors import Stopped, TrainingError
+from prompt_tuning.models.prompts import add_adapter, load_adapter
+from prompt_tuning.training.callbacks import stopping_on_signals
+
+METHODS = {
+    "prompt tuning": PromptArguments(),
+    "P-tuning": PromptArguments(method="p_tuning", encoder_hidden_size=16),
+    "prefix tuning": PromptArguments(method="prefix_tuning"),
+    "projected prefix": PromptArguments(method="prefix_tuning", prefix_projection=True, encoder_hidden_size=16),
+    "LoRA": PromptArguments(method="lora"),
+}
+RATES = {"prompt tuning": 3e-2, "P-tuning": 3e-3, "prefix tuning": 1e-2, "projected prefix": 3e-3, "LoRA": 1e-3}
+TRAIN_ROWS, BATCH, STEPS = 20, 8, 7  # the last batch of an epoch has 4 rows: of two processes one has none
+REMAINDERS = (1, 2, 7)
+RESUMED = {"ddp": ["prompt tuning", "P-tuning"], "fsdp2": ["prompt tuning", "P-tuning", "LoRA"]}
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+
+
+class Watched(PromptTuningTrainer):
+    """Remembers which rows it trained on, by their tokens, and how many it scored."""
+
+    def __init__(self, *args, compute_metrics, **kwargs):
+        self.trained_on, self.scored = [], []
+
+        def score(predictions, references):
+            self.scored.append(len(predictions))
+            return compute_metrics(predictions, references)
+
+        super().__init__(*args, compute_metrics=score, **kwargs)
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        rows = zip(inputs["input_ids"], inputs["labels"], strict=True)
+        self.trained_on += [str(ids[ids != 0].tolist()) for ids, labels in rows if (labels != -100).any()]
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+def base_model(folder, architecture):
+    auto = AutoModelForCausalLM if architecture == "llama" else AutoModelForSeq2SeqLM
+    return auto.from_pretrained(folder / f"tiny-{architecture}").requires_grad_(False)
+
+
+def trainer(folder, method, output, architecture="llama", rows=7, model=None, **settings):
+    """On 20 rows with a global batch of 8, whatever the number of processes."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / f"tiny-{architecture}")
+    encoder = Encoder(
+        Template.load("question_answering/plain"), tokenizer, architecture != "llama", max_target_tokens=12
+    )
+    train, evaluated = (
+        encode(Dataset.from_list(question_rows(count, shift)), encoder, training=True)[0]
+        for count, shift in ((TRAIN_ROWS, 0), (rows, 3))
+    )
+    if model is None:
+        base = base_model(folder, architecture)
+        torch.manual_seed(2)
+        config = prompt_config(base, 6, METHODS[method])
+        model = add_adapter(base, config) if method == "LoRA" else add_soft_prompt(base, config)
+    args = PromptTuningArguments(
+        output_dir=str(folder / output),
+        per_device_train_batch_size=BATCH // PartialState(cpu=True).num_processes,
+        learning_rate=RATES[method],
+        **dict(max_steps=STEPS, use_cpu=True, disable_tqdm=True, logging_steps=1, save_strategy="no") | settings,
+    )
+    return Watched(
+        model=model, args=args, processing_class=tokenizer, train_dataset=train, eval_dataset=evaluated,
+        compute_metrics=load_metrics(["squad"]), generation_kwargs={"max_new_tokens": 6}, stop=("\n",),
+    )  # fmt: skip
+
+
+def fit(folder, method, output, resume=None, **settings):
+    """Train, evaluate, predict and save; what can be compared between one process and several."""
+    run = trainer(folder, method, output, **settings)
+    run.train(resume_from_checkpoint=resume)
+    texts = run.predict_texts(run.eval_dataset)
+    run.save_model(folder / output / "adapter", _internal_call=True)
+    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    return {"loss": run.evaluate()["eval_loss"], "losses": losses, "texts": texts, "scored": run.scored}
+
+
+def fit_all(folder, kind):
+    """Those that are resumed are saved in the middle of their second epoch, which ends after step 6."""
+    saved = dict(save_strategy="steps", save_steps=4, save_total_limit=None)
+    return {
+        method: fit(folder, method, f"{kind} {method}", **(saved if method in RESUMED.get(kind, ()) else {}))
+        for method in METHODS
+    }
+
+
+def resume(folder, kind):
+    for method in RESUMED[kind]:
+        checkpoint = str(folder / f"{kind} {method}" / "checkpoint-4")
+        fit(folder, method, f"{kind} resumed {method}", resume=checkpoint)
+
+
+def remainders(folder):
+    """By the number of rows what is written for them, and how many were scored."""
+    found = {}
+    for rows in REMAINDERS:
+        run = trainer(folder, "prompt tuning", "remainders", rows=rows, per_device_eval_batch_size=2)
+        run.evaluate()
+        found[str(rows)] = {"texts": run.predict_texts(run.eval_dataset), "scored": run.scored}
+    return found
+
+
+def sent(folder):
+    """`[operation, size]` of every tensor that goes to other processes in three steps, one epoch."""
+    run = trainer(folder, "prompt tuning", "sent", max_steps=3)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        run.train()
+    events = [event for event in profile.events() if event.name.startswith("gloo:")]
+    return [[event.name.removeprefix("gloo:"), sum(map(sum, event.input_shapes))] for event in events]
+
+
+def rows_with_dropout(folder):
+    """The rows that this process trained on in two epochs of a model whose dropout draws random numbers."""
+    base = base_model(folder, "t5")
+    for module in base.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+    torch.manual_seed(2)
+    model = add_soft_prompt(base, prompt_config(base, 6))
+    run = trainer(folder, "prompt tuning", "dropout", "t5", model=model, max_steps=6)
+    run.train()
+    return run.trained_on
+
+
+def stopped(folder):
+    """How each process ends where the second alone gets a signal in its second step, or has no finite loss there."""
+    found = []
+    for cause in ("signal", "loss"):
+        run = trainer(folder, "prompt tuning", f"stopped by {cause}", logging_steps=3)
+        compute_loss = run.compute_loss
+
+        def compute(*args, run=run, cause=cause, compute_loss=compute_loss, **kwargs):
+            second = run.args.process_index == 1 and run.state.global_step == 1
+            if second and cause == "signal":
+                signal.raise_signal(signal.SIGTERM)
+            return compute_loss(*args, **kwargs) * (torch.nan if second and cause == "loss" else 1)
+
+        run.compute_loss = compute
+        try:
+            with stopping_on_signals(run.accelerator) as callback:
+                run.add_callback(callback)
+                run.train()
+        except (Stopped, TrainingError) as error:
+            found.append(str(error))
+    return found
+
+
+def evaluated_alone(folder, adapter):
+    """What a saved adapter, and the base model, write where nothing is trained."""
+    soft = trainer(folder, "prompt tuning", "alone", model=load_adapter(base_model(folder, "llama"), folder / adapter))
+    hard = trainer(folder, "prompt tuning", "alone", model=base_model(folder, "llama"))
+    return [run.predict_texts(run.eval_dataset) for run in (soft, hard)]
+
+
+def plain_peft(folder):
+    """Why plain PEFT's generate fails on a model that FSDP2 splits."""
+    model = get_peft_model(base_model(folder, "llama"), prompt_config(base_model(folder, "llama"), 6)).eval()
+    for layer in model.get_base_model().model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    ids = torch.full((1, 4), 9)
+    try:
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2)
+    except RuntimeError as error:
+        return str(error)
+    return "generated"
+
+
+def as_on_gpus():
+    """accelerate splits no model on CPUs; tell it that these are GPUs, on which it does the same."""
+    start = PartialState.__init__
+
+    def started(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = started
+
+
+def main(kind, folder):
+    if kind == "ddp":
+        found = {"methods": fit_all(folder, kind), "remainders": remainders(folder), "sent": sent(folder)}
+        found |= {"rows with dropout": rows_with_dropout(folder), "stopped": stopped(folder)}
+        resume(folder, kind)
+    else:
+        as_on_gpus()
+        PartialState(cpu=True)
+        found = {"plain PEFT": plain_peft(folder)}
+        os.environ |= FSDP2
+        found |= {"methods": fit_all(folder, kind)}
+        resume(folder, kind)
+        found["alone"] = evaluated_alone(folder, "one prompt tuning/adapter")
+        recipe = [str(folder / "recipe.yaml"), "--output_dir", str(folder / "split run")]
+        assert prompt_tuning(["train", *recipe, "--per_device_train_batch_size", "4"]) == 0
+    (folder / f"{kind}-{PartialState().process_index}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], Path(sys.argv[2]))
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # else the other process would be waited for

@@ -1,0 +1,130 @@
+"""What others do with a run: PEFT's and transformers' own loaders, lm-evaluation-harness, and trackers of experiments.
+
+lm_eval and trackio are not among the test requirements: `pip install lm_eval trackio` lets their tests run.
+"""
+
+import importlib.util
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from helpers.rows import question_rows, write_jsonl
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer, pipeline
+
+from prompt_tuning import Template
+from prompt_tuning.cli.main import main
+
+pytestmark = pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT's, of its generate
+
+
+def installed(package):
+    found = importlib.util.find_spec(package) is not None
+    return pytest.mark.skipif(not found, reason=f"{package} is not installed: pip install {package}")
+
+
+def run_python(*words, **environment):
+    """A process of its own: these packages warn on import."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], env=os.environ | environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"method": "prefix_tuning"}, {"method": "lora", "num_virtual_tokens": None}],
+    ids=["prompt_tuning", "prefix_tuning", "lora"],
+)
+def test_plain_peft_and_a_pipeline_write_what_the_run_wrote(settings, recipe_file, model_folders, tmp_path):
+    recipe = recipe_file(template="question_answering/plain", max_steps=2, learning_rate=0.1, **settings)
+    assert main(["train", str(recipe), "--save_strategy", "no"]) == 0
+    name = settings.get("method") if settings.get("method") == "lora" else "soft_prompt"
+    rows = lines(tmp_path / "run" / "predictions" / "test.jsonl")[:3]
+
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run")
+    writer = pipeline("text-generation", model=model, tokenizer=AutoTokenizer.from_pretrained(model_folders["llama"]))
+    for row in rows:
+        written = writer(row["source"], max_new_tokens=12, do_sample=False, return_full_text=False)
+        assert written[0]["generated_text"].lstrip().split("\n")[0].strip() == row[name]
+
+
+def closed_rows(count):
+    rows = question_rows(count, 5)
+    for number, row in enumerate(rows):
+        row["answers"] = {"text": ["yes" if number % 2 else "no"], "answer_start": [0]}
+    return rows
+
+
+def harness_task(folder, template, test_file):
+    """A task of lm-evaluation-harness that asks as the template does."""
+    template = Template.load(template)
+    choices = [choice.strip() for choice in template.answer_choices.split("|||")]
+    task = {
+        "task": "closed_questions", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(test_file)}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": template.source,
+        "doc_to_choice": choices, "doc_to_target": f"{{{{ {choices}.index(answers.text[0]) }}}}",
+        "metric_list": [{"metric": "acc"}],
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / "closed_questions.yaml").write_text(yaml.safe_dump(task))
+    return folder
+
+
+def harness(model, adapter, task, batch_size=1):
+    """Accuracy, and which choice it took for each row, by the harness's own command."""
+    output = task / f"batch-{batch_size}"
+    arguments = f"pretrained={model},peft={adapter},dtype=float32"
+    run_python(
+        "-m", "lm_eval", "run", "--model", "hf", "--model_args", arguments, "--tasks", "closed_questions",
+        "--include_path", task, "--batch_size", batch_size, "--device", "cpu", "--output_path", output,
+        "--log_samples", HF_DATASETS_OFFLINE="1",
+    )  # fmt: skip
+    (results,), (samples,) = output.rglob("results_*.json"), output.rglob("samples_*.jsonl")
+    scores = [[float(likelihood) for likelihood, _ in row["filtered_resps"]] for row in lines(samples)]
+    return json.loads(results.read_text())["results"]["closed_questions"]["acc,none"], scores
+
+
+@installed("lm_eval")
+def test_lm_evaluation_harness_reaches_the_same_accuracy(recipe_file, model_folders, tmp_path):
+    recipe = recipe_file(template="question_answering/yes_no", max_source_tokens=128, metrics="[exact_match]")
+    for split in ("train", "validation", "test"):
+        write_jsonl(tmp_path / f"{split}.jsonl", closed_rows(20))
+    assert main(["train", str(recipe), "--save_strategy", "no", "--learning_rate", "0.01"]) == 0
+    ours = lines(tmp_path / "run" / "predictions" / "test.jsonl")
+    assert {row["soft_prompt"] for row in ours} == {"yes", "no"}  # else nothing would be compared
+
+    task = harness_task(tmp_path / "task", "question_answering/yes_no", tmp_path / "test.jsonl")
+    accuracy, scores = harness(model_folders["llama"], tmp_path / "run", task)
+    assert [row["soft_prompt"] for row in ours] == [("yes", "no")[torch.tensor(each).argmax()] for each in scores]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert accuracy == pytest.approx(results["soft_prompt"]["exact_match"] / 100, abs=1e-4)
+
+
+@installed("trackio")
+def test_trackio_hears_the_metrics_by_report_to(recipe_file, tmp_path):
+    recipe = recipe_file(eval_strategy="steps", eval_steps=2, logging_steps=2, report_to="trackio", project="cards")
+    path = os.pathsep.join(sys.path)
+    run_python("-m", "prompt_tuning", "train", recipe, TRACKIO_DIR=str(tmp_path / "trackio"), PYTHONPATH=path)
+    (database,) = (tmp_path / "trackio").rglob("cards*.db")
+    with sqlite3.connect(database) as rows:
+        logged = " ".join(str(row) for row in rows.execute("select metrics from metrics"))
+    assert "eval/f1" in logged and "train/loss" in logged
+
+
+def test_tensorboard_hears_the_metrics_of_a_recipe(recipe_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    recipe = recipe_file(eval_strategy="steps", eval_steps=2, logging_steps=2, report_to="tensorboard")
+    assert main(["train", str(recipe), "--save_strategy", "no"]) == 0
+    events = b"".join(file.read_bytes() for file in (tmp_path / "logs").rglob("events.out.tfevents*"))
+    assert b"eval/f1" in events and b"train/loss" in events

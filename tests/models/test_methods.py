@@ -1,0 +1,281 @@
+"""Method by model family: each learns, resumes bit for bit, comes back, and writes the same alone and in a batch."""
+
+import pytest
+import torch
+from datasets import Dataset
+from helpers.architectures import build
+from helpers.models import tiny_bart, tiny_t5
+from peft import PeftModel, PeftModelForCausalLM, PrefixTuningConfig, PromptEncoderConfig
+
+from prompt_tuning import PromptTuningArguments, PromptTuningTrainer, add_soft_prompt, load_metrics, prompt_config
+from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.engine.shared_prefix import SharedPrefixModel
+from prompt_tuning.errors import AdapterError
+from prompt_tuning.models.prompts import add_adapter, load_adapter
+
+# PEFT mends GPT-2's LoRA by itself.
+pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+VOCABULARY, LENGTH = 97, 4
+FAMILIES = {
+    "llama": lambda: build("llama"),
+    "gemma3": lambda: build("gemma3_text"),
+    "qwen3": lambda: build("qwen3"),
+    "gpt2": lambda: build("gpt2"),
+    "t5": lambda: tiny_t5(VOCABULARY),
+    "bart": lambda: tiny_bart(VOCABULARY),
+}
+ENCODER_DECODER = ("t5", "bart")
+METHODS = {
+    "prompt_tuning": {},
+    "residual": dict(residual=True, encoder_hidden_size=16),
+    "p_tuning": dict(method="p_tuning", encoder_hidden_size=16),
+    "p_tuning, lstm": dict(method="p_tuning", encoder_hidden_size=16, encoder_reparameterization_type="LSTM"),
+    "prefix_tuning": dict(method="prefix_tuning"),
+    "prefix_tuning, projected": dict(method="prefix_tuning", prefix_projection=True, encoder_hidden_size=16),
+    "cpt": dict(method="cpt"),
+    "lora": dict(method="lora", lora_r=2),
+}
+CELLS = [
+    (family, method) for family in FAMILIES for method in METHODS if method != "cpt" or family not in ENCODER_DECODER
+]
+
+
+def trainable_model(family, method):
+    base = FAMILIES[family]()
+    arguments = PromptArguments(**METHODS[method])
+    torch.manual_seed(3)
+    config = prompt_config(base, LENGTH, arguments, ids=range(20, 20 + LENGTH))
+    if method == "lora":
+        return add_adapter(base, config)
+    initial = torch.randn(LENGTH, 32) if method in ("prompt_tuning", "residual") else None
+    return add_soft_prompt(base, config, initial, arguments.encoder_hidden_size if arguments.residual else None)
+
+
+def token_rows(encoder_decoder, count=12):
+    rows = []
+    for number in range(count):
+        source = [7, 20 + number, *range(30, 31 + number % 5)]
+        target = [40 + number % 3, 41, 1]
+        if encoder_decoder:
+            rows.append({"input_ids": source, "labels": target})
+        else:
+            rows.append({"input_ids": source + target, "labels": [-100] * len(source) + target})
+    return Dataset.from_list(rows)
+
+
+def trainer(model, tokenizer, folder, steps=4, **settings):
+    rows = token_rows(model.config.is_encoder_decoder)
+    settings = {"learning_rate": 0.01, "per_device_train_batch_size": 4, "save_steps": 2} | settings
+    arguments = PromptTuningArguments(
+        output_dir=str(folder), max_steps=steps, use_cpu=True, disable_tqdm=True, report_to="none", seed=5, **settings
+    )
+    return PromptTuningTrainer(
+        model=model, args=arguments, processing_class=tokenizer, train_dataset=rows, eval_dataset=rows,
+        compute_metrics=load_metrics(["exact_match"]), generation_kwargs={"max_new_tokens": 4},
+    )  # fmt: skip
+
+
+def trained(model):
+    return {name: each.detach().clone() for name, each in model.named_parameters() if each.requires_grad}
+
+
+@pytest.mark.parametrize(("family", "method"), CELLS)
+def test_every_trainable_tensor_learns_and_stopping_changes_nothing(family, method, tokenizer, tmp_path):
+    model = trainable_model(family, method)
+    start = trained(model)
+    torch.manual_seed(0)
+    trainer(model, tokenizer, tmp_path / "whole").train()
+    straight = trained(model)
+    for name, tensor in straight.items():
+        changed = (tensor != start[name]).flatten(1).any(1) if tensor.ndim > 1 else tensor != start[name]
+        assert changed.all() if name.endswith("embedding.weight") else changed.any(), name
+    assert all(each.dtype == torch.float32 for each in straight.values())
+
+    resumed = trainable_model(family, method)
+    trainer(resumed, tokenizer, tmp_path / "parts").train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
+    for name, tensor in trained(resumed).items():
+        assert torch.equal(tensor, straight[name]), name
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT's, as it generates
+@pytest.mark.parametrize(("family", "method"), CELLS)
+def test_it_comes_back_from_its_folder_and_writes_the_same_alone_and_in_a_batch(family, method, tokenizer, tmp_path):
+    model = trainable_model(family, method)
+    rate = 0.3 if method != "lora" else 0.01
+    run = trainer(model, tokenizer, tmp_path / "run", learning_rate=rate, save_strategy="no")
+    run.train()
+    before, rows = run.evaluate()["eval_loss"], run.eval_dataset
+    written = run.predict(rows).predictions.tolist()
+    model.save_pretrained(tmp_path / "adapter")
+
+    base = FAMILIES[family]()
+    again = load_adapter(base, tmp_path / "adapter")
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+    check = trainer(again, tokenizer, tmp_path / "check")
+    assert check.evaluate()["eval_loss"] == pytest.approx(before, abs=1e-5)
+    for number in range(0, len(rows), 5):
+        alone = check.predict(rows.select([number])).predictions[0].tolist()
+        assert [token for token in alone if token > 0] == [token for token in written[number] if token > 0]
+    if family == "llama":
+        plain = PeftModel.from_pretrained(FAMILIES[family](), tmp_path / "adapter").eval()
+        ids = torch.tensor([rows[0]["input_ids"][: rows[0]["labels"].count(-100)]])
+        limits = dict(max_new_tokens=4, do_sample=False, pad_token_id=0)
+        new = plain.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **limits)[0, ids.shape[1] :].tolist()
+        assert [token for token in new if token > 0] == [token for token in written[0] if token > 0]
+
+
+@pytest.mark.parametrize(("family", "method"), CELLS)
+def test_activation_checkpointing_accumulation_and_bfloat16_change_no_gradient(family, method, tokenizer, tmp_path):
+    model = trainable_model(family, method)
+    run = trainer(model, tokenizer, tmp_path)
+    batch = next(iter(run.get_train_dataloader()))
+
+    def gradient():
+        model.zero_grad()
+        run.compute_loss(model, dict(batch)).backward()
+        return torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
+
+    model.train()
+    wanted = gradient()
+    model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    if method == "lora":  # its gradient starts below frozen embeddings
+        model.enable_input_require_grads()
+    assert (gradient() - wanted).norm() / wanted.norm() < 1e-5
+    model.get_base_model().activation_checkpointing_disable()
+
+    items = (batch["labels"] != -100).sum()
+    model.zero_grad()
+    for half_batch in zip(*(each.chunk(2) for each in batch.values()), strict=True):
+        part = dict(zip(batch, half_batch, strict=True))
+        run.compute_loss(model, part, num_items_in_batch=items).backward()
+    parts = torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
+    assert (parts - wanted).norm() / wanted.norm() < 1e-4
+
+    if method == "p_tuning, lstm" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("all but bfloat16 was tested: torch's LSTM takes none on this processor")
+    with torch.autocast("cpu", torch.bfloat16):
+        half = gradient()
+    assert torch.cosine_similarity(half, wanted, 0) > 0.97
+
+
+@pytest.mark.parametrize(("family", "method"), CELLS)
+def test_the_best_checkpoint_comes_back_at_the_end(family, method, tokenizer, tmp_path):
+    model = trainable_model(family, method)
+    rate = 0.3 if method == "lora" else 3.0  # so high that the last is not the best
+    run = trainer(
+        model, tokenizer, tmp_path, steps=6, learning_rate=rate, eval_strategy="steps", eval_steps=2,
+        load_best_model_at_end=True, metric_for_best_model="loss", predict_with_generate=False, save_total_limit=None,
+    )  # fmt: skip
+    run.compute_metrics = None
+    run.train()
+    losses = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry]
+    assert run.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-6)
+
+
+@pytest.mark.parametrize(("family", "method"), CELLS)
+def test_disable_adapter_is_the_base_model_in_forward_and_generate(family, method, tokenizer):
+    model = trainable_model(family, method)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    model.eval()
+    base = FAMILIES[family]()
+    ids = torch.tensor([[7, 20, 30, 31], [7, 21, 32, 33]])
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    settings = dict(max_new_tokens=5, do_sample=False, pad_token_id=0)
+    labels = {"labels": ids} if family in ENCODER_DECODER else {}
+    with model.disable_adapter():
+        assert torch.allclose(model(**given, **labels).logits, base(**given, **labels).logits, atol=1e-6)
+        assert torch.equal(model.generate(**given, **settings), base.generate(**given, **settings))
+    tuned = model(**given, **labels).logits[:, -ids.shape[1] :]
+    assert not torch.allclose(tuned, base(**given, **labels).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "method", ["prompt_tuning", "residual", "p_tuning", "prefix_tuning, projected", "cpt", "lora"]
+)
+def test_training_goes_on_from_a_saved_adapter_where_peft_refuses(method, tokenizer, tmp_path):
+    model = trainable_model("llama", method)
+    run = trainer(model, tokenizer, tmp_path / "run")
+    run.train()
+    model.save_pretrained(tmp_path / "adapter")
+    if method != "lora":
+        with pytest.raises(ValueError, match="Cannot set a prompt learning adapter to trainable"):
+            PeftModel.from_pretrained(FAMILIES["llama"](), tmp_path / "adapter", is_trainable=True)
+    base = FAMILIES["llama"]()
+    again = load_adapter(base, tmp_path / "adapter", is_trainable=True)
+    more = trainer(again, tokenizer, tmp_path / "more", steps=8, learning_rate=0.1)
+    before = more.evaluate()["eval_loss"]
+    assert before == pytest.approx(run.evaluate()["eval_loss"], abs=1e-5)
+    more.train()
+    assert more.evaluate()["eval_loss"] < before
+
+
+def test_plain_peft_resumes_p_tuning_to_another_model(tokenizer, tmp_path):
+    """It loads what the encoder wrote under the encoder."""
+    torch.manual_seed(0)
+    config = PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH, encoder_hidden_size=16)
+    plain = PeftModelForCausalLM(FAMILIES["llama"](), config)
+    prompt = plain.get_prompt(1)
+    plain.save_pretrained(tmp_path)
+    plain.load_adapter(tmp_path, "default", is_trainable=True)
+    assert not torch.allclose(plain.get_prompt(1), prompt, atol=1e-3)
+    # And a checkpoint of its own making is refused here rather than loaded like that.
+    ours = trainer(trainable_model("llama", "p_tuning"), tokenizer, tmp_path)
+    with pytest.raises(AdapterError, match=r"no prompt_encoder.safetensors there"):
+        ours._load_from_checkpoint(str(tmp_path))
+
+
+def test_plain_peft_cannot_resume_a_projected_prefix(tmp_path):
+    config = PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=LENGTH, prefix_projection=True, encoder_hidden_size=16
+    )
+    plain = PeftModelForCausalLM(FAMILIES["llama"](), config)
+    plain.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="size mismatch for weight"):
+        plain.load_adapter(tmp_path, "default", is_trainable=True)
+
+
+def test_plain_peft_makes_no_prefix_for_a_model_that_checkpoints_and_ours_does():
+    losses = []
+    for checkpoints in (False, True):
+        base = FAMILIES["llama"]()
+        config = prompt_config(base, LENGTH, PromptArguments(method="prefix_tuning"))
+        if checkpoints:
+            base.activation_checkpointing_enable({"use_reentrant": False})
+            with pytest.raises(ValueError, match="does not work with gradient checkpointing"):
+                PeftModelForCausalLM(base, config)
+        torch.manual_seed(0)
+        model = add_soft_prompt(base, config).train()
+        ids = torch.tensor([[7, 20, 30, 31]])
+        losses.append(model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.item())
+        assert base.is_activation_checkpointing == checkpoints
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_plain_peft_takes_cpt_by_the_name_default_alone_and_changes_a_mask():
+    ids = torch.tensor([[7, 20, 30, 31]])
+    config = prompt_config(FAMILIES["llama"](), LENGTH, PromptArguments(method="cpt"), ids=range(20, 20 + LENGTH))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    with pytest.raises(KeyError, match="default"):
+        PeftModelForCausalLM(FAMILIES["llama"](), config, adapter_name="mine")(**given)
+    named, default = (
+        SharedPrefixModel(FAMILIES["llama"](), config, adapter_name=name) for name in ("mine", "default")
+    )
+    assert named(**given).loss.item() == pytest.approx(default(**given).loss.item(), abs=1e-6)
+    for model, changed in ((PeftModelForCausalLM(FAMILIES["llama"](), config), True), (default, False)):
+        mask = torch.full((1, 4), 4.0)
+        model(**given, input_type_mask=mask)
+        assert bool((mask != 4).any()) == changed
+
+
+def test_plain_peft_adds_cpts_change_twice_when_it_loads_in_place(tmp_path):
+    model = trainable_model("llama", "cpt")
+    encoder = model.prompt_encoder["default"]
+    encoder.delta_embedding.weight.data.normal_(std=0.01)
+    prompt = model.get_prompt(1).detach()
+    model.save_pretrained(tmp_path)
+    PeftModelForCausalLM.load_adapter(model, tmp_path, "default", is_trainable=True)
+    assert not torch.allclose(model.get_prompt(1), prompt, atol=1e-3)
+    base = FAMILIES["llama"]()
+    assert torch.allclose(load_adapter(base, tmp_path).get_prompt(1), prompt, atol=1e-6)

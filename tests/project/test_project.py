@@ -1,0 +1,35 @@
+"""What a project shows to those who have not read its code: docstrings, citation, licence."""
+
+import inspect
+import tomllib
+
+import pytest
+import yaml
+from helpers.paths import ROOT
+
+import prompt_tuning
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.mark.parametrize("name", prompt_tuning.__all__)
+def test_every_public_name_and_method_says_what_it_is(name):
+    public = getattr(prompt_tuning, name)
+    assert public.__doc__ and not public.__doc__.startswith(f"{name}(")  # as dataclasses write it themselves
+    members = vars(public).items() if inspect.isclass(public) else ()
+    functions = {key: inspect.unwrap(getattr(public, key)) for key, value in members if not key.startswith("_")}
+    undocumented = [key for key, value in functions.items() if inspect.isroutine(value) and not value.__doc__]
+    assert undocumented == []
+
+
+def test_the_package_lists_what_it_exports():
+    listed = prompt_tuning.__doc__.split("\n\n")[1]
+    assert [name for name in prompt_tuning.__all__ if name not in listed] == []
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # those that the format requires
+    assert citation["cff-version"] == "1.2.0" and citation["authors"] == [{"name": "The prompt_tuning authors"}]
+    assert citation["version"] == PROJECT["version"] and citation["license"] == PROJECT["license"]
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")

@@ -1,0 +1,123 @@
+"""What README and docs/ say can be typed, can be typed; and README.zh-CN.md says the same as README."""
+
+import json
+import re
+import shlex
+from collections import Counter
+
+import pytest
+from helpers.paths import ROOT
+
+from prompt_tuning.cli.main import main
+from prompt_tuning.errors import RecipeError
+from prompt_tuning.metrics.loading import MAIN_METRIC
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.templates.template import Template, shipped_templates
+
+README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/*.md")]
+TEMPLATES = (ROOT / "docs" / "templates.md").read_text(encoding="utf-8")
+MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
+
+
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+DOCS = "".join(page.read_text(encoding="utf-8") for page in sorted(ROOT.glob("docs/*.md")))
+COMMANDS = [line for line in "\n".join(blocks("bash", README + DOCS)).splitlines() if "prompt-tuning" in line]
+
+
+@pytest.mark.real_model
+@pytest.mark.skipif(not MODEL.is_dir(), reason=f"{MODEL} is missing: `make test` imports it")
+def test_the_python_example_runs_as_printed(tmp_path, monkeypatch, capsys):
+    (example,) = blocks("python")
+    lines = [line for line in example.splitlines() if line and not re.match("from|import", line)]
+    assert len(lines) <= 15
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    model = tmp_path / "models" / MODEL.name  # all of it but 29 of its 30 layers, which would take a minute
+    model.mkdir(parents=True)
+    for file in MODEL.iterdir():
+        (model / file.name).symlink_to(file)
+    (model / "config.json").unlink()
+    config = json.loads((MODEL / "config.json").read_text(encoding="utf-8")) | {"num_hidden_layers": 1}
+    (model / "config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    assert "16 rows, none cut" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "from_python" / "adapter_model.safetensors").is_file()
+
+
+def test_the_template_example_is_one(tmp_path):
+    (example,) = blocks("yaml", TEMPLATES)
+    (tmp_path / "mine.yaml").write_text(example)
+    assert Template.load(tmp_path / "mine.yaml").columns == {"context", "question", "answers"}
+
+
+def test_as_many_templates_as_promised():
+    counts = Counter(name.split("/")[0] for name in shipped_templates())
+    (promised,) = re.findall(r"(\d+) are shipped .*?(\d+) for\s.*?(\d+) for .*?(\d+) for", TEMPLATES, re.DOTALL)
+    assert f"{promised[0]} are shipped" in README
+    assert [*map(int, promised)] == [counts.total(), *(counts[task] for task in reversed(MAIN_METRIC))]
+
+
+def test_every_make_target_exists():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^make (\w+)", "\n".join(blocks("bash")), re.MULTILINE)
+    assert targets[:2] == ["quickstart", "test"]
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_names_recipes_and_flags_that_exist(line, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    _, command, *words = shlex.split(line, comments=True)
+    if command == "templates":  # needs no model, so it is run
+        assert main([command, *words]) == 0
+        # The quickstart's rows have no choices.
+        assert re.sub("left out: 1 of .* which read columns that the row has not\n", "", capsys.readouterr().err) == ""
+        return
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    own = set(re.findall(r"--\w+|-\w", capsys.readouterr().out))
+    overrides = [word for word in words[1:] if word not in ("-n", "3")]
+    if command == "rank":  # whose other flags are the recipe's
+        own |= {f"--{name}" for name in vars(load_recipe(words[0]).prompt)}
+    if words[0].startswith("--") or command in ("push", "rank"):
+        assert {word for word in words if word.startswith("--")} <= own
+        return
+    recipe = "recipes/quickstart/qa.yaml" if words[0] == "mine.yaml" else words[0]  # which it is a copy of
+    try:
+        load_recipe(recipe, overrides)
+    except RecipeError as error:  # the reader's own files are not here; nothing else may be wrong
+        assert all("no such file" in problem for problem in str(error).splitlines())
+
+
+def test_the_table_of_commands_has_all_of_them(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands = set(re.findall(r"(?m)^    ([a-z][a-z-]+)(?= |$)", capsys.readouterr().out))
+    rows = re.findall(r"(?m)^\| (`.+?`) \|", README)
+    assert commands <= {word.split()[0] for row in rows for word in re.findall("`(.+?)`", row)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_to_a_file_or_a_heading_leads_to_one(page):
+    for target in re.findall(r"\]\((?!https?:)(.+?)\)", page.read_text(encoding="utf-8")):
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        if heading:
+            headings = re.findall(r"(?m)^#+ (.+)$", file.read_text(encoding="utf-8"))
+            assert heading in [re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings], target
+
+
+def test_the_chinese_readme_has_the_same_code_sections_tables_and_figures():
+    fenced = re.compile(r"```\w*\n.*?```", re.DOTALL)
+    english, chinese = ([re.sub("#.*", "", code) for code in fenced.findall(text)] for text in (README, CHINESE))
+    assert chinese == english  # but for comments
+    for mark in (r"(?m)^## ", r"(?m)^\|", r"(?m)^- "):
+        assert len(re.findall(mark, CHINESE)) == len(re.findall(mark, README)), mark
+    for mark in (r"\]\((?!README)[^)]+\)", r"`[^`\n]+`", r"\d+(?:[.,]\d+)*"):
+        assert Counter(re.findall(mark, fenced.sub("", CHINESE))) == Counter(re.findall(mark, fenced.sub("", README)))
+    assert "](README.zh-CN.md)" in README and "](README.md)" in CHINESE

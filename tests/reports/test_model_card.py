@@ -1,0 +1,271 @@
+"""Model cards: what stands in one, that nothing in it is a placeholder, and that its snippets run as printed."""
+
+import contextlib
+import copy
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.cards import check_card
+from helpers.paths import ROOT
+from helpers.rows import question_rows, write_jsonl
+from huggingface_hub import ModelCard
+from peft import PeftModelForCausalLM
+from transformers import Trainer, TrainingArguments
+
+from prompt_tuning.cli.main import main
+from prompt_tuning.hub.upload import plan_upload
+from prompt_tuning.reports.model_card import card_facts, card_text, write_card
+from prompt_tuning.runs import evaluate as evaluation
+
+EVIL = "```\n# Evil\n````python\n</details>\n| a | `b` |\n~~~\n---\n[More Information Needed]"
+RECIPE = {
+    "model_name_or_path": "tiny-llama", "task": "question_answering", "train_file": "train.jsonl",
+    "validation_file": "validation.jsonl", "test_file": "test.jsonl", "template": "question_answering/plain",
+    "init": "text", "init_text": '"Answer briefly.\\nAnswer:"', "max_source_tokens": 40,
+    "max_target_tokens": 12, "output_dir": "run", "lang": "en", "license": "apache-2.0", "learning_rate": 0.3,
+    "per_device_train_batch_size": 4, "max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2,
+    "logging_steps": 2, "load_best_model_at_end": "true", "use_cpu": "true", "disable_tqdm": "true",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, model_folders):
+    """Where a tiny model was trained by relative names, as people do."""
+    folder = tmp_path_factory.mktemp("home of ann")
+    (folder / "tiny-llama").symlink_to(model_folders["llama"])
+    for split, count, shift in (("train", 24, 0), ("validation", 6, 3), ("test", 9, 5)):
+        write_jsonl(folder / f"{split}.jsonl", question_rows(count, shift))
+    (folder / "recipe.yaml").write_text("".join(f"{key}: {value}\n" for key, value in RECIPE.items()))
+    with contextlib.chdir(folder):
+        assert main(["train", "recipe.yaml"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(home, monkeypatch):
+    monkeypatch.chdir(home)
+    return Path("run")
+
+
+def outside_fences(text):
+    """The lines of a card that Markdown reads as its own (CommonMark 0.31, section 4.5)."""
+    lines, fence = [], None
+    for line in text.splitlines():
+        ticks = re.match(r" {0,3}(`{3,}|~{3,})", line)
+        if fence is None and ticks:
+            fence = ticks[1]
+        elif fence is None:
+            lines.append(line)
+        elif ticks and ticks[1].startswith(fence) and not line.strip(" `~"):
+            fence = None
+    assert fence is None
+    return lines
+
+
+def snippets(card):
+    return re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
+
+
+def printed(snippet):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(snippet, "README.md", "exec"), {})
+    return out.getvalue().strip()
+
+
+def test_the_whole_card(run):
+    facts = card_facts(run)
+    assert (run / "README.md").read_bytes().decode() == card_text(facts)
+    facts["results"] |= {"train_seconds": 1.5, "evaluation_seconds": 0.5, "hardware": "CPU (x86_64), 1 thread"}
+    facts["results"]["versions"] = dict.fromkeys(facts["results"]["versions"], "1.2.3")
+    facts["example"] |= {"hard_prompt": "in Oslo", "soft_prompt": "Oslo"}  # a random model writes other things
+    for entry in facts["log_history"]:
+        entry |= {key: round(value, 1) for key, value in entry.items() if key.endswith("loss")}
+    assert card_text(facts) == (ROOT / "tests" / "fixtures" / "expected_card.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT's, of its own generate
+def test_its_snippets_run_as_printed_and_print_its_example(run):
+    card = (run / "README.md").read_text(encoding="utf-8")
+    with (run / "predictions" / "test.jsonl").open(encoding="utf-8") as rows:
+        wanted = json.loads(next(rows))["soft_prompt"]
+    ours, plain = snippets(card)
+    assert "import prompt_tuning" not in plain and "from prompt_tuning" not in plain
+    assert printed(ours) == printed(plain) == wanted.strip()
+
+
+def test_no_text_of_the_users_leaves_its_place(run):
+    facts = copy.deepcopy(card_facts(run))
+    facts["example"] |= {"source": EVIL, "soft_prompt": EVIL, "hard_prompt": EVIL, "references": [EVIL]}
+    facts["results"]["example"] = {"context": EVIL, "question": EVIL}
+    facts["results"] |= {"model": EVIL, "template": EVIL}
+    facts["results"]["answers"] = {
+        "expected": {EVIL: 1},
+        "taken": {"soft_prompt": {EVIL: 1}},
+        "always": {"answer": EVIL, "f1": 0},
+    }
+    facts["settings"] |= {"init_text": EVIL, "train_file": EVIL + ".json"}
+    facts["template"] = {"source": EVIL, "target": EVIL, "stop": [EVIL]}
+    card = ModelCard(card_text(facts))
+    lines = outside_fences(card.text)
+    assert card.data.license == "apache-2.0" and [line for line in lines if line.startswith("# ")] == ["# run"]
+    assert lines.count("</details>") == sum(line.startswith("<details>") for line in lines) == 3
+    table = [line for line in lines if "json" in line and line.startswith("|")]
+    assert all(len(re.split(r"(?<!\\)\|", line)) == 7 for line in table) and len(table) == 3
+
+
+def test_a_file_that_holds_no_facts_and_a_folder_that_lacks_some_are_said(run, tmp_path, capsys):
+    for name, text in (("gone.json", None), ("bad.json", "{"), ("empty.json", "{}")):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        assert main(["card", str(tmp_path / name)]) == 1
+        assert f"{name}: expected the facts of a card" in capsys.readouterr().err
+    shutil.copytree(run, tmp_path / "copied")
+    for name in ("predictions/test.jsonl", "recipe.yaml"):
+        (tmp_path / "copied" / name).unlink()
+        assert main(["card", str(tmp_path / "copied")]) == 1
+        assert f"{name}: no such file, or nothing in it" in capsys.readouterr().err
+
+
+def test_no_folder_of_this_machine_stands_in_it(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = [f"--{split}_file={home / f'{split}.jsonl'}" for split in ("train", "validation", "test")]
+    model = ["--model_name_or_path", str(home / "tiny-llama"), "--output_dir", str(tmp_path / "elsewhere")]
+    assert main(["train", str(home / "recipe.yaml"), *files, *model, "--max_steps", "1"]) == 0
+    card = (tmp_path / "elsewhere" / "README.md").read_text(encoding="utf-8")
+    assert "tmp" not in card and "home of ann" not in card
+    assert "adapter = 'elsewhere'" in card and "`tiny-llama`" in card and "train_file: train.jsonl" in card
+
+
+def test_the_command_writes_it_again_from_the_folder_or_from_its_facts(run, tmp_path, capsys):
+    text = (run / "README.md").read_bytes()
+    (run / "README.md").unlink()
+    facts = tmp_path / "card.json"
+    for words in ([str(run)], [str(run), "--output", str(facts)], [str(facts)]):
+        assert main(["card", *words]) == 0
+    assert (run / "README.md").read_bytes() == facts.with_suffix(".md").read_bytes() == text
+    capsys.readouterr()
+    assert main(["evaluate", "recipe.yaml", "--output_dir", str(tmp_path / "hard")]) == 0
+    assert main(["card", str(tmp_path / "hard")]) == 1
+    assert "is a run of no training; a card is of what one task trained" in capsys.readouterr().err
+
+
+def test_a_row_of_ones_own_stands_in_it_in_place_of_one_of_the_data(run, tmp_path, capsys):
+    row = question_rows(1, 40)[0] | {"context": "The ferry Mira sailed from Oslo."}
+    file, card = tmp_path / "row.json", tmp_path / "card.md"
+    file.write_text(json.dumps(row))
+    assert main(["card", str(run), "--example", str(file), "--output", str(card)]) == 0
+    text = card.read_text(encoding="utf-8")
+    with (run / "predictions" / "test.jsonl").open(encoding="utf-8") as rows:
+        assert json.loads(next(rows))["source"] not in text
+    assert "In Python, for a row that is none of the data's:" in text and "The ferry Mira sailed from Oslo." in text
+    assert text.count("Prediction, ") == 2 and row["answers"]["text"][0] in text
+    slashed = tmp_path / "slashed"
+    shutil.copytree(run, slashed)
+    file.write_text(json.dumps(row | {"context": "/r/a: /b/c\n\n\n\n# T"}))
+    assert main(["card", str(slashed), "--example", str(file)]) == main(["card", str(slashed)]) == 0
+    assert "/r/a: /b/c\n\n\n\n# T" in (slashed / "README.md").read_text(encoding="utf-8")
+    file.write_text(json.dumps(row))
+    assert f"Prediction, with soft prompt:\n\n```text\n{printed(snippets(text)[0])}\n```" in text
+
+    named = {"passage" if name == "context" else name: value for name, value in row.items()}
+    renamed = tmp_path / "renamed"  # a run whose data calls its columns otherwise, as `predict` takes them
+    shutil.copytree(run, renamed)
+    with (renamed / "recipe.yaml").open("a", encoding="utf-8") as recipe:
+        recipe.write("context_column: passage\n")
+    file.write_text(json.dumps(named))
+    assert main(["card", str(renamed), "--example", str(file)]) == 0
+
+    capsys.readouterr()
+    for wrong, reason in (("{", "Expecting property name"), ("{}", "context"), ("[1]", "expected one row as JSON")):
+        file.write_text(wrong)
+        assert main(["card", str(run), "--example", str(file), "--output", str(card)]) == 1
+        assert reason in capsys.readouterr().err
+    assert card.read_text(encoding="utf-8") == text
+
+    own = tmp_path / "own"
+    shutil.copytree(run, own)
+    file.write_text(json.dumps(row))
+    for words in (["--example", str(file)], []):  # and it stays, in all that is pushed
+        assert main(["card", str(own), *words]) == 0
+        pushed = plan_upload(own, "ann/rivers", "ann/tiny-llama")
+        texts = [each if isinstance(each, bytes) else each.read_bytes() for each in pushed.values()]
+        (data,) = {json.loads(line)["context"] for line in (run.parent / "test.jsonl").read_text().splitlines()[:1]}
+        assert not any(data.encode() in each for each in texts)
+        assert b"The ferry Mira sailed from Oslo." in pushed["README.md"]
+
+
+@pytest.mark.parametrize("broken", ["card", "report"])
+def test_a_card_or_report_that_fails_fails_no_run(broken, run, tmp_path, monkeypatch, caplog):
+    def fail(folder):
+        raise ValueError("no luck")
+
+    folder, names = shutil.copytree(run, tmp_path / "copy"), {"card": "README.md", "report": "report.html"}
+    for name in names.values():
+        (folder / name).unlink()
+    monkeypatch.setattr(evaluation, f"write_{broken}", fail)
+    evaluation.write_pages(folder, "card", "report")
+    again = f"`prompt-tuning {broken} {folder}` tries again"
+    assert f"no {broken} was written (ValueError: no luck); the run is complete without it; {again}" in caplog.text
+    assert {names[name] for name in names if not (folder / names[name]).exists()} == {names[broken]}
+
+
+def test_the_card_comes_before_the_report_and_says_since_when_seconds_count(home, tmp_path, monkeypatch):
+    def interrupt(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(evaluation, "write_report", interrupt)
+    resumed = ["--resume_from_checkpoint", "run/checkpoint-2", "--output_dir", str(tmp_path / "other")]
+    assert main(["train", "recipe.yaml", *resumed]) == 130
+    assert (tmp_path / "other" / "results.json").is_file()
+    assert re.search(r"4 steps in \S+ s since checkpoint-2", (tmp_path / "other" / "README.md").read_text())
+
+
+def test_no_card_of_peft_or_trainer_is_left(run, llama, tokenizer, tmp_path):
+    """Both write drafts with places to fill in: PEFT's into every checkpoint."""
+    assert not [*run.glob("checkpoint-*/README.md")]
+    from test_hub import soft_trainer
+
+    trainer = soft_trainer(llama, tokenizer, tmp_path / "ours", save_steps=1)
+    trainer.train()
+    trainer.save_model()
+    assert "[More Information Needed]" in (tmp_path / "ours" / "README.md").read_text()
+    trainer.create_model_card(language="en", license="mit", model_name="mine")
+    card = check_card(tmp_path / "ours" / "README.md")
+    assert card.data.license == "mit" and card.data.language == ["en"] and "# mine\n" in card.text
+    assert "A soft prompt of 4 virtual tokens" in card.text and "| **2, saved** |" in card.text
+
+    theirs = PeftModelForCausalLM(trainer.model.get_base_model(), trainer.model.active_peft_config)
+    args = TrainingArguments(str(tmp_path / "theirs"), report_to="none", use_cpu=True)
+    Trainer(model=theirs, args=args).create_model_card()
+    assert "More information needed" in (tmp_path / "theirs" / "README.md").read_text()
+
+
+CARDS = sorted((ROOT / "model_cards").glob("*.json"))
+
+
+@pytest.mark.parametrize("facts", CARDS, ids=lambda path: path.stem)
+def test_the_cards_of_reference_runs_are_what_their_facts_make(facts, tmp_path):
+    written = facts.with_suffix(".md")
+    text = written.read_text(encoding="utf-8")
+    assert write_card(facts, tmp_path / "card.md").read_text(encoding="utf-8") == text, (
+        "`make cards` writes them again"
+    )
+    check_card(written)
+    held = json.loads(facts.read_text(encoding="utf-8"))
+    own = ROOT / "model_cards" / "examples" / facts.name  # rows written for this project, no others
+    file = own if own.is_file() else ROOT / "recipes" / "quickstart" / "test.jsonl"
+    shown = json.loads(file.read_text(encoding="utf-8").splitlines()[0])
+    read = {name: value for name, value in shown.items() if name not in ("id", "title", "answers", "summary")}
+    assert held["results"]["example"] == read
+
+
+def test_there_is_a_card_of_each_reference_run():
+    """Of each recipe whose first lines have a score."""
+    recipes = [*(ROOT / "recipes").glob("*/*_prompt_tuning.yaml")]
+    run = [path.stem for path in recipes if "Score: not measured" not in path.read_text(encoding="utf-8")]
+    assert {path.stem for path in CARDS} == {*run, "distillation", "quickstart"}

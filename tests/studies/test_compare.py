@@ -1,0 +1,319 @@
+"""compare: what it trains, what it does not train again, and that its tests tell a difference from none."""
+
+import json
+import re
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers.models import tiny_llama
+from helpers.rows import question_rows, write_jsonl
+from safetensors.torch import load_file, save_file
+
+from prompt_tuning.cli.main import main
+from prompt_tuning.metrics.loading import load_metrics
+from prompt_tuning.metrics.significance import corpus_significance, difference, interval, row_scores
+from prompt_tuning.studies.compare import Part, _facts
+
+
+@pytest.fixture
+def recipes(recipe_file, tmp_path):
+    """Recipes by name: no training, a soft prompt, LoRA."""
+    paths = {}
+    for name, changes in {
+        "hard": {"method": "none"},
+        "soft": {},
+        "lora": {"method": "lora", "num_virtual_tokens": None},
+    }.items():
+        paths[name] = recipe_file(output_dir=None, **changes).rename(tmp_path / f"{name}.yaml")
+    return paths
+
+
+def compared(recipes, tmp_path, *flags):
+    names = [str(path) for path in recipes.values()]
+    return main(["compare", *names, "--output_dir", str(tmp_path / "runs"), "--seeds", "1", "2", *flags])
+
+
+def test_recipes_are_run_once_with_each_seed_and_told_in_a_table(recipes, tmp_path, capsys, monkeypatch):
+    assert compared(recipes, tmp_path, "--max_steps", "3") == 0
+    table = capsys.readouterr().out
+    folder = tmp_path / "runs"
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
+        "hard-seed1", "soft-seed1", "soft-seed2", "lora-seed1", "lora-seed2",
+    }  # fmt: skip
+    found = json.loads((folder / "compare.json").read_text())
+    assert found["metric"] == "f1" and found["rows"] == 9
+    results = json.loads((folder / "soft-seed2" / "results.json").read_text())
+    assert "hard_prompt" not in results and results["train_steps"] == 3
+    soft = found["parts"]["soft"]
+    assert soft["of_seeds"][1] == results["soft_prompt"]["f1"] and soft["low"] <= soft["score"] <= soft["high"]
+    assert soft["trainable_parameters"] == 6 * 32 and soft["adapter_bytes"] > 6 * 32 * 4
+    assert found["parts"]["hard"]["trainable_parameters"] == 0 and "against_first" not in found["parts"]["hard"]
+    assert "| soft |" in table and "9 rows; seeds 1, 2" in table
+    assert "what another seed changes is not in them" not in table  # of soft it is
+    assert (folder / "compare.md").read_text() in table + "\n"
+    assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+    monkeypatch.setattr("prompt_tuning.studies.shared_base.train", None)  # all is there
+    assert compared(recipes, tmp_path, "--max_steps", "3") == 0
+    assert json.loads((folder / "compare.json").read_text()) == found
+    assert compared(recipes, tmp_path, "--max_steps", "4") == 2
+    assert "was run with other settings (max_steps)" in capsys.readouterr().err
+    train, test = ((tmp_path / f"{split}.jsonl").read_text() for split in ("train", "test"))
+    for split, rows in (("train", question_rows(24, 1)), ("test", question_rows(9, 2))):
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+        assert compared(recipes, tmp_path, "--max_steps", "3") == 1
+        said, name = capsys.readouterr().err, "soft" if split == "train" else "hard"
+        assert f"{name}-seed1 was run before this changed: " in said and f"{split}.jsonl, or the template's" in said
+        (tmp_path / "train.jsonl").write_text(train)
+    asked = test.replace("Where does", "In which town does")  # with the same answers
+    (tmp_path / "test.jsonl").write_text(asked)
+    assert asked != test and compared(recipes, tmp_path, "--max_steps", "3") == 1
+    assert "hard-seed1 was run before this changed: " in capsys.readouterr().err
+
+
+def refused(command, file, change, capsys):
+    """What is said of a finished run once a file that it read is changed; it is put back."""
+    kept = file.read_bytes()
+    change()
+    assert file.read_bytes() != kept and main(command) == 1
+    file.write_bytes(kept)
+    said = capsys.readouterr().err
+    assert "-seed1 was run before this changed: " in said
+    return said
+
+
+def test_a_finished_run_is_not_taken_where_what_it_read_changed_since(recipe_file, tokenizer, tmp_path, capsys):
+    model, start = tmp_path / "model", tmp_path / "start"
+    tiny_llama(len(tokenizer)).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    template = tmp_path / "mine.yaml"
+    asked = "source: '{{ question }}'\ntarget: ' {{ answers.text[0] }}'\n"
+    template.write_text(asked + "stop: [x]\nanswer_choices: Turin ||| {{ answers.text[0] }}\n")
+    settings = {"model_name_or_path": model, "template": template, "max_steps": 1}
+    assert main(["train", str(recipe_file(output_dir=start, **settings))]) == 0
+    soft = recipe_file(output_dir=None, init="adapter", init_adapter=start, num_virtual_tokens=None, **settings)
+    command = ["compare", str(soft), "--output_dir", str(tmp_path / "runs"), "--seeds", "1"]
+    assert main(command) == 0 and main(command) == 0
+    capsys.readouterr()
+    text, adapter = template.read_text(), start / "adapter_model.safetensors"
+    for old, new in (("[x]", "[y]"), ("Turin", "Turin ||| Rome")):
+        said = refused(command, template, lambda old=old, new=new: template.write_text(text.replace(old, new)), capsys)
+        assert "test.jsonl, or the template's words or answers" in said
+    other = {name: value + 1 for name, value in load_file(adapter).items()}
+    assert f"init_adapter {start}" in refused(
+        command, adapter, lambda: save_file(other, adapter, {"format": "pt"}), capsys
+    )
+    weights = model / "model.safetensors"
+    said = refused(command, weights, lambda: tiny_llama(len(tokenizer), seed=9).save_pretrained(model), capsys)
+    assert f"model_name_or_path {model}" in said
+    assert main(command) == 0  # all is as it was
+
+
+def test_nor_where_what_stands_in_no_encoded_row_changed(recipe_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "squad").mkdir()  # a folder of that name is not the metric
+    template, metric = tmp_path / "mine.yaml", tmp_path / "mine.py"
+    template.write_text(
+        "source: '{{ question }}'\ntarget: ' {{ answers.text[0] }}'\n"
+        "demonstrations:\n- {question: Where is Ada, answers: {text: [Turin]}}\n"
+    )
+    metric.write_text(METRIC)
+    settings = {"template": template, "init": "template", "num_virtual_tokens": None, "streaming": "true"}
+    recipe = recipe_file(output_dir=None, max_steps=1, metrics=f"[squad, {metric}]", **settings)
+    command = ["compare", str(recipe), "--output_dir", str(tmp_path / "runs"), "--seeds", "1", "--metric", "length"]
+    assert main(command) == 0 and main(command) == 0
+    capsys.readouterr()
+    for file, old, new, named in (
+        (template, "Turin", "Kyoto", "init"),
+        (tmp_path / "train.jsonl", "Turin", "Kyoto", "train"),
+        (metric, "1.0", "2.0", "metrics"),
+    ):
+        changed = file.read_text().replace(old, new)
+        assert named in refused(command, file, lambda file=file, changed=changed: file.write_text(changed), capsys)
+
+
+METRIC = """
+import datasets
+import evaluate
+
+
+class Mine(evaluate.Metric):
+    def _info(self):
+        text = datasets.Value("string")
+        features = datasets.Features({"predictions": text, "references": datasets.Sequence(text)})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references):
+        return {"length": 1.0}
+"""
+
+
+def test_the_first_recipe_s_card_holds_its_template_alone_beside_what_was_trained(recipes, tmp_path):
+    soft, hard = str(recipes["soft"]), str(recipes["hard"])
+    assert main(["compare", soft, hard, "--output_dir", str(tmp_path), "--seeds", "1", "2", "--max_steps", "1"]) == 0
+    alone = json.loads((tmp_path / "hard-seed1" / "results.json").read_text())
+    first, second = (json.loads((tmp_path / f"soft-seed{seed}" / "results.json").read_text()) for seed in (1, 2))
+    assert first["hard_prompt"] == alone["hard_prompt"] and "hard_prompt" not in second
+    seconds = first["prediction_seconds"]
+    assert seconds.keys() == {"soft_prompt", "hard_prompt"} and first["evaluation_seconds"] == pytest.approx(
+        sum(seconds.values())
+    )
+    card = (tmp_path / "soft-seed1" / "README.md").read_text()
+    assert "| hard prompt alone |" in card
+
+
+def test_what_cannot_be_compared_is_said_before_anything_is_trained(recipes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.studies.shared_base.train", None)
+    twice = {"one": recipes["soft"], "other": recipes["soft"]}
+    assert compared(twice, tmp_path) == 2
+    assert "two recipes of one file name" in capsys.readouterr().err
+    text = recipes["lora"].read_text()
+    recipes["lora"].write_text(text.replace("question_answering", "summarization"))
+    assert compared(recipes, tmp_path) == 2
+    assert "of different tasks (question_answering, summarization)" in capsys.readouterr().err
+
+
+def test_what_would_fail_after_training_is_said_before(recipes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.studies.shared_base.train", None)
+    assert compared(recipes, tmp_path, "--metric", "rougeL") == 2
+    assert "metric rougeL: the metrics of hard give exact_match, f1; name one of them" in capsys.readouterr().err
+    assert compared(recipes, tmp_path, "--metrics", "ter", "--metric", "ter") == 2
+    assert "ter is no mean over rows, and only bleu and chrf have a test of their own" in capsys.readouterr().err
+    several = tmp_path / "several.yaml"
+    model = next(line for line in recipes["soft"].read_text().splitlines() if line.startswith("model_name"))
+    tasks = f"tasks: [{recipes['soft']}, {recipes['hard']}]"
+    several.write_text(f"{model}\nmethod: multitask_prompt_tuning\n{tasks}\nnum_virtual_tokens: 4\n")
+    assert compared({"several": several, "soft": recipes["soft"]}, tmp_path) == 2
+    assert "several is of several tasks at once; compare the recipes of one" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert compared(recipes, tmp_path) == 1
+    assert "compare.png needs matplotlib; pip install matplotlib" in capsys.readouterr().err
+
+
+def test_parts_on_other_rows_are_refused_before_anything_is_trained(recipes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.studies.shared_base.train", None)
+    other = write_jsonl(tmp_path / "other.jsonl", question_rows(4))
+    same_answers = write_jsonl(tmp_path / "asked.jsonl", [row | {"question": "Where?"} for row in question_rows(9, 5)])
+    text = recipes["soft"].read_text()
+    del recipes["lora"]
+    for rows in (other, same_answers):
+        recipes["soft"].write_text(text.replace(str(tmp_path / "test.jsonl"), str(rows)))
+        assert compared(recipes, tmp_path, "--max_steps", "1") == 1
+        assert "hard and soft would be evaluated on other rows" in capsys.readouterr().err
+    answers = {"text": ["Nowhere"], "answer_start": [0]}
+    others = write_jsonl(tmp_path / "others.jsonl", [row | {"answers": answers} for row in question_rows(9, 5)])
+    recipes["soft"].write_text(text.replace(str(tmp_path / "test.jsonl"), str(others)))
+    assert compared(recipes, tmp_path, "--max_steps", "1") == 1
+    assert "hard and soft would be evaluated on other rows" in capsys.readouterr().err
+    unlike = tmp_path / "unlike.yaml"
+    unlike.write_text("source: '{{ context }} {{ question }}'\ntarget: '{{ answers.text[0] | upper }}'\n")
+    recipes["soft"].write_text(re.sub("(?m)^template: .*$", f"template: {unlike}", text))
+    assert compared(recipes, tmp_path, "--max_steps", "1") == 1
+    assert "the template of soft counts other texts as right than that of hard" in capsys.readouterr().err
+
+
+def test_a_few_shot_prompt_is_run_with_each_seed_that_draws_its_demonstrations(recipes, tmp_path, capsys):
+    drawn = recipes["hard"].rename(tmp_path / "drawn.yaml")
+    drawn.write_text(drawn.read_text() + "num_demonstrations: 1\n")
+    nearest = tmp_path / "nearest.yaml"
+    nearest.write_text(drawn.read_text() + "demonstration_selection: bm25\n")
+    assert compared({"drawn": drawn, "nearest": nearest}, tmp_path) == 0
+    names = {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()}
+    assert names == {"drawn-seed1", "drawn-seed2", "nearest-seed1"}
+
+
+def test_recipes_that_are_scored_in_other_ways_are_refused(recipes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.studies.shared_base.train", None)
+    del recipes["lora"]
+    text = recipes["soft"].read_text()
+    recipes["soft"].write_text(text + "lang: zh\n")
+    assert compared(recipes, tmp_path) == 2
+    assert "hard is scored by squad and soft by squad (language zh); give both the same" in capsys.readouterr().err
+    recipes["soft"].write_text(text + "metrics: [exact_match, squad]\n")
+    assert compared(recipes, tmp_path) == 2
+    assert "hard is scored by squad and soft by exact_match, squad" in capsys.readouterr().err
+
+
+def test_a_seed_that_is_named_twice_is_run_once_and_a_row_may_hold_a_line_separator(recipes, tmp_path, capsys):
+    rows = [row | {"context": f"A story.\u2028It ends here.\x85 {row['context']}"} for row in question_rows(9, 5)]
+    write_jsonl(tmp_path / "test.jsonl", rows)
+    flags = ["--output_dir", str(tmp_path / "runs"), "--max_steps", "1", "--seeds", "1", "1"]
+    assert main(["compare", str(recipes["hard"]), str(recipes["soft"]), *flags]) == 0
+    table = capsys.readouterr().out
+    assert "9 rows; seeds 1; intervals and p: 2000 draws of rows, p by the signs of so few rows" in table
+    assert "what another seed changes is not in them" in table
+
+
+def test_a_corpus_metric_of_several_seeds_has_the_test_of_each(monkeypatch):
+    """The mean of two seeds does not stand beside the interval of the first."""
+    tests = iter([{"one": {"low": 9, "high": 11}, "two": {"low": 8, "high": 10, "p": 0.2}},
+                  {"one": {"low": 29, "high": 31}, "two": {"low": 8, "high": 10, "p": 0.001}}])  # fmt: skip
+    monkeypatch.setattr("prompt_tuning.studies.compare.corpus_significance", lambda *args: next(tests))
+    monkeypatch.setattr("prompt_tuning.studies.compare.row_scores", lambda *args: None)
+    monkeypatch.setattr("prompt_tuning.studies.compare.score_of", lambda recipe: None)
+    monkeypatch.setattr("prompt_tuning.studies.compare._costs", lambda part: {})
+    recipe = SimpleNamespace(prompt=SimpleNamespace(method="none"), data=SimpleNamespace(metric_language="en"))
+    results = [{"hard_prompt": {"bleu": 10.0}}, {"hard_prompt": {"bleu": 30.0}}]
+    one = Part("one", recipe, [], results, [["a"], ["b"]], [["a"]])
+    two = Part("two", recipe, [], results[:1], [["c"]], [["a"]])
+    found = _facts([one, two], "bleu")
+    assert found["parts"]["one"] == {"score": 20, "of_seeds": [10, 30], "low": 19, "high": 21}
+    assert found["parts"]["two"]["p"] == 0.2 and "of each seed" in found["test"]
+
+
+def test_an_interval_holds_the_mean_as_often_as_it_says():
+    generator = np.random.default_rng(7)
+    held = 0
+    for _ in range(100):
+        low, high = interval(generator.normal(50, 20, size=(1, 60)))
+        held += low <= 50 <= high
+    assert 88 <= held <= 100
+
+
+def test_a_paired_test_sees_a_small_gain_on_every_row_and_none_in_noise():
+    generator = np.random.default_rng(7)
+    rows = generator.normal(50, 20, size=(1, 200))
+    gained = difference(rows + generator.normal(2, 3, size=rows.shape), rows)
+    assert gained["p"] < 0.01 and 0 < gained["low"] < gained["difference"] < gained["high"]
+    noise = generator.normal(0, 3, size=rows.shape)
+    noise = difference(rows + noise - noise.mean() + 0.05, rows)
+    assert noise["p"] > 0.05 and noise["low"] < 0 < noise["high"]
+    assert difference(rows, rows)["p"] == 1
+    constant = np.full((1, 5), 3.0)
+    assert difference(constant + 1, constant)["p"] == 2 / 2**5 and difference(constant, constant)["p"] == 1
+    assert difference(constant[:, :1] + 1, constant[:, :1])["p"] == 1  # a row alone
+    seeds = np.concatenate([rows + 5, rows - 5])  # a gain that one seed alone has
+    assert difference(seeds, rows)["p"] > 0.1
+    of_two = np.array([[10.0] * 16, [-8.0] * 16])  # which contradict each other, on few rows too
+    assert difference(of_two, np.zeros((1, 16)))["p"] > 0.1
+
+
+def test_few_rows_and_few_seeds_find_no_more_than_there_is():
+    """A plain bootstrap finds a difference in 12 % of nothing where there are 8 rows."""
+    generator = np.random.default_rng(3)
+    nothing = [generator.normal(0, 1, size=(2, 1, 8)) for _ in range(400)]
+    found = sum(difference(one, other)["p"] <= 0.05 for one, other in nothing)
+    assert found <= 0.08 * 400
+    two_seeds = np.array([[48.0] * 40, [52.0] * 40])  # their deviation is that of n - 1, not of n
+    assert interval(two_seeds) == pytest.approx((50 - 2 * 2**0.5, 50 + 2 * 2**0.5))
+
+
+def test_corpus_metrics_are_no_mean_over_rows_and_go_by_sacrebleu():
+    references = [
+        [f"the {word} cat sat on the old mat by the door"] for word in ("red", "big", "shy", "wet", "sad") * 6
+    ]
+    good = [texts[0] for texts in references]
+    poor = [text.replace("old mat by", "new rug at") for text in good]
+    bleu = load_metrics(["sacrebleu"])
+    assert row_scores(bleu, "bleu", poor[:-1] + good[:1], references) is None
+    squad = load_metrics(["squad"])
+    assert row_scores(squad, "f1", poor, references).shape == (30,)
+    for metric in ("bleu", "chrf"):
+        found = corpus_significance(metric, {"poor": poor, "good": good}, references)
+        assert found["good"]["p"] < 0.01 and "p" not in found["poor"]
+        assert corpus_significance(metric, {"poor": poor, "same": list(poor)}, references)["same"]["p"] == 1
+        of_two = {"poor": poor[:2], "good": good[:2]}
+        assert corpus_significance(metric, of_two, references[:2])["good"]["p"] == 0.5  # two rows cannot tell more
+        assert found["poor"]["low"] <= found["poor"]["high"] < 100

@@ -1,0 +1,359 @@
+"""rank: its likelihoods, what it stops early and keeps, what it does not run again, and the recipe that it writes."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from helpers.architectures import row_logits
+from helpers.models import tiny_llama, tiny_t5
+from helpers.rows import question_rows, write_jsonl
+from transformers import AutoModelForCausalLM
+from transformers.utils.logging import enable_progress_bar
+
+from prompt_tuning import Encoder, Template, encode
+from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.cli.main import main
+from prompt_tuning.encoding.batching import source_length
+from prompt_tuning.errors import RecipeError
+from prompt_tuning.models.initialization import initial_text, saved_prompt
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.prepare import prepare
+from prompt_tuning.studies.rank import _log_likelihoods, halving_plan
+
+WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+
+
+def write_templates(path, words):
+    """A file of templates, which differ in a word."""
+    path.write_text(
+        "".join(
+            f"{word}:\n  source: '{word}. {{{{ context }}}} {{{{ question }}}}'\n"
+            "  target: '{{ answers.text[0] }}'\n"
+            for word in words
+        )
+    )
+    return path
+
+
+@pytest.fixture
+def templates(tmp_path):
+    return write_templates(tmp_path / "mine.yaml", WORDS)
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Makes the likelihood of a row that of its template's word; returns the rows that were scored."""
+    rows = []
+
+    def likelihoods(model, places):
+        found = [(each[number]["source"].split(".")[0], number) for each, number in places]
+        rows.extend(found)
+        return [-1.0 - abs(WORDS.index(word) - 4) + 0.1 * (number % 3) for word, number in found]
+
+    monkeypatch.setattr("prompt_tuning.studies.rank._log_likelihoods", likelihoods)
+    return rows
+
+
+def ranked(recipe, tmp_path, *flags):
+    return main(["rank", str(recipe), "--output_dir", str(tmp_path / "rank"), *map(str, flags)])
+
+
+def found(tmp_path):
+    return json.loads((tmp_path / "rank" / "rank.json").read_text())
+
+
+def test_a_likelihood_is_that_of_the_target_without_its_end_whatever_it_is_read_with(tokenizer):
+    rows = Dataset.from_list(question_rows(5))
+    base, names = tiny_llama(len(tokenizer)), ("plain", "chat", "instruction_last", "few_shot")
+    encoded = [encode(rows, Encoder(Template.load(f"question_answering/{name}"), tokenizer))[0] for name in names]
+    places = [(each, number) for number in range(5) for each in encoded]
+    for score, (each, number) in zip(_log_likelihoods(base, places), places, strict=True):
+        ids, start = each[number]["input_ids"][:-1], source_length(each[number]["labels"])
+        assert each[number]["input_ids"][-1] == tokenizer.eos_token_id
+        logits = row_logits(base, base.get_input_embeddings().weight[:0], ids)[start - 1 : -1].log_softmax(-1)
+        expected = logits[torch.arange(len(ids) - start), ids[start:]].sum().item()
+        assert score == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_encoder_decoders_likelihood_too(tokenizer):
+    base = tiny_t5(len(tokenizer))
+    encoded, _ = encode(
+        Dataset.from_list(question_rows(3)), Encoder(Template.load("question_answering/t5"), tokenizer, True)
+    )
+    scores = _log_likelihoods(base, [(encoded, number) for number in range(3)])
+    for score, row in zip(scores, encoded, strict=True):
+        labels = row["labels"][:-1]
+        logits = base(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([labels])).logits[0]
+        assert score == pytest.approx(logits.log_softmax(-1)[torch.arange(len(labels)), labels].sum().item(), abs=1e-4)
+
+
+def test_a_plan_halves_candidates_and_doubles_rows_until_the_finalists_have_all():
+    assert halving_plan(19, 75, 3) == [(19, 10), (10, 19), (5, 38), (3, 75)]
+    assert halving_plan(8, 12, 2) == [(8, 8), (4, 8), (2, 12)]
+    assert halving_plan(2, 40, 3) == [(2, 40)]
+    assert sum(kept * reach for kept, reach in halving_plan(64, 640, 1)) < 64 * 640 / 8
+
+
+def test_bad_ones_stop_early_and_the_best_is_kept(recipe_file, templates, scored, tmp_path, capsys):
+    write_jsonl(tmp_path / "validation.jsonl", question_rows(32, 3))
+    assert ranked(recipe_file(), tmp_path, "--templates", templates, "--finalists", 1) == 0
+    assert len(scored) == len(set(scored)) == 8 * 8 + 4 * 0 + 2 * 8 + 1 * 16 < 8 * 32
+    facts = found(tmp_path)
+    assert facts["halving"] == [[8, 8], [4, 8], [2, 16], [1, 32]] and facts["winner"] == f"{templates}:five"
+    rows = {name.split(":")[-1]: each["rows"] for name, each in facts["candidates"].items()}
+    assert rows["five"] == 32 and rows["one"] == 8 and next(iter(rows)) == "five"
+    against = facts["candidates"][f"{templates}:one"]["log_likelihood"]["against_winner"]
+    assert against["difference"] == pytest.approx(-4) and against["p"] < 0.01  # on the same eight rows
+    table = capsys.readouterr().out
+    assert f"| {templates}:five | 32 |" in table and "stopped, though" not in table
+    assert (tmp_path / "rank" / "rank.md").read_text() in table
+
+
+def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tmp_path, monkeypatch, capsys):
+    templates = write_templates(tmp_path / "mine.yaml", WORDS[:3])
+    flags = ["--templates", templates, "--num_demonstrations", 0, 1, "--seeds", 1, 2, "--finalists", 2]
+    recipe = recipe_file()
+    with monkeypatch.context() as patched:
+        patched.setattr("prompt_tuning.studies.rank.trainer_for", None)  # it stops after the likelihoods
+        with pytest.raises(TypeError):
+            ranked(recipe, tmp_path, *flags)
+    lines = (tmp_path / "rank" / "likelihoods.jsonl").read_text()
+    assert lines and not (tmp_path / "rank" / "rank.json").exists()
+    monkeypatch.setattr("prompt_tuning.studies.rank._log_likelihoods", None)
+    assert ranked(recipe, tmp_path, *flags) == 0
+    facts = found(tmp_path)
+    assert len(facts["candidates"]) == 3 * 3 and (tmp_path / "rank" / "likelihoods.jsonl").read_text() == lines
+    monkeypatch.setattr("prompt_tuning.studies.rank.load_base_model", None)
+    assert ranked(recipe, tmp_path, *flags) == 0 and found(tmp_path) == facts
+    unread = ["--test_file", tmp_path / "train.jsonl", "--preprocessing_num_workers", 1]
+    of_training = ["--max_steps", 9, "--num_virtual_tokens", 3]
+    assert ranked(recipe, tmp_path, *flags, *of_training, *unread) == 0  # on which no score depends
+    capsys.readouterr()
+    shown = templates.read_text()
+    templates.write_text(shown.replace("source: 'three", "stop: ['a']\n  source: 'three"))
+    assert ranked(recipe, tmp_path, *flags) == 2
+    assert "other settings or rows (candidates)" in capsys.readouterr().err
+    templates.write_text(shown)
+    assert ranked(recipe, tmp_path, *flags[:-1], 3) == 2
+    assert "holds a rank with other settings or rows (finalists)" in capsys.readouterr().err
+    write_jsonl(tmp_path / "validation.jsonl", question_rows(6, 2))
+    assert ranked(recipe, tmp_path, *flags) == 2
+    assert "other settings or rows (candidates)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", "null", None])
+def test_scores_of_which_nothing_says_what_they_are_of_are_not_gone_on_with(damaged, recipe_file, tmp_path, capsys):
+    settings = tmp_path / "rank" / "settings.json"
+    settings.parent.mkdir()
+    (tmp_path / "rank" / "likelihoods.jsonl").write_text("")
+    if damaged:
+        settings.write_text(damaged)
+    assert ranked(recipe_file(), tmp_path, "--templates", "question_answering/plain") == 2
+    assert "so that nothing says what the scores beside it are of; remove the folder" in capsys.readouterr().err
+
+
+def test_a_rank_stopped_among_the_likelihoods_keeps_all_but_the_last_few(recipe_file, tmp_path, monkeypatch, capsys):
+    templates = write_templates(tmp_path / "mine.yaml", WORDS[:4])
+    rows = write_jsonl(tmp_path / "many.jsonl", question_rows(40, 2))
+    flags = ["--templates", templates, "--num_demonstrations", 0, 1, "--validation_file", rows, "--disable_tqdm", "no"]
+    recipe, asked = recipe_file(), []
+
+    def likelihoods(model, places):
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        asked.append(len(places))
+        return [-1.0 - number for number in range(len(places))]
+
+    monkeypatch.setattr("prompt_tuning.studies.rank._log_likelihoods", likelihoods)
+    enable_progress_bar()  # which `predict` turns off
+    assert ranked(recipe, tmp_path, *flags) == 130
+    kept = (tmp_path / "rank" / "likelihoods.jsonl").read_text().splitlines()
+    assert len(kept) == sum(asked)
+    assert asked == [10 * 4, 10, 10]  # all that is zero-shot, and one few-shot candidate after another
+    asked.append(None)
+    assert ranked(recipe, tmp_path, *flags) == 0
+    facts = found(tmp_path)
+    read = sum(each["rows"] for each in facts["candidates"].values())
+    assert sum(asked[:3]) + sum(asked[4:]) == read  # no row twice
+    assert "likelihood: 100%" in capsys.readouterr().err
+
+
+def test_other_targets_are_left_out_and_demonstrations_that_did_not_fit_are_counted(recipe_file, tmp_path, capsys):
+    source = "source: '{{ context }} {{ question }}'\nreferences: answers.text\n"
+    (tmp_path / "first.yaml").write_text(source + "target: '{{ answers.text[0] }}'\n")
+    (tmp_path / "longer.yaml").write_text(source + "target: 'The answer is {{ answers.text[0] }}'\n")
+    files = [str(tmp_path / f"{name}.yaml") for name in ("first", "longer")]
+    recipe = recipe_file(max_source_tokens=60)
+    assert ranked(recipe, tmp_path, "--templates", *files, "--num_demonstrations", "0", "2", "--train_file",
+                  tmp_path / "train.jsonl") == 0  # fmt: skip
+    text = capsys.readouterr().out
+    assert f"left out: {files[1]}: it has other targets than {files[0]}" in text
+    shown = found(tmp_path)["candidates"][f"{files[0]}, 2 shown, seed 42"]
+    assert 0 < shown["lacking_rows"] <= 6 and f"2 shown, seed 42: {shown['lacking_rows']} rows are shown fewer" in text
+    assert "p of at most 16 rows by their signs" in text
+
+
+def test_under_bf16_likelihoods_are_computed_as_predictions_are(recipe_file, templates, tmp_path, monkeypatch):
+    numbers = []
+
+    def likelihoods(model, places):
+        numbers.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+        return [-1.0] * len(places)
+
+    monkeypatch.setattr("prompt_tuning.studies.rank._log_likelihoods", likelihoods)
+    monkeypatch.setattr("prompt_tuning.training.trainer.PromptTuningTrainer.predict_texts", lambda *_: ["Turin"] * 6)
+    assert ranked(recipe_file(bf16="true"), tmp_path, "--templates", f"{templates}:one") == 0
+    assert set(numbers) == {torch.bfloat16}
+
+
+def test_a_text_with_a_line_separator_is_read_back(recipe_file, templates, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "prompt_tuning.training.trainer.PromptTuningTrainer.predict_texts", lambda *_: ["one\u2028two"] * 6
+    )
+    for _ in range(2):
+        assert ranked(recipe_file(), tmp_path, "--templates", f"{templates}:one") == 0
+
+
+def test_equal_candidates_are_said_not_to_be_told_apart(recipe_file, tmp_path, capsys):
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.yaml").write_text(
+            "source: '{{ context }} {{ question }}'\ntarget: '{{ answers.text[0] }}'\n"
+        )
+    assert ranked(recipe_file(), tmp_path, "--templates", tmp_path / "first.yaml", tmp_path / "second.yaml") == 0
+    second = found(tmp_path)["candidates"][str(tmp_path / "second.yaml")]
+    assert second["f1"]["p"] == 1 == second["log_likelihood"]["against_winner"]["p"]
+    text = capsys.readouterr().out
+    assert (
+        f"winner: {tmp_path / 'first.yaml'}\ncannot be told apart from it by f1: {tmp_path / 'second.yaml'};" in text
+    )
+    assert "1.000, not told apart |" in text and "to start a soft prompt" not in text
+
+
+def test_all_shipped_templates_by_default_and_the_winner_is_a_recipe_that_runs(recipe_file, tmp_path, capsys):
+    recipe = recipe_file(max_source_tokens=150, max_target_tokens=6)
+    assert (
+        ranked(recipe, tmp_path, "--num_demonstrations", 2, "--rows", 5, "--demonstration_selection", "balanced") == 0
+    )
+    facts = found(tmp_path)
+    assert facts["rows"] == 5 and len(facts["candidates"]) + len(facts["left_out"]) == 19
+    assert "it is answered by choosing" in facts["left_out"]["question_answering/yes_no"]
+    (unfit,) = (reason for name, reason in facts["left_out"].items() if "few_shot_chat" in name)
+    assert "max_source_tokens is 150" in unfit and unfit in capsys.readouterr().out
+    winner = tmp_path / "rank" / "winner.yaml"
+    loaded = load_recipe(winner)
+    assert f"{loaded.prompt.template}, 2 shown, seed 42" == facts["winner"]
+    assert (loaded.prompt.num_demonstrations, loaded.prompt.demonstration_selection) == (2, "balanced")
+    arguments = ["--split", "validation", "--max_eval_samples", "5", "--output_dir", str(tmp_path / "again")]
+    assert main(["evaluate", str(winner), *arguments]) == 0
+    again = json.loads((tmp_path / "again" / "results.json").read_text())["hard_prompt"]
+    assert again["f1"] == pytest.approx(facts["candidates"][facts["winner"]]["f1"]["score"], abs=0.01)
+    assert main(["train", str(winner), "--max_steps", "1", "--output_dir", str(tmp_path / "trained")]) == 0
+
+
+def test_translations_are_tested_by_their_corpus_metric(recipe_file, tmp_path, monkeypatch):
+    english = [f"the cat sat on the old mat by the door{' and by the wall' * n}" for n in range(9)]
+    pairs = [{"translation": {"fr": f"Le chat {n} dort.", "en": text}} for n, text in enumerate(english)]
+    for split in ("train", "validation", "test"):
+        write_jsonl(tmp_path / f"{split}.jsonl", pairs)
+    recipe = recipe_file(task="translation", source_lang="fr", target_lang="en", template="translation/plain")
+    names = ["translation/plain", "translation/instruction"]
+    written = {names[0]: [text.replace("old mat by", "new rug at") for text in english], names[1]: english}
+    monkeypatch.setattr("prompt_tuning.studies.rank._predictions", lambda model, finalists, file: written)
+    assert ranked(recipe, tmp_path, "--templates", *names) == 0
+    facts = found(tmp_path)
+    assert facts["metric"] == "bleu" and facts["test"] == "sacreBLEU's paired bootstrap"
+    best, other = (facts["candidates"][name]["bleu"] for name in reversed(names))
+    assert facts["winner"] == names[1] and "p" not in best and other["p"] < 0.05 and other["high"] < best["low"]
+    del written[names[1]]
+    assert main(["rank", str(recipe), "--output_dir", str(tmp_path / "one"), "--templates", names[0]]) == 0
+
+
+def test_what_cannot_be_ranked_is_said_before_a_model_loads(recipe_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("prompt_tuning.studies.rank.load_base_model", None)
+    assert ranked(recipe_file(), tmp_path, "--templates", "summarization") == 2
+    assert "no template could be ranked\nerror: template summarization/plain needs" in capsys.readouterr().err
+    assert ranked(recipe_file(), tmp_path, "--templates", "nothing") == 2
+    assert "template nothing is not among the shipped ones" in capsys.readouterr().err
+    (tmp_path / "theirs.yaml").write_text(
+        "dataset: squad\nsubset: null\ntemplates:\n  1: !Template\n    name: One\n    jinja: '{{ question }}'\n"
+    )
+    assert ranked(recipe_file(), tmp_path, "--templates", tmp_path / "theirs.yaml") == 2
+    said = capsys.readouterr().err
+    assert "no template could be ranked\nerror: template" in said and "|||" in said
+    assert ranked(recipe_file(metrics="exact_match"), tmp_path) == 2
+    assert "metrics give exact_match, and rank goes by f1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        ranked(recipe_file(), tmp_path, "--num_demonstrations", "-1")
+
+
+def test_no_demonstrations_and_choices_that_are_written_can_be_ranked_whatever_the_recipe(recipe_file, tmp_path):
+    recipe = recipe_file(num_demonstrations=2, demonstration_selection="balanced", score_choices=False)
+    assert ranked(recipe, tmp_path, "--num_demonstrations", 0, "--rows", 2, "--finalists", 1) == 0
+    assert not any("answered by choosing" in reason for reason in found(tmp_path)["left_out"].values())
+
+
+def opening(template, tokenizer, languages=None):
+    return Encoder(template, tokenizer, languages=languages).opening()
+
+
+def test_an_opening_is_what_every_row_opens_with(tokenizer):
+    target = "{{ answers.text[0] }}"
+    assert opening(Template("Read. {{ context }}", target), tokenizer) == "Read."
+    assert opening(Template("{{ context }}: answer", target), tokenizer) == ""
+    assert opening(Template("A{% if context %} b{% endif %}", target), tokenizer) == "A"
+    languages = {"source_language": "French"}
+    assert opening(Template("From {{ source_language }}: {{ text }}", "x"), tokenizer, languages) == "From French:"
+    assert opening(Template("{{ text }}", "x", system="For {{ reader }}.", demonstrations=()), tokenizer) == "For"
+    in_filter = Template("{% filter trim %}Answer. {{ context }} {{ question }}{% endfilter %}", target)
+    assert opening(in_filter, tokenizer) == "Answer."
+    rows = question_rows(6)
+    for name in ("few_shot", "few_shot_chat", "instruction", "chat_long"):
+        template = Template.load(f"question_answering/{name}")
+        encoder, text = Encoder(template, tokenizer), opening(template, tokenizer)
+        sources = [encoder.row(row)["source"] for row in rows]
+        assert text and all(source.startswith(text) for source in sources)
+        assert not any(
+            source[len(text) :].lstrip().startswith(sources[0][len(text) :][:30]) for source in sources[1:2]
+        )
+    assert text.startswith("<|system|>You are a careful reader.") and text.endswith("<eos><|user|>Passage:\n")
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_a_prompt_starts_at_the_template_and_the_rows_lose_its_demonstrations(
+    method, recipe_file, tokenizer, tmp_path, capsys
+):
+    recipe = recipe_file(init="template", num_demonstrations=2, num_virtual_tokens=None, method=method)
+    assert main(["train", str(recipe), "--max_steps", "1", "--learning_rate", "0"]) == 0
+    run = tmp_path / "run"
+    config = json.loads((run / "adapter_config.json").read_text())
+    rows = [json.loads(line) for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
+    assert all(row["source"].count("Answer:") == 1 for row in rows)
+    assert "demonstrations" not in (run / "template.yaml").read_text()
+    prepared = prepare(load_recipe(recipe), ("train",))
+    assert prepared.reports["train"].rows == 22 and config["num_virtual_tokens"] == len(prepared.init_ids)
+    assert tokenizer.decode(prepared.init_ids).count("Answer:") == 2
+    if method == "prompt_tuning":
+        embeddings = AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"]).get_input_embeddings()
+        assert torch.equal(saved_prompt(run), embeddings.weight[prepared.init_ids])
+    capsys.readouterr()
+    arguments = ["--adapter", str(run), "--input", str(tmp_path / "test.jsonl")]
+    assert main(["predict", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["prediction"] for line in lines] == [row["soft_prompt"] for row in rows]
+    again = ["--adapter", str(run), "--output_dir", str(tmp_path / "again")]
+    assert main(["evaluate", str(run / "recipe.yaml"), *again]) == 0
+    written = (tmp_path / "again" / "predictions" / "test.jsonl").read_text().splitlines()
+    assert [json.loads(line)["soft_prompt"] for line in written] == [row["soft_prompt"] for row in rows]
+
+
+def test_a_template_without_an_opening_and_other_contradictions(recipe_file, tokenizer, tmp_path, capsys):
+    plain = Encoder(Template.load("question_answering/plain"), tokenizer)
+    with pytest.raises(RecipeError, match=r"opens with a column.*init: text or demonstrations"):
+        initial_text(PromptArguments(init="template"), plain, Dataset.from_list(question_rows(2)), 0)
+    recipe = str(recipe_file(init="template", num_virtual_tokens=None))
+    assert main(["check", recipe]) == 2
+    assert "opens with a column" in capsys.readouterr().err
+    bm25 = ["--num_demonstrations", "1", "--demonstration_selection", "bm25"]
+    assert main(["train", recipe, *bm25]) == 2
+    assert "init template: bm25 shows each row demonstrations of its own" in capsys.readouterr().err

@@ -1,0 +1,197 @@
+"""sweep: each run is what train gives alone, the model is handed on as it was, and one failure stops no other."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.rows import question_rows, write_jsonl
+from safetensors.torch import load_file
+
+from prompt_tuning.cli.main import main
+from prompt_tuning.models.loading import load_base_model, load_config
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.train import train
+from prompt_tuning.studies import shared_base as runs
+
+METHODS = {
+    "soft": {"num_virtual_tokens": 6},
+    "prefix": {"method": "prefix_tuning", "num_virtual_tokens": 3},
+    "bf16": {"bf16": "true"},
+    "lora": {"method": "lora"},
+    "checkpointed": {"activation_checkpointing": "true", "num_virtual_tokens": 5},
+    "full": {"method": "full", "max_steps": 1},
+    "none": {"method": "none"},
+    "again": {"num_virtual_tokens": 6},
+}
+
+
+def write_sweep(tmp_path, recipe, settings):
+    path = tmp_path / "sweep.yaml"
+    lines = [
+        f"  {name}: {{{', '.join(f'{key}: {value}' for key, value in own.items())}}}" for name, own in settings.items()
+    ]
+    path.write_text(f"recipe: {recipe}\nruns:\n" + "\n".join(lines) + "\n")
+    return str(path)
+
+
+def weights(folder):
+    return load_file(folder / ("adapter_model.safetensors" if folder.name != "full" else "model.safetensors"))
+
+
+@pytest.fixture
+def base_models(monkeypatch):
+    """The base models that sweep reads."""
+    models = []
+
+    def load(*args):
+        models.append(load_base_model(*args))
+        return models[-1]
+
+    monkeypatch.setattr(runs, "load_base_model", load)
+    return models
+
+
+def test_every_run_is_bit_for_bit_what_train_gives_alone(recipe_file, tmp_path, base_models, capsys):
+    recipe = recipe_file(output_dir=None, max_steps=2, num_virtual_tokens=None)
+    swept = tmp_path / "runs"
+    assert main(["sweep", write_sweep(tmp_path, recipe, METHODS), "--output_dir", str(swept)]) == 0
+    table = capsys.readouterr().out
+    assert len(base_models) == 1
+    for name, settings in METHODS.items():
+        flags = [f"--{key}={value}" for key, value in settings.items()]
+        alone = train(load_recipe(recipe, [*flags, f"--output_dir={tmp_path / 'alone' / name}"]))
+        assert f"| {name} | f1 |" in table
+        files = {file.relative_to(alone) for file in alone.glob("*") if not file.name.startswith("checkpoint")}
+        assert files == {
+            file.relative_to(swept / name) for file in (swept / name).glob("*") if "checkpoint" not in file.name
+        }
+        if name != "none":
+            found, wanted = weights(swept / name), weights(alone)
+            assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted), name
+        predictions = [folder / "predictions" / "test.jsonl" for folder in (swept / name, alone)]
+        assert predictions[0].read_text() == predictions[1].read_text()
+
+
+def test_the_model_is_handed_on_as_it_was_read(recipe_file, tmp_path, base_models, monkeypatch):
+    """Adapters, hooks, attention and modes of a run stay in its own copy, whose weights are the same memory."""
+    given = []
+    shared = runs.sharing_weights
+    monkeypatch.setattr(runs, "sharing_weights", lambda model: given.append(shared(model)) or given[-1])
+    settings = {name: own for name, own in METHODS.items() if name not in ("full", "none", "again")}
+    sweep = write_sweep(tmp_path, recipe_file(output_dir=None, max_steps=1, num_virtual_tokens=None), settings)
+    assert main(["sweep", sweep, "--output_dir", str(tmp_path / "runs")]) == 0
+    (base,) = base_models
+    model = load_recipe(recipe_file()).model
+    fresh = load_base_model(model, load_config(model))
+    assert [name for name, _ in base.named_modules()] == [name for name, _ in fresh.named_modules()]
+    assert [type(module) for module in base.modules()] == [type(module) for module in fresh.modules()]
+    assert not any(
+        vars(module)[hooks] for module in base.modules() for hooks in vars(module) if hooks.endswith("_hooks")
+    )
+    assert base.config.to_dict() == fresh.config.to_dict() and base.training == fresh.training
+    assert base.config._attn_implementation == fresh.config._attn_implementation
+    for (name, tensor), (_, wanted) in zip(base.named_parameters(), fresh.named_parameters(), strict=True):
+        assert torch.equal(tensor, wanted) and not tensor.requires_grad and tensor.grad is None, name
+    pointers = {tensor.data_ptr() for tensor in base.parameters()}
+    assert len(given) == len(settings) and all(pointers <= {t.data_ptr() for t in copy.parameters()} for copy in given)
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on_and_are_not_run_again(
+    recipe_file, tmp_path, capsys, monkeypatch
+):
+    sweep = write_sweep(
+        tmp_path, recipe_file(output_dir=None), {"one": {}, "two": {"learning_rate": 0.1}, "three": {"seed": 7}}
+    )
+    command = ["sweep", sweep, "--max_steps", "2", "--save_steps", "1", "--output_dir", str(tmp_path / "runs")]
+    trained = []
+
+    def fails_in_two(recipe, *args):
+        trained.append(recipe.training.output_dir.rsplit("/")[-1])
+        if trained == ["one", "two"]:
+            monkeypatch.setattr("prompt_tuning.training.trainer.PromptTuningTrainer.log", broken_after_a_checkpoint)
+        try:
+            return train(recipe, *args)
+        finally:
+            monkeypatch.setattr("prompt_tuning.training.trainer.PromptTuningTrainer.log", log)
+
+    from prompt_tuning.training.trainer import PromptTuningTrainer
+
+    log = PromptTuningTrainer.log
+
+    def broken_after_a_checkpoint(trainer, *args, **kwargs):
+        raise ZeroDivisionError("made up")
+
+    monkeypatch.setattr(runs, "train", fails_in_two)
+    assert main(command) == 1
+    out, err = capsys.readouterr()
+    assert trained == ["one", "two", "three"]
+    assert "| two | failed: ZeroDivisionError: made up |" in out and "| three | f1 |" in out
+    assert "two: made up" in err and "Traceback" in err
+    assert "error" in json.loads((tmp_path / "runs" / "sweep.json").read_text())["two"]
+    assert (tmp_path / "runs" / "two" / "checkpoint-1").is_dir()
+
+    assert main(command) == 0
+    assert trained == ["one", "two", "three", "two"]
+    alone = train(load_recipe(recipe_file(output_dir=tmp_path / "alone", max_steps=2, learning_rate=0.1)), False)
+    assert torch.equal(weights(tmp_path / "runs" / "two")["prompt_embeddings"], weights(alone)["prompt_embeddings"])
+    assert main([*command, "--seed", "9"]) == 2
+    assert "run one: " in (err := capsys.readouterr().err) and "was run with other settings (seed)" in err
+    recipe_file(output_dir=None)
+    write_jsonl(tmp_path / "test.jsonl", question_rows(4))
+    assert main(command) == 1
+    assert "run one: " in (err := capsys.readouterr().err) and "was run before this changed: " in err
+
+
+def test_several_processes_end_at_the_first_run_that_fails_since_one_alone_may_have(
+    recipe_file, tmp_path, base_models, monkeypatch
+):
+    (tmp_path / "sweep.yaml").write_text(f"recipe: {recipe_file(output_dir=None)}\nruns: {{one: {{}}, two: {{}}}}\n")
+
+    def fails(*args):
+        raise ZeroDivisionError("made up")
+
+    monkeypatch.setattr(runs, "train", fails)
+    monkeypatch.setattr("prompt_tuning.studies.sweep.PartialState", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ZeroDivisionError):
+        main(["sweep", str(tmp_path / "sweep.yaml"), "--output_dir", str(tmp_path / "runs")])
+
+
+def test_all_that_is_wrong_with_any_run_is_said_before_a_model_is_read(recipe_file, tmp_path, capsys, base_models):
+    write_jsonl(tmp_path / "bad.jsonl", [{"context": "c", "question": None, "answers": {"text": ["a"]}}])
+    settings = {
+        "good": {},
+        "key": {"num_virtual_token": 3},
+        "rows": {"train_file": tmp_path / "bad.jsonl"},
+        "splits": {"method": "none", "eval_strategy": "no"},
+    }
+    recipe = recipe_file(output_dir=None)
+    assert main(["sweep", write_sweep(tmp_path, recipe, settings), "--output_dir", str(tmp_path / "runs")]) == 2
+    err = capsys.readouterr().err
+    assert "run key: command line: unknown setting num_virtual_token; did you mean num_virtual_tokens?" in err
+    assert "run rows: " in err and "bad.jsonl, line 1: " in err
+    assert not base_models and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("runs: {a: {}}", "run a has no recipe"),
+        ("recipe: [r.yaml]\nruns: {a: {}}", "run a has no recipe"),
+        ("recipe: r.yaml\nruns: {}", "expected `runs: {name: {setting: value}}`"),
+        ("recipe: r.yaml\nruns: {'': {}}", "its name is that of its folder"),
+        ("recipe: r.yaml\nruns: [a]", "expected `runs: {name: {setting: value}}`"),
+        ("recipe: r.yaml\nrun: {}", "unknown key run; a sweep has recipe and runs"),
+        ("recipe: r.yaml\nruns: {a/b: {}}", "run a/b: its name is that of its folder"),
+        ("recipe: r.yaml\nruns: {a: {output_dir: x}}", "run a: output_dir is the sweep's to set"),
+        (
+            "recipe: r.yaml\nruns: {a: {test_file: null}}",
+            "run a: test_file is null, which takes nothing of its recipe",
+        ),
+        ("recipe: r.yaml\nruns:\n  a: {}\n  a: {seed: 1}", "line 2: a stands twice in runs"),
+    ],
+)
+def test_a_file_that_is_no_sweep_is_refused(text, message, tmp_path, capsys):
+    (tmp_path / "sweep.yaml").write_text(text + "\n")
+    assert main(["sweep", str(tmp_path / "sweep.yaml")]) == 2
+    assert message in capsys.readouterr().err

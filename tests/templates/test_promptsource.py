@@ -1,0 +1,142 @@
+"""Files of promptsource, as they are: what promptsource writes of a row, or why not; and nothing in them runs."""
+
+from pathlib import Path
+
+import jinja2
+import pytest
+import yaml
+
+from prompt_tuning.errors import TemplateError
+from prompt_tuning.templates.template import Template, load_templates
+
+FOLDER = Path(__file__).parents[1] / "fixtures" / "promptsource" / "harbour"
+STATEMENTS, QUESTIONS = FOLDER / "statements" / "templates.yaml", FOLDER / "questions" / "templates.yaml"
+ROWS = {
+    STATEMENTS: [
+        {"entry": "The brig came in at dawn.  ", "statement": "The brig came in early.", "label": 0},
+        {"entry": "\nFog; no ship left ||| or came.", "statement": "Two ships left.", "label": 1},
+        {"entry": "A schooner took on salt.", "statement": "It was bound for Norway.", "label": 2},
+    ],
+    QUESTIONS: [
+        {
+            "entry": "The pilot boat was mended on Friday.",
+            "question": "What was mended?",
+            "options": ["the mole", " the pilot boat", "a ||| sail"],
+            "votes": ["a sail", "the pilot boat", "the pilot boat"],
+        }
+    ],
+}
+LEFT_OUT = {
+    "drawn": "its filter choice draws at random",
+    "no target": "it has no ||| between source and target",
+    "unknown filter": "No filter named 'shout'",
+    "unclosed": "Unexpected end of template",
+    "two separators": "it has more than one |||",
+    "loop": "its ||| stands inside a for block",
+    "some branches": "more follows an if of which only some branches hold |||",
+    "choices missing": "its field answer_choices is empty",
+    "set block": "it has a set block",
+}
+
+
+class PlainLoader(yaml.SafeLoader):
+    pass
+
+
+PlainLoader.add_multi_constructor("!", lambda loader, suffix, node: loader.construct_mapping(node, deep=True))
+
+
+def as_promptsource(entry, row):
+    """Source, target and choices as promptsource makes them: render everything, then cut."""
+    environment = jinja2.Environment()
+    environment.globals["zip"] = zip
+    environment.filters["most_frequent"] = lambda items: [max(items, key=items.count)]
+
+    def cut(text, **values):
+        held = {key: hold(value) for key, value in values.items()}
+        parts = environment.from_string(text).render(held).split("|||")
+        return [part.strip().replace("HELD", "|||") for part in parts]
+
+    def hold(value):
+        if isinstance(value, list):
+            return [hold(item) for item in value]
+        return value.replace("|||", "HELD") if isinstance(value, str) else value
+
+    choices = entry.get("answer_choices") or []
+    if isinstance(choices, str):
+        choices = cut(choices, **row)
+    return *cut(entry["jinja"], **row, answer_choices=choices), choices
+
+
+def test_the_files_of_a_data_set_load_and_write_what_promptsource_writes():
+    found = load_templates(FOLDER)
+    converted = 0
+    for path, rows in ROWS.items():
+        for key, entry in yaml.load(path.read_text(), PlainLoader)["templates"].items():
+            template = found[f"{path}:{key if entry['name'] == 'same name' else entry['name']}"]
+            if entry["name"] in LEFT_OUT:
+                assert LEFT_OUT[entry["name"]] in str(template) and f"{path}:{entry['name']}: " in str(template)
+                continue
+            converted += 1
+            for row in rows:
+                rendered = template.render(row)
+                assert (rendered.source, rendered.target, template.choices(row)) == as_promptsource(entry, row)
+    assert converted == 7 and len(found) == converted + len(LEFT_OUT)
+
+
+def test_what_a_row_needs_to_be_predicted_on_leaves_the_target_out():
+    closed = Template.load(f"{STATEMENTS}:is it so")
+    assert closed.source_columns == {"entry", "statement"} and closed.columns == {"entry", "statement", "label"}
+    assert closed.target == "{{answer_choices[label]}}" and closed.choices({}) == ["Yes", "No", "Perhaps"]
+    assert Template.load(f"{STATEMENTS}:Choose: true or false").source_columns == {"entry", "statement", "label"}
+    assert Template.load(f"{QUESTIONS}:vote").source_columns == {"entry", "question", "options"}
+
+
+@pytest.mark.parametrize("name", [f"{STATEMENTS}:Choose: true or false", f"{QUESTIONS}:vote"])
+def test_a_converted_template_survives_being_saved(name, tmp_path):
+    (tmp_path / "template.yaml").write_text(Template.load(name).to_yaml(), encoding="utf-8")
+    for row in ROWS[Path(name.split(".yaml")[0] + ".yaml")]:
+        assert Template.load(tmp_path / "template.yaml").render(row) == Template.load(name).render(row)
+
+
+def test_a_template_that_cannot_be_converted_says_so_when_it_is_asked_for():
+    with pytest.raises(TemplateError, match="its filter choice draws at random"):
+        Template.load(f"{STATEMENTS}:drawn")
+    with pytest.raises(TemplateError, match=r"name one, as .*:is it so$"):
+        Template.load(f"{STATEMENTS}:is it soo")
+    with pytest.raises(TemplateError, match="the file holds 12 "):
+        Template.load(STATEMENTS)
+
+
+@pytest.mark.parametrize(
+    "tag", ["!!python/object/apply:os.system", "!!python/name:os.system", "!Other", "!!python/object/new:os.system"]
+)
+def test_a_tag_that_constructs_is_refused_with_its_line_and_nothing_runs(tmp_path, tag):
+    path, made = tmp_path / "templates.yaml", tmp_path / "made"
+    path.write_text(
+        f"dataset: a\ntemplates:\n  x: !Template\n    name: y\n    jinja: {tag} ['touch {made}']\n", encoding="utf-8"
+    )
+    with pytest.raises(TemplateError) as caught:
+        load_templates(path)
+    assert f"template {path}, line 5: tag {tag}: " in str(caught.value)
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("field", ["jinja", "answer_choices"])
+def test_a_template_cannot_leave_the_sandbox(tmp_path, field):
+    entry = {"name": "x", "jinja": "a ||| b", "answer_choices": "a ||| b"}
+    escape = "{{ entry.__class__.__mro__[1].__subclasses__() }} ||| {{ zip.__globals__ }}"
+    values = {"dataset": "a", "templates": {"1": entry | {field: escape}}}
+    path = tmp_path / "templates.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    template = Template.load(f"{path}:x")
+    with pytest.raises(TemplateError, match="unsafe"):
+        template.render({"entry": "e"})
+
+
+@pytest.mark.parametrize("templates", ["{}", "[]", "text"])
+def test_a_file_without_templates_says_so(tmp_path, templates):
+    path = tmp_path / "templates.yaml"
+    path.write_text(f"dataset: a\ntemplates: {templates}\n", encoding="utf-8")
+    with pytest.raises(TemplateError, match="expected templates by id"):
+        load_templates(path)

@@ -1,0 +1,355 @@
+"""Hard prompts: what they need is known before any row is read, and rows cannot make them do anything else."""
+
+import random
+
+import pytest
+import yaml
+from helpers.paths import ROOT
+
+from prompt_tuning.errors import TemplateError
+from prompt_tuning.metrics.loading import MAIN_METRIC
+from prompt_tuning.templates.languages import LANGUAGES, language_variables
+from prompt_tuning.templates.template import Template, load_templates, shipped_templates
+
+FRENCH = language_variables("fr", "en")
+ROW = {
+    "context": "Ada lives in Turin.",
+    "question": "Where does Ada live?",
+    "answers": {"text": ["Turin", "in Turin"], "answer_start": [13, 10]},
+    "choices": ["Oslo", "Turin"],
+    "document": "A long story about Ada.",
+    "summary": "Ada.",
+    "translation": {"fr": "Bonjour.", "en": "Good morning."},
+}
+
+
+@pytest.mark.parametrize("name", shipped_templates())
+def test_shipped_templates_render_and_survive_being_saved(name):
+    template = Template.load(name)
+    rendered = template.render(ROW, FRENCH)
+    target = {"question_answering": "Turin", "summarization": "Ada.", "translation": "Good morning."}[
+        name.split("/")[0]
+    ]
+    assert rendered.target == target and target in rendered.references
+    if "choices" not in template.columns:  # which show the target among others
+        assert target not in rendered.source.replace(ROW["context"], "").replace(ROW["document"], "")
+    assert Template.from_dict(yaml.safe_load(template.to_yaml()), name) == template
+
+
+@pytest.mark.parametrize("task", MAIN_METRIC)
+def test_each_task_has_ten_templates_and_every_kind_in_short_and_long_wordings(task):
+    templates = {name: Template.load(name) for name in shipped_templates() if name.startswith(f"{task}/")}
+    written = {str(template.render(ROW, FRENCH).messages) for template in templates.values()}
+    assert len(written) == len(templates) >= 10
+    kinds = ("plain", "instruction", "instruction_short", "instruction_long", "chat", "chat_short", "chat_long")
+    for kind in (*kinds, "few_shot", "few_shot_instruction", "few_shot_chat"):
+        template = templates[f"{task}/{kind}"]
+        assert template.chat == ("chat" in kind) and bool(template.demonstrations) == kind.startswith("few_shot")
+    for kind in ("instruction", "chat"):
+        short, usual, long = (
+            len(template.render(ROW, FRENCH, with_target=False).source)
+            for template in (templates[f"{task}/{kind}{length}"] for length in ("_short", "", "_long"))
+        )
+        assert short <= usual < long
+
+
+def test_translation_says_languages_by_name_and_by_code():
+    assert "fr: Bonjour.\nen:" in Template.load("translation/plain_codes").render(ROW, FRENCH).source
+    assert "French: Bonjour.\nEnglish:" in Template.load("translation/plain").render(ROW, FRENCH).source
+    languages = set(Template.load("translation/few_shot").demonstrations[0]["translation"])
+    assert {"en", "de", "fr", "zh", "ja", "ru"} <= languages <= set(LANGUAGES)
+    for shown in Template.load("translation/few_shot").demonstrations:
+        assert set(shown["translation"]) == languages and all(shown["translation"].values())
+    with pytest.raises(TemplateError, match="in its demonstration 1; a file of your own may show others"):
+        Template.load("translation/few_shot").render(
+            {"translation": {"is": "a", "en": "b"}}, language_variables("is", "en")
+        )
+
+
+def test_a_file_of_several_and_a_folder_of_files_load_by_name(tmp_path):
+    one, several = tmp_path / "one.yaml", tmp_path / "deeper" / "several.yml"
+    several.parent.mkdir()
+    one.write_text("source: '{{ question }}'\ntarget: '{{ answers.text[0] }}'\n")
+    several.write_text("a: {source: '{{ context }}', target: x}\n'b c': {source: '{{', target: x}\n")
+    (tmp_path / "recipe.yaml").write_text("task: translation\n")
+    assert Template.load(one).name == str(one)
+    assert Template.load(f"{several}:a").source_columns == {"context"}
+    found = load_templates(tmp_path)
+    assert set(found) == {str(one), f"{several}:a", f"{several}:b c", str(tmp_path / "recipe.yaml")}
+    assert found[str(one)] == Template.load(one) and found[f"{several}:a"] == Template.load(f"{several}:a")
+    assert "unexpected 'end of template'" in str(found[f"{several}:b c"])
+    assert "expected the fields source and target, found task" in str(found[str(tmp_path / "recipe.yaml")])
+    with pytest.raises(TemplateError, match="unexpected 'end of template'"):
+        Template.load(f"{several}:b c")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TemplateError, match=r"no \.yaml file in this folder"):
+        load_templates(tmp_path / "empty")
+    assert list(load_templates("translation/plain")) == ["translation/plain"]
+    assert set(load_templates()) == set(shipped_templates())
+
+
+def test_a_closed_question_has_choices_that_a_row_fills():
+    template = Template(
+        source="{{ question }} {{ answer_choices | join(' or ') }}?",
+        target="{{ answer_choices[label] }}",
+        answer_choices="{{ first }} ||| {{ second }}",
+    )
+    row = {"question": "Which?", "first": "a ||| b", "second": "c", "label": 1}
+    assert template.source_columns == {"question", "first", "second"}
+    assert template.columns == template.source_columns | {"label"}
+    assert template.choices(row) == ["a ||| b", "c"]
+    assert template.render(row).source == "Which? a ||| b or c?" and template.render(row).target == "c"
+    assert Template.from_dict(yaml.safe_load(template.to_yaml())) == template
+    assert Template.load("question_answering/plain").choices(ROW) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "columns"),
+    [
+        ("{% if a %}{% set w = b %}{{ w }}{% endif %}", {"a", "b"}),
+        ("{% if a %}{% set w = 1 %}{% endif %}{{ w }}", {"a", "w"}),
+        (
+            "{% if a %}{% set w = 1 %}{% elif c %}{% set w = 2 %}{% else %}{% set w=3 %}{% endif %}{{ w }}",
+            {"a", "c"},
+        ),
+        ("{% filter trim %}{% if a %}{{ w }}{% set w = 1 %}{% endif %}{% endfilter %}", {"a", "w"}),
+        ("{% macro m(x) %}{{ x }}{{ y }}{% endmacro %}{{ m(1) }}{% set w %}b{% endset %}{{ w }}", {"y"}),
+        ("{% for x in xs %}{{ loop.index }}{{ x }}{% endfor %}{{ x }}", {"x", "xs"}),
+        ("{% for x in xs %}{% if x %}{% set w = x %}{{ w }}{% endif %}{% endfor %}", {"xs"}),
+        ("{% for a, b in xs if a != c %}{{ a ~ b }}{% else %}{{ a }}{% endfor %}", {"a", "c", "xs"}),
+        ("{% filter replace('a', b) %}{{ c }}{% endfilter %}", {"b", "c"}),
+        ("Code {{ zip }}{% for x in range(3) %}{{ dict(a=x) }}{% endfor %}", {"zip"}),
+    ],
+)
+def test_what_a_template_sets_itself_is_no_column(source, columns):
+    assert Template(source=source, target="x").columns == columns
+
+
+def test_a_column_that_is_called_as_a_function_of_jinja_is_one():
+    template = Template.from_dict({"source": "{{ zip }}: {{ q }}", "target": "{{ a }}"})
+    assert template.columns == {"zip", "q", "a"}
+    assert template.render({"zip": "10002", "q": "b", "a": "c"}).source == "10002: b"
+    with pytest.raises(TemplateError, match="needs the column 'zip'"):
+        template.check_columns(["q", "a"], "the row")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{{ ['a', 'b']|random }}", "No filter named 'random'"),
+        ("{% for a in b %}" * 25 + "{% endfor %}" * 25, "too many statically nested blocks"),
+        ("{{ (10**5000)|string|length }}", "Exceeds the limit"),
+    ],
+)
+def test_what_could_not_be_rendered_alike_or_at_all_is_refused_when_it_is_loaded(source, message):
+    with pytest.raises(TemplateError, match=message):
+        Template.from_dict({"source": source, "target": "x"})
+
+
+@pytest.mark.parametrize("line", ["made: 2023-02-30", "target: 0x_", "target: !!bool maybe", "target: !!timestamp x"])
+def test_a_value_that_looks_like_a_date_or_number_and_is_none_is_named(tmp_path, line):
+    (tmp_path / "mine.yaml").write_text(f"source: a\n{line}\n")
+    with pytest.raises(TemplateError, match=r"mine.yaml, line 2: .*; put the value in quotes"):
+        load_templates(tmp_path / "mine.yaml")
+
+
+def test_columns_are_known_without_a_row():
+    template = Template.load("question_answering/plain")
+    assert template.source_columns == {"context", "question"}
+    assert template.columns == {"context", "question", "answers"}
+    assert Template.load("translation/instruction").columns == {"translation"}  # languages are settings, not columns
+
+
+def test_data_without_a_column_is_refused_with_both_sides_named():
+    with pytest.raises(TemplateError) as caught:
+        Template.load("summarization/plain").check_columns(["dialogue", "summary"], "train.jsonl")
+    message = str(caught.value)
+    assert "needs the column 'document'" in message and "train.jsonl has 'dialogue', 'summary'" in message
+    assert "--text_column" in message
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ context.__init__.__globals__ }}",
+        "{{ answers.update({'text': []}) }}",
+        "{% include '/etc/passwd' %}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    ],
+)
+def test_templates_run_in_a_sandbox(source):
+    with pytest.raises(TemplateError):
+        Template(source=source, target="x").render(ROW)
+
+
+def test_a_row_cannot_smuggle_a_template_in():
+    row = ROW | {"context": "{{ 7 * 7 }}"}
+    assert "{{ 7 * 7 }}" in Template.load("question_answering/plain").render(row).source
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"answers": None}, "'null object' has no attribute 'text'"),
+        ({"answers": {"text": []}}, "no element 0"),
+        ({"answers": {"text": [""]}}, "the target is empty"),
+        ({"question": None}, "a value it prints is null"),
+    ],
+)
+def test_a_row_without_an_answer_is_an_error_and_not_the_word_none(row, message):
+    with pytest.raises(TemplateError, match=message):
+        Template.load("question_answering/plain").render(ROW | row)
+
+
+@pytest.mark.parametrize("source", ["{{ 'Q: ' ~ q }}", "{{ q | trim }}", "{{ [q, 'a'] | join(' ||| ') }}"])
+def test_a_null_becomes_no_word_by_way_of_a_filter_either(source):
+    template = Template.from_dict({"source": source, "target": "x"})
+    assert "Turin" in template.render({"q": "Turin"}).source
+    with pytest.raises(TemplateError, match="a value it prints is null"):
+        template.render({"q": None})
+
+
+def test_a_null_is_told_from_a_value_in_branches_tests_and_json():
+    source = (
+        "{{ 'z' if q is sameas none }}{{ 'a' if q is none }}{{ 'b' if q == none }}{{ 'c' if not q }}"
+        "{{ 'd' if q is not string }}{{ q | default('e', true) }}{{ q or 'f' }}{{ [q, 'g'] | select | join }}"
+        "{{ {'k': q} | tojson }}"
+    )
+    assert Template(source, "x").render({"q": None}).source == 'zabcdefg{"k": null}'
+
+
+def test_a_files_values_are_what_stands_there_and_not_what_yaml_makes_of_them(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "source: '{{ q }} {{ no }}'\ntarget: '{{ a }}'\nanswer_choices: yes ||| no\ndemonstrations:\n"
+        "- {q: 12:30, a: yes, no: 1.10}\n- {q: =, a: no, no: True}\n"
+        "- {q: 0010, a: no, no: 2024-05-01}\n- {q: 7, a: no, no: 1.5}\n"
+    )
+    template = Template.load(tmp_path / "mine.yaml")
+    (tmp_path / "again.yaml").write_text(template.to_yaml())
+    for each in (template, Template.load(tmp_path / "again.yaml")):
+        assert [message["content"] for message in each.render({"q": "x", "no": "y", "a": "z"}).messages] == [
+            "12:30 1.10", "yes", "= True", "no", "0010 2024-05-01", "no", "7 1.5", "no", "x y"
+        ]  # fmt: skip
+
+
+def test_unanswerable_questions_have_a_target_and_no_references():
+    rendered = Template.load("question_answering/unanswerable").render(ROW | {"answers": {"text": []}})
+    assert rendered.target == "unanswerable" and rendered.references == ()
+
+
+def test_demonstrations_and_system_come_before_the_source():
+    template = Template(
+        source="Q: {{ question }}", target="{{ answers.text[0] }}", system="Be brief.",
+        demonstrations=({"question": "Where is Oslo?", "answers": {"text": ["Norway"]}},),
+    )  # fmt: skip
+    rendered = template.render(ROW)
+    assert [message["role"] for message in rendered.messages] == ["system", "user", "assistant", "user"]
+    assert rendered.source == "Be brief.\n\nQ: Where is Oslo? Norway\n\nQ: Where does Ada live?"
+    assert template.columns == {"question", "answers"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("source: a", "expected the fields source and target, found source"),
+        ("source: a\ntarget: b\nstops: [x]", "unknown field stops"),
+        ("source: '{{ a'\ntarget: b", "unexpected end of template"),
+        ("source: a\ntarget: b\nreferences: '[['", "template"),
+        ("source: [", "not YAML"),
+        (
+            "source: !!python/object/apply:os.system ['true']\ntarget: b",
+            "line 1: tag !!python/object/apply:os",
+        ),
+        ("source: a\ntarget: !!binary aGk=", "line 2: tag !!binary"),
+        ("source: a\ntarget: b\nsource: c", "line 1: 'source' is there twice"),
+        ("source: a\ntarget: b\nanswer_choices: true", "expected text as answer_choices, found bool"),
+        ("source: a\ntarget: b\nstop: END", "expected a list of texts as stop, none of them empty, found 'END'"),
+        ("source: a\ntarget: b\nstop: ['']", "expected a list of texts as stop, none of them empty, found ['']"),
+        ("source: a\ntarget: b\nstop: 5", "expected a list of texts as stop"),
+        ("source: a\ntarget: b\ndemonstrations: [abc]", "expected a list of rows as demonstrations"),
+        ("source: '{{ a }}'\ntarget: b\ntruncate: [b]", "truncate names 'b', and its source reads 'a'"),
+        ("source: a\ntarget: b\nchat: 'false'", "expected true or false as chat, found 'false'; write one"),
+        ("source: a\ntarget: b\nchat: yes", "expected true or false as chat, found 'yes'"),
+        ("source: a\ntarget: b\n1: c\nfoo: d", "unknown field 1"),
+        (f"a: {'[' * 2000}", "too deep to read"),
+        ("{a: {source: a, target: b}, b: {source: c, target: d}}", "the file holds 2 (a, b); name one, as"),
+    ],
+)
+def test_a_broken_template_file_is_named_with_what_is_wrong(tmp_path, content, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(TemplateError, match=r"mine.yaml") as caught:
+        Template.load(path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("references", "message"),
+    [
+        ("answers.text", "references holds null, which is no text"),
+        ("answers", "references holds ('text', ["),
+        ("[1 // nothing]", "references: integer division"),
+    ],
+)
+def test_references_that_are_no_texts_count_as_no_answer(references, message):
+    row = {"answers": {"text": ["Turin", None]}, "nothing": 0}
+    with pytest.raises(TemplateError) as caught:
+        Template("{{ nothing }}", "{{ answers.text[0] }}", references).render(row)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ question|dictsort }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}{{ question }}"]
+)
+def test_mistakes_that_show_on_a_row_alone_name_the_template(source):
+    with pytest.raises(TemplateError, match="template inline: "):
+        Template(source, "a").render(ROW)
+
+
+def test_any_text_survives_being_saved():
+    """U+0085, which latin-1 reads where cp1252 had an ellipsis, is a line break to YAML."""
+    draw = random.Random(0)
+    for _ in range(300):
+        text = "".join(draw.choices("ab \n\r\t\x85\u2028\ufeff\xa0:#-'\"|>\\{}", k=9))
+        template = Template("x", "y", demonstrations=({"question": text},))
+        assert Template.from_dict(yaml.safe_load(template.to_yaml())) == template
+
+
+def test_a_source_that_is_a_system_message_alone_survives_too():
+    template = Template("", "{{ a }}", system="Say {{ q }}.")
+    assert Template.from_dict(yaml.safe_load(template.to_yaml())) == template
+
+
+def test_a_column_may_have_any_name():
+    assert Template("{{ q }}", "{{ a }}", "[a]").render({"q": "b", "a": "c", "self": "d"}).references == ("c",)
+
+
+def test_unknown_names_get_the_nearest(tmp_path):
+    with pytest.raises(TemplateError, match="did you mean question_answering/plain"):
+        Template.load("question_answering/plane")
+    with pytest.raises(TemplateError, match="no such file"):
+        Template.load(tmp_path / "none.yaml")
+    (tmp_path / "one.yaml").write_text("source: a\ntarget: b")
+    with pytest.raises(TemplateError, match="name one, as ") as caught:
+        Template.load(f"{tmp_path / 'one.yaml'}:short")
+    Template.load(str(caught.value).partition("name one, as ")[2])  # what it says can be done
+
+
+def test_languages_have_names_and_unknown_codes_stand_for_themselves():
+    assert (
+        FRENCH["source_language"] == "French" and language_variables("xx", "pt_BR")["target_language"] == "Portuguese"
+    )
+    assert language_variables("xx", None) == {"source_lang": "xx", "source_language": "xx"}
+    named = [language_variables(code, None)["source_language"] for code in ("fra_Latn", "zho_Hans", "deu", "bul_Cyrl")]
+    assert named == ["French", "Chinese", "German", "Bulgarian"]
+
+
+@pytest.mark.parametrize(("truth", "word"), [(True, "yes"), (False, "no")])
+def test_boolq_as_the_hub_has_it_reads_like_files_with_squads_columns(truth, word):
+    theirs = Template.load(str(ROOT / "recipes" / "question_answering" / "templates" / "boolq.yaml"))
+    usual = Template.load("question_answering/yes_no")
+    row = {"question": "is the mill old", "passage": "The mill was built in 1650.", "answer": truth}
+    same = {"question": row["question"], "context": row["passage"], "answers": {"text": [word], "answer_start": [-1]}}
+    assert theirs.render(row) == usual.render(same) and theirs.render(row).target == word
+    assert theirs.choices(row) == usual.choices(same) == ["yes", "no"]

@@ -1,0 +1,433 @@
+"""Runs that are killed or interrupted, diverge, or lack disk or memory: what is kept, what it costs to go on."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from helpers.paths import ROOT
+from safetensors.torch import load_file
+from transformers import EarlyStoppingCallback, Trainer
+
+from prompt_tuning.cli.main import main
+from prompt_tuning.errors import TrainingError
+from prompt_tuning.training.callbacks import EarlyStopping
+from prompt_tuning.training.memory import keep_global_batch
+from prompt_tuning.training.trainer import PromptTuningTrainer
+
+
+def adapter(folder):
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def signalled(monkeypatch, *signals, at_step=3):
+    """Let a training step send the process these signals."""
+    step = PromptTuningTrainer.training_step
+
+    def with_signals(self, *args, **kwargs):
+        if self.state.global_step == at_step - 1:
+            for each in signals:
+                signal.raise_signal(each)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(PromptTuningTrainer, "training_step", with_signals)
+
+
+def test_a_run_killed_over_and_over_ends_with_the_adapter_of_an_uninterrupted_one(tmp_path):
+    command = [sys.executable, "tests/helpers/killed_runs.py", str(tmp_path), "10"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    kills = json.loads(done.stdout)
+    print(*kills, sep="\n")
+    assert len(kills) == 10 and len({kill["after_step"] for kill in kills}) > 3
+    assert sum(bool(kill["half_written"]) for kill in kills) > 1  # else no checkpoint was cut off
+    assert adapter(tmp_path / "killed") == adapter(tmp_path / "whole")
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "save_strategy"), [(signal.SIGINT, 130, "steps"), (signal.SIGTERM, 143, "no")]
+)
+def test_a_signal_saves_a_checkpoint_and_the_command_it_names_goes_on(
+    sent, code, save_strategy, recipe_file, tmp_path, capsys, monkeypatch
+):
+    recipe = str(recipe_file(max_steps=5, save_steps=2, save_strategy=save_strategy, lr_scheduler_type="constant"))
+    assert main(["train", recipe, "--output_dir", str(tmp_path / "whole")]) == 0
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        signalled(patch, sent)
+        assert main(["train", recipe]) == code
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == (
+        f"{sent.name}: stopped after step 3, whose checkpoint is saved; "
+        f"to go on: prompt-tuning train {recipe} --resume_from_checkpoint true"
+    )
+    kept = {path.name for path in (tmp_path / "run").iterdir()}
+    assert kept == {"checkpoint-3", "recipe.yaml", *(["checkpoint-2"] if save_strategy == "steps" else [])}
+    assert main(said.split(" prompt-tuning ")[1].split()) == 0
+    assert adapter(tmp_path / "run") == adapter(tmp_path / "whole")
+
+
+def test_a_second_signal_stops_at_once_and_leaves_nothing_half_written(recipe_file, tmp_path, capsys, monkeypatch):
+    signalled(monkeypatch, signal.SIGINT, signal.SIGINT)
+    assert main(["train", str(recipe_file()), "--save_steps", "2"]) == 130
+    assert "interrupted; --resume_from_checkpoint true goes on" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-2", "recipe.yaml"}
+
+
+@pytest.mark.parametrize("last", [2, 4])
+def test_a_signal_saves_where_only_better_checkpoints_are_saved(last, recipe_file, tmp_path, capsys, monkeypatch):
+    best = dict(save_strategy="best", eval_strategy="steps", eval_steps=2, metric_for_best_model="loss")
+    recipe = str(recipe_file(**best, greater_is_better="true", learning_rate=1e-4))  # so that step 4 is not better
+    signalled(monkeypatch, signal.SIGINT, at_step=last)
+    assert main(["train", recipe]) == 130
+    assert f"stopped after step {last}, whose checkpoint is saved" in capsys.readouterr().err
+    assert (tmp_path / "run" / f"checkpoint-{last}").is_dir()
+
+
+def test_a_stopped_run_that_went_on_from_a_named_checkpoint_names_its_own(recipe_file, tmp_path, capsys, monkeypatch):
+    recipe = str(recipe_file(save_steps=2, max_steps=6, save_total_limit=5))
+    assert main(["train", recipe]) == 0
+    signalled(monkeypatch, signal.SIGINT)
+    assert main(["train", recipe, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-2")]) == 130
+    command = f"prompt-tuning train {recipe} --resume_from_checkpoint {tmp_path / 'run' / 'checkpoint-3'}"
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"to go on: {command}")
+
+
+def test_a_longer_training_that_was_stopped_has_not_the_results_of_the_shorter(
+    recipe_file, tmp_path, capsys, monkeypatch
+):
+    recipe = recipe_file(output_dir=None)
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(f"recipe: {recipe}\nruns: {{a: {{max_steps: 2}}}}\n")
+    command = ["sweep", str(sweep), "--output_dir", str(tmp_path / "runs")]
+    assert main(command) == 0
+    with monkeypatch.context() as patch:
+        signalled(patch, signal.SIGINT)
+        longer = ["--output_dir", str(tmp_path / "runs" / "a"), "--max_steps", "6", "--resume_from_checkpoint", "true"]
+        assert main(["train", str(recipe), *longer]) == 130
+    assert not (tmp_path / "runs" / "a" / "results.json").exists()
+    sweep.write_text(f"recipe: {recipe}\nruns: {{a: {{max_steps: 6}}}}\n")
+    assert main(command) == 0
+    assert json.loads((tmp_path / "runs" / "a" / "results.json").read_text())["train_steps"] == 6
+
+
+def test_what_is_not_this_runs_own_is_not_written_over(recipe_file, tmp_path, capsys, monkeypatch, model_folders):
+    recipe = str(recipe_file(save_strategy="no", max_steps=1))
+    with monkeypatch.context() as patch:
+        patch.setattr("prompt_tuning.runs.train.evaluate_and_write", raises(KeyboardInterrupt))
+        assert main(["train", recipe]) == 130
+    before = adapter(tmp_path / "run")
+    assert main(["train", recipe]) == 2
+    assert "run holds adapter_model.safetensors already; name another --output_dir" in capsys.readouterr().err
+    assert main(["train", recipe, "--resume_from_checkpoint", "auto", "--seed", "9"]) == 2
+    assert adapter(tmp_path / "run") == before
+    assert main(["train", recipe, "--resume_from_checkpoint", "auto"]) == 0  # the same training again
+    own = tmp_path / "own"
+    shutil.copytree(model_folders["llama"], own)
+    full = [f"--{name}={own}" for name in ("model_name_or_path", "output_dir")]
+    assert main(["train", str(recipe_file(method="full", num_virtual_tokens=None)), *full]) == 2
+    assert "own holds model.safetensors already" in capsys.readouterr().err
+    recipe = str(recipe_file(save_steps=2, output_dir=tmp_path / "other"))
+    assert main(["train", recipe]) == 0
+    elsewhere = ["--resume_from_checkpoint", str(tmp_path / "other" / "checkpoint-2")]
+    assert main(["train", recipe, *elsewhere, "--output_dir", str(tmp_path / "run")]) == 2
+    assert "run holds a finished run already" in capsys.readouterr().err
+
+
+def raises(error):
+    def raised(*args, **kwargs):
+        raise error
+
+    return raised
+
+
+def test_a_begun_run_goes_on_with_its_own_settings(recipe_file, tmp_path, capsys, monkeypatch):
+    recipe = recipe_file(output_dir=None)
+    (tmp_path / "sweep.yaml").write_text(f"recipe: {recipe}\nruns: {{a: {{}}}}\n")
+    commands = [["sweep", str(tmp_path / "sweep.yaml")], ["compare", str(recipe), "--seeds", "42"]]
+    for command in commands:
+        command += ["--output_dir", str(tmp_path / command[0])]
+        with monkeypatch.context() as patch:
+            signalled(patch, signal.SIGINT)
+            assert main(command) == 130
+        capsys.readouterr()
+        assert main([*command, "--learning_rate", "0.5"]) == 2
+        assert "was run with other settings (learning_rate)" in capsys.readouterr().err
+    run = ["train", str(recipe), "--output_dir", str(tmp_path / "sweep" / "a"), "--resume_from_checkpoint", "true"]
+    assert main([*run, "--num_virtual_tokens", "9"]) == 2
+    assert "checkpoint-3 is of a run with another num_virtual_tokens; name another" in capsys.readouterr().err
+    assert main([*run, "--learning_rate", "0.5"]) == 0  # asked for, and said
+    assert "goes on with other settings than the run in its folder had: learning_rate" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_its_optimiser_is_not_gone_on_from(recipe_file, tmp_path, capsys, monkeypatch):
+    recipe = str(recipe_file(save_only_model="true"))
+    with monkeypatch.context() as patch:
+        signalled(patch, signal.SIGINT)
+        assert main(["train", recipe]) == 130
+    assert main(["train", recipe, "--resume_from_checkpoint", "true"]) == 2
+    assert "checkpoint-3: no state of the optimiser there, which save_only_model leaves out" in capsys.readouterr().err
+
+
+def test_a_signal_after_the_last_step_takes_its_ordinary_course(recipe_file, tmp_path, capsys, monkeypatch):
+    load = PromptTuningTrainer._load_best_model
+
+    def interrupted(self):
+        signal.raise_signal(signal.SIGINT)
+        load(self)
+
+    monkeypatch.setattr(PromptTuningTrainer, "_load_best_model", interrupted)
+    settings = ["--load_best_model_at_end", "--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "2"]
+    assert main(["train", str(recipe_file()), *settings]) == 130
+    assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
+
+
+def test_a_signal_that_the_process_was_told_to_ignore_stays_ignored(recipe_file, tmp_path, monkeypatch):
+    def interrupted(self, *args):
+        signal.raise_signal(signal.SIGINT)
+        return step(self, *args)
+
+    step = PromptTuningTrainer.training_step
+    monkeypatch.setattr(PromptTuningTrainer, "training_step", interrupted)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert main(["train", str(recipe_file()), "--save_strategy", "no"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_no_checkpoint_is_made_or_removed_file_by_file_under_its_name(limit, recipe_file, tmp_path, monkeypatch):
+    steps = dict(save_steps=1, eval_steps=1, eval_strategy="steps", load_best_model_at_end="true")
+    recipe = str(recipe_file(**steps, save_total_limit=limit, learning_rate=0, max_eval_samples=2))
+    last, rmtree, seen = tmp_path / "run" / "checkpoint-4", shutil.rmtree, []
+
+    def noted(path, *args, **kwargs):
+        seen.append(Path(path).name)
+        rmtree(path, *args, **kwargs)
+
+    def saved(self, folder):
+        assert not last.exists()
+        save(self, folder)
+
+    save = PromptTuningTrainer._save_scaler
+    monkeypatch.setattr(PromptTuningTrainer, "_save_scaler", saved)
+    monkeypatch.setattr("shutil.rmtree", noted)
+    assert main(["train", recipe]) == 0
+    kept = [path.name for path in sorted((tmp_path / "run").glob("checkpoint-*"))]
+    assert kept == ["checkpoint-1", "checkpoint-4"][:limit]  # no score is better than the first one
+    assert seen and not [name for name in seen if name.startswith("checkpoint-")]
+
+
+def test_going_on_from_the_last_checkpoint_takes_no_further_step(recipe_file, tmp_path):
+    recipe = str(recipe_file(max_steps=4, lr_scheduler_type="constant"))  # of 6 in the epoch
+    assert main(["train", recipe]) == 0
+    before = adapter(tmp_path / "run")
+    assert main(["train", recipe, "--resume_from_checkpoint", "true"]) == 0
+    assert adapter(tmp_path / "run") == before
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["train_steps"] == 4
+
+
+def test_a_moved_run_that_goes_on_from_its_last_checkpoint_keeps_its_best_one(recipe_file, tmp_path):
+    steps = dict(save_steps=1, eval_steps=1, eval_strategy="steps", load_best_model_at_end="true")
+    recipe = str(recipe_file(**steps, save_total_limit=2, learning_rate=0, max_eval_samples=2, max_steps=3))
+    assert main(["train", recipe]) == 0  # no score is better than the first one
+    before = adapter(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    words = ["--output_dir", str(tmp_path / "moved"), "--save_total_limit", "1", "--resume_from_checkpoint", "true"]
+    assert main(["train", recipe, *words]) == 0
+    assert [path.name for path in (tmp_path / "moved").glob("checkpoint-*")] == ["checkpoint-1"]
+    assert adapter(tmp_path / "moved") == before
+
+
+@pytest.mark.parametrize(
+    ("method", "callback", "steps"),
+    [
+        ("training_step", EarlyStopping, 4),
+        ("training_step", EarlyStoppingCallback, 6),
+        ("_load_best_model", EarlyStopping, 4),  # after the last evaluation
+    ],
+)
+def test_a_resumed_run_has_the_patience_that_was_left_and_with_transformers_own_all_of_it(
+    method, callback, steps, recipe_file, tmp_path, monkeypatch
+):
+    settings = dict(max_steps=8, save_steps=1, eval_steps=1, eval_strategy="steps", load_best_model_at_end="true")
+    # No score is better than the first one, so that a patience of 3 ends with the fourth.
+    recipe = str(recipe_file(learning_rate=0, early_stopping_patience=3, max_eval_samples=2, **settings))
+    monkeypatch.setattr("prompt_tuning.runs.fitting.EarlyStopping", callback)
+    called = getattr(PromptTuningTrainer, method)
+
+    def interrupted(self, *args, **kwargs):
+        if method == "_load_best_model" or self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return called(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptTuningTrainer, method, interrupted)
+        assert main(["train", recipe]) == 130
+    assert main(["train", recipe, "--resume_from_checkpoint", "true"]) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["train_steps"] == steps
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Makes the loss, or its gradient alone, of a batch with training row 7 no number; the rows of each such batch."""
+    compute_loss, seen = PromptTuningTrainer.compute_loss, []
+
+    def poison(what):
+        def compute(self, model, inputs, *args, **kwargs):
+            rows = inputs["row"].tolist()
+            loss = compute_loss(self, model, inputs, *args, **kwargs)
+            if not model.training or 7 not in rows:
+                return loss
+            seen.append((self.state.global_step + 1, rows))
+            zero = 0 * next(each for each in model.parameters() if each.requires_grad).sum()
+            return loss * float("inf") if what == "loss" else loss + zero.sqrt()  # whose gradient is 0 / 0
+
+        monkeypatch.setattr(PromptTuningTrainer, "compute_loss", compute)
+        return seen
+
+    return poison
+
+
+def prompts(run):
+    return [load_file(path / "adapter_model.safetensors")["prompt_embeddings"] for path in run.glob("checkpoint-*")]
+
+
+@pytest.mark.parametrize(
+    ("what", "problem", "settings"),
+    [
+        ("loss", "the loss is inf", {}),
+        ("gradient", "the norm of the gradient is nan", {"max_grad_norm": 0.0}),
+        ("loss", "the loss is inf", {"streaming": "true", "gradient_accumulation_steps": 2, "save_strategy": "no"}),
+    ],
+)
+def test_a_loss_or_gradient_that_is_no_number_stops_with_its_step_and_rows_and_saves_nothing_of_it(
+    what, problem, settings, recipe_file, tmp_path, capsys, poisoned
+):
+    seen = poisoned(what)
+    recipe = str(recipe_file(**({"max_steps": 7, "save_steps": 1, "seed": 3} | settings)))
+    assert main(["train", recipe]) == 1
+    step, rows = seen[0]
+    where = ", ".join(f"{tmp_path / 'train.jsonl'}, line {row + 1}" for row in rows)
+    assert f"error: step {step}: {problem}, and nothing was saved of it; its rows: {where}." in capsys.readouterr().err
+    run = tmp_path / "run"
+    kept = [n for n in (step - 2, step - 1) if n > 0 and "save_strategy" not in settings]
+    assert sorted(path.name for path in run.glob("*")) == [*(f"checkpoint-{number}" for number in kept), "recipe.yaml"]
+    assert all(prompt.isfinite().all() for prompt in prompts(run))
+
+
+def test_transformers_saves_a_prompt_that_is_no_number(recipe_file, tmp_path, monkeypatch, poisoned):
+    poisoned("loss")
+    monkeypatch.setattr(PromptTuningTrainer, "_maybe_log_save_evaluate", Trainer._maybe_log_save_evaluate)
+    assert main(["train", str(recipe_file(max_steps=7))]) == 0
+    assert prompts(tmp_path / "run")[-1].isnan().all()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk with room for some four checkpoints."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=240k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small disk can be mounted by root alone")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_keeps_the_checkpoints_and_with_room_the_run_goes_on(recipe_file, small_disk, capsys, tmp_path):
+    recipe = str(recipe_file(max_steps=9, save_steps=1, save_total_limit=20, lr_scheduler_type="constant"))
+    assert main(["train", recipe, "--output_dir", str(small_disk / "run")]) == 1
+    said = capsys.readouterr().err
+    assert f"error: {small_disk / 'run'}: No space left on device; nothing half-written was left" in said
+    kept = {path.name for path in (small_disk / "run").glob("checkpoint-*")}
+    assert kept == {f"checkpoint-{number}" for number in range(1, len(kept) + 1)} and 2 < len(kept) < 9
+    subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
+    again = ["--output_dir", str(small_disk / "run"), "--resume_from_checkpoint", "true"]
+    assert main(["train", recipe, *again]) == 0
+    assert main(["train", recipe, "--output_dir", str(tmp_path / "whole")]) == 0
+    assert adapter(small_disk / "run") == adapter(tmp_path / "whole")
+
+
+@pytest.fixture
+def too_small(monkeypatch):
+    """A device that at its second step, and ever after, has no memory for more than so many rows; the sizes tried."""
+    compute_loss, tried = PromptTuningTrainer.compute_loss, []
+
+    def limit(rows, while_training=True):
+        def compute(self, model, inputs, *args, **kwargs):
+            if model.training:
+                tried.append(len(inputs["labels"]))
+            if model.training == while_training and len(inputs["labels"]) > rows and self.state.global_step > 0:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return compute_loss(self, model, inputs, *args, **kwargs)
+
+        monkeypatch.setattr(PromptTuningTrainer, "compute_loss", compute)
+        return tried
+
+    return limit
+
+
+def test_smaller_batches_make_the_same_steps(recipe_file, tmp_path, capsys, too_small):
+    recipe = str(recipe_file(per_device_train_batch_size=6, max_steps=3))
+    three = ["--per_device_train_batch_size", "3", "--gradient_accumulation_steps", "2"]
+    assert main(["train", recipe, *three, "--output_dir", str(tmp_path / "three")]) == 0
+    tried = too_small(5)
+    assert main(["train", recipe, "--auto_find_batch_size", "true"]) == 0
+    assert "out of memory with 6 rows at once, 1 times a step" in capsys.readouterr().err
+    assert tried == [6, 6] + [3] * 6
+    assert adapter(tmp_path / "run") == adapter(tmp_path / "three")
+    saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert saved["per_device_train_batch_size"] == 6 and "gradient_accumulation_steps" not in saved
+    again = ["--auto_find_batch_size", "true", "--max_steps", "4", "--resume_from_checkpoint", "true"]
+    assert main(["train", recipe, *again]) == 0
+    assert tried[8:] == [3] * 2  # with what it found
+
+
+def test_one_of_several_processes_that_has_no_memory_ends_the_run_at_once():
+    """The others are in the middle of the step, and would wait for it to the end of ddp_timeout."""
+    args = SimpleNamespace(
+        per_device_train_batch_size=4, gradient_accumulation_steps=1, n_gpu=1, train_batch_size=4, world_size=2,
+        process_index=1,
+    )  # fmt: skip
+    trainer = SimpleNamespace(args=args, optimizer=None, model=torch.nn.Linear(2, 2))
+    with pytest.raises(TrainingError, match="out of memory on process 1 of 2, with 4 rows at once"):
+        keep_global_batch(trainer, raises(torch.OutOfMemoryError("CUDA out of memory.")), 4)
+
+
+def test_trainer_would_take_steps_of_fewer_rows(recipe_file, too_small, monkeypatch):
+    monkeypatch.setattr(PromptTuningTrainer, "_inner_training_loop", Trainer._inner_training_loop)
+    tried = too_small(5)
+    assert (
+        main(["train", str(recipe_file(per_device_train_batch_size=12, max_steps=3)), "--auto_find_batch_size"]) == 0
+    )
+    assert tried == [12, 12, 10, 10, 9, 9, 8, 8, 7, 7, 6, 6, 5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "advice"),
+    [
+        (1, [], "out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.); set auto_find_batch_size: true"),
+        (0, ["--auto_find_batch_size"], "out of memory with a single row at once; shorten the rows or the prompt"),
+        (None, ["--auto_find_batch_size", "--eval_strategy", "steps"], "lower per_device_eval_batch_tokens"),
+    ],
+)
+def test_too_little_memory_is_said(rows, flags, advice, recipe_file, tmp_path, capsys, too_small):
+    too_small(rows or 0, while_training=rows is not None)
+    settings = ["--per_device_train_batch_size", "2", "--save_steps", "1", "--eval_steps", "1"]
+    assert main(["train", str(recipe_file()), *settings, *flags]) == 1
+    assert advice in (said := capsys.readouterr().err) and "Traceback" not in said
+    kept = {path.name for path in (tmp_path / "run").glob("*")}
+    assert kept == {"recipe.yaml", *(["checkpoint-1"] if rows is not None else [])}

@@ -1,0 +1,215 @@
+"""Two processes over gloo: the same steps as one, every row evaluated once, one writer; FSDP2 as far as a CPU goes."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from helpers.models import tiny_llama
+from helpers.paths import ROOT
+from helpers.rows import question_rows, write_jsonl
+from helpers.two_processes import METHODS, REMAINDERS, RESUMED, TRAIN_ROWS, evaluated_alone, fit_all, remainders
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import BloomConfig
+
+from prompt_tuning.cli.main import main
+from prompt_tuning.errors import ProcessError
+from prompt_tuning.training.distributed import explain_lost_process
+
+RECIPE = """\
+model_name_or_path: {folder}/tiny-llama
+task: question_answering
+train_file: {folder}/train.jsonl
+validation_file: {folder}/validation.jsonl
+test_file: {folder}/test.jsonl
+template: question_answering/plain
+num_virtual_tokens: 6
+max_source_tokens: 96
+max_target_tokens: 12
+max_steps: 6
+save_steps: 3
+eval_strategy: steps
+eval_steps: 3
+use_cpu: true
+"""
+PROMPT = 6 * 32  # numbers
+
+
+def run(*command):
+    """The output of a command; two processes print to one place."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+def in_two(kind, folder):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    run(*torchrun, "tests/helpers/two_processes.py", kind, str(folder))
+    return [json.loads((folder / f"{kind}-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def folder(model_folders, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    for name in ("llama", "t5"):
+        (folder / f"tiny-{name}").symlink_to(model_folders[name])
+    for split, count, shift in (("train", 20, 0), ("validation", 7, 3), ("test", 9, 5)):
+        write_jsonl(folder / f"{split}.jsonl", question_rows(count, shift))
+    (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(folder):
+    found = {"methods": fit_all(folder, "one"), "remainders": remainders(folder)}
+    found["alone"] = evaluated_alone(folder, "one prompt tuning/adapter")
+    batch = ["--per_device_train_batch_size", "8", "--disable_tqdm", "true"]
+    assert main(["train", str(folder / "recipe.yaml"), "--output_dir", str(folder / "one run"), *batch]) == 0
+    return found
+
+
+@pytest.fixture(scope="module")
+def ddp(folder):
+    return in_two("ddp", folder)
+
+
+@pytest.fixture(scope="module")
+def fsdp2(folder, one):
+    return in_two("fsdp2", folder)
+
+
+def adapter(folder, name):
+    return load_file(folder / name / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_take_the_steps_of_one(kind, method, one, folder, request):
+    found, alone = request.getfixturevalue(kind), one["methods"][method]
+    for process in found:
+        assert process["methods"][method]["losses"] == pytest.approx(alone["losses"], abs=1e-5)
+        assert process["methods"][method]["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+        assert process["methods"][method]["texts"] == alone["texts"]
+    ours, theirs = adapter(folder, f"{kind} {method}"), adapter(folder, f"one {method}")
+    assert ours.keys() == theirs.keys()
+    # Half of LoRA's numbers start at 0, where AdamW makes a whole step of a gradient's last digits.
+    within = 5e-6 if method == "LoRA" else 1e-6
+    assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=within) for name in ours)
+
+
+def test_every_row_is_evaluated_once_whatever_the_remainder(ddp, one):
+    for process in ddp:
+        assert process["remainders"] == one["remainders"]
+    assert {rows: found["scored"] for rows, found in one["remainders"].items()} == {str(n): [n] for n in REMAINDERS}
+
+
+def test_only_the_prompt_crosses_the_network(ddp):
+    for process in ddp:
+        sizes = Counter((operation, size) for operation, size in process["sent"])
+        assert sizes.pop(("all_reduce", PROMPT)) == 3  # its gradient, once a step
+        assert sizes.pop(("broadcast", PROMPT)) == 1  # where it starts
+        assert sizes.pop(("broadcast", len(torch.get_rng_state()))) == 1  # the order of an epoch's rows
+        assert sum(size * times for (_, size), times in sizes.items()) < 40  # numbers of targets, losses, lengths
+
+
+def test_processes_agree_on_the_order_of_rows_where_dropout_draws_different_numbers(ddp):
+    together = Counter(ddp[0]["rows with dropout"] + ddp[1]["rows with dropout"])
+    assert len(together) == TRAIN_ROWS and set(together.values()) == {2}  # in two epochs
+
+
+def test_processes_stop_together_where_one_has_a_signal_or_no_finite_loss(ddp, folder):
+    for process, problem in zip(ddp, ("the norm of the gradient is nan", "the loss is nan"), strict=True):
+        signalled, diverged = process["stopped"]
+        assert signalled == "SIGTERM: stopped after step 3, whose checkpoint is saved"
+        assert diverged.startswith(f"step 2: {problem}, and nothing was saved of it; its rows: row ")
+    assert (folder / "stopped by signal" / "checkpoint-3" / "rng_state_1.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [(kind, method) for kind, methods in RESUMED.items() for method in methods]
+)
+def test_a_stopped_run_of_two_processes_goes_on_to_the_same_weights(kind, method, folder, request):
+    request.getfixturevalue(kind)
+    whole, resumed = adapter(folder, f"{kind} {method}"), adapter(folder, f"{kind} resumed {method}")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_lost_process_is_said_and_no_other_error_is_taken_for_one():
+    gloo = "[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 15000ms for recv operation to complete"
+    message = "another process of this run is gone, or its host cannot be reached"
+    with pytest.raises(ProcessError, match=message) as caught, explain_lost_process():
+        raise RuntimeError(gloo)
+    assert "(Timed out waiting 15000ms for recv operation to complete)" in str(caught.value)
+    with pytest.raises(ProcessError), explain_lost_process():
+        raise torch.distributed.DistNetworkError("connection reset")
+    with pytest.raises(RuntimeError, match="shape"), explain_lost_process():
+        raise RuntimeError("shape '[2]' is invalid")
+
+
+def test_a_launched_run_writes_and_says_everything_once(one, folder):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+    # Without use_cpu, as recipes are; the configuration's own does not reach the processes.
+    (folder / "launched.yaml").write_text((folder / "recipe.yaml").read_text().replace("use_cpu: true\n", ""))
+    recipe = [str(folder / "launched.yaml"), "--output_dir", str(folder / "two run")]
+    recipe += ["--per_device_train_batch_size", "4"]
+    said = run(*launch, "recipes/accelerate/cpu_2.yaml", "-m", "prompt_tuning", "train", *recipe)
+    for once in ("train: 20 rows", "training 192 of", "with the soft prompt", "written to", "0/6 ["):
+        assert said.count(once) == 1, once
+    assert_same_run(folder / "one run", folder / "two run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "cpt", "num_virtual_tokens": None, "init_text": "Answer."}, "method cpt does not run under FSDP"),
+        ({"model": "t5"}, "an encoder-decoder (t5) does not run under FSDP"),
+        ({"model": "bloom"}, "a prompt of a bloom model does not run under FSDP"),
+    ],
+)
+def test_what_fsdp_would_train_wrongly_or_not_at_all_is_refused(
+    changes, message, recipe_file, model_folders, tokenizer, tmp_path, monkeypatch, capsys
+):
+    bloom = tmp_path / "tiny-bloom"
+    BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=4).save_pretrained(bloom)
+    model = {"t5": model_folders["t5"], "bloom": bloom}.get(changes.pop("model", None), model_folders["llama"])
+    recipe = recipe_file(model_name_or_path=model, **changes)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert main(["train", str(recipe)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_predict_is_for_one_process(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["predict", "--adapter", "run"]) == 2
+    assert "predict runs in one process" in capsys.readouterr().err
+
+
+def test_plain_peft_cannot_generate_on_a_split_model_and_ours_can(fsdp2, one):
+    for process in fsdp2:
+        assert "mixed torch.Tensor and DTensor" in process["plain PEFT"]
+        assert process["alone"] == one["alone"]
+
+
+def test_a_split_run_is_saved_whole_and_plain_peft_loads_it(fsdp2, folder, tokenizer):
+    assert_same_run(folder / "one run", folder / "split run")
+    for saved in (folder / "split run", folder / "split run" / "checkpoint-6"):
+        plain = PeftModel.from_pretrained(tiny_llama(len(tokenizer)), saved)
+        prompt = load_file(folder / "one run" / "adapter_model.safetensors")["prompt_embeddings"]
+        assert torch.allclose(plain.prompt_encoder["default"].embedding.weight, prompt, rtol=0, atol=1e-6)
+
+
+def assert_same_run(one, other):
+    """Two runs' folders hold the same files, but for checkpoints', with the same weights, predictions and scores."""
+    names = [sorted(path.name for path in folder.iterdir()) for folder in (one, other)]
+    assert names[0] == names[1]  # and so no half-written file
+    assert (one / "predictions/test.jsonl").read_text() == (other / "predictions/test.jsonl").read_text()
+    results = [json.loads((folder / "results.json").read_text()) for folder in (one, other)]
+    for each in results:
+        del each["train_seconds"], each["evaluation_seconds"], each["prediction_seconds"]
+        each.pop("processes", None)
+    assert results[0] == results[1]
+    weights = [load_file(folder / "adapter_model.safetensors") for folder in (one, other)]
+    assert all(torch.allclose(weights[0][name], weights[1][name], rtol=0, atol=1e-6) for name in weights[0])

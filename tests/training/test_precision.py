@@ -1,0 +1,188 @@
+"""Types: what is trained stays in float32 whatever the model is in, and quantized weights are weights like others."""
+
+import json
+from importlib.util import find_spec
+
+import pytest
+import torch
+from helpers.architectures import PROMPT, ROWS, TARGETS, build, right_padded
+from helpers.models import tiny_llama
+from helpers.rows import question_rows
+from peft import PeftModelForCausalLM
+from safetensors.torch import load_file
+from test_trainer import soft, trainer
+
+from prompt_tuning.arguments.arguments import ModelArguments
+from prompt_tuning.cli.main import main
+from prompt_tuning.engine.attention import ATTENTION
+from prompt_tuning.models.loading import load_base_model, load_config
+from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
+from prompt_tuning.models.quantization import quantization_config
+from prompt_tuning.reports.summary import results_key
+from prompt_tuning.runs.predict import Predictor
+from prompt_tuning.training.trainer import PromptTuningTrainer
+
+INT8 = {"quant_type": "Int8WeightOnlyConfig"}
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"}
+QUANTIZED = [
+    pytest.param(
+        INT8, "torchao.quantization.Int8Tensor", id="torchao",
+        marks=pytest.mark.skipif(not find_spec("torchao"), reason="needs torchao"),
+    ),
+    pytest.param(
+        NF4, "bitsandbytes.nn.modules.Params4bit", id="bitsandbytes",
+        marks=pytest.mark.skipif(not find_spec("bitsandbytes"), reason="needs bitsandbytes"),
+    ),
+]  # fmt: skip
+theirs = pytest.mark.filterwarnings("ignore")  # torchao and bitsandbytes have many, on a CPU
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning", "lora"])
+def test_what_is_trained_and_its_optimiser_are_float32_with_a_bfloat16_model(method, recipe_file, tmp_path):
+    tokens = 6 if method != "lora" else None
+    recipe = str(recipe_file(method=method, num_virtual_tokens=tokens, dtype="bfloat16", max_predict_samples=1))
+    assert main(["train", recipe, "--bf16", "--max_steps", "2"]) == 0
+    run = tmp_path / "run"
+    saved = load_file(run / "adapter_model.safetensors")
+    state = torch.load(run / "checkpoint-2" / "optimizer.pt", weights_only=True)["state"]
+    moments = [each[name] for each in state.values() for name in ("exp_avg", "exp_avg_sq")]
+    assert {tensor.dtype for tensor in (*saved.values(), *moments)} == {torch.float32}
+    assert any(tensor.any() for tensor in moments)
+
+
+def test_half_precision_in_the_base_model_is_what_was_asked_for(model_folders):
+    args = ModelArguments(model_name_or_path=str(model_folders["llama"]), dtype="bfloat16")
+    assert load_base_model(args, load_config(args)).dtype == torch.bfloat16
+
+
+def test_bfloat16_autocast_trains_on_a_cpu_and_float16_is_refused_since_accelerate_would_leave_it_out(
+    tokenizer, tmp_path, recipe_file, capsys, monkeypatch
+):
+    losses = []
+    for settings in ({}, {"bf16": True}, {"fp16": True}):
+        run = trainer(soft("llama", tokenizer), tokenizer, tmp_path, **settings)
+        run.train()
+        losses.append(torch.tensor([entry["loss"] for entry in run.state.log_history if "loss" in entry]))
+    assert 0 < (losses[1] - losses[0]).abs().max() < 0.05
+    assert torch.equal(losses[2], losses[0])  # which nobody was told
+    monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
+    assert main(["train", str(recipe_file()), "--fp16"]) == 2
+    assert "fp16 has no effect on a CPU: accelerate trains in float32; set bf16: true" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "lora", "full"])
+def test_all_that_evaluates_computes_under_the_autocast_of_training(method, recipe_file, tmp_path, monkeypatch):
+    seen, evaluating = set(), []
+    linear, loop = torch.nn.Linear.forward, PromptTuningTrainer.evaluation_loop
+
+    def noted(self, *args):
+        seen.update([torch.is_autocast_enabled("cpu")] if evaluating else [])
+        return linear(self, *args)
+
+    def evaluation_loop(*args, **kwargs):
+        evaluating.append(True)
+        try:
+            return loop(*args, **kwargs)
+        finally:
+            evaluating.pop()
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", noted)
+    monkeypatch.setattr(PromptTuningTrainer, "evaluation_loop", evaluation_loop)
+    short = None if method in ("lora", "full") else 6
+    settings = {"method": method, "num_virtual_tokens": short, "bf16": "true", "eval_strategy": "epoch"}
+    assert main(["train", str(recipe_file(**settings))]) == 0
+    assert seen == {True}
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()]
+    assert Predictor.load(tmp_path / "run")(question_rows(9, 5)) == [row[results_key(method)] for row in rows]
+
+
+def test_half_precision_that_only_accelerate_was_told_is_in_the_recipe_and_in_what_predicts(
+    recipe_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    recipe = str(recipe_file(max_predict_samples=3, use_cpu=None))
+    assert main(["train", recipe]) == 0
+    said = (tmp_path / "run" / "recipe.yaml").read_text()
+    assert "bf16: true" in said and "use_cpu: true" in said  # without which bf16 is refused where there is no GPU
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    assert Predictor.load(tmp_path / "run").autocast == torch.bfloat16
+    assert main(["train", recipe, "--resume_from_checkpoint", "auto"]) == 0
+    assert "goes on with other settings than the run in its folder had: bf16, use_cpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({"load_in_8bit": "true", "load_in_4bit": "true"}, 2, "load_in_8bit and load_in_4bit exclude each other"),
+        ({"load_in_4bit": "true", "method": "full"}, 2, "load_in_4bit: method full trains all weights"),
+        ({"load_in_8bit": "true", "bnb_4bit_quant_type": "nf4"}, 2, "bnb_4bit_quant_type is for 4 bits"),
+        ({"bnb_4bit_use_double_quant": "true"}, 2, "no effect without load_in_4bit: true"),
+        ({"load_in_4bit": "true"}, 1, "load_in_4bit needs bitsandbytes>=0.46.1, which is not here: pip install"),
+        ({"quant_type": "Int8WeightOnlyConfig"}, 1, "needs torchao>=0.15.0, which is not here: pip install 'torchao"),
+        ({"quant_type": "int8_weight_only"}, 1, "quant_type int8_weight_only needs torchao"),
+        ({"quant_type": "open('x')"}, 2, "quant_type open('x'): expected one of torchao.quantization's"),
+        ({"quant_type": "Int4WeightOnlyConfig(group_size=n)"}, 2, "as Python writes it"),
+    ],
+)
+def test_a_quantization_that_cannot_be_had_stops_before_the_model_loads(
+    changes, code, message, recipe_file, capsys, monkeypatch
+):
+    monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
+    for name in ("is_bitsandbytes_available", "is_torchao_available"):
+        monkeypatch.setattr(f"prompt_tuning.models.quantization.{name}", lambda: False)
+    settings = {"num_virtual_tokens": None} if "method" in changes else {}
+    assert main(["train", str(recipe_file(**changes, **settings))]) == code
+    assert message in (said := capsys.readouterr().err) and "Traceback" not in said
+
+
+def test_bitsandbytes_is_told_what_the_recipe_says(monkeypatch):
+    monkeypatch.setattr("prompt_tuning.models.quantization.is_bitsandbytes_available", lambda: True)
+    eight = quantization_config(ModelArguments(load_in_8bit=True))
+    assert eight.load_in_8bit and not eight.load_in_4bit
+    given = dict(NF4, bnb_4bit_compute_dtype="bfloat16", bnb_4bit_use_double_quant=True)
+    four = quantization_config(ModelArguments(**given)).to_dict()
+    assert {name: four[name] for name in given} == given
+    assert quantization_config(ModelArguments()) is None
+
+
+@theirs
+@pytest.mark.parametrize(("settings", "kind"), QUANTIZED)
+def test_the_engine_computes_over_quantized_weights_what_peft_computes(settings, kind, tmp_path):
+    build("llama").save_pretrained(tmp_path)
+    args = ModelArguments(model_name_or_path=str(tmp_path), **settings)
+    torch.manual_seed(1)
+    initial = torch.randn(PROMPT, 32) * 0.5
+    found = []
+    for make in (lambda base: add_soft_prompt(base, prompt_config(base, PROMPT)), None):
+        base = load_base_model(args, load_config(args))
+        weight = base.model.layers[0].mlp.up_proj.weight
+        assert f"{type(weight).__module__}.{type(weight).__name__}" == kind
+        model = make(base) if make else PeftModelForCausalLM(base, prompt_config(base, PROMPT))
+        embedding = model.prompt_encoder["default"].embedding.weight
+        embedding.data.copy_(initial)
+        model.eval()
+        loss = model(**right_padded(ROWS, TARGETS)).loss
+        loss.backward()
+        found.append((loss.item(), embedding.grad, base.config._attn_implementation))
+    (loss, gradient, attention), (expected, reference, _) = found
+    assert attention == ATTENTION and loss == pytest.approx(expected, abs=1e-5)
+    assert (gradient - reference).norm() / reference.norm() < 1e-4
+
+
+@theirs
+@pytest.mark.parametrize("method", ["prompt_tuning", "lora"])
+@pytest.mark.parametrize(("settings", "kind"), QUANTIZED)
+def test_a_quantized_run_trains_evaluates_with_and_without_its_prompt_and_predicts(
+    settings, kind, method, recipe_file, tmp_path, tokenizer
+):
+    model = tmp_path / "model"  # as wide as the blocks of bitsandbytes are long
+    tiny_llama(len(tokenizer), hidden_size=64, intermediate_size=128).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    changes = dict(model_name_or_path=model, num_virtual_tokens=6 if method != "lora" else None, max_predict_samples=2)
+    recipe = str(recipe_file(**settings, **changes, method=method, eval_strategy="steps", eval_steps=2))
+    assert main(["train", recipe]) == 0
+    run = tmp_path / "run"
+    assert json.loads((run / "results.json").read_text())["total_parameters"] > 120_000  # whatever packs them
+    output = str(tmp_path / "predicted.jsonl")
+    assert main(["predict", "--adapter", str(run), "--input", str(tmp_path / "test.jsonl"), "--output", output]) == 0
+    assert main(["evaluate", recipe]) == 0  # which Trainer refuses of a quantized model to which nothing is added

@@ -1,0 +1,593 @@
+"""The trainer: what it feeds the model, how it scores, and that stopping and going on changes nothing."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from helpers.models import tiny_bart, tiny_llama, tiny_t5
+from helpers.rows import question_rows
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from torch._dynamo.utils import counters
+from transformers import (
+    DataCollatorForSeq2Seq,
+    EarlyStoppingCallback,
+    GenerationConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from prompt_tuning import (
+    Encoder,
+    PromptTuningArguments,
+    PromptTuningTrainer,
+    Template,
+    add_soft_prompt,
+    encode,
+    load_metrics,
+    prompt_config,
+)
+from prompt_tuning.encoding.batching import source_length
+from prompt_tuning.engine.shared_prefix import SharedPrefixModel
+from prompt_tuning.engine.stop_texts import decode
+from prompt_tuning.errors import AdapterError, DataError, ModelError, RecipeError
+
+BUILDERS = {"llama": tiny_llama, "t5": tiny_t5, "bart": tiny_bart}
+
+
+def encoded(tokenizer, rows, is_encoder_decoder=False):
+    encoder = Encoder(Template.load("question_answering/plain"), tokenizer, is_encoder_decoder, max_target_tokens=12)
+    dataset, report = encode(Dataset.from_list(rows), encoder, training=True)
+    assert not report.problems
+    return dataset
+
+
+def soft(architecture, tokenizer):
+    base = BUILDERS[architecture](len(tokenizer))
+    torch.manual_seed(2)
+    return add_soft_prompt(base, prompt_config(base, 6))
+
+
+def trainer(model, tokenizer, output_dir, train=24, evaluation=7, callbacks=None, score=None, **settings):
+    is_encoder_decoder = model.config.is_encoder_decoder
+    settings = (
+        dict(per_device_train_batch_size=4, max_steps=6, use_cpu=True, disable_tqdm=True, logging_steps=1) | settings
+    )
+    return PromptTuningTrainer(
+        model=model,
+        args=PromptTuningArguments(output_dir=str(output_dir), **settings),
+        processing_class=tokenizer,
+        train_dataset=encoded(tokenizer, question_rows(train), is_encoder_decoder),
+        eval_dataset=encoded(tokenizer, question_rows(evaluation, 3), is_encoder_decoder),
+        compute_metrics=score or load_metrics(["squad"]),
+        generation_kwargs={"max_new_tokens": 6},
+        stop=("\n",),
+        callbacks=callbacks,
+    )
+
+
+def prompt_of(model):
+    return model.prompt_encoder["default"].embedding.weight.detach().clone()
+
+
+@pytest.mark.parametrize("architecture", BUILDERS)
+def test_loss_falls_generation_scores_and_plain_peft_loads_the_adapter(architecture, tokenizer, tmp_path):
+    model = soft(architecture, tokenizer)
+    run = trainer(model, tokenizer, tmp_path, max_steps=30, learning_rate=0.3)
+    before = run.evaluate()["eval_loss"]
+    run.train()
+    after = run.evaluate()
+    assert after["eval_loss"] < before
+    assert 0 <= after["eval_f1"] <= 100
+    grown = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert grown == ["prompt_encoder.default.embedding.weight"]
+
+    model.save_pretrained(tmp_path / "adapter")
+    plain = PeftModel.from_pretrained(BUILDERS[architecture](len(tokenizer)), tmp_path / "adapter")
+    assert torch.equal(prompt_of(plain), prompt_of(model))
+    row = run.eval_dataset[0]
+    batch = run.data_collator([{"input_ids": row["input_ids"], "labels": row["labels"]}])
+    theirs = plain(**{name: torch.as_tensor(value) for name, value in batch.items()}).loss
+    assert theirs.item() == pytest.approx(run.evaluate(Dataset.from_list([row]))["eval_loss"], abs=1e-5)
+
+
+def test_every_row_of_an_encoder_decoder_prompt_gets_a_gradient(tokenizer, tmp_path):
+    model = soft("t5", tokenizer)
+    assert prompt_of(model).shape == (6, 32)  # plain PEFT allocates 12
+    run = trainer(model, tokenizer, tmp_path)
+    batch = next(iter(run.get_train_dataloader()))
+    run.compute_loss(model, batch).backward()
+    assert (model.prompt_encoder["default"].embedding.weight.grad.abs().sum(1) > 0).all()
+
+
+def test_labels_change_no_prediction_while_seq2seq_trainer_shows_them_to_the_model(tokenizer, tmp_path):
+    model = soft("llama", tokenizer)
+    run = trainer(
+        model, tokenizer, tmp_path, train_sampling_strategy="random"
+    )  # else the plain trainer mixes up its rows
+    rows = question_rows(7, 3)
+    other = [row | {"answers": {"text": ["Dakar and Riga"], "answer_start": [0]}} for row in rows]
+    honest = run.predict_texts(encoded(tokenizer, rows))
+    assert run.predict_texts(encoded(tokenizer, other)) == honest
+
+    plain = Seq2SeqTrainer(
+        model=model.get_base_model(), args=run.args, processing_class=tokenizer, data_collator=run.data_collator
+    )
+    shown = plain.predict(encoded(tokenizer, rows), max_new_tokens=6).predictions
+    for row, ids in zip(rows, shown, strict=True):
+        assert f"Answer: {row['answers']['text'][0]}" in tokenizer.decode([token for token in ids if token > 1])
+
+
+@pytest.mark.parametrize("tuned", ["soft", "nothing"])
+@pytest.mark.parametrize("architecture", BUILDERS)
+def test_labels_change_no_prediction_of_any_model(architecture, tuned, tokenizer, tmp_path):
+    seen, many = [], architecture != "llama"
+    model = soft(architecture, tokenizer) if tuned == "soft" else BUILDERS[architecture](len(tokenizer))
+    run = trainer(model, tokenizer, tmp_path, score=lambda texts, _: seen.append(sorted(texts)) or {"f1": 0.0})
+    rows = question_rows(7, 3)
+    other = [row | {"answers": {"text": ["Dakar and Riga"], "answer_start": [0]}} for row in rows]
+    one, two = (encoded(tokenizer, each, many) for each in (rows, other))
+    assert run.predict_texts(one) == run.predict_texts(two)
+    run.evaluate(one)
+    run.evaluate(two)
+    assert seen[0] == seen[1]
+
+
+def test_plain_trainer_scores_logits_that_are_longer_than_labels_and_ours_texts(tokenizer, tmp_path):
+    seen = []
+    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path, score=lambda *both: seen.append(both) or {"f1": 0.0})
+    run.evaluate()
+    assert len(seen[0][0]) == len(seen[0][1]) == 7 and all(isinstance(text, str) for text in seen[0][0])
+    plain = get_peft_model(tiny_llama(len(tokenizer)), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6))
+    plain_run = Trainer(
+        plain, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True),
+        data_collator=run.data_collator,
+        compute_metrics=lambda found: {"longer": found.predictions.shape[1] - found.label_ids.shape[1]},
+    )  # fmt: skip
+    rows = run.eval_dataset.select_columns(["input_ids", "labels"])
+    assert plain_run.evaluate(rows)["eval_longer"] == 6
+
+
+def test_predictions_keep_the_order_of_the_data_and_depend_on_no_batch(tokenizer, tmp_path):
+    model = soft("llama", tokenizer)
+    rows = encoded(tokenizer, question_rows(11, 3))
+    together = trainer(model, tokenizer, tmp_path, per_device_eval_batch_size=5).predict_texts(rows)
+    alone = trainer(model, tokenizer, tmp_path, per_device_eval_batch_size=1)
+    assert together == [alone.predict_texts(rows.select([number]))[0] for number in range(len(rows))]
+    assert len(set(together)) > 1
+
+
+def test_a_plain_evaluations_loss_changes_with_its_batches(tokenizer, tmp_path):
+    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path, train_sampling_strategy="random")
+    longer = [row | {"answers": {"text": [row["context"]], "answer_start": [0]}} for row in question_rows(2)]
+    template = Encoder(Template.load("question_answering/plain"), tokenizer)
+    rows, losses = encode(Dataset.from_list(question_rows(4) + longer), template)[0], []
+    run.args.predict_with_generate = False
+    for run.args.per_device_eval_batch_size in (1, 11):
+        plain = Seq2SeqTrainer(model=run.model, args=run.args, data_collator=run.data_collator)
+        losses.append(plain.evaluate(rows.select_columns(["input_ids", "labels"]))["eval_loss"])
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+@pytest.mark.parametrize("architecture", BUILDERS)
+def test_an_evaluation_is_the_same_whatever_its_batches(architecture, tokenizer, tmp_path):
+    model = soft(architecture, tokenizer)
+    runs = [trainer(model, tokenizer, tmp_path, evaluation=11, per_device_eval_batch_tokens=n) for n in (1, 400, 9999)]
+    scores = [run.evaluate() for run in runs]
+    for other in scores[1:]:
+        assert other["eval_loss"] == pytest.approx(scores[0]["eval_loss"], abs=1e-5)
+        assert other["eval_f1"] == scores[0]["eval_f1"]
+    # Trainer's own is the mean of the batches' means, which rows of unlike length show.
+    one_by_one = [runs[0].evaluate(runs[0].eval_dataset.select([number])) for number in range(11)]
+    targets = [sum(label != -100 for label in labels) for labels in runs[0].eval_dataset["labels"]]
+    total = sum(score["eval_loss"] * count for score, count in zip(one_by_one, targets, strict=True))
+    assert scores[0]["eval_loss"] == pytest.approx(total / sum(targets), abs=1e-5)
+    sizes = [[len(batch["input_ids"]) for batch in run.get_eval_dataloader()] for run in runs]
+    assert sizes[0] == [1] * 11 and sizes[2] == [11] and 1 < max(sizes[1]) < 11
+
+
+def test_an_evaluation_computes_its_prompt_once(tokenizer, tmp_path, monkeypatch):
+    model = soft("llama", tokenizer)
+    run = trainer(model, tokenizer, tmp_path, per_device_eval_batch_size=2)
+    run.eval_dataset = encoded(tokenizer, [row | {"context": "Read. " + row["context"]} for row in question_rows(7)])
+    wanted = [run.predict_texts(run.eval_dataset.select([number]))[0] for number in range(7)]
+    computed, get_prompt = [], model.get_prompt
+    monkeypatch.setattr(model, "get_prompt", lambda **kwargs: computed.append(1) or get_prompt(**kwargs))
+    assert run.predict_texts(run.eval_dataset) == wanted
+    assert len(run.get_eval_dataloader()) == 4 and len(computed) == 1
+    assert tokenizer.decode(run._evaluated.opening).startswith("Read.")  # which is in that cache too
+    model.prompt_encoder["default"].embedding.weight.data.add_(1.0)
+    assert run.predict_texts(run.eval_dataset) != wanted
+
+
+@pytest.mark.parametrize("window", [None, 60])
+@pytest.mark.parametrize("tuned", ["nothing", "lora"])
+def test_without_a_prompt_too_rows_are_what_they_are_alone_and_their_opening_is_read_once(
+    tuned, window, tokenizer, tmp_path
+):
+    if window:
+        torch.manual_seed(0)
+        config = tiny_llama(len(tokenizer)).config.to_dict() | {"sliding_window": window}
+        model = MistralForCausalLM(MistralConfig.from_dict(config)).eval()
+    else:
+        model = tiny_llama(len(tokenizer))
+    plain = copy.deepcopy(model)
+    if tuned == "lora":
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+        plain = model
+    run = trainer(model, tokenizer, tmp_path)
+    rows = encoded(tokenizer, [row | {"context": "Read. " + row["context"]} for row in question_rows(11)])
+    base = model.get_base_model() if tuned == "lora" else model
+    alone = []
+    for row in rows:
+        ids = torch.tensor([row["input_ids"][: source_length(row["labels"])]])
+        new = plain.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0
+        )
+        alone += decode(new[:, ids.shape[1] :].tolist(), tokenizer, ("\n",))
+    read, graphs = [], []
+
+    def note(module, given, output):
+        read.append(given[0].shape)
+        graphs.append(output.requires_grad)
+
+    base.get_input_embeddings().register_forward_hook(note)
+    assert run.predict_texts(rows) == alone and len(set(alone)) > 1
+    assert not any(graphs)  # else the activations of all rows stay in memory
+    if not window:  # whose padded rows go beyond it
+        opening = len(run._evaluated.opening)
+        sources = [source_length(labels) - 1 - opening for labels in rows["labels"]]
+        assert sum(shape.numel() for shape in read if shape[0] == 1) == opening + sum(sources)
+    assert run.predict_texts(rows.select([3])) == alone[3:4]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own
+def test_torch_compile_compiles_layers_and_trains_to_the_same_prompt(tokenizer, tmp_path):
+    prompts = []
+    for settings in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}):
+        model = soft("llama", tokenizer)
+        run = trainer(model, tokenizer, tmp_path, **settings)
+        run.train()
+        assert run.model_wrapped is model
+        prompts.append(prompt_of(model))
+        graphs = counters["stats"]["unique_graphs"]
+        hard = trainer(model.get_base_model(), tokenizer, tmp_path, **settings)
+        hard.predict_texts(run.eval_dataset)  # by the layers that were compiled in place, of shapes of its own
+        assert counters["stats"]["unique_graphs"] == graphs
+    assert (prompts[0] - prompts[1]).abs().max() < 1e-4
+
+
+def test_each_row_is_scored_against_its_own_references(tokenizer, tmp_path):
+    seen = {}
+
+    def score(predictions, references):
+        seen.update(predictions=predictions, references=references)
+        return {"f1": 1.0, "signature": "text stays out of Trainer's logs"}
+
+    run = trainer(
+        soft("llama", tokenizer), tokenizer, tmp_path, score=score, train_sampling_strategy="group_by_length"
+    )
+    metrics = run.evaluate()
+    assert metrics["eval_f1"] == 1.0 and "eval_signature" not in metrics
+    by_references = sorted(map(str, run.eval_dataset["references"]))
+    assert sorted(map(str, seen["references"])) == by_references
+    expected = dict(zip(map(str, run.eval_dataset["source"]), run.predict_texts(run.eval_dataset), strict=True))
+    order = np.argsort([-len(ids) for ids in run.eval_dataset["input_ids"]], kind="stable")
+    assert seen["predictions"] == [expected[run.eval_dataset[int(number)]["source"]] for number in order]
+
+
+@pytest.mark.parametrize("architecture", BUILDERS)
+def test_stopped_and_resumed_ends_where_an_uninterrupted_run_does(architecture, tokenizer, tmp_path):
+    whole = soft(architecture, tokenizer)
+    trainer(whole, tokenizer, tmp_path / "whole", save_steps=3, max_steps=6).train()
+
+    stopped = soft(architecture, tokenizer)
+    run = trainer(stopped, tokenizer, tmp_path / "parts", save_steps=3, max_steps=6)
+    run.add_callback(StopAfter(4))
+    run.train()
+    assert not torch.equal(prompt_of(stopped), prompt_of(whole))
+
+    resumed = soft(architecture, tokenizer)
+    trainer(resumed, tokenizer, tmp_path / "parts", save_steps=3, max_steps=6).train(resume_from_checkpoint=True)
+    assert torch.equal(prompt_of(resumed), prompt_of(whole))
+
+
+@pytest.mark.parametrize("save_steps", [3, 4])  # at the end of the first epoch, in the middle of the second
+def test_a_run_stopped_in_a_later_epoch_goes_on_with_its_rows_and_trainer_does_not(save_steps, tokenizer, tmp_path):
+    def prompt(plain, **resume):
+        settings = dict(train=10, max_steps=7, save_steps=save_steps, save_total_limit=None)
+        model = soft("llama", tokenizer)
+        run = trainer(model, tokenizer, tmp_path / str(plain), **settings)
+        if plain:
+            args, data = run.args, run.train_dataset.select_columns(["input_ids", "labels"])
+            run = Seq2SeqTrainer(model=model, args=args, train_dataset=data, data_collator=run.data_collator)
+        run.train(**resume)
+        return prompt_of(model)
+
+    def equal(plain):
+        whole = prompt(plain)
+        checkpoint = str(tmp_path / str(plain) / f"checkpoint-{save_steps}")
+        return torch.equal(whole, prompt(plain, resume_from_checkpoint=checkpoint))
+
+    assert equal(plain=False)
+    assert equal(plain=True) == (save_steps == 3)
+
+
+class StopAfter(EarlyStoppingCallback):
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_begin(self, *args, **kwargs):
+        pass
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+def test_the_best_checkpoint_is_restored_and_training_stops_early(tokenizer, tmp_path):
+    scores = iter([10.0, 30.0, 20.0, 20.0, 40.0, 50.0])
+    model = soft("llama", tokenizer)
+    run = trainer(
+        model,
+        tokenizer,
+        tmp_path,
+        score=lambda predictions, references: {"f1": next(scores)},
+        callbacks=[EarlyStoppingCallback(2)],
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="f1",
+    )
+    run.train()
+    assert run.state.global_step == 4 and run.state.best_model_checkpoint.endswith("checkpoint-2")
+    best = PeftModel.from_pretrained(tiny_llama(len(tokenizer)), run.state.best_model_checkpoint)
+    assert torch.equal(prompt_of(best), prompt_of(model))
+
+
+def one_step(architecture, tokenizer, folder, **settings):
+    """How far one step of plain gradient descent moves the prompt."""
+    model = soft(architecture, tokenizer)
+    start = prompt_of(model)
+    descent = dict(optim="sgd", max_grad_norm=0.0, learning_rate=1.0, warmup_steps=0, max_steps=1)
+    run = trainer(model, tokenizer, folder, train_sampling_strategy="sequential", **descent, **settings)
+    if settings.get("per_device_train_batch_size") == 2:
+        assert run.args.gradient_accumulation_steps == 4
+    run.train()
+    return prompt_of(model) - start
+
+
+LARGE = dict(per_device_train_batch_size=8)
+SMALL = dict(per_device_train_batch_size=2, gradient_accumulation_steps=4)
+
+
+@pytest.mark.parametrize("architecture", BUILDERS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_accumulated_small_batches_take_the_step_of_a_large_one(architecture, smoothing, tokenizer, tmp_path):
+    large = one_step(architecture, tokenizer, tmp_path, label_smoothing_factor=smoothing, **LARGE)
+    small = one_step(architecture, tokenizer, tmp_path, label_smoothing_factor=smoothing, **SMALL)
+    assert ((small - large).norm() / large.norm()).item() < 1e-4
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_plain_accumulation_of_an_encoder_decoder_takes_a_step_four_times_too_large(
+    architecture, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(PromptTuningTrainer, "compute_loss", Seq2SeqTrainer.compute_loss)
+    large = one_step(architecture, tokenizer, tmp_path, **LARGE)
+    small = one_step(architecture, tokenizer, tmp_path, **SMALL)
+    assert (small.norm() / large.norm()).item() == pytest.approx(4, rel=0.1)
+
+
+def test_a_plain_length_grouped_evaluation_mixes_up_its_rows_and_ours_does_not(tokenizer, tmp_path):
+    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path, evaluation=12)
+    plain = Seq2SeqTrainer(model=run.model, args=run.args, processing_class=tokenizer, data_collator=run.data_collator)
+    plain.args.per_device_eval_batch_size = 2
+
+    def read(trainer):
+        batches = list(trainer.get_eval_dataloader(run.eval_dataset))
+        pairs = [pair for batch in batches for pair in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+        return [ids[mask.bool()].tolist() for ids, mask in pairs]
+
+    in_order = list(run.eval_dataset["input_ids"])
+    assert sorted(read(plain)) == sorted(in_order) != in_order != read(plain)
+    assert read(run) == in_order
+
+
+def test_trainers_own_arguments_lose_no_row_of_an_evaluation_and_their_beams_count(tokenizer, tmp_path):
+    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path)
+    args = dict(output_dir=str(tmp_path), use_cpu=True, predict_with_generate=True, per_device_eval_batch_size=4)
+    args |= dict(report_to="none", disable_tqdm=True, dataloader_drop_last=True, generation_num_beams=2)
+    theirs = PromptTuningTrainer(
+        model=run.model, args=Seq2SeqTrainingArguments(**args), processing_class=tokenizer, stop=("\n",),
+        generation_kwargs={"max_new_tokens": 6}, compute_metrics=load_metrics(["squad"]),
+    )  # fmt: skip
+    run.generation_kwargs["num_beams"] = 2
+    assert theirs.generation_kwargs["num_beams"] == 2
+    assert theirs.predict_texts(run.eval_dataset) == run.predict_texts(run.eval_dataset)
+    assert theirs.evaluate(run.eval_dataset)["eval_f1"] == run.evaluate()["eval_f1"]
+
+
+def test_sources_of_a_single_token_are_written_for_without_a_prompt(tokenizer, tmp_path):
+    run = trainer(tiny_llama(len(tokenizer)), tokenizer, tmp_path)
+    rows = Dataset.from_list([{"input_ids": [number, 9, 1], "labels": [-100, 9, 1]} for number in (30, 40, 50)])
+    assert run.predict_texts(rows) == [run.predict_texts(rows.select([number]))[0] for number in range(3)]
+
+
+def test_tensorboard_hears_the_metrics_by_report_to(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    run = trainer(
+        soft("llama", tokenizer), tokenizer, tmp_path, max_steps=2, eval_strategy="epoch", report_to="tensorboard"
+    )
+    run.train()
+    events = b"".join(file.read_bytes() for file in (tmp_path / "logs").rglob("events.out.tfevents*"))
+    assert b"eval/f1" in events and b"train/loss" in events
+
+
+def test_rows_of_an_ordinary_data_set_are_scored_against_their_labels(tokenizer, tmp_path):
+    seen = []
+    run = trainer(
+        soft("llama", tokenizer),
+        tokenizer,
+        tmp_path,
+        score=lambda predictions, references: seen.extend(references) or {"f1": 0.0},
+    )
+    run.evaluate(run.eval_dataset.select_columns(["input_ids", "labels"]))
+    assert sorted(seen) == sorted(run.eval_dataset["references"])
+
+
+@pytest.mark.parametrize("method", ["soft", "lora", "full"])
+def test_rows_of_an_own_data_set_may_be_padded_on_either_side(method, tokenizer, tmp_path):
+    base = tiny_llama(len(tokenizer))
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4, init_lora_weights=False)
+    model = {"soft": lambda: soft("llama", tokenizer), "lora": lambda: get_peft_model(base, lora)}.get(method)
+    run = trainer(model() if model else base, tokenizer, tmp_path)
+    rows = run.eval_dataset.select_columns(["input_ids", "labels"])
+    expected, loss = run.predict_texts(rows), run.evaluate(rows)["eval_loss"]
+    assert len(set(expected)) > 2
+    for side in ("left", "right"):
+        padded = []
+        for row in rows:
+            ids, labels, space = row["input_ids"], row["labels"], 120 - len(row["input_ids"])
+            mask = [1] * len(ids)
+            left, right = (space, 0) if side == "left" else (0, space)
+            padded.append({
+                "input_ids": [0] * left + ids + [0] * right, "attention_mask": [0] * left + mask + [0] * right,
+                "labels": [-100] * left + labels + [-100] * right,
+            })  # fmt: skip
+        assert run.predict_texts(Dataset.from_list(padded)) == expected
+        assert run.evaluate(padded)["eval_loss"] == pytest.approx(loss, rel=1e-5)  # a list of rows, too
+
+
+def test_the_loss_depends_on_no_batch_where_a_rows_first_token_is_a_target(tokenizer, tmp_path):
+    rows = [
+        {"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in encoded(tokenizer, question_rows(7))
+    ]
+    alone, together = (
+        trainer(
+            soft("llama", tokenizer), tokenizer, tmp_path, per_device_eval_batch_size=size, predict_with_generate=False
+        ).evaluate(rows)["eval_loss"]
+        for size in (1, 7)
+    )
+    assert alone == pytest.approx(together, rel=1e-5)
+    with pytest.raises(DataError, match="a row's first token is a target already, so that there is no source"):
+        trainer(soft("llama", tokenizer), tokenizer, tmp_path).evaluate(rows)
+
+
+def test_several_texts_for_a_row_are_refused_and_rows_without_a_number_too(tokenizer, tmp_path):
+    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path)
+    with pytest.raises(RecipeError, match="num_return_sequences is 2, and a row has one prediction"):
+        run.evaluate(num_beams=2, num_return_sequences=2)
+    with pytest.raises(DataError, match="evaluation needs to know all rows, and a IterableDataset has no length"):
+        run.evaluate(run.eval_dataset.to_iterable_dataset())
+
+
+def test_the_best_checkpoint_of_an_adapter_by_another_name_is_restored(tokenizer, tmp_path):
+    base = tiny_llama(len(tokenizer))
+    model = SharedPrefixModel(base, prompt_config(base, 4), adapter_name="mine")
+    seen = []
+
+    class Keep(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            seen.append(model.prompt_encoder["mine"].embedding.weight.detach().clone())
+
+    run = trainer(
+        model, tokenizer, tmp_path, load_best_model_at_end=True, metric_for_best_model="eval_loss", eval_steps=2,
+        greater_is_better=True, eval_strategy="steps", save_steps=2, learning_rate=0.5, callbacks=[Keep()],
+    )  # fmt: skip
+    run.train()
+    losses = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry]
+    best = losses.index(max(losses))
+    assert best < len(losses) - 1
+    assert torch.equal(model.prompt_encoder["mine"].embedding.weight, seen[best])
+
+
+def test_of_several_sets_each_is_evaluated_on_its_own_rows_with_workers_that_persist_too(tokenizer, tmp_path):
+    seen = []
+    run = trainer(
+        soft("llama", tokenizer), tokenizer, tmp_path, per_device_eval_batch_tokens=100, dataloader_num_workers=1,
+        dataloader_persistent_workers=True, score=lambda predictions, references: seen.append(references) or {},
+    )  # fmt: skip
+    few, many = run.eval_dataset.select(range(3)), run.eval_dataset
+    run.eval_dataset = {"few": few, "many": many}
+    metrics = run.evaluate(max_new_tokens=2)
+    assert run._gen_kwargs["max_new_tokens"] == 2
+    for rows, references in zip((few, many), seen, strict=True):
+        assert sorted(references) == sorted(rows["references"])
+    assert metrics["eval_few_loss"] != metrics["eval_many_loss"]
+    for _ in range(2):  # as often as training evaluates
+        assert max(len(batch["input_ids"]) for batch in run.get_eval_dataloader(many)) == 2
+
+
+def test_the_format_of_a_data_set_is_no_matter(tokenizer, tmp_path):
+    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path)
+    rows = run.eval_dataset
+    assert run.predict_texts(rows.with_format("torch")) == run.predict_texts(rows)
+    assert run.evaluate(rows.with_format("torch"))["eval_f1"] == run.evaluate(rows)["eval_f1"]
+
+
+def test_what_cannot_be_evaluated_is_told_as_trainer_does_or_by_name(tokenizer, tmp_path):
+    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path, predict_with_generate=False, score=print)
+    with pytest.raises(RecipeError, match="predict_with_generate is False"):
+        run.predict(run.eval_dataset)
+    run.eval_dataset = None
+    with pytest.raises(ValueError, match="evaluation requires an eval_dataset"):
+        run.evaluate()
+    collate = DataCollatorForSeq2Seq(tokenizer, padding="longest")
+    assert PromptTuningTrainer(run.model, run.args, collate, processing_class=tokenizer).data_collator is collate
+
+
+def test_a_generation_config_is_that_of_a_prompt_and_of_its_base_model(tokenizer, tmp_path):
+    penalty = GenerationConfig(repetition_penalty=50.0)
+    model = soft("llama", tokenizer)
+    plain, penalised = (
+        trainer(model, tokenizer, tmp_path, generation_config=given).predict_texts(
+            encoded(tokenizer, question_rows(7, 3))
+        )
+        for given in (None, penalty)
+    )
+    assert plain != penalised
+
+
+def test_an_evaluation_ends_rows_where_training_would(tokenizer, tmp_path):
+    """Trainer tells the model the tokenizer's end when it trains, and so other rows would be written afterwards."""
+    model = soft("llama", tokenizer)
+    model.get_base_model().generation_config.eos_token_id = 7
+    trainer(model, tokenizer, tmp_path)
+    assert model.get_base_model().generation_config.eos_token_id == [tokenizer.eos_token_id, 7]
+
+
+def test_generation_max_length_counts_new_tokens_whatever_the_batch(tokenizer, tmp_path):
+    rows = encoded(tokenizer, question_rows(6, 3))
+    args = PromptTuningArguments(str(tmp_path), generation_max_length=5, use_cpu=True, disable_tqdm=True)
+    run = PromptTuningTrainer(soft("llama", tokenizer), args, processing_class=tokenizer, eval_dataset=rows)
+    together = run.predict_texts(rows)
+    assert together == [run.predict_texts(rows.select([number]))[0] for number in range(len(rows))]
+
+
+def test_what_would_be_evaluated_wrongly_is_refused(tokenizer, tmp_path, caplog):
+    args = PromptTuningArguments(str(tmp_path), use_cpu=True)
+    base = tiny_llama(len(tokenizer))
+    plain = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    with pytest.raises(AdapterError, match=r"a PeftModelForCausalLM pads .*; make it by add_soft_prompt"):
+        PromptTuningTrainer(plain, args, processing_class=tokenizer)
+    with pytest.raises(ModelError, match="model is missing; model_init is not taken"):
+        PromptTuningTrainer(args=args, processing_class=tokenizer, model_init=lambda: base)
+    theirs = Seq2SeqTrainingArguments(str(tmp_path), use_cpu=True)
+    run = PromptTuningTrainer(
+        soft("llama", tokenizer), theirs, processing_class=tokenizer, compute_metrics=load_metrics(["squad"])
+    )
+    assert "evaluations give a loss and no metric, since predict_with_generate is False" in caplog.text
+    with pytest.raises(RecipeError, match="predict_with_generate is False, so that nothing is written"):
+        run.predict_texts(encoded(tokenizer, question_rows(2)))
