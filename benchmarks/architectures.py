@@ -2,7 +2,8 @@
 
     python benchmarks/architectures.py
 
-The models and the reference are those of tests/helpers/architectures.py, which tests/engine/test_architectures.py holds to bounds.
+The models and the reference are those of tests/helpers/architectures.py; tests/engine/test_architectures.py tests bounds
+of them.
 """
 
 import sys

@@ -42,7 +42,13 @@ ROW_WISE = {
     "stopping_criteria", "num_beams", "repetition_penalty", "synced_gpus", "use_cache",
 }  # fmt: skip
 # What brings a cache of its own, in which no prompt stands.
-CACHES_OF_THEIR_OWN = ("cache", "past_key_values", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens")
+CACHES_OF_THEIR_OWN = (
+    "cache",
+    "past_key_values",
+    "cache_implementation",
+    "assistant_model",
+    "prompt_lookup_num_tokens",
+)
 # What a model's generation_config.json may hold beside them: names of tokens, and what new tokens are counted by here.
 WITHOUT_EFFECT_ON_ROWS = {"_from_model_config", "transformers_version", "bos_token_id", "max_length", "use_cache"}
 

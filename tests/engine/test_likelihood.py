@@ -110,9 +110,9 @@ def test_a_prefix_lora_and_a_disabled_prompt():
     for source, of_row in zip(SOURCES, CHOICES, strict=True):
         expected.append([])
         for choice in of_row:
-            logits = base(
-                input_ids=torch.tensor([[*source, *choice]]), cache=model.get_prompt(batch_size=1)
-            ).logits[0, len(source) - 1 : -1]
+            logits = base(input_ids=torch.tensor([[*source, *choice]]), cache=model.get_prompt(batch_size=1)).logits[
+                0, len(source) - 1 : -1
+            ]
             expected[-1].append(likelihood(logits, choice))
     close(log_likelihoods(model, SOURCES, CHOICES), expected)
     assert isinstance(model.get_prompt(batch_size=1), DynamicCache) and expected != unprompted

@@ -1,4 +1,7 @@
-"""What test_processes.py runs in two processes: `torchrun --nproc_per_node 2 tests/helpers/two_processes.py ddp|fsdp2 FOLDER`.
+"""Train and evaluate in two processes, for tests/training/test_distributed.py.
+
+    torchrun --nproc_per_node 2 tests/helpers/two_processes.py ddp|fsdp2 FOLDER
+
 
 The functions run in one process as well, to be compared with. Each process writes what it found to
 FOLDER/<kind>-<rank>.json.
