@@ -2,8 +2,8 @@
 
     python benchmarks/architectures.py
 
-The models and the reference are those of tests/helpers/architectures.py; tests/engine/test_architectures.py tests bounds
-of them.
+The models and the reference are those of tests/helpers/architectures.py, whose bounds
+tests/engine/test_architectures.py tests.
 """
 
 import sys

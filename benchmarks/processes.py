@@ -3,7 +3,7 @@
     python benchmarks/processes.py
 
 A tiny random model, 7 steps of 8 rows whose epochs end with 4, each method at its default learning rate. The runs are
-those of tests/helpers/two_processes.py; tests/training/test_distributed.py tests bounds of them. FSDP2 runs on CPUs here.
+those of tests/helpers/two_processes.py, whose bounds tests/training/test_distributed.py tests. FSDP2 runs on CPUs.
 """
 
 import contextlib
