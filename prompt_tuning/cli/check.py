@@ -5,8 +5,9 @@ from __future__ import annotations
 from prompt_tuning.arguments.arguments import MULTITASK
 from prompt_tuning.data.loading import SPLITS
 from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.checks import check_splits
 from prompt_tuning.runs.multitask import prepare_tasks
-from prompt_tuning.runs.prepare import Prepared, check_splits, prepare
+from prompt_tuning.runs.prepare import Prepared, prepare
 
 
 def check(path: str, overrides: list[str] | None = None) -> str:
@@ -19,7 +20,7 @@ def check(path: str, overrides: list[str] | None = None) -> str:
     if recipe.prompt.method == MULTITASK:
         return "; ".join(f"{name} ({_rows(each)})" for name, each in prepare_tasks(recipe).items())
     prepared = prepare(recipe, SPLITS)
-    check_splits(prepared)
+    check_splits(recipe, prepared.encoded)
     return _rows(prepared)
 
 

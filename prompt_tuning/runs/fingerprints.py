@@ -30,8 +30,8 @@ def input_fingerprints(prepared: Prepared) -> dict[str, str]:
     }
     if data.streaming and data.train_file and "train" in prepared.encoded:
         found["train"] = files_fingerprint([Path(data.train_file)])
-    if prepared.taught is not None:
-        found["teacher_template"] = rows_fingerprint(prepared.taught)
+    if prepared.teacher_rows is not None:
+        found["teacher_template"] = rows_fingerprint(prepared.teacher_rows)
     if prepared.init_ids is not None:  # rows and words that may stand nowhere else
         found["init"] = _digest(prepared.init_ids)
     if prompt.adapter and prompt.method != "none":

@@ -136,11 +136,11 @@ def _train(
     initial = _prompt_of(model)
     started = time.perf_counter()
     trainer = trainer_for(model, prepared, callbacks(prepared.recipe))
-    if prepared.taught is not None:
+    if prepared.teacher_rows is not None:
         base, args = model.get_base_model(), prepared.recipe.training  # which the trainer put on its device
         with explain_out_of_memory("lower per_device_eval_batch_tokens"), model.eagerly():
             trainer.teacher = teacher_states(
-                base, prepared.taught, args.per_device_eval_batch_tokens, args.disable_tqdm
+                base, prepared.teacher_rows, args.per_device_eval_batch_tokens, args.disable_tqdm
             )
         logger.info("the teacher read %s rows in %.0f s", len(trainer.teacher), time.perf_counter() - started)
     facts = fit(trainer, prepared.recipe, checkpoint)

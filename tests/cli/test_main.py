@@ -376,7 +376,7 @@ def test_an_adapter_of_another_method_is_not_gone_on_with(recipe_file, tmp_path,
     assert main(["train", recipe]) == 0
     monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
     assert main(["train", str(recipe_file(num_virtual_tokens=None)), "--adapter", str(tmp_path / "lora")]) == 2
-    assert "lora is of method lora, and goes on as lora; set method: lora" in capsys.readouterr().err
+    assert "lora is of method lora, which is continued as lora; set method: lora" in capsys.readouterr().err
 
 
 def test_the_last_step_is_the_saved_one_unless_the_best_is_loaded(recipe_file, tmp_path):
@@ -652,9 +652,7 @@ def test_rows_that_a_metric_would_refuse_after_generation_are_refused_before(rec
     template.write_text("source: '{{ document }}'\ntarget: '{{ summary }}'\nreferences: right\n")
     recipe = str(recipe_file(task="summarization", template=template, **files))
     assert main(["check", recipe]) == 1
-    assert "test.jsonl, line 1: no reference to hold a prediction against; 2 more rows have none either" in (
-        capsys.readouterr().err
-    )
+    assert "test.jsonl, line 1: row has no reference answer; 2 more rows have none either" in (capsys.readouterr().err)
     assert main(["check", recipe, "--truncate", "documents"]) == 2
     assert "truncate names 'documents', and its source reads 'document'" in capsys.readouterr().err
 

@@ -257,8 +257,11 @@ def test_a_soft_prompt_from_demonstrations_and_a_teacher_are_written_without_the
         with_them = prepare(load_recipe(recipe_file(num_demonstrations=2, **changes)), ("train",))
         without = prepare(load_recipe(recipe_file(**changes)), ("train",))
         assert with_them.init_ids == without.init_ids
-        if with_them.taught:  # whose own demonstrations stay, and whose context is cut
-            assert with_them.taught["source"] == without.taught["source"] and max(without.taught["cut"]) == 5
+        if with_them.teacher_rows:  # whose own demonstrations stay, and whose context is cut
+            assert (
+                with_them.teacher_rows["source"] == without.teacher_rows["source"]
+                and max(without.teacher_rows["cut"]) == 5
+            )
 
 
 def test_demonstrations_are_a_tasks_own(recipe_file, tmp_path):

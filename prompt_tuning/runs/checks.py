@@ -1,0 +1,253 @@
+"""Check that a recipe, its model, its template and its rows fit together, before any weights are read.
+
+Every function raises one PromptTuningError, whose message has a line for each problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftType
+from transformers import PretrainedConfig
+
+from prompt_tuning.arguments.arguments import MULTITASK, PREFIX_PLACES
+from prompt_tuning.data.loading import column_names, row_origin, split_origin
+from prompt_tuning.encoding.batching import source_length
+from prompt_tuning.encoding.dataset import EncodingReport
+from prompt_tuning.encoding.row_encoder import Encoder
+from prompt_tuning.errors import DataError, ErrorList, RecipeError
+from prompt_tuning.metrics.loading import Score, metric_names, score_example_row
+from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.templates.template import Template
+from prompt_tuning.training.losses import SCALED_LOGITS
+
+PROBLEMS_SHOWN = 5
+
+
+def check_preparable(recipe: Recipe, splits: tuple[str, ...]) -> None:
+    """Raise a RecipeError if a recipe has no rows of its own, or would read only a stream."""
+    if recipe.prompt.method == MULTITASK:
+        tasks = ", ".join(recipe.prompt.tasks or ())
+        raise RecipeError(f"{recipe.path}: its rows are those of its tasks; name one of {tasks}")
+    if recipe.data.streaming and splits == ("train",):
+        raise RecipeError(f"{recipe.path}: streaming is for training; add --streaming false to read the split whole")
+
+
+def check_architecture(recipe: Recipe, config: PretrainedConfig) -> None:
+    """Raise a RecipeError for settings of a prefix that do nothing in this kind of model."""
+    prompt = recipe.prompt
+    errors = ErrorList()
+    if not config.is_encoder_decoder:
+        for name in PREFIX_PLACES:
+            if not vars(prompt)[name]:
+                errors.append(RecipeError(f"{name} false has no effect: {config.model_type} has no encoder"))
+    elif prompt.method == "prefix_tuning" and prompt.init not in ("random", "vocab"):
+        errors.append(
+            RecipeError(
+                f"init {prompt.init} has no effect: an encoder-decoder's prefix starts from noise; leave it out, or "
+                "take method: prompt_tuning"
+            )
+        )
+    errors.raise_all()
+
+
+def check_metrics(recipe: Recipe, score: Score) -> None:
+    """Score one made-up row, so that a bad choice of metrics shows before training.
+
+    Raises:
+        RecipeError: two metrics contradict each other, or metric_for_best_model is not one of them.
+    """
+    names = metric_names(score_example_row(score))
+    best = (recipe.training.metric_for_best_model or "loss").removeprefix("eval_")
+    if best == "loss":
+        return
+    if best not in names:
+        raise RecipeError(f"metric_for_best_model {best}: the metrics give {', '.join(names)}; name one, or loss")
+    if best == "ter" and recipe.training.greater_is_better:
+        raise RecipeError("metric_for_best_model ter is better when it is lower; set greater_is_better: false")
+
+
+def check_template_columns(recipe: Recipe, template: Template, rows: Mapping[str, Dataset | IterableDataset]) -> None:
+    """Raise a TemplateError if the template reads, or the recipe's `truncate` names, a column that a split lacks."""
+    errors = ErrorList()
+    with errors.collect():
+        template.check_truncate(recipe.prompt.truncate or ())
+    for split in rows:
+        with errors.collect():
+            template.check_columns(column_names(rows[split]), split_origin(recipe.data, split))
+    errors.raise_all()
+
+
+def check_adapter_method(adapter: str, config: PeftConfig, method: str) -> None:
+    """Raise a RecipeError if training cannot continue a saved adapter by this method.
+
+    Saved P-tuning and CPT adapters are plain embeddings, so prompt_tuning continues them.
+    """
+    saved = str(PeftType(config.peft_type).value).lower()
+    continued = "prompt_tuning" if saved in ("p_tuning", "cpt") else saved
+    if method != continued:
+        raise RecipeError(
+            f"adapter {adapter} is of method {saved}, which is continued as {continued}; set method: {continued}"
+        )
+
+
+def check_positions(recipe: Recipe, config: PretrainedConfig, num_virtual_tokens: int) -> None:
+    """Raise a DataError if the token budgets together are longer than the model has positions.
+
+    An encoder and a decoder count their positions separately. A trained prefix of keys and values takes none there.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return
+    prompt = recipe.prompt
+    source = prompt.max_source_tokens
+    target, name = max(
+        (recipe.decoding["max_new_tokens"], "generation_max_length"), (prompt.max_target_tokens, "max_target_tokens")
+    )
+    virtual = num_virtual_tokens
+    if not config.is_encoder_decoder:
+        budgets = {
+            f"{virtual} virtual tokens, max_source_tokens {source} and {name} {target}": virtual + source + target
+        }
+    elif prompt.method == "prefix_tuning":
+        budgets = {f"max_source_tokens {source}": source, f"{name} {target}": target}
+    else:
+        budgets = {
+            f"{virtual} virtual tokens and max_source_tokens {source}": virtual + source,
+            f"{name} {target}": target,
+        }
+    errors = ErrorList()
+    for budget, length in budgets.items():
+        if length > positions:
+            errors.append(DataError(f"{budget} make {length} positions, the model has {positions}; lower one of them"))
+    errors.raise_all()
+
+
+def check_choice_normalization(recipe: Recipe, encoder: Encoder) -> None:
+    """Raise a RecipeError if choice_normalization is set and no choices are scored."""
+    normalization = recipe.prompt.choice_normalization
+    if encoder.closed or normalization == "none":
+        return
+    reason = f"template {encoder.template.name} has no answer_choices"
+    if encoder.template.answer_choices is not None:
+        reason = "score_choices is false"
+    raise RecipeError(f"choice_normalization {normalization} would have no effect, since {reason}; leave it out")
+
+
+def check_encoding(recipe: Recipe, split: str, report: EncodingReport) -> None:
+    """Raise a DataError for the rows of a split that could not be encoded, or if none is left."""
+    errors = ErrorList()
+    origin = split_origin(recipe.data, split)
+    for row, message in report.problems[:PROBLEMS_SHOWN]:
+        errors.append(DataError(f"{row_origin(recipe.data, split, row)}: {message}"))
+    if len(report.problems) > PROBLEMS_SHOWN:
+        errors.append(DataError(f"{origin}: {len(report.problems) - PROBLEMS_SHOWN} more rows have problems"))
+    if not report.rows and not report.problems:
+        reason = "they are all demonstrations" if report.held_out_rows else "too long"
+        errors.append(DataError(f"{origin}: all rows were left out as {reason}"))
+    if report.rows and report.bare_rows == report.rows:
+        errors.append(
+            DataError(
+                f"{origin}: not one of {recipe.prompt.num_demonstrations} demonstrations fits beside any row; raise "
+                f"max_source_tokens, which is {recipe.prompt.max_source_tokens}"
+            )
+        )
+    errors.raise_all()
+
+
+def check_references(recipe: Recipe, split: str, encoded: Dataset, score: Score) -> None:
+    """Raise a DataError for rows without a reference answer, unless the metrics score them.
+
+    Most metrics refuse such a row, and only after all predictions are made.
+    """
+    without = [row for row, texts in zip(encoded["row"], encoded["references"], strict=True) if not texts]
+    if not without:
+        return
+    try:
+        score(["The a."], [[]])
+    except ValueError:
+        more = f"; {len(without) - 1} more rows have none either" if len(without) > 1 else ""
+        origin = row_origin(recipe.data, split, without[0])
+        raise DataError(f"{origin}: row has no reference answer{more}") from None
+
+
+def check_teacher_model(recipe: Recipe, config: PretrainedConfig) -> None:
+    """Raise a RecipeError unless a model's logits are the plain product of its hidden states and output layer."""
+    if config.is_encoder_decoder:
+        raise RecipeError(
+            f"loss {recipe.prompt.loss}: distillation needs a causal model; {config.model_type} is an encoder-decoder"
+        )
+    if config.get_text_config().model_type in SCALED_LOGITS:
+        raise RecipeError(
+            f"loss {recipe.prompt.loss}: distillation needs a causal model with unscaled logits; "
+            f"{config.model_type} rescales them"
+        )
+
+
+def check_teacher_encoding(recipe: Recipe, config: PretrainedConfig, report: EncodingReport) -> None:
+    """Raise a DataError for rows that teacher_template cannot write, or that have more tokens than positions."""
+    errors = ErrorList()
+    with errors.collect():
+        check_encoding(recipe, "train", report)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and report.longest > positions:
+        errors.append(
+            DataError(
+                f"the longest row in teacher_template has {report.longest} tokens, the model {positions} positions; "
+                "lower max_teacher_tokens"
+            )
+        )
+    errors.raise_all()
+
+
+def check_teacher_targets(recipe: Recipe, rows: Dataset, teacher_rows: Dataset) -> None:
+    """Raise a RecipeError unless both templates write the same target tokens for every training row."""
+    targets = _targets(teacher_rows)
+    unlike: list[int] = []
+    missing = 0
+    for row, target in _targets(rows).items():
+        if row not in targets:
+            missing += 1
+        elif targets[row] != target:
+            unlike.append(row)
+    errors = ErrorList()
+    if unlike:
+        errors.append(
+            RecipeError(
+                f"{row_origin(recipe.data, 'train', unlike[0])}: its target has other tokens in teacher_template than "
+                f"in template, and so in {len(unlike)} rows; let both write the same target after the same space"
+            )
+        )
+    if missing:
+        errors.append(RecipeError(f"{missing} training rows do not fit max_teacher_tokens; raise it"))
+    errors.raise_all()
+
+
+def _targets(rows: Dataset) -> dict[int, list[int]]:
+    """Return the target tokens of every row by the row's number."""
+    targets = {}
+    for row, labels in zip(rows["row"], rows["labels"], strict=True):
+        targets[row] = labels[source_length(labels) :]
+    return targets
+
+
+def check_splits(recipe: Recipe, encoded: Mapping[str, Dataset | IterableDataset]) -> None:
+    """Raise a DataError if a training lacks a split, or has fewer rows than a batch."""
+    training = recipe.training
+    if recipe.prompt.method != "none" and "train" not in encoded:
+        raise DataError(f"{recipe.path}: no training rows; set train_file")
+    if training.eval_strategy != "no" and "validation" not in encoded:
+        raise DataError(
+            f"{recipe.path}: eval_strategy is {training.eval_strategy.value} but there are no "
+            "validation rows; set validation_file, or eval_strategy: 'no'"
+        )
+    rows = encoded.get("train")
+    rows_per_step = training.per_device_train_batch_size * training.world_size
+    if training.dataloader_drop_last and isinstance(rows, Dataset) and len(rows) < rows_per_step:
+        raise DataError(
+            f"{recipe.path}: dataloader_drop_last leaves out all {len(rows)} training rows, as a batch has "
+            f"{rows_per_step}; set it to false, or lower per_device_train_batch_size"
+        )
+    if "validation" not in encoded and "test" not in encoded:
+        raise DataError(f"{recipe.path}: no rows to evaluate on; set test_file or validation_file")
