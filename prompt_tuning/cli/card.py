@@ -1,23 +1,67 @@
-"""The card command: write a run's model card again, with an example row of one's own."""
+"""`prompt-tuning card`: write a run's model card again, also with an example row of the user's."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.data.loading import with_standard_columns
+from prompt_tuning.cli.parsing import Commands, add_command
 from prompt_tuning.errors import DataError, TemplateError
-from prompt_tuning.reports.summary import read_results, results_key
-from prompt_tuning.runs.predict import Predictor
+
+EXAMPLES = """\
+  prompt-tuning card runs/quickstart
+  prompt-tuning card runs/quickstart --output model_cards/quickstart.json
+  prompt-tuning card model_cards/quickstart.json
+  prompt-tuning card runs/quickstart --example row.json
+
+train writes RUN/README.md itself. A card holds only facts, needs no network and leaves out what is unknown. It shows
+one row of the data as an example. If the data must not be shown, name a row of your own with --example: the model
+reads it, and it replaces the other also in results.json. Then `push` uploads no row of the data except demonstrations.
+"""
 
 
-def own_example(folder: Path, file: Path) -> dict[str, Any]:
-    """Return what results.json keeps of an example row: the columns that are read, and the row with its predictions.
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(commands, "card", run, help="Write a run's model card again.", examples=EXAMPLES)
+    parser.add_argument("source", metavar="RUN", type=Path, help="folder that train wrote, or a card's facts (.json)")
+    parser.add_argument(
+        "--output", metavar="FILE", type=Path, help="the card (.md), or its facts (.json) (default: RUN/README.md)"
+    )
+    parser.add_argument(
+        "--example", metavar="FILE", type=Path, help="one row as JSON, shown instead of the data's first row"
+    )
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Write the card, and print its path."""
+    from prompt_tuning.reports.model_card import write_card
+
+    example = None
+    if args.example:
+        if args.source.suffix == ".json":
+            raise DataError(
+                f"{args.source}: --example needs the trained model, and this file holds only facts. "
+                "Name the run's folder."
+            )
+        example = user_example(args.source, args.example)
+    print(write_card(args.source, args.output, example))
+
+
+def user_example(folder: Path, file: Path) -> dict[str, Any]:
+    """Predict for a user's row, and return what results.json keeps of it.
+
+    Returns:
+        `example`, the columns that the template reads, and `own_example`, the encoded row with its predictions.
 
     Raises:
         DataError: the file is not one row that the run's template can read.
     """
+    from prompt_tuning.data.loading import with_standard_columns
+    from prompt_tuning.reports.summary import read_results, results_key
+    from prompt_tuning.runs.predict import Predictor
+
     results, predictor = read_results(folder), Predictor.load(folder)
     try:
         row = with_standard_columns(json.loads(file.read_text(encoding="utf-8")), predictor.data)
@@ -25,10 +69,10 @@ def own_example(folder: Path, file: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, TemplateError) as error:
         raise DataError(f"--example {file}: expected one row as JSON, with the template's columns: {error}") from error
     tuned = results_key(results["method"])
-    shown = {"source": encoded["source"], "references": encoded["references"], "cut_tokens": encoded["cut"]}
-    shown[tuned] = predictor([row])[0]
+    example = {"source": encoded["source"], "references": encoded["references"], "cut_tokens": encoded["cut"]}
+    example[tuned] = predictor([row])[0]
     if "hard_prompt" in results and tuned != "full":
         with predictor.model.disable_adapter():
-            shown["hard_prompt"] = predictor([row])[0]
+            example["hard_prompt"] = predictor([row])[0]
     columns = sorted(predictor.encoder.template.source_columns)
-    return {"example": {name: row[name] for name in columns if name in row}, "own_example": shown}
+    return {"example": {name: row[name] for name in columns if name in row}, "own_example": example}

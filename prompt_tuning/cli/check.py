@@ -1,24 +1,69 @@
-"""Every error of a recipe, its data and its template, without reading a model's weights."""
+"""`prompt-tuning check`: report every error of recipes, their data and templates, without loading a model."""
 
 from __future__ import annotations
 
-from prompt_tuning.arguments.arguments import MULTITASK
-from prompt_tuning.data.loading import SPLITS
-from prompt_tuning.recipe.loading import load_recipe
-from prompt_tuning.runs.checks import check_splits
-from prompt_tuning.runs.multitask import prepare_tasks
-from prompt_tuning.runs.prepare import Prepared, prepare
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from prompt_tuning.cli.parsing import Commands, add_command
+from prompt_tuning.errors import PromptTuningError
+
+if TYPE_CHECKING:
+    from prompt_tuning.runs.prepare import Prepared
+
+EXAMPLES = """\
+  prompt-tuning check recipes/quickstart/qa.yaml
+  prompt-tuning check recipes/quickstart/*.yaml
+"""
 
 
-def check(path: str, overrides: list[str] | None = None) -> str:
-    """One line about the recipe's rows.
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "check",
+        run,
+        help="Report every error of recipes, their data and templates.",
+        examples=EXAMPLES,
+        usage="RECIPE ...",
+    )
+    parser.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Print a line about every recipe, or its errors.
+
+    Returns:
+        The highest exit code of the errors, 0 if there are none.
+    """
+    worst = 0
+    for path in args.recipes:
+        try:
+            print(f"{path}: ok, {_rows_of_recipe(path, overrides)}")
+        except PromptTuningError as error:
+            for line in str(error).splitlines():
+                print(f"error: {line}" if line.startswith(path) else f"error: {path}: {line}", file=sys.stderr)
+            worst = max(worst, error.exit_code)
+    return worst
+
+
+def _rows_of_recipe(path: str, overrides: list[str]) -> str:
+    """Check a recipe and describe its rows in one line.
 
     Raises:
-        PromptTuningError: with all that is wrong.
+        PromptTuningError: names all that is wrong.
     """
+    from prompt_tuning.arguments.arguments import MULTITASK
+    from prompt_tuning.data.loading import SPLITS
+    from prompt_tuning.recipe.loading import load_recipe
+    from prompt_tuning.runs.checks import check_splits
+    from prompt_tuning.runs.multitask import prepare_tasks
+    from prompt_tuning.runs.prepare import prepare
+
     recipe = load_recipe(path, overrides)
     if recipe.prompt.method == MULTITASK:
-        return "; ".join(f"{name} ({_rows(each)})" for name, each in prepare_tasks(recipe).items())
+        return "; ".join(f"{name} ({_rows(task)})" for name, task in prepare_tasks(recipe).items())
     prepared = prepare(recipe, SPLITS)
     check_splits(recipe, prepared.encoded)
     return _rows(prepared)

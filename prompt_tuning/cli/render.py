@@ -1,37 +1,82 @@
-"""Exactly what the model sees of a row."""
+"""`prompt-tuning render`: show exactly what the model sees of a row."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from prompt_tuning.data.loading import row_origin
-from prompt_tuning.runs.prepare import Prepared
+from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, positive
+
+if TYPE_CHECKING:
+    from prompt_tuning.runs.prepare import Prepared
+
+EXAMPLES = """\
+  prompt-tuning render recipes/quickstart/qa.yaml -n 3
+  prompt-tuning render recipes/quickstart/qa.yaml -n 1 --split validation --template question_answering/chat
+"""
 
 
-def render(prepared: Prepared, split: str, count: int) -> Iterator[str]:
-    """The first rows of a split: text, tokens, which of them carry loss, and what was cut."""
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "render",
+        run,
+        help="Show exactly what the model sees.",
+        examples=EXAMPLES,
+        usage="RECIPE [options]",
+    )
+    add_recipe(parser)
+    parser.add_argument("-n", metavar="N", type=positive, default=3, help="rows to show (default: 3)")
+    add_split(parser, "train")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Print the first rows of a split."""
+    from prompt_tuning.recipe.loading import load_recipe
+
+    recipe = load_recipe(args.recipe, overrides)
+    from prompt_tuning.runs.prepare import prepare
+
+    for text in _rendered_rows(prepare(recipe, (args.split,)), args.split, args.n):
+        print(text)
+
+
+def _rendered_rows(prepared: Prepared, split: str, count: int) -> Iterator[str]:
+    """Yield the first rows of a split: text, tokens, which of them carry loss, and what was cut."""
+    from prompt_tuning.data.loading import row_origin
+
+    rows = prepared.encoded[split]
+    for row in rows.select(range(min(count, len(rows)))):
+        origin = row_origin(prepared.recipe.data, split, row["row"])
+        yield "\n".join([f"== {origin}", *_row_lines(prepared, row), ""])
+
+
+def _row_lines(prepared: Prepared, row: dict[str, Any]) -> list[str]:
     tokenizer = prepared.tokenizer
-    for row in prepared.encoded[split].select(range(min(count, len(prepared.encoded[split])))):
-        labels = [label for label in row["labels"] if label != -100]
-        source_ids = row["input_ids"] if prepared.config.is_encoder_decoder else row["input_ids"][: -len(labels)]
-        yield "\n".join(
-            [
-                f"== {row_origin(prepared.recipe.data, split, row['row'])}",
-                row["source"],
-                f"-- target: {tokenizer.decode(labels)!r}",
-                f"-- references: {' / '.join(map(repr, row['references']))}",
-                *([f"-- choices: {' / '.join(map(repr, row['choices']))}"] if prepared.encoder.closed else []),
-                f"-- {_soft(prepared)}{len(source_ids)} source tokens, {_cut(row['cut'], row['left_out'])}:",
-                " ".join(map(repr, tokenizer.convert_ids_to_tokens(source_ids))),
-                f"-- {len(labels)} tokens that carry loss:",
-                " ".join(map(repr, tokenizer.convert_ids_to_tokens(labels))),
-                "",
-            ]
-        )
+    labels = [label for label in row["labels"] if label != -100]
+    source_ids = row["input_ids"] if prepared.config.is_encoder_decoder else row["input_ids"][: -len(labels)]
+    lines = [
+        row["source"],
+        f"-- target: {tokenizer.decode(labels)!r}",
+        f"-- references: {_quoted(row['references'], ' / ')}",
+    ]
+    if prepared.encoder.closed:
+        lines.append(f"-- choices: {_quoted(row['choices'], ' / ')}")
+    num_virtual = prepared.num_virtual_tokens
+    soft_prompt = f"{num_virtual} virtual tokens, then " if num_virtual else ""
+    lines += [
+        f"-- {soft_prompt}{len(source_ids)} source tokens, {_cut(row['cut'], row['left_out'])}:",
+        _quoted(tokenizer.convert_ids_to_tokens(source_ids), " "),
+        f"-- {len(labels)} tokens that carry loss:",
+        _quoted(tokenizer.convert_ids_to_tokens(labels), " "),
+    ]
+    return lines
 
 
-def _soft(prepared: Prepared) -> str:
-    return f"{prepared.num_virtual_tokens} virtual tokens, then " if prepared.num_virtual_tokens else ""
+def _quoted(texts: list[str], separator: str) -> str:
+    return separator.join(map(repr, texts))
 
 
 def _cut(tokens: int, demonstrations: int) -> str:

@@ -367,7 +367,7 @@ def test_a_pipe_or_link_that_is_named_as_output_is_written_and_stays_one(run, tm
         assert reader.communicate()[0] == written and pipe.is_fifo()
     assert main([*command, str(tmp_path)]) == 1 and f"--output {tmp_path}: a folder" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "kept.jsonl" / "x")]) == 1
-    assert "nothing half-written was left" in capsys.readouterr().err
+    assert "no partial file was left" in capsys.readouterr().err
 
 
 def test_an_adapter_of_another_method_is_not_gone_on_with(recipe_file, tmp_path, capsys, monkeypatch):
@@ -694,7 +694,7 @@ def test_an_interrupted_run_ends_with_130_and_goes_on(recipe_file, tmp_path, cap
     recipe = str(recipe_file())
     monkeypatch.setattr(PromptTuningTrainer, "training_step", interrupted)
     assert main(["train", recipe, "--save_steps", "2"]) == 130
-    assert "--resume_from_checkpoint true goes on" in capsys.readouterr().err
+    assert "--resume_from_checkpoint true resumes" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-2", "recipe.yaml"}
     monkeypatch.setattr(PromptTuningTrainer, "training_step", step)
     assert main(["train", recipe, "--save_steps", "2", "--resume_from_checkpoint", "true"]) == 0
@@ -736,7 +736,7 @@ def test_a_checkpoint_that_fails_half_way_is_removed_and_the_one_before_is_kept(
     # While what was written is still there; afterwards there is room again.
     monkeypatch.setattr("shutil.disk_usage", lambda run: SimpleNamespace(free=0 if [*run.glob(".*")] else 2**30))
     assert main(["train", str(recipe_file()), "--save_steps", "2"]) == 1
-    assert "run: No space left on device; nothing half-written was left" in capsys.readouterr().err
+    assert "run: No space left on device; no partial file was left" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-2", "recipe.yaml"}
 
 
@@ -745,9 +745,16 @@ def test_usage_errors_end_with_2(capsys):
         with pytest.raises(SystemExit) as caught:
             main(command)
         assert caught.value.code == 2
-    assert main(["train"]) == 2 and "no recipe; name one" in capsys.readouterr().err
+    assert main(["train"]) == 2 and "no recipe. Name one" in capsys.readouterr().err
     assert main(["train", "none.yaml"]) == 2
     assert "none.yaml: no such recipe" in capsys.readouterr().err
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"prompt-tuning {pt.__version__}\n"
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

@@ -69,7 +69,7 @@ def test_a_signal_saves_a_checkpoint_and_the_command_it_names_goes_on(
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == (
         f"{sent.name}: stopped after step 3, whose checkpoint is saved; "
-        f"to go on: prompt-tuning train {recipe} --resume_from_checkpoint true"
+        f"to resume: prompt-tuning train {recipe} --resume_from_checkpoint true"
     )
     kept = {path.name for path in (tmp_path / "run").iterdir()}
     assert kept == {"checkpoint-3", "recipe.yaml", *(["checkpoint-2"] if save_strategy == "steps" else [])}
@@ -100,7 +100,7 @@ def test_a_stopped_run_that_went_on_from_a_named_checkpoint_names_its_own(recipe
     signalled(monkeypatch, signal.SIGINT)
     assert main(["train", recipe, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-2")]) == 130
     command = f"prompt-tuning train {recipe} --resume_from_checkpoint {tmp_path / 'run' / 'checkpoint-3'}"
-    assert capsys.readouterr().err.splitlines()[-1].endswith(f"to go on: {command}")
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"to resume: {command}")
 
 
 def test_a_longer_training_that_was_stopped_has_not_the_results_of_the_shorter(
@@ -351,7 +351,7 @@ def test_a_full_disk_keeps_the_checkpoints_and_with_room_the_run_goes_on(recipe_
     recipe = str(recipe_file(max_steps=9, save_steps=1, save_total_limit=20, lr_scheduler_type="constant"))
     assert main(["train", recipe, "--output_dir", str(small_disk / "run")]) == 1
     said = capsys.readouterr().err
-    assert f"error: {small_disk / 'run'}: No space left on device; nothing half-written was left" in said
+    assert f"error: {small_disk / 'run'}: No space left on device; no partial file was left" in said
     kept = {path.name for path in (small_disk / "run").glob("checkpoint-*")}
     assert kept == {f"checkpoint-{number}" for number in range(1, len(kept) + 1)} and 2 < len(kept) < 9
     subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)

@@ -1,0 +1,45 @@
+"""`prompt-tuning evaluate`: evaluate a split with an adapter or with the hard prompt alone."""
+
+from __future__ import annotations
+
+import argparse
+
+from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, output_folder
+from prompt_tuning.cli.train import print_summary
+
+EXAMPLES = """\
+  prompt-tuning evaluate recipes/quickstart/qa.yaml                                    the hard prompt alone
+  prompt-tuning evaluate recipes/quickstart/qa.yaml --adapter runs/quickstart          with the soft prompt
+  prompt-tuning evaluate recipes/quickstart/qa.yaml --num_demonstrations 1 --demonstration_selection bm25
+  prompt-tuning evaluate recipes/quickstart/qa.yaml --split validation --template question_answering/instruction
+
+It writes results.json, predictions/ and report.html to --output_dir. The default is a folder evaluate-SPLIT-NAME in
+the recipe's output_dir.
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "evaluate",
+        run,
+        help="Evaluate a split with an adapter, or with the hard prompt alone.",
+        examples=EXAMPLES,
+        usage="RECIPE [options]",
+    )
+    add_recipe(parser)
+    parser.add_argument(
+        "--adapter", metavar="ADAPTER", help="folder or hub id of a trained run (default: the hard prompt alone)"
+    )
+    add_split(parser, "test")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Evaluate, and print the summary."""
+    from prompt_tuning.recipe.loading import load_recipe
+
+    recipe = load_recipe(args.recipe, overrides)
+    from prompt_tuning.runs.evaluate import evaluate
+
+    print_summary(evaluate(recipe, args.adapter, args.split, output_folder(recipe, overrides)))

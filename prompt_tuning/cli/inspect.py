@@ -1,0 +1,40 @@
+"""`prompt-tuning inspect`: nearest tokens, norms and moves of a trained prompt."""
+
+from __future__ import annotations
+
+import argparse
+
+from prompt_tuning.cli.parsing import Commands, add_adapter, add_command, positive
+
+EXAMPLES = """\
+  prompt-tuning inspect runs/quickstart
+  prompt-tuning inspect runs/quickstart -n 10 --output inspected
+
+piece 'x' is a token that is only part of a character. Special tokens have no quotes. These readings do not explain
+what a prompt does; the text printed with them says why.
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "inspect",
+        run,
+        help="Show the nearest tokens, norms and moves of a trained prompt.",
+        examples=EXAMPLES,
+    )
+    add_adapter(parser)
+    parser.add_argument(
+        "-n", metavar="N", type=positive, default=5, help="nearest tokens of a virtual token (default: 5)"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder for inspection.json and inspection.png (default: ADAPTER)"
+    )
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Print the readings of a prompt."""
+    from prompt_tuning.studies.inspect import inspect, inspection_text
+
+    print(inspection_text(inspect(args.adapter, args.model_name_or_path, args.n, args.output)))

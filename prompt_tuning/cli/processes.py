@@ -1,0 +1,43 @@
+"""The process that a command runs in: alone, or one of several that `accelerate launch` started."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+
+
+def has_several_processes() -> bool:
+    """Return True if a launcher started several processes."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def is_first_process() -> bool:
+    """Return True for the process that prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def explain_lost_process() -> AbstractContextManager:
+    """Return a context that turns the loss of another process into a ProcessError."""
+    if "WORLD_SIZE" not in os.environ:
+        return nullcontext()
+    from prompt_tuning.training.distributed import explain_lost_process as explain  # imports torch
+
+    return explain()
+
+
+def set_up_messages() -> None:
+    """Send messages to standard error. The first process prints all of them, the others only errors."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("prompt_tuning")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    if not is_first_process():
+        logger.setLevel(logging.ERROR)
+        os.environ |= {
+            "TQDM_DISABLE": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        }

@@ -1,0 +1,48 @@
+"""`prompt-tuning push`: share a run on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import argparse
+
+from prompt_tuning.cli.parsing import Commands, add_command
+
+EXAMPLES = """\
+  prompt-tuning push runs/quickstart --repo_id me/quickstart --base_model HuggingFaceTB/SmolLM2-135M-Instruct --dry-run
+  prompt-tuning push runs/quickstart --repo_id me/quickstart --base_model HuggingFaceTB/SmolLM2-135M-Instruct --private
+  prompt-tuning push runs/hub-model --repo_id me/squad-prompt
+
+--base_model names the hub model that a local model folder is a copy of. A run on a hub model does not need it. One
+commit uploads the adapter, its recipe, template, results and card. It holds no checkpoint, no predictions, no token
+and no absolute path. Card and results quote one row of the data, unless `prompt-tuning card RUN --example ROW.json`
+replaced it. Log in once with `hf auth login`, or set HF_TOKEN. Then the hub id works wherever a folder does:
+  prompt-tuning predict --adapter me/squad-prompt --input rows.jsonl
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(commands, "push", run, help="Share a run on the Hugging Face hub.", examples=EXAMPLES)
+    parser.add_argument("folder", metavar="RUN", help="folder of a finished train")
+    parser.add_argument(
+        "--repo_id", "--repo-id", metavar="NAME", required=True, help="NAME or USER/NAME, created if it is new"
+    )
+    parser.add_argument("--private", action="store_true", help="create a private repository")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to push to, created if it is new (default: main)")
+    parser.add_argument(
+        "--base_model", "--base-model", metavar="ID", help="the base model's hub id, if it was trained from a folder"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an adapter of another base model")
+    parser.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="list what would be uploaded, without the network"
+    )
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Upload the run and print the commit's URL, or print what would be uploaded."""
+    from prompt_tuning.hub.upload import list_upload, plan_upload, push
+
+    if args.dry_run:
+        print(list_upload(plan_upload(args.folder, args.repo_id, args.base_model)))
+        return
+    options = {"revision": args.revision, "base_model": args.base_model, "overwrite": args.overwrite}
+    print(push(args.folder, args.repo_id, private=args.private or None, **options))

@@ -1,0 +1,28 @@
+"""`prompt-tuning report`: write a run's HTML report again."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from prompt_tuning.cli.parsing import Commands, add_command
+
+EXAMPLES = """\
+  prompt-tuning report runs/quickstart
+
+train and evaluate write report.html themselves. It is one file that needs no network: results, curves, every row with
+its score, lengths and the recipe. It holds rows of your data, so `push` does not upload it.
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(commands, "report", run, help="Write a run's report.html again.", examples=EXAMPLES)
+    parser.add_argument("folder", metavar="RUN", type=Path, help="folder that train or evaluate wrote")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Write the report, and print its path."""
+    from prompt_tuning.reports.html import write_report
+
+    print(write_report(args.folder))

@@ -1,0 +1,27 @@
+"""`prompt-tuning show`: print the results of a run again."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from prompt_tuning.cli.parsing import Commands, add_command
+
+EXAMPLES = """\
+  prompt-tuning show runs/quickstart
+  prompt-tuning show runs/quickstart -n 20
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(commands, "show", run, help="Print the results of a run again.", examples=EXAMPLES)
+    parser.add_argument("folder", metavar="RUN", type=Path, help="folder that train or evaluate wrote")
+    parser.add_argument("-n", metavar="N", type=int, default=3, help="example rows (default: 3)")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Print the summary of a run."""
+    from prompt_tuning.reports.summary import summarize
+
+    print(summarize(args.folder, args.n))

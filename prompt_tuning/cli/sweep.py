@@ -1,0 +1,53 @@
+"""`prompt-tuning sweep`: train many prompts over one base model."""
+
+from __future__ import annotations
+
+import argparse
+
+from prompt_tuning.cli.parsing import SAME_COMMAND_RESUMES, Commands, add_command, add_output_folder
+from prompt_tuning.cli.processes import is_first_process
+
+EXAMPLES = """\
+  prompt-tuning sweep tasks.yaml
+  prompt-tuning sweep tasks.yaml --max_steps 60 --output_dir runs/tasks
+
+tasks.yaml:
+  recipe: base.yaml
+  runs:
+    rivers: {train_file: rivers/train.jsonl, test_file: rivers/test.jsonl}
+    ferries: {train_file: ferries/train.jsonl, test_file: ferries/test.jsonl, num_virtual_tokens: 40}
+    notes: {recipe: notes.yaml}
+
+A run is what `train` makes of the recipe and the run's settings, in RUNS/NAME. --key value applies to all runs. All
+recipes are checked before the model is read. If a run fails, its error is reported, the others run, and the exit code
+is 1. A finished run is not repeated, and a stopped one resumes from its checkpoint. It writes sweep.md and sweep.json.
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "sweep",
+        run,
+        help="Train many prompts over one base model, which is read once.",
+        examples=EXAMPLES,
+        usage="SWEEP [options]",
+    )
+    parser.add_argument("sweep", metavar="SWEEP", help="a YAML file: `recipe`, and `runs` by name with their settings")
+    add_output_folder(parser, "RUNS", "runs/sweep", "the runs and their table")
+    parser.set_defaults(when_interrupted=SAME_COMMAND_RESUMES)
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Train what is not finished, and print the table.
+
+    Returns:
+        1 if a run failed, else 0.
+    """
+    from prompt_tuning.studies.sweep import sweep, sweep_text
+
+    runs = sweep(args.sweep, overrides, args.output_dir)
+    if is_first_process():
+        print(sweep_text(runs))
+    return 1 if any("error" in facts for facts in runs.values()) else 0

@@ -1,0 +1,75 @@
+"""`prompt-tuning templates`: list templates, show one, or render them on a row."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+
+from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.cli.parsing import Commands, add_command
+
+EXAMPLES = """\
+  prompt-tuning templates
+  prompt-tuning templates translation
+  prompt-tuning templates question_answering/few_shot
+  prompt-tuning templates summarization --row '{"document": "The ferry is late because of the storm."}'
+  prompt-tuning templates translation/chat --row '{"translation": {"fr": "Bonjour.", "en": "Good morning."}}'
+  prompt-tuning templates mine.yaml my_templates/ --row rows.jsonl --question_column query
+  prompt-tuning templates templates.yaml "templates.yaml:Its Name" --show
+
+A file holds the fields of one template, or several templates by name, or is a file of promptsource. `render` also
+shows the tokens, with the chat template and the token limits of a recipe.
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands, "templates", run, help="List templates, show one, or render them on a row.", examples=EXAMPLES
+    )
+    parser.add_argument(
+        "names",
+        metavar="TEMPLATE",
+        nargs="*",
+        help="a task, a shipped template, a YAML file, one of its templates as FILE:NAME, or a folder (default: all "
+        "shipped templates)",
+    )
+    parser.add_argument("--show", action="store_true", help="print templates in full instead of a table")
+    parser.add_argument(
+        "--row", metavar="ROW", help="render them on a row: written as JSON, or the first of a json or jsonl file"
+    )
+    for field in dataclasses.fields(DataArguments):
+        if field.name.endswith("_column") or field.name in ("source_lang", "target_lang"):
+            parser.add_argument(f"--{field.name}", metavar="NAME", help=field.metadata["help"])
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Print the templates. Those that cannot be read or rendered are named on standard error.
+
+    Returns:
+        2 if no template could be read, else 0.
+    """
+    from prompt_tuning.templates import preview as library
+    from prompt_tuning.templates.template import Template, load_templates
+
+    loaded = {}
+    for where in args.names or [None]:
+        loaded |= load_templates(where)
+    templates = {name: template for name, template in loaded.items() if isinstance(template, Template)}
+    problems = [str(error) for error in loaded.values() if not isinstance(error, Template)]
+    if args.row and templates:
+        row, languages = library.row_of_template(
+            library.read_row(args.row), vars(args), args.source_lang, args.target_lang
+        )
+        texts, unrendered = library.on_row(templates, row, languages)
+        problems += unrendered
+    elif args.show or len(templates) == 1:
+        texts = [library.whole(name, template) for name, template in templates.items()]
+    else:
+        texts = [library.table(templates)] if templates else []
+    for text in texts:
+        print(text)
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    return 0 if templates else 2

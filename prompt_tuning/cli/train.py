@@ -1,0 +1,92 @@
+"""`prompt-tuning train`: train a prompt, evaluate it, save it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.cli.parsing import Commands, add_command
+from prompt_tuning.cli.processes import is_first_process
+from prompt_tuning.errors import RecipeError
+
+EXAMPLES = """\
+  prompt-tuning train recipes/quickstart/qa.yaml
+  prompt-tuning train recipes/quickstart/qa.yaml --learning_rate 0.1 --output_dir runs/hot --seed 1
+  prompt-tuning train mine.yaml --init text --init_text "Answer briefly." --output_dir runs/brief
+  prompt-tuning train mine.yaml --num_demonstrations 2 --max_source_tokens 512 --output_dir runs/few-shot
+  prompt-tuning train recipes/quickstart/qa.yaml --resume_from_checkpoint true
+  prompt-tuning train mine.yaml --train_file large.jsonl --streaming true --max_steps 2000
+  prompt-tuning train recipes/quickstart/qa.yaml --adapter runs/quickstart --output_dir runs/longer
+  accelerate launch -m prompt_tuning train mine.yaml
+
+Every key of a recipe is a flag, and every flag can be a key of a recipe. The flags of transformers' Trainer are those
+of Seq2SeqTrainingArguments. --help_all lists them; a few that would have no effect here are refused. An evaluation
+batch holds as many rows as --per_device_eval_batch_tokens (8192) and --per_device_eval_batch_size (128) allow. The
+flags of this package:
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands, "train", run, help="Train a prompt, evaluate it, save it.", examples=EXAMPLES, usage="RECIPE"
+    )
+    parser.epilog = f"{parser.epilog}{_flags_of_this_package()}"
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file")
+    parser.add_argument(
+        "--help_all", "--help-all", action="store_true", help="list every flag, also the Trainer's, and exit"
+    )
+    parser.set_defaults(
+        when_interrupted="; --resume_from_checkpoint true resumes from the last checkpoint, if there is one",
+        resuming_command=resuming_command,
+    )
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Train, and print the run's summary."""
+    from prompt_tuning.recipe.loading import load_recipe, print_all_flags
+
+    if args.help_all:
+        print_all_flags()
+        return
+    if args.recipe is None:
+        raise RecipeError("no recipe. Name one: `prompt-tuning train recipes/quickstart/qa.yaml`.")
+    recipe = load_recipe(args.recipe, overrides)
+    from prompt_tuning.runs.train import train
+
+    print_summary(train(recipe))
+
+
+def print_summary(folder: Path) -> None:
+    """Print the summary of a run, in the first process only."""
+    from prompt_tuning.reports.summary import summarize
+
+    if is_first_process():
+        print(f"\n{summarize(folder)}")
+
+
+def resuming_command(command: list[str], checkpoint: str) -> list[str]:
+    """Return the command that resumes a stopped training.
+
+    Args:
+        command: the words of the command that was stopped.
+        checkpoint: folder of the checkpoint that was saved last.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume_from_checkpoint", "--resume-from-checkpoint", default="")
+    args, words = parser.parse_known_args(command)
+    # A folder that was named may belong to another run, so that `true` would not find the checkpoint saved last.
+    named_folder = Path(args.resume_from_checkpoint).is_dir() and args.resume_from_checkpoint != ""
+    return [*words, "--resume_from_checkpoint", checkpoint if named_folder else "true"]
+
+
+def _flags_of_this_package() -> str:
+    lines = []
+    for block in (ModelArguments, DataArguments, PromptArguments):
+        lines.append("")
+        for flag in dataclasses.fields(block):
+            default = "" if flag.default is None or flag.default is False else f" (default: {flag.default})"
+            lines.append(f"  --{flag.name:27}{flag.metadata['help']}{default}")
+    return "\n".join(lines)
