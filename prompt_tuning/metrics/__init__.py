@@ -15,12 +15,20 @@ from typing import TYPE_CHECKING
 from prompt_tuning.support.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from prompt_tuning.metrics.loading import MAIN_METRIC, TASK_METRICS, Score, load_metrics
+    from prompt_tuning.metrics.loading import MAIN_METRIC, TASK_METRICS, load_metrics
+    from prompt_tuning.metrics.scores import MetricFunction, Scores
 
-__all__ = ["MAIN_METRIC", "TASK_METRICS", "Score", "load_metrics"]
+__all__ = ["MAIN_METRIC", "TASK_METRICS", "MetricFunction", "Scores", "load_metrics"]
 
 __getattr__ = lazy_names(
-    __name__, {"MAIN_METRIC": "loading", "Score": "loading", "TASK_METRICS": "loading", "load_metrics": "loading"}
+    __name__,
+    {
+        "MAIN_METRIC": "loading",
+        "MetricFunction": "scores",
+        "Scores": "scores",
+        "TASK_METRICS": "loading",
+        "load_metrics": "loading",
+    },
 )
 
 

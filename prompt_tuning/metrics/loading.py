@@ -1,12 +1,13 @@
 """Load metrics, each an `evaluate` module in a folder beside this file, and make one score of several."""
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from pathlib import Path
 from uuid import uuid4
 
 from prompt_tuning.errors import RecipeError, first_line
+from prompt_tuning.metrics.scores import MetricFunction, Scores
 
 TASK_METRICS: dict[str, tuple[str, ...]] = {
     "translation": ("sacrebleu", "chrf"),
@@ -21,25 +22,19 @@ MAIN_METRIC: dict[str, str] = {"translation": "bleu", "summarization": "rougeL",
 OWN_METRICS = ("chrf", "exact_match", "rouge", "sacrebleu", "squad", "ter")
 _TAKES_LANGUAGE = frozenset({"rouge", "sacrebleu", "squad", "ter"})
 
-Score = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float | str]]
+
+def score_example_row(score: MetricFunction) -> Scores:
+    """Score a made-up row, which shows the names of the metrics before anything is predicted."""
+    return Scores.from_json(score(["The a."], [["a"]]))
 
 
-def score_example_row(score: Score) -> dict[str, float | str]:
-    """What a score gives for a made-up row, by which its keys are known before anything is predicted."""
-    return score(["The a."], [["a"]])
+def main_metric(task: str, scores: Scores) -> str:
+    """Return the task's main metric, or the first of the scores if the main one is not among them."""
+    main = MAIN_METRIC[task]
+    return main if main in scores.values else next(iter(scores.values))
 
 
-def metric_names(scores: dict[str, float | str]) -> list[str]:
-    """Those of a score's keys that are metrics; the others are signatures, which are text."""
-    return [name for name, value in scores.items() if not isinstance(value, str)]
-
-
-def main_metric(task: str, scores: dict[str, float | str]) -> str:
-    """The task's main metric, or where the metrics of a recipe do not give it, their first."""
-    return MAIN_METRIC[task] if MAIN_METRIC[task] in scores else metric_names(scores)[0]
-
-
-def load_metrics(names: Iterable[str], *, language: str | None = None) -> Score:
+def load_metrics(names: Iterable[str], *, language: str | None = None) -> MetricFunction:
     """Load metrics and return `score(predictions, references)`, which gives their results in one flat dict.
 
     Args:
@@ -65,7 +60,7 @@ def load_metrics(names: Iterable[str], *, language: str | None = None) -> Score:
         result: dict[str, float | str] = {}
         givers: dict[str, str] = {}
         for name, module in modules.items():
-            for key, value in _compute(name, module, predictions, references, language).items():
+            for key, value in _compute(name, module, predictions, references, language).to_json().items():
                 if key in givers and result[key] != value:
                     raise RecipeError(
                         f"metrics {givers[key]!r} and {name!r} both give {key!r}, with different values "
@@ -117,21 +112,18 @@ def _check_rows(predictions: Sequence[str], references: Sequence[Sequence[str]])
             raise ValueError(f"row {row} has {text!r} and the references {texts!r}; expected strings")
 
 
-def _compute(name, module, predictions, references, language) -> dict[str, float | str]:
+def _compute(name, module, predictions, references, language) -> Scores:
     options = {"language": language} if name in _TAKES_LANGUAGE else {}
     if _takes_one_reference(module):
         references = [texts[0] if texts else "" for texts in references]
     # Ours need no table of Arrow, which takes longer to make than a row alone takes to score.
     compute = module._compute if name in OWN_METRICS else module.compute
-    values = compute(predictions=list(predictions), references=list(references), **options)
-    scalars = {
-        key: value if isinstance(value, str) else float(value)
-        for key, value in values.items()
-        if isinstance(value, str | Real)
-    }
-    if not any(isinstance(value, float) for value in scalars.values()):
-        raise RecipeError(f"the metric {name!r} gives no number, but {', '.join(values)}; it cannot be reported")
-    return scalars
+    scores = Scores.from_json(compute(predictions=list(predictions), references=list(references), **options))
+    numbers = {key: float(value) for key, value in scores.values.items() if isinstance(value, Real)}
+    if not numbers:
+        names = ", ".join(scores.to_json())
+        raise RecipeError(f"the metric {name!r} gives no number, but {names}; it cannot be reported")
+    return Scores(numbers, scores.signatures)
 
 
 def _takes_one_reference(module) -> bool:

@@ -12,16 +12,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from prompt_tuning.errors import RecipeError
-from prompt_tuning.metrics.loading import Score
 from prompt_tuning.metrics.references import reference_streams
 from prompt_tuning.metrics.sacrebleu.sacrebleu import tokenizer_for
+from prompt_tuning.metrics.scores import MetricFunction
 
 DRAWS = 2000
 FEW_ROWS = 16  # up to which p is exact
 
 
 def rows_scored_alone(
-    score: Score, metric: str, predictions: Sequence[str], references: Sequence[list[str]]
+    score: MetricFunction, metric: str, predictions: Sequence[str], references: Sequence[list[str]]
 ) -> np.ndarray:
     """`[rows]`, a metric of each row alone; of a corpus metric the sentence-level one."""
     return np.array(
@@ -30,7 +30,7 @@ def rows_scored_alone(
 
 
 def row_scores(
-    score: Score, metric: str, predictions: Sequence[str], references: Sequence[list[str]]
+    score: MetricFunction, metric: str, predictions: Sequence[str], references: Sequence[list[str]]
 ) -> np.ndarray | None:
     """`[rows]`, a metric of each row alone; None where their mean is not the metric of all, as with BLEU."""
     each = rows_scored_alone(score, metric, predictions, references)

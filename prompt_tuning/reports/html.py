@@ -17,14 +17,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from prompt_tuning.encoding.batching import common_prefix_length
 from prompt_tuning.errors import DataError
-from prompt_tuning.metrics.loading import (
-    TASK_METRICS,
-    Score,
-    load_metrics,
-    main_metric,
-    metric_names,
-    score_example_row,
-)
+from prompt_tuning.metrics.loading import TASK_METRICS, load_metrics, main_metric, score_example_row
+from prompt_tuning.metrics.scores import MetricFunction, Scores
 from prompt_tuning.metrics.significance import rows_scored_alone
 from prompt_tuning.reports.charts import Chart, histogram, line_chart
 from prompt_tuning.reports.summary import NAMES, answers_text, decoding_text, leakage_text, logged_steps, read_results
@@ -93,7 +87,7 @@ def _of_run(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
     settings = results.get("recipe") or yaml.safe_load(_text_of(folder / "recipe.yaml") or "{}")
     systems = {name: label for name, label in NAMES.items() if name in results}
     language = settings.get("lang") or settings.get("target_lang")
-    metric = main_metric(results["task"], results[next(iter(systems))])
+    metric = main_metric(results["task"], Scores.from_json(results[next(iter(systems))]))
     score = _score_of(metric, settings.get("metrics") or TASK_METRICS[results["task"]], language)
     exact = _add_scores(rows, systems, metric, score, results)
     compared = len(systems) == 2
@@ -132,14 +126,14 @@ def _read_rows(folder: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _score_of(metric: str, names: Sequence[str], language: str | None) -> Score:
+def _score_of(metric: str, names: Sequence[str], language: str | None) -> MetricFunction:
     """The one of the metrics that gives `metric`: it goes through the rows one by one, and the others need not."""
     loaded = [load_metrics([name], language=language) for name in names]
-    return next(score for score in loaded if metric in score_example_row(score))
+    return next(score for score in loaded if metric in score_example_row(score).values)
 
 
 def _add_scores(
-    rows: list[dict[str, Any]], systems: dict[str, str], metric: str, score: Score, results: dict[str, Any]
+    rows: list[dict[str, Any]], systems: dict[str, str], metric: str, score: MetricFunction, results: dict[str, Any]
 ) -> bool:
     """Give each row its `scores`, `gain` and `place`; whether their mean is the metric of all rows.
 
@@ -185,9 +179,8 @@ def _table(results: dict[str, Any]) -> dict[str, Any]:
     """The metrics of what answered the rows, and the difference where two did."""
     scored = {label: results[name] for name, label in NAMES.items() if name in results}
     scored |= {f"{each['folder']} alone": each for each in results.get("adapters", {}).values()}
-    first = next(iter(scored.values()))
-    metrics = metric_names(first)
-    lines = {metric: [f"{scores[metric]:.2f}" for scores in scored.values()] for metric in metrics}
+    first = Scores.from_json(next(iter(scored.values())))
+    lines = {metric: [f"{scores[metric]:.2f}" for scores in scored.values()] for metric in first.values}
     if len(scored) == 2:
         hard, tuned = scored.values()
         for metric, values in lines.items():
@@ -195,7 +188,7 @@ def _table(results: dict[str, Any]) -> dict[str, Any]:
     return {
         "columns": [*scored, "change"] if len(scored) == 2 else [*scored],
         "lines": lines,
-        "signatures": [value for value in first.values() if isinstance(value, str)],
+        "signatures": list(first.signatures.values()),
         "rows": results["rows"],
         "split": results["split"],
     }
@@ -247,7 +240,8 @@ def _curves(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
     losses = {"training": series("loss"), "validation": series("eval_loss")}
     charts: list[Chart | None] = [line_chart("Loss by step", "loss", losses, mark)]
     if "tasks" not in results:
-        metric = main_metric(results["task"], next(results[name] for name in NAMES if name in results))
+        scored = next(results[name] for name in NAMES if name in results)
+        metric = main_metric(results["task"], Scores.from_json(scored))
         scores = {"validation": series(f"eval_{metric}")}
         charts.append(line_chart(f"{metric} by step, on the validation rows", metric, scores, mark))
     every = math.ceil(len(steps) / STEPS_SHOWN) if steps else 1

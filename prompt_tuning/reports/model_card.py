@@ -26,7 +26,7 @@ from prompt_tuning.arguments.arguments import LOCAL_FORMATS, MULTITASK, DataArgu
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import DataError
 from prompt_tuning.hub.upload import public, public_name
-from prompt_tuning.metrics.loading import metric_names
+from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.recipe.loading import default_learning_rate
 from prompt_tuning.reports.facts import machine_facts, training_facts
 from prompt_tuning.reports.summary import (
@@ -193,8 +193,8 @@ def card_text(facts: dict[str, Any]) -> str:
     """The card of these facts, Markdown behind YAML."""
     results, settings = facts["results"], facts["settings"]
     scored = {label: results[name] for name, label in NAMES.items() if name in results}
-    scores = next(iter(scored.values()), {})
-    metrics = metric_names(scores)
+    scores = Scores.from_json(next(iter(scored.values()), {}))
+    metrics = list(scores.values)
     what, method = METHODS.get(results["method"], ("An adapter", f"PEFT's {results['method']}"))
     steps = _steps(facts)
     text = _card_template().render(
@@ -203,7 +203,7 @@ def card_text(facts: dict[str, Any]) -> str:
         method=method,
         start=STARTS.get(settings.get("init", "")),
         metrics=metrics,
-        signatures=[value for value in scores.values() if isinstance(value, str)],
+        signatures=list(scores.signatures.values()),
         results_table=(["", *metrics], [[label, *(each[key] for key in metrics)] for label, each in scored.items()]),
         decoding=decoding_text(results["decoding"]) if metrics else None,
         answers=answers_text(results["answers"]) if "answers" in results else [],
@@ -240,6 +240,7 @@ def _metadata(facts: dict[str, Any]) -> ModelCardData:
 def _eval_results(results: dict[str, Any], settings: dict[str, Any], task: str) -> list[EvalResult]:
     """The tuned scores, for the hub's model-index."""
     tuned = next((results[name] for name in NAMES if name in results and name != "hard_prompt"), {})
+    scores = Scores.from_json(tuned)
     split = results.get("split")
     if file := settings.get(f"{split}_file"):
         data = {"dataset_type": LOCAL_FORMATS[Path(file).suffix], "dataset_name": Path(file).name}
@@ -252,21 +253,21 @@ def _eval_results(results: dict[str, Any], settings: dict[str, Any], task: str) 
         }
         data |= {"dataset_revision": results.get("dataset_commit")}
     language = settings.get("lang") or settings.get("target_lang")
-    return [
-        EvalResult(
-            task_type=task,
-            metric_type=HUB_METRICS.get(metric, metric),
-            metric_name=metric,
-            metric_value=tuned[metric],
-            metric_args={
-                **({"language": language} if language else {}),
-                **({"signature": tuned[f"{metric}_signature"]} if f"{metric}_signature" in tuned else {}),
-                **results["decoding"],
-            },
-            **data,
+    eval_results = []
+    for metric, value in scores.values.items():
+        args = {"language": language, "signature": scores.signatures.get(f"{metric}_signature")}
+        args = {name: arg for name, arg in args.items() if arg}
+        eval_results.append(
+            EvalResult(
+                task_type=task,
+                metric_type=HUB_METRICS.get(metric, metric),
+                metric_name=metric,
+                metric_value=value,
+                metric_args=args | results["decoding"],
+                **data,
+            )
         )
-        for metric in metric_names(tuned)
-    ]
+    return eval_results
 
 
 def _changed(settings: dict[str, Any], method: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning.errors import DataError
-from prompt_tuning.metrics.loading import metric_names
+from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.support.files import read_json
 
 NAMES = {
@@ -72,9 +72,9 @@ def answers_text(answers: dict[str, Any]) -> list[str]:
         f"{who}: {', '.join(f'{_one_line(text)} {count:,}' for text, count in each.items())}"
         for who, each in counts.items()
     ]
-    always = answers["always"]
-    scores = ", ".join(f"{metric} {always[metric]:.1f}" for metric in metric_names(always))
-    return [*lines, f"always {_one_line(always['answer'])}: {scores}"]
+    always = Scores.from_json(answers["always"])
+    scores = ", ".join(f"{metric} {value:.1f}" for metric, value in always.values.items())
+    return [*lines, f"always {_one_line(answers['always']['answer'])}: {scores}"]
 
 
 def leakage_text(leakage: dict[str, Any]) -> str:
@@ -107,8 +107,8 @@ def logged_steps(log_history: list[dict[str, float]]) -> dict[int, dict[str, flo
 
 
 def _table(results: dict[str, Any]) -> str:
-    scored = {name: results[name] for name in NAMES if name in results}
-    metrics = metric_names(next(iter(scored.values())))
+    scored = {name: Scores.from_json(results[name]).values for name in NAMES if name in results}
+    metrics = list(next(iter(scored.values())))
     lines = [" " * 20 + "".join(f"{metric:>14}" for metric in metrics)]
     for name, scores in scored.items():
         lines.append(f"{NAMES[name]:20}" + "".join(f"{scores[metric]:14.1f}" for metric in metrics))

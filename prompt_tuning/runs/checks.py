@@ -17,7 +17,8 @@ from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.encoding.dataset import EncodingReport
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import DataError, ErrorList, RecipeError
-from prompt_tuning.metrics.loading import Score, metric_names, score_example_row
+from prompt_tuning.metrics.loading import score_example_row
+from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.templates.template import Template
 from prompt_tuning.training.losses import SCALED_LOGITS
@@ -52,13 +53,13 @@ def check_architecture(recipe: Recipe, config: PretrainedConfig) -> None:
     errors.raise_all()
 
 
-def check_metrics(recipe: Recipe, score: Score) -> None:
+def check_metrics(recipe: Recipe, score: MetricFunction) -> None:
     """Score one made-up row, so that a bad choice of metrics shows before training.
 
     Raises:
         RecipeError: two metrics contradict each other, or metric_for_best_model is not one of them.
     """
-    names = metric_names(score_example_row(score))
+    names = list(score_example_row(score).values)
     best = (recipe.training.metric_for_best_model or "loss").removeprefix("eval_")
     if best == "loss":
         return
@@ -156,7 +157,7 @@ def check_encoding(recipe: Recipe, split: str, report: EncodingReport) -> None:
     errors.raise_all()
 
 
-def check_references(recipe: Recipe, split: str, encoded: Dataset, score: Score) -> None:
+def check_references(recipe: Recipe, split: str, encoded: Dataset, score: MetricFunction) -> None:
     """Raise a DataError for rows without a reference answer, unless the metrics score them.
 
     Most metrics refuse such a row, and only after all predictions are made.

@@ -24,6 +24,7 @@ from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.dispatch import get_base
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
+from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.models.prompts import check_adapter, load_adapter, load_adapter_config
 from prompt_tuning.recipe.recipe import Recipe
@@ -121,7 +122,8 @@ def evaluate_and_write(
     started = time.perf_counter()
     for name, model in models:
         logger.info("evaluating %s with the %s", split_origin(prepared.recipe.data, split), name.replace("_", " "))
-        predictions[name], results[name] = predict_and_score(model, prepared, split)
+        predictions[name], scores = predict_and_score(model, prepared, split)
+        results[name] = scores.to_json()
         if not prepared.encoder.closed:
             results["decoding"] = results["decoding"] | _own_decoding(model)
         finished = time.perf_counter()
@@ -164,18 +166,16 @@ def trainer_for(
     )
 
 
-def predict_and_score(
-    model: PreTrainedModel | PeftModel, prepared: Prepared, split: str
-) -> tuple[list[str], dict[str, float | str]]:
+def predict_and_score(model: PreTrainedModel | PeftModel, prepared: Prepared, split: str) -> tuple[list[str], Scores]:
     """What the model writes for each row of a split, or the choice that it takes, and the metrics of it."""
     rows = prepared.encoded[split]
     predictions = trainer_for(model, prepared).predict_texts(rows)
     return predictions, scores_of(predictions, prepared, split)
 
 
-def scores_of(predictions: list[str], prepared: Prepared, split: str) -> dict[str, float | str]:
+def scores_of(predictions: list[str], prepared: Prepared, split: str) -> Scores:
     scores = prepared.score(predictions, list(prepared.encoded[split]["references"]))
-    return {name: value if isinstance(value, str) else round(value, 2) for name, value in scores.items()}
+    return Scores.from_json(scores).rounded()
 
 
 def answers_taken(prepared: Prepared, split: str, predictions: dict[str, list[str]]) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def answers_taken(prepared: Prepared, split: str, predictions: dict[str, list[st
         return {}
     [(likeliest, _)] = expected.most_common(1)
     taken = {name: dict(Counter(texts).most_common()) for name, texts in predictions.items()}
-    always = {"answer": likeliest} | scores_of([likeliest] * len(rows), prepared, split)
+    always = {"answer": likeliest} | scores_of([likeliest] * len(rows), prepared, split).to_json()
     return {"answers": {"expected": dict(expected.most_common()), "always": always, "taken": taken}}
 
 

@@ -21,7 +21,8 @@ from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.streaming import StreamReport, encode_stream
 from prompt_tuning.errors import DataError, ErrorList
 from prompt_tuning.metrics.language import primary_language
-from prompt_tuning.metrics.loading import TASK_METRICS, Score, load_metrics
+from prompt_tuning.metrics.loading import TASK_METRICS, load_metrics
+from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.models.initialization import initial_ids, initial_text, prompt_length
 from prompt_tuning.models.loading import check_method, load_config, load_tokenizer
 from prompt_tuning.models.prompts import check_adapter, load_adapter_config
@@ -57,7 +58,7 @@ class Prepared:
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     encoder: Encoder
-    score: Score
+    score: MetricFunction
     num_virtual_tokens: int
     init_ids: list[int] | None
     rows: DatasetDict
@@ -77,7 +78,7 @@ class Prepared:
         return "test" if "test" in self.encoded else "validation"
 
 
-def score_of(recipe: Recipe) -> Score:
+def score_of(recipe: Recipe) -> MetricFunction:
     """Load the recipe's metrics, or those of its task, for the language of its targets."""
     names = recipe.prompt.metrics or TASK_METRICS[recipe.data.task]
     return load_metrics(names, language=recipe.data.metric_language)
@@ -169,7 +170,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
 
 def _load(
     recipe: Recipe, splits: tuple[str, ...]
-) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Template, Score, DatasetDict]:
+) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Template, MetricFunction, DatasetDict]:
     """Load what a recipe names: the model's configuration, its tokenizer, the template, the metrics and the rows.
 
     Training rows are also loaded if demonstrations are chosen from them.

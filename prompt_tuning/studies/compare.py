@@ -16,7 +16,8 @@ import numpy as np
 from prompt_tuning.arguments.arguments import MULTITASK
 from prompt_tuning.data.loading import SPLITS
 from prompt_tuning.errors import DataError, RecipeError
-from prompt_tuning.metrics.loading import MAIN_METRIC, TASK_METRICS, metric_names
+from prompt_tuning.metrics.loading import MAIN_METRIC, TASK_METRICS
+from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.metrics.significance import corpus_significance, difference, interval, row_scores, test_description
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe
@@ -116,7 +117,7 @@ def _check_metric(recipes: dict[str, Recipe], metric: str) -> None:
         )
     for name, recipe in recipes.items():
         score = score_of(recipe)
-        numbers = metric_names(score(*MADE_UP))
+        numbers = Scores.from_json(score(*MADE_UP)).values
         if metric not in numbers:
             raise RecipeError(f"metric {metric}: the metrics of {name} give {', '.join(numbers)}; name one of them")
         if row_scores(score, metric, *MADE_UP) is None:

@@ -26,7 +26,7 @@ from prompt_tuning.engine.stop_texts import decode, stopping
 from prompt_tuning.errors import AdapterError, DataError, ErrorList, PromptTuningError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.metrics.language import primary_language
-from prompt_tuning.metrics.loading import metric_names
+from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.metrics.squad.squad import answer_tokens
 from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.models.prompts import check_adapter, load_adapter, load_adapter_config
@@ -106,9 +106,9 @@ def ensemble(
     results = describe(prepared, split) | {
         "recipe": recipe.resolved(),
         "combine": combine,
-        "ensemble": scores_of(together, prepared, split),
+        "ensemble": scores_of(together, prepared, split).to_json(),
         "adapters": {
-            name: {"folder": str(folder), "virtual_tokens": length} | scores_of(texts, prepared, split)
+            name: {"folder": str(folder), "virtual_tokens": length} | scores_of(texts, prepared, split).to_json()
             for (name, texts), folder, length in zip(each.items(), adapters, lengths, strict=True)
         },
         "all_agree": round(100 * sum(votes == len(names) for _, votes in winners) / len(rows), 2),
@@ -227,7 +227,7 @@ def ensemble_text(folder: Path) -> str:
     results = read_results(folder)
     scored = {each["folder"]: each for each in results["adapters"].values()}
     scored[f"together, by {results['combine']}"] = results["ensemble"]
-    metrics = metric_names(results["ensemble"])
+    metrics = list(Scores.from_json(results["ensemble"]).values)
     width = max(map(len, scored)) + 2
     lines = [" " * width + "".join(f"{metric:>14}" for metric in metrics)]
     for name, scores in scored.items():

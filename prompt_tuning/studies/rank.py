@@ -128,7 +128,7 @@ def rank(
 
 
 def _metric(recipe: Recipe) -> str:
-    metric, given = MAIN_METRIC[recipe.data.task], score_example_row(score_of(recipe))
+    metric, given = MAIN_METRIC[recipe.data.task], score_example_row(score_of(recipe)).values
     if metric not in given:
         raise RecipeError(f"metrics give {', '.join(given)}, and rank goes by {metric}; leave metrics out")
     return metric

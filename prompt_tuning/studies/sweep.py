@@ -15,6 +15,7 @@ from accelerate import PartialState
 from prompt_tuning.arguments.arguments import MULTITASK
 from prompt_tuning.errors import ErrorList, PromptTuningError, RecipeError
 from prompt_tuning.metrics.loading import main_metric
+from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.recipe.loading import load_recipe, read_pairs, to_argv
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.summary import results_key
@@ -135,7 +136,7 @@ def _facts(run: Path) -> dict[str, Any]:
     named = {"hard_prompt": "hard_prompt"}
     if recipe["method"] != "none":
         named["tuned"] = results_key(recipe["method"])
-    metric = main_metric(results["task"], results["hard_prompt"])
+    metric = main_metric(results["task"], Scores.from_json(results["hard_prompt"]))
     numbers = ("trainable_parameters", "train_steps", "train_seconds", "evaluation_seconds")
     return (
         {"metric": metric}

@@ -32,7 +32,7 @@ from prompt_tuning.engine.likelihood import choose
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt_once, target_loss
 from prompt_tuning.engine.stop_texts import add_end_token, decode, stopping
 from prompt_tuning.errors import AdapterError, DataError, ModelError, RecipeError
-from prompt_tuning.metrics.loading import Score
+from prompt_tuning.metrics.scores import MetricFunction, Scores
 from prompt_tuning.models.quantization import allow_quantized_evaluation
 from prompt_tuning.support.files import atomic_write, explain_full_disk
 from prompt_tuning.training.checkpoints import (
@@ -102,7 +102,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         self,
         *args: Any,
         processing_class: PreTrainedTokenizerBase,
-        compute_metrics: Score | None = None,
+        compute_metrics: MetricFunction | None = None,
         generation_kwargs: dict[str, Any] | None = None,
         stop: tuple[str, ...] = (),
         choice_normalization: str = "none",
@@ -609,7 +609,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             references = [[text] for text in decode(found.label_ids[:count], self.processing_class)]
         choices = evaluated.choices and [texts for texts, _ in evaluated.choices.values()]
         scores = self.score(self._texts(found.predictions[:count], choices), list(references))
-        return {name: value for name, value in scores.items() if not isinstance(value, str)}
+        return Scores.from_json(scores).values
 
     def _texts(self, predictions: np.ndarray, choices: Iterable[list[str]] | None) -> list[str]:
         """Predictions as text: ids `[rows, T]` of what was written, or `[rows, 1]` the number of a choice."""

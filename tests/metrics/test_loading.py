@@ -20,6 +20,7 @@ from prompt_tuning.metrics.language import characters, primary_language
 from prompt_tuning.metrics.loading import MAIN_METRIC, TASK_METRICS, load_metrics
 from prompt_tuning.metrics.rouge.rouge import UnicodeTokenizer, split_sentences
 from prompt_tuning.metrics.sacrebleu import sacrebleu as sacrebleu_module
+from prompt_tuning.metrics.scores import Scores
 
 ROWS = 60
 ROUGE_TYPES = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
@@ -518,3 +519,11 @@ def test_a_metric_that_is_no_number_for_these_rows_is_kept(tmp_path):
     script = tmp_path / "length.py"
     script.write_text(USER_METRIC.format(nested=True, result='{"corr": float("nan")}'))
     assert math.isnan(load_metrics([str(script)])(["a"], [["a"]])["corr"])
+
+
+def test_scores_keep_the_flat_form_of_results_json():
+    flat = load_metrics(["sacrebleu", "exact_match"])(["the red cat sat"], [["the red cat sat"]])
+    scores = Scores.from_json(flat)
+    assert set(scores.values) == {"bleu", "exact_match"} and set(scores.signatures) == {"bleu_signature"}
+    assert scores.to_json() == flat
+    assert Scores({"f1": 66.6666}, {}).rounded() == Scores({"f1": 66.67}, {})
