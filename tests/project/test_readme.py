@@ -1,6 +1,7 @@
 """What README and docs/ say can be typed, can be typed; and README.zh-CN.md says the same as README."""
 
 import json
+import pkgutil
 import re
 import shlex
 from collections import Counter
@@ -16,6 +17,7 @@ from prompt_tuning.templates.template import Template, shipped_templates
 
 README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/*.md")]
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 TEMPLATES = (ROOT / "docs" / "templates.md").read_text(encoding="utf-8")
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 
@@ -48,6 +50,10 @@ def test_the_python_example_runs_as_printed(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs" / "from_python" / "adapter_model.safetensors").is_file()
 
 
+def test_the_readme_has_at_most_1500_words():
+    assert len(README.split()) <= 1500
+
+
 def test_the_template_example_is_one(tmp_path):
     (example,) = blocks("yaml", TEMPLATES)
     (tmp_path / "mine.yaml").write_text(example)
@@ -63,7 +69,7 @@ def test_as_many_templates_as_promised():
 
 def test_every_make_target_exists():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = re.findall(r"^make (\w+)", "\n".join(blocks("bash")), re.MULTILINE)
+    targets = re.findall(r"^make ([\w-]+)", "\n".join(blocks("bash") + blocks("bash", CONTRIBUTING)), re.MULTILINE)
     assert targets[:2] == ["quickstart", "test"]
     assert all(f"\n{target}:" in makefile for target in targets)
 
@@ -97,7 +103,8 @@ def test_the_table_of_commands_has_all_of_them(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     commands = set(re.findall(r"(?m)^    ([a-z][a-z-]+)(?= |$)", capsys.readouterr().out))
-    rows = re.findall(r"(?m)^\| (`.+?`) \|", README)
+    table = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| (`.+?`) \|", table)
     assert commands <= {word.split()[0] for row in rows for word in re.findall("`(.+?)`", row)}
 
 
@@ -110,6 +117,15 @@ def test_every_link_to_a_file_or_a_heading_leads_to_one(page):
         if heading:
             headings = re.findall(r"(?m)^#+ (.+)$", file.read_text(encoding="utf-8"))
             assert heading in [re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings], target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_and_every_name_of_the_package_exists(page):
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"(?<![\w/-])(?:tests|benchmarks|prompt_tuning|recipes)/[\w/-]+\.\w+", text):
+        assert (ROOT / path).exists(), path
+    for name in re.findall(r"`prompt_tuning\.([a-zA-Z_.]+)", text):
+        assert pkgutil.resolve_name(f"prompt_tuning.{name}")
 
 
 def test_the_chinese_readme_has_the_same_code_sections_tables_and_figures():

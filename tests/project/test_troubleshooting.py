@@ -1,4 +1,4 @@
-"""README's table of error messages: each is printed by a command here, letter for letter."""
+"""The table of docs/troubleshooting.md: a command here prints each message, letter for letter."""
 
 import re
 import shlex
@@ -56,7 +56,7 @@ COMMANDS = {
         "push run --repo_id me/squad-prompt"
     ),
 }
-# Those that take a hub, a second process or a model that fails; where they are printed.
+# These messages need a hub, a second process or a model that fails; the test beside each prints it.
 ELSEWHERE = {
     "this token may not write to ann/squad": "tests/hub/test_upload.py",
     "the connection to http://localhost:9 failed": "tests/hub/test_upload.py",
@@ -99,9 +99,9 @@ def home(tmp_path_factory, model_folders, tokenizer):
     return folder
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+@pytest.mark.parametrize("name", ["troubleshooting.md", "troubleshooting.zh-CN.md"])
 def test_the_table_has_the_messages_of_the_commands_and_no_others(name):
-    blocks = (ROOT / name).read_text(encoding="utf-8").split("\n\n")
+    blocks = (ROOT / "docs" / name).read_text(encoding="utf-8").split("\n\n")
     (table,) = [block for block in blocks if next(iter(COMMANDS)) in block]
     assert re.findall(r"(?m)^\| `(.+?)` \|", table) == [*COMMANDS, *ELSEWHERE]
 
