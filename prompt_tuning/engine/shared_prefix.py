@@ -17,6 +17,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ from prompt_tuning.engine.generation import (
     with_sources,
 )
 from prompt_tuning.engine.kv_cache import join_caches
+from prompt_tuning.engine.prompt_network import load_network
 from prompt_tuning.errors import AdapterError
 
 logger = logging.getLogger(__name__)
@@ -87,6 +89,18 @@ class SharedPrefixModel(PeftModelForCausalLM):
         finally:
             for module in checkpointed:
                 module.gradient_checkpointing = True
+
+    def load_adapter(self, model_id: str | Path, adapter_name: str, is_trainable: bool = False, **kwargs: Any) -> Any:
+        """Load a saved adapter; unlike PEFT, load the network that writes the prompt from a checkpoint.
+
+        Raises:
+            AdapterError: training is to resume, and only what the network wrote was saved.
+        """
+        if adapter_name in self.peft_config and self.peft_config[adapter_name].is_prompt_learning:
+            loaded = load_network(self, adapter_name, model_id, is_trainable)
+            if loaded is not None:
+                return loaded
+        return super().load_adapter(model_id, adapter_name, is_trainable, **kwargs)
 
     @property
     def disabled(self) -> bool:

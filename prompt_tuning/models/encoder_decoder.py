@@ -27,6 +27,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from prompt_tuning.encoding.batching import move_padding
+from prompt_tuning.engine.prompt_network import load_network
 from prompt_tuning.errors import AdapterError, ModelError
 
 PREFIXED_ATTENTION = "encoder_decoder_prefix"
@@ -163,23 +164,24 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
         return peft_model
 
     def load_adapter(self, model_id: str | Path, adapter_name: str, is_trainable: bool = False, **kwargs: Any) -> Any:
-        """As PEFT's, for adapters of this module too. What an encoder or MLP wrote then stands in place of it.
+        """Load a saved adapter; unlike PEFT, also this module's, and the network that writes the prompt.
+
+        Only a checkpoint holds the network. Elsewhere only its output is saved, which then replaces the network.
 
         Raises:
-            AdapterError: training is to go on behind an encoder or MLP, of which only the output is saved.
+            AdapterError: training is to resume, and only what the network wrote was saved.
         """
         if adapter_name not in self.peft_config:
             config = load_prompt_config(model_id, is_trainable, **self._split_kwargs(kwargs)[0])
             self.add_adapter(adapter_name, config)
-        config, encoder = self.peft_config[adapter_name], self.prompt_encoder[adapter_name]
-        p_tuning = config.peft_type == PeftType.P_TUNING
-        if is_trainable and (p_tuning or (isinstance(encoder, EncoderDecoderPrefix) and encoder.projected)):
-            raise AdapterError(
-                f"{model_id} holds what the prompt's encoder wrote, not the encoder, so its training cannot go on; "
-                "train without one (a prefix with prefix_projection=False, or prompt tuning)"
-            )
+        loaded = load_network(self, adapter_name, model_id, is_trainable)
+        if loaded is not None:
+            return loaded
+        config = self.peft_config[adapter_name]
         result = super().load_adapter(str(model_id), adapter_name, is_trainable, **kwargs)
-        config.inference_mode |= p_tuning  # PEFT then takes the loaded embeddings as they are
+        config.inference_mode |= (
+            config.peft_type == PeftType.P_TUNING
+        )  # PEFT then takes the loaded embeddings as they are
         return result
 
     def add_adapter(self, adapter_name: str, peft_config: PeftConfig, **kwargs: Any) -> None:

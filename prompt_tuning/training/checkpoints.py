@@ -9,19 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
-from peft import PeftModel
-from safetensors.torch import load_file, save_file
-from torch.distributed.fsdp import FSDPModule
 from transformers.trainer_utils import sort_checkpoints
 
-from prompt_tuning.engine.dispatch import has_prompt
-from prompt_tuning.errors import AdapterError
 from prompt_tuning.support.files import apply_umask
 
 PARTIAL = ".partial-"
-PROMPT_ENCODER = "prompt_encoder.safetensors"
 
 
 @contextmanager
@@ -45,37 +38,6 @@ def atomic_checkpoint(checkpoint: Path) -> Iterator[Path]:
     finally:
         if state.is_local_main_process:
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def has_network(model: torch.nn.Module) -> bool:
-    """Whether checkpoints need a file of their own: more is trained than what PEFT saves of the prompt.
-
-    So with P-tuning's encoder, a projection, a residual network, and a multitask prompt's matrices. A model that FSDP
-    splits is saved whole in any case.
-    """
-    if not has_prompt(model) or isinstance(model, FSDPModule):
-        return False
-    return len(list(model.prompt_encoder.parameters())) > 1
-
-
-def save_network(model: PeftModel, checkpoint: Path) -> None:
-    state = {name: tensor.contiguous() for name, tensor in model.prompt_encoder.state_dict().items()}
-    save_file(state, checkpoint / PROMPT_ENCODER)
-
-
-def load_network(model: PeftModel, checkpoint: Path) -> None:
-    """Load the prompt with the network that writes it; PEFT would load the network's output as its input.
-
-    Raises:
-        AdapterError: the checkpoint is not one of PromptTuningTrainer's.
-    """
-    file = checkpoint / PROMPT_ENCODER
-    if not file.is_file():
-        raise AdapterError(
-            f"{checkpoint}: no {PROMPT_ENCODER} there, and PEFT's file holds only what the prompt's network "
-            "wrote; resume from a checkpoint that this trainer saved"
-        )
-    model.prompt_encoder.load_state_dict(load_file(file))
 
 
 def remove_folder(folder: Path) -> None:

@@ -29,6 +29,7 @@ from prompt_tuning.engine.dispatch import get_base, has_prompt, packing_obstacle
 from prompt_tuning.engine.generation import check_one_sequence, count_new_tokens, generate_with_cache, uses_own_cache
 from prompt_tuning.engine.kv_cache import common_prefix_cache
 from prompt_tuning.engine.likelihood import choose
+from prompt_tuning.engine.prompt_network import has_network, save_network
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt_once, target_loss
 from prompt_tuning.engine.stop_texts import add_end_token, decode, stopping
 from prompt_tuning.errors import AdapterError, DataError, ModelError, RecipeError
@@ -37,11 +38,8 @@ from prompt_tuning.models.quantization import allow_quantized_evaluation
 from prompt_tuning.support.files import atomic_write, explain_full_disk
 from prompt_tuning.training.checkpoints import (
     atomic_checkpoint,
-    has_network,
-    load_network,
     remove_all_but,
     rotate_checkpoints,
-    save_network,
 )
 from prompt_tuning.training.distributed import (
     batches_of_process,
@@ -451,17 +449,13 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             # Trainer would then also load what PEFT saved, which cannot be put into split tensors.
             plugin = self.accelerator.state.fsdp_plugin
             load_fsdp_model(plugin, self.accelerator, self.model, resume_from_checkpoint, adapter_only=True)
-        elif has_network(self.model):
-            load_network(self.model, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)
         named = isinstance(self.model, PeftModel) and best / self.model.active_adapter
-        if has_network(self.model):
-            load_network(self.model, best)
-        elif named and (named / "adapter_config.json").is_file():  # where PEFT saves one that is not called default
+        if named and (named / "adapter_config.json").is_file():  # where PEFT saves one that is not called default
             self.model.load_adapter(str(named), self.model.active_adapter, is_trainable=True)
         else:
             super()._load_best_model()

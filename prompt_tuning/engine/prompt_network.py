@@ -1,0 +1,73 @@
+"""Save and load the network that writes a prompt, so that its training can resume.
+
+PEFT saves only what P-tuning's encoder, a prefix's projection or a residual network wrote. A checkpoint also holds the
+network, in a file of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.modules.module import _IncompatibleKeys
+
+from prompt_tuning.engine.dispatch import has_prompt
+from prompt_tuning.errors import AdapterError
+
+PROMPT_ENCODER = "prompt_encoder.safetensors"
+
+
+def has_network(model: torch.nn.Module) -> bool:
+    """Return whether checkpoints need `PROMPT_ENCODER`: more is trained than what PEFT saves of a prompt.
+
+    That is so for P-tuning's encoder, a projection, a residual network and a multitask prompt's matrices. A model that
+    FSDP splits is saved whole in any case.
+    """
+    if not has_prompt(model) or isinstance(model, FSDPModule):
+        return False
+    return any(_is_network(encoder) for encoder in model.prompt_encoder.values())
+
+
+def save_network(model: PeftModel, checkpoint: Path) -> None:
+    """Write the state of all prompt encoders to a checkpoint's folder."""
+    state = {name: tensor.contiguous() for name, tensor in model.prompt_encoder.state_dict().items()}
+    save_file(state, checkpoint / PROMPT_ENCODER)
+
+
+def load_network(
+    model: PeftModel, adapter_name: str, folder: str | Path, is_trainable: bool
+) -> _IncompatibleKeys | None:
+    """Load an adapter's network from a checkpoint; PEFT would load the network's output as its input.
+
+    Args:
+        is_trainable: training is to resume, for which the network's output does not suffice.
+
+    Returns:
+        What `load_state_dict` returns, or None: the adapter has no network, or the folder has no network's file.
+
+    Raises:
+        AdapterError: training is to resume, and the folder holds only what the network wrote.
+    """
+    encoder = model.prompt_encoder[adapter_name]
+    if not _is_network(encoder):
+        return None
+    file = Path(folder, PROMPT_ENCODER)
+    if file.is_file():
+        prefix = f"{adapter_name}."
+        state = load_file(file)
+        return encoder.load_state_dict(
+            {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+        )
+    if is_trainable:
+        raise AdapterError(
+            f"{folder}: no {PROMPT_ENCODER}. Training cannot resume from what the prompt's network wrote; use a "
+            "checkpoint that PromptTuningTrainer saved, or train a method without a network"
+        )
+    return None
+
+
+def _is_network(encoder: torch.nn.Module) -> bool:
+    return len(list(encoder.parameters())) > 1
