@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.cards import check_card
+from helpers.models import forbid_model_loading
 from helpers.rows import question_rows, write_jsonl
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Cohere2Config, GenerationConfig, MarianConfig
@@ -374,7 +375,7 @@ def test_an_adapter_of_another_method_is_not_gone_on_with(recipe_file, tmp_path,
     """LoRA's layers stayed in the base model, whose score was then theirs."""
     recipe = str(recipe_file(method="lora", num_virtual_tokens=None, max_steps=1, output_dir=tmp_path / "lora"))
     assert main(["train", recipe]) == 0
-    monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
+    forbid_model_loading(monkeypatch)
     assert main(["train", str(recipe_file(num_virtual_tokens=None)), "--adapter", str(tmp_path / "lora")]) == 2
     assert "lora is of method lora, which is continued as lora; set method: lora" in capsys.readouterr().err
 
@@ -509,7 +510,7 @@ def test_templates_says_what_is_wrong(words, code, message, capsys):
 
 
 def test_check_names_every_error_at_once_and_reads_no_weights(recipe_file, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
+    forbid_model_loading(monkeypatch)
     good = recipe_file()
     assert main(["check", str(good)]) == 0
     assert "ok, train: 24 rows, none cut" in capsys.readouterr().out
@@ -566,7 +567,7 @@ def test_check_names_every_error_at_once_and_reads_no_weights(recipe_file, tmp_p
     ],
 )  # fmt: skip
 def test_bad_input_stops_before_the_model_loads(recipe_file, tmp_path, capsys, monkeypatch, changes, code, message):
-    monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
+    forbid_model_loading(monkeypatch)
     changes = {name: tmp_path if value == "{folder}" else value for name, value in changes.items()}
     assert main(["train", str(recipe_file(**changes))]) == code
     errors = capsys.readouterr().err
@@ -662,7 +663,7 @@ def test_an_adapter_of_another_model_is_refused(run, recipe_file, tmp_path, caps
 
     tiny_llama(len(tokenizer), hidden_size=64).save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
-    monkeypatch.setattr("prompt_tuning.runs.evaluate.load_base_model", None)
+    forbid_model_loading(monkeypatch)
     recipe = str(recipe_file(model_name_or_path=tmp_path / "other"))
     assert main(["evaluate", recipe, "--adapter", str(run)]) == 1
     assert "was trained on" in (errors := capsys.readouterr().err) and "(hidden size 64)" in errors

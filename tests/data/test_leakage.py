@@ -6,6 +6,7 @@ from itertools import accumulate
 
 import pytest
 from datasets import Dataset
+from helpers.models import forbid_model_loading
 from helpers.rows import question_rows, write_jsonl
 
 from prompt_tuning.cli.main import main
@@ -221,8 +222,8 @@ def test_check_and_train_say_it_before_the_model_loads_and_the_results_keep_it(
     assert f"1 of 5 rows stand in the training split with another target ({tmp_path}/test.jsonl, line 5" in said
     assert "validation: none of its 6 rows stands in the training split too" in said
     with monkeypatch.context() as patch:
-        patch.setattr("prompt_tuning.runs.train.load_base_model", None)
-        with pytest.raises(TypeError):
+        forbid_model_loading(patch)
+        with pytest.raises(AssertionError, match="a base model was loaded"):
             main(["train", recipe])
         assert same in capsys.readouterr().err
     assert main(["train", recipe, "--save_strategy", "no"]) == 0

@@ -6,12 +6,12 @@ from itertools import islice
 import pytest
 import torch
 from datasets import IterableDataset
-from helpers.models import tiny_llama
+from helpers.models import forbid_model_loading, tiny_llama
 from helpers.rows import question_rows, write_jsonl
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
-from prompt_tuning import add_soft_prompt, prompt_config
+from prompt_tuning import PromptTuningTrainer, add_soft_prompt, prompt_config
 from prompt_tuning.cli.main import main
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs.prepare import prepare
@@ -95,7 +95,7 @@ def test_a_run_stopped_in_its_second_pass_goes_on_bit_for_bit(streamed, tmp_path
     settings = dict(max_steps=14, save_steps=9, save_total_limit=5)
     whole = train(load_recipe(streamed(**settings, output_dir=tmp_path / "whole")), evaluate_hard_prompt=False)
     path = streamed(**settings, output_dir=tmp_path / "stopped")
-    monkeypatch.setattr("prompt_tuning.training.trainer.PromptTuningTrainer.log", stop_at(10))
+    monkeypatch.setattr(PromptTuningTrainer, "log", stop_at(10))
     assert main(["train", str(path)]) == 130
     monkeypatch.undo()
     resumed = train(load_recipe(path, ["--resume_from_checkpoint", "true"]), evaluate_hard_prompt=False)
@@ -149,7 +149,7 @@ def test_a_bad_row_is_named_by_its_line_before_training_or_when_it_is_read(
     encoding = "latin-1" if message == "not UTF-8" else "utf-8"
     (tmp_path / "train.jsonl").write_text("\n\n".join(lines) + "\n", encoding=encoding)
     if place == 3:
-        monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
+        forbid_model_loading(monkeypatch)
     assert main(["train", str(streamed(max_steps=60))]) == 1
     error = capsys.readouterr().err
     assert f"train.jsonl, line {2 * place + 1}: " in error and message in error and "Traceback" not in error
@@ -168,9 +168,10 @@ def test_a_bad_row_is_named_by_its_line_before_training_or_when_it_is_read(
         ({"buffer_size": 0}, "buffer_size is 0; it must be at least 1"),
     ],
 )  # fmt: skip
-def test_what_a_stream_cannot_give_is_said_before_anything_is_read(changes, message, streamed, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.runs.train.prepare_run", None)
-    assert main(["train", str(streamed(**changes))]) == 2
+def test_what_a_stream_cannot_give_is_said_before_anything_is_read(changes, message, streamed, tmp_path, capsys):
+    recipe = streamed(**changes)
+    (tmp_path / "train.jsonl").write_text("{")
+    assert main(["train", str(recipe)]) == 2
     assert message in capsys.readouterr().err
 
 

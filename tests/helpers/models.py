@@ -3,6 +3,8 @@
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     BartConfig,
     BartForConditionalGeneration,
     LlamaConfig,
@@ -75,3 +77,13 @@ def tiny_bart(vocab_size):
         init_std=0.1,
     )  # fmt: skip
     return BartForConditionalGeneration(config).requires_grad_(False).eval()
+
+
+def forbid_model_loading(monkeypatch):
+    """Let no base model load, which shows that an error comes before the weights are read."""
+
+    def load(*args, **kwargs):
+        raise AssertionError("a base model was loaded")
+
+    for auto in (AutoModelForCausalLM, AutoModelForSeq2SeqLM):
+        monkeypatch.setattr(auto, "from_pretrained", load)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers.architectures import ROWS, build, reference_greedy, reference_loss, right_padded
-from helpers.models import tiny_bart, tiny_t5
+from helpers.models import forbid_model_loading, tiny_bart, tiny_t5
 from helpers.rows import PLACES, write_jsonl
 from huggingface_hub import ModelCard
 from peft import MultitaskPromptTuningConfig, PeftModel, PeftModelForCausalLM
@@ -400,7 +400,7 @@ def test_the_shared_prompt_starts_as_one_of_one_task_does(changes, recipes, tmp_
 
 
 def test_check_prepares_every_task_and_render_names_them(recipes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.runs.multitask.load_base_model", None)
+    forbid_model_loading(monkeypatch)
     recipe = str(recipes())
     assert main(["check", recipe]) == 0
     shown = capsys.readouterr().out
@@ -417,7 +417,7 @@ def test_check_prepares_every_task_and_render_names_them(recipes, tmp_path, caps
 
 
 def test_a_task_that_lacks_rows_stops_the_run_before_the_model_loads(recipes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.runs.multitask.load_base_model", None)
+    forbid_model_loading(monkeypatch)
     task = tmp_path / "summaries.yaml"
     task.write_text(task.read_text().replace("validation_file: summaries_validation.jsonl\n", ""))
     assert main(["train", str(recipes(eval_strategy="steps"))]) == 1

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers.models import tiny_llama
+from helpers.models import forbid_model_loading, tiny_llama
 from helpers.rows import question_rows, write_jsonl
 from safetensors.torch import load_file, save_file
 
@@ -55,7 +55,7 @@ def test_recipes_are_run_once_with_each_seed_and_told_in_a_table(recipes, tmp_pa
     assert (folder / "compare.md").read_text() in table + "\n"
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
 
-    monkeypatch.setattr("prompt_tuning.studies.shared_base.train", None)  # all is there
+    forbid_model_loading(monkeypatch)  # all is there
     assert compared(recipes, tmp_path, "--max_steps", "3") == 0
     assert json.loads((folder / "compare.json").read_text()) == found
     assert compared(recipes, tmp_path, "--max_steps", "4") == 2
@@ -165,7 +165,7 @@ def test_the_first_recipe_s_card_holds_its_template_alone_beside_what_was_traine
 
 
 def test_what_cannot_be_compared_is_said_before_anything_is_trained(recipes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.studies.shared_base.train", None)
+    forbid_model_loading(monkeypatch)
     twice = {"one": recipes["soft"], "other": recipes["soft"]}
     assert compared(twice, tmp_path) == 2
     assert "two recipes of one file name" in capsys.readouterr().err
@@ -176,7 +176,7 @@ def test_what_cannot_be_compared_is_said_before_anything_is_trained(recipes, tmp
 
 
 def test_what_would_fail_after_training_is_said_before(recipes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.studies.shared_base.train", None)
+    forbid_model_loading(monkeypatch)
     assert compared(recipes, tmp_path, "--metric", "rougeL") == 2
     assert "metric rougeL: the metrics of hard give exact_match, f1; name one of them" in capsys.readouterr().err
     assert compared(recipes, tmp_path, "--metrics", "ter", "--metric", "ter") == 2
@@ -193,7 +193,7 @@ def test_what_would_fail_after_training_is_said_before(recipes, tmp_path, capsys
 
 
 def test_parts_on_other_rows_are_refused_before_anything_is_trained(recipes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.studies.shared_base.train", None)
+    forbid_model_loading(monkeypatch)
     other = write_jsonl(tmp_path / "other.jsonl", question_rows(4))
     same_answers = write_jsonl(tmp_path / "asked.jsonl", [row | {"question": "Where?"} for row in question_rows(9, 5)])
     text = recipes["soft"].read_text()
@@ -225,7 +225,7 @@ def test_a_few_shot_prompt_is_run_with_each_seed_that_draws_its_demonstrations(r
 
 
 def test_recipes_that_are_scored_in_other_ways_are_refused(recipes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prompt_tuning.studies.shared_base.train", None)
+    forbid_model_loading(monkeypatch)
     del recipes["lora"]
     text = recipes["soft"].read_text()
     recipes["soft"].write_text(text + "lang: zh\n")

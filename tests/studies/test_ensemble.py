@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.architectures import row_logits
+from helpers.models import forbid_model_loading
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
@@ -189,8 +190,7 @@ def test_votes_are_counted_by_the_rules_of_the_language():
 def test_adapters_of_another_kind_model_or_number_are_refused_at_once_before_the_model_loads(
     adapters, recipe, model_folders, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("prompt_tuning.studies.ensemble.load_base_model", None)
-    monkeypatch.setattr("prompt_tuning.studies.ensemble.prepare", None)
+    forbid_model_loading(monkeypatch)
     for config, name in (
         (LoraConfig(task_type="CAUSAL_LM"), "lora"),
         (PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3), "prefix"),

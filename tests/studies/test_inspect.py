@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from helpers.models import tiny_llama
+from helpers.models import forbid_model_loading, tiny_llama
 from peft import (
     LoraConfig,
     PeftModelForSeq2SeqLM,
@@ -28,11 +28,6 @@ IDS = [1, 70, 300, 5]
 PNG = b"\x89PNG\r\n"
 
 
-@pytest.fixture(autouse=True)
-def no_whole_model(monkeypatch):
-    monkeypatch.setattr("prompt_tuning.studies.inspect.load_base_model", None)  # one tensor is enough
-
-
 @pytest.fixture
 def base(model_folders):
     return AutoModelForCausalLM.from_pretrained(model_folders["llama"])
@@ -47,7 +42,8 @@ def adapter(base, tmp_path):
     return tmp_path / "adapter"
 
 
-def test_a_prompt_of_token_embeddings_is_read_as_these_tokens(adapter, base, tokenizer):
+def test_a_prompt_of_token_embeddings_is_read_as_these_tokens(adapter, base, tokenizer, monkeypatch):
+    forbid_model_loading(monkeypatch)  # one tensor of the file is enough
     report = inspect(str(adapter), nearest=3)
     assert [token["nearest"][0]["id"] for token in report["tokens"]] == IDS
     assert [token["nearest"][0]["cosine"] for token in report["tokens"]] == [1, 1, 1, 1]
@@ -143,7 +139,8 @@ def prefix(base, tmp_path):
     return tmp_path / "prefix", model
 
 
-def test_a_prefix_has_norms_by_layer_and_no_nearest_tokens(prefix):
+def test_a_prefix_has_norms_by_layer_and_no_nearest_tokens(prefix, monkeypatch):
+    forbid_model_loading(monkeypatch)
     folder, model = prefix
     report = inspect(str(folder))
     assert [layer["key_norms"] for layer in report["layers"]] == [[2, 2], [5, 5]]
@@ -184,7 +181,8 @@ def test_p_tuning_is_read_as_the_embeddings_that_its_encoder_wrote(base, tmp_pat
     assert norms == pytest.approx(written.norm(dim=1).tolist(), abs=1e-4)
 
 
-def test_a_model_in_several_files_is_read_too(adapter, base, tokenizer, tmp_path):
+def test_a_model_in_several_files_is_read_too(adapter, base, tokenizer, tmp_path, monkeypatch):
+    forbid_model_loading(monkeypatch)
     moved = tmp_path / "elsewhere" / "tiny-llama"
     base.save_pretrained(moved, max_shard_size="20KB")
     tokenizer.save_pretrained(moved)
@@ -194,7 +192,8 @@ def test_a_model_in_several_files_is_read_too(adapter, base, tokenizer, tmp_path
     assert report["model"] == str(moved)
 
 
-def test_a_file_of_the_inner_model_is_read_too(adapter, model_folders, tmp_path):
+def test_a_file_of_the_inner_model_is_read_too(adapter, model_folders, tmp_path, monkeypatch):
+    forbid_model_loading(monkeypatch)
     moved = tmp_path / "tiny-llama"
     shutil.copytree(model_folders["llama"], moved)
     weights = load_file(moved / "model.safetensors")
@@ -216,12 +215,9 @@ def test_an_encoder_decoder_prompt_of_plain_peft_is_read_by_the_half_that_is_use
     assert [token["nearest"][0]["id"] for token in report["tokens"]] == [7, 8, 9]
 
 
-def test_embeddings_that_the_model_scales_are_taken_as_it_embeds_them(tokenizer, tmp_path, monkeypatch):
+def test_embeddings_that_the_model_scales_are_taken_as_it_embeds_them(tokenizer, tmp_path):
     from transformers import GemmaConfig, GemmaForCausalLM
 
-    from prompt_tuning.models.loading import load_base_model
-
-    monkeypatch.setattr("prompt_tuning.studies.inspect.load_base_model", load_base_model)
     config = GemmaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=8, pad_token_id=0, eos_token_id=1, bos_token_id=None,

@@ -6,12 +6,12 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers.architectures import row_logits
-from helpers.models import tiny_llama, tiny_t5
+from helpers.models import forbid_model_loading, tiny_llama, tiny_t5
 from helpers.rows import question_rows, write_jsonl
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import enable_progress_bar
 
-from prompt_tuning import Encoder, Template, encode
+from prompt_tuning import Encoder, PromptTuningTrainer, Template, encode
 from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.encoding.batching import source_length
@@ -124,7 +124,7 @@ def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tmp
     assert ranked(recipe, tmp_path, *flags) == 0
     facts = found(tmp_path)
     assert len(facts["candidates"]) == 3 * 3 and (tmp_path / "rank" / "likelihoods.jsonl").read_text() == lines
-    monkeypatch.setattr("prompt_tuning.studies.rank.load_base_model", None)
+    forbid_model_loading(monkeypatch)
     assert ranked(recipe, tmp_path, *flags) == 0 and found(tmp_path) == facts
     unread = ["--test_file", tmp_path / "train.jsonl", "--preprocessing_num_workers", 1]
     of_training = ["--max_steps", 9, "--num_virtual_tokens", 3]
@@ -202,15 +202,13 @@ def test_under_bf16_likelihoods_are_computed_as_predictions_are(recipe_file, tem
         return [-1.0] * len(places)
 
     monkeypatch.setattr("prompt_tuning.studies.rank._log_likelihoods", likelihoods)
-    monkeypatch.setattr("prompt_tuning.training.trainer.PromptTuningTrainer.predict_texts", lambda *_: ["Turin"] * 6)
+    monkeypatch.setattr(PromptTuningTrainer, "predict_texts", lambda *_: ["Turin"] * 6)
     assert ranked(recipe_file(bf16="true"), tmp_path, "--templates", f"{templates}:one") == 0
     assert set(numbers) == {torch.bfloat16}
 
 
 def test_a_text_with_a_line_separator_is_read_back(recipe_file, templates, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "prompt_tuning.training.trainer.PromptTuningTrainer.predict_texts", lambda *_: ["one\u2028two"] * 6
-    )
+    monkeypatch.setattr(PromptTuningTrainer, "predict_texts", lambda *_: ["one\u2028two"] * 6)
     for _ in range(2):
         assert ranked(recipe_file(), tmp_path, "--templates", f"{templates}:one") == 0
 
@@ -270,7 +268,7 @@ def test_translations_are_tested_by_their_corpus_metric(recipe_file, tmp_path, m
 
 
 def test_what_cannot_be_ranked_is_said_before_a_model_loads(recipe_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("prompt_tuning.studies.rank.load_base_model", None)
+    forbid_model_loading(monkeypatch)
     assert ranked(recipe_file(), tmp_path, "--templates", "summarization") == 2
     assert "no template could be ranked\nerror: template summarization/plain needs" in capsys.readouterr().err
     assert ranked(recipe_file(), tmp_path, "--templates", "nothing") == 2

@@ -8,6 +8,7 @@ import torch
 from helpers.rows import question_rows, write_jsonl
 from safetensors.torch import load_file
 
+from prompt_tuning import PromptTuningTrainer
 from prompt_tuning.cli.main import main
 from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.recipe.loading import load_recipe
@@ -109,13 +110,11 @@ def test_a_run_that_fails_is_told_and_the_others_go_on_and_are_not_run_again(
     def fails_in_two(recipe, *args):
         trained.append(recipe.training.output_dir.rsplit("/")[-1])
         if trained == ["one", "two"]:
-            monkeypatch.setattr("prompt_tuning.training.trainer.PromptTuningTrainer.log", broken_after_a_checkpoint)
+            monkeypatch.setattr(PromptTuningTrainer, "log", broken_after_a_checkpoint)
         try:
             return train(recipe, *args)
         finally:
-            monkeypatch.setattr("prompt_tuning.training.trainer.PromptTuningTrainer.log", log)
-
-    from prompt_tuning.training.trainer import PromptTuningTrainer
+            monkeypatch.setattr(PromptTuningTrainer, "log", log)
 
     log = PromptTuningTrainer.log
 

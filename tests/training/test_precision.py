@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from helpers.architectures import PROMPT, ROWS, TARGETS, build, right_padded
-from helpers.models import tiny_llama
+from helpers.models import forbid_model_loading, tiny_llama
 from helpers.rows import question_rows
 from peft import PeftModelForCausalLM
 from safetensors.torch import load_file
@@ -65,7 +65,7 @@ def test_bfloat16_autocast_trains_on_a_cpu_and_float16_is_refused_since_accelera
         losses.append(torch.tensor([entry["loss"] for entry in run.state.log_history if "loss" in entry]))
     assert 0 < (losses[1] - losses[0]).abs().max() < 0.05
     assert torch.equal(losses[2], losses[0])  # which nobody was told
-    monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
+    forbid_model_loading(monkeypatch)
     assert main(["train", str(recipe_file()), "--fp16"]) == 2
     assert "fp16 has no effect on a CPU: accelerate trains in float32; set bf16: true" in capsys.readouterr().err
 
@@ -127,7 +127,7 @@ def test_half_precision_that_only_accelerate_was_told_is_in_the_recipe_and_in_wh
 def test_a_quantization_that_cannot_be_had_stops_before_the_model_loads(
     changes, code, message, recipe_file, capsys, monkeypatch
 ):
-    monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
+    forbid_model_loading(monkeypatch)
     for name in ("is_bitsandbytes_available", "is_torchao_available"):
         monkeypatch.setattr(f"prompt_tuning.models.quantization.{name}", lambda: False)
     settings = {"num_virtual_tokens": None} if "method" in changes else {}
