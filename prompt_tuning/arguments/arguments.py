@@ -244,30 +244,7 @@ class PromptArguments:
     early_stopping_threshold: float = field(default=0.0, metadata={"help": "How much better counts as better."})
 
 
-MULTITASK = "multitask_prompt_tuning"
-# Methods that take `init`.
-INITIALIZED = ("prompt_tuning", "prefix_tuning", MULTITASK)
 PREFIX_PLACES = ("prefix_encoder", "prefix_decoder", "prefix_cross")  # of an encoder-decoder model
-# The methods that each other setting belongs to; one that is not here belongs to all.
-METHODS_OF_SETTING = {
-    "init": INITIALIZED,
-    "residual": ("prompt_tuning",),
-    "encoder_reparameterization_type": ("p_tuning",),
-    "init_demonstrations": ("prompt_tuning", "prefix_tuning"),
-    "teacher_template": ("prompt_tuning", "p_tuning", "prefix_tuning", "cpt"),
-    "prefix_projection": ("prefix_tuning",),
-    "prefix_encoder": ("prefix_tuning",),
-    "prefix_decoder": ("prefix_tuning",),
-    "prefix_cross": ("prefix_tuning",),
-    "encoder_hidden_size": ("prompt_tuning", "p_tuning", "prefix_tuning"),
-    "lora_r": ("lora",),
-    "lora_alpha": ("lora",),
-    "lora_dropout": ("lora",),
-    "lora_target_modules": ("lora",),
-    "num_virtual_tokens": ("prompt_tuning", "p_tuning", "prefix_tuning", MULTITASK),
-    "tasks": (MULTITASK,),
-    "num_ranks": (MULTITASK,),
-}
 # What the recipes of `tasks` say, each for its own task; everything else is the multitask recipe's.
 ENCODING_SETTINGS = (
     "template", "metrics", "truncate", "max_source_tokens", "max_target_tokens", "drop_overlong", "score_choices",

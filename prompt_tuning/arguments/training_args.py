@@ -11,6 +11,7 @@ from transformers import Seq2SeqTrainingArguments, Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_liger_kernel_available
 
+from prompt_tuning.arguments.methods import PROMPT_LEARNING_RATE
 from prompt_tuning.errors import first_line
 
 
@@ -36,7 +37,9 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
         "greater_is_better",
     )
 
-    learning_rate: float = field(default=3e-2, metadata={"help": "The peak learning rate of the prompt."})
+    learning_rate: float = field(
+        default=PROMPT_LEARNING_RATE, metadata={"help": "The peak learning rate of the prompt."}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The shape of the learning rate's decay."})
     warmup_steps: float = field(
         default=0.06, metadata={"help": "Steps of linear warm-up; below 1 a share of them all."}

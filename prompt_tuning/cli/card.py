@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.cli.parsing import Commands, add_command
 from prompt_tuning.errors import DataError, TemplateError
 
@@ -59,7 +60,7 @@ def user_example(folder: Path, file: Path) -> dict[str, Any]:
         DataError: the file is not one row that the run's template can read.
     """
     from prompt_tuning.data.loading import with_standard_columns
-    from prompt_tuning.reports.summary import read_results, results_key
+    from prompt_tuning.reports.summary import read_results
     from prompt_tuning.runs.predict import Predictor
 
     results, predictor = read_results(folder), Predictor.load(folder)
@@ -68,10 +69,11 @@ def user_example(folder: Path, file: Path) -> dict[str, Any]:
         encoded = predictor.encoder.row(row)
     except (OSError, ValueError, TypeError, TemplateError) as error:
         raise DataError(f"--example {file}: expected one row as JSON, with the template's columns: {error}") from error
-    tuned = results_key(results["method"])
+    method = find_method(results["method"])
+    tuned = method.results_key
     example = {"source": encoded["source"], "references": encoded["references"], "cut_tokens": encoded["cut"]}
     example[tuned] = predictor([row])[0]
-    if "hard_prompt" in results and tuned != "full":
+    if "hard_prompt" in results and not method.trains_whole_model:
         with predictor.model.disable_adapter():
             example["hard_prompt"] = predictor([row])[0]
     columns = sorted(predictor.encoder.template.source_columns)

@@ -54,7 +54,7 @@ def _rows_of_recipe(path: str, overrides: list[str]) -> str:
     Raises:
         PromptTuningError: names all that is wrong.
     """
-    from prompt_tuning.arguments.arguments import MULTITASK
+    from prompt_tuning.arguments.methods import METHODS
     from prompt_tuning.data.loading import SPLITS
     from prompt_tuning.recipe.loading import load_recipe
     from prompt_tuning.runs.checks import check_splits
@@ -62,7 +62,7 @@ def _rows_of_recipe(path: str, overrides: list[str]) -> str:
     from prompt_tuning.runs.prepare import prepare
 
     recipe = load_recipe(path, overrides)
-    if recipe.prompt.method == MULTITASK:
+    if METHODS[recipe.prompt.method].trains_several_tasks:
         return "; ".join(f"{name} ({_rows(task)})" for name, task in prepare_tasks(recipe).items())
     prepared = prepare(recipe, SPLITS)
     check_splits(recipe, prepared.encoded)

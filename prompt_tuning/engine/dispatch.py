@@ -17,11 +17,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.engine.attention import ATTENTION
 
-# Methods whose prompt is a sequence of input embeddings, and methods whose prompt is keys and values.
-EMBEDDED_METHODS = ("PROMPT_TUNING", "P_TUNING", "CPT", "MULTITASK_PROMPT_TUNING")
-CACHED_METHODS = ("PREFIX_TUNING",)
 # tests/engine/test_architectures.py holds each of these to a row-by-row reference.
 PACKED_ARCHITECTURES = (
     "cohere", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2",
@@ -59,13 +57,13 @@ def autocasting(device: str, numbers: torch.dtype | None) -> torch.autocast:
 
 def execution_path(base: PreTrainedModel, adapter: PeftConfig, training: bool) -> ExecutionPath:
     """How batches of this model behind this adapter's prompt are run."""
-    config, method = base.config.get_text_config(), adapter.peft_type.value
-    if method not in EMBEDDED_METHODS + CACHED_METHODS:
-        return ExecutionPath("plain", f"the method {method} has no prompt that all rows share")
+    config, method = base.config.get_text_config(), find_method(adapter.peft_type)
+    if not method.has_prompt:
+        return ExecutionPath("plain", f"the method {method.name} has no prompt that all rows share")
     if config.model_type not in CACHE_ARCHITECTURES:
         return ExecutionPath("plain", f"{config.model_type} has not been shown to be exact behind a shared prompt")
     reason = packing_obstacle(base)
-    if not reason and method in CACHED_METHODS and adapter.num_virtual_tokens >= (sliding_window(config) or 1e9):
+    if not reason and method.trains_keys_and_values and adapter.num_virtual_tokens >= (sliding_window(config) or 1e9):
         reason = f"the prefix is longer than the sliding window of {sliding_window(config)}"
     if not reason:
         return ExecutionPath("packed")

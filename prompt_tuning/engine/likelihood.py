@@ -19,11 +19,12 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from peft import PeftModel, PeftType
+from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
+from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import batches_within, common_prefix, source_length
 from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.attention import ATTENTION, RowLayout
@@ -256,7 +257,7 @@ def _decoder_logits(
     )
     states = first.encoder_last_hidden_state
     mask = F.pad(mask, (states.shape[1] - mask.shape[1], 0), value=1)  # of a soft prompt, which the encoder has read
-    prefixed = isinstance(model, PeftModel) and model.active_peft_config.peft_type == PeftType.PREFIX_TUNING
+    prefixed = isinstance(model, PeftModel) and find_method(model.active_peft_config.peft_type).trains_keys_and_values
     decode = model if prefixed else base
     places = [states.shape[1] + len(segment.tokens) for segment in segments]
     for batch in batches_within(places, ROWS_AT_ONCE, TOKENS_AT_ONCE):

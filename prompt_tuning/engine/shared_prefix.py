@@ -27,12 +27,11 @@ from transformers import AttentionInterface, DynamicCache, StoppingCriteriaList
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import move_padding, pad_left, start_with
 from prompt_tuning.engine.attention import ATTENTION, Batch, RowLayout, shared_prefix_attention
 from prompt_tuning.engine.dispatch import (
     CACHE_ARCHITECTURES,
-    CACHED_METHODS,
-    EMBEDDED_METHODS,
     ExecutionPath,
     execution_path,
     sliding_window,
@@ -280,7 +279,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
 
     def _prompt_name(self, name: str, task: int | None) -> PromptName:
         config = self.peft_config[name]
-        if config.peft_type != "MULTITASK_PROMPT_TUNING":
+        if not find_method(config.peft_type).trains_several_tasks:
             return name, None
         if task is None or not 0 <= task < config.num_tasks:
             found = "no task_ids" if task is None else f"task id {task}"
@@ -289,7 +288,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
 
     @property
     def _prompt_is_cache(self) -> bool:
-        return self.active_peft_config.peft_type in CACHED_METHODS
+        return find_method(self.active_peft_config.peft_type).trains_keys_and_values
 
     def _prompt(self, name: PromptName) -> torch.Tensor | DynamicCache:
         """`[P, H]` input embeddings, or for prefix tuning a cache of one row; its encoder or MLP runs once."""
@@ -352,7 +351,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
     ) -> Any:
         if self.disabled:
             return self.get_base_model().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        if input_ids is None or self.active_peft_config.peft_type not in EMBEDDED_METHODS + CACHED_METHODS:
+        if input_ids is None or not find_method(self.active_peft_config.peft_type).has_prompt:
             kwargs |= self._names_for_peft(adapter_names)
             return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         base = self.get_base_model()

@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import PeftConfig, PeftModelForSeq2SeqLM, PeftType, PrefixTuningConfig, TaskType
+from peft import PeftConfig, PeftModelForSeq2SeqLM, PrefixTuningConfig, TaskType
 from peft.tuners.tuners_utils import BasePromptEncoder
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import move_padding
 from prompt_tuning.engine.prompt_network import load_network
 from prompt_tuning.errors import AdapterError, ModelError
@@ -33,7 +34,6 @@ from prompt_tuning.errors import AdapterError, ModelError
 PREFIXED_ATTENTION = "encoder_decoder_prefix"
 # What adapter_config.json says instead of PREFIX_TUNING, so that plain PEFT stops at a method it does not know.
 SAVED_TYPE = "ENCODER_DECODER_PREFIX"
-SOFT_PROMPTS = (PeftType.PROMPT_TUNING, PeftType.P_TUNING, PeftType.MULTITASK_PROMPT_TUNING)
 FORMAT = "prompt_tuning/encoder_decoder_prefix/1"
 # tests/models/test_encoder_decoder.py holds each of these to attention computed by hand.
 T5_LIKE, BART_LIKE = ("t5", "mt5"), ("bart", "marian", "mbart", "pegasus")
@@ -179,15 +179,15 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
             return loaded
         config = self.peft_config[adapter_name]
         result = super().load_adapter(str(model_id), adapter_name, is_trainable, **kwargs)
-        config.inference_mode |= (
-            config.peft_type == PeftType.P_TUNING
-        )  # PEFT then takes the loaded embeddings as they are
+        # PEFT then takes the loaded embeddings as they are.
+        config.inference_mode |= find_method(config.peft_type).written_by_network
         return result
 
     def add_adapter(self, adapter_name: str, peft_config: PeftConfig, **kwargs: Any) -> None:
         """As PEFT's, for the prompts that are right."""
         if not isinstance(peft_config, EncoderDecoderPrefixConfig):
-            if peft_config.peft_type not in SOFT_PROMPTS:
+            method = find_method(peft_config.peft_type)
+            if not (method.trains_embeddings and method.fits_encoder_decoder):
                 raise AdapterError(
                     f"a {type(peft_config).__name__} makes no prompt for an encoder-decoder model here; expected "
                     "EncoderDecoderPrefixConfig, PromptTuningConfig, PromptEncoderConfig or "

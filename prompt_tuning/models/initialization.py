@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import AdapterError, OverlongError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
@@ -35,7 +36,7 @@ def initial_text(
         OverlongError: init demonstrations, and every training row is over its budget.
         RecipeError: init demonstrations, and fewer are within it; init template, and a row's own text comes first.
     """
-    if args.method == "cpt" or args.init == "text":
+    if METHODS[args.method].starts_from_text or args.init == "text":
         return args.init_text
     if args.init == "class_labels":
         return " ".join(args.init_labels or ())

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from prompt_tuning.arguments.arguments import ModelArguments
+from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.encoding.target_language import language_id
 from prompt_tuning.engine.dispatch import has_recurrent_layers
 from prompt_tuning.errors import ModelError, RecipeError, first_line
@@ -33,9 +34,9 @@ def load_config(args: ModelArguments) -> PretrainedConfig:
 
 def check_method(config: PretrainedConfig, method: str) -> None:
     """Raise a ModelError for a prefix of a model with recurrent layers; with PEFT they ignore it, or raise."""
-    if method == "prefix_tuning" and has_recurrent_layers(config):
+    if METHODS[method].trains_keys_and_values and has_recurrent_layers(config):
         raise ModelError(
-            f"prefix_tuning puts keys and values into every layer, and {config.model_type} has recurrent layers, "
+            f"{method} puts keys and values into every layer, and {config.model_type} has recurrent layers, "
             "which have none; take method prompt_tuning or lora"
         )
 

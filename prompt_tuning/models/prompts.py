@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import (
@@ -15,7 +16,6 @@ from peft import (
     PeftModel,
     PeftModelForCausalLM,
     PeftModelForSeq2SeqLM,
-    PeftType,
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
@@ -29,7 +29,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from prompt_tuning.arguments.arguments import MULTITASK, PREFIX_PLACES, PromptArguments
+from prompt_tuning.arguments.arguments import PREFIX_PLACES, PromptArguments
+from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.errors import AdapterError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
@@ -41,6 +42,9 @@ from prompt_tuning.models.encoder_decoder import (
 from prompt_tuning.models.loading import check_method
 
 logger = logging.getLogger(__name__)
+
+# The names under which configurations of models hold the number of attention heads, as PEFT looks for them.
+NUM_HEADS_NAMES = {"num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"}
 
 # Starts of PEFT's multitask prompts that come with matrices of their own.
 SOURCE_TASK_INITS = (MultitaskPromptTuningInit.AVERAGE_SOURCE_TASKS, MultitaskPromptTuningInit.EXACT_SOURCE_TASK)
@@ -64,43 +68,86 @@ def prompt_config(
     """
     args = args or PromptArguments()
     check_method(model.config, args.method)
-    encoder_decoder = model.config.is_encoder_decoder
     common = dict(
-        task_type=TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM,
+        task_type=TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM,
         base_model_name_or_path=model.name_or_path,
     )
-    if args.method == "lora":
-        return LoraConfig(
-            r=args.lora_r,
-            lora_alpha=args.lora_alpha,
-            lora_dropout=args.lora_dropout,
-            target_modules=args.lora_target_modules or "all-linear",
-            **common,
-        )
-    common |= {"num_virtual_tokens": num_virtual_tokens}
-    hidden = args.encoder_hidden_size or model.config.get_text_config().hidden_size
-    if args.method == "prefix_tuning":
-        network = dict(prefix_projection=args.prefix_projection, encoder_hidden_size=hidden)
-        if encoder_decoder:
-            places = {name: vars(args)[name] for name in PREFIX_PLACES}
-            return EncoderDecoderPrefixConfig(**common, **network, **places)
-        return PrefixTuningConfig(**common, **network)
-    common |= {"num_transformer_submodules": 1}
-    known = model.config.get_text_config().to_dict()
-    if not {"num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"} & known.keys():
-        common |= {"num_attention_heads": 1}  # PEFT asks every prompt for it, and needs it for prefixes alone
-    if args.method == "p_tuning":
-        encoder = args.encoder_reparameterization_type
-        return PromptEncoderConfig(encoder_reparameterization_type=encoder, encoder_hidden_size=hidden, **common)
-    if args.method == "cpt":
-        # Every token is "input" to PEFT: it may move as far as opt_projection_epsilon lets it.
-        every = dict(cpt_mask=[1] * len(ids), cpt_tokens_type_mask=[2] * len(ids))
-        config = CPTConfig(cpt_token_ids=list(ids), **every, **common)
-        config.num_attention_heads = common.get("num_attention_heads")  # which it does not keep
-        return config
-    if args.method == MULTITASK:
-        return MultitaskPromptTuningConfig(num_tasks=len(args.tasks), num_ranks=args.num_ranks, **common)
+    if METHODS[args.method].has_prompt:
+        common |= {"num_virtual_tokens": num_virtual_tokens}
+    if METHODS[args.method].trains_embeddings:
+        common |= {"num_transformer_submodules": 1}
+        if not NUM_HEADS_NAMES & model.config.get_text_config().to_dict().keys():
+            common |= {"num_attention_heads": 1}  # PEFT asks every prompt for it, and needs it for prefixes only.
+    return CONFIGS[args.method](model, args, ids, common)
+
+
+def _prompt_tuning_config(
+    model: PreTrainedModel, args: PromptArguments, ids: Sequence[int], common: dict[str, Any]
+) -> PeftConfig:
     return PromptTuningConfig(**common)
+
+
+def _p_tuning_config(
+    model: PreTrainedModel, args: PromptArguments, ids: Sequence[int], common: dict[str, Any]
+) -> PeftConfig:
+    return PromptEncoderConfig(
+        encoder_reparameterization_type=args.encoder_reparameterization_type,
+        encoder_hidden_size=network_width(model, args),
+        **common,
+    )
+
+
+def _prefix_tuning_config(
+    model: PreTrainedModel, args: PromptArguments, ids: Sequence[int], common: dict[str, Any]
+) -> PeftConfig:
+    network = {"prefix_projection": args.prefix_projection, "encoder_hidden_size": network_width(model, args)}
+    if not model.config.is_encoder_decoder:
+        return PrefixTuningConfig(**common, **network)
+    places = {name: vars(args)[name] for name in PREFIX_PLACES}
+    return EncoderDecoderPrefixConfig(**common, **network, **places)
+
+
+def _cpt_config(
+    model: PreTrainedModel, args: PromptArguments, ids: Sequence[int], common: dict[str, Any]
+) -> PeftConfig:
+    # Type 2 is "input" to PEFT: such a token may move as far as opt_projection_epsilon lets it.
+    masks = {"cpt_mask": [1] * len(ids), "cpt_tokens_type_mask": [2] * len(ids)}
+    config = CPTConfig(cpt_token_ids=list(ids), **masks, **common)
+    config.num_attention_heads = common.get("num_attention_heads")  # CPTConfig drops the argument.
+    return config
+
+
+def _multitask_config(
+    model: PreTrainedModel, args: PromptArguments, ids: Sequence[int], common: dict[str, Any]
+) -> PeftConfig:
+    return MultitaskPromptTuningConfig(num_tasks=len(args.tasks or ()), num_ranks=args.num_ranks, **common)
+
+
+def _lora_config(
+    model: PreTrainedModel, args: PromptArguments, ids: Sequence[int], common: dict[str, Any]
+) -> PeftConfig:
+    return LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=args.lora_target_modules or "all-linear",
+        **common,
+    )
+
+
+CONFIGS = {
+    "prompt_tuning": _prompt_tuning_config,
+    "p_tuning": _p_tuning_config,
+    "prefix_tuning": _prefix_tuning_config,
+    "cpt": _cpt_config,
+    "multitask_prompt_tuning": _multitask_config,
+    "lora": _lora_config,
+}
+
+
+def network_width(model: PreTrainedModel, args: PromptArguments) -> int:
+    """Return the hidden units of a network that writes a prompt: `encoder_hidden_size`, or the model's hidden size."""
+    return args.encoder_hidden_size or model.config.get_text_config().hidden_size
 
 
 def add_soft_prompt(
@@ -205,7 +252,8 @@ def load_adapter(
     config.inference_mode = not is_trainable
     if not config.is_prompt_learning:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable).eval()
-    if is_trainable and config.peft_type in ("P_TUNING", "CPT"):
+    method = find_method(config.peft_type)
+    if is_trainable and method.continues_as != method.name:
         config = prompt_config(model, config.num_virtual_tokens)
     if isinstance(config, PrefixTuningConfig):
         config.prefix_projection = False  # the file holds what the network wrote
@@ -240,7 +288,7 @@ def load_adapter_config(folder: str | Path) -> PeftConfig:
             pass
     except (ValueError, TypeError, KeyError, SafetensorError) as error:
         raise AdapterError(f"{folder}: its files are no adapter's, or not whole: {error}") from error
-    if config.peft_type == PeftType.MULTITASK_PROMPT_TUNING:
+    if find_method(config.peft_type).trains_several_tasks:
         tasks = sorted(str(path.parent) for path in folder.glob("*/template.yaml"))
         raise AdapterError(
             f"{folder} holds the prompts of {config.num_tasks} tasks at once; name the folder of one"
@@ -259,8 +307,10 @@ def check_adapter(
     """
     trained_on, size = config.base_model_name_or_path or "", model_config.get_text_config().hidden_size
     name = model_config.name_or_path
-    embedded = config.peft_type in ("PROMPT_TUNING", "P_TUNING")  # the others do not tell
-    trained_size = config.token_dim if embedded else size
+    trained_size = size
+    # Only a prompt of embeddings says the hidden size of its model, and CPTConfig forgets it when it is read.
+    if find_method(config.peft_type).trains_embeddings and config.token_dim is not None:
+        trained_size = config.token_dim
     if trained_size == size and Path(trained_on).name == Path(name).name:
         return
     found = (

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from prompt_tuning.arguments.arguments import (
-    MULTITASK,
     DataArguments,
     ModelArguments,
     PromptArguments,
 )
+from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import RecipeError, first_line
 from prompt_tuning.metrics.loading import MAIN_METRIC
 from prompt_tuning.recipe.recipe import Recipe
@@ -29,10 +29,6 @@ from prompt_tuning.recipe.validation import validation_errors
 if TYPE_CHECKING:
     pass
 
-# Where it is not given; prompt_tuning's stands in PromptTuningArguments. recipes/README.md has the scores that chose
-# them; of full fine-tuning no other was measured.
-LEARNING_RATES = {"p_tuning": 3e-3, "prefix_tuning": 1e-2, "cpt": 3e-3, "lora": 1e-3, "full": 2e-5}
-PROJECTED_RATE = 3e-4  # of a prefix that a network writes
 PREDICTION_SETTINGS = ("output_dir", "seed", "generation_max_length", "generation_num_beams")  # of Trainer's settings
 
 
@@ -52,7 +48,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
     if for_prediction:
         return recipe
     problems = validation_errors(recipe)
-    if recipe.prompt.method == MULTITASK:
+    if METHODS[recipe.prompt.method].trains_several_tasks:
         try:
             load_tasks(recipe)
         except RecipeError as error:
@@ -86,7 +82,8 @@ def _read(path: Path, overrides: list[str], for_prediction: bool = False) -> Rec
     given = frozenset(off.get(name, name) for name in (*flags, *(key for key, _, _ in pairs)))
     model, data, prompt, training = blocks
     if "learning_rate" not in given:
-        training.learning_rate = default_learning_rate(prompt.method, prompt.prefix_projection, training.learning_rate)
+        method = METHODS[prompt.method]
+        training.learning_rate = method.default_learning_rate(network=prompt.prefix_projection)
     if data.streaming:
         if "train_sampling_strategy" not in given:
             training.train_sampling_strategy = "sequential"  # in the order of the stream, which is shuffled by itself
@@ -100,13 +97,6 @@ def _read(path: Path, overrides: list[str], for_prediction: bool = False) -> Rec
     if (training.resume_from_checkpoint or "").lower() in ("false", "no"):
         training.resume_from_checkpoint = None
     return Recipe(path, model, data, prompt, training, given)
-
-
-def default_learning_rate(method: str, prefix_projection: bool, of_prompt: float) -> float:
-    """The learning rate of a recipe that names none; `of_prompt` is that of PromptTuningArguments."""
-    if method == "prefix_tuning" and prefix_projection:
-        return PROJECTED_RATE
-    return LEARNING_RATES.get(method, of_prompt)
 
 
 def load_tasks(recipe: Recipe) -> dict[str, Recipe]:
@@ -124,8 +114,10 @@ def load_tasks(recipe: Recipe) -> dict[str, Recipe]:
         except RecipeError as error:
             problems.append(str(error))
             continue
-        if task.prompt.method == MULTITASK:
-            problems.append(f"{path}: its method is {MULTITASK} too; name recipes that could each be trained alone")
+        if METHODS[task.prompt.method].trains_several_tasks:
+            problems.append(
+                f"{path}: its method is {task.prompt.method} too; name recipes that could each be trained alone"
+            )
         elif task.data.streaming:
             problems.append(f"{path}: rows of several tasks are not streamed; set streaming: false")
         elif path.stem in tasks:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 import yaml
 
 from prompt_tuning.arguments.arguments import (
-    METHODS_OF_SETTING,
-    MULTITASK,
     TASK_SETTINGS,
     DataArguments,
     ModelArguments,
     PromptArguments,
 )
+from prompt_tuning.arguments.methods import METHODS
 
 if TYPE_CHECKING:
     from prompt_tuning.arguments.training_args import PromptTuningArguments
@@ -43,13 +42,13 @@ class Recipe:
 
     def resolved(self) -> dict[str, object]:
         """All that is needed to run the recipe again: our own settings, and the Trainer's that were given."""
-        method = self.prompt.method
-        elsewhere = TASK_SETTINGS if method == MULTITASK else ()
+        method = METHODS[self.prompt.method]
+        elsewhere = TASK_SETTINGS if method.trains_several_tasks else ()
         values: dict[str, object] = {
             key: value
             for block in (self.model, self.data, self.prompt)
             for key, value in dataclasses.asdict(block).items()
-            if value is not None and key not in elsewhere and method in METHODS_OF_SETTING.get(key, (method,))
+            if value is not None and key not in elsewhere and method.takes(key)
         }
         # A token is a secret, and a run that is made again is not to be pushed over the first one.
         secret = {name for name in self.explicitly_set if name.startswith(("hub_", "push_to_hub"))}

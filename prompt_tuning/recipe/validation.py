@@ -7,7 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prompt_tuning.arguments.arguments import INITIALIZED, LOCAL_FORMATS, METHODS_OF_SETTING, MULTITASK, TASK_SETTINGS
+from prompt_tuning.arguments.arguments import LOCAL_FORMATS, TASK_SETTINGS
+from prompt_tuning.arguments.methods import METHODS, methods_of_setting
 from prompt_tuning.hub.download import is_hub_id
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ POSITIVE = (
 def validation_errors(recipe: Recipe) -> list[str]:
     """All that is wrong with the recipe's settings, a line each; reads no row and no model."""
     problems = [] if recipe.model.model_name_or_path else ["model_name_or_path is missing"]
-    several = recipe.prompt.method == MULTITASK
+    several = METHODS[recipe.prompt.method].trains_several_tasks
     problems += _multitask_contradictions(recipe) if several else _task_contradictions(recipe)
     problems += _prompt_contradictions(recipe) + _precision_contradictions(recipe)
     problems += _range_contradictions(recipe)
@@ -59,7 +60,8 @@ def _training_contradictions(recipe: Recipe) -> list[str]:
             "generation_config would not reach `predict`; set generation_max_length and generation_num_beams, or put "
             "a generation_config.json into the model's folder"
         )
-    if training.neftune_noise_alpha and prompt.method not in ("lora", "full"):
+    method = METHODS[prompt.method]
+    if training.neftune_noise_alpha and not (method.trains_layers or method.trains_whole_model):
         problems.append(f"neftune_noise_alpha is for methods lora and full, not {prompt.method}; leave it out")
     for name in ("do_train", "do_eval", "do_predict"):
         if name in recipe.explicitly_set:
@@ -108,7 +110,8 @@ def _range_contradictions(recipe: Recipe) -> list[str]:
 def _without_effect(recipe: Recipe) -> list[str]:
     """Settings that need another one to do anything, but those at their default, which a run's recipe.yaml has too."""
     data, prompt = recipe.data, recipe.prompt
-    network = prompt.residual or prompt.prefix_projection or prompt.method in ("p_tuning", "none")
+    method = METHODS[prompt.method]
+    network = prompt.residual or prompt.prefix_projection or method.written_by_network or not method.trains
     needs = {
         "max_teacher_tokens": (prompt.teacher_template, "teacher_template"),
         "encoder_hidden_size": (network, "residual, prefix_projection or method: p_tuning"),
@@ -138,7 +141,7 @@ def _precision_contradictions(recipe: Recipe) -> list[str]:
     given = [name for name, value in ways.items() if value]
     if len(given) > 1:
         problems.append(f"{' and '.join(given)} exclude each other; leave all but one out")
-    if given and recipe.prompt.method == "full":
+    if given and METHODS[recipe.prompt.method].trains_whole_model:
         problems.append(f"{given[0]}: method full trains all weights, and quantized ones stay as they are; take lora")
     if not model.load_in_4bit:
         problems += [
@@ -150,7 +153,12 @@ def _precision_contradictions(recipe: Recipe) -> list[str]:
 
 
 def _hub_contradictions(recipe: Recipe) -> list[str]:
-    training, base, method, problems = recipe.training, recipe.model.model_name_or_path, recipe.prompt.method, []
+    training, base, method, problems = (
+        recipe.training,
+        recipe.model.model_name_or_path,
+        METHODS[recipe.prompt.method],
+        [],
+    )
     if training.hub_token:
         problems.append("hub_token would stand in every checkpoint; log in with `hf auth login`, or set HF_TOKEN")
     if not training.push_to_hub:
@@ -160,13 +168,13 @@ def _hub_contradictions(recipe: Recipe) -> list[str]:
             f"hub_strategy {training.hub_strategy.value} would upload unfinished runs or the optimiser's state; leave "
             "it out: the finished run is pushed"
         )
-    if method == "none":
+    if not method.trains:
         problems.append("push_to_hub has nothing to push with method none; leave it out")
-    elif method == MULTITASK:
+    elif method.trains_several_tasks:
         problems.append(
             "push_to_hub is for one run; each task's folder is one: `prompt-tuning push RUN/TASK` afterwards"
         )
-    elif base and method != "full" and Path(base).is_dir():
+    elif base and not method.trains_whole_model and Path(base).is_dir():
         problems.append(
             f"push_to_hub: the adapter would name {base}, a folder that nobody else has; train without it, then "
             "`prompt-tuning push RUN --repo_id NAME --base_model USER/NAME`"
@@ -183,7 +191,7 @@ def _stream_contradictions(recipe: Recipe) -> list[str]:
     if training.max_steps <= 0:
         problems.append("streaming: a stream has no known length; set max_steps")
     wanted = {
-        f"init {prompt.init}": prompt.init in ("frequent", "demonstrations") and prompt.method in INITIALIZED,
+        f"init {prompt.init}": prompt.init in ("frequent", "demonstrations") and METHODS[prompt.method].takes_init,
         f"num_demonstrations {prompt.num_demonstrations}": prompt.num_demonstrations > 0,
         f"teacher_template with loss {prompt.loss}": prompt.teacher_template is not None,
         f"train_sampling_strategy {training.train_sampling_strategy}": training.train_sampling_strategy
@@ -237,12 +245,12 @@ def _multitask_contradictions(recipe: Recipe) -> list[str]:
     """What is wrong with a recipe that trains on several tasks at once, but for theirs."""
     prompt, count = recipe.prompt, len(recipe.prompt.tasks or ())
     problems = [
-        f"{name} is each task's own and has no effect with method {MULTITASK}; set it in the recipes of tasks"
+        f"{name} is each task's own and has no effect with method {prompt.method}; set it in the recipes of tasks"
         for name in sorted(recipe.explicitly_set & TASK_SETTINGS)
     ]
     if count < 2:
         problems.append(
-            f"tasks names {count or 'no'} recipe{'' if count == 1 else 's'}; {MULTITASK} needs two or more, as "
+            f"tasks names {count or 'no'} recipe{'' if count == 1 else 's'}; {prompt.method} needs two or more, as "
             "`tasks: [qa.yaml, summaries.yaml]`"
         )
     if prompt.init in ("demonstrations", "template"):
@@ -263,13 +271,14 @@ def _multitask_contradictions(recipe: Recipe) -> list[str]:
 def _prompt_contradictions(recipe: Recipe) -> list[str]:
     """Settings of the prompt that need each other, or would have no effect."""
     prompt, given, problems = recipe.prompt, recipe.explicitly_set, []
-    if prompt.method == "none":
+    method = METHODS[prompt.method]
+    if not method.trains:
         return []
     for init, name in (("text", "init_text"), ("class_labels", "init_labels"), ("adapter", "init_adapter")):
         value = vars(prompt)[name]
-        if prompt.init == init and not value and prompt.method in INITIALIZED:
+        if prompt.init == init and not value and method.takes_init:
             problems.append(f"init is {init} but {name} is missing; set it, or another init")
-        if value and prompt.init != init and not (prompt.method == "cpt" and name == "init_text"):
+        if value and prompt.init != init and not (method.starts_from_text and name == "init_text"):
             problems.append(f"{name} is set but init is {prompt.init}, so it would have no effect; set init: {init}")
     for name in ("adapter", "init_adapter"):
         folder = vars(prompt)[name]
@@ -278,12 +287,13 @@ def _prompt_contradictions(recipe: Recipe) -> list[str]:
             problems.append(
                 f"{name} {folder}: no adapter_config.json there; name a folder that train wrote or a hub id"
             )
-    for name, methods in METHODS_OF_SETTING.items():
-        if name in given and prompt.method not in methods:
-            problems.append(f"{name} has no effect with method {prompt.method}; it belongs to {' and '.join(methods)}")
-    if prompt.method == "prefix_tuning" and prompt.prefix_projection and prompt.init not in ("random", "vocab"):
+    for name in sorted(given):
+        if not method.takes(name):
+            owners = " and ".join(methods_of_setting(name))
+            problems.append(f"{name} has no effect with method {prompt.method}; it belongs to {owners}")
+    if method.trains_keys_and_values and prompt.prefix_projection and prompt.init not in ("random", "vocab"):
         problems.append("prefix_projection starts from its network's own noise; leave init out, or the projection")
-    if prompt.method == "prefix_tuning" and prompt.init in ("frequent", "class_labels", "adapter"):
+    if prompt.init in method.refused_inits:
         problems.append(
             f"init {prompt.init} is for soft prompts; prefix_tuning takes random, text, demonstrations and template"
         )
@@ -299,11 +309,11 @@ def _prompt_contradictions(recipe: Recipe) -> list[str]:
     if prompt.loss != "cross_entropy" and recipe.training.label_smoothing_factor:
         problems.append(f"label_smoothing_factor has no effect with loss {prompt.loss}; leave it out")
     checkpointing = recipe.training.activation_checkpointing_kwargs or {}
-    if prompt.method == "prefix_tuning" and checkpointing.get("use_reentrant"):
+    if method.trains_keys_and_values and checkpointing.get("use_reentrant"):
         problems.append(
             "activation_checkpointing_kwargs: use_reentrant takes no gradient through the cache that a prefix stands "
             "in; leave it out"
         )
-    if prompt.method == "cpt" and not prompt.init_text:
-        problems.append("cpt starts from a text; set init_text")
+    if method.starts_from_text and not prompt.init_text:
+        problems.append(f"{prompt.method} starts from a text; set init_text")
     return problems

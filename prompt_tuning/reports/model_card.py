@@ -22,12 +22,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from peft import PeftModel
 from transformers import Trainer
 
-from prompt_tuning.arguments.arguments import LOCAL_FORMATS, MULTITASK, DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.arguments.arguments import LOCAL_FORMATS, DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import DataError
 from prompt_tuning.hub.upload import public, public_name
 from prompt_tuning.metrics.scores import Scores
-from prompt_tuning.recipe.loading import default_learning_rate
 from prompt_tuning.reports.facts import machine_facts, training_facts
 from prompt_tuning.reports.summary import (
     NAMES,
@@ -42,15 +42,6 @@ from prompt_tuning.templates.yaml_format import write_yaml
 
 STEPS_SHOWN = 20
 LINE_END = "\ue002"  # of a fenced text, while blank lines between sections are counted
-METHODS = {
-    "prompt_tuning": ("A soft prompt", "prompt tuning (Lester et al. 2021): trained embeddings before the text"),
-    "p_tuning": ("A soft prompt", "P-tuning (Liu et al. 2021): embeddings before the text, written by a network"),
-    "prefix_tuning": ("A prefix", "prefix tuning (Li & Liang 2021): trained keys and values in every layer"),
-    "cpt": ("A soft prompt", "CPT (Blau et al. 2024): a bounded change of the embeddings of a text"),
-    MULTITASK: ("A soft prompt", "multitask prompt tuning (Wang et al. 2023): one prompt times a matrix of each task"),
-    "lora": ("LoRA layers", "LoRA (Hu et al. 2022): low-rank changes of the linear layers"),
-    "full": ("A whole model", "full fine-tuning: every weight is trained"),
-}
 STARTS = {
     "random": "noise at the embeddings' own scale",
     "vocab": "tokens sampled from the vocabulary",
@@ -195,12 +186,12 @@ def card_text(facts: dict[str, Any]) -> str:
     scored = {label: results[name] for name, label in NAMES.items() if name in results}
     scores = Scores.from_json(next(iter(scored.values()), {}))
     metrics = list(scores.values)
-    what, method = METHODS.get(results["method"], ("An adapter", f"PEFT's {results['method']}"))
+    method = find_method(results["method"])
     steps = _steps(facts)
     text = _card_template().render(
         facts,
-        what=what,
-        method=method,
+        what=method.card_subject,
+        method=method.card_description,
         start=STARTS.get(settings.get("init", "")),
         metrics=metrics,
         signatures=list(scores.signatures.values()),
@@ -219,8 +210,8 @@ def card_text(facts: dict[str, Any]) -> str:
 
 def _metadata(facts: dict[str, Any]) -> ModelCardData:
     results, settings = facts["results"], facts["settings"]
-    task, method = results.get("task", "").replace("_", "-"), results["method"]
-    tags = [method.replace("_", "-"), task] if method in ("lora", "full") else ["prompt-tuning", method, task]
+    task, method = results.get("task", "").replace("_", "-"), find_method(results["method"])
+    tags = ["prompt-tuning", method.name, task] if method.has_prompt else [method.name, task]
     codes = [settings.get(key) for key in ("source_lang", "target_lang", "lang")]
     languages = list(dict.fromkeys(re.split("[-_]", code)[0] for code in codes if code))
     pipeline = task if task in ("summarization", "translation") else "text-generation"
@@ -228,7 +219,7 @@ def _metadata(facts: dict[str, Any]) -> ModelCardData:
         base_model=results.get("base_model"),
         datasets=[settings["dataset_name"]] if "dataset_commit" in results else None,
         language=languages or None,
-        library_name="transformers" if method == "full" else "peft",
+        library_name="transformers" if method.trains_whole_model else "peft",
         license=settings.get("license"),
         model_name=facts["name"],
         pipeline_tag=pipeline,
@@ -275,7 +266,7 @@ def _changed(settings: dict[str, Any], method: str) -> dict[str, Any]:
     blocks = (ModelArguments, PromptArguments, PromptTuningArguments)
     defaults = {field.name: field.default for block in blocks for field in dataclasses.fields(block)}
     projected = settings.get("prefix_projection", False)
-    defaults["learning_rate"] = default_learning_rate(method, projected, defaults["learning_rate"])
+    defaults["learning_rate"] = find_method(method).default_learning_rate(network=projected)
     told = TOLD | {field.name for field in dataclasses.fields(DataArguments)}
     return {key: value for key, value in settings.items() if key not in told and value != defaults[key]}
 

@@ -8,22 +8,14 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import DataError
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.support.files import read_json
 
-NAMES = {
-    "hard_prompt": "hard prompt alone",
-    "soft_prompt": "with soft prompt",
-    "lora": "with LoRA",
-    "full": "fine-tuned",
-    "ensemble": "prompts together",
-}
-
-
-def results_key(method: str) -> str:
-    """What results.json calls a trained method's scores: lora and full are references, all else is a soft prompt."""
-    return method.lower() if method.lower() in ("lora", "full") else "soft_prompt"
+# The hard prompt comes first in tables, as what the others are compared with.
+ROWS = [METHODS["none"], *METHODS.values()]
+NAMES = {row.results_key: row.label for row in ROWS} | {"ensemble": "prompts together"}
 
 
 def summarize(folder: Path, examples: int = 3) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from datasets import Dataset, IterableDataset
-from peft import PeftConfig, PeftType
+from peft import PeftConfig
 from transformers import PretrainedConfig
 
-from prompt_tuning.arguments.arguments import MULTITASK, PREFIX_PLACES
+from prompt_tuning.arguments.arguments import PREFIX_PLACES
+from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.data.loading import column_names, row_origin, split_origin
 from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.encoding.dataset import EncodingReport
@@ -28,7 +29,7 @@ PROBLEMS_SHOWN = 5
 
 def check_preparable(recipe: Recipe, splits: tuple[str, ...]) -> None:
     """Raise a RecipeError if a recipe has no rows of its own, or would read only a stream."""
-    if recipe.prompt.method == MULTITASK:
+    if METHODS[recipe.prompt.method].trains_several_tasks:
         tasks = ", ".join(recipe.prompt.tasks or ())
         raise RecipeError(f"{recipe.path}: its rows are those of its tasks; name one of {tasks}")
     if recipe.data.streaming and splits == ("train",):
@@ -43,7 +44,7 @@ def check_architecture(recipe: Recipe, config: PretrainedConfig) -> None:
         for name in PREFIX_PLACES:
             if not vars(prompt)[name]:
                 errors.append(RecipeError(f"{name} false has no effect: {config.model_type} has no encoder"))
-    elif prompt.method == "prefix_tuning" and prompt.init not in ("random", "vocab"):
+    elif METHODS[prompt.method].trains_keys_and_values and prompt.init not in ("random", "vocab"):
         errors.append(
             RecipeError(
                 f"init {prompt.init} has no effect: an encoder-decoder's prefix starts from noise; leave it out, or "
@@ -85,11 +86,11 @@ def check_adapter_method(adapter: str, config: PeftConfig, method: str) -> None:
 
     Saved P-tuning and CPT adapters are plain embeddings, so prompt_tuning continues them.
     """
-    saved = str(PeftType(config.peft_type).value).lower()
-    continued = "prompt_tuning" if saved in ("p_tuning", "cpt") else saved
-    if method != continued:
+    saved = find_method(config.peft_type)
+    if method != saved.continues_as:
         raise RecipeError(
-            f"adapter {adapter} is of method {saved}, which is continued as {continued}; set method: {continued}"
+            f"adapter {adapter} is of method {saved.name}, which is continued as {saved.continues_as}; "
+            f"set method: {saved.continues_as}"
         )
 
 
@@ -111,7 +112,7 @@ def check_positions(recipe: Recipe, config: PretrainedConfig, num_virtual_tokens
         budgets = {
             f"{virtual} virtual tokens, max_source_tokens {source} and {name} {target}": virtual + source + target
         }
-    elif prompt.method == "prefix_tuning":
+    elif METHODS[prompt.method].trains_keys_and_values:
         budgets = {f"max_source_tokens {source}": source, f"{name} {target}": target}
     else:
         budgets = {
@@ -236,7 +237,7 @@ def _targets(rows: Dataset) -> dict[int, list[int]]:
 def check_splits(recipe: Recipe, encoded: Mapping[str, Dataset | IterableDataset]) -> None:
     """Raise a DataError if a training lacks a split, or has fewer rows than a batch."""
     training = recipe.training
-    if recipe.prompt.method != "none" and "train" not in encoded:
+    if METHODS[recipe.prompt.method].trains and "train" not in encoded:
         raise DataError(f"{recipe.path}: no training rows; set train_file")
     if training.eval_strategy != "no" and "validation" not in encoded:
         raise DataError(

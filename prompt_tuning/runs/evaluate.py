@@ -16,6 +16,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
+from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.data.loading import SPLITS, row_origin, split_origin
 from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.encoding.dataset import EncodingReport
@@ -31,7 +32,6 @@ from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.facts import machine_facts, origin_facts
 from prompt_tuning.reports.html import write_report
 from prompt_tuning.reports.model_card import write_card
-from prompt_tuning.reports.summary import results_key
 from prompt_tuning.runs.fingerprints import input_fingerprints
 from prompt_tuning.runs.prepare import Prepared, prepare
 from prompt_tuning.support.files import atomic_write, read_json, write_json, write_json_lines
@@ -63,7 +63,7 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
     adapter_config = load_adapter_config(adapter) if adapter else None
     if adapter_config:
         check_adapter(adapter_config, adapter, load_config(recipe.model))
-    name = results_key(adapter_config.peft_type) if adapter_config else "hard_prompt"
+    name = find_method(adapter_config.peft_type if adapter_config else "none").results_key
     folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-{name}"
     _check_adapter_of(folder, adapter and str(adapter))
     prepared = prepare(recipe, (split,))

@@ -11,6 +11,7 @@ from pathlib import Path
 from datasets import Dataset
 from huggingface_hub import try_to_load_from_cache
 
+from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.metrics.loading import OWN_METRICS
 from prompt_tuning.runs.prepare import Prepared
@@ -34,9 +35,9 @@ def input_fingerprints(prepared: Prepared) -> dict[str, str]:
         found["teacher_template"] = rows_fingerprint(prepared.teacher_rows)
     if prepared.init_ids is not None:  # rows and words that may stand nowhere else
         found["init"] = _digest(prepared.init_ids)
-    if prompt.adapter and prompt.method != "none":
+    if prompt.adapter and METHODS[prompt.method].trains:
         found["adapter"] = weights_fingerprint(adapter_folder(prompt.adapter))
-    if prompt.init == "adapter" and prompt.method != "none":
+    if prompt.init == "adapter" and METHODS[prompt.method].trains:
         found["init_adapter"] = weights_fingerprint(adapter_folder(prompt.init_adapter))
     if own := [Path(name) for name in prompt.metrics or () if name not in OWN_METRICS and Path(name).exists()]:
         modules = (sorted(path.rglob("*.py")) if path.is_dir() else [path] for path in own)

@@ -19,7 +19,7 @@ from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
-from prompt_tuning.arguments.arguments import ENCODING_SETTINGS, GENERATION_SETTINGS, MULTITASK, TASK_SETTINGS
+from prompt_tuning.arguments.arguments import ENCODING_SETTINGS, GENERATION_SETTINGS, TASK_SETTINGS
 from prompt_tuning.data.loading import row_origin
 from prompt_tuning.errors import ErrorList, PromptTuningError
 from prompt_tuning.models.initialization import frequent_ids, initial_prompt
@@ -81,9 +81,8 @@ def train_tasks(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
         }
         plain = add_soft_prompt(base, prompt_config(base, len(prompt)), prompt)
         if PartialState().is_main_process:
-            comment = (
-                f"# One task of ../recipe.yaml, which trained its prompt together with other tasks' by {MULTITASK}.\n"
-            )
+            by = recipe.prompt.method
+            comment = f"# One task of ../recipe.yaml, which trained its prompt together with other tasks' by {by}.\n"
             save_adapter(plain, folder / name, initial)
             save_recipe(prepared.recipe, folder / name, prepared.template, comment)
         models = [("soft_prompt", plain), *([("hard_prompt", base)] if evaluate_hard_prompt else [])]

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from prompt_tuning.arguments.arguments import INITIALIZED
+from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.data.leakage import count_leaks
 from prompt_tuning.data.loading import SPLITS, load_splits, row_origin, split_origin
 from prompt_tuning.encoding.dataset import EncodingReport, encode
@@ -90,7 +90,7 @@ def prepare_run(recipe: Recipe) -> Prepared:
     Raises:
         PromptTuningError: as `prepare` does; or a split is missing.
     """
-    prepared = prepare(recipe, SPLITS if recipe.prompt.method != "none" else SPLITS[1:])
+    prepared = prepare(recipe, SPLITS if METHODS[recipe.prompt.method].trains else SPLITS[1:])
     checks.check_splits(recipe, prepared.encoded)
     return prepared
 
@@ -114,7 +114,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
             demonstrations = _choose_demonstrations(recipe, encoder, loaded)
     few_shot = demonstrations.encoder if demonstrations else encoder
     # A prompt that starts from the demonstrations replaces them, so that rows need not show them again.
-    replaces_demonstrations = prompt.init == "template" and prompt.method in INITIALIZED
+    replaces_demonstrations = prompt.init == "template" and METHODS[prompt.method].takes_init
 
     init_ids: list[int] | None = None
     num_virtual_tokens = 0
@@ -150,7 +150,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
             checks.check_teacher_targets(recipe, encoded["train"], teacher_rows)
     errors.raise_all()
 
-    text = prompt.init_text if prompt.method != "none" else None
+    text = prompt.init_text if METHODS[prompt.method].trains else None
     leakage = count_leaks(few_shot.template, few_shot.languages, rows, loaded, recipe.data, text)
     return Prepared(
         recipe=recipe,
@@ -239,7 +239,7 @@ def _initial_prompt(
         checks.check_adapter_method(prompt.adapter, config, prompt.method)
         check_adapter(config, prompt.adapter, model_config)
         return None, config.num_virtual_tokens if config.is_prompt_learning else 0
-    if prompt.method in ("none", "lora", "full"):
+    if not METHODS[prompt.method].has_prompt:
         return None, 0
     text = initial_text(prompt, encoder, train_rows, recipe.training.seed)
     ids = initial_ids(text, encoder.tokenizer, prompt.init)

@@ -16,16 +16,14 @@ from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, set_seed
 
-from prompt_tuning.arguments.arguments import MULTITASK
+from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.encoding.streaming import StreamReport
-from prompt_tuning.engine.dispatch import EMBEDDED_METHODS
 from prompt_tuning.errors import HubError
 from prompt_tuning.hub.upload import create_repository, push
 from prompt_tuning.models.initialization import frequent_ids, initial_prefix, initial_prompt
 from prompt_tuning.models.loading import load_base_model
-from prompt_tuning.models.prompts import add_adapter, add_soft_prompt, load_adapter, prompt_config
+from prompt_tuning.models.prompts import add_adapter, add_soft_prompt, load_adapter, network_width, prompt_config
 from prompt_tuning.recipe.recipe import Recipe
-from prompt_tuning.reports.summary import results_key
 from prompt_tuning.runs.evaluate import describe, evaluate_and_write, trainer_for, write_pages
 from prompt_tuning.runs.fitting import callbacks, checkpoint_to_resume, fit, save_adapter, save_recipe
 from prompt_tuning.runs.multitask import train_tasks
@@ -50,7 +48,7 @@ def train(recipe: Recipe, evaluate_hard_prompt: bool = True, base: PreTrainedMod
         The run's folder: the adapter as PEFT saves it, recipe.yaml, template.yaml, results.json, log_history.json,
         predictions/, report.html, README.md and the checkpoints.
     """
-    if recipe.prompt.method == MULTITASK:
+    if METHODS[recipe.prompt.method].trains_several_tasks:
         return train_tasks(recipe, evaluate_hard_prompt)
     check_sharding(recipe)
     folder = Path(recipe.training.output_dir)
@@ -63,7 +61,7 @@ def train(recipe: Recipe, evaluate_hard_prompt: bool = True, base: PreTrainedMod
     set_seed(recipe.training.seed)
     base = base or load_base_model(recipe.model, prepared.config)
     facts, model = {}, None
-    if recipe.prompt.method != "none":
+    if METHODS[recipe.prompt.method].trains:
         model = _with_trainable(base, prepared)
         facts = _train(model, prepared, checkpoint, folder)
     elif PartialState().is_main_process:
@@ -81,15 +79,15 @@ def _evaluated(
     model: PeftModel | PreTrainedModel | None, base: PreTrainedModel, prepared: Prepared, evaluate_hard_prompt: bool
 ) -> Iterator[tuple[str, PeftModel | PreTrainedModel]]:
     """By its name in results.json what was trained, if anything was, and the base model."""
-    method = prepared.recipe.prompt.method
+    method = METHODS[prepared.recipe.prompt.method]
     if model is not None:
-        yield results_key(method), model
-    if evaluate_hard_prompt and method == "full":
+        yield method.results_key, model
+    if evaluate_hard_prompt and method.trains_whole_model:
         base = load_base_model(prepared.recipe.model, prepared.config)
     split = isinstance(model, FSDPModule) and isinstance(model, PeftModel)
     if evaluate_hard_prompt:
         # A prompt changes nothing of the base model, and LoRA's layers can be switched off.
-        with model.disable_adapter() if method == "lora" or split else nullcontext():
+        with model.disable_adapter() if method.trains_layers or split else nullcontext():
             yield "hard_prompt", model if split else base
 
 
@@ -113,19 +111,20 @@ def _with_trainable(base: PreTrainedModel, prepared: Prepared) -> PeftModel | Pr
     args, length, seed = prepared.recipe.prompt, prepared.num_virtual_tokens, prepared.recipe.training.seed
     if args.adapter:
         return load_adapter(base, args.adapter, is_trainable=True)
-    if args.method == "full":
+    method = METHODS[args.method]
+    if method.trains_whole_model:
         return base.requires_grad_(True)
     config = prompt_config(base, length, args, prepared.init_ids or ())
-    if args.method == "lora":
+    if method.trains_layers:
         return add_adapter(base, config)
     initial, ids = None, prepared.init_ids
     if args.init == "frequent":
         ids = frequent_ids(prepared.encoded["train"]["labels"], prepared.tokenizer, length)
-    if args.method == "prompt_tuning":
+    if method.takes_init and method.trains_embeddings:
         initial = initial_prompt(base, prepared.tokenizer, args, length, seed, ids)
-    elif args.method == "prefix_tuning" and not (args.prefix_projection or base.config.is_encoder_decoder):
+    elif method.trains_keys_and_values and not (args.prefix_projection or base.config.is_encoder_decoder):
         initial = initial_prefix(base, prepared.tokenizer, args, length, seed, ids)
-    residual = args.encoder_hidden_size or base.config.get_text_config().hidden_size if args.residual else None
+    residual = network_width(base, args) if args.residual else None
     return add_soft_prompt(base, config, initial, residual)
 
 
@@ -151,7 +150,7 @@ def _train(
     else:
         facts["train_rows"] = report.rows
     facts["train_seconds"] = round(time.perf_counter() - started, 1)  # the teacher's too
-    tokenizer = prepared.tokenizer if facts["method"] == "full" else None
+    tokenizer = prepared.tokenizer if find_method(facts["method"]).trains_whole_model else None
     with full_state_dict(model, trainer.accelerator) as state_dict:
         if trainer.is_world_process_zero():
             save_adapter(model, folder, initial, tokenizer, state_dict)
@@ -163,6 +162,6 @@ def _train(
 
 def _prompt_of(model: PeftModel | PreTrainedModel) -> torch.Tensor | None:
     """`[P, H]` embeddings of a soft prompt; None for other methods."""
-    if not isinstance(model, PeftModel) or model.active_peft_config.peft_type not in EMBEDDED_METHODS:
+    if not isinstance(model, PeftModel) or not find_method(model.active_peft_config.peft_type).trains_embeddings:
         return None
     return model.get_prompt_embedding_to_save("default")

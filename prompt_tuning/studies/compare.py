@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prompt_tuning.arguments.arguments import MULTITASK
+from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.data.loading import SPLITS
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.metrics.loading import MAIN_METRIC, TASK_METRICS
@@ -21,7 +21,6 @@ from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.metrics.significance import corpus_significance, difference, interval, row_scores, test_description
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe
-from prompt_tuning.reports.summary import results_key
 from prompt_tuning.runs.prepare import prepare, score_of
 from prompt_tuning.studies.figures import new_figure, write_png
 from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, is_finished
@@ -81,7 +80,7 @@ def compare(
     recipes = {Path(path).stem: load_recipe(path, overrides) for path in paths}
     if len(recipes) < len(paths):
         raise RecipeError(f"{', '.join(paths)}: two recipes of one file name; a part is named by it, so rename one")
-    if several := [name for name, recipe in recipes.items() if recipe.prompt.method == MULTITASK]:
+    if several := [name for name, recipe in recipes.items() if METHODS[recipe.prompt.method].trains_several_tasks]:
         raise RecipeError(f"{several[0]} is of several tasks at once; compare the recipes of one")
     tasks = {recipe.data.task for recipe in recipes.values()}
     if len(tasks) > 1:
@@ -150,7 +149,7 @@ def _check_rows(recipes: dict[str, Recipe]) -> None:
 def _seeds(recipe: Recipe, seeds: list[int]) -> list[int]:
     """Those that a recipe is run with: one, if none of its runs would differ."""
     drawn = recipe.prompt.num_demonstrations > 0 and recipe.prompt.demonstration_selection != "bm25"
-    return seeds if recipe.prompt.method != "none" or drawn else seeds[:1]
+    return seeds if METHODS[recipe.prompt.method].trains or drawn else seeds[:1]
 
 
 def _of_run(path: str, overrides: list[str], seed: int, folder: Path) -> Recipe:
@@ -166,7 +165,7 @@ def _run(
     if is_finished(recipe):
         return Path(recipe.training.output_dir)
     logger.info("%s, seed %s", Path(path).stem, seed)
-    return base.train(recipe, evaluate_hard_prompt or recipe.prompt.method == "none")
+    return base.train(recipe, evaluate_hard_prompt or not METHODS[recipe.prompt.method].trains)
 
 
 def _read(name: str, folders: list[Path], recipe: Recipe) -> Part:
@@ -181,8 +180,7 @@ def _read(name: str, folders: list[Path], recipe: Recipe) -> Part:
 
 def _system(recipe: Recipe) -> str:
     """What results.json and predictions call what a recipe makes."""
-    method = recipe.prompt.method
-    return "hard_prompt" if method == "none" else results_key(method)
+    return METHODS[recipe.prompt.method].results_key
 
 
 def _facts(parts: list[Part], metric: str) -> dict[str, Any]:

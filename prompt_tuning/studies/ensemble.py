@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset
 from transformers import LogitsProcessor, LogitsProcessorList, set_seed
 
+from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.data.loading import SPLITS
 from prompt_tuning.encoding.batching import batches_within, pad_left, source_length
 from prompt_tuning.engine.dispatch import CACHE_ARCHITECTURES
@@ -148,8 +149,9 @@ def check_adapters(recipe: Recipe, adapters: Sequence[str], combine: str) -> Non
         seen.add(Path(folder).resolve())
         try:
             adapter = load_adapter_config(folder)
-            if adapter.peft_type != "PROMPT_TUNING":
-                raise AdapterError(f"{folder}: a {adapter.peft_type.value} adapter; an ensemble takes PROMPT_TUNING")
+            if not find_method(adapter.peft_type).joins_ensembles:
+                takes = " and ".join(row.name.upper() for row in METHODS.values() if row.joins_ensembles)
+                raise AdapterError(f"{folder}: a {adapter.peft_type.value} adapter; an ensemble takes {takes}")
             check_adapter(adapter, folder, config)
         except PromptTuningError as error:
             problems.append(error)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 from transformers.utils.hub import cached_file
 
 from prompt_tuning.arguments.arguments import ModelArguments
-from prompt_tuning.engine.dispatch import CACHED_METHODS, EMBEDDED_METHODS
+from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.errors import AdapterError, ModelError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.encoder_decoder import EncoderDecoderPrefixConfig
@@ -58,7 +58,7 @@ def inspect(adapter: str, model_name_or_path: str | None = None, nearest: int = 
     report = {"adapter": adapter, "method": method, "model": name, "virtual_tokens": len(weight)}
     initial = folder / f"{INITIAL}.safetensors"
     report["initial_prompt"] = str(initial) if initial.is_file() else None
-    if method in CACHED_METHODS:
+    if find_method(method).trains_keys_and_values:
         report |= _describe_prefix(weight, config)
     elif name:
         args = ModelArguments(model_name_or_path=name, model_revision=config.revision or "main")
@@ -79,8 +79,9 @@ def inspect(adapter: str, model_name_or_path: str | None = None, nearest: int = 
 def _read_adapter(folder: Path) -> tuple[PeftConfig, torch.Tensor]:
     """The configuration and the weight: embeddings `[P, H]`, or the keys and values of all layers `[P, W]`."""
     config = load_adapter_config(folder)
-    if config.peft_type not in (methods := EMBEDDED_METHODS + CACHED_METHODS):
-        raise AdapterError(f"{folder}: a {config.peft_type.value} adapter; expected {', '.join(methods)}")
+    if not find_method(config.peft_type).has_prompt:
+        expected = ", ".join(row.name.upper() for row in METHODS.values() if row.has_prompt)
+        raise AdapterError(f"{folder}: a {config.peft_type.value} adapter; expected {expected}")
     weight = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"].float()
     # PEFT gives an encoder-decoder prompt twice its rows and uses the first half.
     return config, weight[: config.num_virtual_tokens]

@@ -27,7 +27,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
-from prompt_tuning.arguments.arguments import MULTITASK
+from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.engine.dispatch import autocast_dtype, autocasting
 from prompt_tuning.engine.likelihood import target_log_likelihoods
 from prompt_tuning.errors import DataError, PromptTuningError, RecipeError, first_line
@@ -96,7 +96,7 @@ def rank(
     if counts and not max(counts):
         flags.append("--demonstration_selection=random")  # of which the recipe's is one that none are chosen by
     recipe = load_recipe(path, [*overrides, *flags])
-    if recipe.prompt.method == MULTITASK:
+    if METHODS[recipe.prompt.method].trains_several_tasks:
         raise RecipeError(f"{path}: rank is for one task; name one of {', '.join(recipe.prompt.tasks)}")
     metric = _metric(recipe)
     names, left_out = _templates(recipe, templates)

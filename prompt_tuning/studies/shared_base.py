@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from prompt_tuning.arguments.arguments import ModelArguments
+from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.data.loading import SPLITS, split_origin
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.models.loading import load_base_model, load_config
@@ -59,7 +60,7 @@ class SharedBaseModel:
 
     def train(self, recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
         """`train` with this model; bit for bit what it gives alone, on a CPU."""
-        if recipe.prompt.method == "full":  # which changes the weights themselves
+        if METHODS[recipe.prompt.method].trains_whole_model:  # which changes the weights themselves
             return train(recipe, evaluate_hard_prompt)
         if self.args != recipe.model:
             self.args = self.model = None

@@ -12,13 +12,12 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 
-from prompt_tuning.arguments.arguments import MULTITASK
+from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import ErrorList, PromptTuningError, RecipeError
 from prompt_tuning.metrics.loading import main_metric
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.recipe.loading import load_recipe, read_pairs, to_argv
 from prompt_tuning.recipe.recipe import Recipe
-from prompt_tuning.reports.summary import results_key
 from prompt_tuning.runs.prepare import prepare_run
 from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, is_finished
 from prompt_tuning.support.files import atomic_write, read_json, write_json
@@ -123,7 +122,7 @@ def _check(settings: dict[str, tuple[str, list[str]]]) -> dict[str, bool]:
 
 
 def _check_rows(recipe: Recipe, finished: bool) -> None:
-    if recipe.prompt.method == MULTITASK:
+    if METHODS[recipe.prompt.method].trains_several_tasks:
         raise RecipeError(f"{recipe.path} is of several tasks at once, one run with its own model; train it alone")
     prepared = prepare_run(recipe)
     if finished:
@@ -134,8 +133,9 @@ def _facts(run: Path) -> dict[str, Any]:
     results = read_json(run / "results.json")
     recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     named = {"hard_prompt": "hard_prompt"}
-    if recipe["method"] != "none":
-        named["tuned"] = results_key(recipe["method"])
+    method = METHODS[recipe["method"]]
+    if method.trains:
+        named["tuned"] = method.results_key
     metric = main_metric(results["task"], Scores.from_json(results["hard_prompt"]))
     numbers = ("trainable_parameters", "train_steps", "train_seconds", "evaluation_seconds")
     return (

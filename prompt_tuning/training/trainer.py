@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate.utils import DynamoBackend, fsdp2_prepare_model, gather_object, load_fsdp_model
 from datasets import Dataset
-from peft import PeftModel, PeftType
+from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Sampler
@@ -23,6 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
+from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import pad_left, source_rows, start_with, tokens_in_batch
 from prompt_tuning.engine.attention import ATTENTION
 from prompt_tuning.engine.dispatch import get_base, has_prompt, packing_obstacle, within_window
@@ -614,4 +615,4 @@ class PromptTuningTrainer(Seq2SeqTrainer):
 
 def _is_multitask(model: torch.nn.Module) -> bool:
     """Whether rows have a `task_ids` column that says whose prompt stands before them."""
-    return isinstance(model, PeftModel) and model.active_peft_config.peft_type == PeftType.MULTITASK_PROMPT_TUNING
+    return isinstance(model, PeftModel) and find_method(model.active_peft_config.peft_type).trains_several_tasks

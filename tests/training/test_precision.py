@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from test_trainer import soft, trainer
 
 from prompt_tuning.arguments.arguments import ModelArguments
+from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.cli.main import main
 from prompt_tuning.engine.attention import ATTENTION
 from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 from prompt_tuning.models.quantization import quantization_config
-from prompt_tuning.reports.summary import results_key
 from prompt_tuning.runs.predict import Predictor
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
@@ -93,7 +93,7 @@ def test_all_that_evaluates_computes_under_the_autocast_of_training(method, reci
     assert main(["train", str(recipe_file(**settings))]) == 0
     assert seen == {True}
     rows = [json.loads(line) for line in (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()]
-    assert Predictor.load(tmp_path / "run")(question_rows(9, 5)) == [row[results_key(method)] for row in rows]
+    assert Predictor.load(tmp_path / "run")(question_rows(9, 5)) == [row[METHODS[method].results_key] for row in rows]
 
 
 def test_half_precision_that_only_accelerate_was_told_is_in_the_recipe_and_in_what_predicts(
