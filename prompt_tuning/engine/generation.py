@@ -130,7 +130,7 @@ def generate_with_cache(
     copies = max(setting(base, kwargs, "num_beams", 1), setting(base, kwargs, "num_return_sequences", 1))
     cache.batch_repeat_interleave(copies)
     cache.layers = [RoomyLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    kwargs = _showing_own_ids(base, kwargs, input_ids, mask.shape[1])
+    kwargs = _showing_own_ids(kwargs, input_ids, mask.shape[1])
     kwargs |= {"use_cache": True, "cache_implementation": None}
     if size := setting(base, kwargs, "no_repeat_ngram_size"):
         starts = mask.shape[1] - attention_mask.sum(1)
@@ -164,7 +164,7 @@ def generate_from_embeddings(
     place = torch.arange(joined.shape[1], device=input_ids.device)[None].expand(rows, -1)
     moved = torch.where(place < padding, place + len(prompt), place - padding)
     order = torch.where(place < padding + len(prompt), moved, place)
-    kwargs = _showing_own_ids(base, kwargs, input_ids, 0) | {"use_cache": True}
+    kwargs = _showing_own_ids(kwargs, input_ids, 0) | {"use_cache": True}
     output = base.generate(
         inputs_embeds=joined.gather(1, order[..., None].expand(-1, -1, joined.shape[2])),
         attention_mask=(place >= padding).long(),
@@ -184,9 +184,7 @@ def with_sources(output: Any, sources: torch.Tensor, width: int) -> Any:
     return output
 
 
-def _showing_own_ids(
-    base: PreTrainedModel, kwargs: dict[str, Any], sources: torch.Tensor, width: int
-) -> dict[str, Any]:
+def _showing_own_ids(kwargs: dict[str, Any], sources: torch.Tensor, width: int) -> dict[str, Any]:
     """Arguments of `generate` of which somebody's own code is shown rows' own ids, padded on the left, and no others.
 
     Args:
@@ -194,9 +192,6 @@ def _showing_own_ids(
         width: of the columns that stand in their place, prompt and padding among them.
     """
     own = functools.partial(with_sources, sources=sources, width=width)
-    # Beams of a row have its number, drawn sequences numbers of their own.
-    beams = setting(base, kwargs, "num_beams", 1) > 1
-    drawn = 1 if beams else setting(base, kwargs, "num_return_sequences", 1)
     told: dict[str, Any] = {}
     if processors := kwargs.get("logits_processor"):
         told["logits_processor"] = LogitsProcessorList(
@@ -207,9 +202,7 @@ def _showing_own_ids(
             [each if isinstance(each, StopTexts) else OwnIdsCriterion(each, own) for each in criteria]
         )
     if allowed := kwargs.get("prefix_allowed_tokens_fn"):
-        told["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(
-            row, torch.cat([sources[row // drawn], ids[width:]])
-        )
+        told["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row, torch.cat([sources[row], ids[width:]]))
     if streamer := kwargs.get("streamer"):
         told["streamer"] = OwnIdsStreamer(streamer, sources)
     return kwargs | told

@@ -168,7 +168,8 @@ class SharedPrefixModel(PeftModelForCausalLM):
             kwargs |= self._names_for_peft(adapter_names)
             if labels is not None:
                 kwargs |= {"labels": labels, "num_items_in_batch": num_items_in_batch}
-            return super().forward(input_ids=input_ids, attention_mask=attention_mask, task_ids=task_ids, **kwargs)
+            with peft_warnings_ignored():
+                return super().forward(input_ids=input_ids, attention_mask=attention_mask, task_ids=task_ids, **kwargs)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         # A row starts right after the prompt wherever its padding stands.
@@ -203,7 +204,8 @@ class SharedPrefixModel(PeftModelForCausalLM):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, wanted: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
         """Logits `[targets, V]`, by PEFT's forward."""
-        output = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        with peft_warnings_ignored():
+            output = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         return output.logits[:, -input_ids.shape[1] :][:, :-1][wanted[:, 1:]]
 
     def _packed_logits(self, batch: Batch, names: list[PromptName], owners: list[int]) -> torch.Tensor:
@@ -383,6 +385,22 @@ class SharedPrefixModel(PeftModelForCausalLM):
             return generate_from_embeddings(base, self._prompt(names[0]), input_ids, attention_mask, **kwargs)
         return self._generate_one_by_one(input_ids, attention_mask, [names[owner] for owner in owners], **kwargs)
 
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Prepare a step of PEFT's `generate`, for transformers 5.24 and later.
+
+        Unlike PEFT 0.21.2, which looks for `past_key_values` where transformers hands over `cache`, misses it and puts
+        the prompt before every new token (tests/upstream/test_peft_cache_name.py).
+        """
+        prepare = self.base_model_prepare_inputs_for_generation
+        self.base_model_prepare_inputs_for_generation = functools.partial(_prepare_under_old_name, prepare)
+        try:
+            inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        finally:
+            self.base_model_prepare_inputs_for_generation = prepare
+        if "past_key_values" in inputs:
+            inputs["cache"] = inputs.pop("past_key_values")
+        return inputs
+
     def packed_caches(self, rows: Sequence[Sequence[int]], reach: int) -> tuple[list[DynamicCache], int] | None:
         """The active prompt's cache, and how many ids that open every row are in it; None if no rows can be packed.
 
@@ -418,9 +436,9 @@ class SharedPrefixModel(PeftModelForCausalLM):
             self._tell("Rows are generated one at a time: %s.", self.way.reason or "they pass the sliding window")
         pad = setting(self.get_base_model(), kwargs, "pad_token_id", 0)
         known = self.get_base_model().config.get_text_config().model_type in CACHE_ARCHITECTURES
-        if self.get_base_model()._is_stateful:
-            # PEFT looks for a cache of keys, and without one puts the prompt at each token.
-            kwargs["use_cache"] = False
+        # PEFT looks for a cache of keys: without one it puts an embedded prompt before each new token, which is right
+        # for a state that is not kept, and breaks on a prefix.
+        kwargs["use_cache"] = not self.get_base_model()._is_stateful
         criteria = kwargs.pop("stopping_criteria", None) or ()
         allowed = kwargs.pop("prefix_allowed_tokens_fn", None)
         written, active, rows = [], self.active_adapter, zip(input_ids, attention_mask.bool(), names, strict=True)
@@ -433,8 +451,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
                 of_row["prefix_allowed_tokens_fn"] = functools.partial(_of_row, allowed, number)
             self.active_adapter = name
             try:
-                with warnings.catch_warnings():  # without padding, true positions are what it falls back to
-                    warnings.filterwarnings("ignore", "Position ids are not supported")
+                with peft_warnings_ignored():
                     output = (self if known else super()).generate(
                         input_ids=row, attention_mask=row.new_ones(row.shape), **of_row, **kwargs
                     )
@@ -471,6 +488,23 @@ class SharedPrefixModel(PeftModelForCausalLM):
 
 def _of_row(allowed: Callable[[int, torch.Tensor], list[int]], number: int, _: int, ids: torch.Tensor) -> list[int]:
     return allowed(number, ids)
+
+
+def _prepare_under_old_name(prepare: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    inputs = prepare(*args, **kwargs)
+    if "cache" in inputs:
+        inputs["past_key_values"] = inputs.pop("cache")
+    return inputs
+
+
+@contextmanager
+def peft_warnings_ignored() -> Iterator[None]:
+    """Ignore what PEFT's own forward and `generate` warn of, and what is no trouble here, within the context."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
+        # Rows are unpadded, so the positions that PEFT falls back to are the true ones.
+        warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)
+        yield
 
 
 @contextmanager

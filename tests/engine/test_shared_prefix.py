@@ -436,8 +436,8 @@ def test_a_constraint_is_told_whose_ids_it_sees(architecture, settings):
     new = model.generate(**batch, **GREEDY | settings, prefix_allowed_tokens_fn=allowed)[
         :, batch["input_ids"].shape[1] :
     ]
-    assert new.tolist() == [[5 + number] * 8 for number in range(len(ROWS) * copies)]
-    assert all(seen[number][-len(ROWS[number // copies]) :] == ROWS[number // copies] for number in seen)
+    assert new.tolist() == [[5 + number // copies] * 8 for number in range(len(ROWS) * copies)]
+    assert all(seen[number][-len(row) :] == row for number, row in enumerate(ROWS))
 
 
 def test_a_processor_of_a_setting_takes_its_place():
@@ -530,9 +530,14 @@ def test_what_cannot_be_packed_takes_a_slower_way_and_says_why(caplog):
         model(**right_padded(), adapter_names=["default"] * 4)
 
 
-def test_an_unknown_architecture_takes_pefts_forward_and_says_so(caplog, monkeypatch):
+def leave_to_peft(monkeypatch):
+    """Make every model one that the engine leaves to PEFT's own forward and `generate`."""
     monkeypatch.setattr("prompt_tuning.engine.shared_prefix.CACHE_ARCHITECTURES", ())
     monkeypatch.setattr("prompt_tuning.engine.dispatch.CACHE_ARCHITECTURES", ())
+
+
+def test_an_unknown_architecture_takes_pefts_forward_and_says_so(caplog, monkeypatch):
+    leave_to_peft(monkeypatch)
     base = build("llama")
     model = soft(base)
     assert "by PEFT's own forward: llama has not been shown to be exact behind a shared prompt" in caplog.text
@@ -542,6 +547,31 @@ def test_an_unknown_architecture_takes_pefts_forward_and_says_so(caplog, monkeyp
     output = model.generate(torch.tensor([ROWS[0]]), **GREEDY, return_dict_in_generate=True, output_scores=True)
     assert output.sequences[0, len(ROWS[0]) :].tolist() == written(model, ROWS)[0] and len(output.scores) == 8
     assert written(model, ROWS, return_dict_in_generate=True) == written(model, ROWS)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])
+@pytest.mark.parametrize("method", METHODS)
+def test_pefts_generate_writes_the_text_of_a_row_computed_step_by_step(method, architecture, use_cache, monkeypatch):
+    base = build(architecture)
+    model = soft(base, method).eval()
+    beams = written(model, ROWS, max_new_tokens=6, num_beams=3)
+    leave_to_peft(monkeypatch)
+    assert model.way.name == "plain"
+    prompt = model.get_prompt(batch_size=1)
+    expected = []
+    for row in ROWS:
+        ids = list(row)
+        for _ in range(6):
+            if method.startswith("prefix"):
+                logits = with_prefix(base, prompt, ids)
+            else:
+                logits = row_logits(base, prompt[0], ids)
+            ids.append(logits[-1].argmax().item())
+        expected.append(ids[len(row) :])
+    assert written(model, ROWS, max_new_tokens=6, use_cache=use_cache) == expected
+    assert written(model, ROWS[:1], max_new_tokens=6, use_cache=use_cache) == expected[:1]
+    assert written(model, ROWS, max_new_tokens=6, use_cache=use_cache, num_beams=3) == beams
 
 
 def test_loss_counts_items_as_trainer_does_and_smooths_as_torch_does():
