@@ -71,7 +71,7 @@ def user_example(folder: Path, file: Path) -> dict[str, Any]:
         raise DataError(f"--example {file}: expected one row as JSON, with the template's columns: {error}") from error
     method = find_method(results["method"])
     tuned = method.results_key
-    example = {"source": encoded["source"], "references": encoded["references"], "cut_tokens": encoded["cut"]}
+    example = {"source": encoded["source"], "references": encoded["references"], "cut_tokens": encoded["cut_tokens"]}
     example[tuned] = predictor([row])[0]
     if "hard_prompt" in results and not method.trains_whole_model:
         with predictor.model.disable_adapter():

@@ -67,7 +67,7 @@ def _row_lines(prepared: Prepared, row: dict[str, Any]) -> list[str]:
     num_virtual = prepared.num_virtual_tokens
     soft_prompt = f"{num_virtual} virtual tokens, then " if num_virtual else ""
     lines += [
-        f"-- {soft_prompt}{len(source_ids)} source tokens, {_cut(row['cut'], row['left_out'])}:",
+        f"-- {soft_prompt}{len(source_ids)} source tokens, {_cut(row['cut_tokens'], row['omitted_demonstrations'])}:",
         _quoted(tokenizer.convert_ids_to_tokens(source_ids), " "),
         f"-- {len(labels)} tokens that carry loss:",
         _quoted(tokenizer.convert_ids_to_tokens(labels), " "),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -15,48 +15,71 @@ from prompt_tuning.encoding.batching import common_prefix
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import OverlongError, TemplateError
 
-if TYPE_CHECKING:
-    from prompt_tuning.encoding.demonstrations import Nearest
-
 COLUMNS = {
-    "input_ids": List(Value("int32")), "labels": List(Value("int64")), "source": Value("string"),
-    "references": List(Value("string")), "cut": Value("int64"), "left_out": Value("int64"), "shown": Value("int64"),
-    "row": Value("int64"), "problem": Value("string"), "overlong": Value("bool"),
-}  # fmt: skip
-
-
-OF_CHOICES = {"choices": List(Value("string")), "choice_ids": List(List(Value("int64")))}
+    "input_ids": List(Value("int32")),
+    "labels": List(Value("int64")),
+    "source": Value("string"),
+    "references": List(Value("string")),
+    "cut_tokens": Value("int64"),
+    "shown_demonstrations": Value("int64"),
+    "omitted_demonstrations": Value("int64"),
+    "row": Value("int64"),
+    "problem": Value("string"),
+    "overlong": Value("bool"),
+}
+CHOICE_COLUMNS = {"choices": List(Value("string")), "choice_ids": List(List(Value("int64")))}
 
 
 @dataclass(frozen=True)
 class EncodingReport:
-    """What encoding did to a split, so that nothing is cut or left out unseen."""
+    """What encoding did to a split, so that nothing is cut or left out without being reported.
+
+    Args:
+        rows: the number of encoded rows.
+        cut_rows: the number of rows of which tokens were cut.
+        cut_tokens: the number of tokens that were cut, of all rows together.
+        dropped_rows: the number of rows that were left out because they do not fit their budget.
+        longest: the number of tokens of the longest encoded row.
+        common_prefix_length: the number of tokens with which all sources start.
+        problems: (row, message) of every row that cannot be encoded.
+        held_out_rows: the number of rows that were left out because they are demonstrations.
+        rows_with_fewer_demonstrations: the number of rows in which some of their demonstrations do not fit.
+        omitted_demonstrations: the number of demonstrations that do not fit, of all rows together.
+        rows_without_demonstrations: the number of rows in which not one of their demonstrations fits.
+    """
 
     rows: int
     cut_rows: int
     cut_tokens: int
     dropped_rows: int
     longest: int
-    opening: int
+    common_prefix_length: int
     problems: tuple[tuple[int, str], ...]
     held_out_rows: int = 0
-    lacking_rows: int = 0
-    lacking_demonstrations: int = 0
-    bare_rows: int = 0
+    rows_with_fewer_demonstrations: int = 0
+    omitted_demonstrations: int = 0
+    rows_without_demonstrations: int = 0
 
     def __str__(self) -> str:
-        cut = f"{self.cut_rows} cut by {self.cut_tokens} tokens in all" if self.cut_rows else "none cut"
-        dropped = f", {self.dropped_rows} left out" if self.dropped_rows else ""
+        """Return one line for the log."""
+        parts = [f"{self.rows} rows"]
+        parts.append(f"{self.cut_rows} cut by {self.cut_tokens} tokens in all" if self.cut_rows else "none cut")
+        if self.dropped_rows:
+            parts.append(f"{self.dropped_rows} left out")
         if self.held_out_rows:
-            dropped += f", {self.held_out_rows} left out as they are demonstrations"
-        if self.lacking_rows:
-            counts = f"{self.lacking_demonstrations} in all did not fit, {self.bare_rows} rows have none"
-            dropped += f", {self.lacking_rows} with fewer demonstrations ({counts})"
+            parts.append(f"{self.held_out_rows} left out as they are demonstrations")
+        if self.rows_with_fewer_demonstrations:
+            counts = (
+                f"{self.omitted_demonstrations} in all did not fit, {self.rows_without_demonstrations} rows have none"
+            )
+            parts.append(f"{self.rows_with_fewer_demonstrations} with fewer demonstrations ({counts})")
         if self.problems:
             row, message = self.problems[0]
-            dropped += f", {len(self.problems)} left out for what is wrong with them (row {row}: {message})"
-        opening = f", all open with the same {self.opening}" if self.opening and self.rows > 1 else ""
-        return f"{self.rows} rows, {cut}{dropped}, longest {self.longest} tokens{opening}"
+            parts.append(f"{len(self.problems)} left out because they have problems (row {row}: {message})")
+        parts.append(f"longest {self.longest} tokens")
+        if self.common_prefix_length and self.rows > 1:
+            parts.append(f"all start with the same {self.common_prefix_length}")
+        return ", ".join(parts)
 
 
 def encode(
@@ -66,39 +89,63 @@ def encode(
     training: bool = False,
     drop_overlong: bool = False,
     num_proc: int | None = None,
-    nearest: Nearest | None = None,
+    candidates: Dataset | None = None,
+    nearest: Sequence[Sequence[int]] | None = None,
     held_out: Set[int] = frozenset(),
 ) -> tuple[Dataset, EncodingReport]:
     """Encode every row of a split.
 
     Args:
-        training: a target longer than the encoder's max_target_tokens is then a problem (never cut).
-        drop_overlong: leave rows that do not fit out, and count them, in place of reporting each as a problem.
-        held_out: rows that are left out, and counted, since they are demonstrations.
+        dataset: the rows, with the columns that the template reads.
+        encoder: writes one row as token ids.
+        training: report a target that is longer than the encoder's max_target_tokens as a problem; it is never cut.
+        drop_overlong: leave out rows that do not fit and count them, instead of reporting each as a problem.
+        num_proc: the number of processes; None encodes in this one.
+        candidates: the rows that `nearest` chooses demonstrations from.
+        nearest: for every row the numbers of its own demonstrations in `candidates`, the nearest first.
+        held_out: numbers of rows that are left out and counted, because they are demonstrations.
 
     Returns:
-        The rows with `input_ids`, `labels`, `source`, `references`, `cut`, the number of demonstrations `left_out`
-        since they did not fit, their own number in the split as `row`, and for closed questions `choices` and
-        `choice_ids`; and the report, whose `problems` are (row, message). A row with a problem is not among the rows.
+        The encoded rows and the report. A row has `input_ids`, `labels`, `source`, `references`, `cut_tokens`,
+        `omitted_demonstrations` (those that do not fit) and `row`, its number in the split; of a closed question also
+        `choices` and `choice_ids`. A row with a problem is only in the report.
     """
     encoded = dataset.map(
         _encode_row,
-        # Part of the key of datasets' cache, which does not see that this module's code has changed: the version.
-        fn_kwargs=dict(encoder=encoder, training=training, nearest=nearest, version=version("prompt_tuning")),
+        # All arguments are part of the key of datasets' cache. The version is one because datasets sees no new code.
+        fn_kwargs={
+            "encoder": encoder,
+            "training": training,
+            "candidates": candidates,
+            "nearest": nearest,
+            "version": version("prompt_tuning"),
+        },
         with_indices=True,
         remove_columns=dataset.column_names,
-        features=Features(COLUMNS | OF_CHOICES if encoder.closed else COLUMNS),  # not as the first rows may look
+        # Without features datasets infers them from the first rows, which may be empty lists.
+        features=Features(COLUMNS | CHOICE_COLUMNS if encoder.closed else COLUMNS),
         num_proc=num_proc,
         desc="encode",
     )
-    columns = {name: encoded.data.column(name).to_numpy() for name in ("cut", "left_out", "shown", "overlong")}
-    columns["length"] = pc.list_value_length(encoded.data.column("input_ids")).to_numpy()
-    bad = pc.not_equal(encoded.data.column("problem"), "").to_numpy()
-    held = np.isin(np.arange(len(bad)), list(held_out))
-    dropped = columns["overlong"] & drop_overlong
-    problems = tuple((row, encoded[row]["problem"]) for row in np.flatnonzero(bad & ~dropped).tolist())
-    kept = ~(bad | held)
-    cut, left_out, shown, lengths = (columns[name][kept] for name in ("cut", "left_out", "shown", "length"))
+    return _select_rows(encoded, encoder, held_out, drop_overlong=drop_overlong)
+
+
+def _select_rows(
+    encoded: Dataset, encoder: Encoder, held_out: Set[int], *, drop_overlong: bool
+) -> tuple[Dataset, EncodingReport]:
+    """Return the rows without problems that are not held out, and the report of all rows."""
+    overlong = _numbers(encoded, "overlong")
+    failed = pc.not_equal(encoded.data.column("problem"), "").to_numpy()
+    held = np.isin(np.arange(len(failed)), list(held_out))
+    dropped = overlong & drop_overlong
+    problems = []
+    for row in np.flatnonzero(failed & ~dropped).tolist():
+        problems.append((row, encoded[row]["problem"]))
+    kept = ~(failed | held)
+    cut = _numbers(encoded, "cut_tokens")[kept]
+    omitted = _numbers(encoded, "omitted_demonstrations")[kept]
+    shown = _numbers(encoded, "shown_demonstrations")[kept]
+    lengths = pc.list_value_length(encoded.data.column("input_ids")).to_numpy()[kept]
     if not kept.all():
         encoded = encoded.select(np.flatnonzero(kept))
     report = EncodingReport(
@@ -107,23 +154,41 @@ def encode(
         cut_tokens=int(cut.sum()),
         dropped_rows=int((dropped & ~held).sum()),
         longest=int(lengths.max(initial=0)),
-        opening=len(common_prefix(encoded, encoder.is_encoder_decoder)),
-        problems=problems,
+        common_prefix_length=len(common_prefix(encoded, encoder.is_encoder_decoder)),
+        problems=tuple(problems),
         held_out_rows=len(held_out),
-        lacking_rows=int((left_out > 0).sum()),
-        lacking_demonstrations=int(left_out.sum()),
-        bare_rows=int(((left_out > 0) & (shown == 0)).sum()),
+        rows_with_fewer_demonstrations=int((omitted > 0).sum()),
+        omitted_demonstrations=int(omitted.sum()),
+        rows_without_demonstrations=int(((omitted > 0) & (shown == 0)).sum()),
     )
-    return encoded.remove_columns(["problem", "overlong", "shown"]), report
+    return encoded.remove_columns(["problem", "overlong", "shown_demonstrations"]), report
+
+
+def _numbers(encoded: Dataset, column: str) -> np.ndarray:
+    return encoded.data.column(column).to_numpy()
 
 
 def _encode_row(
-    row: dict[str, Any], index: int, encoder: Encoder, training: bool, nearest: Nearest | None, version: str
+    row: dict[str, Any],
+    index: int,
+    *,
+    encoder: Encoder,
+    training: bool,
+    candidates: Dataset | None,
+    nearest: Sequence[Sequence[int]] | None,
+    version: str,
 ) -> dict[str, Any]:
+    """Return the columns of one row; empty ones, with the problem, if it cannot be encoded."""
+    demonstrations = []
+    if candidates is not None and nearest is not None:
+        demonstrations = [candidates[number] for number in nearest[index]]
     try:
-        encoded = (encoder.training_row if training else encoder.row)(row, nearest.of(index) if nearest else ())
+        encoded = (encoder.training_row if training else encoder.row)(row, demonstrations)
         return encoded | {"row": index, "problem": "", "overlong": False}
     except TemplateError as error:
-        blank = {"input_ids": [], "labels": [], "source": "", "references": [], "cut": 0, "left_out": 0, "shown": 0}
-        blank |= {"choices": [], "choice_ids": []} if encoder.closed else {}
-        return blank | {"row": index, "problem": str(error), "overlong": isinstance(error, OverlongError)}
+        encoded = {"input_ids": [], "labels": [], "source": "", "references": []}
+        if encoder.closed:
+            encoded |= {"choices": [], "choice_ids": []}
+        counts = {"cut_tokens": 0, "shown_demonstrations": 0, "omitted_demonstrations": 0}
+        problem = {"problem": str(error), "overlong": isinstance(error, OverlongError)}
+        return encoded | counts | {"row": index} | problem

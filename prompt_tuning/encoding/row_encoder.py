@@ -1,4 +1,4 @@
-"""Text -> token ids within a budget, and back."""
+"""Turn one row into token ids within a budget."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -20,15 +20,12 @@ from prompt_tuning.templates.languages import language_variables
 from prompt_tuning.templates.sandbox import VALUE_END
 from prompt_tuning.templates.template import Rendered, Template
 
-if TYPE_CHECKING:
-    pass
-
 logger = logging.getLogger(__name__)
 
 CHOICES_NAMED = 8
 
-# What chat templates that say today's date say, so that a run's rows are the same tomorrow; Llama's own default.
 CHAT_DAY = datetime(2024, 7, 26)
+"""The date that chat templates with today's date write, so that rows are the same tomorrow: Llama's own default."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +36,15 @@ class Encoder:
     with -100 over the source. An encoder-decoder row has the source as `input_ids` and target + end as `labels`.
 
     Args:
+        template: the hard prompt.
+        tokenizer: the model's tokenizer.
         is_encoder_decoder: as the model's configuration says.
         max_source_tokens: budget of a rendered source with its demonstrations; virtual tokens are not part of it.
         max_target_tokens: budget of a target with its end-of-sequence token.
-        truncate: columns that give way, in this order, when the source is over budget; by default the template's.
-        languages: `template.language_variables(...)`.
-        score_choices: a template with answer_choices is answered by the likeliest of them; False: in free text.
-        chosen: how many of the template's demonstrations, its last, are training rows that a recipe chose.
+        truncate: columns that are cut, in this order, if the source is over its budget; None for the template's.
+        languages: `language_variables(...)`, for a translation.
+        score_choices: answer a template with answer_choices by the likeliest choice; False lets the model write.
+        num_chosen: the number of the template's demonstrations, its last, that are training rows a recipe chose.
     """
 
     template: Template
@@ -56,52 +55,59 @@ class Encoder:
     truncate: tuple[str, ...] | None = None
     languages: dict[str, str] | None = None
     score_choices: bool = True
-    chosen: int = 0
+    num_chosen: int = 0
 
     @classmethod
-    def of_recipe(
-        cls, recipe: Recipe, template: Template, tokenizer: PreTrainedTokenizerBase, is_encoder_decoder: bool
+    def from_recipe(
+        cls, recipe: Recipe, template: Template, tokenizer: PreTrainedTokenizerBase, *, is_encoder_decoder: bool
     ) -> Encoder:
-        """With the budgets, languages and `truncate` of a recipe."""
+        """Make an encoder with the budgets, languages and `truncate` of a recipe."""
         prompt, data = recipe.prompt, recipe.data
         return cls(
             template,
             tokenizer,
-            is_encoder_decoder,
-            prompt.max_source_tokens,
-            prompt.max_target_tokens,
-            None if prompt.truncate is None else tuple(prompt.truncate),
-            language_variables(data.source_lang, data.target_lang),
-            prompt.score_choices,
+            is_encoder_decoder=is_encoder_decoder,
+            max_source_tokens=prompt.max_source_tokens,
+            max_target_tokens=prompt.max_target_tokens,
+            truncate=None if prompt.truncate is None else tuple(prompt.truncate),
+            languages=language_variables(data.source_lang, data.target_lang),
+            score_choices=prompt.score_choices,
         )
 
     @property
     def closed(self) -> bool:
-        """Whether rows are answered by one of their choices."""
+        """True if rows are answered by one of their choices."""
         return self.score_choices and self.template.answer_choices is not None
 
     def row(self, row: dict[str, Any], nearest: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-        """`input_ids`, `labels`, the `source` as text, `references`, and how many tokens were `cut`.
-
-        Also how many demonstrations were `left_out`, since they did not fit, how many chosen ones are `shown`, and
-        where rows are answered by one of their choices, `choices` as texts and `choice_ids`.
+        """Encode a row for evaluation.
 
         Args:
+            row: the row, with the columns that the template reads.
             nearest: training rows that are this row's own demonstrations, the nearest first.
+
+        Returns:
+            `input_ids`, `labels`, the `source` as text, `references`, `cut_tokens`, the number of chosen
+            `shown_demonstrations` and of `omitted_demonstrations`, which do not fit; of a closed question also
+            `choices` as texts and `choice_ids`.
 
         Raises:
             TemplateError: the row cannot be rendered, or its target is not among its choices.
             OverlongError: the source does not fit its budget.
         """
-        encoder, left_out = self.fitted(row, nearest)
-        shown = len(encoder.template.demonstrations) - len(self.template.demonstrations) + self.chosen
-        ids, cut, text = encoder._within_budget(row)
+        encoder, omitted = self.fit_demonstrations(row, nearest)
+        ids, cut, text = encoder.cut_source(row)
         target, references = self.template.render_target(row, self.languages)
         target_ids = self._target_ids(text, ids, target)
-        if self.is_encoder_decoder:
-            encoded = {"input_ids": ids, "labels": target_ids}
-        else:
-            encoded = {"input_ids": ids + target_ids, "labels": [-100] * len(ids) + target_ids}
+        encoded = {
+            "input_ids": ids if self.is_encoder_decoder else ids + target_ids,
+            "labels": target_ids if self.is_encoder_decoder else [-100] * len(ids) + target_ids,
+            "source": text,
+            "references": list(references),
+            "cut_tokens": cut,
+            "shown_demonstrations": len(encoder.template.demonstrations) - self._num_permanent,
+            "omitted_demonstrations": omitted,
+        }
         if self.closed:
             choices, choice_ids = self.choices(row, text, ids)
             if target.strip() not in choices:
@@ -110,14 +116,16 @@ class Encoder:
                     "answer_choices, or set score_choices: false, and the model writes its answer"
                 )
             encoded |= {"choices": choices, "choice_ids": choice_ids}
-        facts = {"cut": cut, "left_out": left_out, "shown": shown}
-        return encoded | {"source": text, "references": list(references)} | facts
+        return encoded
 
     def training_row(self, row: dict[str, Any], nearest: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-        """As `row`, of a row whose target fits its budget: it is never cut.
+        """Encode a row for training, whose target must fit its budget: it is never cut.
+
+        Args and Returns are those of `row`.
 
         Raises:
-            TemplateError, OverlongError: as `row`, and a target that is longer than max_target_tokens.
+            TemplateError: as `row` does.
+            OverlongError: as `row` does; or the target is longer than max_target_tokens.
         """
         encoded = self.row(row, nearest)
         length = sum(label != -100 for label in encoded["labels"])
@@ -129,10 +137,18 @@ class Encoder:
         return encoded
 
     def choices(self, row: dict[str, Any], source: str, source_ids: list[int]) -> tuple[list[str], list[list[int]]]:
-        """The texts that a row may be answered with, and their ids as they follow its source, without the end.
+        """Return the texts that a row may be answered with, and their token ids.
+
+        Args:
+            row: the row.
+            source: its source as text, which decides how a choice after it is split into tokens.
+            source_ids: the token ids of the source.
+
+        Returns:
+            The texts, and `[choices][T]` token ids without the end-of-sequence token.
 
         Raises:
-            TemplateError: fewer than two, or an empty one.
+            TemplateError: there are fewer than two choices, one is empty, or two have the same tokens.
             OverlongError: one does not fit the budget of a target.
         """
         texts = self.template.choices(row, self.languages)
@@ -141,96 +157,116 @@ class Encoder:
                 f"template {self.template.name}: answer_choices gives {_listed(texts)}; expected two or more texts, "
                 "none of them empty, with ||| between them"
             )
-        ids = [self._target_ids(source, source_ids, text) for text in texts]
-        longest = max(ids, key=len)
-        if len(longest) > self.max_target_tokens:
-            raise OverlongError(
-                f"the choice {texts[ids.index(longest)]!r} has {len(longest)} tokens with its end, max_target_tokens "
-                f"is {self.max_target_tokens}; raise it"
-            )
         end = self.tokenizer.eos_token_id
-        ids = [choice[: choice.index(end) if end in choice else -1] for choice in ids]
-        known: dict[tuple[int, ...], str] = {}
-        for choice, text in zip(ids, texts, strict=True):
+        ids: list[list[int]] = []
+        texts_of_ids: dict[tuple[int, ...], str] = {}
+        for text in texts:
+            choice = self._target_ids(source, source_ids, text)
+            if len(choice) > self.max_target_tokens:
+                raise OverlongError(
+                    f"the choice {text!r} has {len(choice)} tokens with its end, max_target_tokens is "
+                    f"{self.max_target_tokens}; raise it"
+                )
+            choice = choice[: choice.index(end)] if end in choice else choice[:-1]
             if not choice:
                 raise TemplateError(f"template {self.template.name}: the choice {text!r} has no token of its own")
-            if known.setdefault(tuple(choice), text) != text:
+            other = texts_of_ids.setdefault(tuple(choice), text)
+            if other != text:
                 raise TemplateError(
-                    f"template {self.template.name}: this tokenizer does not tell the choices "
-                    f"{known[tuple(choice)]!r} and {text!r} apart; word them in other ways"
+                    f"template {self.template.name}: the choices {other!r} and {text!r} have the same tokens in this "
+                    "tokenizer; word them differently"
                 )
+            ids.append(choice)
         return texts, ids
 
     def source(self, row: dict[str, Any]) -> tuple[list[int], int, str]:
-        """Token ids of a row's source, the number of tokens cut to fit, and the source as text.
+        """Encode a row's source within its budget.
 
-        Only the columns in `truncate` are cut, from their end, once the chosen demonstrations that do not fit are left
-        out; the rest of the prompt is never touched.
+        The chosen demonstrations that do not fit are omitted first. Then the columns in `truncate` are cut from their
+        end. The rest of the prompt is never cut.
+
+        Returns:
+            Token ids `[T]`, the number of tokens that were cut, and the source as text.
 
         Raises:
-            TemplateError: the row cannot be rendered or as nothing, or a column in `truncate` is not text.
+            TemplateError: the row cannot be rendered or is rendered as nothing, or a column in `truncate` is not text.
             OverlongError: the source does not fit its budget with nothing left to cut.
         """
-        return self.fitted(row)[0]._within_budget(row)
+        return self.fit_demonstrations(row)[0].cut_source(row)
 
-    def fitted(self, row: dict[str, Any], nearest: Sequence[dict[str, Any]] = ()) -> tuple[Encoder, int]:
-        """This encoder with the demonstrations that a row is shown, and how many more there were no tokens for.
+    @property
+    def _num_permanent(self) -> int:
+        """The number of demonstrations that the template has by itself, which every row shows."""
+        return len(self.template.demonstrations) - self.num_chosen
 
-        Chosen demonstrations of the row's own source are never shown; the last of the others give way first.
+    def fit_demonstrations(self, row: dict[str, Any], nearest: Sequence[dict[str, Any]] = ()) -> tuple[Encoder, int]:
+        """Return the encoder with the chosen demonstrations that a row is shown, and how many more do not fit.
+
+        A chosen demonstration with the row's own source is never shown. Of the others the last is omitted first.
         """
-        if not self.chosen and not nearest:
+        if not self.num_chosen and not nearest:
             return self, 0
-        given = self.template.demonstrations
-        own, chosen = given[: len(given) - self.chosen], (*given[len(given) - self.chosen :], *nearest)
+        permanent = self.template.demonstrations[: self._num_permanent]
+        chosen = (*self.template.demonstrations[self._num_permanent :], *nearest)
         source = self.template.source_key(row, self.languages)
-        others = [each for each in chosen if self.template.source_key(each, self.languages) != source]
+        others = [other for other in chosen if self.template.source_key(other, self.languages) != source]
         for count in range(len(others), -1, -1):
-            template = replace(self.template, demonstrations=(*own, *others[:count]))
-            encoder = replace(self, template=template, chosen=0)
-            if count == 0 or len(self._ids(encoder._source_text(row))) <= self.max_source_tokens:
+            template = replace(self.template, demonstrations=(*permanent, *others[:count]))
+            encoder = replace(self, template=template, num_chosen=0)
+            if count == 0 or len(encoder.tokenize(encoder.source_text(row))) <= self.max_source_tokens:
                 break
         return encoder, len(others) - count
 
-    def _within_budget(self, row: dict[str, Any]) -> tuple[list[int], int, str]:
-        text = self._source_text(row)
-        ids = self._ids(text)
+    def cut_source(self, row: dict[str, Any]) -> tuple[list[int], int, str]:
+        """Encode a row's source with all of the template's demonstrations; returns and raises as `source` does."""
+        text = self.source_text(row)
+        ids = self.tokenize(text)
         full = len(ids)
         for column in self.template.truncate if self.truncate is None else self.truncate:
             while len(ids) > self.max_source_tokens and row.get(column):
                 row = row | {column: self._shorten(row[column], column, len(ids) - self.max_source_tokens)}
-                text = self._source_text(row)
-                ids = self._ids(text)
+                text = self.source_text(row)
+                ids = self.tokenize(text)
         if len(ids) > self.max_source_tokens:
             raise OverlongError(
-                f"the source has {len(ids)} tokens with nothing left to cut, "
-                f"max_source_tokens is {self.max_source_tokens}; "
-                "raise it, name a column in truncate, or set drop_overlong"
+                f"the source has {len(ids)} tokens with nothing left to cut, max_source_tokens is "
+                f"{self.max_source_tokens}; raise it, name a column in truncate, or set drop_overlong"
             )
         if not ids:
             raise TemplateError(
-                f"template {self.template.name}: the source is empty, and a model has nothing to go on from; give the "
-                "row a text, or the template a word of its own"
+                f"template {self.template.name}: the source is empty, so that a model has nothing to continue; give "
+                "the row a text, or add a word to the template"
             )
         return ids, max(full - len(ids), 0), text
 
     def demonstration(self, row: dict[str, Any]) -> str:
-        """A row's source and target as one text, the source within its budget; raises as `source` does."""
+        """Return a row's source and target as one text, the source within its budget; raises as `source` does."""
         _, _, source = self.source(row)
         target, _ = self.template.render_target(row, self.languages)
         return source + self._gap(source) + target
 
-    def opening(self) -> str:
-        """The text that opens every source: system message, demonstrations, the template's first words.
+    def common_prefix(self) -> str:
+        """Return the text that every source starts with: system message, demonstrations, the template's first words.
 
-        Without a space at its end, which belongs to the word that follows.
+        A space at its end is left out, because it belongs to the token of the next word.
         """
         return self._as_text(self.template.opening(self.languages)).split(VALUE_END)[0].rstrip(" ")
 
-    def _gap(self, source: str) -> str:
-        return "" if self.template.chat else gap_after(source)
-
-    def _source_text(self, row: dict[str, Any]) -> str:
+    def source_text(self, row: dict[str, Any]) -> str:
+        """Return a row's source as the template and the chat template write it, of any length."""
         return self._as_text(self.template.render(row, self.languages, with_target=False))
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the token ids of a source, without an end-of-sequence token that a tokenizer appends."""
+        # A chat template writes its own special tokens.
+        ids = self.tokenizer(text, add_special_tokens=not self.template.chat).input_ids
+        end = self.tokenizer.eos_token_id
+        appended = not self.is_encoder_decoder and ids[-1:] == [end] and not text.endswith(self.tokenizer.eos_token)
+        return ids[:-1] if appended else ids
+
+    def _gap(self, source: str) -> str:
+        """Return what separates a source from its target."""
+        return "" if self.template.chat else gap_after(source)
 
     def _as_text(self, rendered: Rendered) -> str:
         if not self.template.chat:
@@ -242,41 +278,39 @@ class Encoder:
             )
         messages = list(rendered.messages)
         try:
-            chat_template = _of_one_day(self.tokenizer.get_chat_template())
+            chat_template = _with_fixed_date(self.tokenizer.get_chat_template())
             return self.tokenizer.apply_chat_template(
                 messages, chat_template=chat_template, tokenize=False, add_generation_prompt=True
             )
-        except jinja2.TemplateError as error:  # as of one that takes no system message
+        except jinja2.TemplateError as error:
+            # For example, some chat templates take no system message.
+            roles = ", ".join(message["role"] for message in messages)
             raise TemplateError(
-                f"template {self.template.name}: the tokenizer's chat template refuses its messages ("
-                f"{', '.join(each['role'] for each in messages)}): {error}; use a template without them"
+                f"template {self.template.name}: the tokenizer's chat template refuses its messages ({roles}): "
+                f"{error}; use a template without them"
             ) from error
 
-    def _ids(self, text: str) -> list[int]:
-        # A chat template writes its own special tokens.
-        ids = self.tokenizer(text, add_special_tokens=not self.template.chat).input_ids
-        end = self.tokenizer.eos_token_id
-        appended = not self.is_encoder_decoder and ids[-1:] == [end] and not text.endswith(self.tokenizer.eos_token)
-        return ids[:-1] if appended else ids
-
     def _target_ids(self, source: str, source_ids: list[int], target: str) -> list[int]:
-        """The target's ids as they follow the source, ended by the end-of-sequence token."""
+        """Return the target's token ids as they follow the source, with the end-of-sequence token."""
         end = self.tokenizer.eos_token_id
         if self.is_encoder_decoder:
             ids = self.tokenizer(text_target=target).input_ids
-            return ids if end in ids else [*ids, end]  # mBART writes the language behind the end
+            return ids if end in ids else [*ids, end]  # mBART writes the language after the end.
         gap = self._gap(source)
-        joint = self._ids(source + gap + target)
+        joint = self.tokenize(source + gap + target)
         if joint[: len(source_ids)] == source_ids:
             ids = joint[len(source_ids) :]
-        else:  # the tokenizer merged across the boundary; generation will not, so neither does training
+        else:
+            # The tokenizer merged across the boundary. Generation cannot do that, so training must not either.
             ids = self.tokenizer(gap + target, add_special_tokens=False).input_ids
         return [*ids, end]
 
     def _shorten(self, text: str, column: str, tokens: int) -> str:
+        """Return a column's text without its last tokens."""
         if not isinstance(text, str):
             raise TemplateError(f"column {column!r} is not text, so it cannot be cut; take it out of truncate")
-        if not self.tokenizer.is_fast:  # and so tells no offsets
+        if not self.tokenizer.is_fast:
+            # Only a fast tokenizer knows where its tokens are in the text.
             kept = self.tokenizer(text, add_special_tokens=False).input_ids[:-tokens]
             return self.tokenizer.decode(kept, clean_up_tokenization_spaces=False).rstrip()
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
@@ -285,12 +319,12 @@ class Encoder:
 
 
 @functools.cache
-def _of_one_day(chat_template: str) -> str:
-    """A chat template in which today is CHAT_DAY."""
+def _with_fixed_date(chat_template: str) -> str:
+    """Return a chat template in which today is CHAT_DAY."""
     today = r"""strftime_now\(\s*(?:format\s*=\s*)?(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*,?\s*\)"""
     fixed = re.sub(today, lambda call: repr(CHAT_DAY.strftime(call["format"])), chat_template)
     if "strftime_now(" in fixed:
-        logger.warning("the chat template says today's date in a way that cannot be fixed: rows change with the day")
+        logger.warning("the chat template writes today's date in a way that cannot be fixed: rows change with the day")
     return fixed
 
 

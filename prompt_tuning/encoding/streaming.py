@@ -1,8 +1,7 @@
-"""Training rows that are read and encoded as training needs them, for data of which nothing is to be written first."""
+"""Read and encode training rows as training needs them, for data that is too large to be written first."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, islice
@@ -15,15 +14,26 @@ from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import DataError, OverlongError, TemplateError
 from prompt_tuning.recipe.recipe import Recipe
 
-FIRST_ROWS = 100  # encoded before a model loads
-BUFFER_SIZE = 1000  # as IterableDataset.shuffle has it
+FIRST_ROWS = 100
+"""The number of rows that are encoded before a model loads, so that most errors show at once."""
+
+BUFFER_SIZE = 1000
+"""The number of rows to shuffle among; the default of IterableDataset.shuffle."""
 
 
 @dataclass
 class StreamReport:
-    """What encoding did to the rows of a stream so far; a row that is read again, in another pass, counts again.
+    """What encoding did to the rows of a stream so far.
 
-    Rows that wait to be shuffled are among them, and after a resume those that were trained on before.
+    A row that is read again in another pass counts again. Rows that wait to be shuffled count, and after a resume also
+    those that the stopped run trained on.
+
+    Args:
+        rows: the number of encoded rows.
+        cut_rows: the number of rows of which tokens were cut.
+        cut_tokens: the number of tokens that were cut, of all rows together.
+        dropped_rows: the number of rows that were left out because they do not fit their budget.
+        longest: the number of tokens of the longest encoded row.
     """
 
     rows: int = 0
@@ -33,6 +43,7 @@ class StreamReport:
     longest: int = 0
 
     def __str__(self) -> str:
+        """Return one line for the log."""
         if not self.rows:
             return f"a stream, of which the first {FIRST_ROWS} rows were read"
         cut = f"{self.cut_rows} cut by {self.cut_tokens} tokens in all" if self.cut_rows else "none cut"
@@ -42,7 +53,7 @@ class StreamReport:
 
 @dataclass(frozen=True)
 class Stream:
-    """Where the rows come from, and what is done to them."""
+    """The rows of a stream, how they are encoded, and the report that is filled meanwhile."""
 
     recipe: Recipe
     rows: IterableDataset
@@ -51,21 +62,25 @@ class Stream:
 
 
 def encode_stream(recipe: Recipe, rows: IterableDataset, encoder: Encoder) -> tuple[IterableDataset, StreamReport]:
-    """The training rows' `input_ids`, `labels` and number `row`, pass after pass without an end, and the report to be.
+    """Return the training rows of a stream, pass after pass without an end, and their report, which training fills.
 
-    Order and shuffling are a function of the seed alone, so that a resumed training skips what it was trained on. The
-    passes are one epoch to Trainer, which would lose its place in a second one: it has no length to count with.
+    Order and shuffling depend only on the seed, so that a resumed training skips the rows it was trained on. All
+    passes are one epoch to Trainer: in a second epoch it would lose its place, because a stream has no length.
+
+    Returns:
+        Rows with `input_ids`, `labels` and their number `row`; and the report.
 
     Raises:
-        DataError: one of the first rows cannot be read or encoded. Of a later one it is raised when it is read.
+        DataError: one of the first rows cannot be read or encoded. A bad later row raises when it is read.
     """
-    deque(islice(encoded_rows(Stream(recipe, rows, encoder, StreamReport())), FIRST_ROWS), maxlen=0)
+    for _ in islice(encoded_rows(Stream(recipe, rows, encoder, StreamReport())), FIRST_ROWS):
+        pass
     stream = Stream(recipe, rows, encoder, StreamReport())
     return IterableDataset.from_generator(_passes, gen_kwargs={"stream": stream}), stream.report
 
 
 def _passes(stream: Stream) -> Iterator[dict[str, Any]]:
-    """Each shuffled by itself, so that none starts before the one before it has ended."""
+    """Yield the rows of pass after pass, each shuffled separately, so that passes do not mix."""
     for number in count():
         rows = IterableDataset.from_generator(encoded_rows, gen_kwargs={"stream": stream})
         seed = stream.recipe.training.seed + number
@@ -73,10 +88,10 @@ def _passes(stream: Stream) -> Iterator[dict[str, Any]]:
 
 
 def encoded_rows(stream: Stream) -> Iterator[dict[str, Any]]:
-    """One pass.
+    """Yield the encoded rows of one pass.
 
     Raises:
-        DataError: a row cannot be read or encoded, with its file and line or number; or all are too long.
+        DataError: a row cannot be read or encoded, named by its file and line or number; or all rows are too long.
     """
     data, report, encoder = stream.recipe.data, stream.report, stream.encoder
     before = report.rows
@@ -91,9 +106,9 @@ def encoded_rows(stream: Stream) -> Iterator[dict[str, Any]]:
         except TemplateError as error:
             raise DataError(f"{row_origin(data, 'train', number)}: {error}") from error
         report.rows += 1
-        report.cut_rows += encoded["cut"] > 0
-        report.cut_tokens += encoded["cut"]
+        report.cut_rows += encoded["cut_tokens"] > 0
+        report.cut_tokens += encoded["cut_tokens"]
         report.longest = max(report.longest, len(encoded["input_ids"]))
-        yield {name: encoded[name] for name in ("input_ids", "labels")} | {"row": number}
+        yield {"input_ids": encoded["input_ids"], "labels": encoded["labels"], "row": number}
     if report.rows == before:
         raise DataError(f"{split_origin(data, 'train')}: all rows were left out as too long")

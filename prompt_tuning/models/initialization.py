@@ -43,7 +43,7 @@ def initial_text(
     if args.init == "demonstrations" and train_rows is not None:
         return "\n\n".join(_drawn(encoder, train_rows, args.init_demonstrations, seed)) + "\n\n"
     if args.init == "template" and train_rows is not None:
-        text = encoder.opening()
+        text = encoder.common_prefix()
         if not text.strip():
             raise RecipeError(
                 f"init template: template {encoder.template.name} opens with a column, so nothing of its own stands "

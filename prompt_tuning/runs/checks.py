@@ -148,7 +148,7 @@ def check_encoding(recipe: Recipe, split: str, report: EncodingReport) -> None:
     if not report.rows and not report.problems:
         reason = "they are all demonstrations" if report.held_out_rows else "too long"
         errors.append(DataError(f"{origin}: all rows were left out as {reason}"))
-    if report.rows and report.bare_rows == report.rows:
+    if report.rows and report.rows_without_demonstrations == report.rows:
         errors.append(
             DataError(
                 f"{origin}: not one of {recipe.prompt.num_demonstrations} demonstrations fits beside any row; raise "

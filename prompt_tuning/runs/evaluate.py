@@ -236,13 +236,13 @@ def write_run(
     if not PartialState().is_main_process:
         return
     whole_input = prepared.config.is_encoder_decoder
-    rows = prepared.encoded[split].select_columns(["row", "source", "references", "cut", "input_ids", "labels"])
+    rows = prepared.encoded[split].select_columns(["row", "source", "references", "cut_tokens", "input_ids", "labels"])
     write_json_lines(
         folder / "predictions" / f"{split}.jsonl",
         (
             {"row": row["row"], "source": row["source"], "references": row["references"]}
             | {"source_tokens": len(row["input_ids"]) if whole_input else source_length(row["labels"])}
-            | {"cut_tokens": row["cut"]}
+            | {"cut_tokens": row["cut_tokens"]}
             | {name: texts[number] for name, texts in predictions.items()}
             for number, row in enumerate(rows)
         ),

@@ -107,8 +107,8 @@ class Predictor:
         if not full:
             check_adapter(adapter_config, adapter, config, renamed=model_name_or_path is not None)
         tokenizer = load_tokenizer(recipe.model, recipe.data.source_lang, recipe.data.target_lang)
-        encoder = Encoder.of_recipe(recipe, template, tokenizer, config.is_encoder_decoder)
-        encoder = replace(encoder, chosen=min(count, len(template.demonstrations)))
+        encoder = Encoder.from_recipe(recipe, template, tokenizer, is_encoder_decoder=config.is_encoder_decoder)
+        encoder = replace(encoder, num_chosen=min(count, len(template.demonstrations)))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         base = load_base_model(recipe.model, config).to(device)
         add_end_token(base, tokenizer)
@@ -128,7 +128,7 @@ class Predictor:
     def read(self, row: dict[str, Any]) -> tuple[Question, int, int]:
         """A row as token ids, and how many tokens and demonstrations did not fit; raises as calling does."""
         row = with_standard_columns(row, self.data)
-        encoder, left_out = self.encoder.fitted(row)
+        encoder, left_out = self.encoder.fit_demonstrations(row)
         ids, cut, text = encoder.source(row)
         return Question(ids, *(encoder.choices(row, text, ids) if encoder.closed else ())), cut, left_out
 

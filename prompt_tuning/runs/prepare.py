@@ -107,7 +107,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     prompt = recipe.prompt
     errors = ErrorList()
 
-    encoder = Encoder.of_recipe(recipe, template, tokenizer, config.is_encoder_decoder)
+    encoder = Encoder.from_recipe(recipe, template, tokenizer, is_encoder_decoder=config.is_encoder_decoder)
     demonstrations = None
     if prompt.num_demonstrations:
         with errors.collect():
@@ -128,7 +128,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
 
     encoder = few_shot
     if replaces_demonstrations:
-        encoder = replace(few_shot, template=replace(few_shot.template, demonstrations=()), chosen=0)
+        encoder = replace(few_shot, template=replace(few_shot.template, demonstrations=()), num_chosen=0)
     encoded: dict[str, Dataset | IterableDataset] = {}
     reports: dict[str, EncodingReport | StreamReport] = {}
     for split in rows:
@@ -256,6 +256,7 @@ def _encode_split(
         training=training,
         drop_overlong=recipe.prompt.drop_overlong and training,
         num_proc=recipe.data.preprocessing_num_workers,
+        candidates=demonstrations.train if demonstrations else None,
         nearest=demonstrations.nearest(rows) if demonstrations else None,
         held_out=demonstrations.held_out() if demonstrations and training else frozenset(),
     )
@@ -275,7 +276,7 @@ def _encode_for_teacher(recipe: Recipe, config: PretrainedConfig, encoder: Encod
     teacher_rows, report = encode(
         rows,
         replace(
-            encoder, template=template, max_source_tokens=recipe.prompt.max_teacher_tokens, truncate=None, chosen=0
+            encoder, template=template, max_source_tokens=recipe.prompt.max_teacher_tokens, truncate=None, num_chosen=0
         ),
         training=True,
         drop_overlong=recipe.prompt.drop_overlong,

@@ -364,7 +364,7 @@ def _facts(prepared: dict[str, Prepared], known: Known, texts: dict[str, list[st
         if name != best[0]:
             of_winner = np.array([[known[best[0]][row] for row in known[name]]])
             facts[name]["log_likelihood"] |= {"against_winner": difference(of_rows, of_winner)}
-        if lacking := prepared[name].reports["validation"].lacking_rows:
+        if lacking := prepared[name].reports["validation"].rows_with_fewer_demonstrations:
             facts[name]["lacking_rows"] = lacking
         if name in scores:
             facts[name][metric] = {"score": scores[name]} | tests["of"][name]
@@ -401,7 +401,7 @@ def _write_recipe(recipe: Recipe, winner: Candidate, prepared: Prepared, file: P
         "seed": winner.seed,
     }
     hint = None
-    if winner.selection != "bm25" and prepared.encoder.opening().strip():
+    if winner.selection != "bm25" and prepared.encoder.common_prefix().strip():
         starts = [
             key
             for key in ("adapter", "init_text", "init_labels", "init_adapter", "num_virtual_tokens")

@@ -46,7 +46,10 @@ def test_random_ones_are_drawn_by_the_seed_and_open_every_row_alike(tokenizer):
     encoded, report = encode(others, chosen.encoder)
     text = "".join(f"{PLAIN.render(each).source} {each['answers']['text'][0]}\n\n" for each in shown)
     assert all(source.startswith(text) for source in encoded["source"])
-    assert report.opening >= len(tokenizer(text).input_ids) - 1 and report.lacking_rows == 0
+    assert (
+        report.common_prefix_length >= len(tokenizer(text).input_ids) - 1
+        and report.rows_with_fewer_demonstrations == 0
+    )
     assert encoded[0]["source"] == text + PLAIN.render(others[0]).source
 
 
@@ -54,9 +57,9 @@ def test_the_templates_own_demonstrations_come_first_and_stay(tokenizer):
     own = {"context": "A tower.", "question": "What?", "answers": {"text": ["a tower"]}}
     template = Template(PLAIN.source, PLAIN.target, demonstrations=(own,), truncate=("context",))
     chosen = choose(tokenizer, question_rows(9), "random", 2, template=template)
-    assert chosen.encoder.template.demonstrations[0] == own and chosen.encoder.chosen == 2
-    tight = Encoder(chosen.encoder.template, tokenizer, max_source_tokens=45, chosen=2)
-    encoder, left_out = tight.fitted(question_rows(1, 4)[0])
+    assert chosen.encoder.template.demonstrations[0] == own and chosen.encoder.num_chosen == 2
+    tight = Encoder(chosen.encoder.template, tokenizer, max_source_tokens=45, num_chosen=2)
+    encoder, left_out = tight.fit_demonstrations(question_rows(1, 4)[0])
     assert encoder.template.demonstrations == (own,) and left_out == 2
 
 
@@ -76,9 +79,9 @@ def test_bm25_shows_each_row_the_nearest_first(tokenizer):
     chosen = choose(tokenizer, rows, "bm25", 2, template=SENTIMENT)
     asked = Dataset.from_list([{"text": "A BLUE BOAT", "verdict": "w"}, {"text": "a red dog", "verdict": "w"}])
     nearest = chosen.nearest(asked)
-    assert set(nearest.numbers[0]) == {2, 3} and set(nearest.numbers[1]) == {0, 1}
-    encoded, _ = encode(asked, chosen.encoder, nearest=nearest)
-    first, second = (rows[number]["text"] for number in nearest.numbers[0])
+    assert set(nearest[0]) == {2, 3} and set(nearest[1]) == {0, 1}
+    encoded, _ = encode(asked, chosen.encoder, candidates=chosen.train, nearest=nearest)
+    first, second = (rows[number]["text"] for number in nearest[0])
     assert encoded[0]["source"] == (
         f"Review: {first}\nVerdict: v\n\nReview: {second}\nVerdict: v\n\nReview: A BLUE BOAT\nVerdict:"
     )
@@ -88,7 +91,7 @@ def test_of_rows_that_are_as_near_bm25_shows_the_first(tokenizer):
     rows = [{"text": f"{word} boat", "verdict": "v"} for word in ("red", "blue", "new", "old", "tall", "wet", "gold")]
     chosen = choose(tokenizer, rows, "bm25", 2, template=SENTIMENT)
     asked = Dataset.from_list([{"text": "boat", "verdict": "w"}, {"text": "unknown words", "verdict": "w"}])
-    assert chosen.nearest(asked).numbers == [[0, 1], [0, 1]]
+    assert chosen.nearest(asked) == [[0, 1], [0, 1]]
     signs = choose(tokenizer, [{"text": sign, "verdict": "v"} for sign in "!?.;"], "bm25", 1, template=SENTIMENT)
     with pytest.raises(DataError, match="no training row's source has a word"):
         signs.nearest(asked)
@@ -101,47 +104,58 @@ def test_no_row_is_shown_itself_or_one_of_its_source(tokenizer, selection):
     chosen = choose(tokenizer, rows, selection, 5)
     train = chosen.train
     held_out = chosen.held_out() if selection == "random" else frozenset()
-    encoded, report = encode(train, chosen.encoder, training=True, nearest=chosen.nearest(train), held_out=held_out)
+    encoded, report = encode(
+        train, chosen.encoder, training=True, candidates=train, nearest=chosen.nearest(train), held_out=held_out
+    )
     for row in encoded:
         source = PLAIN.render(rows[row["row"]], with_target=False).source.casefold().strip()
         assert row["source"].casefold().count(source.split("\nanswer:")[0]) == 1
         assert row["source"].count("Answer:") == 6
     if selection == "random":  # both rows of each of five sources
         assert report.held_out_rows == 10 and len(encoded) == 14 and not set(encoded["row"]) & set(chosen.fixed)
-        assert "14 rows, none cut, 10 left out as they are demonstrations" in str(report) and report.opening > 100
+        assert (
+            "14 rows, none cut, 10 left out as they are demonstrations" in str(report)
+            and report.common_prefix_length > 100
+        )
     else:
         assert len(encoded) == 24
-        assert all(len({number % 12 for number in numbers}) == 5 for numbers in chosen.nearest(train).numbers)
+        assert all(len({number % 12 for number in numbers}) == 5 for numbers in chosen.nearest(train))
 
 
 def test_an_evaluated_row_that_is_a_demonstration_is_shown_the_others(tokenizer):
     rows = question_rows(12)
     chosen = choose(tokenizer, rows, "random", 3)
     encoded, report = encode(Dataset.from_list([rows[chosen.fixed[1]], *question_rows(2, 5)]), chosen.encoder)
-    assert [source.count("Answer:") for source in encoded["source"]] == [3, 4, 4] and report.lacking_rows == 0
+    assert [source.count("Answer:") for source in encoded["source"]] == [
+        3,
+        4,
+        4,
+    ] and report.rows_with_fewer_demonstrations == 0
 
 
 @pytest.mark.parametrize("selection", ["random", "bm25"])
 def test_the_last_give_way_before_any_column_and_all_is_counted(tokenizer, selection):
     rows, asked = question_rows(24), Dataset.from_list(question_rows(6, 3))
     whole = choose(tokenizer, rows, selection)
-    full, _ = encode(asked, whole.encoder, nearest=whole.nearest(asked))
+    full, _ = encode(asked, whole.encoder, candidates=whole.train, nearest=whole.nearest(asked))
     for budget in (max(map(len, full["input_ids"])), 130, 60, 40, 28):
         chosen = choose(tokenizer, rows, selection, max_source_tokens=budget)
-        encoded, report = encode(asked, chosen.encoder, nearest=chosen.nearest(asked))
+        encoded, report = encode(asked, chosen.encoder, candidates=chosen.train, nearest=chosen.nearest(asked))
         shown = [source.count("Answer:") - 1 for source in encoded["source"]]
-        assert [4 - count for count in shown] == encoded["left_out"]
-        assert report.lacking_demonstrations == sum(encoded["left_out"])
-        assert report.lacking_rows == sum(count < 4 for count in shown) and report.bare_rows == shown.count(0)
+        assert [4 - count for count in shown] == encoded["omitted_demonstrations"]
+        assert report.omitted_demonstrations == sum(encoded["omitted_demonstrations"])
+        assert report.rows_with_fewer_demonstrations == sum(
+            count < 4 for count in shown
+        ) and report.rows_without_demonstrations == shown.count(0)
         for row, all_of_them, count in zip(encoded, full, shown, strict=True):
-            assert not row["cut"] or not count
+            assert not row["cut_tokens"] or not count
             parts = [each["source"].split("\n\n") for each in (row, all_of_them)]
             assert len(parts[0]) == count + 1 and parts[0][:count] == parts[1][:count]  # the nearest stay, in order
             if count < 4:  # one more would have been too much
                 longer = "\n\n".join([*parts[1][: count + 1], parts[1][-1]])
                 assert len(tokenizer(longer).input_ids) > budget
-    assert report.bare_rows > 0 and report.cut_rows > 0
-    assert f"with fewer demonstrations ({report.lacking_demonstrations} in all did not fit" in str(report)
+    assert report.rows_without_demonstrations > 0 and report.cut_rows > 0
+    assert f"with fewer demonstrations ({report.omitted_demonstrations} in all did not fit" in str(report)
     with pytest.raises(OverlongError):
         choose(tokenizer, rows, "random", max_source_tokens=5).encoder.row(asked[0])
 
@@ -260,7 +274,7 @@ def test_a_soft_prompt_from_demonstrations_and_a_teacher_are_written_without_the
         if with_them.teacher_rows:  # whose own demonstrations stay, and whose context is cut
             assert (
                 with_them.teacher_rows["source"] == without.teacher_rows["source"]
-                and max(without.teacher_rows["cut"]) == 5
+                and max(without.teacher_rows["cut_tokens"]) == 5
             )
 
 

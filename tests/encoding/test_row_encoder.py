@@ -36,7 +36,7 @@ def test_a_causal_row_is_source_target_end_with_loss_on_target_and_end(tokenizer
     targets = encoded["labels"][len(source) :]
     assert targets == encoded["input_ids"][len(source) :]
     assert tokenizer.decode(targets) == " Turin<eos>"
-    assert encoded["references"] == ["Turin"] and encoded["cut"] == 0
+    assert encoded["references"] == ["Turin"] and encoded["cut_tokens"] == 0
 
 
 def test_an_encoder_decoder_row_has_the_target_as_labels(tokenizer):
@@ -53,7 +53,7 @@ def test_only_the_named_column_gives_way_and_from_its_end(tokenizer):
         context, question = cut["source"].split("\nQuestion: ")
         assert ROW["context"].startswith(context) and question == "Where does Ada live?\nAnswer:"
         assert len(tokenizer(cut["source"]).input_ids) <= budget
-        assert cut["cut"] == length - len(tokenizer(cut["source"]).input_ids) > 0
+        assert cut["cut_tokens"] == length - len(tokenizer(cut["source"]).input_ids) > 0
         assert cut["labels"][-2:] == whole["labels"][-2:]
 
 
@@ -77,7 +77,7 @@ def test_what_cannot_fit_is_an_error_and_never_cut(tokenizer):
 def test_a_source_of_nothing_is_an_error_of_the_row(tokenizer):
     encoder = Encoder(Template("{{ text }}", "{{ label }}"), tokenizer)
     assert encoder.row({"text": "Ada", "label": "yes"})["input_ids"]
-    with pytest.raises(TemplateError, match="the source is empty, and a model has nothing to go on from"):
+    with pytest.raises(TemplateError, match="the source is empty, so that a model has nothing to continue"):
         encoder.row({"text": "", "label": "yes"})
 
 
@@ -88,7 +88,7 @@ def test_cuts_drops_and_bad_rows_are_all_counted(tokenizer):
     encoder = Encoder(PLAIN, tokenizer, max_source_tokens=28, max_target_tokens=10)
     encoded, report = encode(Dataset.from_list(rows), encoder, training=True, drop_overlong=True)
     assert (report.rows, report.dropped_rows, report.cut_rows) == (2, 1, 2) and report.cut_tokens == sum(
-        encoded["cut"]
+        encoded["cut_tokens"]
     )
     assert encoded["row"] == [0, 3]
     assert [row for row, _ in report.problems] == [2] and "null" in report.problems[0][1]
@@ -119,9 +119,9 @@ def test_a_chat_template_that_says_todays_date_gives_the_same_row_tomorrow(token
     encoder = Encoder(Template.load("question_answering/chat"), dated)
     assert encoder.row(ROW)["source"].startswith("26 Jul 2024 00:00:00.000000<|system|>")
     dated.chat_template = "{{ strftime_now(format='%Y', ) }}" + tokenizer.chat_template
-    assert encoder.row(ROW)["source"].startswith("2024<|system|>") and "says today's date" not in caplog.text
+    assert encoder.row(ROW)["source"].startswith("2024<|system|>") and "writes today's date" not in caplog.text
     dated.chat_template = "{% set day = '%Y' %}{{ strftime_now(day) }}" + tokenizer.chat_template
-    assert encoder.row(ROW) and "the chat template says today's date in a way that cannot be fixed" in caplog.text
+    assert encoder.row(ROW) and "the chat template writes today's date in a way that cannot be fixed" in caplog.text
 
 
 def test_a_chat_template_that_is_not_there_is_said(tokenizer):
@@ -160,8 +160,8 @@ def test_tokens_that_open_every_source_are_found_once_and_reported(tokenizer):
     rows, report = encode(Dataset.from_list(question_rows(9)), Encoder(template, tokenizer))
     opening = common_prefix(rows)
     assert tokenizer.decode(opening) == "Answer the question. Where does"
-    assert report.opening == len(opening)
-    assert str(report).endswith(f"all open with the same {len(opening)}")
+    assert report.common_prefix_length == len(opening)
+    assert str(report).endswith(f"all start with the same {len(opening)}")
     # A row that is nothing but the opening ends it; its last token, and a target, are never part of it.
     alone = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}] * 2)
     assert common_prefix(alone) == [5]
@@ -234,7 +234,7 @@ def test_a_tokenizer_without_offsets_cuts_too():
     template = Template("{{ document }}\nSummary:", "{{ summary }}", truncate=("document",))
     encoder = Encoder(template, ByT5Tokenizer(), True, max_source_tokens=40)
     row = encoder.row({"document": "a long text " * 20, "summary": "x"})
-    assert len(row["input_ids"]) == 40 and row["cut"] > 100 and row["source"].endswith("\nSummary:")
+    assert len(row["input_ids"]) == 40 and row["cut_tokens"] > 100 and row["source"].endswith("\nSummary:")
 
 
 def test_a_chat_template_that_refuses_the_messages_is_said(tokenizer):

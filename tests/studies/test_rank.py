@@ -292,7 +292,7 @@ def test_no_demonstrations_and_choices_that_are_written_can_be_ranked_whatever_t
 
 
 def opening(template, tokenizer, languages=None):
-    return Encoder(template, tokenizer, languages=languages).opening()
+    return Encoder(template, tokenizer, languages=languages).common_prefix()
 
 
 def test_an_opening_is_what_every_row_opens_with(tokenizer):
