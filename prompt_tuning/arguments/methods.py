@@ -60,42 +60,42 @@ class Method:
 
     @property
     def trains(self) -> bool:
-        """Return whether a run trains anything."""
+        """A run trains something."""
         return self.trained_part != "nothing"
 
     @property
     def trains_embeddings(self) -> bool:
-        """Return whether the prompt is a sequence of input embeddings."""
+        """The prompt is a sequence of input embeddings."""
         return self.trained_part == "embeddings"
 
     @property
     def trains_keys_and_values(self) -> bool:
-        """Return whether the prompt is a prefix: keys and values in every layer."""
+        """The prompt is a prefix: keys and values in every layer."""
         return self.trained_part == "keys and values"
 
     @property
     def has_prompt(self) -> bool:
-        """Return whether virtual tokens stand before the text."""
+        """Virtual tokens stand before the text."""
         return self.trains_embeddings or self.trains_keys_and_values
 
     @property
     def trains_layers(self) -> bool:
-        """Return whether layers are added that can be switched off."""
+        """Layers are added that can be switched off."""
         return self.trained_part == "layers"
 
     @property
     def trains_whole_model(self) -> bool:
-        """Return whether the model's own weights change."""
+        """The model's own weights change."""
         return self.trained_part == "weights"
 
     @property
     def takes_init(self) -> bool:
-        """Return whether `init` decides where the prompt starts."""
+        """`init` decides where the prompt starts."""
         return self.takes("init")
 
     @property
     def continues_as(self) -> str:
-        """Return the method that a saved adapter is trained further with."""
+        """The method that a saved adapter is trained further with."""
         return self.continued_as or self.name
 
     def takes(self, setting: str) -> bool:

@@ -21,89 +21,90 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from prompt_tuning.errors import AdapterError, first_line
-
-RUN_FILES = ("recipe.yaml", "template.yaml", "results.json")
-
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
-
-MODEL_FILES = (
-    "config.json", "generation_config.json", "model.safetensors", "model-*.safetensors",
-    "model.safetensors.index.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
-    "merges.txt", "*.model", "chat_template.jinja",
-)  # fmt: skip
+from prompt_tuning.errors import AdapterError
+from prompt_tuning.hub.refusal import explain_refusal
+from prompt_tuning.support.run_folder import RunFolder
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether it can be somebody's repository, `user/name` or `user/name@revision`, and not only a folder."""
+    """Return whether a name can be a repository of the hub: `user/name` or `user/name@revision`."""
     return bool(re.fullmatch(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+(@\S+)?", str(name), re.ASCII))
 
 
 def adapter_folder(name: str | Path) -> Path:
-    """The folder of an adapter: itself, or where the files of a hub id were downloaded to.
+    """Return the folder of an adapter, after a download if the name is a hub id.
 
     Args:
-        name: a folder, or a hub id, as `user/name` or with a branch, tag or commit `user/name@revision`. A folder of
-            that name wins. Offline the cache answers.
+        name: a folder or a hub id. A hub id is `user/name`, or `user/name@revision` with a branch, tag or commit. A
+            folder of that name is preferred. Without a connection the cache is used.
 
     Raises:
-        AdapterError: neither, or the hub cannot be asked.
+        AdapterError: the hub has no such adapter, or cannot be reached.
     """
-    return _downloaded(str(name)) if is_hub_id(name) and not Path(name).is_dir() else Path(name)
+    if is_hub_id(name) and not Path(name).is_dir():
+        return download_adapter(str(name))
+    return Path(name)
 
 
-@functools.cache  # so that all of a run reads one commit
-def _downloaded(name: str) -> Path:
+@functools.cache  # A branch may move, and a whole command reads one commit.
+def download_adapter(name: str) -> Path:
+    """Download an adapter, or a run that trained a whole model, and return its folder in the cache.
+
+    Args:
+        name: `user/name` or `user/name@revision`.
+
+    Raises:
+        AdapterError: the hub has no such adapter, or cannot be reached. The token is not in the message.
+    """
     repo_id, _, revision = name.partition("@")
-    nowhere = f"{name}: no such folder (looked in {Path.cwd()})"
     try:
-        patterns = [*ADAPTER_FILES, *RUN_FILES, "config.json"]
-        folder = Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=patterns))
-        whole_model = (folder / "config.json").is_file() and (folder / "recipe.yaml").is_file()
-        if whole_model:
-            snapshot_download(repo_id, revision=folder.name, allow_patterns=list(MODEL_FILES))
-    except HFValidationError as error:
-        raise AdapterError(f"{nowhere}, nor can it be a repository's id") from error
-    except RevisionNotFoundError as error:
-        raise AdapterError(f"{repo_id} on {constants.ENDPOINT} has no revision {revision}") from error
-    except GatedRepoError as error:
-        page = f"{constants.ENDPOINT}/{repo_id}"
-        raise AdapterError(f"{repo_id} is gated; ask for access at {page}, as the user of this token") from error
-    except RepositoryNotFoundError as error:
-        login = "" if get_token() else ", or it is private: log in with `hf auth login`, or set HF_TOKEN"
-        raise AdapterError(f"{nowhere}, and no such repository on {constants.ENDPOINT}{login}") from error
-    except LocalEntryNotFoundError as error:
-        why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{constants.ENDPOINT} cannot be reached"
-        raise AdapterError(f"{nowhere}, not in the cache ({constants.HF_HUB_CACHE}), and {why}") from error
+        folder = _download(repo_id, revision or None)
     except HfHubHTTPError as error:
-        unreadable = f"this token may not read {repo_id}; log in with one that may"
-        reason = unreadable if error.response.status_code == 403 else _refusal(error, repo_id)
-        raise AdapterError(f"{nowhere}, and {reason}") from error
+        raise AdapterError(_explain_answer(error, name)) from error
+    except HFValidationError as error:
+        raise AdapterError(f"{_no_folder(name)}, nor can it be a repository's id") from error
+    except LocalEntryNotFoundError as error:
+        reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{constants.ENDPOINT} cannot be reached"
+        raise AdapterError(f"{_no_folder(name)}, not in the cache ({constants.HF_HUB_CACHE}), and {reason}") from error
     except HTTPError as error:
         raise AdapterError(
             f"{name}: the connection to {constants.ENDPOINT} was lost; run the command again"
         ) from error
-    if not whole_model and not (folder / ADAPTER_FILES[0]).is_file():
-        raise AdapterError(f"{name} on {constants.ENDPOINT}: no {ADAPTER_FILES[0]} there, so it holds no adapter")
+    if not folder.adapter_config.is_file() and not _is_whole_model(folder):
+        missing = folder.ADAPTER_CONFIG
+        raise AdapterError(f"{name} on {constants.ENDPOINT}: no {missing} there, so it holds no adapter")
+    return folder.path
+
+
+def _download(repo_id: str, revision: str | None) -> RunFolder:
+    """Download the files of an adapter, and those of a whole model if the repository holds a run of one."""
+    patterns = [*RunFolder.ADAPTER_FILES, *RunFolder.RUN_FILES, RunFolder.MODEL_CONFIG]
+    folder = RunFolder(Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns)))
+    if _is_whole_model(folder):
+        # A folder in the cache is named after its commit.
+        snapshot_download(repo_id, revision=folder.path.name, allow_patterns=list(RunFolder.MODEL_FILES))
     return folder
 
 
-def _refusal(error: HfHubHTTPError, repo_id: str) -> str:
-    """Why the hub said no, and what to do about it."""
-    status, hub = error.response.status_code, constants.ENDPOINT
-    if status == 401 and get_token() is None:
-        return f"{hub} wants to know who asks; log in with `hf auth login`, or set HF_TOKEN"
-    if status == 401:
-        return f"{hub} does not accept the token (HF_TOKEN, or that of `hf auth login`); log in with a valid one"
-    if status == 403:
-        return (
-            f"this token may not write to {repo_id}: the name is somebody else's, or the token may only read; name a "
-            "repository of your own (`hf auth whoami` tells whose), or log in with a token that may write"
-        )
-    if status in (409, 412):
-        return "somebody else changed it at the same time, and nothing was overwritten; run the same command again"
-    if status == 429 or status >= 500:
-        return f"{hub} answers {status}, and nothing was changed; wait, and run the same command again"
-    return f"{hub} answers {status}: {first_line(error.server_message or error)}"
+def _is_whole_model(folder: RunFolder) -> bool:
+    return folder.model_config.is_file() and folder.recipe.is_file()
+
+
+def _no_folder(name: str) -> str:
+    return f"{name}: no such folder (looked in {Path.cwd()})"
+
+
+def _explain_answer(error: HfHubHTTPError, name: str) -> str:
+    """Return what the hub answered to a download, and what to do about it."""
+    repo_id, _, revision = name.partition("@")
+    hub = constants.ENDPOINT
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo_id} on {hub} has no revision {revision}"
+    if isinstance(error, GatedRepoError):
+        return f"{repo_id} is gated; ask for access at {hub}/{repo_id}, as the user of this token"
+    if isinstance(error, RepositoryNotFoundError):
+        login = "" if get_token() else ", or it is private: log in with `hf auth login`, or set HF_TOKEN"
+        return f"{_no_folder(name)}, and no such repository on {hub}{login}"
+    if error.response.status_code == 403:
+        return f"{_no_folder(name)}, and this token may not read {repo_id}; log in with one that may"
+    return f"{_no_folder(name)}, and {explain_refusal(error, repo_id)}"

@@ -1,17 +1,17 @@
-"""Runs on the Hugging Face hub: a folder goes up as one commit, an adapter comes down by its id.
+"""Upload a run to the hub as one commit.
 
-What goes up is named, file by file, so that nothing else can: no checkpoint with its optimiser's state, no prediction
-and no report.html (rows of the data are in them), no training arguments (they may hold a token), and no
-initial_prompt.safetensors, in which the training rows of an init from demonstrations could be read.
+Only the files of `plan_upload` are uploaded. So these stay on this machine: checkpoints with the optimizer's state,
+predictions and report.html (they hold rows of the data), the training arguments (they may hold a token), and
+initial_prompt.safetensors, from which an init from demonstrations could be read.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,12 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
 from prompt_tuning.errors import HubError, first_line
-from prompt_tuning.hub.download import ADAPTER_FILES, MODEL_FILES, RUN_FILES, _refusal, is_hub_id
+from prompt_tuning.hub.download import is_hub_id
+from prompt_tuning.hub.refusal import explain_refusal
 from prompt_tuning.support.files import read_json
+from prompt_tuning.support.run_folder import RunFolder
 
-# Settings, and what results.json quotes of rows: texts of the user's, where a leading slash makes no path.
+# These settings and results are texts of the user, and a text that begins with a slash is not a path.
 TEXTS = ("init_text", "init_labels", "example", "own_example", "answers")
 
 
@@ -54,114 +56,151 @@ def push(
     token: str | None = None,
     message: str = "Push a run of prompt_tuning",
 ) -> str:
-    """Upload a run in one commit, so that all of it is there or nothing, and it may be done again; its commit's URL.
+    """Upload a run in one commit and return the commit's URL.
+
+    A push that was interrupted changes nothing and can be repeated.
 
     Args:
-        repo_id: `name` or `user/name`; made if it is not there.
-        private: of a repository that is made; one that is public already is then refused.
-        revision: the branch, made if it is not there; by default main.
-        base_model: hub id to write in place of the base model that the adapter was trained on.
+        run: the folder of the run.
+        repo_id: `name` or `user/name`. The repository is created if it does not exist.
+        private: whether a new repository is private. If True, a repository that is public already is refused.
+        revision: the branch, by default main. It is created if it does not exist.
+        base_model: the hub id that replaces the name of the base model in the uploaded files.
         overwrite: also replace an adapter of another base model.
         finished: refuse a folder without results.
+        token: the token of the hub, by default the one that `hf auth login` saved.
+        message: the message of the commit.
 
     Raises:
-        HubError: with what happened and what to do next. The token is in no message.
+        HubError: what happened and what to do next. The token is not in the message.
     """
-    plan_upload(run, repo_id, base_model, finished)  # what is wrong here is said before anything is made there
-    api, base = HfApi(token=token, library_name="prompt_tuning"), _base_model(Path(run), base_model)
+    # An incomplete folder is refused before anything is created on the hub.
+    plan_upload(run, repo_id, base_model, finished=finished)
+    api = HfApi(token=token, library_name="prompt_tuning")
+    base = _base_model(RunFolder(Path(run)), base_model)
     with _explained(repo_id):
         if base:
             _check_base_is_on_hub(api, base)
-        repo_id = create_repository(repo_id, private, token)
+        repo_id = create_repository(repo_id, private=private, token=token)
         if revision and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        there = api.model_info(repo_id, revision=revision)
-        if private and not there.private:
+        repository = api.model_info(repo_id, revision=revision)
+        if private and not repository.private:
             raise HubError(f"{repo_id} is public already; leave private out, or name another repository")
-        _check_there(api, there, base, overwrite)
-        files = plan_upload(run, repo_id, base_model, finished)
-        others = {sibling.rfilename for sibling in there.siblings or []} - set(files)
-        # Of a whole model that is replaced no shard and no part of its tokenizer stays.
-        stale = [] if base else [name for name in others if any(fnmatch(name, each) for each in MODEL_FILES)]
+        _check_content(api, repository, base, overwrite=overwrite)
+        files = plan_upload(run, repo_id, base_model, finished=finished)
+        stale = set() if base else _model_files(repository) - set(files)
         commit = api.create_commit(
             repo_id,
-            [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
-            + [CommitOperationDelete(path_in_repo=name) for name in sorted(stale)],
+            _operations(files, stale),
             commit_message=message,
             revision=revision,
-            parent_commit=there.sha,  # what somebody else commits meanwhile is not overwritten
+            # The hub refuses the commit if somebody else has committed since.
+            parent_commit=repository.sha,
         )
     return commit.commit_url
 
 
-def create_repository(repo_id: str, private: bool | None = None, token: str | None = None) -> str:
-    """The full id of a repository that is there now."""
+def create_repository(repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+    """Create a repository if it does not exist, and return its full id.
+
+    Args:
+        repo_id: `name` or `user/name`.
+        private: whether a new repository is private; by default as the user's account says.
+        token: the token of the hub, by default the one that `hf auth login` saved.
+
+    Raises:
+        HubError: the hub refuses, or cannot be reached.
+    """
     with _explained(repo_id):
         return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
 
 
 def plan_upload(
-    run: str | Path, repo_id: str, base_model: str | None = None, finished: bool = True
+    run: str | Path, repo_id: str, base_model: str | None = None, *, finished: bool = True
 ) -> dict[str, bytes | Path]:
-    """What `push` uploads, by name; asks no network. No path of this machine stays in the text files.
+    """Return the files that `push` uploads, by their names, without a request to the hub.
+
+    A file that could name a folder of this machine is rewritten, so its value is bytes. Other files are paths.
+
+    Args:
+        run: the folder of the run.
+        repo_id: `name` or `user/name`.
+        base_model: the hub id that replaces the name of the base model.
+        finished: refuse a folder without results.
 
     Raises:
-        HubError: not a finished run, or one whose base model nobody else has.
+        HubError: the folder is not a finished run, or only this machine has its base model.
     """
-    run = Path(run)
+    folder = RunFolder(Path(run))
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise HubError(
             f"--repo_id {repo_id}: {str(error).split(':')[0].rstrip('.')}; give NAME or USER/NAME"
         ) from error
-    adapter = (run / ADAPTER_FILES[0]).is_file()
-    needed = [*(ADAPTER_FILES if adapter else ["config.json"]), *(RUN_FILES if finished else [])]
-    if missing := [name for name in needed if not (run / name).is_file()]:
-        what = missing[0] if adapter or missing[0] != "config.json" else ADAPTER_FILES[0]
-        tasks = sorted(str(path.parent) for path in run.glob("*/template.yaml"))
-        wanted = (
-            f"name the run of one task: {', '.join(tasks)}"
-            if tasks
-            else "push wants the folder of a finished `prompt-tuning train`"
-        )
-        raise HubError(f"{run}: no {what} there; {wanted}")
-    if finished and adapter and not (run / "README.md").is_file():
-        raise HubError(f"{run}: no README.md there; `prompt-tuning card {run}` writes it")
-    _base_model(run, base_model)
-    patterns = ["README.md", *RUN_FILES, *(ADAPTER_FILES if adapter else MODEL_FILES)]
-    paths = sorted({path for pattern in patterns for path in run.glob(pattern) if path.is_file()})
-    return {path.name: _public_file(path, repo_id, base_model) for path in paths}
+    _check_complete(folder, finished=finished)
+    _base_model(folder, base_model)
+    content = folder.ADAPTER_FILES if folder.adapter_config.is_file() else folder.MODEL_FILES
+    names: set[str] = set()
+    for pattern in (folder.CARD, *folder.RUN_FILES, *content):
+        names.update(path.name for path in folder.path.glob(pattern) if path.is_file())
+    return {name: _public_file(folder.path / name, repo_id, base_model) for name in sorted(names)}
 
 
-def list_upload(files: dict[str, bytes | Path]) -> str:
-    """Names and sizes, for --dry-run."""
-    sizes = {
-        name: content.stat().st_size if isinstance(content, Path) else len(content) for name, content in files.items()
-    }
-    lines = [f"{size:>13,}  {name}" for name, size in sizes.items()]
-    return "\n".join([*lines, f"{sum(sizes.values()):>13,}  bytes in {len(sizes)} files"])
+def list_upload(files: Mapping[str, bytes | Path]) -> str:
+    """Return a line with size and name for each file, and one for their sum."""
+    lines = []
+    total = 0
+    for name, content in files.items():
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        total += size
+        lines.append(f"{size:>13,}  {name}")
+    return "\n".join([*lines, f"{total:>13,}  bytes in {len(files)} files"])
 
 
-def _base_model(run: Path, base_model: str | None) -> str | None:
-    """The hub id that an adapter will name; None for a run that is a whole model itself."""
-    if not (run / ADAPTER_FILES[0]).is_file():
+def _check_complete(folder: RunFolder, *, finished: bool) -> None:
+    """Raise a HubError if a file is missing that every upload of this kind has."""
+    adapter = folder.adapter_config.is_file()
+    needed = list(folder.ADAPTER_FILES) if adapter else [folder.MODEL_CONFIG]
+    if finished:
+        needed += folder.RUN_FILES
+    missing = [name for name in needed if not (folder.path / name).is_file()]
+    if missing:
+        # A folder without any model is more often one without an adapter.
+        name = folder.ADAPTER_CONFIG if missing[0] == folder.MODEL_CONFIG else missing[0]
+        tasks = ", ".join(sorted(str(path.parent) for path in folder.path.glob(f"*/{folder.TEMPLATE}")))
+        advice = "push wants the folder of a finished `prompt-tuning train`"
+        if tasks:
+            advice = f"name the run of one task: {tasks}"
+        raise HubError(f"{folder.path}: no {name} there; {advice}")
+    if finished and adapter and not folder.card.is_file():
+        raise HubError(f"{folder.path}: no {folder.CARD} there; `prompt-tuning card {folder.path}` writes it")
+
+
+def _base_model(folder: RunFolder, base_model: str | None) -> str | None:
+    """Return the hub id of an adapter's base model; None for a whole model.
+
+    Raises:
+        HubError: base_model is not a hub id, or without it, only this machine has the base model.
+    """
+    if not folder.adapter_config.is_file():
         return None
-    trained_on = read_json(run / ADAPTER_FILES[0]).get("base_model_name_or_path")
     if base_model:
         try:
             validate_repo_id(base_model)
         except HFValidationError as error:
             raise HubError(f"--base_model {base_model}: no hub id; give USER/NAME") from error
         return base_model
-    results = read_json(run / "results.json") if (run / "results.json").is_file() else {"base_model": trained_on}
-    local = "model" in results and "base_model" not in results  # a folder where it was trained, wherever this is
-    base = trained_on
-    if base and not local and not Path(base).is_dir() and (is_hub_id(base) or "/" not in base):
+    base = read_json(folder.adapter_config).get("base_model_name_or_path")
+    results = read_json(folder.results) if folder.results.is_file() else {"base_model": base}
+    # Results without base_model come from a run on a folder, wherever this command runs.
+    was_folder = "model" in results and "base_model" not in results
+    if base and not was_folder and not Path(base).is_dir() and (is_hub_id(base) or "/" not in base):
         return base
     raise HubError(
-        f"{run}: its adapter names the base model {base}, a folder that only this machine has, so nobody else could "
-        "load it; name the hub model that it is a copy of, as --base_model USER/NAME"
+        f"{folder.path}: its adapter names the base model {base}, a folder that only this machine has, so nobody else "
+        "could load it; name the hub model that it is a copy of, as --base_model USER/NAME"
     )
 
 
@@ -175,65 +214,97 @@ def _check_base_is_on_hub(api: HfApi, base: str) -> None:
         ) from error
 
 
-def _check_there(api: HfApi, there: ModelInfo, base: str | None, overwrite: bool) -> None:
-    """Refuse to put an adapter over that of another model, or beside a whole model, and the other way round."""
-    names = {sibling.rfilename for sibling in there.siblings or []}
-    other = "config.json" if base else ADAPTER_FILES[0]
+def _check_content(api: HfApi, repository: ModelInfo, base: str | None, *, overwrite: bool) -> None:
+    """Raise a HubError if the repository holds an adapter of another base model, or the other kind of model."""
+    names = _file_names(repository)
+    other = RunFolder.MODEL_CONFIG if base else RunFolder.ADAPTER_CONFIG
     if other in names:
-        what = "a whole model" if base else "an adapter"
-        raise HubError(f"{there.id} holds {what} ({other}), and the two cannot share it; name another repository")
-    if not base or ADAPTER_FILES[0] not in names or overwrite:
-        return
-    path = api.hf_hub_download(there.id, ADAPTER_FILES[0], revision=there.sha)
-    theirs = read_json(Path(path)).get("base_model_name_or_path")
-    if theirs != base:
+        content = "a whole model" if base else "an adapter"
         raise HubError(
-            f"{there.id} holds an adapter of {theirs}, this one is of {base}; name another repository, or replace it "
-            "with --overwrite"
+            f"{repository.id} holds {content} ({other}), and the two cannot share it; name another repository"
+        )
+    if not base or RunFolder.ADAPTER_CONFIG not in names or overwrite:
+        return
+    path = api.hf_hub_download(repository.id, RunFolder.ADAPTER_CONFIG, revision=repository.sha)
+    other_base = read_json(Path(path)).get("base_model_name_or_path")
+    if other_base != base:
+        raise HubError(
+            f"{repository.id} holds an adapter of {other_base}, this one is of {base}; name another repository, or "
+            "replace it with --overwrite"
         )
 
 
+def _file_names(repository: ModelInfo) -> set[str]:
+    return {sibling.rfilename for sibling in repository.siblings or []}
+
+
+def _model_files(repository: ModelInfo) -> set[str]:
+    """Return the names of the shards, the tokenizer and the configuration of a whole model."""
+    names = _file_names(repository)
+    matching: set[str] = set()
+    for pattern in RunFolder.MODEL_FILES:
+        matching.update(fnmatch.filter(names, pattern))
+    return matching
+
+
+def _operations(
+    files: Mapping[str, bytes | Path], stale: Iterable[str]
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """Return the operations of a commit that adds `files` and deletes `stale`."""
+    operations: list[CommitOperationAdd | CommitOperationDelete] = []
+    for name, content in files.items():
+        operations.append(CommitOperationAdd(path_in_repo=name, path_or_fileobj=content))
+    for name in sorted(stale):
+        operations.append(CommitOperationDelete(path_in_repo=name))
+    return operations
+
+
 def public_name(text: str) -> str:
-    """A path as others may read it: of one that says where this machine keeps its files, the last name."""
+    """Return the last name of a path that shows where this machine keeps its files, and any other text unchanged."""
     path = Path(text)
     return path.name if path.is_absolute() or ".." in path.parts or path.parts[:1] == ("~",) else text
 
 
 def public(value: Any) -> Any:
-    """Settings or results without folders of this machine: an absolute path becomes its last name."""
+    """Return settings or results without folders of this machine: an absolute path becomes its last name."""
     if isinstance(value, dict):
-        return {key: each if key in TEXTS else public(each) for key, each in value.items()}
+        return {key: item if key in TEXTS else public(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [public(each) for each in value]
+        return [public(item) for item in value]
     return public_name(value) if isinstance(value, str) else value
 
 
 def _public_file(path: Path, repo_id: str, base_model: str | None) -> bytes | Path:
-    """A file as others may read it; the path of one that holds no path of this machine."""
-    if path.name == "README.md":
+    """Return the content of a file as others may read it, or the path of a file that cannot name a folder."""
+    if path.name == RunFolder.CARD:
         return _public_card(path, repo_id, base_model).encode()
-    if path.name == "recipe.yaml":
+    if path.name == RunFolder.RECIPE:
         try:
             settings = public(yaml.safe_load(path.read_text(encoding="utf-8")))
         except yaml.YAMLError as error:
             raise HubError(f"{path}: not YAML: {first_line(error)}") from error
         settings |= {"model_name_or_path": base_model} if base_model else {}
         return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=120).encode()
-    if path.name not in ("results.json", ADAPTER_FILES[0]):
+    base_model_keys = {
+        RunFolder.RESULTS: ("model", "base_model"),
+        RunFolder.ADAPTER_CONFIG: ("base_model_name_or_path",),
+    }
+    if path.name not in base_model_keys:
         return path
-    named = ("model", "base_model") if path.name == "results.json" else ("base_model_name_or_path",)
-    values = public(read_json(path)) | (dict.fromkeys(named, base_model) if base_model else {})
+    values = public(read_json(path))
+    if base_model:
+        values |= dict.fromkeys(base_model_keys[path.name], base_model)
     return json.dumps(values, indent=2, ensure_ascii=False).encode()
 
 
 def _public_card(path: Path, repo_id: str, base_model: str | None) -> str:
-    """The model card, in which no path stands, with the names that others call adapter and base model by."""
+    """Return the model card with the hub ids of the adapter and of the base model."""
     text = path.read_text(encoding="utf-8")
     text = re.sub(r"(prompt-tuning predict --adapter) .+?(?= --input)", rf"\1 {repo_id}", text)
     text = re.sub(r"(?m)^adapter = ['\"].+['\"]$", f"adapter = {repo_id!r}", text)
     if not base_model:
         return text
-    # Where it is named, and nowhere else: a folder may be called as a word of the template is.
+    # Only these places name the base model. A word of the template may be the same as the name of a folder.
     text = re.sub(r"(?m)^model_name_or_path: .*$", f"model_name_or_path: {base_model}", text, count=1)
     text = re.sub(r"(?m)^(.*? for the frozen|A whole model:) `[^`]+`", rf"\1 `{base_model}`", text, count=1)
     text = re.sub(r"(tokenizer = AutoTokenizer\.from_pretrained)\('.*?'\)", rf"\1({base_model!r})", text)
@@ -247,19 +318,19 @@ def _public_card(path: Path, repo_id: str, base_model: str | None) -> str:
 
 @contextmanager
 def _explained(repo_id: str) -> Iterator[None]:
-    """Turn what the hub's client raises into an error that says what happened and what to do next."""
+    """Raise a HubError for what the hub's client raises in the block, with what happened and what to do next."""
     again = "a push is one commit, so nothing is half there: run the same command again"
     try:
         yield
     except OfflineModeIsEnabled as error:
         raise HubError(f"{repo_id}: HF_HUB_OFFLINE is set, so nothing was sent; unset it to push") from error
     except HfHubHTTPError as error:
-        raise HubError(f"{repo_id}: {_refusal(error, repo_id)}") from error
+        raise HubError(f"{repo_id}: {explain_refusal(error, repo_id)}") from error
     except (HTTPError, RuntimeError, ConnectionError, LocalEntryNotFoundError) as error:
         # Uploads run in threads or in hf_xet, which report a lost connection as a RuntimeError.
         cause = error.__cause__ or error
         if isinstance(cause, HfHubHTTPError):
-            raise HubError(f"{repo_id}: {_refusal(cause, repo_id)}") from error
+            raise HubError(f"{repo_id}: {explain_refusal(cause, repo_id)}") from error
         why = f"{type(cause).__name__}: {first_line(cause)}"
         raise HubError(f"{repo_id}: the connection to {constants.ENDPOINT} failed ({why}); {again}") from error
     except ValueError as error:

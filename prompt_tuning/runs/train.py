@@ -56,7 +56,9 @@ def train(recipe: Recipe, evaluate_hard_prompt: bool = True, base: PreTrainedMod
     prepared = prepare_run(recipe)
     split = prepared.last_split
     if recipe.training.push_to_hub and PartialState().is_main_process:
-        create_repository(_repository(recipe), recipe.training.hub_private_repo)  # a refusal now, not after training
+        create_repository(
+            _repository(recipe), private=recipe.training.hub_private_repo
+        )  # a refusal now, not after training
 
     set_seed(recipe.training.seed)
     base = base or load_base_model(recipe.model, prepared.config)

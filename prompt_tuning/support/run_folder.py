@@ -31,6 +31,14 @@ class RunFolder:
     RESULTS: ClassVar[str] = "results.json"
     TEMPLATE: ClassVar[str] = "template.yaml"
 
+    # The patterns of the files that a run is downloaded and uploaded by.
+    RUN_FILES: ClassVar[tuple[str, ...]] = (RECIPE, TEMPLATE, RESULTS)
+    ADAPTER_FILES: ClassVar[tuple[str, ...]] = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+    MODEL_FILES: ClassVar[tuple[str, ...]] = (
+        MODEL_CONFIG, "generation_config.json", MODEL_WEIGHTS, "model-*.safetensors", MODEL_INDEX, "tokenizer*",
+        "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "chat_template.jinja",
+    )  # fmt: skip
+
     @property
     def adapter_config(self) -> Path:
         """PEFT's configuration of the adapter."""

@@ -33,7 +33,7 @@ from prompt_tuning import (
 )
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import AdapterError, DataError, HubError
-from prompt_tuning.hub.download import _downloaded, adapter_folder, is_hub_id
+from prompt_tuning.hub.download import adapter_folder, download_adapter, is_hub_id
 from prompt_tuning.hub.upload import plan_upload
 
 TOKEN = "hf_secretOfAnn"
@@ -130,7 +130,7 @@ def at_hub(hub, monkeypatch, tmp_path, offline=False):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
-    _downloaded.cache_clear()
+    download_adapter.cache_clear()
 
 
 def test_a_run_is_pushed_and_then_stands_wherever_a_folder_can(
@@ -488,7 +488,7 @@ def test_an_adapter_that_a_token_may_not_read_is_told_so(kind, message, monkeypa
         raise kind("no", response=Response(403, request=Request("GET", "http://localhost")))
 
     monkeypatch.setattr("prompt_tuning.hub.download.snapshot_download", refused)
-    _downloaded.cache_clear()
+    download_adapter.cache_clear()
     with pytest.raises(AdapterError, match=message):
         adapter_folder("bea/squad")
 
