@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(ROOT / "tests"))
 from helpers.models import tiny_llama, tiny_t5, tiny_tokenizer
 from helpers.rows import question_rows, write_jsonl
-from helpers.two_processes import METHODS, fit_all
-from test_processes import RECIPE
+from helpers.two_processes import METHODS, RECIPE, fit_all
 
 
 def saved(folder: Path, kind: str, method: str) -> dict:

@@ -40,6 +40,22 @@ from prompt_tuning.errors import Stopped, TrainingError
 from prompt_tuning.models.prompts import add_adapter, load_adapter
 from prompt_tuning.training.callbacks import stopping_on_signals
 
+RECIPE = """\
+model_name_or_path: {folder}/tiny-llama
+task: question_answering
+train_file: {folder}/train.jsonl
+validation_file: {folder}/validation.jsonl
+test_file: {folder}/test.jsonl
+template: question_answering/plain
+num_virtual_tokens: 6
+max_source_tokens: 96
+max_target_tokens: 12
+max_steps: 6
+save_steps: 3
+eval_strategy: steps
+eval_steps: 3
+use_cpu: true
+"""
 METHODS = {
     "prompt tuning": PromptArguments(),
     "P-tuning": PromptArguments(method="p_tuning", encoder_hidden_size=16),

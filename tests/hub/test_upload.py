@@ -12,24 +12,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from datasets import Dataset
 from helpers.cards import check_card
 from helpers.hub_server import HubServer
 from helpers.paths import ROOT
 from helpers.rows import question_rows, write_jsonl
+from helpers.trainers import soft_trainer
 from httpx2 import Request, Response
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
 from prompt_tuning import (
-    Encoder,
     Predictor,
-    PromptTuningArguments,
-    PromptTuningTrainer,
-    Template,
-    add_soft_prompt,
-    encode,
-    prompt_config,
 )
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import AdapterError, DataError, HubError
@@ -426,17 +419,6 @@ def test_settings_of_a_push_that_cannot_be_are_said_first(changes, message, mode
     recipe = write_recipe(tmp_path, settings(model_folders["llama"], tmp_path, **changes))
     assert main(["train", str(recipe)]) == 2
     assert message in (errors := capsys.readouterr().err) and TOKEN not in errors
-
-
-def soft_trainer(llama, tokenizer, folder, **settings):
-    """Two steps of a soft prompt, without a recipe."""
-    rows = Encoder(Template.load("question_answering/plain"), tokenizer)
-    rows, _ = encode(Dataset.from_list(question_rows(24)), rows, training=True)
-    args = PromptTuningArguments(
-        str(folder), max_steps=2, logging_steps=1, use_cpu=True, report_to="none", disable_tqdm=True, **settings
-    )
-    model = add_soft_prompt(llama, prompt_config(llama, 4))
-    return PromptTuningTrainer(model=model, args=args, processing_class=tokenizer, train_dataset=rows)
 
 
 def test_a_trainer_of_ones_own_pushes_no_checkpoint_and_asks_the_hub_only_then(

@@ -12,6 +12,7 @@ import pytest
 from helpers.cards import check_card
 from helpers.paths import ROOT
 from helpers.rows import question_rows, write_jsonl
+from helpers.trainers import soft_trainer
 from huggingface_hub import ModelCard
 from peft import PeftModelForCausalLM
 from transformers import Trainer, TrainingArguments
@@ -228,8 +229,6 @@ def test_the_card_comes_before_the_report_and_says_since_when_seconds_count(home
 def test_no_card_of_peft_or_trainer_is_left(run, llama, tokenizer, tmp_path):
     """Both write drafts with places to fill in: PEFT's into every checkpoint."""
     assert not [*run.glob("checkpoint-*/README.md")]
-    from test_hub import soft_trainer
-
     trainer = soft_trainer(llama, tokenizer, tmp_path / "ours", save_steps=1)
     trainer.train()
     trainer.save_model()

@@ -190,7 +190,6 @@ def test_votes_are_counted_by_the_rules_of_the_language():
 def test_adapters_of_another_kind_model_or_number_are_refused_at_once_before_the_model_loads(
     adapters, recipe, model_folders, tmp_path, monkeypatch
 ):
-    forbid_model_loading(monkeypatch)
     for config, name in (
         (LoraConfig(task_type="CAUSAL_LM"), "lora"),
         (PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3), "prefix"),
@@ -201,6 +200,7 @@ def test_adapters_of_another_kind_model_or_number_are_refused_at_once_before_the
     shutil.copytree(adapters[1], other.parent)
     other.write_text(json.dumps(json.loads(other.read_text()) | {"base_model_name_or_path": "another/model"}))
     wrong = [str(tmp_path / name) for name in ("none", "lora", "prefix", "other")]
+    forbid_model_loading(monkeypatch)
     with pytest.raises(AdapterError) as caught:
         ensemble(recipe(), [adapters[0], *wrong, f"{tmp_path}/lora/../{Path(adapters[0]).name}"])
     lines = str(caught.value).splitlines()

@@ -10,7 +10,16 @@ import torch
 from helpers.models import tiny_llama
 from helpers.paths import ROOT
 from helpers.rows import question_rows, write_jsonl
-from helpers.two_processes import METHODS, REMAINDERS, RESUMED, TRAIN_ROWS, evaluated_alone, fit_all, remainders
+from helpers.two_processes import (
+    METHODS,
+    RECIPE,
+    REMAINDERS,
+    RESUMED,
+    TRAIN_ROWS,
+    evaluated_alone,
+    fit_all,
+    remainders,
+)
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import BloomConfig
@@ -19,22 +28,6 @@ from prompt_tuning.cli.main import main
 from prompt_tuning.errors import ProcessError
 from prompt_tuning.training.distributed import explain_lost_process
 
-RECIPE = """\
-model_name_or_path: {folder}/tiny-llama
-task: question_answering
-train_file: {folder}/train.jsonl
-validation_file: {folder}/validation.jsonl
-test_file: {folder}/test.jsonl
-template: question_answering/plain
-num_virtual_tokens: 6
-max_source_tokens: 96
-max_target_tokens: 12
-max_steps: 6
-save_steps: 3
-eval_strategy: steps
-eval_steps: 3
-use_cpu: true
-"""
 PROMPT = 6 * 32  # numbers
 
 

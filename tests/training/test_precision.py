@@ -8,9 +8,9 @@ import torch
 from helpers.architectures import PROMPT, ROWS, TARGETS, build, right_padded
 from helpers.models import forbid_model_loading, tiny_llama
 from helpers.rows import question_rows
+from helpers.trainers import soft, trainer
 from peft import PeftModelForCausalLM
 from safetensors.torch import load_file
-from test_trainer import soft, trainer
 
 from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.arguments.methods import METHODS

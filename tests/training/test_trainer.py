@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from helpers.models import tiny_bart, tiny_llama, tiny_t5
+from helpers.models import tiny_llama
 from helpers.rows import question_rows
+from helpers.trainers import BUILDERS, encoded, soft, trainer
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch._dynamo.utils import counters
 from transformers import (
@@ -28,7 +29,6 @@ from prompt_tuning import (
     PromptTuningArguments,
     PromptTuningTrainer,
     Template,
-    add_soft_prompt,
     encode,
     load_metrics,
     prompt_config,
@@ -37,39 +37,6 @@ from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.engine.stop_texts import decode
 from prompt_tuning.errors import AdapterError, DataError, ModelError, RecipeError
-
-BUILDERS = {"llama": tiny_llama, "t5": tiny_t5, "bart": tiny_bart}
-
-
-def encoded(tokenizer, rows, is_encoder_decoder=False):
-    encoder = Encoder(Template.load("question_answering/plain"), tokenizer, is_encoder_decoder, max_target_tokens=12)
-    dataset, report = encode(Dataset.from_list(rows), encoder, training=True)
-    assert not report.problems
-    return dataset
-
-
-def soft(architecture, tokenizer):
-    base = BUILDERS[architecture](len(tokenizer))
-    torch.manual_seed(2)
-    return add_soft_prompt(base, prompt_config(base, 6))
-
-
-def trainer(model, tokenizer, output_dir, train=24, evaluation=7, callbacks=None, score=None, **settings):
-    is_encoder_decoder = model.config.is_encoder_decoder
-    settings = (
-        dict(per_device_train_batch_size=4, max_steps=6, use_cpu=True, disable_tqdm=True, logging_steps=1) | settings
-    )
-    return PromptTuningTrainer(
-        model=model,
-        args=PromptTuningArguments(output_dir=str(output_dir), **settings),
-        processing_class=tokenizer,
-        train_dataset=encoded(tokenizer, question_rows(train), is_encoder_decoder),
-        eval_dataset=encoded(tokenizer, question_rows(evaluation, 3), is_encoder_decoder),
-        compute_metrics=score or load_metrics(["squad"]),
-        generation_kwargs={"max_new_tokens": 6},
-        stop=("\n",),
-        callbacks=callbacks,
-    )
 
 
 def prompt_of(model):
