@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from prompt_tuning.arguments.arguments import LOCAL_FORMATS, DataArguments
-from prompt_tuning.data.loading import load_file, utf8_lines, with_standard_columns
+from prompt_tuning.data.files import load_file, utf8_lines
+from prompt_tuning.data.loading import with_standard_columns
 from prompt_tuning.encoding.batching import pad_left
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.target_language import target_language

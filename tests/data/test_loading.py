@@ -8,7 +8,8 @@ from datasets import Dataset
 from helpers.rows import write_jsonl
 
 from prompt_tuning.arguments.arguments import DataArguments
-from prompt_tuning.data.loading import load_file, load_splits, row_origin, streamed_rows, with_standard_columns
+from prompt_tuning.data.files import load_file
+from prompt_tuning.data.loading import load_splits, row_origin, streamed_rows, with_standard_columns
 from prompt_tuning.errors import DataError
 
 PAIRS = [{"document": f"Text {number}.", "summary": f"T{number}"} for number in range(5)]
@@ -42,7 +43,7 @@ def test_names_of_files_are_no_patterns(tmp_path):
     for other in ("a [v2]/rows1*?.jsonl", "a [v2]/rows[1]xy.jsonl", "a v/rows[1]*?.jsonl"):
         write_jsonl(tmp_path / other, PAIRS[:1])
     for streaming in (False, True):
-        assert [*load_file(wanted, streaming)] == PAIRS
+        assert [*load_file(wanted, streaming=streaming)] == PAIRS
 
 
 def test_texts_that_are_dates_stay_as_they_are(tmp_path):
@@ -164,11 +165,31 @@ def test_a_bad_file_is_named_with_its_line(tmp_path, content, message):
     assert message in str(caught.value)
 
 
-def test_a_split_without_rows_is_said(tmp_path):
-    path = tmp_path / "rows.csv"
-    path.write_text("document,summary\n")
-    with pytest.raises(DataError, match=r"rows.csv: no rows"):
+@pytest.mark.parametrize(
+    ("name", "content"), [("rows.csv", "document,summary\n"), ("rows.json", "[]\n"), ("rows.jsonl", "\n\n")]
+)
+def test_a_file_without_rows_is_reported(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(DataError, match=rf"{name}: no rows"):
         load_splits(arguments(path))
+
+
+def test_a_table_without_rows_is_reported(tmp_path):
+    path = tmp_path / "rows.parquet"
+    Dataset.from_dict({"document": []}).to_parquet(path)
+    with pytest.raises(DataError, match=r"rows.parquet: no rows"):
+        load_splits(arguments(path))
+
+
+def test_dates_hide_no_other_error_of_a_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"document": "2024-01-02", "summary": "b"}\n{"document": \n')
+    with pytest.raises(DataError, match=r"rows.jsonl, line 2: not JSON"):
+        load_splits(arguments(path))
+
+
+def test_a_split_without_rows_is_reported(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", PAIRS)
     with pytest.raises(DataError, match=r"rows.jsonl: no rows; the train split needs at least one"):
         load_splits(arguments(path, max_train_samples=0))
