@@ -16,9 +16,8 @@ A message says what was found, what was expected and what to do next. An error m
 """
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 class PromptTuningError(Exception):
@@ -71,13 +70,6 @@ class ErrorList(list[PromptTuningError]):
         """Keep an error of ours that the block raises, and go on after the block."""
         try:
             yield
-        except PromptTuningError as error:
-            self.append(error)
-
-    def attempt(self, step: Callable[..., Any], *args: Any) -> Any:
-        """What a step returns; None, and its error is kept, if it raises one."""
-        try:
-            return step(*args)
         except PromptTuningError as error:
             self.append(error)
 
