@@ -88,8 +88,12 @@ def test_the_whole_card(run):
     assert card_text(facts) == (ROOT / "tests" / "fixtures" / "expected_card.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT's, of its own generate
-def test_its_snippets_run_as_printed_and_print_its_example(run):
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT warns in its own generate.
+@pytest.mark.parametrize("changes", [[], ["--method=prefix_tuning", "--generation_num_beams=2", "--output_dir=prefix"]])
+def test_its_snippets_run_as_printed_and_print_its_example(changes, run):
+    if changes:
+        assert main(["train", "recipe.yaml", *changes]) == 0
+        run = Path("prefix")
     card = (run / "README.md").read_text(encoding="utf-8")
     with (run / "predictions" / "test.jsonl").open(encoding="utf-8") as rows:
         wanted = json.loads(next(rows))["soft_prompt"]
