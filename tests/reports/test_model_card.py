@@ -89,7 +89,9 @@ def test_the_whole_card(run):
 
 
 @pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT warns in its own generate.
-@pytest.mark.parametrize("changes", [[], ["--method=prefix_tuning", "--generation_num_beams=2", "--output_dir=prefix"]])
+@pytest.mark.parametrize(
+    "changes", [[], ["--method=prefix_tuning", "--generation_num_beams=2", "--output_dir=prefix"]]
+)
 def test_its_snippets_run_as_printed_and_print_its_example(changes, run):
     if changes:
         assert main(["train", "recipe.yaml", *changes]) == 0
