@@ -1,4 +1,4 @@
-"""Tiny models and tokenizers, built in memory."""
+"""Fixtures of all tests: tiny models and tokenizers, built in memory, and a recipe over tiny files."""
 
 import atexit
 import gc
@@ -6,14 +6,16 @@ import os
 import shutil
 import signal
 import tempfile
+from pathlib import Path
 
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask the hub
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")  # nor fill the user's cache
+os.environ["HF_HUB_OFFLINE"] = "1"  # No test may ask the hub.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")  # The user's cache stays as it is.
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a suite in a shell's background is started without
+# A shell starts a suite in its background without this handler.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch
 from datasets import Dataset
@@ -21,22 +23,37 @@ from datasets.utils.logging import disable_progress_bar
 from helpers.models import tiny_bart, tiny_llama, tiny_t5, tiny_tokenizer
 from helpers.rows import question_rows, write_jsonl
 
+TESTS = Path(__file__).parent
+
 disable_progress_bar()
-torch.set_num_threads(1)  # tiny models gain nothing by more
+torch.set_num_threads(1)  # Tiny models gain nothing by more threads.
 
 
-LONGEST = ("processes", "methods", "stopping", "trainer", "hub", "cli", "encoder_decoder", "rank")
+LONGEST = (
+    "training/test_distributed.py",
+    "models/test_methods.py",
+    "training/test_callbacks.py",
+    "training/test_trainer.py",
+    "hub/test_upload.py",
+    "cli/test_main.py",
+    "models/test_encoder_decoder.py",
+    "studies/test_rank.py",
+)
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first, so that no process is left alone with one of them in the end."""
-    order = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    """Run the longest files first, so that no process has one of them left when the other is done."""
+
+    def order(item):
+        path = item.path.relative_to(TESTS).as_posix()
+        return LONGEST.index(path) if path in LONGEST else len(LONGEST)
+
+    items.sort(key=order)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen_imports():
-    """Trainer collects garbage after each training, which need not go through all that is imported each time."""
+    """Take the imported modules out of garbage collection, which Trainer starts after each training."""
     gc.collect()
     gc.freeze()
 
@@ -53,7 +70,7 @@ def llama(tokenizer):
 
 @pytest.fixture(scope="session")
 def model_folders(tokenizer, tmp_path_factory):
-    """Saved tiny models by architecture, each with the tokenizer."""
+    """Save a tiny model of each architecture with the tokenizer, and return the folders by name."""
     folders = {}
     for name, build in (("llama", tiny_llama), ("t5", tiny_t5), ("bart", tiny_bart)):
         folders[name] = tmp_path_factory.mktemp("models") / f"tiny-{name}"
@@ -69,7 +86,7 @@ def questions():
 
 @pytest.fixture
 def recipe_file(tmp_path, model_folders):
-    """A recipe over 24, 6 and 9 rows that trains in seconds; returns a function, whose keywords change settings."""
+    """Return a function that writes a recipe over 24, 6 and 9 rows. Its keywords change settings; None removes one."""
     for split, count, shift in (("train", 24, 0), ("validation", 6, 3), ("test", 9, 5)):
         write_jsonl(tmp_path / f"{split}.jsonl", question_rows(count, shift))
 

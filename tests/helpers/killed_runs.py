@@ -16,6 +16,8 @@ import time
 import traceback
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import prompt_tuning.runs.train  # noqa: F401  before forking, for all of them
 from helpers.models import tiny_llama, tiny_tokenizer
 from helpers.rows import question_rows, write_jsonl
