@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
+from pathlib import Path
 
 from prompt_tuning.cli.parsing import Commands, add_command
 
@@ -22,7 +24,7 @@ replaced it. Log in once with `hf auth login`, or set HF_TOKEN. Then the hub id 
 def add_parser(commands: Commands) -> None:
     """Add the command to the command line."""
     parser = add_command(commands, "push", run, help="Share a run on the Hugging Face hub.", examples=EXAMPLES)
-    parser.add_argument("folder", metavar="RUN", help="folder of a finished train")
+    parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a finished train")
     parser.add_argument(
         "--repo_id", "--repo-id", metavar="NAME", required=True, help="NAME or USER/NAME, created if it is new"
     )
@@ -40,9 +42,19 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Upload the run and print the commit's URL, or print what would be uploaded."""
     from prompt_tuning.hub.upload import list_upload, plan_upload, push
+    from prompt_tuning.reports.model_card import card_for_hub
 
+    card = partial(card_for_hub, args.folder)
     if args.dry_run:
-        print(list_upload(plan_upload(args.folder, args.repo_id, args.base_model)))
+        print(list_upload(plan_upload(args.folder, args.repo_id, args.base_model, card=card)))
         return
-    options = {"revision": args.revision, "base_model": args.base_model, "overwrite": args.overwrite}
-    print(push(args.folder, args.repo_id, private=args.private or None, **options))
+    url = push(
+        args.folder,
+        args.repo_id,
+        private=args.private or None,
+        revision=args.revision,
+        base_model=args.base_model,
+        overwrite=args.overwrite,
+        card=card,
+    )
+    print(url)

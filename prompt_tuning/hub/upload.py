@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,9 @@ from prompt_tuning.hub.refusal import explain_refusal
 from prompt_tuning.support.files import read_json
 from prompt_tuning.support.run_folder import RunFolder
 
+# Returns the text of a card that names a repository and a base model; None: README.md is uploaded as it is.
+Card = Callable[[str, str | None], str | None]
+
 # These settings and results are texts of the user, and a text that begins with a slash is not a path.
 TEXTS = ("init_text", "init_labels", "example", "own_example", "answers")
 
@@ -55,6 +57,7 @@ def push(
     finished: bool = True,
     token: str | None = None,
     message: str = "Push a run of prompt_tuning",
+    card: Card | None = None,
 ) -> str:
     """Upload a run in one commit and return the commit's URL.
 
@@ -70,6 +73,7 @@ def push(
         finished: refuse a folder without results.
         token: the token of the hub, by default the one that `hf auth login` saved.
         message: the message of the commit.
+        card: writes the model card for the repository (see `card_for_hub`). Default: README.md as it is.
 
     Raises:
         HubError: what happened and what to do next. The token is not in the message.
@@ -88,7 +92,7 @@ def push(
         if private and not repository.private:
             raise HubError(f"{repo_id} is public already; leave private out, or name another repository")
         _check_content(api, repository, base, overwrite=overwrite)
-        files = plan_upload(run, repo_id, base_model, finished=finished)
+        files = plan_upload(run, repo_id, base_model, finished=finished, card=card)
         stale = set() if base else _model_files(repository) - set(files)
         commit = api.create_commit(
             repo_id,
@@ -117,7 +121,12 @@ def create_repository(repo_id: str, *, private: bool | None = None, token: str |
 
 
 def plan_upload(
-    run: str | Path, repo_id: str, base_model: str | None = None, *, finished: bool = True
+    run: str | Path,
+    repo_id: str,
+    base_model: str | None = None,
+    *,
+    finished: bool = True,
+    card: Card | None = None,
 ) -> dict[str, bytes | Path]:
     """Return the files that `push` uploads, by their names, without a request to the hub.
 
@@ -128,6 +137,7 @@ def plan_upload(
         repo_id: `name` or `user/name`.
         base_model: the hub id that replaces the name of the base model.
         finished: refuse a folder without results.
+        card: writes the model card, as for `push`.
 
     Raises:
         HubError: the folder is not a finished run, or only this machine has its base model.
@@ -145,7 +155,9 @@ def plan_upload(
     names: set[str] = set()
     for pattern in (folder.CARD, *folder.RUN_FILES, *content):
         names.update(path.name for path in folder.path.glob(pattern) if path.is_file())
-    return {name: _public_file(folder.path / name, repo_id, base_model) for name in sorted(names)}
+    files = {name: _public_file(folder.path / name, base_model) for name in sorted(names)}
+    text = card(repo_id, base_model) if card else None
+    return files if text is None else files | {RunFolder.CARD: text.encode()}
 
 
 def list_upload(files: Mapping[str, bytes | Path]) -> str:
@@ -274,10 +286,10 @@ def public(value: Any) -> Any:
     return public_name(value) if isinstance(value, str) else value
 
 
-def _public_file(path: Path, repo_id: str, base_model: str | None) -> bytes | Path:
+def _public_file(path: Path, base_model: str | None) -> bytes | Path:
     """Return the content of a file as others may read it, or the path of a file that cannot name a folder."""
     if path.name == RunFolder.CARD:
-        return _public_card(path, repo_id, base_model).encode()
+        return _card_with_base(path, base_model) if base_model else path
     if path.name == RunFolder.RECIPE:
         try:
             settings = public(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -297,23 +309,14 @@ def _public_file(path: Path, repo_id: str, base_model: str | None) -> bytes | Pa
     return json.dumps(values, indent=2, ensure_ascii=False).encode()
 
 
-def _public_card(path: Path, repo_id: str, base_model: str | None) -> str:
-    """Return the model card with the hub ids of the adapter and of the base model."""
-    text = path.read_text(encoding="utf-8")
-    text = re.sub(r"(prompt-tuning predict --adapter) .+?(?= --input)", rf"\1 {repo_id}", text)
-    text = re.sub(r"(?m)^adapter = ['\"].+['\"]$", f"adapter = {repo_id!r}", text)
-    if not base_model:
-        return text
-    # Only these places name the base model. A word of the template may be the same as the name of a folder.
-    text = re.sub(r"(?m)^model_name_or_path: .*$", f"model_name_or_path: {base_model}", text, count=1)
-    text = re.sub(r"(?m)^(.*? for the frozen|A whole model:) `[^`]+`", rf"\1 `{base_model}`", text, count=1)
-    text = re.sub(r"(tokenizer = AutoTokenizer\.from_pretrained)\('.*?'\)", rf"\1({base_model!r})", text)
+def _card_with_base(path: Path, base_model: str) -> bytes:
+    """Return README.md with the hub id of the base model in its metadata."""
     try:
-        card = ModelCard(text)
+        card = ModelCard(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
         raise HubError(f"{path}: its metadata is not YAML: {first_line(error)}") from error
     card.data.base_model = base_model
-    return str(card)
+    return str(card).encode()
 
 
 @contextmanager

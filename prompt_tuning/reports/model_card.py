@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import math
 import pprint
 import re
@@ -38,7 +39,10 @@ from prompt_tuning.reports.summary import (
     read_results,
 )
 from prompt_tuning.support.files import atomic_write, read_json, write_json
+from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.templates.yaml_format import write_yaml
+
+logger = logging.getLogger(__name__)
 
 STEPS_SHOWN = 20
 LINE_END = "\ue002"  # of a fenced text, while blank lines between sections are counted
@@ -121,6 +125,51 @@ def card_facts(folder: Path, own_example: dict[str, Any] | None = None) -> dict[
     with predictions.open(encoding="utf-8") as rows:
         facts["example"] = json.loads(next(rows))
     return facts
+
+
+def card_for_hub(folder: Path, repo_id: str, base_model: str | None = None) -> str | None:
+    """Return the card of a run with the names by which others load it.
+
+    Args:
+        folder: the run's folder.
+        repo_id: replaces the folder's name.
+        base_model: hub id that replaces the name of the base model. Default: as the run names it.
+
+    Returns:
+        None if README.md is not the card of the folder's facts: edited by hand, or written by another version. It is
+        then to be uploaded as it is.
+    """
+    try:
+        facts = _facts_of_written_card(RunFolder(folder))
+    except DataError:  # something that a card needs is gone, for example the predictions
+        return None
+    if facts is None:
+        logger.warning(
+            "%s: not the card of this run's facts (edited, or of another version), so it is uploaded as it is. "
+            "`prompt-tuning card %s` writes it again.",
+            RunFolder(folder).card,
+            folder,
+        )
+        return None
+    facts["folder"] = repo_id
+    if base_model:
+        facts["results"] |= {"model": base_model, "base_model": base_model}
+        facts["settings"] |= {"model_name_or_path": base_model}
+    return card_text(facts)
+
+
+def _facts_of_written_card(run: RunFolder) -> dict[str, Any] | None:
+    """Return the facts that README.md was written from; None if it says anything else."""
+    facts = card_facts(run.path)
+    trained_in = facts["settings"].get("output_dir", "")
+    if not run.card.is_file():
+        return facts
+    text = run.card.read_bytes().decode("utf-8", "replace")  # read_text would change a carriage return
+    # The folder may have been moved after its card was written.
+    for names in ({}, {"folder": trained_in, "name": Path(trained_in).name}):
+        if text == card_text(facts | names):
+            return facts | names
+    return None
 
 
 def _read_facts(file: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from prompt_tuning.models.initialization import frequent_ids, initial_prefix, in
 from prompt_tuning.models.loading import load_base_model
 from prompt_tuning.models.prompts import add_adapter, add_soft_prompt, load_adapter, network_width, prompt_config
 from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.reports.model_card import card_for_hub
 from prompt_tuning.runs.evaluate import describe, evaluate_and_write, trainer_for, write_pages
 from prompt_tuning.runs.fitting import callbacks, checkpoint_to_resume, fit, save_adapter, save_recipe
 from prompt_tuning.runs.multitask import train_tasks
@@ -101,7 +103,13 @@ def _repository(recipe: Recipe) -> str:
 def _push(recipe: Recipe, folder: Path) -> None:
     args, repo_id = recipe.training, _repository(recipe)
     try:
-        url = push(folder, repo_id, private=args.hub_private_repo, revision=args.hub_revision)
+        url = push(
+            folder,
+            repo_id,
+            private=args.hub_private_repo,
+            revision=args.hub_revision,
+            card=partial(card_for_hub, folder),
+        )
     except HubError as error:
         again = f"{folder} is complete; `prompt-tuning push {folder} --repo_id {repo_id}` pushes it again"
         raise HubError(f"{error}\n{again}") from error

@@ -507,6 +507,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
     ) -> str | None:
         """As Trainer's, of the files that `hub.push` names alone; always blocks. Returns the URL of the commit."""
         from prompt_tuning.hub.upload import push
+        from prompt_tuning.reports.model_card import card_for_hub
 
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:  # args.push_to_hub is False
@@ -523,6 +524,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             finished=False,
             token=token or self.args.hub_token,
             message=commit_message,
+            card=partial(card_for_hub, Path(self.args.output_dir)),
         )
 
     def create_model_card(

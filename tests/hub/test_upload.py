@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from prompt_tuning.cli.main import main
 from prompt_tuning.errors import AdapterError, DataError, HubError
 from prompt_tuning.hub.download import adapter_folder, download_adapter, is_hub_id
 from prompt_tuning.hub.upload import plan_upload
+from prompt_tuning.reports.model_card import card_for_hub
 
 TOKEN = "hf_secretOfAnn"
 BASE = "bea/tiny-llama"
@@ -178,6 +180,21 @@ def test_what_is_uploaded_is_named_and_holds_no_token_no_path_and_no_row_but_the
     assert f"for the frozen `{BASE}`" in card.text and card.data.eval_results[0].dataset_name == "test.jsonl"
 
 
+def test_a_card_that_was_edited_is_uploaded_as_it_is_with_the_base_model_in_its_metadata(run, tmp_path, caplog):
+    shutil.copytree(run, tmp_path / "moved")
+    moved = tmp_path / "moved" / "README.md"
+    card = partial(card_for_hub, moved.parent)
+    assert "moved" not in (rendered := card("ann/squad", BASE)) and "adapter = 'ann/squad'" in rendered
+    moved.write_bytes(moved.read_bytes().replace(b"## Limits", b"## Limits\n\n- Not for lawyers."))
+    edited = ModelCard(plan_upload(moved.parent, "ann/squad", BASE, card=card)["README.md"].decode())
+    assert (
+        edited.data.base_model == BASE
+        and "- Not for lawyers." in edited.text
+        and "adapter = 'ann/squad'" not in edited.text
+    )
+    assert "uploaded as it is. `prompt-tuning card" in caplog.text
+
+
 def test_a_dry_run_lists_files_and_asks_no_network(run, hub, commands):
     listed = commands(pushing(run, "--dry-run"), HF_HUB_OFFLINE="1").stdout.splitlines()
     assert {line.split()[-1] for line in listed[:-1]} == NAMES and listed[-1].endswith("bytes in 6 files")
@@ -291,7 +308,7 @@ def test_a_base_model_that_is_called_as_a_word_of_the_template_is_renamed_where_
     )
     values = settings("model", tmp_path, template="own.yaml", max_source_tokens=120)
     assert main(["train", str(write_recipe(tmp_path, values))]) == 0
-    files = plan_upload("run", "ann/squad", BASE)
+    files = plan_upload("run", "ann/squad", BASE, card=partial(card_for_hub, Path("run")))
     assert files["template.yaml"].read_text() == Path("run/template.yaml").read_text()
     results, card = json.loads(files["results.json"]), files["README.md"].decode()
     assert results["model"] == results["base_model"] == BASE and f"for the frozen `{BASE}`" in card
