@@ -1,4 +1,4 @@
-"""The quickstart's data keeps what its README says, and its recipe leads to a better prompt on the real model."""
+"""The quickstart's data is as its README says, and its recipe starts from the demonstrations that it names."""
 
 import json
 import re
@@ -18,7 +18,7 @@ ROWS = {
 }
 
 
-def test_as_many_rows_and_topics_as_promised():
+def test_the_numbers_of_rows_and_topics_are_right():
     assert {split: len(rows) for split, rows in ROWS.items()} == SPLITS
     assert len({row["title"] for rows in ROWS.values() for row in rows}) == 115
 
@@ -33,19 +33,19 @@ def test_every_answer_is_a_span_of_whole_words(split):
             assert re.search(rf"(?<!\w){re.escape(text)}(?!\w)", row["context"]), row["id"]
 
 
-def test_no_topic_and_no_passage_stands_in_two_splits():
+def test_no_topic_and_no_passage_occurs_in_two_splits():
     for field in ("title", "context"):
         homes = Counter(value for rows in ROWS.values() for value in {row[field] for row in rows})
         assert set(homes.values()) == {1}, [value for value, count in homes.items() if count > 1]
 
 
-def test_no_question_and_no_id_is_asked_twice():
+def test_no_question_and_no_id_occurs_twice():
     for field in ("question", "id"):
         values = [" ".join(re.findall(r"\w+", row[field].lower())) for rows in ROWS.values() for row in rows]
         assert len(values) == len(set(values))
 
 
-def test_the_soft_prompt_starts_from_the_demonstrations_that_it_is_compared_with(monkeypatch):
+def test_the_soft_prompt_starts_from_the_text_of_the_few_shot_template(monkeypatch):
     monkeypatch.chdir(ROOT)
     recipe = load_recipe("recipes/quickstart/qa.yaml")
     shown = Template.load("recipes/quickstart/templates/two_examples.yaml")

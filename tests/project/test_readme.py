@@ -1,4 +1,4 @@
-"""What README and docs/ say can be typed, can be typed; and README.zh-CN.md says the same as README."""
+"""Commands, links, names and examples of the documentation work, and README.zh-CN.md says the same as README.md."""
 
 import json
 import pkgutil
@@ -37,7 +37,7 @@ def test_the_python_example_runs_as_printed(tmp_path, monkeypatch, capsys):
     lines = [line for line in example.splitlines() if line and not re.match("from|import", line)]
     assert len(lines) <= 15
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    model = tmp_path / "models" / MODEL.name  # all of it but 29 of its 30 layers, which would take a minute
+    model = tmp_path / "models" / MODEL.name  # It has one of the 30 layers, since all would take a minute.
     model.mkdir(parents=True)
     for file in MODEL.iterdir():
         (model / file.name).symlink_to(file)
@@ -54,13 +54,13 @@ def test_the_readme_has_at_most_1500_words():
     assert len(README.split()) <= 1500
 
 
-def test_the_template_example_is_one(tmp_path):
+def test_the_example_of_a_template_loads(tmp_path):
     (example,) = blocks("yaml", TEMPLATES)
     (tmp_path / "mine.yaml").write_text(example)
     assert Template.load(tmp_path / "mine.yaml").columns == {"context", "question", "answers"}
 
 
-def test_as_many_templates_as_promised():
+def test_the_numbers_of_shipped_templates_are_right():
     counts = Counter(name.split("/")[0] for name in shipped_templates())
     (promised,) = re.findall(r"(\d+) are shipped .*?(\d+) for\s.*?(\d+) for .*?(\d+) for", TEMPLATES, re.DOTALL)
     assert f"{promised[0]} are shipped" in README
@@ -78,24 +78,24 @@ def test_every_make_target_exists():
 def test_every_command_names_recipes_and_flags_that_exist(line, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     _, command, *words = shlex.split(line, comments=True)
-    if command == "templates":  # needs no model, so it is run
+    if command == "templates":  # It needs no model, so the test runs it.
         assert main([command, *words]) == 0
         # The quickstart's rows have no choices.
         assert re.sub("left out: 1 of .* which read columns that the row has not\n", "", capsys.readouterr().err) == ""
         return
     with pytest.raises(SystemExit):
         main([command, "--help"])
-    own = set(re.findall(r"--\w+|-\w", capsys.readouterr().out))
+    flags = set(re.findall(r"--\w+|-\w", capsys.readouterr().out))
     overrides = [word for word in words[1:] if word not in ("-n", "3")]
-    if command == "rank":  # whose other flags are the recipe's
-        own |= {f"--{name}" for name in vars(load_recipe(words[0]).prompt)}
+    if command == "rank":  # It also takes the flags of a recipe.
+        flags |= {f"--{name}" for name in vars(load_recipe(words[0]).prompt)}
     if words[0].startswith("--") or command in ("push", "rank"):
-        assert {word for word in words if word.startswith("--")} <= own
+        assert {word for word in words if word.startswith("--")} <= flags
         return
-    recipe = "recipes/quickstart/qa.yaml" if words[0] == "mine.yaml" else words[0]  # which it is a copy of
+    recipe = "recipes/quickstart/qa.yaml" if words[0] == "mine.yaml" else words[0]  # mine.yaml is a copy of it.
     try:
         load_recipe(recipe, overrides)
-    except RecipeError as error:  # the reader's own files are not here; nothing else may be wrong
+    except RecipeError as error:  # The reader's files do not exist here; nothing else may be wrong.
         assert all("no such file" in problem for problem in str(error).splitlines())
 
 
@@ -116,7 +116,7 @@ def test_every_link_to_a_file_or_a_heading_leads_to_one(page):
         assert file.exists(), target
         if heading:
             headings = re.findall(r"(?m)^#+ (.+)$", file.read_text(encoding="utf-8"))
-            assert heading in [re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings], target
+            assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in headings], target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -131,7 +131,7 @@ def test_every_file_and_every_name_of_the_package_exists(page):
 def test_the_chinese_readme_has_the_same_code_sections_tables_and_figures():
     fenced = re.compile(r"```\w*\n.*?```", re.DOTALL)
     english, chinese = ([re.sub("#.*", "", code) for code in fenced.findall(text)] for text in (README, CHINESE))
-    assert chinese == english  # but for comments
+    assert chinese == english  # Their comments were removed.
     for mark in (r"(?m)^## ", r"(?m)^\|", r"(?m)^- "):
         assert len(re.findall(mark, CHINESE)) == len(re.findall(mark, README)), mark
     for mark in (r"\]\((?!README)[^)]+\)", r"`[^`\n]+`", r"\d+(?:[.,]\d+)*"):

@@ -82,7 +82,7 @@ FILES = "train_file: train.jsonl\nvalidation_file: validation.jsonl\ntest_file: 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, model_folders, tokenizer):
-    """A folder with a finished run, and with whatever can be wrong."""
+    """Return a folder with a finished run, and with files that have each error."""
     folder = tmp_path_factory.mktemp("home")
     shutil.copytree(model_folders["llama"], folder / "tiny-llama")
     tiny_llama(len(tokenizer), hidden_size=64).save_pretrained(folder / "other")
@@ -100,20 +100,20 @@ def home(tmp_path_factory, model_folders, tokenizer):
 
 
 @pytest.mark.parametrize("name", ["troubleshooting.md", "troubleshooting.zh-CN.md"])
-def test_the_table_has_the_messages_of_the_commands_and_no_others(name):
+def test_the_table_has_exactly_the_tested_messages(name):
     blocks = (ROOT / "docs" / name).read_text(encoding="utf-8").split("\n\n")
     (table,) = [block for block in blocks if next(iter(COMMANDS)) in block]
     assert re.findall(r"(?m)^\| `(.+?)` \|", table) == [*COMMANDS, *ELSEWHERE]
 
 
 @pytest.mark.parametrize("message", COMMANDS)
-def test_a_command_prints_it(message, home, monkeypatch, capsys):
+def test_a_command_prints_the_message(message, home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     failed = main(shlex.split(COMMANDS[message]))
     assert message in capsys.readouterr().err
-    assert bool(failed) != message.startswith("test: ")  # leaked rows are a warning
+    assert bool(failed) != message.startswith("test: ")  # Leaked rows are a warning.
 
 
 @pytest.mark.parametrize("message", ELSEWHERE)
-def test_what_no_command_here_can_print_is_said_where_it_is_tried(message):
+def test_another_test_holds_the_message(message):
     assert message in (ROOT / ELSEWHERE[message]).read_text(encoding="utf-8")
