@@ -38,8 +38,8 @@ def main() -> None:
             fit_all(folder, "one")
         for kind in ("ddp", "fsdp2"):
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-            command = [*torchrun, "tests/helpers/two_processes.py", kind, str(folder)]
-            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+            command = [*torchrun, "-m", "helpers.two_processes", kind, str(folder)]
+            subprocess.run(command, cwd=ROOT / "tests", check=True, capture_output=True)
         rows = [("method", "largest number", "two processes less one", "FSDP2 less one")]
         for method in METHODS:
             one = saved(folder, "one", method)

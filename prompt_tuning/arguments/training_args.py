@@ -14,6 +14,11 @@ from transformers.utils import is_liger_kernel_available
 from prompt_tuning.arguments.methods import PROMPT_LEARNING_RATE
 from prompt_tuning.errors import first_line
 
+NO_AUTO_FIND_BATCH_SIZE = (
+    "auto_find_batch_size: smaller batches would make other steps. Set activation_checkpointing: true, or lower "
+    "per_device_train_batch_size and raise gradient_accumulation_steps"
+)
+
 
 @dataclass
 class PromptTuningArguments(Seq2SeqTrainingArguments):
@@ -99,7 +104,7 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
         }
         if self.use_liger_kernel and not is_liger_kernel_available():
             return ["use_liger_kernel: liger-kernel is not installed; `pip install liger-kernel`, or leave it out"]
-        problems = []
+        problems = [NO_AUTO_FIND_BATCH_SIZE] if self.auto_find_batch_size else []
         for name, attempt in tries.items():
             try:
                 attempt()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import time
@@ -149,9 +150,11 @@ def trainer_for(
 ) -> PromptTuningTrainer:
     """A trainer on the recipe's rows, that generates as the recipe says."""
     encoded = prepared.encoded
+    args = copy.copy(prepared.recipe.training)
+    args.push_to_hub = False  # A run is pushed when its folder is whole.
     return PromptTuningTrainer(
         model=model,
-        args=prepared.recipe.training,
+        args=args,
         processing_class=prepared.tokenizer,
         compute_metrics=prepared.score,
         generation_kwargs=prepared.recipe.decoding | target_language(prepared.tokenizer),

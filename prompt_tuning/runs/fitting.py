@@ -22,7 +22,7 @@ from prompt_tuning.support.files import atomic_folder, atomic_write
 from prompt_tuning.templates.template import Template
 from prompt_tuning.training.callbacks import EarlyStopping, stopping_on_signals
 from prompt_tuning.training.checkpoints import remove_partial
-from prompt_tuning.training.memory import IN_TRAINING, OF_SEVERAL, explain_out_of_memory
+from prompt_tuning.training.memory import IN_TRAINING, explain_out_of_memory
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,7 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) ->
         remove_partial(folder)
         (folder / "results.json").unlink(missing_ok=True)  # of what this training goes on from
         save_recipe(recipe, folder)  # by which a run that stops is known
-    advice = IN_TRAINING if trainer.args.world_size == 1 else OF_SEVERAL
-    with explain_out_of_memory(advice), stopping_on_signals(trainer.accelerator) as callback:
+    with explain_out_of_memory(IN_TRAINING), stopping_on_signals(trainer.accelerator) as callback:
         trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=checkpoint)
     seconds = round(time.perf_counter() - started, 1)

@@ -1,25 +1,181 @@
-"""Runs that stop before their last step, and go on from there: on a signal, or for want of a better score."""
+"""What happens during a training besides its steps: its start, a loss that is not finite, early stopping, signals."""
 
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
-from prompt_tuning.errors import Stopped
+from prompt_tuning.errors import Stopped, TrainingError
+from prompt_tuning.training.distributed import keep_gathered_outside_layers, remove_duplicate_embedding_name
+from prompt_tuning.training.sampling import EpochSampler
 
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ROWS_NAMED = 16
+STEPS_KEPT = 100
+
+
+class TrainingStart(TrainerCallback):
+    """Prepare a training where Trainer does not: of a split model, of a resumed run, and the order of each epoch.
+
+    Attributes:
+        checkpoint: the folder that the training resumes from.
+        sampler: the order of the rows, if they are grouped by length.
+        first_step: the steps that were taken before.
+    """
+
+    def __init__(self) -> None:
+        self.checkpoint: Path | None = None
+        self.sampler: EpochSampler | None = None
+        self.first_step = 0
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module,
+        **kwargs: Any,
+    ) -> None:
+        """Find the best checkpoint of a run whose folder was moved; Trainer would do without it."""
+        keep_gathered_outside_layers(model)
+        remove_duplicate_embedding_name(model)
+        self.first_step = state.global_step
+        if self.checkpoint and not state.best_model_checkpoint:
+            best = self.checkpoint.with_name(f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}")
+            if best.is_dir():
+                logger.info("the best checkpoint is %s", best)
+                state.best_model_checkpoint = str(best)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tell the sampler the epoch, since accelerate's loader does not in a resumed run of several processes."""
+        if self.sampler:
+            self.sampler.set_epoch(int(state.epoch or 0))
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Skip the evaluation and the checkpoint of an epoch in which a finished run took no step."""
+        if state.global_step == self.first_step:
+            control.should_log = False
+            control.should_evaluate = False
+            control.should_save = False
+
+
+@dataclass
+class Step:
+    """The losses of one step's batches with their rows, and the norm of its gradient, on the device."""
+
+    losses: list[torch.Tensor] = field(default_factory=list)
+    rows: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    gradient_norm: torch.Tensor | float = 0.0
+
+    def problem(self) -> str | None:
+        """Return what is not finite, or None; waits for the device."""
+        for loss in self.losses:
+            if not math.isfinite(loss):
+                return f"the loss is {loss.item()}"
+        if not math.isfinite(self.gradient_norm):
+            return f"the norm of the gradient is {float(self.gradient_norm)}"
+        return None
+
+    def named_rows(self, name_row: Callable[..., str]) -> list[str]:
+        """Name the rows of the batches without a finite loss, or else of all batches."""
+        bad = [rows for loss, rows in zip(self.losses, self.rows, strict=True) if not math.isfinite(loss)]
+        names = []
+        for rows in bad or self.rows:
+            numbers = [column.tolist() for column in rows.values()]
+            names += [name_row(*row) for row in zip(*numbers, strict=True)]
+        return names
+
+
+class Divergence(TrainerCallback):
+    """Stop a training whose loss or gradient is not finite, before anything of it is logged, evaluated or saved.
+
+    Looking at a number waits for the device. So the numbers of many steps are looked at together: when a step logs,
+    evaluates, saves or ends the training, and at the latest after `STEPS_KEPT` steps.
+
+    Args:
+        name_row: names a row by its `row`, and with several tasks also by its `task_ids`.
+    """
+
+    def __init__(self, accelerator: Accelerator, name_row: Callable[..., str]) -> None:
+        self.accelerator = accelerator
+        self.name_row = name_row
+        self.steps: dict[int, Step] = {}
+
+    def add_batch(self, step: int, loss: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+        """Record the loss of one batch of a step."""
+        record = self.steps.setdefault(step, Step())
+        record.losses.append(loss)
+        record.rows.append({name: inputs[name] for name in ("row", "task_ids") if name in inputs and "row" in inputs})
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module,
+        **kwargs: Any,
+    ) -> None:
+        """Record the norm of the gradient, unless the scaler of float16 skipped the step, which is ordinary."""
+        if self.accelerator.optimizer_step_was_skipped:
+            return
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.steps.setdefault(state.global_step + 1, Step()).gradient_norm = norm
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the steps if one of them is about to be used."""
+        due = control.should_log or control.should_evaluate or control.should_save or control.should_training_stop
+        if due or len(self.steps) >= STEPS_KEPT:
+            self.check()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the steps, since an epoch may end with an evaluation, a checkpoint or the training's end."""
+        self.check()
+
+    def check(self) -> None:
+        """Check all recorded steps, and forget them.
+
+        Raises:
+            TrainingError: a loss or the norm of a gradient is nan or infinite; names the first such step.
+        """
+        steps = self.steps
+        self.steps = {}
+        for number, step in steps.items():
+            problem = step.problem()
+            if problem is None:
+                continue
+            names = step.named_rows(self.name_row)
+            more = f" and {len(names) - ROWS_NAMED} more" if len(names) > ROWS_NAMED else ""
+            rows = f"; its rows: {', '.join(names[:ROWS_NAMED])}{more}" if names else ""
+            raise TrainingError(
+                f"step {number}: {problem}, and nothing was saved of it{rows}. Look at these rows, lower "
+                "learning_rate, or leave float16; --resume_from_checkpoint true resumes from the last checkpoint"
+            )
 
 
 class EarlyStopping(EarlyStoppingCallback):
@@ -49,6 +205,7 @@ class StopOnSignal(TrainerCallback):
         self.accelerator = accelerator
         self.received: signal.Signals | None = None
         self.stopping = False
+        self.save_strategy = SaveStrategy.NO
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The signal's handler."""
@@ -69,10 +226,18 @@ class StopOnSignal(TrainerCallback):
             if self.received:
                 self.accelerator.set_trigger()
             self.stopping = self.accelerator.check_trigger()
-        control.should_save |= self.stopping
+        if self.stopping:
+            control.should_save = True
+            self.save_strategy = args.save_strategy
+            if args.save_strategy == SaveStrategy.BEST:
+                # An evaluation without a better score would cancel this checkpoint. It cannot be left out, since the
+                # resumed run would not make it.
+                args.save_strategy = SaveStrategy.STEPS
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Raise `Stopped` now that the checkpoint is saved."""
         if self.stopping:
+            args.save_strategy = self.save_strategy
             # Not should_training_stop: the best checkpoint would be loaded, and this one perhaps be removed.
             checkpoint = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
             raise Stopped(self.received or signal.SIGTERM, state.global_step, str(checkpoint))

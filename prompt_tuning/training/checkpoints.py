@@ -8,8 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import sort_checkpoints
 
 from prompt_tuning.support.files import apply_umask
@@ -57,11 +59,27 @@ def rotate_checkpoints(run: Path, limit: int | None, best: str | None) -> None:
         remove_folder(Path(old))
 
 
-def remove_all_but(run: Path, best: str) -> None:
-    """Remove all checkpoints of a run but this one, which may be written otherwise."""
-    for checkpoint in map(Path, sort_checkpoints(str(run))):
-        if not checkpoint.samefile(best):
-            remove_folder(checkpoint)
+class KeepOnlyBest(TrainerCallback):
+    """With a `save_total_limit` of 1, remove all checkpoints except the best by a rename.
+
+    Trainer removes the last checkpoint file by file after it has logged the training's time.
+    """
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        """Remove the checkpoints when the training's time is logged."""
+        best = state.best_model_checkpoint
+        if "train_runtime" not in logs or args.save_total_limit != 1 or not args.should_save or not best:
+            return
+        for checkpoint in map(Path, sort_checkpoints(args.output_dir)):
+            if not checkpoint.samefile(best):
+                remove_folder(checkpoint)
 
 
 def remove_partial(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""The order in which rows are trained on, which a run that goes on can draw again."""
+"""The order in which rows are trained on."""
 
 from __future__ import annotations
 
@@ -8,23 +8,39 @@ import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
-class RepeatableSampler(LengthGroupedSampler):
-    """`LengthGroupedSampler`, whose order of an epoch can be drawn again.
+class EpochSampler(LengthGroupedSampler):
+    """Group rows of like length, in an order that depends only on the seed and the epoch.
 
-    It draws from torch's own generator, whose state at an epoch's start no checkpoint of Trainer has: a run that goes
-    on in a later epoch would go through that epoch's rows in the order of the first.
+    Unlike LengthGroupedSampler, which draws from torch's global generator, an epoch has the same order in a resumed
+    run and on every process.
 
     Args:
-        drawn_from: the state of the generator at the start of the epoch that is gone through.
-        draw_from: the state to draw the next order from, once; None for the generator's own.
+        batch_size: rows of a batch of all processes together.
+        lengths: tokens of each row.
+        seed: the order of an epoch is drawn from `seed + epoch`.
+        interrupted_order: the state of torch's generator from which version 0.1.0 drew the order of the epoch in which
+            the run was stopped. The first pass over the rows uses it.
     """
 
-    drawn_from: torch.Tensor | None = None
-    draw_from: torch.Tensor | None = None
+    def __init__(
+        self, batch_size: int, lengths: list[int], seed: int, interrupted_order: torch.Tensor | None = None
+    ) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+        self.epoch = 0
+        self.interrupted_order = interrupted_order
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next pass over the rows."""
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        if self.draw_from is not None:
-            # Trainer sets the state to go on with once the rows that were trained on are past.
-            torch.set_rng_state(self.draw_from)
-        self.drawn_from, self.draw_from = torch.get_rng_state(), None
+        """Yield the numbers of all rows."""
+        if self.interrupted_order is None:
+            self.generator.manual_seed(self.seed + self.epoch)
+            # DataLoader drew one number before version 0.1.0 drew the order, so the first epoch keeps its order.
+            torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+        else:
+            self.generator.set_state(self.interrupted_order)
+            self.interrupted_order = None
         return super().__iter__()

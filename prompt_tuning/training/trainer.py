@@ -6,24 +6,35 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate.utils import DynamoBackend, fsdp2_prepare_model, gather_object, load_fsdp_model
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
-from transformers import DataCollatorForSeq2Seq, EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
+from transformers import (
+    DataCollatorForSeq2Seq,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+)
+from transformers.data.data_collator import DataCollator
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, PredictionOutput, TrainOutput, get_last_checkpoint
 
 from prompt_tuning.arguments.methods import find_method
+from prompt_tuning.arguments.training_args import NO_AUTO_FIND_BATCH_SIZE
 from prompt_tuning.encoding.batching import pad_left, source_rows, start_with, tokens_in_batch
 from prompt_tuning.engine.attention import ATTENTION
 from prompt_tuning.engine.dispatch import get_base, has_prompt, packing_obstacle, within_window
@@ -33,34 +44,32 @@ from prompt_tuning.engine.likelihood import choose
 from prompt_tuning.engine.prompt_network import has_network, save_network
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt_once, target_loss
 from prompt_tuning.engine.stop_texts import add_end_token, decode, stopping
-from prompt_tuning.errors import AdapterError, DataError, ModelError, RecipeError
+from prompt_tuning.errors import AdapterError, DataError, RecipeError
 from prompt_tuning.metrics.scores import MetricFunction, Scores
 from prompt_tuning.models.quantization import allow_quantized_evaluation
 from prompt_tuning.support.files import atomic_write, explain_full_disk
+from prompt_tuning.training.callbacks import Divergence, TrainingStart
 from prompt_tuning.training.checkpoints import (
+    KeepOnlyBest,
     atomic_checkpoint,
-    remove_all_but,
     rotate_checkpoints,
 )
 from prompt_tuning.training.distributed import (
     batches_of_process,
     full_state_dict,
     gather_outside_layers,
-    keep_gathered_outside_layers,
     loader_of_batches,
     num_real_rows,
-    remove_duplicate_embedding_name,
     synchronized_forwards,
 )
-from prompt_tuning.training.divergence import STEPS_KEPT, Divergence
 from prompt_tuning.training.evaluated_rows import EvaluatedRows
 from prompt_tuning.training.losses import distillation_loss, teacher_logits
-from prompt_tuning.training.memory import IN_EVALUATION, explain_out_of_memory, keep_global_batch
-from prompt_tuning.training.sampling import RepeatableSampler
+from prompt_tuning.training.memory import IN_EVALUATION, explain_out_of_memory
+from prompt_tuning.training.sampling import EpochSampler
 
 logger = logging.getLogger(__name__)
 
-ORDER = "order.pt"
+ORDER = "order.pt"  # Version 0.1.0 kept the state here from which the order of the epoch was drawn.
 
 
 class PromptTuningTrainer(Seq2SeqTrainer):
@@ -74,7 +83,7 @@ class PromptTuningTrainer(Seq2SeqTrainer):
       predictions in the order of the data set. Its loss is the mean over all target tokens, not over batches.
       `compute_metrics` gets texts. Several evaluation sets keep the arguments of `generate`.
     - Label smoothing and gradient accumulation count target tokens, for encoder-decoder models too, whose own loss
-      ignores `num_items_in_batch`. `auto_find_batch_size` keeps the rows of a step.
+      ignores `num_items_in_batch`.
     - Of several processes, all take rows of like length in one step, and rows that are repeated to fill the last batch
       have no targets.
     - A checkpoint gets its name once it is whole, and is removed by a rename. A run goes on in the order of rows that
@@ -99,30 +108,46 @@ class PromptTuningTrainer(Seq2SeqTrainer):
 
     def __init__(
         self,
-        *args: Any,
+        model: PreTrainedModel | PeftModel,
+        args: Seq2SeqTrainingArguments,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        *,
         processing_class: PreTrainedTokenizerBase,
+        compute_loss_func: Callable[..., torch.Tensor] | None = None,
         compute_metrics: MetricFunction | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LambdaLR | None] = (None, None),
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         generation_kwargs: dict[str, Any] | None = None,
         stop: tuple[str, ...] = (),
         choice_normalization: str = "none",
         teacher: dict[int, torch.Tensor] | None = None,
         distillation: Literal["kl", "mse"] = "kl",
         name_row: Callable[..., str] = "row {}".format,
-        **kwargs: Any,
     ) -> None:
-        if len(args) < 3:  # model, args, data_collator
-            kwargs.setdefault("data_collator", DataCollatorForSeq2Seq(processing_class, padding="longest"))
-        kwargs["compute_metrics"] = self._score if compute_metrics else None
-        model = kwargs.get("model", args[0] if args else None)
-        if model is None:
-            raise ModelError("model is missing; model_init is not taken, since a prompt is added to a loaded model")
+        if args.auto_find_batch_size:
+            raise RecipeError(NO_AUTO_FIND_BATCH_SIZE)
         if has_prompt(model) and not (model.config.is_encoder_decoder or isinstance(model, SharedPrefixModel)):
             raise AdapterError(
                 f"a {type(model).__name__} pads its rows before the prompt and so gives them other predictions than "
                 "alone; make it by add_soft_prompt(model, config)"
             )
         with allow_quantized_evaluation(model):
-            super().__init__(*args, processing_class=processing_class, **kwargs)
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator or DataCollatorForSeq2Seq(processing_class, padding="longest"),
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_loss_func=compute_loss_func,
+                compute_metrics=self._score if compute_metrics else None,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            )
         if compute_metrics and not self.args.predict_with_generate:
             logger.warning("evaluations give a loss and no metric, since predict_with_generate is False")
         base = get_base(self.model)
@@ -142,7 +167,13 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         self.score = compute_metrics
         self.stop, self.choice_normalization = stop, choice_normalization
         self.teacher, self.distillation = teacher, distillation
-        self.divergence = Divergence(name_row)
+        self.divergence = Divergence(self.accelerator, name_row)
+        # Otherwise Trainer uploads all of an unfinished output folder, or the optimiser's state, while it trains.
+        self.args.hub_strategy = HubStrategy.END
+        self.training_start = TrainingStart()
+        self.add_callback(self.training_start)
+        self.add_callback(KeepOnlyBest())
+        self.add_callback(self.divergence)
         self.generation_kwargs = {"do_sample": False, "pad_token_id": processing_class.pad_token_id}
         if self.args.generation_max_length and not base.config.is_encoder_decoder:
             # Trainer would count the source, and so the padding that a row has in its batch.
@@ -151,7 +182,6 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             self.generation_kwargs["num_beams"] = self.args.generation_num_beams
         self.generation_kwargs |= generation_kwargs or {}
         self._evaluated: EvaluatedRows | None = None  # by the latest evaluation
-        self._order: RepeatableSampler | None = None
         self._partial_run: Path | None = None
 
     def _send_only_what_is_trained(self) -> None:
@@ -159,67 +189,33 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         frozen = [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad]
         frozen += [name for name, _ in self.model.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, frozen)
-        # Dropout on a CPU draws from the generator that orders rows, on each process as many numbers as its rows need.
-        self.accelerator.rng_types.append("torch")
 
-    def _prepare_for_training(
-        self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
-    ) -> tuple[torch.nn.Module, DataLoader]:
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        saved = Path(resume_from_checkpoint or "", ORDER)
-        if self._order and resume_from_checkpoint and saved.is_file():
-            self._order.draw_from = torch.load(saved, weights_only=True)
-        keep_gathered_outside_layers(self.model)
-        remove_duplicate_embedding_name(self.model)
-        return prepared
-
-    def _init_training_state(
-        self, max_steps: int, steps_of_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: Any
-    ) -> tuple[int, int]:
-        """As Trainer's, which does without the best checkpoint if the run's folder was moved since."""
-        trained = super()._init_training_state(max_steps, steps_of_epoch, epochs, resume_from_checkpoint, trial)
-        if resume_from_checkpoint and not self.state.best_model_checkpoint:
-            best = Path(resume_from_checkpoint).with_name(f"checkpoint-{self.state.best_global_step}")
-            if best.is_dir():
-                logger.info("the best checkpoint is %s", best)
-                self.state.best_model_checkpoint = str(best)
-        return trained
-
-    def _inner_training_loop(self, batch_size: int, **kwargs: Any) -> TrainOutput:
-        """As Trainer's, but with auto_find_batch_size a step keeps its rows, however few of them fit at once."""
-        attempt = partial(super()._inner_training_loop, **kwargs)
-        return keep_global_batch(self, attempt, batch_size) if self.args.auto_find_batch_size else attempt(batch_size)
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As Trainer's, which takes one step more where a run goes on from its very last checkpoint."""
-        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train; the arguments are Trainer's."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
+        resumed = resume_from_checkpoint and resume_from_checkpoint is not True
+        self.training_start.checkpoint = Path(resume_from_checkpoint) if resumed else None
+        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint and isinstance(self.model, PeftModel):
+            # PEFT saves an adapter that is not called default in a folder of its own, where Trainer does not look.
+            folder = Path(self.state.best_model_checkpoint, self.model.active_adapter)
+            if folder.is_dir():
+                self.model.load_adapter(str(folder), self.model.active_adapter, is_trainable=True)
+        return output
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """As Trainer's, and the loss is kept until it is looked at."""
+        """Run a step and record its loss for the check that it is finite."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.divergence.add_batch(self.state.global_step + 1, loss, inputs)
         return loss
-
-    def _maybe_log_save_evaluate(
-        self, tr_loss: torch.Tensor, grad_norm: torch.Tensor | float | None, *args: Any, **kwargs: Any
-    ) -> None:
-        """As Trainer's, but a loss or gradient that is no number ends the training before.
-
-        Raises:
-            TrainingError: it names the step and its rows.
-        """
-        if grad_norm is not None and not self.accelerator.optimizer_step_was_skipped:
-            self.divergence.add_gradient(self.state.global_step, grad_norm)
-        control, waiting = self.control, len(self.divergence.steps)
-        due = control.should_log or control.should_evaluate or control.should_save or control.should_training_stop
-        if due or waiting >= STEPS_KEPT:
-            self.divergence.check()
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -434,17 +430,6 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if has_network(self.model):
             save_network(self.model, folder)
 
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """As Trainer's, by which save_strategy best saves; a run that a signal stops saves in any case."""
-        stopping = any(getattr(each, "stopping", False) for each in self.callback_handler.callbacks)
-        return super()._determine_best_metric(metrics, trial) or stopping
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """As Trainer's, and in the middle of an epoch what the order of its rows was drawn from."""
-        super()._save_rng_state(output_dir)
-        if self._order and self.args.should_save and not self.accelerator.gradient_state.end_of_dataloader:
-            torch.save(self._order.drawn_from, Path(output_dir, ORDER))
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         if isinstance(self.model, FSDPModule):
             # Trainer would then also load what PEFT saved, which cannot be put into split tensors.
@@ -453,16 +438,9 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-    def _load_best_model(self) -> None:
-        best = Path(self.state.best_model_checkpoint)
-        named = isinstance(self.model, PeftModel) and best / self.model.active_adapter
-        if named and (named / "adapter_config.json").is_file():  # where PEFT saves one that is not called default
-            self.model.load_adapter(str(named), self.model.active_adapter, is_trainable=True)
-        else:
-            super()._load_best_model()
-
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """As Trainer's, but the checkpoint is there when it is whole, and not before, whatever happens meanwhile."""
+        self.divergence.check()
         run, state = Path(self._get_output_dir(trial)), self.state
         checkpoint = run / f"checkpoint-{state.global_step}"
         with atomic_checkpoint(checkpoint) as made, explain_full_disk(run):
@@ -479,22 +457,9 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         if self.args.should_save:
             rotate_checkpoints(run, self.args.save_total_limit, state.best_model_checkpoint)
 
-    def _finalize_training(self, trial: Any, *args: Any) -> TrainOutput:
-        """As Trainer's, which with a save_total_limit of 1 removes the last checkpoint file by file."""
-        if self.args.should_save and self.args.save_total_limit == 1 and self.state.best_model_checkpoint:
-            remove_all_but(Path(self._get_output_dir(trial)), self.state.best_model_checkpoint)
-        return super()._finalize_training(trial, *args)
-
     def _get_output_dir(self, trial: Any) -> str:
         """As Trainer's; while a checkpoint is made, the folder in which it is made."""
         return str(self._partial_run or super()._get_output_dir(trial))
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As Trainer's, but the repository is made by the push: an evaluation makes a trainer too, and needs none."""
-        self.hub_model_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: Trainer's uploads all of an unfinished output folder, and by `hub_strategy` the optimiser too."""
 
     def push_to_hub(
         self,
@@ -510,15 +475,13 @@ class PromptTuningTrainer(Seq2SeqTrainer):
         from prompt_tuning.reports.model_card import card_for_hub
 
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:  # args.push_to_hub is False
-            self.init_hf_repo()
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**kwargs)
         return push(
             self.args.output_dir,
-            self.hub_model_id,
+            self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
             private=self.args.hub_private_repo if private is None else private,
             revision=revision or self.args.hub_revision,
             finished=False,
@@ -556,18 +519,33 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             self._signature_columns.append("task_ids")
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """As Trainer's, but rows of like length share the batch of all processes, as they would on one."""
+        """Return the sampler; Trainer's own would order an epoch anew when a run resumes in the middle of it.
+
+        It would also group by length only the rows of one process. Needed by
+        test_a_run_stopped_in_a_later_epoch_goes_on_with_its_rows_and_trainer_does_not.
+        """
         sampler = super()._get_train_sampler(train_dataset)
-        if isinstance(sampler, LengthGroupedSampler):
-            sampler = self._order = RepeatableSampler(
-                sampler.batch_size * self.args.world_size, lengths=sampler.lengths
-            )
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        checkpoint, order = self.training_start.checkpoint, None
+        if checkpoint and (checkpoint / ORDER).is_file():
+            order = torch.load(checkpoint / ORDER, weights_only=True)
+        sampler = EpochSampler(sampler.batch_size * self.args.world_size, sampler.lengths, seed, order)
+        self.training_start.sampler = sampler
         return sampler
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
-        """As Trainer's, but rows that accelerate repeats to fill the last batch of all processes have no targets."""
+        """Return the batches of one step and their number of targets.
+
+        Rows that accelerate repeats to fill the last batch of all processes have no targets. A run that resumes after
+        its last step gets no batch, since Trainer would take one more step.
+        """
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
         return super().get_batch_samples(map(self._without_repeated, epoch_iterator), num_batches, device)
 
     def _without_repeated(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -578,22 +556,28 @@ class PromptTuningTrainer(Seq2SeqTrainer):
             batch["labels"][num_real_rows(left, len(batch["labels"]), self.args.process_index) :] = -100
         return batch
 
-    def _get_dataloader(
-        self, dataset: Any, *args: Any, is_training: bool = False, dataloader_key: str | None = None, **kwargs: Any
-    ) -> DataLoader:
-        """As Trainer's, but an evaluation's batches are bounded by their tokens, and its loader is used once.
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """Return a loader for one evaluation; Trainer would keep it for other data sets too.
 
-        Trainer would keep it by the key "eval", whichever of several data sets it is of.
+        Args:
+            eval_dataset: rows, or the name of a data set among several.
         """
-        loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
-        if is_training or not isinstance(dataset, Dataset):
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if rows is None:
+            return super().get_eval_dataloader(eval_dataset)  # which raises an error
+        return self.get_test_dataloader(self.eval_dataset[rows] if isinstance(rows, str) else rows)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """Return a loader whose batches are bounded by their tokens."""
+        loader = super().get_test_dataloader(test_dataset)
+        if not isinstance(test_dataset, Dataset):
             return loader
         prompt = self.model.active_peft_config.num_virtual_tokens if has_prompt(self.model) else 0
         new_tokens = self.generation_kwargs.get("max_new_tokens", self.args.generation_max_length or 0)
         batches = batches_of_process(
-            tokens_in_batch(dataset, prompt, new_tokens, self.generation_kwargs.get("num_beams", 1)),
+            tokens_in_batch(test_dataset, prompt, new_tokens, self.generation_kwargs.get("num_beams", 1)),
             self.args.per_device_eval_batch_size,
-            getattr(self.args, "per_device_eval_batch_tokens", sys.maxsize),  # which Trainer's own lack
+            getattr(self.args, "per_device_eval_batch_tokens", sys.maxsize),  # Seq2SeqTrainingArguments have none.
             self.args.world_size,
             self.args.process_index,
         )

@@ -1,6 +1,6 @@
 """A training that is killed again and again, at random moments, and goes on each time.
 
-python tests/helpers/killed_runs.py FOLDER [KILLS]
+cd tests; python -m helpers.killed_runs FOLDER [KILLS]
 
 Imports once and forks a process for each leg; all run `prompt-tuning train` with `--resume_from_checkpoint auto`.
 Every other leg is killed some steps on, at a random part of a step, most of which is saving. The others kill

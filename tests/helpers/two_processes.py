@@ -1,6 +1,6 @@
 """Train and evaluate in two processes, for tests/training/test_distributed.py.
 
-    torchrun --nproc_per_node 2 tests/helpers/two_processes.py ddp|fsdp2 FOLDER
+    cd tests; torchrun --nproc_per_node 2 -m helpers.two_processes ddp|fsdp2 FOLDER
 
 
 The functions run in one process as well, to be compared with. Each process writes what it found to

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -19,7 +20,7 @@ from helpers.paths import ROOT
 from helpers.rows import question_rows, write_jsonl
 from helpers.trainers import soft_trainer
 from httpx2 import Request, Response
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
 from prompt_tuning import (
@@ -438,19 +439,20 @@ def test_settings_of_a_push_that_cannot_be_are_said_first(changes, message, mode
     assert message in (errors := capsys.readouterr().err) and TOKEN not in errors
 
 
-def test_a_trainer_of_ones_own_pushes_no_checkpoint_and_asks_the_hub_only_then(
+def test_a_trainer_of_ones_own_makes_its_repository_and_pushes_no_checkpoint(
     llama, tokenizer, model_folders, tmp_path, monkeypatch
 ):
     pushed = []
     monkeypatch.setattr(
         "prompt_tuning.hub.upload.push", lambda *args, **kwargs: pushed.append((args, kwargs)) or "url"
     )
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **kwargs: SimpleNamespace(repo_id=f"ann/{name}"))
     llama.name_or_path = str(model_folders["llama"])
     trainer = soft_trainer(llama, tokenizer, tmp_path / "run", save_steps=1, push_to_hub=True)
     trainer.train()
     assert pushed == []  # HF_HUB_OFFLINE is set here: whatever asked would have raised
     assert trainer.push_to_hub() == "url"
-    assert pushed[0][0] == (str(tmp_path / "run"), "run")
+    assert pushed[0][0] == (str(tmp_path / "run"), "ann/run")
     planned = plan_upload(tmp_path / "run", "run", BASE, finished=False)
     assert set(planned) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
     check_card(tmp_path / "run" / "README.md")

@@ -6,19 +6,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
+from helpers.models import tiny_llama
 from helpers.paths import ROOT
 from safetensors.torch import load_file
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback
 
+from prompt_tuning import PromptTuningArguments
 from prompt_tuning.cli.main import main
-from prompt_tuning.errors import TrainingError
-from prompt_tuning.training.callbacks import EarlyStopping
-from prompt_tuning.training.memory import keep_global_batch
+from prompt_tuning.errors import RecipeError
+from prompt_tuning.training.callbacks import Divergence, EarlyStopping
+from prompt_tuning.training.checkpoints import KeepOnlyBest
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
 
@@ -40,8 +40,8 @@ def signalled(monkeypatch, *signals, at_step=3):
 
 
 def test_a_run_killed_over_and_over_ends_with_the_adapter_of_an_uninterrupted_one(tmp_path):
-    command = [sys.executable, "tests/helpers/killed_runs.py", str(tmp_path), "10"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    command = [sys.executable, "-m", "helpers.killed_runs", str(tmp_path), "10"]
+    done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     kills = json.loads(done.stdout)
     print(*kills, sep="\n")
@@ -92,6 +92,22 @@ def test_a_signal_saves_where_only_better_checkpoints_are_saved(last, recipe_fil
     assert main(["train", recipe]) == 130
     assert f"stopped after step {last}, whose checkpoint is saved" in capsys.readouterr().err
     assert (tmp_path / "run" / f"checkpoint-{last}").is_dir()
+
+
+def test_the_evaluation_at_a_signals_step_is_made_and_counts_after_a_resumption(recipe_file, tmp_path, monkeypatch):
+    best = dict(save_strategy="best", eval_strategy="steps", eval_steps=2, load_best_model_at_end="true", max_steps=6)
+    recipe = str(recipe_file(**best, metric_for_best_model="loss", learning_rate=1e-4))
+    assert main(["train", recipe, "--output_dir", str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        signalled(patch, signal.SIGINT, at_step=4)
+        assert main(["train", recipe]) == 130
+    assert main(["train", recipe, "--resume_from_checkpoint", "true"]) == 0
+    evaluated = []
+    for name in ("whole", "run"):
+        history = json.loads((tmp_path / name / "log_history.json").read_text())
+        evaluated.append({entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry})
+    assert list(evaluated[0]) == [2, 4, 6] and evaluated[0] == evaluated[1]
+    assert adapter(tmp_path / "run") == adapter(tmp_path / "whole")
 
 
 def test_a_stopped_run_that_went_on_from_a_named_checkpoint_names_its_own(recipe_file, tmp_path, capsys, monkeypatch):
@@ -180,13 +196,10 @@ def test_a_checkpoint_without_its_optimiser_is_not_gone_on_from(recipe_file, tmp
 
 
 def test_a_signal_after_the_last_step_takes_its_ordinary_course(recipe_file, tmp_path, capsys, monkeypatch):
-    load = PromptTuningTrainer._load_best_model
-
-    def interrupted(self):
+    def interrupted(self, *args, **kwargs):
         signal.raise_signal(signal.SIGINT)
-        load(self)
 
-    monkeypatch.setattr(PromptTuningTrainer, "_load_best_model", interrupted)
+    monkeypatch.setattr(KeepOnlyBest, "on_train_end", interrupted)
     settings = ["--load_best_model_at_end", "--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "2"]
     assert main(["train", str(recipe_file()), *settings]) == 130
     assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
@@ -252,29 +265,32 @@ def test_a_moved_run_that_goes_on_from_its_last_checkpoint_keeps_its_best_one(re
 
 
 @pytest.mark.parametrize(
-    ("method", "callback", "steps"),
+    ("moment", "callback", "steps"),
     [
-        ("training_step", EarlyStopping, 4),
-        ("training_step", EarlyStoppingCallback, 6),
-        ("_load_best_model", EarlyStopping, 4),  # after the last evaluation
+        ("step", EarlyStopping, 4),
+        ("step", EarlyStoppingCallback, 6),
+        ("train_end", EarlyStopping, 4),  # after the last evaluation
     ],
 )
 def test_a_resumed_run_has_the_patience_that_was_left_and_with_transformers_own_all_of_it(
-    method, callback, steps, recipe_file, tmp_path, monkeypatch
+    moment, callback, steps, recipe_file, tmp_path, monkeypatch
 ):
     settings = dict(max_steps=8, save_steps=1, eval_steps=1, eval_strategy="steps", load_best_model_at_end="true")
     # No score is better than the first one, so that a patience of 3 ends with the fourth.
     recipe = str(recipe_file(learning_rate=0, early_stopping_patience=3, max_eval_samples=2, **settings))
     monkeypatch.setattr("prompt_tuning.runs.fitting.EarlyStopping", callback)
-    called = getattr(PromptTuningTrainer, method)
+    step = PromptTuningTrainer.training_step
 
-    def interrupted(self, *args, **kwargs):
-        if method == "_load_best_model" or self.state.global_step == 3:
+    def interrupted_step(self, *args, **kwargs):
+        if self.state.global_step == 3:
             raise KeyboardInterrupt
-        return called(self, *args, **kwargs)
+        return step(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PromptTuningTrainer, method, interrupted)
+        if moment == "step":
+            patch.setattr(PromptTuningTrainer, "training_step", interrupted_step)
+        else:
+            patch.setattr(KeepOnlyBest, "on_train_end", raises(KeyboardInterrupt))
         assert main(["train", recipe]) == 130
     assert main(["train", recipe, "--resume_from_checkpoint", "true"]) == 0
     assert json.loads((tmp_path / "run" / "results.json").read_text())["train_steps"] == steps
@@ -330,7 +346,7 @@ def test_a_loss_or_gradient_that_is_no_number_stops_with_its_step_and_rows_and_s
 
 def test_transformers_saves_a_prompt_that_is_no_number(recipe_file, tmp_path, monkeypatch, poisoned):
     poisoned("loss")
-    monkeypatch.setattr(PromptTuningTrainer, "_maybe_log_save_evaluate", Trainer._maybe_log_save_evaluate)
+    monkeypatch.setattr(Divergence, "check", lambda self: None)
     assert main(["train", str(recipe_file(max_steps=7))]) == 0
     assert prompts(tmp_path / "run")[-1].isnan().all()
 
@@ -363,71 +379,41 @@ def test_a_full_disk_keeps_the_checkpoints_and_with_room_the_run_goes_on(recipe_
 
 @pytest.fixture
 def too_small(monkeypatch):
-    """A device that at its second step, and ever after, has no memory for more than so many rows; the sizes tried."""
-    compute_loss, tried = PromptTuningTrainer.compute_loss, []
+    """Let a device run out of memory in or after its second step, while it trains or while it evaluates."""
+    compute_loss = PromptTuningTrainer.compute_loss
 
-    def limit(rows, while_training=True):
+    def limit(training):
         def compute(self, model, inputs, *args, **kwargs):
-            if model.training:
-                tried.append(len(inputs["labels"]))
-            if model.training == while_training and len(inputs["labels"]) > rows and self.state.global_step > 0:
+            if model.training == training and self.state.global_step > 0:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return compute_loss(self, model, inputs, *args, **kwargs)
 
         monkeypatch.setattr(PromptTuningTrainer, "compute_loss", compute)
-        return tried
 
     return limit
 
 
-def test_smaller_batches_make_the_same_steps(recipe_file, tmp_path, capsys, too_small):
-    recipe = str(recipe_file(per_device_train_batch_size=6, max_steps=3))
-    three = ["--per_device_train_batch_size", "3", "--gradient_accumulation_steps", "2"]
-    assert main(["train", recipe, *three, "--output_dir", str(tmp_path / "three")]) == 0
-    tried = too_small(5)
-    assert main(["train", recipe, "--auto_find_batch_size", "true"]) == 0
-    assert "out of memory with 6 rows at once, 1 times a step" in capsys.readouterr().err
-    assert tried == [6, 6] + [3] * 6
-    assert adapter(tmp_path / "run") == adapter(tmp_path / "three")
-    saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
-    assert saved["per_device_train_batch_size"] == 6 and "gradient_accumulation_steps" not in saved
-    again = ["--auto_find_batch_size", "true", "--max_steps", "4", "--resume_from_checkpoint", "true"]
-    assert main(["train", recipe, *again]) == 0
-    assert tried[8:] == [3] * 2  # with what it found
-
-
-def test_one_of_several_processes_that_has_no_memory_ends_the_run_at_once():
-    """The others are in the middle of the step, and would wait for it to the end of ddp_timeout."""
-    args = SimpleNamespace(
-        per_device_train_batch_size=4, gradient_accumulation_steps=1, n_gpu=1, train_batch_size=4, world_size=2,
-        process_index=1,
-    )  # fmt: skip
-    trainer = SimpleNamespace(args=args, optimizer=None, model=torch.nn.Linear(2, 2))
-    with pytest.raises(TrainingError, match="out of memory on process 1 of 2, with 4 rows at once"):
-        keep_global_batch(trainer, raises(torch.OutOfMemoryError("CUDA out of memory.")), 4)
-
-
-def test_trainer_would_take_steps_of_fewer_rows(recipe_file, too_small, monkeypatch):
-    monkeypatch.setattr(PromptTuningTrainer, "_inner_training_loop", Trainer._inner_training_loop)
-    tried = too_small(5)
-    assert (
-        main(["train", str(recipe_file(per_device_train_batch_size=12, max_steps=3)), "--auto_find_batch_size"]) == 0
-    )
-    assert tried == [12, 12, 10, 10, 9, 9, 8, 8, 7, 7, 6, 6, 5, 5, 5]
+def test_smaller_batches_by_trainers_own_rule_are_refused(recipe_file, capsys, tokenizer, tmp_path):
+    """Trainer would take nine tenths of the rows after each failure, and so make steps of fewer rows."""
+    advice = "Set activation_checkpointing: true, or lower per_device_train_batch_size"
+    assert main(["train", str(recipe_file()), "--auto_find_batch_size"]) == 2
+    assert advice in capsys.readouterr().err
+    args = PromptTuningArguments(str(tmp_path), auto_find_batch_size=True, use_cpu=True)
+    with pytest.raises(RecipeError, match=advice):
+        PromptTuningTrainer(tiny_llama(len(tokenizer)), args, processing_class=tokenizer)
 
 
 @pytest.mark.parametrize(
-    ("rows", "flags", "advice"),
+    ("training", "flags", "advice"),
     [
-        (1, [], "out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.); set auto_find_batch_size: true"),
-        (0, ["--auto_find_batch_size"], "out of memory with a single row at once; shorten the rows or the prompt"),
-        (None, ["--auto_find_batch_size", "--eval_strategy", "steps"], "lower per_device_eval_batch_tokens"),
+        (True, [], "out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.); lower per_device_train_batch"),
+        (False, ["--eval_strategy", "steps"], "lower per_device_eval_batch_tokens"),
     ],
 )
-def test_too_little_memory_is_said(rows, flags, advice, recipe_file, tmp_path, capsys, too_small):
-    too_small(rows or 0, while_training=rows is not None)
+def test_too_little_memory_is_said(training, flags, advice, recipe_file, tmp_path, capsys, too_small):
+    too_small(training)
     settings = ["--per_device_train_batch_size", "2", "--save_steps", "1", "--eval_steps", "1"]
     assert main(["train", str(recipe_file()), *settings, *flags]) == 1
     assert advice in (said := capsys.readouterr().err) and "Traceback" not in said
     kept = {path.name for path in (tmp_path / "run").glob("*")}
-    assert kept == {"recipe.yaml", *(["checkpoint-1"] if rows is not None else [])}
+    assert kept == {"recipe.yaml", *(["checkpoint-1"] if training else [])}

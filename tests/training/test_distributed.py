@@ -31,16 +31,16 @@ from prompt_tuning.training.distributed import explain_lost_process
 PROMPT = 6 * 32  # numbers
 
 
-def run(*command):
+def run(*command, folder=ROOT):
     """The output of a command; two processes print to one place."""
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout + done.stderr
 
 
 def in_two(kind, folder):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    run(*torchrun, "tests/helpers/two_processes.py", kind, str(folder))
+    run(*torchrun, "-m", "helpers.two_processes", kind, str(folder), folder=ROOT / "tests")
     return [json.loads((folder / f"{kind}-{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -104,7 +104,6 @@ def test_only_the_prompt_crosses_the_network(ddp):
         sizes = Counter((operation, size) for operation, size in process["sent"])
         assert sizes.pop(("all_reduce", PROMPT)) == 3  # its gradient, once a step
         assert sizes.pop(("broadcast", PROMPT)) == 1  # where it starts
-        assert sizes.pop(("broadcast", len(torch.get_rng_state()))) == 1  # the order of an epoch's rows
         assert sum(size * times for (_, size), times in sizes.items()) < 40  # numbers of targets, losses, lengths
 
 
