@@ -1,4 +1,4 @@
-"""The rows of one evaluation: their order, what they open with, and what is summed while they are read."""
+"""The rows of one evaluation: their order, their common prefix, and what is summed while they are read."""
 
 from __future__ import annotations
 
@@ -19,29 +19,32 @@ class EvaluatedRows:
     """Rows by length, for one pass over them.
 
     Args:
-        rows: in the order that they are read.
-        order: `[rows]`, the number that each has in its data set.
-        opening: ids that open the source of every row of a causal model.
-        references: texts that count as right, if the rows have them.
-        choices: of closed questions by the row's number the texts of its choices, and their ids.
-        with_loss: whether the loss is wanted too.
-        left: rows on all processes that have not been read yet.
+        rows: in the order in which they are read.
+        order: `[rows]`, the place of each row in its data set.
+        common_prefix: ids that open the source of every row of a causal model.
+        references: the texts that count as right, if the rows have them.
+        choices: for closed questions, the texts and the ids of the choices, by the row's number.
+        with_loss: the evaluation also computes a loss.
+        num_unread: rows that all processes together have not read yet.
+        summed_loss: the loss of all target tokens that were read.
+        loss_items: the number of these tokens.
+        common_prefix_cache: keys and values of the common prefix, unless the cache of a prompt holds them.
     """
 
     rows: Dataset
     order: np.ndarray
-    opening: list[int]
+    common_prefix: list[int]
     references: list[list[str]] | None
     choices: dict[int, tuple[list[str], list[list[int]]]] | None
     with_loss: bool
-    left: int
+    num_unread: int
     summed_loss: float = 0.0
     loss_items: int = 0
-    common_prefix_cache: Cache | None = None  # its keys and values, where no prompt's cache holds them
+    common_prefix_cache: Cache | None = None
 
     @classmethod
-    def of(cls, rows: Any, causal: bool, with_loss: bool = True) -> EvaluatedRows:
-        """Of a `Dataset`, or anything else with a length and items.
+    def of(cls, rows: Any, *, causal: bool, with_loss: bool = True) -> EvaluatedRows:
+        """Sort the rows of a `Dataset`, or of anything else with a length and items.
 
         Raises:
             DataError: a stream, or rows with choices that share a number.
@@ -51,7 +54,7 @@ class EvaluatedRows:
                 raise DataError(f"evaluation needs to know all rows, and a {type(rows).__name__} has no length")
             rows = Dataset.from_list([dict(rows[number]) for number in range(len(rows))])
         rows = rows.with_format(None)
-        opening = common_prefix(rows) if causal else []
+        prefix = common_prefix(rows) if causal else []
         order = np.array(length_order(list(rows["input_ids"]), share=causal), dtype=int)
         rows = rows.select(order)
         references = rows["references"] if "references" in rows.column_names else None
@@ -61,8 +64,9 @@ class EvaluatedRows:
             choices = dict(zip(rows["row"], pairs, strict=True))
             if len(choices) < len(rows):
                 raise DataError("rows with choices need a number each in the column row, and some have the same")
-        return cls(rows, order, opening, references, choices, with_loss, left=len(rows))
+        return cls(rows, order, prefix, references, choices, with_loss, num_unread=len(rows))
 
     def add_loss(self, mean: float, items: int) -> None:
-        """Of a batch, over so many target tokens."""
-        self.summed_loss, self.loss_items = self.summed_loss + mean * items, self.loss_items + items
+        """Add the mean loss of a batch over so many target tokens."""
+        self.summed_loss += mean * items
+        self.loss_items += items

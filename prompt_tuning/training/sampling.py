@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
+
+ORDER = "order.pt"  # Only checkpoints of version 0.1.0 have this file.
+
+
+def interrupted_order(checkpoint: Path | None) -> torch.Tensor | None:
+    """Return the state of torch's generator from which version 0.1.0 drew the order of the epoch that was stopped."""
+    if checkpoint is None or not (checkpoint / ORDER).is_file():
+        return None
+    return torch.load(checkpoint / ORDER, weights_only=True)
 
 
 class EpochSampler(LengthGroupedSampler):
@@ -18,8 +28,7 @@ class EpochSampler(LengthGroupedSampler):
         batch_size: rows of a batch of all processes together.
         lengths: tokens of each row.
         seed: the order of an epoch is drawn from `seed + epoch`.
-        interrupted_order: the state of torch's generator from which version 0.1.0 drew the order of the epoch in which
-            the run was stopped. The first pass over the rows uses it.
+        interrupted_order: see the function of this name. The first pass over the rows uses it.
     """
 
     def __init__(

@@ -176,7 +176,7 @@ def test_what_fsdp_would_train_wrongly_or_not_at_all_is_refused(
 def test_predict_is_for_one_process(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["predict", "--adapter", "run"]) == 2
-    assert "predict runs in one process" in capsys.readouterr().err
+    assert "predict: it runs in one process" in capsys.readouterr().err
 
 
 def test_plain_peft_cannot_generate_on_a_split_model_and_ours_can(fsdp2, one):

@@ -168,7 +168,7 @@ def test_an_evaluation_computes_its_prompt_once(tokenizer, tmp_path, monkeypatch
     monkeypatch.setattr(model, "get_prompt", lambda **kwargs: computed.append(1) or get_prompt(**kwargs))
     assert run.predict_texts(run.eval_dataset) == wanted
     assert len(run.get_eval_dataloader()) == 4 and len(computed) == 1
-    assert tokenizer.decode(run._evaluated.opening).startswith("Read.")  # which is in that cache too
+    assert tokenizer.decode(run._evaluated.common_prefix).startswith("Read.")  # which is in that cache too
     model.prompt_encoder["default"].embedding.weight.data.add_(1.0)
     assert run.predict_texts(run.eval_dataset) != wanted
 
@@ -211,7 +211,7 @@ def test_without_a_prompt_too_rows_are_what_they_are_alone_and_their_opening_is_
     assert run.predict_texts(rows) == alone and len(set(alone)) > 1
     assert not any(graphs)  # else the activations of all rows stay in memory
     if not window:  # whose padded rows go beyond it
-        opening = len(run._evaluated.opening)
+        opening = len(run._evaluated.common_prefix)
         sources = [source_length(labels) - 1 - opening for labels in rows["labels"]]
         assert sum(shape.numel() for shape in read if shape[0] == 1) == opening + sum(sources)
     assert run.predict_texts(rows.select([3])) == alone[3:4]
