@@ -1,0 +1,36 @@
+"""The private methods of Trainer that PromptTuningTrainer overrides, each with its reason and a test that needs it."""
+
+import inspect
+import re
+
+from helpers.paths import ROOT
+from transformers import Seq2SeqTrainer
+
+from prompt_tuning import PromptTuningTrainer
+
+OVERRIDDEN = {
+    "_get_output_dir",  # Trainer asks for the folder of a checkpoint by it, so that one can be made elsewhere first.
+    "_get_train_sampler",  # Only by it does Trainer take a sampler; the order of its own is lost when a run resumes.
+    "_load_from_checkpoint",  # Under FSDP Trainer would load PEFT's whole tensors into split ones.
+    "_save_checkpoint",  # Trainer writes file by file under the final name, so that a killed run leaves a half one.
+    "_set_signature_columns_if_needed",  # Trainer keeps only the columns of forward, and errors could name no row.
+}
+
+
+def private_overrides(trainer):
+    """Return the private methods of Seq2SeqTrainer that the classes below it define anew."""
+    names = set()
+    for each in trainer.__mro__[: trainer.__mro__.index(Seq2SeqTrainer)]:
+        private = {name for name in vars(each) if re.match("_[^_]", name)}
+        names |= private & set(dir(Seq2SeqTrainer))
+    return names
+
+
+def test_five_private_methods_of_trainer_are_overridden_and_name_the_test_that_needs_them():
+    assert private_overrides(PromptTuningTrainer) == OVERRIDDEN
+    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests" / "training").glob("test_*.py"))
+    for name in OVERRIDDEN:
+        documented = inspect.getdoc(getattr(PromptTuningTrainer, name)) or ""
+        needed_by = re.search(r"Needed by\s+(test_\w+)\.", documented)
+        assert needed_by, name
+        assert f"def {needed_by[1]}(" in tests, needed_by[1]
