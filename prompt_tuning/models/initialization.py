@@ -1,4 +1,4 @@
-"""What a prompt starts from: it decides more than the prompt's length (Lester et al. 2021, section 3.2)."""
+"""Choose where a prompt starts, which matters more than its length (Lester et al. 2021, section 3.2)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import AdapterError, OverlongError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
+from prompt_tuning.support.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -27,21 +28,28 @@ DEFAULT_VIRTUAL_TOKENS = 20
 def initial_text(
     args: PromptArguments, encoder: Encoder, train_rows: Dataset | IterableDataset | None, seed: int
 ) -> str | None:
-    """The text whose tokens the prompt starts from; None where it starts from something else.
+    """Return the text that the prompt starts from, or None if `init` does not name a text.
 
-    Demonstrations are training rows drawn with the seed, each as the template writes it with its target; in the place
-    of one that is over its budget comes another, and the log says so.
+    Demonstrations are training rows that the seed draws, written by the template with their targets. A row over its
+    budget is replaced by another, and the log says so.
+
+    Args:
+        args: the method and its `init`.
+        encoder: writes the rows by the template.
+        train_rows: the training rows; None if no row is needed.
+        seed: draws the demonstrations.
 
     Raises:
-        OverlongError: init demonstrations, and every training row is over its budget.
-        RecipeError: init demonstrations, and fewer are within it; init template, and a row's own text comes first.
+        OverlongError: init is demonstrations, and every training row is over its budget.
+        RecipeError: init is demonstrations, and too few training rows are within their budget. Or init is template,
+            and the template begins with a column.
     """
     if METHODS[args.method].starts_from_text or args.init == "text":
         return args.init_text
     if args.init == "class_labels":
         return " ".join(args.init_labels or ())
     if args.init == "demonstrations" and train_rows is not None:
-        return "\n\n".join(_drawn(encoder, train_rows, args.init_demonstrations, seed)) + "\n\n"
+        return "\n\n".join(_draw_demonstrations(encoder, train_rows, args.init_demonstrations, seed)) + "\n\n"
     if args.init == "template" and train_rows is not None:
         text = encoder.common_prefix()
         if not text.strip():
@@ -53,13 +61,14 @@ def initial_text(
     return None
 
 
-def _drawn(encoder: Encoder, rows: Dataset, count: int, seed: int) -> list[str]:
-    """Drawn rows that are within their budget, written as demonstrations."""
+def _draw_demonstrations(encoder: Encoder, rows: Dataset, count: int, seed: int) -> list[str]:
+    """Return `count` drawn rows that are within their budget, written as demonstrations."""
     draw = random.Random(seed)
     first = draw.sample(range(len(rows)), min(count, len(rows)))
+    substitutes = draw.sample(range(len(rows)), len(rows))
     texts: list[str] = []
     overlong: list[OverlongError] = []
-    for number in dict.fromkeys([*first, *draw.sample(range(len(rows)), len(rows))]):
+    for number in dict.fromkeys([*first, *substitutes]):
         try:
             texts.append(encoder.demonstration(rows[number]))
         except OverlongError as error:
@@ -74,14 +83,12 @@ def _drawn(encoder: Encoder, rows: Dataset, count: int, seed: int) -> list[str]:
             "lower it"
         )
     if overlong:
-        logger.warning(
-            "init demonstrations: %d rows that were drawn are over their budget, others came", len(overlong)
-        )
+        logger.warning("init demonstrations: %d drawn rows are over their budget and were replaced", len(overlong))
     return texts
 
 
 def initial_ids(text: str | None, tokenizer: PreTrainedTokenizerBase, init: str) -> list[int] | None:
-    """Token ids of the text that the prompt starts from.
+    """Return the token ids of the text that the prompt starts from, or None if there is no text.
 
     Raises:
         RecipeError: the text has no tokens.
@@ -95,116 +102,170 @@ def initial_ids(text: str | None, tokenizer: PreTrainedTokenizerBase, init: str)
 
 
 def prompt_length(args: PromptArguments, ids: Sequence[int] | None) -> int:
-    """The number of virtual tokens: as given, or that of the text or adapter the prompt starts from, or 20.
+    """Return the number of virtual tokens.
+
+    By default it is the length of the text or adapter that the prompt starts from, else 20.
+
+    Args:
+        args: num_virtual_tokens and `init`.
+        ids: the tokens of the text that the prompt starts from, if any.
 
     Raises:
-        RecipeError: the text is longer than num_virtual_tokens, so some of it would be lost.
+        RecipeError: the text is longer than num_virtual_tokens, so its end would be lost.
+        AdapterError: init_adapter holds no soft prompt.
     """
-    wanted = args.num_virtual_tokens
-    if ids is not None and wanted and wanted < len(ids):
+    length = args.num_virtual_tokens
+    if ids is not None and length and length < len(ids):
         raise RecipeError(
-            f"init {args.init} has {len(ids)} tokens and num_virtual_tokens is {wanted}; "
+            f"init {args.init} has {len(ids)} tokens and num_virtual_tokens is {length}; "
             "leave num_virtual_tokens out to follow the text, or shorten it"
         )
     if ids is not None:
-        return wanted or len(ids)
+        return length or len(ids)
     if args.init == "adapter":
-        return wanted or len(saved_prompt(args.init_adapter))
-    return wanted or DEFAULT_VIRTUAL_TOKENS
+        return length or len(saved_prompt(str(args.init_adapter)))
+    return length or DEFAULT_VIRTUAL_TOKENS
 
 
 def frequent_ids(labels: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, count: int) -> list[int]:
-    """The most frequent ordinary tokens of the targets, the first of equals as they come."""
+    """Return the `count` most frequent ordinary tokens of the targets; of equal ones those that occur first."""
     special = {-100, *tokenizer.all_special_ids}
-    tokens = Counter(token for row in labels for token in row if token not in special)
-    return [token for token, _ in tokens.most_common(count)]
+    frequencies: Counter[int] = Counter()
+    for row in labels:
+        frequencies.update(token for token in row if token not in special)
+    return [token for token, _ in frequencies.most_common(count)]
 
 
+@torch.no_grad()
 def initial_prompt(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     args: PromptArguments,
     length: int,
+    *,
     seed: int,
     ids: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """Where a soft prompt starts, `[P, H]` in float32.
+    """Return the start of a soft prompt, `[P, H]` in float32.
+
+    A start that is shorter than P is repeated.
 
     Args:
-        args: whose `init` decides. random: normal noise with the mean and deviation of the model's own embeddings.
-            vocab: embeddings of tokens drawn without replacement, special tokens left out. adapter: a saved prompt
-            (SPoT, Vu et al. 2022). Else the embeddings of `ids`. What is shorter than P is repeated.
+        model: the base model, whose embeddings are read.
+        tokenizer: says which tokens are special.
+        args: its `init` decides. random is normal noise with the mean and deviation of the model's embeddings. vocab
+            is the embeddings of ordinary tokens, drawn without replacement. adapter is a saved prompt (SPoT, Vu et al.
+            2022). Every other init is the embeddings of `ids`.
+        length: P.
+        seed: draws noise and tokens.
+        ids: the tokens that the prompt starts from, if `init` names a text.
+
+    Raises:
+        AdapterError: init_adapter holds no soft prompt, or one of another width.
     """
-    embeddings = model.get_input_embeddings()
     generator = torch.Generator().manual_seed(seed)
     if args.init == "adapter":
-        saved = saved_prompt(args.init_adapter)
-        if saved.shape[1] != embeddings.embedding_dim:
-            raise AdapterError(
-                f"init_adapter {args.init_adapter} has prompts of width {saved.shape[1]}, the model's embeddings have "
-                f"{embeddings.embedding_dim}; start from an adapter of the same model"
-            )
-        return saved[torch.arange(length) % len(saved)].float()
-    with torch.no_grad():
-        if args.init == "random":
-            count = min(len(tokenizer), embeddings.num_embeddings)
-            # Looked up, since some models scale what they look up (Gemma, mBART).
-            weight = embeddings(torch.arange(count, device=embeddings.weight.device)).float()
-            noise = torch.randn(length, weight.shape[1], generator=generator)
-            return noise * weight.std(0).cpu() + weight.mean(0).cpu()
-        if args.init == "vocab":
-            ordinary = _ordinary_ids(model, tokenizer)
-            ids = [ordinary[index] for index in torch.randperm(len(ordinary), generator=generator)[:length].tolist()]
-        repeated = torch.tensor(ids)[torch.arange(length) % len(ids)]
-        return embeddings(repeated.to(embeddings.weight.device)).float().cpu()
+        return _prompt_of_adapter(model, str(args.init_adapter), length)
+    if args.init == "random":
+        return _prompt_of_noise(model, tokenizer, length, generator)
+    if args.init == "vocab":
+        ordinary = torch.tensor(_ordinary_ids(model, tokenizer))
+        ids = ordinary[torch.randperm(len(ordinary), generator=generator)[:length]].tolist()
+    embeddings = model.get_input_embeddings()
+    return embeddings(_repeat_ids(ids or (), length).to(embeddings.weight.device)).float().cpu()
 
 
+def _prompt_of_adapter(model: PreTrainedModel, folder: str, length: int) -> torch.Tensor:
+    saved = saved_prompt(folder)
+    width = model.get_input_embeddings().embedding_dim
+    if saved.shape[1] != width:
+        raise AdapterError(
+            f"init_adapter {folder} has prompts of width {saved.shape[1]}, the model's embeddings have {width}; start "
+            "from an adapter of the same model"
+        )
+    return saved[torch.arange(length) % len(saved)].float()
+
+
+def _prompt_of_noise(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Return normal noise `[P, H]` with the mean and deviation of the model's embeddings."""
+    embeddings = model.get_input_embeddings()
+    count = min(len(tokenizer), embeddings.num_embeddings)
+    # Some models (Gemma, mBART) scale the embeddings that they look up, so the weight itself has another deviation.
+    scaled = embeddings(torch.arange(count, device=embeddings.weight.device)).float()
+    noise = torch.randn(length, scaled.shape[1], generator=generator)
+    return noise * scaled.std(0).cpu() + scaled.mean(0).cpu()
+
+
+@torch.no_grad()
 def initial_prefix(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     args: PromptArguments,
     length: int,
+    *,
     seed: int,
     ids: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """Where a causal model's prefix starts, as PEFT holds it, `[P, layers * 2 * heads * D]` in float32.
+    """Return the start of a causal model's prefix as PEFT holds it, `[P, layers * 2 * heads * D]` in float32.
 
-    The keys and values that the model itself computes of `ids` (Li & Liang 2021, section 7.4), or without them of
-    sampled tokens; for init random noise with the mean and deviation of those, layer by layer. A text shorter than P
+    It is the keys and values that the model computes for `ids` (Li & Liang 2021, section 7.4). A text shorter than P
     is repeated before the model reads it.
+
+    Args:
+        model: the base model.
+        tokenizer: says which tokens are special.
+        args: if its `init` is random, the start is noise with the mean and deviation of the keys and values, layer by
+            layer.
+        length: P.
+        seed: draws noise and tokens.
+        ids: the tokens that the prefix starts from, by default drawn ordinary tokens.
+
+    Raises:
+        RecipeError: P is longer than the model's sliding window.
     """
     if ids is None:
         ordinary = _ordinary_ids(model, tokenizer)
         ids = random.Random(seed).sample(ordinary, min(length, len(ordinary)))
-    repeated = torch.tensor(ids)[torch.arange(length) % len(ids)]
     cache = DynamicCache(config=model.config)
-    with torch.no_grad():
-        model(input_ids=repeated[None].to(model.device), cache=cache, use_cache=True)
-    states = [each.float().cpu() for layer in cache.layers for each in (layer.keys, layer.values)]
-    if any(each.shape[2] != length for each in states):
+    model(input_ids=_repeat_ids(ids, length)[None].to(model.device), cache=cache, use_cache=True)
+    # [1, heads, P, D] for the keys and then the values of each layer
+    states: list[torch.Tensor] = []
+    for layer in cache.layers:
+        states += [layer.keys.float().cpu(), layer.values.float().cpu()]
+    if any(state.shape[2] != length for state in states):
         raise RecipeError(
             f"a prefix of {length} tokens is longer than the model's sliding window; shorten the text it starts from"
         )
     if args.init == "random":
         generator = torch.Generator().manual_seed(seed)
-        states = [torch.randn(each.shape, generator=generator) * each.std() + each.mean() for each in states]
-    # [1, heads, P, D] each -> [P, layers * 2, heads, D] -> [P, layers * 2 * heads * D]
-    return torch.stack([each[0].transpose(0, 1) for each in states], 1).flatten(1)
+        states = [torch.randn(state.shape, generator=generator) * state.std() + state.mean() for state in states]
+    # [layers * 2, heads, P, D] -> [P, layers * 2, heads, D] -> [P, layers * 2 * heads * D]
+    return torch.cat(states).permute(2, 0, 1, 3).flatten(1)
+
+
+def _repeat_ids(ids: Sequence[int], length: int) -> torch.Tensor:
+    """Return the first `length` ids of their endless repetition, `[P]`."""
+    return torch.tensor(ids)[torch.arange(length) % len(ids)]
 
 
 def _ordinary_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that are embedded and not special."""
-    known = range(min(len(tokenizer), model.get_input_embeddings().num_embeddings))
-    return sorted(set(known) - set(tokenizer.all_special_ids))
+    """Return the tokens that have an embedding and are not special."""
+    embedded = range(min(len(tokenizer), model.get_input_embeddings().num_embeddings))
+    return sorted(set(embedded) - set(tokenizer.all_special_ids))
 
 
 def saved_prompt(folder: str | Path) -> torch.Tensor:
-    """The soft prompt of an adapter, by its folder or hub id, `[P, H]`.
+    """Return the soft prompt of an adapter, `[P, H]`.
+
+    Args:
+        folder: a folder or a hub id.
 
     Raises:
-        AdapterError: no adapter there, or one without a soft prompt.
+        AdapterError: the folder holds no soft prompt.
     """
-    file = adapter_folder(folder) / "adapter_model.safetensors"
+    file = RunFolder(adapter_folder(folder)).adapter_weights
     tensors = load_file(file) if file.is_file() else {}
     if "prompt_embeddings" not in tensors:
         raise AdapterError(f"init_adapter {folder}: no soft prompt there; name the folder of one that train wrote")

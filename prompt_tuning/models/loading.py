@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from httpx2 import HTTPError
 from transformers import (
@@ -24,16 +25,23 @@ from prompt_tuning.models.quantization import quantization_config
 
 
 def load_config(args: ModelArguments) -> PretrainedConfig:
-    """The base model's configuration; reads no weights.
+    """Load the base model's configuration, without its weights.
 
     Raises:
-        ModelError: neither a folder nor a hub id that can be reached.
+        ModelError: the name is neither a folder nor a hub id that can be reached.
     """
     return _from_pretrained(AutoConfig, args)
 
 
 def check_method(config: PretrainedConfig, method: str) -> None:
-    """Raise a ModelError for a prefix of a model with recurrent layers; with PEFT they ignore it, or raise."""
+    """Raise a ModelError for a prefix of a model with recurrent layers.
+
+    These layers have no keys and values: with PEFT they ignore a prefix, or fail.
+
+    Args:
+        config: the configuration of the base model.
+        method: a name in METHODS.
+    """
     if METHODS[method].trains_keys_and_values and has_recurrent_layers(config):
         raise ModelError(
             f"{method} puts keys and values into every layer, and {config.model_type} has recurrent layers, "
@@ -44,11 +52,16 @@ def check_method(config: PretrainedConfig, method: str) -> None:
 def load_tokenizer(
     args: ModelArguments, source_lang: str | None = None, target_lang: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer, with a padding token; of models that mark languages (mBART, NLLB) for these two.
+    """Load the base model's tokenizer and give it a padding token if it has none.
+
+    Args:
+        args: the name and revision of the base model.
+        source_lang: the code of the source language, for a tokenizer that marks languages (mBART, NLLB).
+        target_lang: the code of the target language, for the same.
 
     Raises:
-        ModelError: it cannot be found, or has no end-of-sequence token.
-        RecipeError: it marks languages and does not know one of these.
+        ModelError: the tokenizer cannot be loaded, or has no end-of-sequence token.
+        RecipeError: the tokenizer marks languages and does not know one of the codes.
     """
     tokenizer = _from_pretrained(AutoTokenizer, args)
     if tokenizer.eos_token_id is None:
@@ -58,28 +71,39 @@ def load_tokenizer(
     if hasattr(tokenizer, "src_lang") and source_lang and target_lang:
         for name, code in (("source_lang", source_lang), ("target_lang", target_lang)):
             if language_id(tokenizer, code) is None:
-                known = ", ".join(sorted(tokenizer.all_special_tokens)[:8])
+                examples = ", ".join(sorted(tokenizer.all_special_tokens)[:8])
                 raise RecipeError(
-                    f"{name} {code}: the tokenizer marks languages and does not know it; it has {known}, ..."
+                    f"{name} {code}: the tokenizer marks languages and does not know it; it has {examples}, ..."
                 )
-        tokenizer.src_lang, tokenizer.tgt_lang = source_lang, target_lang
+        tokenizer.src_lang = source_lang
+        tokenizer.tgt_lang = target_lang
     return tokenizer
 
 
 def load_base_model(args: ModelArguments, config: PretrainedConfig) -> PreTrainedModel:
-    """The base model with every parameter frozen, causal or encoder-decoder as its configuration says.
+    """Load the base model and freeze all its parameters.
+
+    Args:
+        args: the model's name and revision, the type of its weights, and its quantization.
+        config: the configuration from `load_config`, which says whether the model is an encoder-decoder.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
-        ModelError: it cannot be loaded, or not quantized as `args` say.
+        ModelError: the model cannot be loaded, or cannot be quantized as `args` say.
     """
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     quantized = quantization_config(args)
     model = _from_pretrained(auto, args, dtype=args.dtype, use_safetensors=True, quantization_config=quantized)
-    return model.requires_grad_(False).eval()
+    return model.requires_grad_(requires_grad=False).eval()
 
 
-def _from_pretrained(auto, args: ModelArguments, **kwargs):
+def _from_pretrained(auto: Any, args: ModelArguments, **kwargs: Any) -> Any:
+    """Load a configuration, a tokenizer or a model by its class, and explain what fails."""
     name = args.model_name_or_path
+    if not name:
+        raise ModelError("model_name_or_path is missing; set it to a folder or a hub id")
     local = Path(name).is_dir()
     if not local and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
         raise ModelError(f"model_name_or_path {name}: no such folder (looked in {Path.cwd()})")
@@ -87,6 +111,6 @@ def _from_pretrained(auto, args: ModelArguments, **kwargs):
         return auto.from_pretrained(
             name, revision=args.model_revision, trust_remote_code=args.trust_remote_code, **kwargs
         )
-    except (OSError, HTTPError, ValueError, ImportError) as error:  # the last of a quantizer's package
-        what = "the folder cannot be loaded as a model" if local else "not a folder here, and not found on the hub"
-        raise ModelError(f"model_name_or_path {name}: {what}: {first_line(error)}") from error
+    except (OSError, HTTPError, ValueError, ImportError) as error:  # A missing quantizer is an ImportError.
+        reason = "the folder cannot be loaded as a model" if local else "not a folder here, and not found on the hub"
+        raise ModelError(f"model_name_or_path {name}: {reason}: {first_line(error)}") from error

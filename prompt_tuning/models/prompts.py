@@ -1,4 +1,4 @@
-"""A frozen base model, and the prompt (or, to compare with, the LoRA) added to it."""
+"""Add a prompt, or LoRA to compare with, to a frozen base model, and load saved ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from prompt_tuning.arguments.arguments import PREFIX_PLACES, PromptArguments
+from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.errors import AdapterError, RecipeError
@@ -40,31 +40,33 @@ from prompt_tuning.models.encoder_decoder import (
     load_prompt_config,
 )
 from prompt_tuning.models.loading import check_method
+from prompt_tuning.support.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
 # The names under which configurations of models hold the number of attention heads, as PEFT looks for them.
 NUM_HEADS_NAMES = {"num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"}
 
-# Starts of PEFT's multitask prompts that come with matrices of their own.
+# With these inits PEFT loads the matrices of the tasks too.
 SOURCE_TASK_INITS = (MultitaskPromptTuningInit.AVERAGE_SOURCE_TASKS, MultitaskPromptTuningInit.EXACT_SOURCE_TASK)
 
 
 def prompt_config(
     model: PreTrainedModel, num_virtual_tokens: int, args: PromptArguments | None = None, ids: Sequence[int] = ()
 ) -> PeftConfig:
-    """PEFT's configuration of a method for this model; by default that of a soft prompt (Lester et al. 2021).
+    """Return PEFT's configuration of a method for this model, by default that of prompt tuning (Lester et al. 2021).
 
-    An encoder-decoder prompt stands before the encoder's input alone, so it has one submodule; PEFT's default of two
-    allocates twice the rows, and the second half never gets a gradient.
+    An encoder-decoder prompt stands only before the encoder's input, so the configuration has one submodule. PEFT's
+    default of two allocates twice the rows, and the second half never gets a gradient.
 
     Args:
-        num_virtual_tokens: P; LoRA has none.
-        args: whose `method` and its settings decide.
+        model: the frozen base model.
+        num_virtual_tokens: P, the length of a prompt. Methods without a prompt ignore it.
+        args: the method and its settings.
         ids: token ids, `[P]`, of the text that cpt changes.
 
     Raises:
-        ModelError: a prefix, and the model has layers without keys and values.
+        ModelError: the method is prefix tuning, and the model has layers without keys and values.
     """
     args = args or PromptArguments()
     check_method(model.config, args.method)
@@ -100,11 +102,18 @@ def _p_tuning_config(
 def _prefix_tuning_config(
     model: PreTrainedModel, args: PromptArguments, ids: Sequence[int], common: dict[str, Any]
 ) -> PeftConfig:
-    network = {"prefix_projection": args.prefix_projection, "encoder_hidden_size": network_width(model, args)}
+    common = common | {
+        "prefix_projection": args.prefix_projection,
+        "encoder_hidden_size": network_width(model, args),
+    }
     if not model.config.is_encoder_decoder:
-        return PrefixTuningConfig(**common, **network)
-    places = {name: vars(args)[name] for name in PREFIX_PLACES}
-    return EncoderDecoderPrefixConfig(**common, **network, **places)
+        return PrefixTuningConfig(**common)
+    return EncoderDecoderPrefixConfig(
+        prefix_encoder=args.prefix_encoder,
+        prefix_decoder=args.prefix_decoder,
+        prefix_cross=args.prefix_cross,
+        **common,
+    )
 
 
 def _cpt_config(
@@ -135,6 +144,7 @@ def _lora_config(
     )
 
 
+# The configurations of the methods that PEFT has, each from the arguments that all methods have in common.
 CONFIGS = {
     "prompt_tuning": _prompt_tuning_config,
     "p_tuning": _p_tuning_config,
@@ -153,19 +163,20 @@ def network_width(model: PreTrainedModel, args: PromptArguments) -> int:
 def add_soft_prompt(
     model: PreTrainedModel, config: PeftConfig, initial: torch.Tensor | None = None, residual: int | None = None
 ) -> PeftModel:
-    """The model with a trainable prompt, in float32 whatever the model's type.
+    """Return the model with a trainable prompt, which is float32 whatever the type of the model.
 
     Args:
-        config: as `prompt_config` makes, or any of PEFT's for prompts.
-        initial: `[P, H]`, what a soft prompt starts from, or `[P, layers * 2 * heads * D]` for a prefix; by default
-            what `config` says.
-        residual: train a network of this width beside the soft prompt (Residual Prompt Tuning).
+        model: the frozen base model. It is changed.
+        config: the configuration from `prompt_config`, or another of PEFT's for prompts.
+        initial: the start of a soft prompt, `[P, H]`, or of a prefix, `[P, layers * 2 * heads * D]`. By default
+            `config` decides.
+        residual: the hidden units of a network that is trained beside the soft prompt (Residual Prompt Tuning).
 
     Returns:
-        For a causal model a `SharedPrefixModel`, else PEFT's with its defects of encoder-decoder prompts put right.
+        A `SharedPrefixModel` for a causal model, an `EncoderDecoderPromptModel` for an encoder-decoder model.
 
     Raises:
-        RuntimeError: `initial` does not fit the shape of the prompt.
+        RuntimeError: `initial` does not have the shape of the prompt.
     """
     wrapper = EncoderDecoderPromptModel if model.config.is_encoder_decoder else SharedPrefixModel
     peft_model = wrapper(model, config)
@@ -182,10 +193,11 @@ def add_soft_prompt(
 
 @torch.no_grad()
 def _start_at_shared_prompt(encoder: MultitaskPromptEmbedding) -> None:
-    """Make every task's `cols [P, R] @ rows [R, H]`, by which the shared prompt is multiplied, exactly 1.
+    """Make the product `cols [P, R] @ rows [R, H]` of every task 1, so that each task starts at the shared prompt.
 
-    PEFT draws both with deviation 0.02: a product of about 4e-4, and with it prompts of next to nothing. Here the
-    first rank is ones, and of further ranks one factor is noise and the other zero, as LoRA starts.
+    The product multiplies the shared prompt. PEFT draws both factors with deviation 0.02, so its products are about
+    4e-4 and its prompts almost zero. Here the first rank is ones. In the other ranks one factor is noise and the other
+    zero, as in LoRA (Hu et al. 2022).
     """
     cols, rows = encoder.prefix_task_cols, encoder.prefix_task_rows
     cols.normal_(std=0.02)[:, :, 0] = 1
@@ -193,12 +205,18 @@ def _start_at_shared_prompt(encoder: MultitaskPromptEmbedding) -> None:
 
 
 class ResidualPrompt(BasePromptEncoder):
-    """E + LayerNorm(Up(ReLU(Down(E)))) in place of E `[P, H]` (Razdaibiedina et al. 2023, section 3).
+    """A soft prompt E `[P, H]` plus a network of it: E + LayerNorm(Up(ReLU(Down(E)))).
 
-    The norm's weight starts at a tenth of E's deviation rather than at 1, so that the prompt starts near E.
+    Source: Razdaibiedina et al. 2023, Residual Prompt Tuning, section 3. Unlike theirs, the weight of the norm starts
+    at a tenth of E's deviation instead of 1, so that the prompt starts near E.
+
+    Args:
+        embedding: E.
+        width: the hidden units of the network.
     """
 
     def __init__(self, embedding: torch.nn.Embedding, width: int) -> None:
+        """Create the network, and scale its output to the embeddings."""
         super().__init__()
         size = embedding.embedding_dim
         self.embedding = embedding
@@ -209,41 +227,47 @@ class ResidualPrompt(BasePromptEncoder):
         self.network.to(embedding.weight.device)
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return the prompt `[..., H]` at virtual tokens `[...]`."""
         embedded = self.embedding(indices)
         return embedded + self.network(embedded)
 
 
 def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
-    """The model with a trainable adapter that is no prompt, as LoRA.
+    """Return the model with a trainable adapter without a prompt, such as LoRA.
+
+    Args:
+        model: the frozen base model. It is changed.
+        config: the configuration from `prompt_config`, or another of PEFT's.
 
     Raises:
-        RecipeError: the model has no modules of these names.
+        RecipeError: the model has no modules of the names in lora_target_modules.
     """
     wrapper = PeftModelForSeq2SeqLM if model.config.is_encoder_decoder else PeftModelForCausalLM
     try:
         return wrapper(model, config)
-    except ValueError as error:  # of modules that the model does not have
+    except ValueError as error:
         raise RecipeError(f"lora_target_modules: {error}") from error
 
 
 def load_adapter(
-    model: PreTrainedModel, folder: str | Path, is_trainable: bool = False, config: PeftConfig | None = None
+    model: PreTrainedModel, folder: str | Path, *, is_trainable: bool = False, config: PeftConfig | None = None
 ) -> PeftModel:
-    """The base model with a saved adapter, for evaluation and prediction, or to go on training.
+    """Return the base model with a saved adapter, to predict with it or to continue its training.
 
-    What P-tuning's encoder or a prefix's network wrote goes on as the soft prompt or prefix that it is; PEFT's own
-    `is_trainable=True` raises for every prompt.
+    A saved P-tuning or CPT adapter is continued as a plain soft prompt, a projected prefix as a plain prefix. PEFT's
+    own `is_trainable=True` raises for every prompt.
 
     Args:
-        folder: or a hub id, as `adapter_folder` takes it.
-        config: what `load_adapter_config` found there and `check_adapter` passed; it is changed.
+        model: the frozen base model. It is changed. Another name than that of the model in training is a warning.
+        folder: a folder or a hub id.
+        is_trainable: the training is continued.
+        config: the configuration from `load_adapter_config`, if `check_adapter` has passed it. It is changed.
 
     Returns:
-        In evaluation mode; a prompt as `add_soft_prompt` adds it. That the model has another name than the one it was
-        trained on is a warning.
+        The model in evaluation mode. A prompt is added as `add_soft_prompt` adds it.
 
     Raises:
-        AdapterError: not an adapter, one of another model, or a hub id that cannot be had.
+        AdapterError: the folder holds no adapter, or one of another model, or the hub does not have it.
     """
     if config is None:
         config = load_adapter_config(folder)
@@ -252,71 +276,88 @@ def load_adapter(
     config.inference_mode = not is_trainable
     if not config.is_prompt_learning:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable).eval()
-    method = find_method(config.peft_type)
-    if is_trainable and method.continues_as != method.name:
-        config = prompt_config(model, config.num_virtual_tokens)
-    if isinstance(config, PrefixTuningConfig):
-        config.prefix_projection = False  # the file holds what the network wrote
-    if type(config) is PromptTuningConfig:
-        config.prompt_tuning_init = "RANDOM"  # not anew from a text, for which PEFT would look for the tokenizer
-    peft_model = add_soft_prompt(model, config)
-    peft_model.load_adapter(str(folder), "default", is_trainable, torch_device=str(model.device))
+    peft_model = add_soft_prompt(model, _config_of_saved(model, config, is_trainable=is_trainable))
+    peft_model.load_adapter(str(folder), "default", is_trainable=is_trainable, torch_device=str(model.device))
     if not is_trainable:
-        peft_model.requires_grad_(False)
+        peft_model.requires_grad_(requires_grad=False)
     return peft_model.eval()
 
 
-def load_adapter_config(folder: str | Path) -> PeftConfig:
-    """The configuration of an adapter, by its folder or hub id; reads no weights.
-
-    Raises:
-        AdapterError: no adapter there, or one with prompts of several tasks.
-    """
-    folder = adapter_folder(folder)
-    missing = [name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()]
-    if missing and (folder / "config.json").is_file():
-        raise AdapterError(
-            f"{folder} is a whole model, as method: full trains; give it as --model_name_or_path, without --adapter"
-        )
-    if missing:
-        raise AdapterError(
-            f"{folder}: no {missing[0]} there; --adapter wants the folder that `prompt-tuning train` wrote"
-        )
-    try:
-        config = load_prompt_config(folder)
-        with safe_open(folder / "adapter_model.safetensors", "pt"):
-            pass
-    except (ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise AdapterError(f"{folder}: its files are no adapter's, or not whole: {error}") from error
-    if find_method(config.peft_type).trains_several_tasks:
-        tasks = sorted(str(path.parent) for path in folder.glob("*/template.yaml"))
-        raise AdapterError(
-            f"{folder} holds the prompts of {config.num_tasks} tasks at once; name the folder of one"
-            f"{': ' if tasks else ', as train writes them'}{', '.join(tasks)}"
-        )
+def _config_of_saved(model: PreTrainedModel, config: PeftConfig, *, is_trainable: bool) -> PeftConfig:
+    """Return the configuration of the prompt that a file holds, without the network or the text that made it."""
+    method = find_method(config.peft_type)
+    if is_trainable and method.continues_as != method.name:
+        return prompt_config(model, config.num_virtual_tokens)
+    if isinstance(config, PrefixTuningConfig):
+        config.prefix_projection = False
+    if type(config) is PromptTuningConfig:
+        # PEFT would load the tokenizer to start from the text again.
+        config.prompt_tuning_init = "RANDOM"
     return config
 
 
-def check_adapter(
-    config: PeftConfig, folder: str | Path, model_config: PretrainedConfig, renamed: bool = False
-) -> None:
-    """Raise AdapterError unless the adapter was trained on a model of this name and size.
+def load_adapter_config(folder: str | Path) -> PeftConfig:
+    """Return the configuration of an adapter; the weights are not read.
 
     Args:
-        renamed: the model was given for this adapter, by a folder that may have another name: that is then a warning.
+        folder: a folder or a hub id.
+
+    Raises:
+        AdapterError: the folder holds no valid adapter, or one with the prompts of several tasks.
     """
-    trained_on, size = config.base_model_name_or_path or "", model_config.get_text_config().hidden_size
+    run = RunFolder(adapter_folder(folder))
+    _check_files(run)
+    try:
+        config = load_prompt_config(run.path)
+        with safe_open(run.adapter_weights, "pt"):
+            pass
+    except (ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise AdapterError(f"{run.path}: not a valid adapter (corrupt or incomplete): {error}") from error
+    if find_method(config.peft_type).trains_several_tasks:
+        tasks = ", ".join(sorted(str(path.parent) for path in run.path.glob(f"*/{run.TEMPLATE}")))
+        advice = f"name the folder of one: {tasks}" if tasks else "name the folder of one, as train writes them"
+        raise AdapterError(f"{run.path} holds the prompts of {config.num_tasks} tasks at once; {advice}")
+    return config
+
+
+def _check_files(run: RunFolder) -> None:
+    """Raise an AdapterError if a file of an adapter is missing."""
+    for name in run.ADAPTER_FILES:
+        if (run.path / name).is_file():
+            continue
+        if run.model_config.is_file():
+            raise AdapterError(
+                f"{run.path} is a whole model, as method: full trains; give it as --model_name_or_path, without "
+                "--adapter"
+            )
+        raise AdapterError(f"{run.path}: no {name} there; --adapter wants the folder that `prompt-tuning train` wrote")
+
+
+def check_adapter(
+    config: PeftConfig, folder: str | Path, model_config: PretrainedConfig, *, renamed: bool = False
+) -> None:
+    """Raise an AdapterError unless the adapter was trained on a model of this name and hidden size.
+
+    Args:
+        config: the configuration of the adapter.
+        folder: the adapter's folder or hub id, for the message.
+        model_config: the configuration of the base model.
+        renamed: the user named a model for this adapter, and its folder may have another name than in training. Then
+            another name is a warning.
+    """
+    trained_on = config.base_model_name_or_path or ""
     name = model_config.name_or_path
+    size = model_config.get_text_config().hidden_size
     trained_size = size
     # Only a prompt of embeddings says the hidden size of its model, and CPTConfig forgets it when it is read.
     if find_method(config.peft_type).trains_embeddings and config.token_dim is not None:
         trained_size = config.token_dim
     if trained_size == size and Path(trained_on).name == Path(name).name:
         return
-    found = (
+    difference = (
         f"{folder} was trained on {trained_on} (hidden size {trained_size}), the model here is {name} "
         f"(hidden size {size})"
     )
     if not renamed or trained_size != size:
-        raise AdapterError(f"{found}; set model_name_or_path to the model it was trained on")
-    logger.warning("%s; predictions are those of the training only if it is that model under another name", found)
+        raise AdapterError(f"{difference}; set model_name_or_path to the model it was trained on")
+    logger.warning("%s. Predictions are those of the training only if it is that model under another name", difference)

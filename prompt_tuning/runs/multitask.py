@@ -153,4 +153,4 @@ def _shared_start(base: PreTrainedModel, recipe: Recipe, tasks: list[Prepared]) 
     if args.init == "frequent":
         labels = (row for prepared in tasks for row in prepared.encoded["train"]["labels"])
         ids = frequent_ids(labels, tokenizer, length)
-    return initial_prompt(base, tokenizer, args, length, recipe.training.seed, ids)
+    return initial_prompt(base, tokenizer, args, length, seed=recipe.training.seed, ids=ids)

@@ -131,9 +131,9 @@ def _with_trainable(base: PreTrainedModel, prepared: Prepared) -> PeftModel | Pr
     if args.init == "frequent":
         ids = frequent_ids(prepared.encoded["train"]["labels"], prepared.tokenizer, length)
     if method.takes_init and method.trains_embeddings:
-        initial = initial_prompt(base, prepared.tokenizer, args, length, seed, ids)
+        initial = initial_prompt(base, prepared.tokenizer, args, length, seed=seed, ids=ids)
     elif method.trains_keys_and_values and not (args.prefix_projection or base.config.is_encoder_decoder):
-        initial = initial_prefix(base, prepared.tokenizer, args, length, seed, ids)
+        initial = initial_prefix(base, prepared.tokenizer, args, length, seed=seed, ids=ids)
     residual = network_width(base, args) if args.residual else None
     return add_soft_prompt(base, config, initial, residual)
 

@@ -48,8 +48,8 @@ def test_a_text_is_followed_or_repeated_and_never_cut(llama, tokenizer):
     arguments = PromptArguments(init="text", init_text=TEXT)
     ids, length = started(arguments, tokenizer)
     assert ids == tokenizer(TEXT).input_ids and length == len(ids)
-    assert torch.equal(initial_prompt(llama, tokenizer, arguments, length, 0, ids), embeddings[ids])
-    longer = initial_prompt(llama, tokenizer, arguments, length + 2, 0, ids)
+    assert torch.equal(initial_prompt(llama, tokenizer, arguments, length, seed=0, ids=ids), embeddings[ids])
+    longer = initial_prompt(llama, tokenizer, arguments, length + 2, seed=0, ids=ids)
     assert torch.equal(longer, embeddings[ids + ids[:2]])
     shorter = PromptArguments(init="text", init_text=TEXT, num_virtual_tokens=length - 1)
     with pytest.raises(RecipeError, match="leave num_virtual_tokens out to follow the text"):
@@ -90,7 +90,7 @@ def test_a_demonstration_over_its_budget_gives_way_to_another_row_and_the_log_sa
     initial_text(arguments, encoder, Dataset.from_list(short), seed=0)
     assert not caplog.text
     initial_text(arguments, encoder, Dataset.from_list([long, *short[:2], long]), seed=0)
-    assert "rows that were drawn are over their budget, others came" in caplog.text
+    assert "drawn rows are over their budget and were replaced" in caplog.text
     with pytest.raises(RecipeError, match="init_demonstrations is 2, more than the 1 training rows that fit"):
         initial_text(arguments, encoder, Dataset.from_list([long, short[0], long]), seed=0)
     with pytest.raises(OverlongError, match="max_source_tokens is 64"):
@@ -103,14 +103,16 @@ def test_another_adapters_prompt_also_of_another_length(llama, tokenizer, tmp_pa
     arguments = PromptArguments(init="adapter", init_adapter=str(tmp_path))
     assert prompt_length(arguments, None) == 4
     start = torch.arange(128.0).reshape(4, 32)
-    assert torch.equal(initial_prompt(llama, tokenizer, arguments, 4, 0), start)
-    assert torch.equal(initial_prompt(llama, tokenizer, arguments, 6, 0), start[[0, 1, 2, 3, 0, 1]])
-    assert torch.equal(initial_prompt(llama, tokenizer, arguments, 3, 0), start[:3])
+    assert torch.equal(initial_prompt(llama, tokenizer, arguments, 4, seed=0), start)
+    assert torch.equal(initial_prompt(llama, tokenizer, arguments, 6, seed=0), start[[0, 1, 2, 3, 0, 1]])
+    assert torch.equal(initial_prompt(llama, tokenizer, arguments, 3, seed=0), start[:3])
     wider = tiny_llama(len(tokenizer), hidden_size=64)
     with pytest.raises(AdapterError, match="has prompts of width 32, the model's embeddings have 64"):
-        initial_prompt(wider, tokenizer, arguments, 4, 0)
+        initial_prompt(wider, tokenizer, arguments, 4, seed=0)
     with pytest.raises(AdapterError, match="no soft prompt there"):
-        initial_prompt(llama, tokenizer, PromptArguments(init="adapter", init_adapter=str(tmp_path / "none")), 4, 0)
+        initial_prompt(
+            llama, tokenizer, PromptArguments(init="adapter", init_adapter=str(tmp_path / "none")), 4, seed=0
+        )
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text", "qwen3"])
@@ -119,7 +121,7 @@ def test_a_prefix_from_a_text_is_that_text_read_by_the_model(architecture, token
     ids, row = [5, 6, 7, 8], torch.tensor([[9, 10, 11]])
     arguments = PromptArguments(method="prefix_tuning", init="text")
     model = add_soft_prompt(
-        base, prompt_config(base, 4, arguments), initial_prefix(base, tokenizer, arguments, 4, 0, ids)
+        base, prompt_config(base, 4, arguments), initial_prefix(base, tokenizer, arguments, 4, seed=0, ids=ids)
     )
     whole = base(torch.cat([torch.tensor([ids]), row], 1)).logits[:, 4:]
     cache = model.get_prompt(batch_size=1)
@@ -130,8 +132,8 @@ def test_a_prefix_from_a_text_is_that_text_read_by_the_model(architecture, token
 def test_a_random_prefix_has_the_scale_of_the_models_own_keys_and_values(tokenizer):
     base = tiny_llama(len(tokenizer))
     arguments = PromptArguments(method="prefix_tuning", init="random")
-    noise = initial_prefix(base, tokenizer, arguments, 200, 0)
-    sampled = initial_prefix(base, tokenizer, PromptArguments(method="prefix_tuning", init="vocab"), 200, 0)
+    noise = initial_prefix(base, tokenizer, arguments, 200, seed=0)
+    sampled = initial_prefix(base, tokenizer, PromptArguments(method="prefix_tuning", init="vocab"), 200, seed=0)
     assert noise.shape == sampled.shape == (200, 2 * 2 * 2 * 8)
     assert noise.std().item() == pytest.approx(sampled.std().item(), rel=0.1)
     assert not torch.equal(noise, sampled)
@@ -140,11 +142,11 @@ def test_a_random_prefix_has_the_scale_of_the_models_own_keys_and_values(tokeniz
 def test_a_prefix_longer_than_a_sliding_window_is_refused(tokenizer):
     arguments = PromptArguments(method="prefix_tuning", init="text")
     with pytest.raises(RecipeError, match="longer than the model's sliding window"):
-        initial_prefix(build("mistral, window 3"), tokenizer, arguments, 6, 0, [5, 6, 7])
+        initial_prefix(build("mistral, window 3"), tokenizer, arguments, 6, seed=0, ids=[5, 6, 7])
 
 
 def test_random_is_as_wide_as_what_a_model_looks_up_where_it_scales_that(tokenizer):
     base = build("gemma", vocabulary=len(tokenizer))
-    noise = initial_prompt(base, tokenizer, PromptArguments(init="random"), 200, 0)
+    noise = initial_prompt(base, tokenizer, PromptArguments(init="random"), 200, seed=0)
     taken = base.get_input_embeddings()(torch.arange(len(tokenizer)))
     assert noise.std().item() == pytest.approx(taken.std().item(), rel=0.1)

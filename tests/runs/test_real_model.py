@@ -36,7 +36,7 @@ def model(tokenizer):
     base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).requires_grad_(False).eval()
     assert not hasattr(base.config, "quantization_config")
     ids = initial_ids("Answer the question with a few words copied from the context.", tokenizer, "text")
-    initial = initial_prompt(base, tokenizer, PromptArguments(init="text"), len(ids), 0, ids)
+    initial = initial_prompt(base, tokenizer, PromptArguments(init="text"), len(ids), seed=0, ids=ids)
     return add_soft_prompt(base, prompt_config(base, len(initial)), initial)
 
 
