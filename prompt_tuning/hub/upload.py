@@ -38,6 +38,7 @@ from prompt_tuning.hub.download import is_hub_id
 from prompt_tuning.hub.refusal import explain_refusal
 from prompt_tuning.support.files import read_json
 from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.yaml_files import read_yaml, to_yaml
 
 # Returns the text of a card that names a repository and a base model; None: README.md is uploaded as it is.
 Card = Callable[[str, str | None], str | None]
@@ -291,12 +292,9 @@ def _public_file(path: Path, base_model: str | None) -> bytes | Path:
     if path.name == RunFolder.CARD:
         return _card_with_base(path, base_model) if base_model else path
     if path.name == RunFolder.RECIPE:
-        try:
-            settings = public(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except yaml.YAMLError as error:
-            raise HubError(f"{path}: not YAML: {first_line(error)}") from error
+        settings = public(read_yaml(path, HubError))
         settings |= {"model_name_or_path": base_model} if base_model else {}
-        return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=120).encode()
+        return to_yaml(settings).encode()
     base_model_keys = {
         RunFolder.RESULTS: ("model", "base_model"),
         RunFolder.ADAPTER_CONFIG: ("base_model_name_or_path",),

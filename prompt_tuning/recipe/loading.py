@@ -13,8 +13,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import yaml
-
 from prompt_tuning.arguments.arguments import (
     DataArguments,
     ModelArguments,
@@ -25,6 +23,7 @@ from prompt_tuning.errors import RecipeError, first_line
 from prompt_tuning.metrics.loading import MAIN_METRIC
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.recipe.validation import validation_errors
+from prompt_tuning.support.yaml_files import TextPair, read_text_pairs
 
 if TYPE_CHECKING:
     pass
@@ -62,24 +61,26 @@ def _read(path: Path, overrides: list[str], for_prediction: bool = False) -> Rec
     pairs, parser = read_pairs(path), _parser()
     if for_prediction:
         of_training = {each.name for each in dataclasses.fields(parser.dataclass_types[-1])}
-        pairs = [pair for pair in pairs if pair[0] in PREDICTION_SETTINGS or pair[0] not in of_training]
-    problems = [
-        f"{path}, line {line}: {problem}" for key, value, line in pairs if (problem := parser.problem(key, value))
-    ]
+        pairs = [pair for pair in pairs if pair.key in PREDICTION_SETTINGS or pair.key not in of_training]
+    problems = []
+    for pair in pairs:
+        problem = parser.problem(pair.key, pair.value)
+        if problem:
+            problems.append(f"{path}, line {pair.line}: {problem}")
     problems += parser.problems_of(overrides)
     if problems:
         raise RecipeError("\n".join(problems))
 
     argv = [f"--output_dir=runs/{path.stem}"]
-    for key, value, _ in pairs:
-        argv += to_argv(key, value)
+    for pair in pairs:
+        argv += to_argv(pair.key, pair.value)
     try:
         blocks = parser.parse_args_into_dataclasses(argv + overrides, look_for_args_file=False)
     except (ValueError, TypeError, ImportError, OSError) as error:  # raised by the dataclasses' own __post_init__
         raise RecipeError(f"{path}: {first_line(error)}") from error
     flags = (item.lstrip("-").split("=")[0].replace("-", "_") for item in overrides if item.startswith("--"))
     off = {f"no_{name}": name for block in blocks for name in vars(block)}  # argparse's --no_bf16
-    given = frozenset(off.get(name, name) for name in (*flags, *(key for key, _, _ in pairs)))
+    given = frozenset(off.get(name, name) for name in (*flags, *(pair.key for pair in pairs)))
     model, data, prompt, training = blocks
     if "learning_rate" not in given:
         method = METHODS[prompt.method]
@@ -137,46 +138,30 @@ def print_all_flags() -> None:
     _parser().print_help()
 
 
-def read_pairs(path: Path) -> list[tuple[str, str | list[str], int]]:
-    """`(key, value, line)` of each pair. Scalars stay text: `no` is Norwegian here, and 5e-5 is typed by its flag."""
+def read_pairs(path: Path) -> list[TextPair]:
+    """Return the settings of a recipe, with every scalar as text: `no` is Norwegian, and a flag types `5e-5`.
+
+    Keys have underscores instead of dashes. Settings that are null are left out.
+
+    Raises:
+        RecipeError: the file is missing, is not a mapping in YAML, or sets a key twice.
+    """
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        pairs = read_text_pairs(path, RecipeError)
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe. Recipes are YAML files, as recipes/quickstart/qa.yaml") from None
+        raise RecipeError(f"{path}: no such recipe. Name a YAML file, such as recipes/quickstart/qa.yaml.") from None
     except IsADirectoryError:
-        raise RecipeError(f"{path} is a folder; name a recipe in it") from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(root, yaml.MappingNode):
-        raise RecipeError(
-            f"{path}: expected a flat list of `key: value` pairs, found {'nothing' if root is None else root.tag}"
-        )
-    pairs, seen = [], {}
-    for key_node, value_node in root.value:
-        key, line = str(key_node.value).replace("-", "_"), key_node.start_mark.line + 1
-        if key in seen:
-            raise RecipeError(f"{path}, line {line}: {key} was set on line {seen[key]} already; keep one of the two")
-        seen[key] = line
-        if twice := _twice(value_node):
-            raise RecipeError(f"{path}, line {line}: {twice} stands twice in {key}; keep one of the two")
-        try:
-            value = yaml.BaseLoader("").construct_object(value_node, deep=True)
-        except yaml.YAMLError as error:
-            reason = f"{error.problem}; quote a value that begins with {{ or ["
-            raise RecipeError(f"{path}, line {line}: {key}: {reason}") from None
-        if value not in ("null", "~") or value_node.style is not None:  # a text that is in quotes
-            pairs.append((key, value, line))
-    return pairs
-
-
-def _twice(node: yaml.Node) -> str | None:
-    """A key that stands twice in a mapping, at any depth."""
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    names = [key.value for key, _ in pairs]
-    here = next((name for name in names if names.count(name) > 1), None)
-    return here or next(filter(None, (_twice(value) for _, value in pairs)), None)
+        raise RecipeError(f"{path} is a folder. Name a recipe in it.") from None
+    lines: dict[str, int] = {}
+    for number, pair in enumerate(pairs):
+        key = pair.key.replace("-", "_")
+        if key in lines:
+            raise RecipeError(
+                f"{path}, line {pair.line}: {key} was set on line {lines[key]} already. Keep one of the two."
+            )
+        lines[key] = pair.line
+        pairs[number] = dataclasses.replace(pair, key=key)
+    return [pair for pair in pairs if pair.value is not None]
 
 
 def to_argv(key: str, value: str | list | dict) -> list[str]:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from prompt_tuning.arguments.arguments import (
     TASK_SETTINGS,
     DataArguments,
@@ -16,6 +14,9 @@ from prompt_tuning.arguments.arguments import (
     PromptArguments,
 )
 from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.errors import RecipeError
+from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from prompt_tuning.arguments.training_args import PromptTuningArguments
@@ -66,8 +67,8 @@ class Recipe:
 
     def changed_since(self, run: Path) -> list[str]:
         """Names of the settings in which this recipe differs from that of a run; what it resumed from is none."""
-        saved = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-        wanted = yaml.safe_load(yaml.safe_dump(self.resolved()))
+        saved = read_yaml(RunFolder(run).recipe, RecipeError)
+        wanted = self.resolved()
         return [name for name in changed_settings(saved, wanted) if name != "resume_from_checkpoint"]
 
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from prompt_tuning.encoding.batching import common_prefix_length
@@ -23,6 +22,8 @@ from prompt_tuning.metrics.significance import rows_scored_alone
 from prompt_tuning.reports.charts import Chart, histogram, line_chart
 from prompt_tuning.reports.summary import NAMES, answers_text, decoding_text, leakage_text, logged_steps, read_results
 from prompt_tuning.support.files import atomic_write, read_json_lines
+from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.yaml_files import read_yaml, to_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ def _of_tasks(results: dict[str, Any]) -> dict[str, Any]:
 def _of_run(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
     """What the report of one task's rows says."""
     rows = _read_rows(folder, results)
-    settings = results.get("recipe") or yaml.safe_load(_text_of(folder / "recipe.yaml") or "{}")
+    recipe = RunFolder(folder).recipe
+    settings = results.get("recipe") or (read_yaml(recipe, DataError) if recipe.is_file() else {})
     systems = {name: label for name, label in NAMES.items() if name in results}
     language = settings.get("lang") or settings.get("target_lang")
     metric = main_metric(results["task"], Scores.from_json(results[next(iter(systems))]))
@@ -271,7 +273,7 @@ def _lengths(rows: list[dict[str, Any]], results: dict[str, Any]) -> dict[str, A
 
 def _recipe_text(folder: Path, results: dict[str, Any]) -> str | None:
     if "recipe" in results:
-        return yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True, width=120)
+        return to_yaml(results["recipe"])
     return _text_of(folder / "recipe.yaml")
 
 

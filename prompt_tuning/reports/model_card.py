@@ -17,7 +17,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from peft import PeftModel
@@ -40,7 +39,7 @@ from prompt_tuning.reports.summary import (
 )
 from prompt_tuning.support.files import atomic_write, read_json, write_json
 from prompt_tuning.support.run_folder import RunFolder
-from prompt_tuning.templates.yaml_format import write_yaml
+from prompt_tuning.support.yaml_files import read_yaml, to_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +113,8 @@ def card_facts(folder: Path, own_example: dict[str, Any] | None = None) -> dict[
     needed = (folder / "recipe.yaml", folder / "template.yaml", predictions)
     if missing := [file for file in needed if not file.is_file() or not file.stat().st_size]:
         raise DataError(f"{missing[0]}: no such file, or nothing in it; a card is of all that train writes")
-    facts["settings"] = public(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")))
-    facts["template"] = yaml.safe_load((folder / "template.yaml").read_text(encoding="utf-8"))
+    facts["settings"] = public(read_yaml(folder / "recipe.yaml", DataError))
+    facts["template"] = read_yaml(folder / "template.yaml", DataError)
     if (log := folder / "log_history.json").is_file():
         facts["log_history"] = read_json(log)
     if loader := _plain_loader(folder):
@@ -224,7 +223,7 @@ def _card_template() -> Template:
         "fence": _fence,
         "literal": _literal,
         "quote": shlex.quote,
-        "yaml": write_yaml,
+        "yaml": to_yaml,
     }
     return environment.get_template("model_card_template.md")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,6 +18,7 @@ from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.facts import training_facts
 from prompt_tuning.support.files import atomic_folder, atomic_write
+from prompt_tuning.support.yaml_files import to_yaml
 from prompt_tuning.templates.template import Template
 from prompt_tuning.training.callbacks import EarlyStopping, stopping_on_signals
 from prompt_tuning.training.checkpoints import remove_partial
@@ -155,7 +155,7 @@ def save_recipe(recipe: Recipe, folder: Path, template: Template | None = None, 
     """What `predict` needs to build the same prompt again."""
     with atomic_write(folder / "recipe.yaml") as file:
         file.write(comment)
-        yaml.safe_dump(recipe.resolved(), file, sort_keys=False, allow_unicode=True, width=120)
+        file.write(to_yaml(recipe.resolved()))
     if template:
         with atomic_write(folder / "template.yaml") as file:
             file.write(template.to_yaml())

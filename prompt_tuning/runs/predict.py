@@ -15,7 +15,6 @@ from typing import Any, TextIO
 from weakref import WeakKeyDictionary
 
 import torch
-import yaml
 from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -31,12 +30,13 @@ from prompt_tuning.engine.generation import check_one_sequence
 from prompt_tuning.engine.likelihood import choose
 from prompt_tuning.engine.shared_prefix import compute_prompt_once
 from prompt_tuning.engine.stop_texts import add_end_token, decode, stopping
-from prompt_tuning.errors import AdapterError, DataError, TemplateError
+from prompt_tuning.errors import AdapterError, DataError, RecipeError, TemplateError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
 from prompt_tuning.models.prompts import check_adapter, load_adapter, load_adapter_config
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.support.files import atomic_write
+from prompt_tuning.support.yaml_files import read_yaml
 from prompt_tuning.templates.template import Template
 
 READ = LOCAL_FORMATS.keys()
@@ -175,7 +175,7 @@ def _lock_of(model: torch.nn.Module) -> threading.RLock:
 
 def _autocast(recipe: Path, device: str) -> torch.dtype | None:
     """The numbers that a run was evaluated with; None on a CPU for a GPU's run, which predicts in float32."""
-    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    settings = read_yaml(recipe, RecipeError)
     if device == "cpu" and not settings.get("use_cpu"):
         return None
     return autocast_dtype(settings)

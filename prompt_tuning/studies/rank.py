@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from datasets import Dataset
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
@@ -41,6 +40,7 @@ from prompt_tuning.runs.fingerprints import rows_fingerprint, weights_fingerprin
 from prompt_tuning.runs.prepare import Prepared, prepare, score_of
 from prompt_tuning.studies.rank_table import rank_text
 from prompt_tuning.support.files import atomic_write, read_json, read_json_lines, write_json, write_json_lines
+from prompt_tuning.support.yaml_files import to_yaml
 from prompt_tuning.templates.template import Template, load_templates
 
 logger = logging.getLogger(__name__)
@@ -412,5 +412,5 @@ def _write_recipe(recipe: Recipe, winner: Candidate, prepared: Prepared, file: P
     with atomic_write(file) as opened:
         opened.write(f"# {winner}: the best of `prompt-tuning rank {recipe.path}` on the validation rows.\n")
         opened.write(f"# {hint[0].upper()}{hint[1:]}.\n" if hint else "")
-        yaml.safe_dump(values, opened, sort_keys=False, allow_unicode=True, width=120)
+        opened.write(to_yaml(values))
     return hint

@@ -9,11 +9,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import PartialState
 
 from prompt_tuning.arguments.methods import METHODS
-from prompt_tuning.errors import ErrorList, PromptTuningError, RecipeError
+from prompt_tuning.errors import DataError, ErrorList, PromptTuningError, RecipeError
 from prompt_tuning.metrics.loading import main_metric
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.recipe.loading import load_recipe, read_pairs, to_argv
@@ -22,6 +21,7 @@ from prompt_tuning.runs.prepare import prepare_run
 from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, is_finished
 from prompt_tuning.support.files import atomic_write, read_json, write_json
 from prompt_tuning.support.tables import markdown_table
+from prompt_tuning.support.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def read_sweep(path: Path) -> dict[str, tuple[str, list[str]]]:
     Raises:
         RecipeError: not a sweep, or a name or setting that a run cannot have.
     """
-    found = {key: value for key, value, _ in read_pairs(path)}
+    found = {pair.key: pair.value for pair in read_pairs(path)}
     if unknown := sorted(found.keys() - set(KEYS)):
         raise RecipeError(f"{path}: unknown key {unknown[0]}; a sweep has {' and '.join(KEYS)}")
     runs = found.get("runs")
@@ -131,7 +131,7 @@ def _check_rows(recipe: Recipe, finished: bool) -> None:
 
 def _facts(run: Path) -> dict[str, Any]:
     results = read_json(run / "results.json")
-    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe = read_yaml(run / "recipe.yaml", DataError)
     named = {"hard_prompt": "hard_prompt"}
     method = METHODS[recipe["method"]]
     if method.trains:

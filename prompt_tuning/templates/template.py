@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from yaml.representer import RepresenterError
 
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.support.text import gap_after, normalised
+from prompt_tuning.support.yaml_files import read_yaml, to_yaml
 from prompt_tuning.templates.languages import LANGUAGE_VARIABLES
 from prompt_tuning.templates.promptsource import SEPARATOR, convert
 from prompt_tuning.templates.sandbox import (
@@ -27,7 +27,6 @@ from prompt_tuning.templates.sandbox import (
     printed_values,
     with_nulls,
 )
-from prompt_tuning.templates.yaml_format import read_yaml, write_yaml
 
 FOLDER = Path(__file__).parent / "library"
 FIELDS_NAMED = 8
@@ -159,11 +158,11 @@ class Template:
         values = {key: value for key, value in asdict(self).items() if key == "source" or (value and key != "name")}
         lists = {key: list(value) for key, value in values.items() if isinstance(value, tuple)}
         try:
-            return write_yaml(values | lists)
-        except RepresenterError as error:
+            return to_yaml(values | lists)
+        except TypeError as error:
             raise TemplateError(
-                f"template {self.name}: a demonstration holds {error.args[-1]!r}, which no template file can; make "
-                "text or a number of it in the data"
+                f"template {self.name}: a demonstration holds {error}, which no template file can; make text or a "
+                "number of it in the data"
             ) from None
 
     @property
@@ -303,7 +302,7 @@ def shipped_templates() -> dict[str, dict[str, Any]]:
     return {
         f"{file.stem}/{name}": values
         for file in sorted(FOLDER.glob("*.yaml"))
-        for name, values in read_yaml(file).items()
+        for name, values in read_yaml(file, TemplateError).items()
     }
 
 
@@ -356,7 +355,7 @@ def _one_of_file(path: Path, name: str | None) -> Template:
 
 
 def _templates_of_file(path: Path) -> dict[str, Template | TemplateError]:
-    values = read_yaml(path)
+    values = read_yaml(path, TemplateError)
     if isinstance(values, dict) and {"dataset", "templates"} <= set(values):
         return _templates_of_promptsource(path, values["templates"])
     if isinstance(values, dict) and values and all(isinstance(value, dict) for value in values.values()):

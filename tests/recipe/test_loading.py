@@ -167,7 +167,7 @@ def test_the_best_checkpoint_is_by_default_that_of_the_tasks_main_metric(recipe_
         ({"lora-r": 4}, [], ["lora_r has no effect with method prompt_tuning"]),
         ({}, ["--no_prefix_encoder"], ["prefix_encoder has no effect with method prompt_tuning"]),
         ({"train_file": "[a.jsonl, b.jsonl]"}, [], ["line 3: train_file: expected one value, found a list of 2"]),
-        ({"init_text": "{{question}}"}, [], ["line 15: init_text: ", "quote a value that begins with {"]),
+        ({"init_text": "{{question}}"}, [], ["line 15: a key must be one text. Quote a value that begins with {"]),
         ({"train_split": "half"}, [], ["train_split has no effect without dataset_name"]),
         ({"encoder_hidden_size": 5}, [], ["encoder_hidden_size has no effect without residual"]),
         ({"early_stopping_threshold": 0.5}, [], ["early_stopping_threshold has no effect without early_stopping"]),
@@ -191,8 +191,8 @@ def test_mistakes_are_named_together_with_the_next_step(recipe_file, changes, ov
     ("content", "message"),
     [
         (b"task: [", "not YAML"),
-        (b"- task", "expected a flat list of `key: value` pairs"),
-        (b"", "found nothing"),
+        (b"- task", "expected `key: value` pairs, found a list"),
+        (b"", "found an empty file"),
         (b"task: \xff", "not UTF-8 text (byte 6)"),
         (b"seed: 1\nseed: 2", "line 2: seed was set on line 1 already"),
         (b"max_steps: 1\nmax-steps: 2", "line 2: max_steps was set on line 1 already"),
@@ -203,7 +203,7 @@ def test_what_is_not_a_recipe_is_said(tmp_path, content, message):
     with pytest.raises(RecipeError, match=r"bad.yaml") as caught:
         load_recipe(tmp_path / "bad.yaml")
     assert message in str(caught.value)
-    with pytest.raises(RecipeError, match="is a folder; name a recipe in it"):
+    with pytest.raises(RecipeError, match=r"is a folder\. Name a recipe in it"):
         load_recipe(tmp_path)
     with pytest.raises(RecipeError, match="no such recipe"):
         load_recipe(tmp_path / "none.yaml")

@@ -187,7 +187,7 @@ def test_all_that_is_wrong_with_any_run_is_said_before_a_model_is_read(recipe_fi
             "recipe: r.yaml\nruns: {a: {test_file: null}}",
             "run a: test_file is null, which takes nothing of its recipe",
         ),
-        ("recipe: r.yaml\nruns:\n  a: {}\n  a: {seed: 1}", "line 2: a stands twice in runs"),
+        ("recipe: r.yaml\nruns:\n  a: {}\n  a: {seed: 1}", "line 4: 'a' is set twice"),
     ],
 )
 def test_a_file_that_is_no_sweep_is_refused(text, message, tmp_path, capsys):

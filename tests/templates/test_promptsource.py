@@ -118,7 +118,7 @@ def test_a_tag_that_constructs_is_refused_with_its_line_and_nothing_runs(tmp_pat
     )
     with pytest.raises(TemplateError) as caught:
         load_templates(path)
-    assert f"template {path}, line 5: tag {tag}: " in str(caught.value)
+    assert f"{path}, line 5: tag {tag}: " in str(caught.value)
     assert not made.exists()
 
 

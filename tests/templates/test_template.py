@@ -149,7 +149,7 @@ def test_what_could_not_be_rendered_alike_or_at_all_is_refused_when_it_is_loaded
 @pytest.mark.parametrize("line", ["made: 2023-02-30", "target: 0x_", "target: !!bool maybe", "target: !!timestamp x"])
 def test_a_value_that_looks_like_a_date_or_number_and_is_none_is_named(tmp_path, line):
     (tmp_path / "mine.yaml").write_text(f"source: a\n{line}\n")
-    with pytest.raises(TemplateError, match=r"mine.yaml, line 2: .*; put the value in quotes"):
+    with pytest.raises(TemplateError, match=r"mine.yaml, line 2: .*\. Put the value in quotes"):
         load_templates(tmp_path / "mine.yaml")
 
 
@@ -262,7 +262,7 @@ def test_demonstrations_and_system_come_before_the_source():
             "line 1: tag !!python/object/apply:os",
         ),
         ("source: a\ntarget: !!binary aGk=", "line 2: tag !!binary"),
-        ("source: a\ntarget: b\nsource: c", "line 1: 'source' is there twice"),
+        ("source: a\ntarget: b\nsource: c", "line 3: 'source' is set twice"),
         ("source: a\ntarget: b\nanswer_choices: true", "expected text as answer_choices, found bool"),
         ("source: a\ntarget: b\nstop: END", "expected a list of texts as stop, none of them empty, found 'END'"),
         ("source: a\ntarget: b\nstop: ['']", "expected a list of texts as stop, none of them empty, found ['']"),
