@@ -67,6 +67,14 @@ def test_the_numbers_of_shipped_templates_are_right():
     assert [*map(int, promised)] == [counts.total(), *(counts[task] for task in reversed(MAIN_METRIC))]
 
 
+def test_the_quickstart_prints_the_table_of_the_readme(tmp_path, capsys):
+    facts = json.loads((ROOT / "model_cards" / "quickstart.json").read_text(encoding="utf-8"))
+    (tmp_path / "results.json").write_text(json.dumps(facts["results"]))
+    main(["show", str(tmp_path)])
+    table, _, _ = capsys.readouterr().out.partition("\n\n")
+    assert blocks("text") == [table + "\n"]
+
+
 def test_every_make_target_exists():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^make ([\w-]+)", "\n".join(blocks("bash") + blocks("bash", CONTRIBUTING)), re.MULTILINE)
