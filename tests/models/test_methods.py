@@ -97,7 +97,16 @@ def test_every_trainable_tensor_learns_and_stopping_changes_nothing(family, meth
         assert torch.equal(tensor, straight[name]), name
 
 
-@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT's, as it generates
+def greedy_by_forward(model, ids, count=4, eos=1):
+    """Return the new tokens of plain PEFT's forward: its `generate` loses the cache of transformers 5.24."""
+    new = []
+    while len(new) < count and eos not in new:
+        with torch.no_grad():
+            logits = model(torch.cat([ids, torch.tensor([new], dtype=torch.long)], 1)).logits[0, -1]
+        new.append(logits.argmax().item())
+    return new
+
+
 @pytest.mark.parametrize(("family", "method"), CELLS)
 def test_it_comes_back_from_its_folder_and_writes_the_same_alone_and_in_a_batch(family, method, tokenizer, tmp_path):
     model = trainable_model(family, method)
@@ -119,8 +128,7 @@ def test_it_comes_back_from_its_folder_and_writes_the_same_alone_and_in_a_batch(
     if family == "llama":
         plain = PeftModel.from_pretrained(FAMILIES[family](), tmp_path / "adapter").eval()
         ids = torch.tensor([rows[0]["input_ids"][: rows[0]["labels"].count(-100)]])
-        limits = dict(max_new_tokens=4, do_sample=False, pad_token_id=0)
-        new = plain.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **limits)[0, ids.shape[1] :].tolist()
+        new = greedy_by_forward(plain, ids)
         assert [token for token in new if token > 0] == [token for token in written[0] if token > 0]
 
 
