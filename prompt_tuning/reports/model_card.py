@@ -238,8 +238,7 @@ def card_text(facts: dict[str, Any]) -> str:
     steps = _steps(facts)
     text = _card_template().render(
         facts,
-        what=method.card_subject,
-        method=method.card_description,
+        method=method,
         start=STARTS.get(settings.get("init", "")),
         metrics=metrics,
         signatures=list(scores.signatures.values()),

@@ -1,6 +1,7 @@
 """The table of methods: complete, consistent with PEFT and with the settings, and asked by every other module."""
 
 import ast
+import re
 from dataclasses import fields
 from typing import get_args, get_type_hints
 
@@ -64,6 +65,8 @@ def test_no_other_module_compares_the_name_of_a_method():
     for path in sorted((ROOT / "prompt_tuning").rglob("*.py")):
         for node in names_compared(ast.parse(path.read_text("utf-8"))):
             compared.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    for path in sorted((ROOT / "prompt_tuning" / "reports").glob("*.md")):
+        compared += re.findall(r"method [!=]= .*", path.read_text("utf-8"))
     assert not compared
     for text in ('x.method == "none"', 'name in ("lora", "other")', "kind != PeftType.CPT", 'peft_type == "LORA"'):
         assert list(names_compared(ast.parse(text))), text
