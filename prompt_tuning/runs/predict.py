@@ -110,12 +110,12 @@ class Predictor:
         tokenizer = load_tokenizer(recipe.model, recipe.data.source_lang, recipe.data.target_lang)
         encoder = Encoder.from_recipe(recipe, template, tokenizer, is_encoder_decoder=config.is_encoder_decoder)
         encoder = replace(encoder, num_chosen=min(count, len(template.demonstrations)))
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = recipe.training.device
         base = load_base_model(recipe.model, config).to(device)
         add_end_token(base, tokenizer)
         model = base if full else load_adapter(base, adapter, config=adapter_config)
         decoding = recipe.decoding | target_language(tokenizer)
-        autocast = _autocast(adapter / "recipe.yaml", device)
+        autocast = _autocast(adapter / "recipe.yaml", device.type)
         return cls(model, encoder, decoding, recipe.prompt.choice_normalization, recipe.data, autocast)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,45 +19,59 @@ from prompt_tuning.encoding.batching import batches_within
 from prompt_tuning.engine.dispatch import get_base, has_prompt
 from prompt_tuning.errors import ProcessError, first_line
 
+# The modules that talk to other processes. DDP does it in the backward pass, too, which autograd runs.
+COMMUNICATING = ("torch.distributed.", "torch.nn.parallel.", "torch.autograd.graph")
+
 
 @contextmanager
 def explain_lost_process() -> Iterator[None]:
-    """Turn the errors by which torch and gloo report that another process is gone into a ProcessError."""
+    """Raise a ProcessError when torch fails to reach another process within the block."""
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        if not isinstance(error, dist.DistError) and not _raised_while_communicating(error):
             raise
-        reason = first_line(error).rpartition("] ")[2]
         raise ProcessError(
-            f"another process of this run is gone, or its host cannot be reached ({reason}); its own log says why. "
-            "Start all of them again with --resume_from_checkpoint true"
+            f"another process of this run is gone, or its host cannot be reached ({first_line(error)}); its own log "
+            "says why. Start all of them again with --resume_from_checkpoint true"
         ) from error
 
 
-def batches_of_process(
-    places: Sequence[int], max_rows: int, max_tokens: int, processes: int, number: int
-) -> list[list[int]]:
-    """The batches of one process, of row numbers in their order: as many on each, and of equal sizes.
+def _raised_while_communicating(error: RuntimeError) -> bool:
+    """Return whether the error comes from a collective, DDP or FSDP; gloo's errors have no type of their own."""
+    module = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_globals["__name__"]
+    return type(error) is RuntimeError and module.startswith(COMMUNICATING)
 
-    Step by step the batches of all processes, one after the other, are the rows in their order; the last row is
-    repeated until the last step is full.
+
+def batches_of_process(
+    row_tokens: Sequence[int], max_rows: int, max_tokens: int, num_processes: int, rank: int
+) -> list[list[int]]:
+    """Return the batches of one process, as row numbers in their order.
+
+    Every process has as many batches, and of equal sizes. Step by step, the batches of all processes, one after the
+    other, are the rows in their order. The last row is repeated until the last step is full.
 
     Args:
-        places: how many tokens each row takes of a batch.
-        number: of the process, from 0.
+        row_tokens: how many tokens each row takes of a batch.
+        max_rows: of a batch.
+        max_tokens: of a batch, rows times the longest one.
+        num_processes: of the run.
+        rank: the number of this process, from 0.
     """
-    largest = [max(places[start : start + processes]) for start in range(0, len(places), processes)]
+    starts = range(0, len(row_tokens), num_processes)
+    largest = [max(row_tokens[start : start + num_processes]) for start in starts]
     batches = []
     for step in batches_within(largest, max_rows, max_tokens):
-        first = step[0] * processes + number * len(step)
-        batches.append([min(row, len(places) - 1) for row in range(first, first + len(step))])
+        first = step[0] * num_processes + rank * len(step)
+        batches.append([min(row, len(row_tokens) - 1) for row in range(first, first + len(step))])
     return batches
 
 
 def loader_of_batches(loader: DataLoader, batches: list[list[int]], args: TrainingArguments) -> DataLoader:
-    """A loader of the same rows by these batches, which are one process's own."""
-    own = DataLoader(
+    """Return a loader of the same rows by the batches of this process."""
+    process_loader = DataLoader(
         loader.dataset,
         batch_sampler=batches,
         collate_fn=loader.collate_fn,
@@ -66,50 +81,60 @@ def loader_of_batches(loader: DataLoader, batches: list[list[int]], args: Traini
         prefetch_factor=args.dataloader_prefetch_factor,
         in_order=args.dataloader_in_order,
     )
-    # As of one process: the rows are divided already.
-    return prepare_data_loader(own, args.device, num_processes=1, process_index=0, put_on_device=True)
+    # The rows are divided already, so accelerate is told of one process.
+    return prepare_data_loader(process_loader, args.device, num_processes=1, process_index=0, put_on_device=True)
 
 
-def num_real_rows(left: int, rows: int, number: int) -> int:
-    """How many of the `rows` rows of process `number` are no repetition, where all processes together have `left`."""
-    return min(max(left - rows * number, 0), rows)
+def num_real_rows(rows_left: int, batch_rows: int, rank: int) -> int:
+    """Return how many rows of this rank are real, not padding of the last batch.
+
+    Args:
+        rows_left: the rows that all processes together have not read before this step.
+        batch_rows: the rows of this process's batch.
+        rank: the number of this process, from 0.
+    """
+    return min(max(rows_left - batch_rows * rank, 0), batch_rows)
 
 
 def keep_gathered_outside_layers(model: torch.nn.Module) -> list[FSDPModule]:
-    """The parts of a split model outside its layers, which from now on stay gathered once one has run.
+    """Keep the parts of a split model outside its layers gathered after their first forward, and return them.
 
-    Batches differ in how often they read embeddings, and processes must gather all else in one order. Nothing for a
-    model that is not split.
+    Batches differ in how often they read embeddings, and processes must gather all else in one order. Nothing is done
+    for a model that is not split.
     """
     if not isinstance(model, FSDPModule):
         return []
-    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    parts = [module for module in modules if not isinstance(module, GradientCheckpointingLayer)]
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
+    parts = []
+    for module in model.modules():
+        if isinstance(module, FSDPModule) and not isinstance(module, GradientCheckpointingLayer):
+            module.set_reshard_after_forward(False, recurse=False)
+            parts.append(module)
     return parts
 
 
 def remove_duplicate_embedding_name(model: torch.nn.Module) -> None:
-    """Let a split model have its embeddings by the base model's name alone.
+    """Let a split model have its embeddings only by the base model's name.
 
-    PEFT registers those of a model with a prompt as `word_embeddings` too, and torch, which keeps a split model's
-    checkpoints by name, raises a KeyError for the second name.
+    PEFT registers those of a model with a prompt as `word_embeddings` too. torch keeps the checkpoint of a split model
+    by name, and raises a KeyError for the second name.
     """
-    if isinstance(model, FSDPModule) and "word_embeddings" in model._modules:
-        model.__dict__["word_embeddings"] = model._modules.pop("word_embeddings")
+    if isinstance(model, FSDPModule) and "word_embeddings" in dict(model.named_children()):
+        embeddings = model.word_embeddings
+        del model.word_embeddings
+        model.__dict__["word_embeddings"] = embeddings
 
 
 @contextmanager
 def gather_outside_layers(model: torch.nn.Module) -> Iterator[None]:
-    """Within it each process holds the prompt whole, and all else of a split model but its layers.
+    """Let each process hold, within the block, the prompt whole, and all else of a split model except its layers.
 
-    Every process has to enter it. Nothing happens to a model that is not split.
+    Every process has to enter the block. Nothing happens to a model that is not split.
     """
     if not isinstance(model, FSDPModule):
         yield
         return
-    model._get_fsdp_state()._lazy_init()  # the root: else whichever part runs first would take itself for it
+    # The root has to come first. Otherwise the part that runs first would take itself for the root.
+    model._get_fsdp_state()._lazy_init()
     parts = keep_gathered_outside_layers(model)
     for part in parts:
         part.unshard()
@@ -122,15 +147,15 @@ def gather_outside_layers(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def full_state_dict(model: torch.nn.Module, accelerator: Accelerator) -> Iterator[dict[str, torch.Tensor] | None]:
-    """Within it `model.save_pretrained(state_dict=...)` of what this gives writes whole tensors.
+    """Yield the `state_dict` with which `save_pretrained` writes whole tensors; None for a model that is not split.
 
-    Every process has to enter it, and the main one to save. With a prompt the base model stays split.
+    Every process has to enter the block, and the main one to save in it. With a prompt the base model stays split.
     """
     if not isinstance(model, FSDPModule):
         yield None
     elif has_prompt(model):
         with gather_outside_layers(model):
-            # Not `state_dict()`, which would first split them again.
+            # `state_dict()` would first split the parameters again.
             yield dict(model.prompt_encoder.named_parameters(prefix="prompt_encoder"))
     else:
         yield accelerator.get_state_dict(model)
@@ -138,13 +163,13 @@ def full_state_dict(model: torch.nn.Module, accelerator: Accelerator) -> Iterato
 
 @contextmanager
 def synchronized_forwards(model: torch.nn.Module) -> Iterator[dict[str, bool]]:
-    """Within it each process may run a split causal model as often as its own rows need.
+    """Let each process run a split causal model, within the block, as often as its own rows need.
 
-    A layer's weights come from all processes, so that one that ran alone would wait for ever. Here each says before it
-    runs the model that it does, and those that have nothing left to run go along with an empty row until none has.
+    A layer's weights come from all processes, so that a process that ran alone would wait for ever. Here each process
+    announces each of its forwards. At the end those that are done run an empty row until all are done.
 
     Yields:
-        What `generate` has to be told.
+        The arguments that `generate` needs for it.
     """
     if not isinstance(model, FSDPModule):
         yield {}
@@ -152,16 +177,19 @@ def synchronized_forwards(model: torch.nn.Module) -> Iterator[dict[str, bool]]:
     base = get_base(model)
     device = next(model.parameters()).device
 
-    def anyone_runs(this_one: bool) -> bool:
-        running = torch.tensor(int(this_one), device=device)
+    def count_running(this_process: int) -> int:
+        running = torch.tensor(this_process, device=device)
         dist.all_reduce(running)
-        return running.item() > 0
+        return int(running.item())
 
-    hook = base.register_forward_pre_hook(lambda *_: anyone_runs(True) and None)
+    def announce(*_: object) -> None:
+        count_running(1)
+
+    hook = base.register_forward_pre_hook(announce)
     try:
         yield {"synced_gpus": False}
     finally:
         hook.remove()
     with torch.no_grad():
-        while anyone_runs(False):
+        while count_running(0):
             base(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
