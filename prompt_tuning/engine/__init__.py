@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from prompt_tuning.engine.likelihood import choose, log_likelihoods, target_log_likelihoods
     from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt_once
 
-__all__ = ["SharedPrefixModel", "choose", "log_likelihoods", "prompt_computed_once", "target_log_likelihoods"]
+__all__ = ["SharedPrefixModel", "choose", "compute_prompt_once", "log_likelihoods", "target_log_likelihoods"]
 
 __getattr__ = lazy_names(
     __name__,
@@ -16,7 +16,7 @@ __getattr__ = lazy_names(
         "SharedPrefixModel": "shared_prefix",
         "choose": "likelihood",
         "log_likelihoods": "likelihood",
-        "prompt_computed_once": "shared_prefix",
+        "compute_prompt_once": "shared_prefix",
         "target_log_likelihoods": "likelihood",
     },
 )

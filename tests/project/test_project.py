@@ -1,6 +1,8 @@
 """What a project shows to those who have not read its code: docstrings, citation, licence."""
 
+import importlib
 import inspect
+import pkgutil
 import tomllib
 
 import pytest
@@ -25,6 +27,13 @@ def test_every_public_name_and_method_says_what_it_is(name):
 def test_the_package_lists_what_it_exports():
     listed = prompt_tuning.__doc__.split("\n\n")[1]
     assert [name for name in prompt_tuning.__all__ if name not in listed] == []
+
+
+def test_every_package_offers_the_names_that_it_lists():
+    for module in pkgutil.iter_modules(prompt_tuning.__path__, "prompt_tuning."):
+        package = importlib.import_module(module.name) if module.ispkg else None
+        for name in getattr(package, "__all__", ()):
+            assert getattr(package, name) is not None, f"{module.name}.{name}"
 
 
 def test_the_citation_is_of_this_version():
