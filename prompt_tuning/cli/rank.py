@@ -67,7 +67,16 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     from prompt_tuning.studies.rank import rank
     from prompt_tuning.studies.rank_table import rank_text
 
-    counts, folder = args.num_demonstrations, args.output_dir
-    ranked = rank(args.recipe, overrides, folder, args.templates, counts, args.seeds, args.rows, args.finalists)
+    folder = args.output_dir
+    ranked = rank(
+        args.recipe,
+        overrides,
+        folder,
+        templates=args.templates,
+        counts=args.num_demonstrations,
+        seeds=args.seeds,
+        rows=args.rows,
+        finalists=args.finalists,
+    )
     if is_first_process():
         print(f"{rank_text(ranked)}\nwritten: {folder / 'winner.yaml'}")

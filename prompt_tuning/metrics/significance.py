@@ -7,7 +7,7 @@ metrics, which are no mean over rows, go by sacreBLEU's own paired bootstrap.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -63,7 +63,7 @@ def difference(scores: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
 
 
 def corpus_significance(
-    metric: str, systems: dict[str, Sequence[str]], references: Sequence[list[str]], language: str | None = None
+    metric: str, systems: Mapping[str, Sequence[str]], references: Sequence[list[str]], language: str | None = None
 ) -> dict[str, dict[str, float]]:
     """For each system `low`, `high` and, but for the first, `p` against it, by sacreBLEU's paired bootstrap.
 

@@ -1,4 +1,4 @@
-"""What `rank` found, as a table and in words."""
+"""Write the results of `rank` as a table and in words."""
 
 from __future__ import annotations
 
@@ -7,56 +7,78 @@ from typing import Any
 from prompt_tuning.metrics.significance import DRAWS, FEW_ROWS
 from prompt_tuning.support.tables import markdown_table
 
-ALIKE = 0.05  # two candidates with a larger p cannot be told apart
+SIGNIFICANT = 0.05  # The difference of two candidates with a larger p is not significant.
 
 
 def rank_text(ranked: dict[str, Any]) -> str:
-    """The table in Markdown, and in words what cannot be told apart."""
-    metric, winner, candidates = ranked["metric"], ranked["winner"], ranked["candidates"]
+    """Return the table in Markdown, and a line for each thing that a reader has to know about it.
+
+    Args:
+        ranked: what rank.json holds.
+    """
+    lines = [*_table(ranked), "", *_notes(ranked), "", *_conclusions(ranked)]
+    if ranked["next"]:
+        lines.append(ranked["next"])
+    return "\n".join(lines)
+
+
+def _table(ranked: dict[str, Any]) -> list[str]:
+    metric = ranked["metric"]
     compared = ("95 %", "against the winner", "p")
-    head = ("candidate", "rows", "log-likelihood", *compared, metric, *compared)
     rows = []
-    for name, facts in candidates.items():
+    for name, facts in ranked["candidates"].items():
         cells = [name, str(facts["rows"]), *_cells(facts["log_likelihood"], "mean", 2)]
-        of_metric = facts.get(metric, {})
-        cells += _cells(of_metric, "score", 1) if of_metric else [""] * 4
+        cells += _cells(facts[metric], "score", 1) if metric in facts else [""] * 4
         rows.append(cells)
-    fewest = min(facts["rows"] for facts in candidates.values())
-    few = f", p of at most {FEW_ROWS} rows by their signs, their intervals too narrow" if fewest <= FEW_ROWS else ""
-    what = f"log-likelihood: of a row's target without its end, in nats, {DRAWS} draws of rows{few}"
-    lines = [*markdown_table(head, rows), "", f"{ranked['rows']} rows; {what}; {metric}: {ranked['test']}"]
-    lines.append("halving: " + ", ".join(f"{kept} candidates on {reach} rows" for kept, reach in ranked["halving"]))
-    lines += [
-        f"{name}: {facts['lacking_rows']} rows are shown fewer, which is all that fits max_source_tokens"
-        for name, facts in candidates.items()
-        if "lacking_rows" in facts
-    ]
-    lines += [f"left out: {name}: {reason}" for name, reason in ranked["left_out"].items()]
-    lines += ["", f"winner: {winner}"]
-    alike = [name for name, facts in candidates.items() if facts.get(metric, {}).get("p", 0) > ALIKE]
-    if alike:
-        lines.append(f"cannot be told apart from it by {metric}: {'; '.join(alike)}; more rows may tell")
-    near = [
-        name
-        for name, facts in candidates.items()
-        if metric not in facts and facts["log_likelihood"]["against_winner"]["p"] > ALIKE
-    ]
-    if near:
-        lines.append(f"stopped, though the likelihood does not tell them from it: {'; '.join(near)}")
-    lines.append("it was chosen on these rows, which alone raises its score: `evaluate` winner.yaml on the test split")
-    return "\n".join([*lines, ranked["next"]] if ranked["next"] else lines)
+    return markdown_table(("candidate", "rows", "log-likelihood", *compared, metric, *compared), rows)
 
 
 def _cells(facts: dict[str, Any], score: str, digits: int) -> list[str]:
-    """A score, its interval, the difference from the winner's and p, as far as they are there."""
-    against = facts.get("against_winner", {})
-    p = against.get("p", facts.get("p"))
-    told = "" if p is None else f"{p:.3f}{', not told apart' if p > ALIKE else ''}"
-    return [
-        f"{facts[score]:.{digits}f}",
-        f"{facts['low']:.{digits}f} to {facts['high']:.{digits}f}" if "low" in facts else "",
-        f"{against['difference']:+.{digits}f} ({against['low']:+.{digits}f} to {against['high']:+.{digits}f})"
-        if against
-        else "",
-        told,
-    ]
+    """Return a score, its interval, its difference from the winner's, and p; empty texts for what is missing."""
+    spread = against = significance = ""
+    if "low" in facts:
+        spread = f"{facts['low']:.{digits}f} to {facts['high']:.{digits}f}"
+    paired = facts.get("against_winner")
+    if paired:
+        against = f"{paired['difference']:+.{digits}f} ({paired['low']:+.{digits}f} to {paired['high']:+.{digits}f})"
+    p = paired["p"] if paired else facts.get("p")
+    if p is not None:
+        significance = f"{p:.3f}, not significant" if p > SIGNIFICANT else f"{p:.3f}"
+    return [f"{facts[score]:.{digits}f}", spread, against, significance]
+
+
+def _notes(ranked: dict[str, Any]) -> list[str]:
+    """Say how the numbers were computed, and what was left out."""
+    candidates = ranked["candidates"]
+    likelihood = f"log-likelihood: of a row's target without its end, in nats, {DRAWS} draws of rows"
+    if min(facts["rows"] for facts in candidates.values()) <= FEW_ROWS:
+        likelihood += f", p of at most {FEW_ROWS} rows by their signs, their intervals too narrow"
+    lines = [f"{ranked['rows']} rows; {likelihood}; {ranked['metric']}: {ranked['test']}"]
+    steps = [f"{kept} candidates on {reach} rows" for kept, reach in ranked["halving"]]
+    lines.append(f"halving: {', '.join(steps)}")
+    for name, facts in candidates.items():
+        if "lacking_rows" in facts:
+            lines.append(f"{name}: {facts['lacking_rows']} rows show fewer; more do not fit max_source_tokens")
+    for name, reason in ranked["left_out"].items():
+        lines.append(f"left out: {name}: {reason}")
+    return lines
+
+
+def _conclusions(ranked: dict[str, Any]) -> list[str]:
+    """Say which candidate is the best, and from which ones it does not differ significantly."""
+    metric = ranked["metric"]
+    similar = []
+    stopped = []
+    for name, facts in ranked["candidates"].items():
+        if metric in facts:
+            if facts[metric].get("p", 0) > SIGNIFICANT:
+                similar.append(name)
+        elif facts["log_likelihood"]["against_winner"]["p"] > SIGNIFICANT:
+            stopped.append(name)
+    lines = [f"winner: {ranked['winner']}"]
+    if similar:
+        lines.append(f"not significantly different from it by {metric}: {'; '.join(similar)}; more rows may show one")
+    if stopped:
+        lines.append(f"stopped, though their likelihood is not significantly different: {'; '.join(stopped)}")
+    lines.append("it was chosen on these rows, so its score is too high: `evaluate` winner.yaml on the test split")
+    return lines

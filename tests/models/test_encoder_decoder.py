@@ -57,7 +57,7 @@ from prompt_tuning.models.encoder_decoder import (
     load_prompt_config,
 )
 from prompt_tuning.models.loading import load_tokenizer
-from prompt_tuning.studies.rank import _log_likelihoods
+from prompt_tuning.studies.rank_likelihoods import log_likelihoods_without_end
 from prompt_tuning.templates.languages import language_variables
 
 VOCABULARY, VIRTUAL = 99, 3
@@ -762,5 +762,5 @@ def test_a_tokenizer_that_marks_languages_marks_those_of_the_recipe(
     expected = sum(logits.log_softmax(-1)[place, token].item() for place, token in enumerate(choices[0]))
     found = choice_scores(base, tokenizer, [row["input_ids"]], [["c", "d"]], [choices])
     assert found[0][0] == pytest.approx(expected, abs=1e-4)
-    ranked = _log_likelihoods(base, [(Dataset.from_list([row]), 0)])  # without the end as well
+    ranked = log_likelihoods_without_end(base, [(Dataset.from_list([row]), 0)])  # without the end as well
     assert ranked[0] == pytest.approx(expected, abs=1e-4)

@@ -19,7 +19,8 @@ from prompt_tuning.errors import RecipeError
 from prompt_tuning.models.initialization import initial_text, saved_prompt
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs.prepare import prepare
-from prompt_tuning.studies.rank import _log_likelihoods, halving_plan
+from prompt_tuning.studies import rank_likelihoods
+from prompt_tuning.studies.rank_likelihoods import halving_plan, log_likelihoods_without_end
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 
@@ -41,6 +42,14 @@ def templates(tmp_path):
     return write_templates(tmp_path / "mine.yaml", WORDS)
 
 
+def replace_likelihoods(monkeypatch, function):
+    monkeypatch.setattr(rank_likelihoods, "log_likelihoods_without_end", function)
+
+
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
 @pytest.fixture
 def scored(monkeypatch):
     """Makes the likelihood of a row that of its template's word; returns the rows that were scored."""
@@ -51,7 +60,7 @@ def scored(monkeypatch):
         rows.extend(found)
         return [-1.0 - abs(WORDS.index(word) - 4) + 0.1 * (number % 3) for word, number in found]
 
-    monkeypatch.setattr("prompt_tuning.studies.rank._log_likelihoods", likelihoods)
+    replace_likelihoods(monkeypatch, likelihoods)
     return rows
 
 
@@ -68,7 +77,7 @@ def test_a_likelihood_is_that_of_the_target_without_its_end_whatever_it_is_read_
     base, names = tiny_llama(len(tokenizer)), ("plain", "chat", "instruction_last", "few_shot")
     encoded = [encode(rows, Encoder(Template.load(f"question_answering/{name}"), tokenizer))[0] for name in names]
     places = [(each, number) for number in range(5) for each in encoded]
-    for score, (each, number) in zip(_log_likelihoods(base, places), places, strict=True):
+    for score, (each, number) in zip(log_likelihoods_without_end(base, places), places, strict=True):
         ids, start = each[number]["input_ids"][:-1], source_length(each[number]["labels"])
         assert each[number]["input_ids"][-1] == tokenizer.eos_token_id
         logits = row_logits(base, base.get_input_embeddings().weight[:0], ids)[start - 1 : -1].log_softmax(-1)
@@ -81,7 +90,7 @@ def test_an_encoder_decoders_likelihood_too(tokenizer):
     encoded, _ = encode(
         Dataset.from_list(question_rows(3)), Encoder(Template.load("question_answering/t5"), tokenizer, True)
     )
-    scores = _log_likelihoods(base, [(encoded, number) for number in range(3)])
+    scores = log_likelihoods_without_end(base, [(encoded, number) for number in range(3)])
     for score, row in zip(scores, encoded, strict=True):
         labels = row["labels"][:-1]
         logits = base(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([labels])).logits[0]
@@ -115,12 +124,11 @@ def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tmp
     flags = ["--templates", templates, "--num_demonstrations", 0, 1, "--seeds", 1, 2, "--finalists", 2]
     recipe = recipe_file()
     with monkeypatch.context() as patched:
-        patched.setattr("prompt_tuning.studies.rank.trainer_for", None)  # it stops after the likelihoods
-        with pytest.raises(TypeError):
-            ranked(recipe, tmp_path, *flags)
+        patched.setattr(PromptTuningTrainer, "predict_texts", interrupt)
+        assert ranked(recipe, tmp_path, *flags) == 130
     lines = (tmp_path / "rank" / "likelihoods.jsonl").read_text()
     assert lines and not (tmp_path / "rank" / "rank.json").exists()
-    monkeypatch.setattr("prompt_tuning.studies.rank._log_likelihoods", None)
+    replace_likelihoods(monkeypatch, None)
     assert ranked(recipe, tmp_path, *flags) == 0
     facts = found(tmp_path)
     assert len(facts["candidates"]) == 3 * 3 and (tmp_path / "rank" / "likelihoods.jsonl").read_text() == lines
@@ -136,7 +144,7 @@ def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tmp
     assert "other settings or rows (candidates)" in capsys.readouterr().err
     templates.write_text(shown)
     assert ranked(recipe, tmp_path, *flags[:-1], 3) == 2
-    assert "holds a rank with other settings or rows (finalists)" in capsys.readouterr().err
+    assert "holds a ranking with other settings or rows (finalists)" in capsys.readouterr().err
     write_jsonl(tmp_path / "validation.jsonl", question_rows(6, 2))
     assert ranked(recipe, tmp_path, *flags) == 2
     assert "other settings or rows (candidates)" in capsys.readouterr().err
@@ -150,7 +158,7 @@ def test_scores_of_which_nothing_says_what_they_are_of_are_not_gone_on_with(dama
     if damaged:
         settings.write_text(damaged)
     assert ranked(recipe_file(), tmp_path, "--templates", "question_answering/plain") == 2
-    assert "so that nothing says what the scores beside it are of; remove the folder" in capsys.readouterr().err
+    assert "so the settings of the scores beside it are not known. Remove the folder" in capsys.readouterr().err
 
 
 def test_a_rank_stopped_among_the_likelihoods_keeps_all_but_the_last_few(recipe_file, tmp_path, monkeypatch, capsys):
@@ -165,7 +173,7 @@ def test_a_rank_stopped_among_the_likelihoods_keeps_all_but_the_last_few(recipe_
         asked.append(len(places))
         return [-1.0 - number for number in range(len(places))]
 
-    monkeypatch.setattr("prompt_tuning.studies.rank._log_likelihoods", likelihoods)
+    replace_likelihoods(monkeypatch, likelihoods)
     enable_progress_bar()  # which `predict` turns off
     assert ranked(recipe, tmp_path, *flags) == 130
     kept = (tmp_path / "rank" / "likelihoods.jsonl").read_text().splitlines()
@@ -190,7 +198,7 @@ def test_other_targets_are_left_out_and_demonstrations_that_did_not_fit_are_coun
     text = capsys.readouterr().out
     assert f"left out: {files[1]}: it has other targets than {files[0]}" in text
     shown = found(tmp_path)["candidates"][f"{files[0]}, 2 shown, seed 42"]
-    assert 0 < shown["lacking_rows"] <= 6 and f"2 shown, seed 42: {shown['lacking_rows']} rows are shown fewer" in text
+    assert 0 < shown["lacking_rows"] <= 6 and f"2 shown, seed 42: {shown['lacking_rows']} rows show fewer" in text
     assert "p of at most 16 rows by their signs" in text
 
 
@@ -201,7 +209,7 @@ def test_under_bf16_likelihoods_are_computed_as_predictions_are(recipe_file, tem
         numbers.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
         return [-1.0] * len(places)
 
-    monkeypatch.setattr("prompt_tuning.studies.rank._log_likelihoods", likelihoods)
+    replace_likelihoods(monkeypatch, likelihoods)
     monkeypatch.setattr(PromptTuningTrainer, "predict_texts", lambda *_: ["Turin"] * 6)
     assert ranked(recipe_file(bf16="true"), tmp_path, "--templates", f"{templates}:one") == 0
     assert set(numbers) == {torch.bfloat16}
@@ -222,10 +230,9 @@ def test_equal_candidates_are_said_not_to_be_told_apart(recipe_file, tmp_path, c
     second = found(tmp_path)["candidates"][str(tmp_path / "second.yaml")]
     assert second["f1"]["p"] == 1 == second["log_likelihood"]["against_winner"]["p"]
     text = capsys.readouterr().out
-    assert (
-        f"winner: {tmp_path / 'first.yaml'}\ncannot be told apart from it by f1: {tmp_path / 'second.yaml'};" in text
-    )
-    assert "1.000, not told apart |" in text and "to start a soft prompt" not in text
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    assert f"winner: {first}\nnot significantly different from it by f1: {second};" in text
+    assert "1.000, not significant |" in text and "to start a soft prompt" not in text
 
 
 def test_all_shipped_templates_by_default_and_the_winner_is_a_recipe_that_runs(recipe_file, tmp_path, capsys):
@@ -256,14 +263,17 @@ def test_translations_are_tested_by_their_corpus_metric(recipe_file, tmp_path, m
         write_jsonl(tmp_path / f"{split}.jsonl", pairs)
     recipe = recipe_file(task="translation", source_lang="fr", target_lang="en", template="translation/plain")
     names = ["translation/plain", "translation/instruction"]
-    written = {names[0]: [text.replace("old mat by", "new rug at") for text in english], names[1]: english}
-    monkeypatch.setattr("prompt_tuning.studies.rank._predictions", lambda model, finalists, file: written)
+    noisy = [text.replace("old mat by", "new rug at") for text in english]
+
+    def predict(trainer, rows):
+        return english if rows[0]["source"].startswith("Translate") else noisy
+
+    monkeypatch.setattr(PromptTuningTrainer, "predict_texts", predict)
     assert ranked(recipe, tmp_path, "--templates", *names) == 0
     facts = found(tmp_path)
     assert facts["metric"] == "bleu" and facts["test"] == "sacreBLEU's paired bootstrap"
     best, other = (facts["candidates"][name]["bleu"] for name in reversed(names))
     assert facts["winner"] == names[1] and "p" not in best and other["p"] < 0.05 and other["high"] < best["low"]
-    del written[names[1]]
     assert main(["rank", str(recipe), "--output_dir", str(tmp_path / "one"), "--templates", names[0]]) == 0
 
 
