@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from prompt_tuning import add_soft_prompt
 from prompt_tuning.support.files import read_json_lines
+from prompt_tuning.support.tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
@@ -128,12 +129,8 @@ def ratio(slow: list[float], fast: list[float]) -> float:
 
 
 def print_table(*rows: Iterable[object]) -> None:
-    for number, row in enumerate(rows):
-        cells = [str(cell) for cell in row]
-        print("| " + " | ".join(cells) + " |")
-        if number == 0:
-            print("|" + "---|" * len(cells))
-    print()
+    head, *others = [tuple(row) for row in rows]
+    print(markdown_table(head, others), end="\n\n")
 
 
 def describe_machine() -> str:

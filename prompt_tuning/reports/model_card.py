@@ -39,6 +39,7 @@ from prompt_tuning.reports.summary import (
 )
 from prompt_tuning.support.files import atomic_write, read_json, write_json
 from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.tables import markdown_table
 from prompt_tuning.support.yaml_files import read_yaml, to_yaml
 
 logger = logging.getLogger(__name__)
@@ -225,6 +226,7 @@ def _card_template() -> Template:
         "quote": shlex.quote,
         "yaml": to_yaml,
     }
+    environment.globals["table"] = markdown_table
     return environment.get_template("model_card_template.md")
 
 
@@ -370,8 +372,8 @@ def _fence(text: str, language: str = "text") -> str:
 
 
 def _code(text: Any) -> str:
-    """Inline code on one line, whatever is in it, also within a table."""
-    line = " ".join(str(text).split()).replace("|", "\\|")
+    """Inline code on one line, whatever is in it."""
+    line = " ".join(str(text).split())
     ticks = "`" * (_longest_ticks(line) + 1)
     pad = " " if "`" in line else ""
     return f"{ticks}{pad}{line}{pad}{ticks}"

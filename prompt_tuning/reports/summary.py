@@ -12,6 +12,7 @@ from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import DataError
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.support.files import read_json
+from prompt_tuning.support.tables import text_table
 
 # The hard prompt comes first in tables, as what the others are compared with.
 ROWS = [METHODS["none"], *METHODS.values()]
@@ -101,14 +102,13 @@ def logged_steps(log_history: list[dict[str, float]]) -> dict[int, dict[str, flo
 def _table(results: dict[str, Any]) -> str:
     scored = {name: Scores.from_json(results[name]).values for name in NAMES if name in results}
     metrics = list(next(iter(scored.values())))
-    lines = [" " * 20 + "".join(f"{metric:>14}" for metric in metrics)]
+    rows = []
     for name, scores in scored.items():
-        lines.append(f"{NAMES[name]:20}" + "".join(f"{scores[metric]:14.1f}" for metric in metrics))
+        rows.append([NAMES[name], *(f"{scores[metric]:.1f}" for metric in metrics)])
     if len(scored) == 2:
         hard, tuned = scored.values()
-        gains = [tuned[metric] - hard[metric] for metric in metrics]
-        lines.append(f"{'difference':20}" + "".join(f"{gain:+14.1f}" for gain in gains))
-    return "\n".join(lines)
+        rows.append(["difference", *(f"{tuned[metric] - hard[metric]:+.1f}" for metric in metrics)])
+    return text_table(["", *metrics], rows, align=["left", *["right"] * len(metrics)])
 
 
 def _facts(results: dict[str, Any]) -> str:

@@ -271,7 +271,7 @@ def comparison_text(compared: dict[str, Any]) -> str:
         ))  # fmt: skip
     rows, seeds = compared["rows"], ", ".join(map(str, compared["seeds"]))
     return "\n".join(
-        [*markdown_table(head, table), "", f"{rows} rows; seeds {seeds}; intervals and p: {compared['test']}"]
+        [markdown_table(head, table), "", f"{rows} rows; seeds {seeds}; intervals and p: {compared['test']}"]
     )
 
 

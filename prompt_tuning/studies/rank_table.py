@@ -16,13 +16,13 @@ def rank_text(ranked: dict[str, Any]) -> str:
     Args:
         ranked: what rank.json holds.
     """
-    lines = [*_table(ranked), "", *_notes(ranked), "", *_conclusions(ranked)]
+    lines = [_table(ranked), "", *_notes(ranked), "", *_conclusions(ranked)]
     if ranked["next"]:
         lines.append(ranked["next"])
     return "\n".join(lines)
 
 
-def _table(ranked: dict[str, Any]) -> list[str]:
+def _table(ranked: dict[str, Any]) -> str:
     metric = ranked["metric"]
     compared = ("95 %", "against the winner", "p")
     rows = []

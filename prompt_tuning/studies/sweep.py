@@ -158,4 +158,4 @@ def sweep_text(swept: dict[str, Any]) -> str:
             name, run["metric"], *scores, f"{run.get('trainable_parameters', 0):,}", run.get("train_steps", 0),
             f"{run.get('train_seconds', 0):.0f}", f"{run['evaluation_seconds']:.0f}",
         ))  # fmt: skip
-    return "\n".join(markdown_table(head, rows))
+    return markdown_table(head, rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning.errors import DataError, TemplateError
+from prompt_tuning.support.tables import text_table
 from prompt_tuning.templates.languages import language_variables
 from prompt_tuning.templates.template import COLUMN_SETTINGS, Template
 
@@ -16,14 +17,11 @@ OPENING_WIDTH = 60
 
 def table(templates: dict[str, Template]) -> str:
     """A line each: name, kind, the columns to train on, the first words."""
-    rows = [("name", "kind", "columns", "first words")]
+    rows = []
     for name, template in templates.items():
         words = " ".join(re.sub(r"\{%.*?%\}", " ", f"{template.system or ''} {template.source}", flags=re.S).split())
         rows.append((name, _kind(template), ", ".join(sorted(template.columns)), words[:OPENING_WIDTH]))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
-    )
+    return text_table(("name", "kind", "columns", "first words"), rows)
 
 
 def whole(name: str, template: Template) -> str:

@@ -1,6 +1,7 @@
 """rank: its likelihoods, what it stops early and keeps, what it does not run again, and the recipe that it writes."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -115,7 +116,7 @@ def test_bad_ones_stop_early_and_the_best_is_kept(recipe_file, templates, scored
     against = facts["candidates"][f"{templates}:one"]["log_likelihood"]["against_winner"]
     assert against["difference"] == pytest.approx(-4) and against["p"] < 0.01  # on the same eight rows
     table = capsys.readouterr().out
-    assert f"| {templates}:five | 32 |" in table and "stopped, though" not in table
+    assert re.search(rf"\| {templates}:five +\| 32 +\|", table) and "stopped, though" not in table
     assert (tmp_path / "rank" / "rank.md").read_text() in table
 
 
