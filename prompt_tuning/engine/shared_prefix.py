@@ -385,16 +385,18 @@ class SharedPrefixModel(PeftModelForCausalLM):
             return generate_from_embeddings(base, self._prompt(names[0]), input_ids, attention_mask, **kwargs)
         return self._generate_one_by_one(input_ids, attention_mask, [names[owner] for owner in owners], **kwargs)
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, *args: Any, task_ids: torch.Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """Prepare a step of PEFT's `generate`, for transformers 5.24 and later.
 
         Unlike PEFT 0.21.2, which looks for `past_key_values` where transformers hands over `cache`, misses it and puts
-        the prompt before every new token (tests/upstream/test_peft_cache_name.py).
+        the prompt before every new token (tests/upstream/test_peft_causal.py).
         """
         prepare = self.base_model_prepare_inputs_for_generation
         self.base_model_prepare_inputs_for_generation = functools.partial(_prepare_under_old_name, prepare)
         try:
-            inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+            inputs = super().prepare_inputs_for_generation(*args, task_ids=task_ids, **kwargs)
         finally:
             self.base_model_prepare_inputs_for_generation = prepare
         if "past_key_values" in inputs:

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from helpers.architectures import ROWS, TOKENS, reference_greedy, reference_loss, right_padded
-from peft import PeftModelForCausalLM, PrefixTuningConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prompt_tuning import Encoder, Predictor, Template, add_soft_prompt, prompt_config
@@ -81,29 +80,9 @@ def test_a_soft_prompt_is_that_of_the_rows_alone(base):
     assert len({tuple(row) for row in written}) > 1  # else nothing would be compared
 
 
-@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT's, of its own generate
-def test_peft_puts_the_prompt_at_each_token_of_mamba():
-    base = build("mamba")
-    torch.manual_seed(1)
-    prompt = torch.randn(PROMPT, 32)
-    model = PeftModelForCausalLM(base, prompt_config(base, PROMPT))
-    model.prompt_encoder.default.embedding.weight.data = prompt
-    written = model.generate(**given(ROWS[0]), **SETTINGS_OF_GENERATION)[0, len(ROWS[0]) :].tolist()
-    assert written != reference_greedy(base, prompt, ROWS[0], 6)
-
-
 def test_a_prefix_is_refused(base):
     with pytest.raises(ModelError, match="recurrent layers, which have none; take method prompt_tuning or lora"):
         prompt_config(base, PROMPT, PromptArguments(method="prefix_tuning"))
-
-
-def test_peft_lets_mamba_ignore_its_prefix():
-    base = build("mamba")
-    heads = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=PROMPT, num_attention_heads=1)
-    model = PeftModelForCausalLM(base, heads)
-    model.prompt_encoder.default.embedding.weight.data.normal_()
-    written, plain = (each.generate(**given(ROWS[0]), **SETTINGS_OF_GENERATION) for each in (model, base))
-    assert written.tolist() == plain.tolist()
 
 
 def test_it_is_refused_before_weights_are_read(recipe_file, tokenizer, tmp_path, capsys):

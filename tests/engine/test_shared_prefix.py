@@ -505,17 +505,6 @@ def test_a_generation_config_and_returned_scores_are_honoured():
     assert model.generate(**batch, do_sample=False).shape == (4, 14)
 
 
-@POSITION_WARNING
-def test_plain_peft_decodes_a_left_padded_row_differently_and_so_the_engine_exists():
-    base = build("llama")
-    ours = soft(base)
-    plain = PeftModelForCausalLM(base, METHODS["prompt_tuning"]())
-    plain.prompt_encoder["default"].embedding.weight.data.copy_(weights(ours)[0])
-    alone = written(plain, [ROWS[1]])[0]
-    assert alone == written(ours, [ROWS[1]])[0] == written(ours, ROWS[1:3])[0]
-    assert alone != written(plain, ROWS[1:3])[0]
-
-
 def test_what_cannot_be_packed_takes_a_slower_way_and_says_why(caplog):
     base = build("llama")
     base.set_attn_implementation("eager")
@@ -639,8 +628,21 @@ def test_the_saved_adapter_predicts_the_same_in_plain_peft(method, tmp_path):
     plain = PeftModel.from_pretrained(build("llama"), tmp_path)
     assert type(plain) is PeftModelForCausalLM
     assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
-    for row in ROWS:
-        assert written(plain, [row]) == written(model, [row])
+    for row, count in zip(ROWS, TARGETS, strict=True):
+        batch = right_padded([row], [count])
+        expected = model(**batch)
+        output = plain(**batch)
+        assert output.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
+        torch.testing.assert_close(output.logits[0, -count - 1 : -1], expected.logits, rtol=1e-4, atol=1e-4)
+        if method.startswith("prefix"):
+            # PEFT's generate puts a prefix before every new token (tests/upstream/test_peft_causal.py).
+            ids = list(row)
+            for _ in range(4):
+                ids.append(plain(torch.tensor([ids])).logits[0, -1].argmax().item())
+            text = [ids[len(row) :]]
+        else:
+            text = written(plain, [row], max_new_tokens=4, use_cache=False)
+        assert text == written(model, [row], max_new_tokens=4)
 
 
 def test_a_minimum_length_counts_what_it_counts_without_a_prompt():

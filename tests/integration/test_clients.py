@@ -50,7 +50,7 @@ def train_briefly(recipe_file, **settings):
 @pytest.mark.parametrize(
     ("name", "settings", "options"),
     [
-        # PEFT 0.21.2 loses the cache of transformers 5.24 (tests/upstream/test_peft_cache_name.py).
+        # PEFT 0.21.2 loses the cache of transformers 5.24 (tests/upstream/test_peft_causal.py).
         ("soft_prompt", {}, {"use_cache": False}),
         ("lora", {"method": "lora", "num_virtual_tokens": None}, {}),
     ],

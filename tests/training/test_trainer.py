@@ -19,17 +19,12 @@ from transformers import (
     MistralForCausalLM,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
-    Trainer,
     TrainerCallback,
-    TrainingArguments,
 )
 
 from prompt_tuning import (
-    Encoder,
     PromptTuningArguments,
     PromptTuningTrainer,
-    Template,
-    encode,
     load_metrics,
     prompt_config,
 )
@@ -73,24 +68,6 @@ def test_every_row_of_an_encoder_decoder_prompt_gets_a_gradient(tokenizer, tmp_p
     assert (model.prompt_encoder["default"].embedding.weight.grad.abs().sum(1) > 0).all()
 
 
-def test_labels_change_no_prediction_while_seq2seq_trainer_shows_them_to_the_model(tokenizer, tmp_path):
-    model = soft("llama", tokenizer)
-    run = trainer(
-        model, tokenizer, tmp_path, train_sampling_strategy="random"
-    )  # else the plain trainer mixes up its rows
-    rows = question_rows(7, 3)
-    other = [row | {"answers": {"text": ["Dakar and Riga"], "answer_start": [0]}} for row in rows]
-    honest = run.predict_texts(encoded(tokenizer, rows))
-    assert run.predict_texts(encoded(tokenizer, other)) == honest
-
-    plain = Seq2SeqTrainer(
-        model=model.get_base_model(), args=run.args, processing_class=tokenizer, data_collator=run.data_collator
-    )
-    shown = plain.predict(encoded(tokenizer, rows), max_new_tokens=6).predictions
-    for row, ids in zip(rows, shown, strict=True):
-        assert f"Answer: {row['answers']['text'][0]}" in tokenizer.decode([token for token in ids if token > 1])
-
-
 @pytest.mark.parametrize("tuned", ["soft", "nothing"])
 @pytest.mark.parametrize("architecture", BUILDERS)
 def test_labels_change_no_prediction_of_any_model(architecture, tuned, tokenizer, tmp_path):
@@ -106,21 +83,6 @@ def test_labels_change_no_prediction_of_any_model(architecture, tuned, tokenizer
     assert seen[0] == seen[1]
 
 
-def test_plain_trainer_scores_logits_that_are_longer_than_labels_and_ours_texts(tokenizer, tmp_path):
-    seen = []
-    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path, score=lambda *both: seen.append(both) or {"f1": 0.0})
-    run.evaluate()
-    assert len(seen[0][0]) == len(seen[0][1]) == 7 and all(isinstance(text, str) for text in seen[0][0])
-    plain = get_peft_model(tiny_llama(len(tokenizer)), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6))
-    plain_run = Trainer(
-        plain, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True),
-        data_collator=run.data_collator,
-        compute_metrics=lambda found: {"longer": found.predictions.shape[1] - found.label_ids.shape[1]},
-    )  # fmt: skip
-    rows = run.eval_dataset.select_columns(["input_ids", "labels"])
-    assert plain_run.evaluate(rows)["eval_longer"] == 6
-
-
 def test_predictions_keep_the_order_of_the_data_and_depend_on_no_batch(tokenizer, tmp_path):
     model = soft("llama", tokenizer)
     rows = encoded(tokenizer, question_rows(11, 3))
@@ -128,18 +90,6 @@ def test_predictions_keep_the_order_of_the_data_and_depend_on_no_batch(tokenizer
     alone = trainer(model, tokenizer, tmp_path, per_device_eval_batch_size=1)
     assert together == [alone.predict_texts(rows.select([number]))[0] for number in range(len(rows))]
     assert len(set(together)) > 1
-
-
-def test_a_plain_evaluations_loss_changes_with_its_batches(tokenizer, tmp_path):
-    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path, train_sampling_strategy="random")
-    longer = [row | {"answers": {"text": [row["context"]], "answer_start": [0]}} for row in question_rows(2)]
-    template = Encoder(Template.load("question_answering/plain"), tokenizer)
-    rows, losses = encode(Dataset.from_list(question_rows(4) + longer), template)[0], []
-    run.args.predict_with_generate = False
-    for run.args.per_device_eval_batch_size in (1, 11):
-        plain = Seq2SeqTrainer(model=run.model, args=run.args, data_collator=run.data_collator)
-        losses.append(plain.evaluate(rows.select_columns(["input_ids", "labels"]))["eval_loss"])
-    assert abs(losses[0] - losses[1]) > 1e-3
 
 
 @pytest.mark.parametrize("architecture", BUILDERS)
@@ -355,21 +305,6 @@ def test_plain_accumulation_of_an_encoder_decoder_takes_a_step_four_times_too_la
     large = one_step(architecture, tokenizer, tmp_path, **LARGE)
     small = one_step(architecture, tokenizer, tmp_path, **SMALL)
     assert (small.norm() / large.norm()).item() == pytest.approx(4, rel=0.1)
-
-
-def test_a_plain_length_grouped_evaluation_mixes_up_its_rows_and_ours_does_not(tokenizer, tmp_path):
-    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path, evaluation=12)
-    plain = Seq2SeqTrainer(model=run.model, args=run.args, processing_class=tokenizer, data_collator=run.data_collator)
-    plain.args.per_device_eval_batch_size = 2
-
-    def read(trainer):
-        batches = list(trainer.get_eval_dataloader(run.eval_dataset))
-        pairs = [pair for batch in batches for pair in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
-        return [ids[mask.bool()].tolist() for ids, mask in pairs]
-
-    in_order = list(run.eval_dataset["input_ids"])
-    assert sorted(read(plain)) == sorted(in_order) != in_order != read(plain)
-    assert read(run) == in_order
 
 
 def test_trainers_own_arguments_lose_no_row_of_an_evaluation_and_their_beams_count(tokenizer, tmp_path):
