@@ -34,11 +34,8 @@ from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.errors import AdapterError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
-from prompt_tuning.models.encoder_decoder import (
-    EncoderDecoderPrefixConfig,
-    EncoderDecoderPromptModel,
-    load_prompt_config,
-)
+from prompt_tuning.models.encoder_decoder import EncoderDecoderPromptModel
+from prompt_tuning.models.encoder_decoder_prefix import EncoderDecoderPrefixConfig, load_prompt_config
 from prompt_tuning.models.loading import check_method
 from prompt_tuning.support.run_folder import RunFolder
 

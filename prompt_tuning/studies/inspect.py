@@ -22,7 +22,7 @@ from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.errors import AdapterError, ModelError
 from prompt_tuning.hub.download import adapter_folder
-from prompt_tuning.models.encoder_decoder import EncoderDecoderPrefixConfig
+from prompt_tuning.models.encoder_decoder_prefix import EncoderDecoderPrefixConfig
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
 from prompt_tuning.models.prompts import check_adapter, load_adapter_config
 from prompt_tuning.studies.figures import new_figure, write_png

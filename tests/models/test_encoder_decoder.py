@@ -52,13 +52,9 @@ from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.likelihood import choice_scores
 from prompt_tuning.errors import AdapterError, ModelError, RecipeError
-from prompt_tuning.models.encoder_decoder import (
-    BART_LIKE,
-    T5_LIKE,
-    EncoderDecoderPrefixConfig,
-    EncoderDecoderPromptModel,
-    load_prompt_config,
-)
+from prompt_tuning.models.encoder_decoder import EncoderDecoderPromptModel
+from prompt_tuning.models.encoder_decoder_attention import BART_LIKE, T5_LIKE
+from prompt_tuning.models.encoder_decoder_prefix import EncoderDecoderPrefixConfig, load_prompt_config
 from prompt_tuning.models.loading import load_tokenizer
 from prompt_tuning.studies.rank_likelihoods import log_likelihoods_without_end
 from prompt_tuning.templates.languages import language_variables

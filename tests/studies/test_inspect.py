@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.errors import AdapterError, ModelError, PromptTuningError
-from prompt_tuning.models.encoder_decoder import EncoderDecoderPrefixConfig, EncoderDecoderPromptModel
+from prompt_tuning.models.encoder_decoder import EncoderDecoderPromptModel
+from prompt_tuning.models.encoder_decoder_prefix import EncoderDecoderPrefixConfig
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 from prompt_tuning.studies.inspect import inspect, inspection_text, token_text
 
