@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 Init = Literal["random", "vocab", "frequent", "text", "class_labels", "demonstrations", "template", "adapter"]
 
@@ -17,33 +19,30 @@ class ModelArguments:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "Type of the frozen weights; the soft prompt is always trained in float32."}
     )
-    load_in_8bit: bool | None = field(
-        default=None,
-        metadata={"help": "Frozen weights in 8 bits, by bitsandbytes (Dettmers et al. 2022); not tested on GPUs."},
-    )
-    load_in_4bit: bool | None = field(
+    quantization_config: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "Frozen weights in 4 bits, by bitsandbytes (QLoRA, Dettmers et al. 2023); not tested on GPUs."
-        },
-    )
-    bnb_4bit_quant_type: Literal["fp4", "nf4"] | None = field(
-        default=None, metadata={"help": "load_in_4bit: fp4 (bitsandbytes' default) or nf4."}
-    )
-    bnb_4bit_compute_dtype: Literal["float32", "bfloat16", "float16"] | None = field(
-        default=None, metadata={"help": "load_in_4bit: type to multiply in; by default float32."}
-    )
-    bnb_4bit_use_double_quant: bool | None = field(
-        default=None, metadata={"help": "load_in_4bit: quantize the scales too."}
-    )
-    quant_type: str | None = field(
-        default=None,
-        metadata={
-            "help": "Frozen weights as one of torchao's configurations says, written as in Python: "
-            "Int8WeightOnlyConfig (tested on a CPU), or Int4WeightOnlyConfig(group_size=32) (not tested)."
+            "help": "Load the frozen weights in fewer bits, by the mapping that transformers takes: {quant_method: "
+            "bitsandbytes, load_in_4bit: true} (QLoRA, Dettmers et al. 2023), or one with quant_method: torchao. On "
+            "the command line it is JSON. Not tested on GPUs."
         },
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run Python code that comes with a hub model."})
+
+    def __post_init__(self) -> None:
+        """Read `quantization_config` from JSON, as TrainingArguments reads its mappings.
+
+        Raises:
+            ValueError: it is not a mapping.
+        """
+        if isinstance(self.quantization_config, str):
+            with contextlib.suppress(ValueError):
+                self.quantization_config = json.loads(self.quantization_config)
+        if not isinstance(self.quantization_config, dict | None):
+            raise ValueError(
+                f"quantization_config: expected a mapping, found {self.quantization_config!r}. "
+                "Set {quant_method: bitsandbytes, load_in_4bit: true}, or leave it out."
+            )
 
 
 @dataclass

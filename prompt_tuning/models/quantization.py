@@ -1,77 +1,73 @@
-"""Frozen weights in 8 or 4 bits, by bitsandbytes or torchao, as transformers loads them."""
+"""Frozen weights in fewer bits, as transformers loads them from `quantization_config`."""
 
 from __future__ import annotations
 
-import ast
+import difflib
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from typing import Any
 
 from peft import PeftModel
-from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import is_bitsandbytes_available, is_torchao_available
 from transformers.utils.import_utils import BITSANDBYTES_MIN_VERSION, TORCHAO_MIN_VERSION
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from prompt_tuning.arguments.arguments import ModelArguments
-from prompt_tuning.errors import ModelError, RecipeError
+from prompt_tuning.errors import ModelError, RecipeError, first_line
 
 
 def quantization_config(args: ModelArguments) -> QuantizationConfigMixin | None:
-    """What `from_pretrained` takes as `quantization_config`; None for weights as they are.
+    """Return what `from_pretrained` takes as `quantization_config`, or None for weights as they are.
+
+    Args:
+        args: its `quantization_config` is the mapping that `transformers.AutoQuantizationConfig.from_dict` reads.
 
     Raises:
-        RecipeError: `quant_type` is not one of torchao's configurations.
+        RecipeError: transformers has no such method, or the method has no such setting or value.
         ModelError: the package is missing or too old.
     """
-    if args.load_in_4bit or args.load_in_8bit:
-        if not is_bitsandbytes_available():
-            wanted = "load_in_4bit" if args.load_in_4bit else "load_in_8bit"
-            raise _missing(wanted, f"bitsandbytes>={BITSANDBYTES_MIN_VERSION}")
-        ours = {name: value for name, value in vars(args).items() if name.startswith(("load_in_", "bnb_4bit_"))}
-        return BitsAndBytesConfig(**{name: value for name, value in ours.items() if value is not None})
-    if args.quant_type:
-        name, settings = torchao_call(args.quant_type)
-        if not is_torchao_available():
-            raise _missing(f"quant_type {name}", f"torchao>={TORCHAO_MIN_VERSION}")
-        try:
-            return TorchAoConfig(vars(import_module("torchao.quantization"))[name](**settings))
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"torchao has no {name}" if isinstance(error, KeyError) else str(error)
-            raise RecipeError(
-                f"quant_type {args.quant_type}: {reason}; expected one of torchao.quantization's configurations"
-            ) from error
-    return None
-
-
-def torchao_call(text: str) -> tuple[str, dict[str, Any]]:
-    """`Int4WeightOnlyConfig(group_size=32)`, or without its brackets, -> its name and settings; nothing is run.
-
-    Raises:
-        RecipeError: anything else.
-    """
+    settings = args.quantization_config
+    if not isinstance(settings, dict):
+        return None
+    _check_package(settings)
     try:
-        node = ast.parse(text, mode="eval").body
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
-            return node.func.id, {each.arg: ast.literal_eval(each.value) for each in node.keywords}
-        if isinstance(node, ast.Name):
-            return node.id, {}
-    except (SyntaxError, ValueError):
-        pass
-    raise RecipeError(
-        f"quant_type {text}: expected one of torchao.quantization's configurations as Python writes it, as "
-        "Int8WeightOnlyConfig or Int4WeightOnlyConfig(group_size=32)"
-    )
+        config = AutoQuantizationConfig.from_dict(dict(settings))
+    except ImportError as error:
+        raise ModelError(f"quantization_config: {first_line(error)}") from error
+    except Exception as error:  # torchao raises an error of its own for a configuration of another version
+        raise RecipeError(
+            f"quantization_config: {first_line(error)}. Write the mapping that transformers' AutoQuantizationConfig "
+            "reads."
+        ) from error
+    names = inspect.signature(type(config).__init__).parameters
+    for name in settings:
+        if name not in names and name != "quant_method":
+            nearest = difflib.get_close_matches(name, names, n=1)
+            hint = f"Did you mean {nearest[0]}?" if nearest else "Leave it out."
+            raise RecipeError(f"quantization_config: {type(config).__name__} has no setting {name}. {hint}")
+    return config
 
 
-def _missing(wanted: str, package: str) -> ModelError:
-    return ModelError(f"{wanted} needs {package}, which is not here: pip install '{package}'")
+def _check_package(settings: dict[str, object]) -> None:
+    """Raise ModelError if the package of the method is missing or too old."""
+    loads_bits = settings.get("load_in_4bit") or settings.get("load_in_8bit")
+    method = "bitsandbytes" if loads_bits else settings.get("quant_method")
+    package = None
+    if method == "bitsandbytes" and not is_bitsandbytes_available():
+        package = f"bitsandbytes>={BITSANDBYTES_MIN_VERSION}"
+    elif method == "torchao" and not is_torchao_available():
+        package = f"torchao>={TORCHAO_MIN_VERSION}"
+    if package:
+        raise ModelError(
+            f"quantization_config: {method} needs {package}, which is not installed. Run `pip install '{package}'`."
+        )
 
 
 @contextmanager
 def allow_quantized_evaluation(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Within it Trainer takes a quantized model to which nothing was added; it refuses to evaluate one, too."""
+    """Let Trainer evaluate a quantized model without an adapter, which it refuses to train."""
     if isinstance(model, PeftModel) or not model.__dict__.get("is_quantized"):
         yield
         return

@@ -1,49 +1,44 @@
-"""A recipe: one flat YAML file of flags, parsed once together with the command line.
-
-Each `key: value` pair becomes `--key=value`, overrides follow, and one `HfArgumentParser` types all of it, so YAML and
-flags mean the same. This module imports neither torch nor transformers until a recipe is parsed.
-"""
+"""Read recipes: each pair of a flat YAML file becomes a flag, and one parser types it with the command line."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
 
-from prompt_tuning.arguments.arguments import (
-    DataArguments,
-    ModelArguments,
-    PromptArguments,
-)
+from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
 from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import RecipeError, first_line
 from prompt_tuning.metrics.loading import MAIN_METRIC
+from prompt_tuning.recipe.old_settings import translate
+from prompt_tuning.recipe.parser import RecipeParser, to_argv
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.recipe.validation import validation_errors
 from prompt_tuning.support.yaml_files import TextPair, read_text_pairs
 
-if TYPE_CHECKING:
-    pass
+# The settings of Trainer that a finished run predicts with.
+PREDICTION_SETTINGS = ("output_dir", "seed", "generation_max_length", "generation_num_beams")
+PLATEAU_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")
 
-PREDICTION_SETTINGS = ("output_dir", "seed", "generation_max_length", "generation_num_beams")  # of Trainer's settings
+Blocks = tuple[ModelArguments, DataArguments, PromptArguments, PromptTuningArguments]
 
 
-def load_recipe(path: str | Path, overrides: list[str] | None = None, for_prediction: bool = False) -> Recipe:
+def load_recipe(path: str | Path, overrides: list[str] | None = None, *, for_prediction: bool = False) -> Recipe:
     """Read a recipe and type it together with its overrides.
 
     Args:
         path: a flat YAML file.
         overrides: as on the command line, `["--learning_rate", "0.1", "--bf16"]`.
-        for_prediction: the recipe of a finished run. Its data need not be there, nor what it trained with: a GPU's
-            number formats, or where it was logged to.
+        for_prediction: the recipe of a finished run, also of version 0.1.0. The data may be missing, and settings
+            that only training needs, such as a GPU's number formats, are left out.
+
+    Returns:
+        The recipe, checked unless it is for prediction.
 
     Raises:
         RecipeError: with every unknown key, wrong type and missing setting at once.
     """
-    recipe = _read(Path(path), overrides or [], for_prediction)
+    recipe = _read(Path(path), overrides or [], for_prediction=for_prediction)
     if for_prediction:
         return recipe
     problems = validation_errors(recipe)
@@ -57,73 +52,97 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, for_predic
     return recipe
 
 
-def _read(path: Path, overrides: list[str], for_prediction: bool = False) -> Recipe:
-    pairs, parser = read_pairs(path), _parser()
+def _read(path: Path, overrides: list[str], *, for_prediction: bool = False) -> Recipe:
+    """Read and type a recipe, and set the defaults that depend on other settings."""
+    pairs = read_pairs(path)
     if for_prediction:
-        of_training = {each.name for each in dataclasses.fields(parser.dataclass_types[-1])}
-        pairs = [pair for pair in pairs if pair.key in PREDICTION_SETTINGS or pair.key not in of_training]
+        training_names = {field.name for field in dataclasses.fields(PromptTuningArguments)}
+        training_names.difference_update(PREDICTION_SETTINGS)
+        pairs = translate(path, [pair for pair in pairs if pair.key not in training_names])
+    blocks = _parse(path, pairs, overrides)
+    explicitly_set = _names_set(pairs, overrides, blocks)
+    _set_dependent_defaults(blocks, explicitly_set)
+    return Recipe(path, *blocks, explicitly_set)
+
+
+def _parse(path: Path, pairs: list[TextPair], overrides: list[str]) -> Blocks:
+    """Type pairs and overrides; raise RecipeError with all that is wrong with any of them."""
+    parser = RecipeParser()
     problems = []
     for pair in pairs:
-        problem = parser.problem(pair.key, pair.value)
+        problem = parser.pair_error(pair.key, pair.value)
         if problem:
             problems.append(f"{path}, line {pair.line}: {problem}")
-    problems += parser.problems_of(overrides)
+    problems += parser.flag_errors(overrides)
     if problems:
         raise RecipeError("\n".join(problems))
-
     argv = [f"--output_dir=runs/{path.stem}"]
     for pair in pairs:
         argv += to_argv(pair.key, pair.value)
     try:
-        blocks = parser.parse_args_into_dataclasses(argv + overrides, look_for_args_file=False)
-    except (ValueError, TypeError, ImportError, OSError) as error:  # raised by the dataclasses' own __post_init__
+        return parser.parse_args_into_dataclasses(argv + overrides, look_for_args_file=False)
+    except (ValueError, TypeError, ImportError, OSError) as error:  # The dataclasses' __post_init__ raise these.
         raise RecipeError(f"{path}: {first_line(error)}") from error
-    flags = (item.lstrip("-").split("=")[0].replace("-", "_") for item in overrides if item.startswith("--"))
-    off = {f"no_{name}": name for block in blocks for name in vars(block)}  # argparse's --no_bf16
-    given = frozenset(off.get(name, name) for name in (*flags, *(pair.key for pair in pairs)))
-    model, data, prompt, training = blocks
-    if "learning_rate" not in given:
+
+
+def _names_set(pairs: list[TextPair], overrides: list[str], blocks: Blocks) -> frozenset[str]:
+    """Return the names of the settings that the recipe or the command line sets."""
+    names = {pair.key for pair in pairs}
+    for item in overrides:
+        if item.startswith("--"):
+            names.add(item.lstrip("-").split("=")[0].replace("-", "_"))
+    for block in blocks:
+        for name in vars(block):
+            if f"no_{name}" in names:  # argparse has --no_bf16 for bf16
+                names.remove(f"no_{name}")
+                names.add(name)
+    return frozenset(names)
+
+
+def _set_dependent_defaults(blocks: Blocks, explicitly_set: frozenset[str]) -> None:
+    """Set the settings of Trainer whose defaults depend on other settings."""
+    _, data, prompt, training = blocks
+    if "learning_rate" not in explicitly_set:
         method = METHODS[prompt.method]
         training.learning_rate = method.default_learning_rate(network=prompt.prefix_projection)
     if data.streaming:
-        if "train_sampling_strategy" not in given:
-            training.train_sampling_strategy = "sequential"  # in the order of the stream, which is shuffled by itself
-        # Else one process reads for all, and cannot send them batches of unlike length.
+        if "train_sampling_strategy" not in explicitly_set:
+            training.train_sampling_strategy = "sequential"  # The stream itself is shuffled.
+        # Otherwise one process reads for all, and cannot send them batches of different lengths.
         training.accelerator_config.dispatch_batches = False
     wants_best = training.load_best_model_at_end or training.save_strategy == "best"
-    if wants_best and data.task and "metric_for_best_model" not in given:
-        training.metric_for_best_model, training.greater_is_better = MAIN_METRIC[data.task], True
-    if training.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and training.greater_is_better:
-        training.lr_scheduler_kwargs = {"mode": "max"} | (training.lr_scheduler_kwargs or {})  # torch's own is min
+    if wants_best and data.task and "metric_for_best_model" not in explicitly_set:
+        training.metric_for_best_model = MAIN_METRIC[data.task]
+        training.greater_is_better = True
+    if training.lr_scheduler_type in PLATEAU_SCHEDULERS and training.greater_is_better:
+        # The default of torch is min.
+        training.lr_scheduler_kwargs = {"mode": "max"} | (training.lr_scheduler_kwargs or {})
     if (training.resume_from_checkpoint or "").lower() in ("false", "no"):
         training.resume_from_checkpoint = None
-    return Recipe(path, model, data, prompt, training, given)
 
 
 def load_tasks(recipe: Recipe) -> dict[str, Recipe]:
-    """The recipes of a multitask recipe's tasks, by the tasks' names; a task's id is its place here.
+    """Return the recipes of the tasks of a multitask recipe by the tasks' names. A task's id is its place here.
 
     Raises:
         RecipeError: with all that is wrong with any of them.
     """
     tasks: dict[str, Recipe] = {}
-    problems = []
+    problems: list[str] = []
     for path in map(Path, recipe.prompt.tasks or ()):
         try:
-            # Its method decides whether the rest is looked at; accelerate's state is that of the last recipe read.
+            # The state of accelerate is that of the last recipe read, so that use_cpu must be the same.
             task = _read(path, [f"--use_cpu={recipe.training.use_cpu}"])
         except RecipeError as error:
             problems.append(str(error))
             continue
         if METHODS[task.prompt.method].trains_several_tasks:
-            problems.append(
-                f"{path}: its method is {task.prompt.method} too; name recipes that could each be trained alone"
-            )
+            problems.append(f"{path}: its method is {task.prompt.method} too. Name recipes that can be trained alone.")
         elif task.data.streaming:
-            problems.append(f"{path}: rows of several tasks are not streamed; set streaming: false")
+            problems.append(f"{path}: rows of several tasks are not streamed. Set streaming: false.")
         elif path.stem in tasks:
             problems.append(
-                f"{path}: task {path.stem} is {tasks[path.stem].path} already; rename one of the two files"
+                f"{path}: task {path.stem} is {tasks[path.stem].path} already. Rename one of the two files."
             )
         else:
             tasks[path.stem] = task
@@ -134,8 +153,8 @@ def load_tasks(recipe: Recipe) -> dict[str, Recipe]:
 
 
 def print_all_flags() -> None:
-    """Every flag with its type and default, the Trainer's too."""
-    _parser().print_help()
+    """Print every flag with its type and default, also those of Trainer."""
+    RecipeParser().print_help()
 
 
 def read_pairs(path: Path) -> list[TextPair]:
@@ -162,64 +181,3 @@ def read_pairs(path: Path) -> list[TextPair]:
         lines[key] = pair.line
         pairs[number] = dataclasses.replace(pair, key=key)
     return [pair for pair in pairs if pair.value is not None]
-
-
-def to_argv(key: str, value: str | list | dict) -> list[str]:
-    if isinstance(value, list):
-        return [f"--{key}", *map(str, value)]
-    return [f"--{key}={json.dumps(_typed(value)) if isinstance(value, dict) else value}"]
-
-
-def _typed(value: Any) -> Any:
-    """The numbers and truth values in a mapping, which transformers would leave texts where they are as `1e-5`."""
-    if isinstance(value, dict):
-        return {key: _typed(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_typed(each) for each in value]
-    try:
-        return json.loads(value)
-    except (TypeError, ValueError):
-        return value
-
-
-def _parser():
-    from transformers import HfArgumentParser
-
-    from prompt_tuning.arguments.training_args import PromptTuningArguments
-
-    class RecipeParser(HfArgumentParser):
-        """Reports a bad flag in place of leaving the process."""
-
-        def error(self, message: str) -> NoReturn:
-            raise RecipeError(message)
-
-        def unknown(self, name: str) -> str:
-            known = [option.removeprefix("--") for option in self._option_string_actions if "-" not in option[2:]]
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else "`prompt-tuning train --help_all` lists them all"
-            return f"unknown setting {name}; {hint}"
-
-        def problem(self, key: str, value: str | list | dict) -> str | None:
-            """What is wrong with one pair, if anything."""
-            if f"--{key}" not in self._option_string_actions:
-                return self.unknown(key)
-            items = map(str, value) if isinstance(value, list) else ()
-            if flag := next((item for item in items if re.match(r"--?[A-Za-z]\S*$|--$", item)), None):
-                return f"{key}: the item {flag!r} looks like a flag; word it in another way"
-            try:
-                _, rest = self.parse_known_args(to_argv(key, value))
-            except RecipeError as error:
-                return str(error)
-            return f"{key}: expected one value, found a list of {len(value)}" if rest else None
-
-        def problems_of(self, overrides: list[str]) -> list[str]:
-            """What is wrong with the command line's flags."""
-            try:
-                _, rest = self.parse_known_args(overrides)
-            except RecipeError as error:
-                return [f"command line: {error}"]
-            names = [item.lstrip("-").split("=")[0] for item in rest if item.startswith("-")] or rest
-            return [f"command line: {self.unknown(name)}" for name in names]
-
-    blocks = (ModelArguments, DataArguments, PromptArguments, PromptTuningArguments)
-    return RecipeParser(blocks, allow_abbrev=False, add_help=False)

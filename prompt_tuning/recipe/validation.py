@@ -137,18 +137,21 @@ def _precision_contradictions(recipe: Recipe) -> list[str]:
     model, problems = recipe.model, []
     if recipe.training.fp16 and recipe.training.device.type == "cpu":
         problems.append("fp16 has no effect on a CPU: accelerate trains in float32; set bf16: true, or leave it out")
-    ways = {"load_in_8bit": model.load_in_8bit, "load_in_4bit": model.load_in_4bit, "quant_type": model.quant_type}
-    given = [name for name, value in ways.items() if value]
-    if len(given) > 1:
-        problems.append(f"{' and '.join(given)} exclude each other; leave all but one out")
-    if given and METHODS[recipe.prompt.method].trains_whole_model:
-        problems.append(f"{given[0]}: method full trains all weights, and quantized ones stay as they are; take lora")
-    if not model.load_in_4bit:
-        problems += [
-            f"{name} is for 4 bits and has no effect without load_in_4bit: true"
-            for name, value in vars(model).items()
-            if name.startswith("bnb_4bit_") and value is not None
-        ]
+    quantization = model.quantization_config if isinstance(model.quantization_config, dict) else {}
+    if quantization and METHODS[recipe.prompt.method].trains_whole_model:
+        problems.append(
+            "quantization_config: method full trains all weights, and quantized weights cannot be trained. Set "
+            "method: lora."
+        )
+    for name in ("load_in_4bit", "load_in_8bit"):
+        if not isinstance(quantization.get(name, False), bool):
+            problems.append(f"quantization_config: {name} is {quantization[name]!r}. Set true or false.")
+    if quantization.get("load_in_4bit") and quantization.get("load_in_8bit"):
+        problems.append("quantization_config: load_in_4bit and load_in_8bit exclude each other. Leave one out.")
+    if not quantization.get("load_in_4bit"):
+        for name in quantization:
+            if name.startswith("bnb_4bit_"):
+                problems.append(f"quantization_config: {name} has no effect without load_in_4bit: true. Set that too.")
     return problems
 
 

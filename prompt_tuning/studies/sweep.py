@@ -15,7 +15,8 @@ from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import DataError, ErrorList, PromptTuningError, RecipeError
 from prompt_tuning.metrics.loading import main_metric
 from prompt_tuning.metrics.scores import Scores
-from prompt_tuning.recipe.loading import load_recipe, read_pairs, to_argv
+from prompt_tuning.recipe.loading import load_recipe, read_pairs
+from prompt_tuning.recipe.parser import to_argv
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs.prepare import prepare_run
 from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, is_finished

@@ -106,7 +106,7 @@ def to_yaml(values: Any) -> str:
     yaml.Representer = _BlockRepresenter
     yaml.Resolver = _StrictestResolver
     yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # ruamel.yaml types it as None
     yaml.width = LINE_WIDTH
     stream = io.StringIO()
     yaml.dump(values, stream)

@@ -12,7 +12,7 @@ from helpers.rows import question_rows, write_jsonl
 from prompt_tuning.cli.main import main
 
 COMMANDS = {
-    "unknown setting num_train_epoch; did you mean num_train_epochs?": "check recipe.yaml --num_train_epoch 3",
+    "unknown setting num_train_epoch. Did you mean num_train_epochs?": "check recipe.yaml --num_train_epoch 3",
     "lora_r has no effect with method prompt_tuning; it belongs to lora": "check recipe.yaml --lora_r 4",
     "mine.jsonl: no such file": "check recipe.yaml --train_file mine.jsonl",
     "broken.jsonl, line 2: not JSON": "check recipe.yaml --train_file broken.jsonl",
@@ -63,7 +63,7 @@ ELSEWHERE = {
     "another process of this run is gone, or its host cannot be reached": "tests/training/test_distributed.py",
     "the loss is nan, and nothing was saved of it; its rows: ": "tests/runs/test_multitask.py",
     "out of memory (CUDA out of memory": "tests/training/test_callbacks.py",
-    "load_in_4bit needs bitsandbytes>=0.46.1, which is not here": "tests/training/test_precision.py",
+    "bitsandbytes needs bitsandbytes>=0.46.1, which is not installed": "tests/training/test_precision.py",
 }
 RECIPE = """\
 model_name_or_path: tiny-llama

@@ -10,8 +10,10 @@ from helpers.paths import ROOT
 from transformers import Seq2SeqTrainingArguments
 
 from prompt_tuning.arguments.training_args import PromptTuningArguments
+from prompt_tuning.cli.main import main
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.recipe.old_settings import GONE
 from prompt_tuning.recipe.validation import validation_errors
 from prompt_tuning.runs.prepare import prepare
 from prompt_tuning.templates.template import Template
@@ -92,13 +94,13 @@ def test_the_best_checkpoint_is_by_default_that_of_the_tasks_main_metric(recipe_
 @pytest.mark.parametrize(
     ("changes", "overrides", "messages"),
     [
-        ({"num_train_epoch": 3}, [], ["line 15: unknown setting num_train_epoch; did you mean num_train_epochs?"]),
+        ({"num_train_epoch": 3}, [], ["line 15: unknown setting num_train_epoch. Did you mean num_train_epochs?"]),
         ({"learning_rate": "fast"}, [], ["learning_rate", "invalid float value: 'fast'"]),
         ({"method": "prefix"}, [], ["invalid choice: 'prefix'", "prompt_tuning"]),
         (
             {"sed": 1, "max_steps": "ten"},
             ["--tempalte", "x"],
-            ["did you mean seed?", "'ten'", "did you mean template?"],
+            ["Did you mean seed?", "'ten'", "Did you mean template?"],
         ),
         ({}, ["--num_train_epoch", "3"], ["command line: unknown setting num_train_epoch"]),
         ({"model_name_or_path": None, "task": None}, [], ["model_name_or_path is missing", "task is missing"]),
@@ -185,6 +187,55 @@ def test_mistakes_are_named_together_with_the_next_step(recipe_file, changes, ov
         load_recipe(recipe_file(**changes), overrides)
     for message in messages:
         assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "replacement"),
+    [
+        ("load_in_4bit", "quantization_config: {quant_method: bitsandbytes, load_in_4bit: true}"),
+        ("bnb-4bit-quant-type", "load_in_4bit: true, bnb_4bit_quant_type: nf4}"),
+        ("quant_type", "quantization_config: {quant_method: torchao, quant_type: {default: {_type: Int8Weight"),
+    ],
+)
+def test_a_setting_of_0_1_0_that_is_gone_names_its_replacement(recipe_file, key, replacement, capsys):
+    assert main(["check", str(recipe_file(**{key: "true"}))]) == 2
+    message = capsys.readouterr().err
+    assert f"line 15: {key.replace('-', '_')} is not a setting any more. Set " in message and replacement in message
+    assert main(["check", str(recipe_file()), f"--{key}", "true"]) == 2
+    assert f"command line: {key} is not a setting any more. Set " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", GONE.values())
+def test_the_replacement_of_a_setting_that_is_gone_is_one(recipe_file, setting):
+    name, _, value = setting.partition(": ")
+    assert load_recipe(recipe_file(**{name: value})).model.quantization_config["quant_method"]
+
+
+@pytest.mark.parametrize(
+    ("saved", "quantization"),
+    [
+        (
+            {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": False},
+            {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": False},
+        ),
+        ({"quant_type": "Int8WeightOnlyConfig"}, {"_type": "Int8WeightOnlyConfig", "_data": {}}),
+        (
+            {"quant_type": "Int4WeightOnlyConfig(group_size=32, use_hqq=True)"},
+            {"_type": "Int4WeightOnlyConfig", "_data": {"group_size": 32, "use_hqq": True}},
+        ),
+        ({"quant_type": "Int4WeightOnlyConfig(n=f('x'))"}, None),
+    ],
+)
+def test_a_quantized_run_of_0_1_0_predicts_with_what_replaces_its_settings(recipe_file, saved, quantization):
+    path = recipe_file(**saved)
+    if quantization is None:
+        with pytest.raises(RecipeError, match=r"cannot be translated\. Set quantization_config: "):
+            load_recipe(path, for_prediction=True)
+        return
+    settings = load_recipe(path, for_prediction=True).model.quantization_config
+    if settings.pop("quant_method") == "torchao":
+        settings = settings["quant_type"]["default"]
+    assert settings == quantization
 
 
 @pytest.mark.parametrize(

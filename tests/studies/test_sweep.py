@@ -169,7 +169,7 @@ def test_all_that_is_wrong_with_any_run_is_said_before_a_model_is_read(recipe_fi
     recipe = recipe_file(output_dir=None)
     assert main(["sweep", write_sweep(tmp_path, recipe, settings), "--output_dir", str(tmp_path / "runs")]) == 2
     err = capsys.readouterr().err
-    assert "run key: command line: unknown setting num_virtual_token; did you mean num_virtual_tokens?" in err
+    assert "run key: command line: unknown setting num_virtual_token. Did you mean num_virtual_tokens?" in err
     assert "run rows: " in err and "bad.jsonl, line 1: " in err
     assert not base_models and not (tmp_path / "runs").exists()
 

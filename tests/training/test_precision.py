@@ -20,11 +20,15 @@ from prompt_tuning.engine.attention import ATTENTION
 from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 from prompt_tuning.models.quantization import quantization_config
+from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs.predict import Predictor
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
-INT8 = {"quant_type": "Int8WeightOnlyConfig"}
-NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"}
+INT8 = {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_data": {}}}}
+NF4 = {
+    "quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_compute_dtype": "float32",
+}  # fmt: skip
 QUANTIZED = [
     pytest.param(
         INT8, "torchao.quantization.Int8Tensor", id="torchao",
@@ -134,37 +138,45 @@ def test_half_precision_that_only_accelerate_was_told_is_in_the_recipe_and_in_wh
 
 
 @pytest.mark.parametrize(
-    ("changes", "code", "message"),
+    ("quantization", "code", "message"),
     [
-        ({"load_in_8bit": "true", "load_in_4bit": "true"}, 2, "load_in_8bit and load_in_4bit exclude each other"),
-        ({"load_in_4bit": "true", "method": "full"}, 2, "load_in_4bit: method full trains all weights"),
-        ({"load_in_8bit": "true", "bnb_4bit_quant_type": "nf4"}, 2, "bnb_4bit_quant_type is for 4 bits"),
-        ({"bnb_4bit_use_double_quant": "true"}, 2, "no effect without load_in_4bit: true"),
-        ({"load_in_4bit": "true"}, 1, "load_in_4bit needs bitsandbytes>=0.46.1, which is not here: pip install"),
-        ({"quant_type": "Int8WeightOnlyConfig"}, 1, "needs torchao>=0.15.0, which is not here: pip install 'torchao"),
-        ({"quant_type": "int8_weight_only"}, 1, "quant_type int8_weight_only needs torchao"),
-        ({"quant_type": "open('x')"}, 2, "quant_type open('x'): expected one of torchao.quantization's"),
-        ({"quant_type": "Int4WeightOnlyConfig(group_size=n)"}, 2, "as Python writes it"),
+        ({"load_in_8bit": True, "load_in_4bit": True}, 2, "load_in_4bit and load_in_8bit exclude each other"),
+        ({"load_in_8bit": True, "bnb_4bit_quant_type": "nf4"}, 2, "bnb_4bit_quant_type has no effect without"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": "yes"}, 2, "load_in_4bit is 'yes'. Set true or false."),
+        ("nf4", 2, "quantization_config: expected a mapping, found 'nf4'. Set {quant_method: bitsandbytes"),
+        ({"load_in_4bit": True}, 1, "bitsandbytes needs bitsandbytes>=0.46.1, which is not installed. Run `pip"),
+        (INT8, 1, "torchao needs torchao>=0.15.0, which is not installed. Run `pip install 'torchao>=0.15.0'`."),
+        ({"quant_method": "guess"}, 2, "quantization_config: Unknown quantization type, got guess"),
+        ({"bits": 4}, 2, "quantization_config: The model's quantization config from the arguments has no `quant_met"),
+        ({"quant_method": "eetq", "weigths": "int8"}, 2, "EetqConfig has no setting weigths. Did you mean weights?"),
     ],
 )
 def test_a_quantization_that_cannot_be_had_stops_before_the_model_loads(
-    changes, code, message, recipe_file, capsys, monkeypatch
+    quantization, code, message, recipe_file, capsys, monkeypatch
 ):
-    forbid_model_loading(monkeypatch)
+    monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
     for name in ("is_bitsandbytes_available", "is_torchao_available"):
         monkeypatch.setattr(f"prompt_tuning.models.quantization.{name}", lambda: False)
-    settings = {"num_virtual_tokens": None} if "method" in changes else {}
-    assert main(["train", str(recipe_file(**changes, **settings))]) == code
+    assert main(["train", str(recipe_file(quantization_config=quantization))]) == code
     assert message in (said := capsys.readouterr().err) and "Traceback" not in said
 
 
-def test_bitsandbytes_is_told_what_the_recipe_says(monkeypatch):
+def test_full_fine_tuning_of_quantized_weights_is_refused(recipe_file, capsys):
+    recipe = recipe_file(method="full", num_virtual_tokens=None, quantization_config=NF4)
+    assert main(["train", str(recipe)]) == 2
+    assert "quantization_config: method full trains all weights" in capsys.readouterr().err
+
+
+def test_bitsandbytes_gets_the_mapping_of_the_recipe_or_the_command_line(recipe_file, monkeypatch):
     monkeypatch.setattr("prompt_tuning.models.quantization.is_bitsandbytes_available", lambda: True)
-    eight = quantization_config(ModelArguments(load_in_8bit=True))
+    eight = quantization_config(ModelArguments(quantization_config={"load_in_8bit": True}))
     assert eight.load_in_8bit and not eight.load_in_4bit
     given = dict(NF4, bnb_4bit_compute_dtype="bfloat16", bnb_4bit_use_double_quant=True)
-    four = quantization_config(ModelArguments(**given)).to_dict()
-    assert {name: four[name] for name in given} == given
+    flags = ["--quantization_config", json.dumps(given)]
+    for recipe in (load_recipe(recipe_file(quantization_config=given)), load_recipe(recipe_file(), flags)):
+        assert recipe.model.quantization_config == given == recipe.resolved()["quantization_config"]
+        four = quantization_config(recipe.model).to_dict()
+        assert {name: four[name] for name in given} == given
     assert quantization_config(ModelArguments()) is None
 
 
@@ -172,7 +184,7 @@ def test_bitsandbytes_is_told_what_the_recipe_says(monkeypatch):
 @pytest.mark.parametrize(("settings", "kind"), QUANTIZED)
 def test_the_engine_computes_over_quantized_weights_what_peft_computes(settings, kind, tmp_path):
     build("llama").save_pretrained(tmp_path)
-    args = ModelArguments(model_name_or_path=str(tmp_path), **settings)
+    args = ModelArguments(model_name_or_path=str(tmp_path), quantization_config=settings)
     torch.manual_seed(1)
     initial = torch.randn(PROMPT, 32) * 0.5
     found = []
@@ -202,7 +214,8 @@ def test_a_quantized_run_trains_evaluates_with_and_without_its_prompt_and_predic
     tiny_llama(len(tokenizer), hidden_size=64, intermediate_size=128).save_pretrained(model)
     tokenizer.save_pretrained(model)
     changes = dict(model_name_or_path=model, num_virtual_tokens=6 if method != "lora" else None, max_predict_samples=2)
-    recipe = str(recipe_file(**settings, **changes, method=method, eval_strategy="steps", eval_steps=2))
+    changes |= {"quantization_config": settings, "method": method, "eval_strategy": "steps", "eval_steps": 2}
+    recipe = str(recipe_file(**changes))
     assert main(["train", recipe]) == 0
     run = tmp_path / "run"
     assert json.loads((run / "results.json").read_text())["total_parameters"] > 120_000  # whatever packs them

@@ -1,0 +1,99 @@
+"""The parser of recipes and of command lines, which types both."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser
+
+from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.arguments.training_args import PromptTuningArguments
+from prompt_tuning.errors import RecipeError
+from prompt_tuning.recipe.old_settings import GONE
+
+TRUTH_VALUES = {"True": True, "TRUE": True, "False": False, "FALSE": False}  # JSON has them in lower case
+
+
+class RecipeParser(HfArgumentParser):
+    """Types the settings of all four blocks, and raises an error instead of leaving the process."""
+
+    def __init__(self) -> None:
+        blocks = (ModelArguments, DataArguments, PromptArguments, PromptTuningArguments)
+        super().__init__(blocks, allow_abbrev=False, add_help=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise RecipeError with argparse's message.
+
+        Raises:
+            RecipeError: always.
+        """
+        raise RecipeError(message)
+
+    def pair_error(self, key: str, value: Any) -> str | None:
+        """Return what is wrong with one setting of a recipe, or None.
+
+        Args:
+            key: the name of the setting.
+            value: its value with every scalar as text.
+        """
+        if f"--{key}" not in self._option_string_actions:
+            return self._unknown(key)
+        for item in value if isinstance(value, list) else ():
+            if re.match(r"--?[A-Za-z]\S*$|--$", str(item)):
+                return f"{key}: the item {item!r} looks like a flag. Word it in another way."
+        try:
+            _, rest = self.parse_known_args(to_argv(key, value))
+        except RecipeError as error:
+            return str(error)
+        return f"{key}: expected one value, found a list of {len(value)}. Set one value." if rest else None
+
+    def flag_errors(self, flags: list[str]) -> list[str]:
+        """Return what is wrong with the flags of a command line."""
+        try:
+            _, rest = self.parse_known_args(flags)
+        except RecipeError as error:
+            return [f"command line: {error}"]
+        names = [item.lstrip("-").split("=")[0] for item in rest if item.startswith("-")] or rest
+        return [f"command line: {self._unknown(name)}" for name in names]
+
+    def _unknown(self, name: str) -> str:
+        """Return the message for a setting that does not exist, with what to write instead."""
+        usual = name.replace("-", "_")
+        if usual in GONE:
+            return f"{name} is not a setting any more. Set {GONE[usual]}."
+        names = [option.removeprefix("--") for option in self._option_string_actions if "-" not in option[2:]]
+        nearest = difflib.get_close_matches(name, names, n=1)
+        hint = f"Did you mean {nearest[0]}?" if nearest else "`prompt-tuning train --help_all` lists all settings."
+        return f"unknown setting {name}. {hint}"
+
+
+def to_argv(key: str, value: Any) -> list[str]:
+    """Return one setting as flags: a list as several arguments, a mapping as one argument of JSON.
+
+    Args:
+        key: the name of the setting.
+        value: a text, a list or a mapping, with every scalar as text.
+    """
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    return [f"--{key}={json.dumps(_typed(value)) if isinstance(value, dict) else value}"]
+
+
+def _typed(value: Any) -> Any:
+    """Return a value of a mapping with its numbers and truth values typed; no flag types them.
+
+    JSON's reader takes `1e-5` for a number, unlike YAML's.
+    """
+    if isinstance(value, dict):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    if value in TRUTH_VALUES:
+        return TRUTH_VALUES[value]
+    try:
+        return json.loads(value)
+    except (TypeError, ValueError):
+        return value
