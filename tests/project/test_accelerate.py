@@ -1,4 +1,4 @@
-"""The launch configurations: accelerate itself reads each, and each says when to use it."""
+"""accelerate reads every launch configuration, and the header of each says when to use it."""
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
@@ -18,8 +18,11 @@ KINDS = {
 
 
 def test_there_is_a_configuration_of_each_kind():
-    found = {path.stem: load_config_from_file(str(path)) for path in CONFIGS}
-    assert {name: (config.distributed_type.value, config.num_processes) for name, config in found.items()} == KINDS
+    kinds = {}
+    for path in CONFIGS:
+        config = load_config_from_file(str(path))
+        kinds[path.stem] = (config.distributed_type.value, config.num_processes)
+    assert kinds == KINDS
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

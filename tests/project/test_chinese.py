@@ -1,4 +1,4 @@
-"""The Chinese recipe on rows of our own: its wording, what the model is given, and what its card says."""
+"""The Chinese recipe trains on rows of our own: its templates, the text that the model reads, and its card."""
 
 import json
 from dataclasses import replace
@@ -17,11 +17,11 @@ CITIES = ["杭州", "成都", "西安", "厦门", "哈尔滨", "昆明"]
 
 
 def rows(count, shift=0):
-    made = []
+    result = []
     for number in range(count):
         city, year = CITIES[(number + shift) % len(CITIES)], 1990 + number
         context = f"王芳于{year}年搬到{city}，在一家出版社担任编辑，周末常去湖边的图书馆。"
-        made.append(
+        result.append(
             {
                 "id": str(number),
                 "context": context,
@@ -29,7 +29,7 @@ def rows(count, shift=0):
                 "answers": {"text": [city], "answer_start": [context.index(city)]},
             }
         )
-    return made
+    return result
 
 
 def test_the_recipe_trains_and_is_scored_as_chinese(model_folders, tmp_path, monkeypatch, capsys):

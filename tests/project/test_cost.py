@@ -1,4 +1,4 @@
-"""docs/cost.md says what its command prints, and the formulas come near what was measured."""
+"""docs/cost.md has the tables that its command prints, and the formulas are near the measurements."""
 
 import sys
 
@@ -9,7 +9,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import cost
 
 
-def test_the_document_holds_every_table_that_is_calculated_alone(capsys):
+def test_the_document_has_every_calculated_table(capsys):
     for part in (cost.compute, cost.state, cost.movement):
         part(cost.BATCH)
     document = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
@@ -18,7 +18,7 @@ def test_the_document_holds_every_table_that_is_calculated_alone(capsys):
 
 
 def test_llama_2_has_the_parameters_that_its_names_promise_and_any_model_those_of_its_matrices():
-    for name, billions in (("Llama-2-7B", 6.74), ("Llama-2-70B", 68.98)):  # as published
+    for name, billions in (("Llama-2-7B", 6.74), ("Llama-2-70B", 68.98)):  # Touvron et al. 2023
         assert abs(cost.LLAMA_2[name].parameters / 1e9 - billions) < 0.01
     model = LlamaForCausalLM(
         LlamaConfig(

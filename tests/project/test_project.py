@@ -1,4 +1,4 @@
-"""What a project shows to those who have not read its code: docstrings, citation, licence."""
+"""Every public name has a docstring, every package offers what it lists, and citation and licence are right."""
 
 import importlib
 import inspect
@@ -15,9 +15,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 @pytest.mark.parametrize("name", prompt_tuning.__all__)
-def test_every_public_name_and_method_says_what_it_is(name):
+def test_every_public_name_and_method_has_a_docstring(name):
     public = getattr(prompt_tuning, name)
-    assert public.__doc__ and not public.__doc__.startswith(f"{name}(")  # as dataclasses write it themselves
+    assert public.__doc__ and not public.__doc__.startswith(
+        f"{name}("
+    )  # A dataclass without a docstring gets its signature.
     members = vars(public).items() if inspect.isclass(public) else ()
     functions = {key: inspect.unwrap(getattr(public, key)) for key, value in members if not key.startswith("_")}
     undocumented = [key for key, value in functions.items() if inspect.isroutine(value) and not value.__doc__]
@@ -38,7 +40,7 @@ def test_every_package_offers_the_names_that_it_lists():
 
 def test_the_citation_is_of_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # those that the format requires
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # The format requires these.
     assert citation["cff-version"] == "1.2.0" and citation["authors"] == [{"name": "The prompt_tuning authors"}]
     assert citation["version"] == PROJECT["version"] and citation["license"] == PROJECT["license"]
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
