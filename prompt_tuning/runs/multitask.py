@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,101 +22,127 @@ from transformers import PreTrainedModel, set_seed
 
 from prompt_tuning.arguments.arguments import ENCODING_SETTINGS, GENERATION_SETTINGS, TASK_SETTINGS
 from prompt_tuning.data.loading import row_origin
-from prompt_tuning.errors import ErrorList, PromptTuningError
+from prompt_tuning.errors import ErrorList
 from prompt_tuning.models.initialization import frequent_ids, initial_prompt
 from prompt_tuning.models.loading import load_base_model
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 from prompt_tuning.recipe.loading import load_tasks
 from prompt_tuning.recipe.recipe import Recipe
-from prompt_tuning.runs.evaluate import describe, evaluate_and_write, write_pages
-from prompt_tuning.runs.fitting import callbacks, checkpoint_to_resume, fit, save_adapter, save_recipe
+from prompt_tuning.runs.evaluate import evaluate_models
+from prompt_tuning.runs.fitting import early_stopping, fit, save_adapter, save_recipe
 from prompt_tuning.runs.prepare import Prepared, prepare_run
+from prompt_tuning.runs.results import describe, write_pages
+from prompt_tuning.runs.resume import checkpoint_to_resume
 from prompt_tuning.runs.sharding import check_sharding
 from prompt_tuning.support.files import write_json
+from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
 
 
-def train_tasks(recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
+def train_tasks(recipe: Recipe, *, evaluate_hard_prompt: bool = True) -> Path:
     """Run a multitask recipe.
+
+    Args:
+        recipe: the multitask recipe, which names the recipes of its tasks.
+        evaluate_hard_prompt: also evaluate every task without its prompt.
 
     Returns:
         The run's folder: the multitask adapter as PEFT saves it, recipe.yaml, results.json, log_history.json,
-        report.html, the checkpoints, and for each task a folder that is an ordinary run's, with the task's prompt as
-        a plain adapter.
+        report.html, the checkpoints, and for every task a folder such as an ordinary run has, with the task's prompt
+        as a plain adapter.
+
+    Raises:
+        PromptTuningError: as `train` does, for all tasks at once.
     """
-    check_sharding(recipe)
     folder = Path(recipe.training.output_dir)
+    check_sharding(recipe)
     checkpoint = checkpoint_to_resume(recipe, folder)
     tasks = prepare_tasks(recipe)
 
     set_seed(recipe.training.seed)
-    of_tasks = list(tasks.values())
-    base = load_base_model(recipe.model, of_tasks[0].config)
-    initial = _shared_start(base, recipe, of_tasks)
+    first, *_ = tasks.values()
+    base = load_base_model(recipe.model, first.config)
+    initial = _initial_shared_prompt(base, recipe, tasks)
     model = add_soft_prompt(base, prompt_config(base, len(initial), recipe.prompt), initial)
-    trainer = PromptTuningTrainer(
-        model=model,
-        args=recipe.training,
-        processing_class=of_tasks[0].tokenizer,
-        train_dataset=join_rows(tasks, "train"),
-        eval_dataset=join_rows(tasks, "validation"),  # without compute_metrics: their loss alone
-        callbacks=callbacks(recipe),
-        name_row=lambda row, task: row_origin(of_tasks[task].recipe.data, "train", row),
-    )
-    facts = fit(trainer, recipe, checkpoint) | {"train_rows": len(trainer.train_dataset)}
-    if trainer.is_world_process_zero():
-        save_adapter(model, folder, initial)
-        save_recipe(recipe, folder)
-        write_json(folder / "log_history.json", trainer.state.log_history)
+    facts = _fit_and_save(model, recipe, tasks, initial, checkpoint)
 
     results: dict[str, dict[str, Any]] = {}
     for number, (name, prepared) in enumerate(tasks.items()):
         prompt = task_prompt(model, number)
-        of_task = facts | {
+        plain = add_soft_prompt(base, prompt_config(base, len(prompt)), prompt)
+        if PartialState().is_main_process:
+            method = recipe.prompt.method
+            comment = (
+                f"# One task of ../recipe.yaml, which trained its prompt together with other tasks' by {method}.\n"
+            )
+            save_adapter(plain, folder / name, initial)
+            save_recipe(prepared.recipe, folder / name, prepared.template, comment)
+        models: list[tuple[str, PreTrainedModel | PeftModel]] = [("soft_prompt", plain)]
+        if evaluate_hard_prompt:
+            models.append(("hard_prompt", base))
+        of_task = {
+            **describe(prepared, prepared.last_split),
+            **facts,
             "train_rows": prepared.reports["train"].rows,
             "trainable_parameters": prompt.numel(),
             "total_parameters": base.num_parameters() + prompt.numel(),
             "trained_with": [other for other in tasks if other != name],
         }
-        plain = add_soft_prompt(base, prompt_config(base, len(prompt)), prompt)
-        if PartialState().is_main_process:
-            by = recipe.prompt.method
-            comment = f"# One task of ../recipe.yaml, which trained its prompt together with other tasks' by {by}.\n"
-            save_adapter(plain, folder / name, initial)
-            save_recipe(prepared.recipe, folder / name, prepared.template, comment)
-        models = [("soft_prompt", plain), *([("hard_prompt", base)] if evaluate_hard_prompt else [])]
-        of_task = describe(prepared, prepared.last_split) | of_task
-        results[name] = evaluate_and_write(models, prepared, prepared.last_split, folder / name, of_task)
+        results[name] = evaluate_models(models, prepared, prepared.last_split, folder / name, of_task)
         write_pages(folder / name, "card")
     if PartialState().is_main_process:
-        write_json(folder / "results.json", {"tasks": results, "seed": recipe.training.seed} | facts)
-    write_pages(folder, "report")  # and that of each task
-    PartialState().wait_for_everyone()  # until the folder is whole
+        write_json(RunFolder(folder).results, {"tasks": results, "seed": recipe.training.seed} | facts)
+    # This also writes the report of every task.
+    write_pages(folder, "report")
+    # The other processes must not return before the folder is whole.
+    PartialState().wait_for_everyone()
     return folder
 
 
+def _fit_and_save(
+    model: PeftModel, recipe: Recipe, tasks: dict[str, Prepared], initial: torch.Tensor, checkpoint: str | None
+) -> dict[str, Any]:
+    """Train on the rows of all tasks and save the multitask adapter; return the facts for results.json."""
+    folder = Path(recipe.training.output_dir)
+    prepared = list(tasks.values())
+    trainer = PromptTuningTrainer(
+        model=model,
+        args=recipe.training,
+        processing_class=prepared[0].tokenizer,
+        train_dataset=join_rows(tasks, "train"),
+        # Without compute_metrics only the loss is evaluated: the tasks have different metrics.
+        eval_dataset=join_rows(tasks, "validation"),
+        callbacks=early_stopping(recipe),
+        name_row=lambda row, task: row_origin(prepared[task].recipe.data, "train", row),
+    )
+    facts = fit(trainer, recipe, checkpoint) | {"train_rows": len(trainer.train_dataset)}
+    if trainer.is_world_process_zero():
+        save_adapter(model, folder, initial)
+        save_recipe(recipe, folder)
+        write_json(RunFolder(folder).log_history, trainer.state.log_history)
+    return facts
+
+
 def prepare_tasks(recipe: Recipe) -> dict[str, Prepared]:
-    """Each task's rows, by the task's name.
+    """Prepare every task, by its name.
 
     Raises:
-        PromptTuningError: with all that is wrong with any of the tasks, a line each.
+        PromptTuningError: everything that is wrong with any of the tasks, a line each.
     """
     tasks: dict[str, Prepared] = {}
-    problems = ErrorList()
+    errors = ErrorList()
     for name, task in load_tasks(recipe).items():
         logger.info("task %s", name)
-        try:
-            tasks[name] = prepare_run(_recipe_of_task(recipe, name, task))
-        except PromptTuningError as error:
-            problems.append(error)
-    problems.raise_all()
+        with errors.collect():
+            tasks[name] = prepare_run(_task_recipe(recipe, name, task))
+    errors.raise_all()
     return tasks
 
 
 def join_rows(tasks: dict[str, Prepared], split: str) -> Dataset | None:
-    """All tasks' rows of a split, each with its task's number as `task_ids`; None if no task has any."""
+    """Return the rows of all tasks, with the number of the task as `task_ids`; None if no task has the split."""
     parts = []
     for number, prepared in enumerate(tasks.values()):
         if split in prepared.encoded:
@@ -126,13 +153,13 @@ def join_rows(tasks: dict[str, Prepared], split: str) -> Dataset | None:
 
 @torch.no_grad()
 def task_prompt(model: PeftModel, task: int) -> torch.Tensor:
-    """The prompt of one task of a multitask model, `[P, H]`."""
+    """Return the prompt `[P, H]` of one task of a multitask model."""
     return model.get_prompt(1, task_ids=torch.tensor([task], device=model.device))[0].cpu()
 
 
-def _recipe_of_task(recipe: Recipe, name: str, task: Recipe) -> Recipe:
-    """An ordinary recipe: what the task's own says of the task, what the multitask recipe says of everything else."""
-    own = {key: vars(task.prompt)[key] for key in ENCODING_SETTINGS}
+def _task_recipe(recipe: Recipe, name: str, task: Recipe) -> Recipe:
+    """Return the recipe of an ordinary run of a task, which takes everything else from the multitask recipe."""
+    encoding = {key: vars(task.prompt)[key] for key in ENCODING_SETTINGS}
     training = copy.copy(recipe.training)
     training.output_dir = str(Path(recipe.training.output_dir, name))
     for key in GENERATION_SETTINGS:
@@ -141,16 +168,21 @@ def _recipe_of_task(recipe: Recipe, name: str, task: Recipe) -> Recipe:
         path=task.path,
         model=recipe.model,
         data=task.data,
-        prompt=replace(recipe.prompt, method="prompt_tuning", tasks=None, **own),
+        prompt=replace(recipe.prompt, method="prompt_tuning", tasks=None, **encoding),
         training=training,
         explicitly_set=recipe.explicitly_set | (task.explicitly_set & TASK_SETTINGS),
     )
 
 
-def _shared_start(base: PreTrainedModel, recipe: Recipe, tasks: list[Prepared]) -> torch.Tensor:
-    """Where the shared prompt starts, `[P, H]`: as a prompt of one task would, from the rows of all."""
-    args, ids, length, tokenizer = recipe.prompt, tasks[0].init_ids, tasks[0].num_virtual_tokens, tasks[0].tokenizer
-    if args.init == "frequent":
-        labels = (row for prepared in tasks for row in prepared.encoded["train"]["labels"])
-        ids = frequent_ids(labels, tokenizer, length)
-    return initial_prompt(base, tokenizer, args, length, seed=recipe.training.seed, ids=ids)
+def _initial_shared_prompt(base: PreTrainedModel, recipe: Recipe, tasks: dict[str, Prepared]) -> torch.Tensor:
+    """Return the embeddings `[P, H]` that the shared prompt starts from, chosen from the rows of all tasks."""
+    first, *_ = tasks.values()
+    ids, length = first.init_ids, first.num_virtual_tokens
+    if recipe.prompt.init == "frequent":
+        ids = frequent_ids(_train_labels(tasks), first.tokenizer, length)
+    return initial_prompt(base, first.tokenizer, recipe.prompt, length, seed=recipe.training.seed, ids=ids)
+
+
+def _train_labels(tasks: dict[str, Prepared]) -> Iterator[list[int]]:
+    for prepared in tasks.values():
+        yield from prepared.encoded["train"]["labels"]

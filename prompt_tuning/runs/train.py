@@ -1,4 +1,4 @@
-"""Train, evaluate, save: the whole data flow in its order."""
+"""Train, evaluate and save a recipe: the whole data flow in its order."""
 
 from __future__ import annotations
 
@@ -11,92 +11,159 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, set_seed
 
-from prompt_tuning.arguments.methods import METHODS, find_method
+from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.encoding.streaming import StreamReport
 from prompt_tuning.errors import HubError
 from prompt_tuning.hub.upload import create_repository, push
-from prompt_tuning.models.initialization import frequent_ids, initial_prefix, initial_prompt
 from prompt_tuning.models.loading import load_base_model
-from prompt_tuning.models.prompts import add_adapter, add_soft_prompt, load_adapter, network_width, prompt_config
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.model_card import card_for_hub
-from prompt_tuning.runs.evaluate import describe, evaluate_and_write, trainer_for, write_pages
-from prompt_tuning.runs.fitting import callbacks, checkpoint_to_resume, fit, save_adapter, save_recipe
+from prompt_tuning.runs.evaluate import evaluate_models, trainer_for
+from prompt_tuning.runs.fitting import early_stopping, fit, save_adapter, save_recipe
 from prompt_tuning.runs.multitask import train_tasks
 from prompt_tuning.runs.prepare import Prepared, prepare_run
+from prompt_tuning.runs.results import describe, write_pages
+from prompt_tuning.runs.resume import checkpoint_to_resume
 from prompt_tuning.runs.sharding import check_sharding
+from prompt_tuning.runs.trainable import add_trainable, soft_prompt_of
 from prompt_tuning.support.files import write_json
+from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.training.distributed import full_state_dict
 from prompt_tuning.training.losses import teacher_states
 from prompt_tuning.training.memory import explain_out_of_memory
+from prompt_tuning.training.trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, evaluate_hard_prompt: bool = True, base: PreTrainedModel | None = None) -> Path:
-    """Run a recipe.
+def train(recipe: Recipe, *, evaluate_hard_prompt: bool = True, base: PreTrainedModel | None = None) -> Path:
+    """Run a recipe: prepare its rows, train, evaluate with and without the prompt, and write everything to a folder.
 
     Args:
-        evaluate_hard_prompt: also without what was trained; False where another run of the same template has done so.
-        base: the recipe's frozen model, where it is in memory already; the run may add to it and hook into it.
+        recipe: the recipe.
+        evaluate_hard_prompt: also evaluate without what was trained. Set it to False if another run of the same
+            template has done so.
+        base: the recipe's frozen model, if it is already in memory. The run adds to it and hooks into it.
 
     Returns:
         The run's folder: the adapter as PEFT saves it, recipe.yaml, template.yaml, results.json, log_history.json,
         predictions/, report.html, README.md and the checkpoints.
+
+    Raises:
+        PromptTuningError: everything that is wrong with the recipe, before a model loads; or what stops the training.
+        Stopped: a signal stopped the training, which saved a checkpoint.
     """
-    if METHODS[recipe.prompt.method].trains_several_tasks:
-        return train_tasks(recipe, evaluate_hard_prompt)
-    check_sharding(recipe)
+    method = METHODS[recipe.prompt.method]
+    if method.trains_several_tasks:
+        return train_tasks(recipe, evaluate_hard_prompt=evaluate_hard_prompt)
     folder = Path(recipe.training.output_dir)
+    check_sharding(recipe)
     checkpoint = checkpoint_to_resume(recipe, folder)
     prepared = prepare_run(recipe)
-    split = prepared.last_split
-    if recipe.training.push_to_hub and PartialState().is_main_process:
-        create_repository(
-            _repository(recipe), private=recipe.training.hub_private_repo
-        )  # a refusal now, not after training
+    pushes = recipe.training.push_to_hub and PartialState().is_main_process
+    if pushes:
+        # A hub that refuses the repository does so now, not after hours of training.
+        create_repository(_repository(recipe), private=recipe.training.hub_private_repo)
 
     set_seed(recipe.training.seed)
-    base = base or load_base_model(recipe.model, prepared.config)
-    facts, model = {}, None
-    if METHODS[recipe.prompt.method].trains:
-        model = _with_trainable(base, prepared)
-        facts = _train(model, prepared, checkpoint, folder)
+    if base is None:
+        base = load_base_model(recipe.model, prepared.config)
+    model = None
+    facts: dict[str, Any] = {}
+    if method.trains:
+        model = add_trainable(base, prepared)
+        facts = _fit_and_save(model, prepared, checkpoint)
     elif PartialState().is_main_process:
         save_recipe(recipe, folder, prepared.template)
-    models = _evaluated(model, base, prepared, evaluate_hard_prompt)
-    evaluate_and_write(models, prepared, split, folder, describe(prepared, split) | facts)
-    write_pages(folder, *(["card"] if model is not None else []), "report")
-    if recipe.training.push_to_hub and PartialState().is_main_process:
+
+    split = prepared.last_split
+    models = _evaluated_models(model, base, prepared, evaluate_hard_prompt=evaluate_hard_prompt)
+    evaluate_models(models, prepared, split, folder, describe(prepared, split) | facts)
+    if model is not None:
+        write_pages(folder, "card")
+    write_pages(folder, "report")
+    if pushes:
         _push(recipe, folder)
-    PartialState().wait_for_everyone()  # until the folder is whole
+    # The other processes must not return before the folder is whole.
+    PartialState().wait_for_everyone()
     return folder
 
 
-def _evaluated(
-    model: PeftModel | PreTrainedModel | None, base: PreTrainedModel, prepared: Prepared, evaluate_hard_prompt: bool
+def _fit_and_save(model: PeftModel | PreTrainedModel, prepared: Prepared, checkpoint: str | None) -> dict[str, Any]:
+    """Train a model and save its adapter, the recipe and the log; return the facts for results.json."""
+    recipe, folder = prepared.recipe, Path(prepared.recipe.training.output_dir)
+    initial = soft_prompt_of(model)
+    started = time.perf_counter()
+    trainer = trainer_for(model, prepared, early_stopping(recipe))
+    if prepared.teacher_rows is not None:
+        _read_teacher(trainer, prepared)
+    facts = fit(trainer, recipe, checkpoint)
+    # The seconds include those of the teacher.
+    facts["train_seconds"] = round(time.perf_counter() - started, 1)
+    report = prepared.reports["train"]
+    if isinstance(report, StreamReport):
+        # These are the rows that were read. Some of them wait in the buffer and are never trained on.
+        logger.info("train: %s", report)
+        facts["stream"] = asdict(report)
+    else:
+        facts["train_rows"] = report.rows
+    tokenizer = prepared.tokenizer if METHODS[recipe.prompt.method].trains_whole_model else None
+    with full_state_dict(model, trainer.accelerator) as state_dict:
+        if trainer.is_world_process_zero():
+            save_adapter(model, folder, initial, tokenizer, state_dict)
+    if trainer.is_world_process_zero():
+        save_recipe(recipe, folder, prepared.template)
+        write_json(RunFolder(folder).log_history, trainer.state.log_history)
+    return facts
+
+
+def _read_teacher(trainer: PromptTuningTrainer, prepared: Prepared) -> None:
+    """Give the trainer the states of the teacher, which is the base model with teacher_template."""
+    args = prepared.recipe.training
+    started = time.perf_counter()
+    with explain_out_of_memory("lower per_device_eval_batch_tokens"), trainer.model.eagerly():
+        # The trainer has moved the base model to its device.
+        trainer.teacher = teacher_states(
+            trainer.model.get_base_model(),
+            prepared.teacher_rows,
+            args.per_device_eval_batch_tokens,
+            args.disable_tqdm,
+        )
+    logger.info("the teacher read %s rows in %.0f s", len(trainer.teacher), time.perf_counter() - started)
+
+
+def _evaluated_models(
+    model: PeftModel | PreTrainedModel | None,
+    base: PreTrainedModel,
+    prepared: Prepared,
+    *,
+    evaluate_hard_prompt: bool,
 ) -> Iterator[tuple[str, PeftModel | PreTrainedModel]]:
-    """By its name in results.json what was trained, if anything was, and the base model."""
+    """Yield the trained model, if there is one, and the base model, each with its name in results.json."""
     method = METHODS[prepared.recipe.prompt.method]
     if model is not None:
         yield method.results_key, model
-    if evaluate_hard_prompt and method.trains_whole_model:
+    if not evaluate_hard_prompt:
+        return
+    if method.trains_whole_model:
         base = load_base_model(prepared.recipe.model, prepared.config)
-    split = isinstance(model, FSDPModule) and isinstance(model, PeftModel)
-    if evaluate_hard_prompt:
-        # A prompt changes nothing of the base model, and LoRA's layers can be switched off.
-        with model.disable_adapter() if method.trains_layers or split else nullcontext():
-            yield "hard_prompt", model if split else base
+    if isinstance(model, PeftModel) and isinstance(model, FSDPModule):
+        # FSDP has split the base model within the PEFT model, so that it only runs through the PEFT model.
+        with model.disable_adapter():
+            yield "hard_prompt", model
+    else:
+        # A prompt does not change the base model, but LoRA's layers are in it and are switched off.
+        with model.disable_adapter() if isinstance(model, PeftModel) and method.trains_layers else nullcontext():
+            yield "hard_prompt", base
 
 
 def _repository(recipe: Recipe) -> str:
-    """Where a run is pushed to, as Trainer names it."""
+    """Return the repository that a run is pushed to, named as Trainer names it."""
     return recipe.training.hub_model_id or Path(recipe.training.output_dir).absolute().name
 
 
@@ -114,64 +181,3 @@ def _push(recipe: Recipe, folder: Path) -> None:
         again = f"{folder} is complete; `prompt-tuning push {folder} --repo_id {repo_id}` pushes it again"
         raise HubError(f"{error}\n{again}") from error
     logger.info("pushed: %s", url)
-
-
-def _with_trainable(base: PreTrainedModel, prepared: Prepared) -> PeftModel | PreTrainedModel:
-    """The base model with what the recipe trains."""
-    args, length, seed = prepared.recipe.prompt, prepared.num_virtual_tokens, prepared.recipe.training.seed
-    if args.adapter:
-        return load_adapter(base, args.adapter, is_trainable=True)
-    method = METHODS[args.method]
-    if method.trains_whole_model:
-        return base.requires_grad_(True)
-    config = prompt_config(base, length, args, prepared.init_ids or ())
-    if method.trains_layers:
-        return add_adapter(base, config)
-    initial, ids = None, prepared.init_ids
-    if args.init == "frequent":
-        ids = frequent_ids(prepared.encoded["train"]["labels"], prepared.tokenizer, length)
-    if method.takes_init and method.trains_embeddings:
-        initial = initial_prompt(base, prepared.tokenizer, args, length, seed=seed, ids=ids)
-    elif method.trains_keys_and_values and not (args.prefix_projection or base.config.is_encoder_decoder):
-        initial = initial_prefix(base, prepared.tokenizer, args, length, seed=seed, ids=ids)
-    residual = network_width(base, args) if args.residual else None
-    return add_soft_prompt(base, config, initial, residual)
-
-
-def _train(
-    model: PeftModel | PreTrainedModel, prepared: Prepared, checkpoint: str | None, folder: Path
-) -> dict[str, Any]:
-    """Train and save; returns the facts for results.json."""
-    initial = _prompt_of(model)
-    started = time.perf_counter()
-    trainer = trainer_for(model, prepared, callbacks(prepared.recipe))
-    if prepared.teacher_rows is not None:
-        base, args = model.get_base_model(), prepared.recipe.training  # which the trainer put on its device
-        with explain_out_of_memory("lower per_device_eval_batch_tokens"), model.eagerly():
-            trainer.teacher = teacher_states(
-                base, prepared.teacher_rows, args.per_device_eval_batch_tokens, args.disable_tqdm
-            )
-        logger.info("the teacher read %s rows in %.0f s", len(trainer.teacher), time.perf_counter() - started)
-    facts = fit(trainer, prepared.recipe, checkpoint)
-    report = prepared.reports["train"]
-    if isinstance(report, StreamReport):
-        logger.info("train: %s", report)
-        facts["stream"] = asdict(report)  # of rows read, which is more than were trained on
-    else:
-        facts["train_rows"] = report.rows
-    facts["train_seconds"] = round(time.perf_counter() - started, 1)  # the teacher's too
-    tokenizer = prepared.tokenizer if find_method(facts["method"]).trains_whole_model else None
-    with full_state_dict(model, trainer.accelerator) as state_dict:
-        if trainer.is_world_process_zero():
-            save_adapter(model, folder, initial, tokenizer, state_dict)
-    if trainer.is_world_process_zero():
-        save_recipe(prepared.recipe, folder, prepared.template)
-        write_json(folder / "log_history.json", trainer.state.log_history)
-    return facts
-
-
-def _prompt_of(model: PeftModel | PreTrainedModel) -> torch.Tensor | None:
-    """`[P, H]` embeddings of a soft prompt; None for other methods."""
-    if not isinstance(model, PeftModel) or not find_method(model.active_peft_config.peft_type).trains_embeddings:
-        return None
-    return model.get_prompt_embedding_to_save("default")

@@ -33,8 +33,9 @@ from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.models.prompts import check_adapter, load_adapter, load_adapter_config
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.summary import read_results
-from prompt_tuning.runs.evaluate import check_output_dir, describe, scores_of, trainer_for, write_pages, write_run
+from prompt_tuning.runs.evaluate import check_output_dir, trainer_for
 from prompt_tuning.runs.prepare import Prepared, prepare
+from prompt_tuning.runs.results import describe, scores_of, write_pages, write_run
 from prompt_tuning.training.memory import IN_EVALUATION, explain_out_of_memory
 from prompt_tuning.training.trainer import PromptTuningTrainer
 

@@ -61,13 +61,13 @@ class SharedBaseModel:
     def train(self, recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
         """`train` with this model; bit for bit what it gives alone, on a CPU."""
         if METHODS[recipe.prompt.method].trains_whole_model:  # which changes the weights themselves
-            return train(recipe, evaluate_hard_prompt)
+            return train(recipe, evaluate_hard_prompt=evaluate_hard_prompt)
         if self.args != recipe.model:
             self.args = self.model = None
             gc.collect()
             self.model, self.args = load_base_model(recipe.model, load_config(recipe.model)), recipe.model
         try:
-            return train(recipe, evaluate_hard_prompt, sharing_weights(self.model))
+            return train(recipe, evaluate_hard_prompt=evaluate_hard_prompt, base=sharing_weights(self.model))
         finally:
             gc.collect()  # a trainer and its model refer to each other
 

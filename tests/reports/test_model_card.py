@@ -20,7 +20,7 @@ from transformers import Trainer, TrainingArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.hub.upload import plan_upload
 from prompt_tuning.reports.model_card import card_facts, card_text, write_card
-from prompt_tuning.runs import evaluate as evaluation
+from prompt_tuning.runs import results as run_results
 
 EVIL = "```\n# Evil\n````python\n</details>\n| a | `b` |\n~~~\n---\n[More Information Needed]"
 RECIPE = {
@@ -213,8 +213,8 @@ def test_a_card_or_report_that_fails_fails_no_run(broken, run, tmp_path, monkeyp
     folder, names = shutil.copytree(run, tmp_path / "copy"), {"card": "README.md", "report": "report.html"}
     for name in names.values():
         (folder / name).unlink()
-    monkeypatch.setattr(evaluation, f"write_{broken}", fail)
-    evaluation.write_pages(folder, "card", "report")
+    monkeypatch.setattr(run_results, f"write_{broken}", fail)
+    run_results.write_pages(folder, "card", "report")
     again = f"`prompt-tuning {broken} {folder}` tries again"
     assert f"no {broken} was written (ValueError: no luck); the run is complete without it; {again}" in caplog.text
     assert {names[name] for name in names if not (folder / names[name]).exists()} == {names[broken]}
@@ -225,7 +225,7 @@ def test_the_card_comes_before_the_report_and_says_since_when_seconds_count(home
         raise KeyboardInterrupt
 
     monkeypatch.chdir(home)
-    monkeypatch.setattr(evaluation, "write_report", interrupt)
+    monkeypatch.setattr(run_results, "write_report", interrupt)
     resumed = ["--resume_from_checkpoint", "run/checkpoint-2", "--output_dir", str(tmp_path / "other")]
     assert main(["train", "recipe.yaml", *resumed]) == 130
     assert (tmp_path / "other" / "results.json").is_file()

@@ -108,12 +108,12 @@ def test_a_run_that_fails_is_told_and_the_others_go_on_and_are_not_run_again(
     command = ["sweep", sweep, "--max_steps", "2", "--save_steps", "1", "--output_dir", str(tmp_path / "runs")]
     trained = []
 
-    def fails_in_two(recipe, *args):
+    def fails_in_two(recipe, **settings):
         trained.append(recipe.training.output_dir.rsplit("/")[-1])
         if trained == ["one", "two"]:
             monkeypatch.setattr(PromptTuningTrainer, "log", broken_after_a_checkpoint)
         try:
-            return train(recipe, *args)
+            return train(recipe, **settings)
         finally:
             monkeypatch.setattr(PromptTuningTrainer, "log", log)
 
@@ -134,7 +134,10 @@ def test_a_run_that_fails_is_told_and_the_others_go_on_and_are_not_run_again(
 
     assert main(command) == 0
     assert trained == ["one", "two", "three", "two"]
-    alone = train(load_recipe(recipe_file(output_dir=tmp_path / "alone", max_steps=2, learning_rate=0.1)), False)
+    alone = train(
+        load_recipe(recipe_file(output_dir=tmp_path / "alone", max_steps=2, learning_rate=0.1)),
+        evaluate_hard_prompt=False,
+    )
     assert torch.equal(weights(tmp_path / "runs" / "two")["prompt_embeddings"], weights(alone)["prompt_embeddings"])
     assert main([*command, "--seed", "9"]) == 2
     assert "run one: " in (err := capsys.readouterr().err) and "was run with other settings (seed)" in err
@@ -149,7 +152,7 @@ def test_several_processes_end_at_the_first_run_that_fails_since_one_alone_may_h
 ):
     (tmp_path / "sweep.yaml").write_text(f"recipe: {recipe_file(output_dir=None)}\nruns: {{one: {{}}, two: {{}}}}\n")
 
-    def fails(*args):
+    def fails(*args, **settings):
         raise ZeroDivisionError("made up")
 
     monkeypatch.setattr(runs, "train", fails)

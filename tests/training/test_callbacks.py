@@ -140,7 +140,7 @@ def test_a_longer_training_that_was_stopped_has_not_the_results_of_the_shorter(
 def test_what_is_not_this_runs_own_is_not_written_over(recipe_file, tmp_path, capsys, monkeypatch, model_folders):
     recipe = str(recipe_file(save_strategy="no", max_steps=1))
     with monkeypatch.context() as patch:
-        patch.setattr("prompt_tuning.runs.train.evaluate_and_write", raises(KeyboardInterrupt))
+        patch.setattr("prompt_tuning.runs.train.evaluate_models", raises(KeyboardInterrupt))
         assert main(["train", recipe]) == 130
     before = adapter(tmp_path / "run")
     assert main(["train", recipe]) == 2
@@ -183,7 +183,7 @@ def test_a_begun_run_goes_on_with_its_own_settings(recipe_file, tmp_path, capsys
     assert main([*run, "--num_virtual_tokens", "9"]) == 2
     assert "checkpoint-3 is of a run with another num_virtual_tokens; name another" in capsys.readouterr().err
     assert main([*run, "--learning_rate", "0.5"]) == 0  # asked for, and said
-    assert "goes on with other settings than the run in its folder had: learning_rate" in capsys.readouterr().err
+    assert "is continued with other settings than the run in its folder had: learning_rate" in capsys.readouterr().err
 
 
 def test_a_checkpoint_without_its_optimiser_is_not_gone_on_from(recipe_file, tmp_path, capsys, monkeypatch):

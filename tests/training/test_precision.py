@@ -134,7 +134,7 @@ def test_half_precision_that_only_accelerate_was_told_is_in_the_recipe_and_in_wh
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     assert Predictor.load(tmp_path / "run").autocast == torch.bfloat16
     assert main(["train", recipe, "--resume_from_checkpoint", "auto"]) == 0
-    assert "goes on with other settings than the run in its folder had: bf16, use_cpu" in capsys.readouterr().err
+    assert "is continued with other settings than the run in its folder had: bf16, use_cpu" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""Find the checkpoint that a training resumes from, and never overwrite what an earlier run left."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
+
+from prompt_tuning.errors import RecipeError
+from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.support.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+SAVED = (RunFolder.ADAPTER_WEIGHTS, RunFolder.ADAPTER_CONFIG, RunFolder.MODEL_WEIGHTS, RunFolder.MODEL_INDEX)
+"""The files that a training writes, which a folder may also hold from somebody else."""
+
+MODEL_SETTINGS = (
+    "method", "num_virtual_tokens", "num_ranks", "tasks", "residual", "encoder_hidden_size", "prefix_projection",
+    "encoder_reparameterization_type", "prefix_encoder", "prefix_decoder", "prefix_cross", "lora_r", "lora_alpha",
+    "lora_target_modules",
+)  # fmt: skip
+"""The settings that a checkpoint's weights depend on: with other values they do not fit, or mean something else."""
+
+
+def checkpoint_to_resume(recipe: Recipe, folder: Path) -> str | None:
+    """Return the checkpoint to resume from; None to start from the beginning.
+
+    Raises:
+        RecipeError: the checkpoint cannot be resumed with these settings, or training would overwrite another run.
+    """
+    setting = recipe.training.resume_from_checkpoint
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if setting and setting.lower() not in ("true", "auto"):
+        if not Path(setting).is_dir():
+            raise RecipeError(f"resume_from_checkpoint {setting}: no such folder; true and auto take the last one")
+        _check_resumable(recipe, setting)
+        if Path(setting).resolve().parent != folder.resolve():
+            _check_nothing_lost(recipe, folder, last)
+        return setting
+    if setting and last:
+        _check_resumable(recipe, last)
+        return last
+    if setting and setting.lower() == "true":
+        raise RecipeError(f"resume_from_checkpoint: no checkpoint in {folder}; `auto` starts from the beginning then")
+    _check_nothing_lost(recipe, folder, last)
+    return None
+
+
+def _check_nothing_lost(recipe: Recipe, folder: Path, last: str | None) -> None:
+    """Raise a RecipeError if training would overwrite something; a run that stopped early may be repeated."""
+    run = RunFolder(folder)
+    finished = run.results.exists()
+    saved = [name for name in SAVED if (folder / name).exists()]
+    resumes = recipe.training.resume_from_checkpoint and run.recipe.is_file()
+    if resumes and saved and not finished and not last and not recipe.changed_since(folder):
+        return  # The run stopped between its training and its evaluation, and saved no checkpoint.
+    if last:
+        held = Path(last).name
+    elif finished:
+        held = "a finished run"
+    elif saved:
+        held = saved[0]
+    else:
+        return
+    advice = "continue it with --resume_from_checkpoint true, " if last else ""
+    raise RecipeError(f"{folder} holds {held} already; {advice}name another --output_dir, or remove the folder")
+
+
+def _check_resumable(recipe: Recipe, checkpoint: str) -> None:
+    """Warn of settings that differ from those of the run that saved a checkpoint.
+
+    Raises:
+        RecipeError: the settings are those of another model, or the checkpoint has no state of the optimiser.
+    """
+    folder = Path(checkpoint)
+    if not (folder / TRAINER_STATE_NAME).is_file():
+        last = get_last_checkpoint(checkpoint)
+        advice = f"name {last}, which is in it" if last else "name a folder checkpoint-N, or true for the last one"
+        raise RecipeError(f"resume_from_checkpoint {checkpoint}: no checkpoint; {advice}")
+    if not any(folder.glob("optimizer*")):
+        raise RecipeError(
+            f"{checkpoint}: no state of the optimiser there, which save_only_model leaves out, so that no training "
+            "can continue it; name another --output_dir"
+        )
+    run = RunFolder(folder.parent)
+    changed = recipe.changed_since(run.path) if run.recipe.is_file() else []
+    of_model = [name for name in changed if name in MODEL_SETTINGS]
+    if of_model:
+        raise RecipeError(f"{checkpoint} is of a run with another {' and '.join(of_model)}; name another --output_dir")
+    if changed:
+        logger.warning(
+            "%s is continued with other settings than the run in its folder had: %s", checkpoint, ", ".join(changed)
+        )
