@@ -21,8 +21,6 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from peft import get_peft_model
-from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from helpers.rows import question_rows
@@ -216,20 +214,6 @@ def evaluated_alone(folder, adapter):
     return [run.predict_texts(run.eval_dataset) for run in (soft, hard)]
 
 
-def plain_peft(folder):
-    """Why plain PEFT's generate fails on a model that FSDP2 splits."""
-    model = get_peft_model(base_model(folder, "llama"), prompt_config(base_model(folder, "llama"), 6)).eval()
-    for layer in model.get_base_model().model.layers:
-        fully_shard(layer)
-    fully_shard(model)
-    ids = torch.full((1, 4), 9)
-    try:
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2)
-    except RuntimeError as error:
-        return str(error)
-    return "generated"
-
-
 def as_on_gpus():
     """accelerate splits no model on CPUs; tell it that these are GPUs, on which it does the same."""
     start = PartialState.__init__
@@ -250,9 +234,8 @@ def main(kind, folder):
     else:
         as_on_gpus()
         PartialState(cpu=True)
-        found = {"plain PEFT": plain_peft(folder)}
         os.environ |= FSDP2
-        found |= {"methods": fit_all(folder, kind)}
+        found = {"methods": fit_all(folder, kind)}
         resume(folder, kind)
         found["alone"] = evaluated_alone(folder, "one prompt tuning/adapter")
         recipe = [str(folder / "recipe.yaml"), "--output_dir", str(folder / "split run")]

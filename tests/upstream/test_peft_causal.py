@@ -5,6 +5,7 @@ Where a test names an issue of github.com/huggingface/peft, its users reported i
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers.architectures import (
     PROMPT,
     ROWS,
@@ -23,6 +24,7 @@ from peft import (
     PromptEncoderConfig,
     PromptTuningConfig,
 )
+from torch.distributed.fsdp import fully_shard
 from transformers import MambaConfig, MambaForCausalLM
 
 from prompt_tuning import add_soft_prompt, load_adapter, prompt_config
@@ -208,3 +210,17 @@ def test_the_names_of_adapters_are_ignored():
     model.add_adapter("other", PromptTuningConfig(**CAUSAL))
     loss = model(**right_padded()).loss
     assert torch.equal(model(**right_padded(), adapter_names=["other"] * len(ROWS)).loss, loss)
+
+
+def test_a_model_that_fsdp2_splits_never_generates():
+    """peft#1633: the hook of the root module never fires; here one process splits it."""
+    model = plain_model(PromptTuningConfig(**CAUSAL))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for layer in model.get_base_model().model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+        with pytest.raises(RuntimeError, match="DTensor"):
+            written(model, ROWS[:1])
+    finally:
+        dist.destroy_process_group()
