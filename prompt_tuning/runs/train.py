@@ -132,7 +132,7 @@ def _read_teacher(trainer: PromptTuningTrainer, prepared: Prepared) -> None:
             trainer.model.get_base_model(),
             prepared.teacher_rows,
             args.per_device_eval_batch_tokens,
-            args.disable_tqdm,
+            disable_tqdm=args.disable_tqdm,
         )
     logger.info("the teacher read %s rows in %.0f s", len(trainer.teacher), time.perf_counter() - started)
 

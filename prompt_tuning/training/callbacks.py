@@ -40,6 +40,7 @@ class TrainingStart(TrainerCallback):
     """
 
     def __init__(self) -> None:
+        """Expect a training from the start."""
         self.checkpoint: Path | None = None
         self.sampler: EpochSampler | None = None
         self.first_step = 0
@@ -117,6 +118,7 @@ class Divergence(TrainerCallback):
     """
 
     def __init__(self, accelerator: Accelerator, name_row: Callable[..., str]) -> None:
+        """Start without a step."""
         self.accelerator = accelerator
         self.name_row = name_row
         self.steps: dict[int, Step] = {}
@@ -179,11 +181,12 @@ class Divergence(TrainerCallback):
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """Transformers' own, which a resumed training starts with all its patience again; this one has what it had."""
+    """Stop early with the patience that was left; transformers' own starts a resumed training with all of it."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Restore the patience, and stop at once if none is left."""
         super().on_train_begin(args, state, control, **kwargs)
         saved = state.stateful_callbacks.get(type(self).__name__, self.state())
         self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
@@ -192,34 +195,37 @@ class EarlyStopping(EarlyStoppingCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """After a signal, saves a checkpoint at the end of the step and raises `Stopped`.
+    """After a signal, save a checkpoint at the end of the step and raise `Stopped`.
 
-    Trainer's own way, `enable_jit_checkpoint`, waits three seconds, knows SIGTERM alone, saves before the optimiser's
-    step what a resumed run then takes for the time after it, and goes on as if the training were done.
+    Trainer's `enable_jit_checkpoint` waits three seconds and knows only SIGTERM. It saves before the optimiser's step
+    and resumes as if after it, and then continues as if the training were done.
 
-    Of several processes all stop if one got a signal. They ask each other when they meet anyway, at a step that logs,
-    evaluates or saves.
+    All processes stop if one of them gets a signal. They ask each other at a step that logs, evaluates or saves, when
+    they meet anyway.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
+        """Start without a signal."""
         self.accelerator = accelerator
         self.received: signal.Signals | None = None
         self.stopping = False
         self.save_strategy = SaveStrategy.NO
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """The signal's handler."""
+        """Handle a signal."""
         self.received = signal.Signals(number)
-        said = "%s: a checkpoint at the end of this step, then the run stops"
-        if self.accelerator.num_processes == 1:  # else torchrun sends every signal twice, and kills after 30 s
+        message = "%s: a checkpoint at the end of this step, then the run stops"
+        # torchrun sends every signal twice to several processes, and kills them after 30 seconds.
+        if self.accelerator.num_processes == 1:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            said += "; a second signal stops it at once"
-        logger.info(said, self.received.name)
+            message += "; a second signal stops it at once"
+        logger.info(message, self.received.name)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Ask for a checkpoint if a signal came."""
         if self.accelerator.num_processes == 1:
             self.stopping = self.received is not None
         elif control.should_log or control.should_evaluate or control.should_save:
@@ -238,24 +244,26 @@ class StopOnSignal(TrainerCallback):
         """Raise `Stopped` now that the checkpoint is saved."""
         if self.stopping:
             args.save_strategy = self.save_strategy
-            # Not should_training_stop: the best checkpoint would be loaded, and this one perhaps be removed.
+            # With should_training_stop Trainer would load the best checkpoint, and perhaps remove this one.
             checkpoint = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
             raise Stopped(self.received or signal.SIGTERM, state.global_step, str(checkpoint))
 
 
 @contextmanager
 def stopping_on_signals(accelerator: Accelerator) -> Iterator[StopOnSignal]:
-    """A callback that SIGINT and SIGTERM reach within the block; in any thread but the main one they do not."""
+    """Yield a callback that SIGINT and SIGTERM reach within the block, if it runs in the main thread."""
     callback = StopOnSignal(accelerator)
     if threading.current_thread() is not threading.main_thread():
         yield callback
         return
-    heard = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]  # as SIGINT in a shell's background
-    before = {each: signal.signal(each, callback.receive) for each in heard}
+    handlers = {}
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # A shell lets its background jobs ignore SIGINT.
+            handlers[number] = signal.signal(number, callback.receive)
     try:
         yield callback
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if callback.received:
-        signal.raise_signal(callback.received)  # which came after the last step
+        signal.raise_signal(callback.received)  # It came after the last step.

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, whenever the process is killed: made, and removed, by one rename."""
+"""Make and remove a checkpoint by one rename, so that it is whole or absent whenever the process is killed."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import sort_checkpoints
 
 from prompt_tuning.support.files import apply_umask
+from prompt_tuning.support.run_folder import RunFolder
 
 PARTIAL = ".partial-"
 
 
 @contextmanager
 def atomic_checkpoint(checkpoint: Path) -> Iterator[Path]:
-    """A run's folder in which to make this checkpoint; it moves to its place only if the block ends without an error.
+    """Yield a folder in which to make a checkpoint; it gets its name only if the block ends without an error.
 
-    Every process has to enter it. One that is there already, of a run that went back to an earlier one, is replaced.
+    Every process has to enter the block. A checkpoint of this name is replaced: the run went back to an earlier one.
     """
     state = PartialState()
     partial = checkpoint.with_name(PARTIAL + checkpoint.name)
     try:
         yield partial
         state.wait_for_everyone()
-        # Of machines that share a disk the first moves it, and the second finds nothing left to move.
+        # Machines may share a disk. Then the first one moves the folder, and the second one has nothing to move.
         with state.main_process_first():
             if state.is_local_main_process and partial.is_dir():
                 if checkpoint.is_dir():
@@ -43,19 +44,19 @@ def atomic_checkpoint(checkpoint: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder in such a way that no half of it is ever under its name."""
+    """Remove a folder so that no half of it is ever under its name."""
     partial = tempfile.mkdtemp(prefix=PARTIAL, dir=folder.parent)
     os.replace(folder, partial)
     shutil.rmtree(partial, ignore_errors=True)
 
 
 def rotate_checkpoints(run: Path, limit: int | None, best: str | None) -> None:
-    """Keep `limit` checkpoints, the last and the best always among them: Trainer's rotation, by `remove_folder`."""
+    """Keep `limit` checkpoints, always with the last and the best; Trainer's rotation, by `remove_folder`."""
     if not limit or limit < 0:
         return
     checkpoints = sort_checkpoints(str(run), use_mtime=True, best_model_checkpoint=best)
-    kept = max(limit, len({best or checkpoints[-1], checkpoints[-1]}))
-    for old in checkpoints[:-kept]:
+    num_kept = max(limit, len({best or checkpoints[-1], checkpoints[-1]}))
+    for old in checkpoints[:-num_kept]:
         remove_folder(Path(old))
 
 
@@ -83,6 +84,9 @@ class KeepOnlyBest(TrainerCallback):
 
 
 def remove_partial(run: Path) -> None:
-    """Remove what a process that was killed left half-written."""
-    for path in [*run.glob(".*partial-*"), *(run / "predictions").glob(".*partial-*")]:
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    """Remove what a killed process has half written."""
+    for path in [*run.glob(".*partial-*"), *(run / RunFolder.PREDICTIONS).glob(".*partial-*")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

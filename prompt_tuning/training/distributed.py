@@ -31,9 +31,10 @@ def explain_lost_process() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and not _raised_while_communicating(error):
             raise
+        reason = first_line(error).rpartition("] ")[2]  # gloo puts the line of its source in front.
         raise ProcessError(
-            f"another process of this run is gone, or its host cannot be reached ({first_line(error)}); its own log "
-            "says why. Start all of them again with --resume_from_checkpoint true"
+            f"another process of this run is gone, or its host cannot be reached ({reason}); its own log says why. "
+            "Start all of them again with --resume_from_checkpoint true"
         ) from error
 
 

@@ -194,6 +194,16 @@ class EvaluatingTrainer(Seq2SeqTrainer):
         )
         return loader_of_batches(loader, batches, self.args)
 
+    def _default_generation_kwargs(self) -> dict[str, Any]:
+        """Return the arguments of `generate` by the training arguments."""
+        kwargs = {"do_sample": False, "pad_token_id": self.processing_class.pad_token_id}
+        if self.args.generation_max_length and self._is_causal:
+            # Trainer would count the source, and so the padding that a row has in its batch.
+            kwargs["max_new_tokens"] = self.args.generation_max_length
+        if self.args.generation_num_beams:
+            kwargs["num_beams"] = self.args.generation_num_beams
+        return kwargs
+
     @property
     def _is_causal(self) -> bool:
         return not self.model.config.is_encoder_decoder

@@ -34,6 +34,7 @@ class EpochSampler(LengthGroupedSampler):
     def __init__(
         self, batch_size: int, lengths: list[int], seed: int, interrupted_order: torch.Tensor | None = None
     ) -> None:
+        """Start in the first epoch."""
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
         self.seed = seed
         self.epoch = 0

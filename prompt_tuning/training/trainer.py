@@ -110,6 +110,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
         distillation: Literal["kl", "mse"] = "kl",
         name_row: Callable[..., str] = "row {}".format,
     ) -> None:
+        """Check the arguments and prepare model and tokenizer."""
         if args.auto_find_batch_size:
             raise RecipeError(NO_AUTO_FIND_BATCH_SIZE)
         if has_prompt(model) and not (model.config.is_encoder_decoder or isinstance(model, SharedPrefixModel)):
@@ -169,16 +170,6 @@ class PromptTuningTrainer(EvaluatingTrainer):
             frozen = [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad]
             frozen += [name for name, _ in self.model.named_buffers()]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, frozen)
-
-    def _default_generation_kwargs(self) -> dict[str, Any]:
-        """Return the arguments of `generate` by the training arguments."""
-        kwargs = {"do_sample": False, "pad_token_id": self.processing_class.pad_token_id}
-        if self.args.generation_max_length and self._is_causal:
-            # Trainer would count the source, and so the padding that a row has in its batch.
-            kwargs["max_new_tokens"] = self.args.generation_max_length
-        if self.args.generation_num_beams:
-            kwargs["num_beams"] = self.args.generation_num_beams
-        return kwargs
 
     def train(
         self,

@@ -134,5 +134,5 @@ def test_the_recipe_trains_and_says_what_is_wrong_with_a_teacher(recipe_file, tm
 def test_a_model_that_changes_its_heads_logits_is_no_teacher(tokenizer):
     sizes = {**SIZES, "vocab_size": len(tokenizer), "max_position_embeddings": 256}
     base = AutoModelForCausalLM.from_config(AutoConfig.for_model("cohere2", **sizes, logit_scale=0.25)).eval()
-    with pytest.raises(ModelError, match="cohere2 changes its output layer's logits"):
+    with pytest.raises(ModelError, match="unscaled logits; cohere2 rescales them"):
         teacher_states(base, encoded(PLAIN, tokenizer), max_tokens=400)
