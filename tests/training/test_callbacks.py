@@ -6,17 +6,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.models import tiny_llama
 from helpers.paths import ROOT
 from safetensors.torch import load_file
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerState
 
 from prompt_tuning import PromptTuningArguments
 from prompt_tuning.cli.main import main
-from prompt_tuning.errors import RecipeError
+from prompt_tuning.errors import RecipeError, TrainingError
 from prompt_tuning.training.callbacks import Divergence, EarlyStopping
 from prompt_tuning.training.checkpoints import KeepOnlyBest
 from prompt_tuning.training.trainer import PromptTuningTrainer
@@ -230,12 +231,12 @@ def test_no_checkpoint_is_made_or_removed_file_by_file_under_its_name(limit, rec
         seen.append(Path(path).name)
         rmtree(path, *args, **kwargs)
 
-    def saved(self, folder):
+    def saved(self, *args, **kwargs):
+        save(self, *args, **kwargs)
         assert not last.exists()
-        save(self, folder)
 
-    save = PromptTuningTrainer._save_scaler
-    monkeypatch.setattr(PromptTuningTrainer, "_save_scaler", saved)
+    save = PromptTuningTrainer.save_model
+    monkeypatch.setattr(PromptTuningTrainer, "save_model", saved)
     monkeypatch.setattr("shutil.rmtree", noted)
     assert main(["train", recipe]) == 0
     kept = [path.name for path in sorted((tmp_path / "run").glob("checkpoint-*"))]
@@ -243,13 +244,23 @@ def test_no_checkpoint_is_made_or_removed_file_by_file_under_its_name(limit, rec
     assert seen and not [name for name in seen if name.startswith("checkpoint-")]
 
 
-def test_going_on_from_the_last_checkpoint_takes_no_further_step(recipe_file, tmp_path):
-    recipe = str(recipe_file(max_steps=4, lr_scheduler_type="constant"))  # of 6 in the epoch
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_going_on_from_the_last_checkpoint_takes_no_further_step_and_evaluates_no_more(
+    strategy, recipe_file, tmp_path
+):
+    settings = dict(max_steps=4, lr_scheduler_type="constant", eval_strategy=strategy, save_strategy=strategy)
+    recipe = str(recipe_file(**settings))  # of 6 steps in the epoch
+    run = tmp_path / "run"
     assert main(["train", recipe]) == 0
-    before = adapter(tmp_path / "run")
+    before, evaluations = adapter(run), count_evaluations(run)
     assert main(["train", recipe, "--resume_from_checkpoint", "true"]) == 0
-    assert adapter(tmp_path / "run") == before
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["train_steps"] == 4
+    assert adapter(run) == before
+    assert json.loads((run / "results.json").read_text())["train_steps"] == 4
+    assert count_evaluations(run) == evaluations > 0
+
+
+def count_evaluations(run):
+    return sum("eval_loss" in entry for entry in json.loads((run / "log_history.json").read_text()))
 
 
 def test_a_moved_run_that_goes_on_from_its_last_checkpoint_keeps_its_best_one(recipe_file, tmp_path):
@@ -342,6 +353,28 @@ def test_a_loss_or_gradient_that_is_no_number_stops_with_its_step_and_rows_and_s
     kept = [n for n in (step - 2, step - 1) if n > 0 and "save_strategy" not in settings]
     assert sorted(path.name for path in run.glob("*")) == [*(f"checkpoint-{number}" for number in kept), "recipe.yaml"]
     assert all(prompt.isfinite().all() for prompt in prompts(run))
+
+
+def test_a_signal_saves_no_checkpoint_of_a_loss_that_is_no_number(recipe_file, tmp_path, capsys, monkeypatch):
+    compute_loss = PromptTuningTrainer.compute_loss
+    monkeypatch.setattr(PromptTuningTrainer, "compute_loss", lambda *args, **kwargs: compute_loss(*args, **kwargs) / 0)
+    signalled(monkeypatch, signal.SIGINT, at_step=1)
+    assert main(["train", str(recipe_file(logging_steps=50, save_strategy="no"))]) == 1
+    assert "error: step 1: the loss is inf" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.yaml"}
+
+
+def test_a_step_that_the_scaler_of_float16_skipped_is_ordinary():
+    model = torch.nn.Linear(1, 1)
+    model(torch.full((1, 1), torch.inf)).sum().backward()
+    accelerator = SimpleNamespace(optimizer_step_was_skipped=True)
+    divergence = Divergence(accelerator, "row {}".format)
+    divergence.on_optimizer_step(None, TrainerState(), None, model=model)
+    divergence.check()
+    accelerator.optimizer_step_was_skipped = False
+    divergence.on_optimizer_step(None, TrainerState(), None, model=model)
+    with pytest.raises(TrainingError, match="step 1: the norm of the gradient is inf"):
+        divergence.check()
 
 
 def test_transformers_saves_a_prompt_that_is_no_number(recipe_file, tmp_path, monkeypatch, poisoned):
