@@ -307,7 +307,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Load only the split model's own file under FSDP; Trainer would load PEFT's whole tensors into split ones.
 
-        Needed by test_a_stopped_run_of_two_processes_goes_on_to_the_same_weights.
+        Needed by test_a_stopped_run_of_two_processes_resumes_to_the_same_weights.
         """
         if isinstance(self.model, FSDPModule):
             plugin = self.accelerator.state.fsdp_plugin
@@ -319,7 +319,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
         """Keep the columns that the loss and a multitask prompt read; Trainer keeps those of the model's forward.
 
         Needed by
-        test_a_loss_or_gradient_that_is_no_number_stops_with_its_step_and_rows_and_saves_nothing_of_it.
+        test_a_loss_or_gradient_that_is_not_finite_stops_with_its_step_and_rows_and_is_not_saved.
         """
         super()._set_signature_columns_if_needed()
         columns = ["row", "task_ids"] if trains_several_tasks(self.model) else ["row"]
@@ -328,7 +328,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """Return a sampler with the same order in a resumed run and in every process; Trainer's own has another one.
 
-        Needed by test_a_run_stopped_in_a_later_epoch_goes_on_with_its_rows_and_trainer_does_not.
+        Needed by test_a_run_stopped_in_a_later_epoch_resumes_with_its_rows_and_with_trainer_it_does_not.
         """
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):

@@ -1,4 +1,4 @@
-"""Runs that are killed or interrupted, diverge, or lack disk or memory: what is kept, what it costs to go on."""
+"""Runs that are killed or interrupted, diverge, or lack disk or memory: what is kept, and how they resume."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def test_a_run_killed_over_and_over_ends_with_the_adapter_of_an_uninterrupted_on
 @pytest.mark.parametrize(
     ("sent", "code", "save_strategy"), [(signal.SIGINT, 130, "steps"), (signal.SIGTERM, 143, "no")]
 )
-def test_a_signal_saves_a_checkpoint_and_the_command_it_names_goes_on(
+def test_a_signal_saves_a_checkpoint_and_names_the_command_that_resumes(
     sent, code, save_strategy, recipe_file, tmp_path, capsys, monkeypatch
 ):
     recipe = str(recipe_file(max_steps=5, save_steps=2, save_strategy=save_strategy, lr_scheduler_type="constant"))
@@ -111,7 +111,9 @@ def test_the_evaluation_at_a_signals_step_is_made_and_counts_after_a_resumption(
     assert adapter(tmp_path / "run") == adapter(tmp_path / "whole")
 
 
-def test_a_stopped_run_that_went_on_from_a_named_checkpoint_names_its_own(recipe_file, tmp_path, capsys, monkeypatch):
+def test_a_run_that_resumed_from_a_named_checkpoint_names_its_last_one_when_it_stops(
+    recipe_file, tmp_path, capsys, monkeypatch
+):
     recipe = str(recipe_file(save_steps=2, max_steps=6, save_total_limit=5))
     assert main(["train", recipe]) == 0
     signalled(monkeypatch, signal.SIGINT)
@@ -120,7 +122,7 @@ def test_a_stopped_run_that_went_on_from_a_named_checkpoint_names_its_own(recipe
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"to resume: {command}")
 
 
-def test_a_longer_training_that_was_stopped_has_not_the_results_of_the_shorter(
+def test_a_longer_training_that_is_stopped_loses_the_results_of_the_shorter_one(
     recipe_file, tmp_path, capsys, monkeypatch
 ):
     recipe = recipe_file(output_dir=None)
@@ -138,7 +140,7 @@ def test_a_longer_training_that_was_stopped_has_not_the_results_of_the_shorter(
     assert json.loads((tmp_path / "runs" / "a" / "results.json").read_text())["train_steps"] == 6
 
 
-def test_what_is_not_this_runs_own_is_not_written_over(recipe_file, tmp_path, capsys, monkeypatch, model_folders):
+def test_files_of_another_run_are_not_written_over(recipe_file, tmp_path, capsys, monkeypatch, model_folders):
     recipe = str(recipe_file(save_strategy="no", max_steps=1))
     with monkeypatch.context() as patch:
         patch.setattr("prompt_tuning.runs.train.evaluate_models", raises(KeyboardInterrupt))
@@ -168,7 +170,7 @@ def raises(error):
     return raised
 
 
-def test_a_begun_run_goes_on_with_its_own_settings(recipe_file, tmp_path, capsys, monkeypatch):
+def test_a_begun_run_resumes_only_with_its_settings(recipe_file, tmp_path, capsys, monkeypatch):
     recipe = recipe_file(output_dir=None)
     (tmp_path / "sweep.yaml").write_text(f"recipe: {recipe}\nruns: {{a: {{}}}}\n")
     commands = [["sweep", str(tmp_path / "sweep.yaml")], ["compare", str(recipe), "--seeds", "42"]]
@@ -187,7 +189,7 @@ def test_a_begun_run_goes_on_with_its_own_settings(recipe_file, tmp_path, capsys
     assert "is continued with other settings than the run in its folder had: learning_rate" in capsys.readouterr().err
 
 
-def test_a_checkpoint_without_its_optimiser_is_not_gone_on_from(recipe_file, tmp_path, capsys, monkeypatch):
+def test_no_training_resumes_from_a_checkpoint_without_its_optimiser(recipe_file, tmp_path, capsys, monkeypatch):
     recipe = str(recipe_file(save_only_model="true"))
     with monkeypatch.context() as patch:
         signalled(patch, signal.SIGINT)
@@ -196,7 +198,7 @@ def test_a_checkpoint_without_its_optimiser_is_not_gone_on_from(recipe_file, tmp
     assert "checkpoint-3: no state of the optimiser there, which save_only_model leaves out" in capsys.readouterr().err
 
 
-def test_a_signal_after_the_last_step_takes_its_ordinary_course(recipe_file, tmp_path, capsys, monkeypatch):
+def test_a_signal_after_the_last_step_ends_the_command_as_usual(recipe_file, tmp_path, capsys, monkeypatch):
     def interrupted(self, *args, **kwargs):
         signal.raise_signal(signal.SIGINT)
 
@@ -206,7 +208,7 @@ def test_a_signal_after_the_last_step_takes_its_ordinary_course(recipe_file, tmp
     assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
 
 
-def test_a_signal_that_the_process_was_told_to_ignore_stays_ignored(recipe_file, tmp_path, monkeypatch):
+def test_a_signal_that_the_process_ignores_stays_ignored(recipe_file, tmp_path, monkeypatch):
     def interrupted(self, *args):
         signal.raise_signal(signal.SIGINT)
         return step(self, *args)
@@ -245,11 +247,9 @@ def test_no_checkpoint_is_made_or_removed_file_by_file_under_its_name(limit, rec
 
 
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
-def test_going_on_from_the_last_checkpoint_takes_no_further_step_and_evaluates_no_more(
-    strategy, recipe_file, tmp_path
-):
+def test_resuming_from_the_last_checkpoint_takes_no_step_and_evaluates_nothing(strategy, recipe_file, tmp_path):
     settings = dict(max_steps=4, lr_scheduler_type="constant", eval_strategy=strategy, save_strategy=strategy)
-    recipe = str(recipe_file(**settings))  # of 6 steps in the epoch
+    recipe = str(recipe_file(**settings))  # An epoch has 6 steps.
     run = tmp_path / "run"
     assert main(["train", recipe]) == 0
     before, evaluations = adapter(run), count_evaluations(run)
@@ -263,7 +263,7 @@ def count_evaluations(run):
     return sum("eval_loss" in entry for entry in json.loads((run / "log_history.json").read_text()))
 
 
-def test_a_moved_run_that_goes_on_from_its_last_checkpoint_keeps_its_best_one(recipe_file, tmp_path):
+def test_a_moved_run_that_resumes_keeps_its_best_checkpoint(recipe_file, tmp_path):
     steps = dict(save_steps=1, eval_steps=1, eval_strategy="steps", load_best_model_at_end="true")
     recipe = str(recipe_file(**steps, save_total_limit=2, learning_rate=0, max_eval_samples=2, max_steps=3))
     assert main(["train", recipe]) == 0  # no score is better than the first one
@@ -283,7 +283,7 @@ def test_a_moved_run_that_goes_on_from_its_last_checkpoint_keeps_its_best_one(re
         ("train_end", EarlyStopping, 4),  # after the last evaluation
     ],
 )
-def test_a_resumed_run_has_the_patience_that_was_left_and_with_transformers_own_all_of_it(
+def test_a_resumed_run_has_its_remaining_patience_and_with_transformers_callback_all_of_it(
     moment, callback, steps, recipe_file, tmp_path, monkeypatch
 ):
     settings = dict(max_steps=8, save_steps=1, eval_steps=1, eval_strategy="steps", load_best_model_at_end="true")
@@ -309,7 +309,7 @@ def test_a_resumed_run_has_the_patience_that_was_left_and_with_transformers_own_
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Makes the loss, or its gradient alone, of a batch with training row 7 no number; the rows of each such batch."""
+    """Make the loss, or only its gradient, of a batch with training row 7 not finite; note the rows of the batch."""
     compute_loss, seen = PromptTuningTrainer.compute_loss, []
 
     def poison(what):
@@ -320,7 +320,7 @@ def poisoned(monkeypatch):
                 return loss
             seen.append((self.state.global_step + 1, rows))
             zero = 0 * next(each for each in model.parameters() if each.requires_grad).sum()
-            return loss * float("inf") if what == "loss" else loss + zero.sqrt()  # whose gradient is 0 / 0
+            return loss * float("inf") if what == "loss" else loss + zero.sqrt()  # The gradient is 0 / 0.
 
         monkeypatch.setattr(PromptTuningTrainer, "compute_loss", compute)
         return seen
@@ -340,7 +340,7 @@ def prompts(run):
         ("loss", "the loss is inf", {"streaming": "true", "gradient_accumulation_steps": 2, "save_strategy": "no"}),
     ],
 )
-def test_a_loss_or_gradient_that_is_no_number_stops_with_its_step_and_rows_and_saves_nothing_of_it(
+def test_a_loss_or_gradient_that_is_not_finite_stops_with_its_step_and_rows_and_is_not_saved(
     what, problem, settings, recipe_file, tmp_path, capsys, poisoned
 ):
     seen = poisoned(what)
@@ -355,7 +355,7 @@ def test_a_loss_or_gradient_that_is_no_number_stops_with_its_step_and_rows_and_s
     assert all(prompt.isfinite().all() for prompt in prompts(run))
 
 
-def test_a_signal_saves_no_checkpoint_of_a_loss_that_is_no_number(recipe_file, tmp_path, capsys, monkeypatch):
+def test_a_signal_saves_no_checkpoint_after_a_loss_that_is_not_finite(recipe_file, tmp_path, capsys, monkeypatch):
     compute_loss = PromptTuningTrainer.compute_loss
     monkeypatch.setattr(PromptTuningTrainer, "compute_loss", lambda *args, **kwargs: compute_loss(*args, **kwargs) / 0)
     signalled(monkeypatch, signal.SIGINT, at_step=1)
@@ -377,7 +377,7 @@ def test_a_step_that_the_scaler_of_float16_skipped_is_ordinary():
         divergence.check()
 
 
-def test_transformers_saves_a_prompt_that_is_no_number(recipe_file, tmp_path, monkeypatch, poisoned):
+def test_transformers_saves_a_prompt_that_is_not_finite(recipe_file, tmp_path, monkeypatch, poisoned):
     poisoned("loss")
     monkeypatch.setattr(Divergence, "check", lambda self: None)
     assert main(["train", str(recipe_file(max_steps=7))]) == 0
@@ -386,17 +386,17 @@ def test_transformers_saves_a_prompt_that_is_no_number(recipe_file, tmp_path, mo
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk with room for some four checkpoints."""
+    """Mount a disk with room for some four checkpoints."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=240k", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
-        pytest.skip("a small disk can be mounted by root alone")
+        pytest.skip("only root can mount a small disk")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_full_disk_keeps_the_checkpoints_and_with_room_the_run_goes_on(recipe_file, small_disk, capsys, tmp_path):
+def test_a_full_disk_keeps_the_checkpoints_and_with_room_the_run_resumes(recipe_file, small_disk, capsys, tmp_path):
     recipe = str(recipe_file(max_steps=9, save_steps=1, save_total_limit=20, lr_scheduler_type="constant"))
     assert main(["train", recipe, "--output_dir", str(small_disk / "run")]) == 1
     said = capsys.readouterr().err
@@ -443,7 +443,7 @@ def test_smaller_batches_by_trainers_own_rule_are_refused(recipe_file, capsys, t
         (False, ["--eval_strategy", "steps"], "lower per_device_eval_batch_tokens"),
     ],
 )
-def test_too_little_memory_is_said(training, flags, advice, recipe_file, tmp_path, capsys, too_small):
+def test_too_little_memory_is_reported_with_advice(training, flags, advice, recipe_file, tmp_path, capsys, too_small):
     too_small(training)
     settings = ["--per_device_train_batch_size", "2", "--save_steps", "1", "--eval_steps", "1"]
     assert main(["train", str(recipe_file()), *settings, *flags]) == 1

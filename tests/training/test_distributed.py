@@ -32,7 +32,7 @@ PROMPT = 6 * 32  # numbers
 
 
 def run(*command, folder=ROOT):
-    """The output of a command; two processes print to one place."""
+    """Return the output of a command; two processes print to one place."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout + done.stderr
@@ -102,9 +102,11 @@ def test_every_row_is_evaluated_once_whatever_the_remainder(ddp, one):
 def test_only_the_prompt_crosses_the_network(ddp):
     for process in ddp:
         sizes = Counter((operation, size) for operation, size in process["sent"])
-        assert sizes.pop(("all_reduce", PROMPT)) == 3  # its gradient, once a step
-        assert sizes.pop(("broadcast", PROMPT)) == 1  # where it starts
-        assert sum(size * times for (_, size), times in sizes.items()) < 40  # numbers of targets, losses, lengths
+        assert sizes.pop(("all_reduce", PROMPT)) == 3  # The gradient is sent once a step.
+        assert sizes.pop(("broadcast", PROMPT)) == 1  # The start is sent once.
+        assert (
+            sum(size * times for (_, size), times in sizes.items()) < 40
+        )  # Targets are counted, losses and lengths are sent.
 
 
 def test_processes_agree_on_the_order_of_rows_where_dropout_draws_different_numbers(ddp):
@@ -123,7 +125,7 @@ def test_processes_stop_together_where_one_has_a_signal_or_no_finite_loss(ddp, f
 @pytest.mark.parametrize(
     ("kind", "method"), [(kind, method) for kind, methods in RESUMED.items() for method in methods]
 )
-def test_a_stopped_run_of_two_processes_goes_on_to_the_same_weights(kind, method, folder, request):
+def test_a_stopped_run_of_two_processes_resumes_to_the_same_weights(kind, method, folder, request):
     request.getfixturevalue(kind)
     whole, resumed = adapter(folder, f"{kind} {method}"), adapter(folder, f"{kind} resumed {method}")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -163,7 +165,7 @@ def test_a_lost_process_is_reported_and_no_other_error_is_taken_for_one(tmp_path
         torch.nn.Linear(2, 2)(torch.ones(1, 3))
 
 
-def test_a_launched_run_writes_and_says_everything_once(one, folder):
+def test_a_launched_run_writes_and_prints_everything_once(one, folder):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
     # Without use_cpu, as recipes are; the configuration's own does not reach the processes.
     (folder / "launched.yaml").write_text((folder / "recipe.yaml").read_text().replace("use_cpu: true\n", ""))

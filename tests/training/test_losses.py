@@ -47,7 +47,7 @@ def test_the_teachers_logits_are_those_of_single_rows(architecture, template, to
         assert torch.allclose(ours, logits, atol=1e-4)
 
 
-def test_the_losses_are_torchs_own_and_nought_for_the_teacher_itself():
+def test_the_losses_are_those_of_torch_and_zero_for_the_teacher_itself():
     torch.manual_seed(0)
     student, teacher = torch.randn(5, 11), torch.randn(5, 11)
     wanted = (teacher.softmax(-1) * (teacher.log_softmax(-1) - student.log_softmax(-1))).sum() / 5
@@ -81,7 +81,7 @@ def test_the_student_comes_nearer_to_its_teacher_and_the_teacher_reads_once(loss
     assert run.evaluate()["eval_loss"] > 0  # cross entropy, without a teacher
 
 
-def test_a_row_that_another_process_has_too_is_taught_there_alone(llama, tokenizer, tmp_path):
+def test_a_row_that_another_process_repeats_is_distilled_only_once(llama, tokenizer, tmp_path):
     model = add_soft_prompt(llama, prompt_config(llama, 6), torch.zeros(6, 32))
     rows = encoded(PLAIN, tokenizer, 2)
     args = PromptTuningArguments(str(tmp_path), use_cpu=True, report_to="none")
@@ -93,7 +93,7 @@ def test_a_row_that_another_process_has_too_is_taught_there_alone(llama, tokeniz
     def loss(*numbers, without=()):
         features = [{key: rows[number][key] for key in ("input_ids", "labels", "row")} for number in numbers]
         batch = run.data_collator(features)
-        for place in without:  # as `_without_repeated` does
+        for place in without:  # `_without_repeated` does the same.
             batch["labels"][place] = -100
         return run.compute_loss(model.train(), batch, num_items_in_batch=10)
 
@@ -103,7 +103,7 @@ def test_a_row_that_another_process_has_too_is_taught_there_alone(llama, tokeniz
     assert none.item() == 0 and not model.prompt_encoder["default"].embedding.weight.grad.any()
 
 
-def test_the_recipe_trains_and_says_what_is_wrong_with_a_teacher(recipe_file, tmp_path, capsys):
+def test_a_recipe_distils_and_a_wrong_teacher_is_refused(recipe_file, tmp_path, capsys):
     shown = tmp_path / "shown.yaml"
     plain = Template.load("question_answering/plain")
     shown.write_text(Template(plain.source, plain.target, demonstrations=tuple(question_rows(2))).to_yaml())
@@ -131,7 +131,7 @@ def test_the_recipe_trains_and_says_what_is_wrong_with_a_teacher(recipe_file, tm
         assert message in capsys.readouterr().err
 
 
-def test_a_model_that_changes_its_heads_logits_is_no_teacher(tokenizer):
+def test_a_model_that_rescales_its_logits_is_refused_as_a_teacher(tokenizer):
     sizes = {**SIZES, "vocab_size": len(tokenizer), "max_position_embeddings": 256}
     base = AutoModelForCausalLM.from_config(AutoConfig.for_model("cohere2", **sizes, logit_scale=0.25)).eval()
     with pytest.raises(ModelError, match="unscaled logits; cohere2 rescales them"):

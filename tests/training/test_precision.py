@@ -69,7 +69,7 @@ def test_bfloat16_autocast_trains_on_a_cpu_and_float16_is_refused_since_accelera
         run.train()
         losses.append(torch.tensor([entry["loss"] for entry in run.state.log_history if "loss" in entry]))
     assert 0 < (losses[1] - losses[0]).abs().max() < 0.05
-    assert torch.equal(losses[2], losses[0])  # which nobody was told
+    assert torch.equal(losses[2], losses[0])  # accelerate leaves float16 out on a CPU, without a word.
     forbid_model_loading(monkeypatch)
     assert main(["train", str(recipe_file()), "--fp16"]) == 2
     assert "fp16 has no effect on a CPU: accelerate trains in float32; set bf16: true" in capsys.readouterr().err
@@ -123,7 +123,7 @@ def test_under_autocast_the_logits_of_a_row_depend_on_its_batch_by_the_last_digi
     assert (together - alone).abs().max() <= 2**-7 * alone.abs().max()
 
 
-def test_half_precision_that_only_accelerate_was_told_is_in_the_recipe_and_in_what_predicts(
+def test_half_precision_set_by_accelerate_is_in_the_recipe_and_in_predictions(
     recipe_file, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")

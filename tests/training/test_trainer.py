@@ -1,4 +1,4 @@
-"""The trainer: what it feeds the model, how it scores, and that stopping and going on changes nothing."""
+"""The trainer: what it feeds the model, how it scores, and that a stop and a resumption change nothing."""
 
 import copy
 
@@ -118,14 +118,16 @@ def test_an_evaluation_computes_its_prompt_once(tokenizer, tmp_path, monkeypatch
     monkeypatch.setattr(model, "get_prompt", lambda **kwargs: computed.append(1) or get_prompt(**kwargs))
     assert run.predict_texts(run.eval_dataset) == wanted
     assert len(run.get_eval_dataloader()) == 4 and len(computed) == 1
-    assert tokenizer.decode(run._evaluated.common_prefix).startswith("Read.")  # which is in that cache too
+    assert tokenizer.decode(run._evaluated.common_prefix).startswith(
+        "Read."
+    )  # The common prefix is in that cache too.
     model.prompt_encoder["default"].embedding.weight.data.add_(1.0)
     assert run.predict_texts(run.eval_dataset) != wanted
 
 
 @pytest.mark.parametrize("window", [None, 60])
 @pytest.mark.parametrize("tuned", ["nothing", "lora"])
-def test_without_a_prompt_too_rows_are_what_they_are_alone_and_their_opening_is_read_once(
+def test_without_a_prompt_too_rows_are_predicted_as_alone_and_their_common_prefix_is_read_once(
     tuned, window, tokenizer, tmp_path
 ):
     if window:
@@ -160,7 +162,7 @@ def test_without_a_prompt_too_rows_are_what_they_are_alone_and_their_opening_is_
     base.get_input_embeddings().register_forward_hook(note)
     assert run.predict_texts(rows) == alone and len(set(alone)) > 1
     assert not any(graphs)  # else the activations of all rows stay in memory
-    if not window:  # whose padded rows go beyond it
+    if not window:  # Padded rows would reach beyond a window.
         opening = len(run._evaluated.common_prefix)
         sources = [source_length(labels) - 1 - opening for labels in rows["labels"]]
         assert sum(shape.numel() for shape in read if shape[0] == 1) == opening + sum(sources)
@@ -219,7 +221,9 @@ def test_stopped_and_resumed_ends_where_an_uninterrupted_run_does(architecture, 
 
 
 @pytest.mark.parametrize("save_steps", [3, 4])  # at the end of the first epoch, in the middle of the second
-def test_a_run_stopped_in_a_later_epoch_goes_on_with_its_rows_and_trainer_does_not(save_steps, tokenizer, tmp_path):
+def test_a_run_stopped_in_a_later_epoch_resumes_with_its_rows_and_with_trainer_it_does_not(
+    save_steps, tokenizer, tmp_path
+):
     def prompt(plain, **resume):
         settings = dict(train=10, max_steps=7, save_steps=save_steps, save_total_limit=None)
         model = soft("llama", tokenizer)
@@ -327,7 +331,7 @@ def test_sources_of_a_single_token_are_written_for_without_a_prompt(tokenizer, t
     assert run.predict_texts(rows) == [run.predict_texts(rows.select([number]))[0] for number in range(3)]
 
 
-def test_tensorboard_hears_the_metrics_by_report_to(tokenizer, tmp_path, monkeypatch):
+def test_report_to_sends_the_metrics_to_tensorboard(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
     run = trainer(
         soft("llama", tokenizer), tokenizer, tmp_path, max_steps=2, eval_strategy="epoch", report_to="tensorboard"
@@ -350,7 +354,7 @@ def test_rows_of_an_ordinary_data_set_are_scored_against_their_labels(tokenizer,
 
 
 @pytest.mark.parametrize("method", ["soft", "lora", "full"])
-def test_rows_of_an_own_data_set_may_be_padded_on_either_side(method, tokenizer, tmp_path):
+def test_rows_of_a_users_data_set_may_be_padded_on_either_side(method, tokenizer, tmp_path):
     base = tiny_llama(len(tokenizer))
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4, init_lora_weights=False)
     model = {"soft": lambda: soft("llama", tokenizer), "lora": lambda: get_peft_model(base, lora)}.get(method)
@@ -428,18 +432,18 @@ def test_of_several_sets_each_is_evaluated_on_its_own_rows_with_workers_that_per
     for rows, references in zip((few, many), seen, strict=True):
         assert sorted(references) == sorted(rows["references"])
     assert metrics["eval_few_loss"] != metrics["eval_many_loss"]
-    for _ in range(2):  # as often as training evaluates
+    for _ in range(2):  # Training evaluates more than once.
         assert max(len(batch["input_ids"]) for batch in run.get_eval_dataloader(many)) == 2
 
 
-def test_the_format_of_a_data_set_is_no_matter(tokenizer, tmp_path):
+def test_the_format_of_a_data_set_changes_nothing(tokenizer, tmp_path):
     run = trainer(soft("llama", tokenizer), tokenizer, tmp_path)
     rows = run.eval_dataset
     assert run.predict_texts(rows.with_format("torch")) == run.predict_texts(rows)
     assert run.evaluate(rows.with_format("torch"))["eval_f1"] == run.evaluate(rows)["eval_f1"]
 
 
-def test_what_cannot_be_evaluated_is_told_as_trainer_does_or_by_name(tokenizer, tmp_path):
+def test_an_impossible_evaluation_is_refused_with_its_reason(tokenizer, tmp_path):
     run = trainer(soft("llama", tokenizer), tokenizer, tmp_path, predict_with_generate=False, score=print)
     with pytest.raises(RecipeError, match="predict_with_generate is False"):
         run.predict(run.eval_dataset)
