@@ -1,4 +1,4 @@
-"""Metrics of generated text, each an `evaluate` module in a folder beside this file that loads without the hub.
+"""Score generated text. Each metric is an `evaluate` module in a folder beside this file, and loads without the hub.
 
     sacrebleu     bleu, bleu_signature: corpus BLEU by sacreBLEU
     chrf          chrf, chrf_signature: corpus chrF++ by sacreBLEU
@@ -7,7 +7,7 @@
     squad         exact_match, f1: the SQuAD scripts v1.1 and v2.0
     exact_match   exact_match: literal equality
 
-All are in percent, and the language chooses how each splits a text. `load_metrics` makes one function of several.
+All are in percent, and the language decides how a text is split. `load_metrics` makes one function of several.
 """
 
 from typing import TYPE_CHECKING

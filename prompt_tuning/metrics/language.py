@@ -1,10 +1,10 @@
-"""What the metrics need to know of a language: its code, and whether it puts spaces between words."""
+"""Tell metrics about a language: its code, and whether it puts spaces between words."""
 
 import re
 
 from prompt_tuning.support.text import UNSPACED_SCRIPTS
 
-# The codes of ISO 639-3 (as in NLLB's "zho_Hans") and 639-2/B for the languages that a metric treats in its own way.
+# Metrics treat these languages differently. NLLB's codes ("zho_Hans") begin with ISO 639-3; 639-2/B is common too.
 _ISO_639_1 = {
     "eng": "en",
     "zho": "zh",
@@ -21,7 +21,7 @@ _ISO_639_1 = {
 }
 
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "km", "my"})
-"""Languages written without spaces between words; their tokens are characters."""
+"""Languages without spaces between words; their tokens are characters."""
 
 _CHARACTERS = re.compile(rf"[^\W{UNSPACED_SCRIPTS}]+|\S")
 
@@ -29,7 +29,8 @@ _CHARACTERS = re.compile(rf"[^\W{UNSPACED_SCRIPTS}]+|\S")
 def primary_language(code: str | None) -> str | None:
     """Return the language of a code such as "en", "zh-CN", "pt_br" or "jpn_Jpan" without its region or script.
 
-    ISO 639-1 is returned where a metric depends on the language, any other code in lower case; None for no code.
+    The result is ISO 639-1 for the languages that metrics treat differently, and otherwise the code in lower case. It
+    is None without a code.
 
     >>> primary_language("zho_Hans"), primary_language("pt-BR"), primary_language(None)
     ('zh', 'pt', None)
@@ -39,16 +40,16 @@ def primary_language(code: str | None) -> str | None:
 
 
 def is_english(language: str | None) -> bool:
-    """Whether the rules for English apply, as they do where no language is given."""
+    """Return whether the rules for English apply; they do if no language is named."""
     return language in (None, "en")
 
 
 def characters(text: str) -> list[str]:
-    """Split a text of an unspaced language: each character is a token, a run of letters or digits of others is one.
+    """Split a text of an unspaced language into characters, but keep runs of letters or digits of other scripts.
 
-    This is the mixed segmentation of the scripts of CMRC 2018 (Cui et al., 2019) and MLQA (Lewis et al., 2020), for
-    all unspaced scripts rather than for CJK ideographs alone; signs that are neither (℃, €) are tokens here and part
-    of a run there. A character is a code point, as in sacreBLEU's "char".
+    This is the mixed segmentation of the scripts of CMRC 2018 (Cui et al., 2019) and MLQA (Lewis et al., 2020). Unlike
+    there, it holds for all unspaced scripts and not only for CJK ideographs. Unlike there, signs such as ℃ and € are
+    tokens and not part of a run. A character is a code point, the same as in sacreBLEU's "char".
 
     >>> characters("碧昂丝（Beyoncé）于2019年")
     ['碧', '昂', '丝', '（', 'Beyoncé', '）', '于', '2019', '年']

@@ -1,13 +1,19 @@
-"""Load metrics, each an `evaluate` module in a folder beside this file, and make one score of several."""
+"""Load metrics by name, and make one scoring function of several."""
+
+from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
 from numbers import Real
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from prompt_tuning.errors import RecipeError, first_line
 from prompt_tuning.metrics.scores import MetricFunction, Scores
+
+if TYPE_CHECKING:
+    from evaluate import EvaluationModule
 
 TASK_METRICS: dict[str, tuple[str, ...]] = {
     "translation": ("sacrebleu", "chrf"),
@@ -17,7 +23,7 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
 """The metrics of a task, by the names that `load_metrics` takes."""
 
 MAIN_METRIC: dict[str, str] = {"translation": "bleu", "summarization": "rougeL", "question_answering": "f1"}
-"""The key of a task's score that chooses the best checkpoint; of each, more is better."""
+"""The score of a task that chooses the best checkpoint. More is better."""
 
 OWN_METRICS = ("chrf", "exact_match", "rouge", "sacrebleu", "squad", "ter")
 _TAKES_LANGUAGE = frozenset({"rouge", "sacrebleu", "squad", "ter"})
@@ -35,22 +41,23 @@ def main_metric(task: str, scores: Scores) -> str:
 
 
 def load_metrics(names: Iterable[str], *, language: str | None = None) -> MetricFunction:
-    """Load metrics and return `score(predictions, references)`, which gives their results in one flat dict.
+    """Load metrics and return `score(predictions, references)`, which returns their results in one flat dict.
 
     Args:
         names: metrics of this package (see its docstring), paths of `evaluate` modules on disk, or hub ids with
-            their owner, as "evaluate-metric/bertscore". The hub is asked for the last alone, so that a slip in the
-            name of one of ours is never looked up on it.
-        language: of the texts: ISO 639-1 with or without a region, or NLLB's codes. Ours alone are told it.
+            their owner, such as "evaluate-metric/bertscore". Only a name with an owner is looked up on the hub, so
+            that a misspelt name of this package is not.
+        language: the language of the texts: ISO 639-1 with or without a region, or NLLB's codes. Only the metrics of
+            this package receive it.
 
-    The references of a row are a list of one or more texts. A module of others that takes one reference a row gets
-    the first; of what it returns the numbers and strings are kept, as they are.
+    The references of a row are a list of one or more texts. A foreign module that takes one reference a row receives
+    the first. The numbers and texts that it returns are kept, and all else is dropped.
 
     Raises:
         RecipeError: on loading, for an unknown name or a module that does not load; on scoring, if two metrics
-            give different values for a key, or a module gives no number.
-        ValueError: on scoring, for no rows, for as many predictions as there are not references, or for what is no
-            text.
+            return different values for a key, or a module returns no number.
+        ValueError: on scoring, for no rows, for unequal numbers of predictions and references, or for a value that
+            is not a text.
     """
     locations = {name: _location(name) for name in names}
     modules = {name: _load_module(name, location) for name, location in locations.items()}
@@ -58,22 +65,26 @@ def load_metrics(names: Iterable[str], *, language: str | None = None) -> Metric
     def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float | str]:
         _check_rows(predictions, references)
         result: dict[str, float | str] = {}
-        givers: dict[str, str] = {}
+        sources: dict[str, str] = {}
         for name, module in modules.items():
             for key, value in _compute(name, module, predictions, references, language).to_json().items():
-                if key in givers and result[key] != value:
+                if key in sources and result[key] != value:
                     raise RecipeError(
-                        f"metrics {givers[key]!r} and {name!r} both give {key!r}, with different values "
-                        f"({result[key]} and {value}); name one of them alone"
+                        f"metrics {sources[key]!r} and {name!r} both give {key!r}, with different values "
+                        f"({result[key]} and {value}). Name only one of them."
                     )
-                result[key], givers[key] = value, name
+                result[key] = value
+                sources[key] = name
         return result
 
     return score
 
 
 def _location(name: str) -> str:
-    """Turn a metric's name into what `evaluate.load` takes; our own are absolute paths, which keep the hub out."""
+    """Turn a metric's name into the path or id that `evaluate.load` takes.
+
+    The metrics of this package are absolute paths, for which `evaluate` does not ask the hub.
+    """
     if name in OWN_METRICS:
         return str(Path(__file__).resolve().parent / name)
     if Path(name).exists():
@@ -84,15 +95,15 @@ def _location(name: str) -> str:
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     raise RecipeError(
         f"unknown metric {name!r}: {hint}Metrics are {', '.join(OWN_METRICS)}, the path of an `evaluate` module, "
-        f"or a hub id with its owner, as 'evaluate-metric/{name}'"
+        f"or a hub id with its owner, such as 'evaluate-metric/{name}'."
     )
 
 
-def _load_module(name: str, location: str):
-    import evaluate  # here, since it imports torch: seconds which `--help` should not take
+def _load_module(name: str, location: str) -> EvaluationModule:
+    import evaluate  # It imports torch, for which `--help` should not wait.
 
     try:
-        # In memory and under an id of its own, so that runs that score at once share no file but the script.
+        # Runs that score at the same time share only the script: values stay in memory, under an id for this process.
         return evaluate.load(location, keep_in_memory=True, experiment_id=uuid4().hex)
     except (ImportError, SyntaxError, TypeError) as error:
         raise RecipeError(f"metric {name!r} does not load: {first_line(error)}") from error
@@ -103,31 +114,37 @@ def _load_module(name: str, location: str):
 def _check_rows(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     if not predictions or len(predictions) != len(references):
         raise ValueError(
-            f"{len(predictions)} predictions and {len(references)} rows of references; expected as many, and some"
+            f"{len(predictions)} predictions and {len(references)} rows of references: expected the same number, not 0"
         )
     for row, (text, texts) in enumerate(zip(predictions, references, strict=True)):
         if isinstance(texts, str):
-            raise ValueError(f"the references of row {row} are the string {texts!r}; expected a list of strings")
-        if not all(isinstance(each, str) for each in (text, *texts)):
-            raise ValueError(f"row {row} has {text!r} and the references {texts!r}; expected strings")
+            raise ValueError(f"row {row}: the references are the string {texts!r}; expected a list of strings")
+        if not all(isinstance(value, str) for value in (text, *texts)):
+            raise ValueError(f"row {row}: {text!r} with the references {texts!r}; expected strings")
 
 
-def _compute(name, module, predictions, references, language) -> Scores:
+def _compute(
+    name: str,
+    module: EvaluationModule,
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    language: str | None,
+) -> Scores:
     options = {"language": language} if name in _TAKES_LANGUAGE else {}
     if _takes_one_reference(module):
         references = [texts[0] if texts else "" for texts in references]
-    # Ours need no table of Arrow, which takes longer to make than a row alone takes to score.
+    # A metric of this package needs no Arrow table, which takes longer to build than one row takes to score.
     compute = module._compute if name in OWN_METRICS else module.compute
     scores = Scores.from_json(compute(predictions=list(predictions), references=list(references), **options))
     numbers = {key: float(value) for key, value in scores.values.items() if isinstance(value, Real)}
     if not numbers:
         names = ", ".join(scores.to_json())
-        raise RecipeError(f"the metric {name!r} gives no number, but {names}; it cannot be reported")
+        raise RecipeError(f"metric {name!r} gives no number, but {names}. Name a metric that gives one.")
     return Scores(numbers, scores.signatures)
 
 
-def _takes_one_reference(module) -> bool:
-    """Whether every form of rows that a module accepts has a plain string as the reference."""
+def _takes_one_reference(module: EvaluationModule) -> bool:
+    """Return whether every form of rows that a module accepts has a plain string as the reference."""
     from datasets import Value
 
     forms = module.features if isinstance(module.features, list) else [module.features]

@@ -1,7 +1,8 @@
-"""The rows that every metric here takes: a prediction and a list of one or more references."""
+"""Check and reorder the references of rows. Every metric here takes a prediction and a list of references a row."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import Any
 
 import datasets
 
@@ -11,16 +12,17 @@ FEATURES = datasets.Features(
 
 
 def require_references(references: Sequence[Sequence[str]]) -> None:
-    """Raise ValueError for the first row without a reference."""
+    """Raise a ValueError for the first row without a reference."""
     for row, texts in enumerate(references):
         if not texts:
             raise ValueError(f"row {row} has no reference; this metric needs at least one for each prediction")
 
 
-def reference_streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+def reference_streams(references: Sequence[Sequence[str]]) -> list[Any]:
     """Turn references by row into sacreBLEU's references by stream.
 
-    sacreBLEU leaves None out when a row has fewer references than another, and its signature then says "nrefs:var".
+    A row with fewer references than another one has None in the last streams. sacreBLEU skips None, and its signature
+    then has "nrefs:var".
 
     >>> reference_streams([["a", "b"], ["c"]])
     [['a', 'c'], ['b', None]]

@@ -1,8 +1,8 @@
-"""How sure a score is: bootstrap over rows and seeds, and the paired test of two ways on the same rows.
+"""Say how sure a score is: confidence intervals, and paired tests of two systems on the same rows.
 
-Rows, and the seeds that a way was trained with, are drawn with replacement (Efron & Tibshirani 1993; Koehn 2004 for
-translation). A bootstrap of few rows finds differences where there are none, so these have an exact test. Corpus
-metrics, which are no mean over rows, go by sacreBLEU's own paired bootstrap.
+Rows, and the seeds of trained systems, are drawn with replacement (Efron & Tibshirani 1993; Koehn 2004 for
+translation). A bootstrap of few rows finds differences that do not exist, so few rows have an exact test. A corpus
+metric is not a mean over rows, and has sacreBLEU's own paired bootstrap.
 """
 
 from __future__ import annotations
@@ -17,47 +17,63 @@ from prompt_tuning.metrics.sacrebleu.sacrebleu import tokenizer_for
 from prompt_tuning.metrics.scores import MetricFunction
 
 DRAWS = 2000
-FEW_ROWS = 16  # up to which p is exact
+FEW_ROWS = 16  # p is exact for at most so many rows.
 
 
 def rows_scored_alone(
     score: MetricFunction, metric: str, predictions: Sequence[str], references: Sequence[list[str]]
 ) -> np.ndarray:
-    """`[rows]`, a metric of each row alone; of a corpus metric the sentence-level one."""
-    return np.array(
-        [float(score([text], [texts])[metric]) for text, texts in zip(predictions, references, strict=True)]
-    )
+    """Return a metric of each row alone, `[rows]`. For a corpus metric it is the sentence-level metric.
+
+    Args:
+        score: of `load_metrics`.
+        metric: the name of a score.
+        predictions: one text a row.
+        references: one or more texts a row.
+    """
+    scores = []
+    for text, texts in zip(predictions, references, strict=True):
+        scores.append(float(score([text], [texts])[metric]))
+    return np.array(scores)
 
 
 def row_scores(
     score: MetricFunction, metric: str, predictions: Sequence[str], references: Sequence[list[str]]
 ) -> np.ndarray | None:
-    """`[rows]`, a metric of each row alone; None where their mean is not the metric of all, as with BLEU."""
-    each = rows_scored_alone(score, metric, predictions, references)
-    whole = float(score(predictions, references)[metric])
-    return each if abs(each.mean() - whole) < 1e-6 * max(1.0, abs(whole)) else None
+    """Return a metric of each row alone, `[rows]`, or None if their mean is not the metric of all rows.
+
+    BLEU is an example of the latter. The arguments are those of `rows_scored_alone`.
+    """
+    scores = rows_scored_alone(score, metric, predictions, references)
+    corpus_score = float(score(predictions, references)[metric])
+    return scores if abs(scores.mean() - corpus_score) < 1e-6 * max(1.0, abs(corpus_score)) else None
 
 
 def interval(scores: np.ndarray) -> tuple[float, float]:
-    """95 % confidence interval of the mean of scores `[seeds, rows]`."""
+    """Return the 95 % confidence interval of the mean of scores `[seeds, rows]`."""
     return _percentiles(_means(scores))
 
 
 def difference(scores: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
-    """How much better scores `[seeds, rows]` are than a baseline's, of as many seeds or of one, paired by row.
+    """Compare scores with those of a baseline on the same rows.
+
+    Args:
+        scores: `[seeds, rows]`.
+        baseline: `[seeds, rows]` with as many seeds, or with one.
 
     Returns:
-        `difference` of the means, `low` and `high` of its 95 % interval, and `p`, two-sided: how often a draw has the
-        other sign; of at most FEW_ROWS rows of one seed, how many choices of their differences' signs make as large a
-        mean, which of several seeds p is at least, too.
+        `difference` of the means, `low` and `high` of its 95 % interval, and the two-sided `p`. p is how often a draw
+        has the other sign. For at most FEW_ROWS rows of one seed, it is the share of choices of the differences' signs
+        that make a mean as large. For as few rows of several seeds, it is the larger of the two.
     """
     differences = scores - baseline
-    drawn = _means(differences).round(9)  # means that are the same differ in their last digits
+    drawn = _means(differences).round(9)  # Equal means differ in their last digits.
     low, high = _percentiles(drawn)
     p = min(1.0, 2 * min((drawn <= 0).mean(), (drawn >= 0).mean()) + 1 / DRAWS)
     seeds, rows = differences.shape
     if rows <= FEW_ROWS:
-        exact = _exact_p(differences.mean(0))  # which knows nothing of how seeds differ
+        # The exact test sees the mean over seeds, and not how seeds differ.
+        exact = _exact_p(differences.mean(0))
         p = max(p, exact) if seeds > 1 else exact
     return {"difference": float(differences.mean()), "low": low, "high": high, "p": float(p)}
 
@@ -65,65 +81,85 @@ def difference(scores: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
 def corpus_significance(
     metric: str, systems: Mapping[str, Sequence[str]], references: Sequence[list[str]], language: str | None = None
 ) -> dict[str, dict[str, float]]:
-    """For each system `low`, `high` and, but for the first, `p` against it, by sacreBLEU's paired bootstrap.
+    """Run sacreBLEU's paired bootstrap.
 
-    `p` is at least 2 / 2 ** rows, the least that an exact test of so many rows gives.
+    Args:
+        metric: bleu or chrf.
+        systems: the predictions of each system, one text a row. All are compared with the first system.
+        references: one or more texts a row.
+        language: of the texts; it chooses BLEU's tokenizer.
+
+    Returns:
+        For each system `low` and `high` of its 95 % interval, and for all except the first `p` against the first. `p`
+        is at least 2 / 2 ** rows, the least that an exact test of so many rows returns.
 
     Raises:
         RecipeError: a metric other than bleu and chrf.
     """
     if metric not in ("bleu", "chrf"):
-        raise RecipeError(f"{metric} is no mean over rows, and only bleu and chrf have a test of their own; name one")
+        raise RecipeError(
+            f"{metric} is not a mean over rows, and of such metrics only bleu and chrf have a test. Name one of them."
+        )
     from sacrebleu.metrics import BLEU, CHRF
-    from sacrebleu.significance import PairedTest
+    from sacrebleu.metrics.base import Metric
+    from sacrebleu.significance import PairedTest, Result
 
     streams = reference_streams(references)
-    bleu = metric == "bleu"
-    made = BLEU(tokenize=tokenizer_for(language), references=streams) if bleu else CHRF(2, references=streams)
-    named = [(name, list(texts)) for name, texts in systems.items()]
-    _, results = PairedTest(named, {metric: made}, None, test_type="bs", n_samples=1000)()
-    (values,) = (values for key, values in results.items() if key != "System")
-    found = {}
-    for name, each in zip(systems, values, strict=True):
-        found[name] = {"low": each.mean - each.ci, "high": each.mean + each.ci}
-        if each.p_value is not None:
-            # sacreBLEU counts the draws that are further apart than the systems, of which equal ones have none; so few
-            # rows, each for one or the other, cannot tell more.
-            least = 2 / 2 ** len(references)
-            found[name]["p"] = min(1.0, max(each.p_value, least)) if each.score != values[0].score else 1.0
-    return found
+    corpus_metric: Metric
+    if metric == "bleu":
+        corpus_metric = BLEU(tokenize=tokenizer_for(language), references=streams)
+    else:
+        corpus_metric = CHRF(2, references=streams)
+    _, columns = PairedTest(list(systems.items()), {metric: corpus_metric}, None, test_type="bs", n_samples=1000)()
+    del columns["System"]
+    (results,) = columns.values()
+    significance = {}
+    first_score = None
+    for name, result in zip(systems, results, strict=True):
+        assert isinstance(result, Result) and result.mean is not None and result.ci is not None
+        significance[name] = {"low": result.mean - result.ci, "high": result.mean + result.ci}
+        if result.p_value is None:
+            first_score = result.score
+            continue
+        # sacreBLEU counts the draws that are further apart than the systems. Equal systems have none, and so few rows
+        # cannot show more than the least p.
+        least = 2 / 2 ** len(references)
+        significance[name]["p"] = min(1.0, max(result.p_value, least)) if result.score != first_score else 1.0
+    return significance
 
 
 def test_description(rows: int, seeds: int) -> str:
-    """How intervals and p of a mean over rows came about, and what they leave out."""
-    drawn = f"{DRAWS} draws of rows and seeds" if seeds > 1 else f"{DRAWS} draws of rows"
-    said = [drawn] if rows > FEW_ROWS else [f"{drawn}, p by the signs of so few rows, whose intervals are too narrow"]
+    """Say how intervals and p of a mean over rows were computed, and what they leave out."""
+    draws = f"{DRAWS} draws of rows and seeds" if seeds > 1 else f"{DRAWS} draws of rows"
+    parts = [draws] if rows > FEW_ROWS else [f"{draws}, p by the signs of so few rows, whose intervals are too narrow"]
     if rows <= FEW_ROWS and seeds > 1:
-        said.append("p of several seeds is that of the draws where it is larger")
+        parts.append("p of several seeds is that of the draws if it is larger")
     if seeds == 1:
-        said.append("what another seed changes is not in them")
+        parts.append("they leave out what another seed changes")
     elif seeds < 5:
-        said.append("so few seeds may differ by more than these do")
-    return "; ".join(said)
+        parts.append("so few seeds may differ by more than these do")
+    return "; ".join(parts)
 
 
 def _exact_p(differences: np.ndarray) -> float:
-    """The sign-flip test (Fisher 1935): a row alone tells nothing, 2 / 2 ** rows is the least."""
+    """Return p of the sign-flip test (Fisher 1935). Its least is 2 / 2 ** rows: one row shows nothing."""
     count = len(differences)
     signs = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
     return float((abs(signs @ differences) >= abs(differences.sum()) * (1 - 1e-9)).mean())
 
 
 def _means(scores: np.ndarray) -> np.ndarray:
-    """`[DRAWS]`, the mean of each draw of rows and seeds: the same draws for all scores of one shape."""
-    generator, (seeds, rows) = np.random.default_rng(0), scores.shape
+    """Return the mean of each draw of rows and seeds, `[DRAWS]`. Scores of one shape have the same draws."""
+    generator = np.random.default_rng(0)
+    seeds, rows = scores.shape
     average = scores.mean(0)
-    # Seeds drawn from so few differ less than seeds do.
+    # Seeds that are drawn from so few differ less than seeds do.
     scores = average + (scores - average) * np.sqrt(seeds / max(seeds - 1, 1))
-    drawn = generator.integers(rows, size=(DRAWS, rows))
-    which = generator.integers(seeds, size=(DRAWS, seeds))
-    of_seeds = (which[..., None] == np.arange(seeds)).mean(1) @ scores  # [draws, rows]
-    return np.take_along_axis(of_seeds, drawn, 1).mean(1)
+    drawn_rows = generator.integers(rows, size=(DRAWS, rows))
+    drawn_seeds = generator.integers(seeds, size=(DRAWS, seeds))
+    seed_weights = (drawn_seeds[..., None] == np.arange(seeds)).mean(1)  # [draws, seeds]
+    row_means = seed_weights @ scores  # [draws, rows]
+    return np.take_along_axis(row_means, drawn_rows, 1).mean(1)
 
 
 def _percentiles(drawn: np.ndarray) -> tuple[float, float]:

@@ -402,9 +402,9 @@ def test_rows_of_a_wrong_kind_leave_the_metric_usable():
     score = load_metrics(["rouge"])
     with pytest.raises(ValueError, match="row 1 has no reference"):
         score(["a", "b"], [["a"], []])
-    with pytest.raises(ValueError, match="row 0 are the string 'abc'"):
+    with pytest.raises(ValueError, match="row 0: the references are the string 'abc'"):
         score(["a"], ["abc"])
-    with pytest.raises(ValueError, match=r"row 0 has 1 and the references .* expected strings"):
+    with pytest.raises(ValueError, match=r"row 0: 1 with the references .* expected strings"):
         score([1], [["a"]])
     with pytest.raises(ValueError, match="expected strings"):
         score(["a"], [[None]])

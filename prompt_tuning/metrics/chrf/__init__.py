@@ -1,1 +1,1 @@
-
+"""chrF++, as a module that `evaluate` loads from this folder."""

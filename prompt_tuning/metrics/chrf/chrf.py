@@ -18,7 +18,7 @@ Args:
     predictions: one text a row.
     references: one or more texts a row; rows may differ in their number.
     word_order: the longest word n-gram; 2 is chrF++, 0 is chrF.
-    **options: the other options of `sacrebleu.metrics.CHRF`, as `lowercase` or `whitespace`.
+    **options: the other options of `sacrebleu.metrics.CHRF`, such as `lowercase` or `whitespace`.
 Returns:
     chrf: chrF++, 0 to 100.
     chrf_signature: sacreBLEU's signature.

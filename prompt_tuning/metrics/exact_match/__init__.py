@@ -1,1 +1,1 @@
-
+"""Exact match, as a module that `evaluate` loads from this folder."""

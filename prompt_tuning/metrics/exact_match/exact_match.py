@@ -1,4 +1,4 @@
-"""Exact match: the share of predictions that are one of their references, letter by letter."""
+"""Exact match: the share of predictions that equal a reference, letter by letter."""
 
 import evaluate
 
@@ -6,7 +6,7 @@ from prompt_tuning.metrics.references import FEATURES, require_references
 
 
 class ExactMatch(evaluate.Metric):
-    """Percent of rows whose prediction equals a reference once the whitespace around both is gone."""
+    """Percent of rows whose prediction equals a reference, without the whitespace around both."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -17,15 +17,14 @@ Args:
     predictions: one text a row.
     references: one or more texts a row; rows may differ in their number.
 Returns:
-    exact_match: 0 to 100. Unlike that of "squad", it normalises neither case nor punctuation.
+    exact_match: 0 to 100. Unlike the one of "squad", it normalises neither case nor punctuation.
 """,
             features=FEATURES,
         )
 
     def _compute(self, predictions, references):
         require_references(references)
-        hits = [
-            prediction.strip() in {text.strip() for text in texts}
-            for prediction, texts in zip(predictions, references, strict=True)
-        ]
-        return {"exact_match": 100.0 * sum(hits) / len(hits)}
+        hits = 0
+        for prediction, texts in zip(predictions, references, strict=True):
+            hits += prediction.strip() in map(str.strip, texts)
+        return {"exact_match": 100.0 * hits / len(predictions)}

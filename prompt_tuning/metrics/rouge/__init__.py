@@ -1,1 +1,1 @@
-
+"""ROUGE, as a module that `evaluate` loads from this folder."""

@@ -13,19 +13,19 @@ from prompt_tuning.support.text import without_signs
 _TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 _CLOSERS = r"""["'”’»」』）】〉》)\]]*"""
-# "." ends a sentence only before a space (not in "3.5"); the others stand in scripts which may put none after them:
-# CJK, then the Devanagari danda, the marks of Arabic and Urdu, Ethiopic, Khmer and Burmese.
+# "." ends a sentence only before a space, so "3.5" stays whole. The scripts of the other marks may put no space after
+# them: CJK, then the Devanagari danda, the marks of Arabic and Urdu, Ethiopic, Khmer and Burmese.
 _SPACED_END = re.compile(rf"([.!?…]{_CLOSERS})\s+(?=(\S))")
 _UNSPACED_END = re.compile(rf"([。！？｡।॥؟۔።។။]+{_CLOSERS})\s*(?=\S)")
 
 
 def split_sentences(text: str) -> str:
-    """Put each sentence on its own line, as rougeLsum wants them; a text that already has lines keeps them.
+    """Put each sentence on a line, which rougeLsum needs. A text that already has lines keeps them.
 
-    A rule of thumb in place of nltk's punkt, whose data has to be downloaded: a sentence ends with . ! ? or … before
-    whitespace, unless the next character is a lower-case letter, and with 。！？ and their like anywhere; closing
-    quotes and brackets stay with it. Abbreviations ("Dr. Smith") are split, and Thai, Lao and Burmese text without
-    such marks stays one sentence.
+    A sentence ends with . ! ? or … before whitespace, unless the next character is a lower-case letter. It ends with
+    。！？ and similar marks anywhere. Closing quotes and brackets belong to the sentence. Abbreviations ("Dr. Smith")
+    are split, and Thai, Lao and Burmese text without such marks stays one sentence. This rule of thumb replaces nltk's
+    punkt, whose data has to be downloaded.
 
     >>> split_sentences('He came at 5.30 p.m. on foot. "Really?" She left.').splitlines()
     ['He came at 5.30 p.m. on foot.', '"Really?"', 'She left.']
@@ -38,17 +38,22 @@ def split_sentences(text: str) -> str:
 
 
 class UnicodeTokenizer(Tokenizer):
-    """Words of any script, in lower case; characters for the languages that are written without spaces.
+    """Words of any script, in lower case, or characters for the languages without spaces between words.
 
-    rouge_score's own tokenizer keeps a to z and 0 to 9 alone and finds nothing in most scripts. Letters, digits and
-    the marks that belong to them (the vowel signs of Hindi, which Python's `\\w` leaves out) make a word, invisible
-    format characters vanish, and all else separates. There is no stemming.
+    Unlike rouge_score's tokenizer, which keeps only a to z and 0 to 9, it finds words in all scripts. Letters, digits
+    and their marks make a word; the vowel signs of Hindi are marks. Invisible format characters vanish, and all other
+    characters separate words. Words are not stemmed.
+
+    Args:
+        language: ISO 639-1.
     """
 
-    def __init__(self, language: str):
+    def __init__(self, language: str) -> None:
+        """Choose how a text is split."""
         self._split = characters if language in UNSPACED else str.split
 
     def tokenize(self, text: str) -> list[str]:
+        """Return the tokens of a text."""
         return self._split(without_signs(text.lower()))
 
 
@@ -64,9 +69,9 @@ class Rouge(evaluate.Metric):
             inputs_description="""
 Args:
     predictions: one text a row.
-    references: one or more texts a row; rows may differ in their number, the maximum counts for each ROUGE type.
-    language: none or "en" is rouge_score's tokenizer with the Porter stemmer; others have words of their own script,
-        and characters for Chinese, Japanese, Thai, Lao, Khmer and Burmese.
+    references: one or more texts a row; rows may differ in their number. The best one counts for each ROUGE type.
+    language: none or "en" is rouge_score's tokenizer with the Porter stemmer. Other languages have words of any
+        script, and characters for Chinese, Japanese, Thai, Lao, Khmer and Burmese.
 Returns:
     rouge1, rouge2, rougeL, rougeLsum: 0 to 100; for rougeLsum the text is split into sentences if it has no lines.
 """,
@@ -79,8 +84,7 @@ Returns:
         language = primary_language(language)
         tokenizer = None if is_english(language) else UnicodeTokenizer(language)
         scorer = RougeScorer(_TYPES, use_stemmer=True, tokenizer=tokenizer)
-        rows = [
-            scorer.score_multi([split_sentences(text) for text in texts], split_sentences(prediction))
-            for prediction, texts in zip(predictions, references, strict=True)
-        ]
+        rows = []
+        for prediction, texts in zip(predictions, references, strict=True):
+            rows.append(scorer.score_multi(list(map(split_sentences, texts)), split_sentences(prediction)))
         return {kind: 100.0 * sum(row[kind].fmeasure for row in rows) / len(rows) for kind in _TYPES}

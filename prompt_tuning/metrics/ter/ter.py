@@ -21,12 +21,12 @@ class Ter(evaluate.Metric):
 Args:
     predictions: one text a row.
     references: one or more texts a row; rows may differ in their number.
-    language: for Chinese and Japanese `normalized` and `asian_support` are on, which splits ideographs. Tercom has no
-        such rule for Thai, Lao, Khmer and Burmese: there a run without spaces counts as one word.
-    normalized, asian_support: overrule what the language says.
-    **options: the other options of `sacrebleu.metrics.TER`, as `case_sensitive` or `no_punct`.
+    language: Chinese and Japanese turn `normalized` and `asian_support` on, which splits ideographs. Tercom has no
+        such rule for Thai, Lao, Khmer and Burmese, whose text between two spaces counts as one word.
+    normalized, asian_support: replace the choice of the language.
+    **options: the other options of `sacrebleu.metrics.TER`, such as `case_sensitive` or `no_punct`.
 Returns:
-    ter: edits by 100 words of the reference; 0 is best, and it may be more than 100.
+    ter: edits for every 100 words of the reference. 0 is best, and it can be more than 100.
     ter_signature: sacreBLEU's signature.
 """,
             features=FEATURES,
