@@ -64,6 +64,9 @@ def download_adapter(name: str) -> Path:
     except HFValidationError as error:
         raise AdapterError(f"{_no_folder(name)}, nor can it be a repository's id") from error
     except LocalEntryNotFoundError as error:
+        # The client reports a refusal as a missing file if the cache does not have the file.
+        if isinstance(error.__cause__, HfHubHTTPError):
+            raise AdapterError(_explain_answer(error.__cause__, name)) from error
         reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{constants.ENDPOINT} cannot be reached"
         raise AdapterError(f"{_no_folder(name)}, not in the cache ({constants.HF_HUB_CACHE}), and {reason}") from error
     except HTTPError as error:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -19,13 +18,9 @@ from helpers.hub_server import HubServer
 from helpers.paths import ROOT
 from helpers.rows import question_rows, write_jsonl
 from helpers.trainers import soft_trainer
-from httpx2 import Request, Response
-from huggingface_hub import HfApi, ModelCard
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+from huggingface_hub import ModelCard
 
-from prompt_tuning import (
-    Predictor,
-)
+from prompt_tuning import Predictor
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import AdapterError, DataError, HubError
 from prompt_tuning.hub.download import adapter_folder, download_adapter, is_hub_id
@@ -347,7 +342,6 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path, capsys):
         ("bea/hidden", TOKEN, False, "bea/hidden: no such folder"),
         ("bea/hidden", "", False, "or it is private: log in with `hf auth login`, or set HF_TOKEN"),
         ("ann/squad", TOKEN, True, r"not in the cache \(.*\), and HF_HUB_OFFLINE is set"),
-        ("ann/broken", TOKEN, False, "ann/broken: no such folder .* cannot be reached"),
         ("ann--x/none", TOKEN, False, "nor can it be a repository's id"),
     ],
 )
@@ -356,7 +350,6 @@ def test_an_id_that_cannot_be_loaded_says_what_was_looked_for(
 ):
     hub.add("ann/empty", {"notes.txt": b""})
     hub.add("bea/hidden", {}, private=True)
-    hub.fail("ann/broken", 500)
     at_hub(hub, monkeypatch, tmp_path, offline)
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(AdapterError, match=message):
@@ -439,57 +432,57 @@ def test_settings_of_a_push_that_cannot_be_are_said_first(changes, message, mode
     assert message in (errors := capsys.readouterr().err) and TOKEN not in errors
 
 
-def test_a_trainer_of_ones_own_makes_its_repository_and_pushes_no_checkpoint(
-    llama, tokenizer, model_folders, tmp_path, monkeypatch
+# PEFT asks for the base model's configuration when it saves, and huggingface_hub uploads in a deprecated way.
+@pytest.mark.filterwarnings("ignore:Could not find a config file in bea/tiny-llama:UserWarning")
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_a_trainer_without_a_recipe_creates_its_repository_and_pushes_no_checkpoint(
+    llama, tokenizer, hub, tmp_path, monkeypatch
 ):
-    pushed = []
-    monkeypatch.setattr(
-        "prompt_tuning.hub.upload.push", lambda *args, **kwargs: pushed.append((args, kwargs)) or "url"
-    )
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **kwargs: SimpleNamespace(repo_id=f"ann/{name}"))
-    llama.name_or_path = str(model_folders["llama"])
+    at_hub(hub, monkeypatch, tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    llama.name_or_path = BASE
     trainer = soft_trainer(llama, tokenizer, tmp_path / "run", save_steps=1, push_to_hub=True)
     trainer.train()
-    assert pushed == []  # HF_HUB_OFFLINE is set here: whatever asked would have raised
-    assert trainer.push_to_hub() == "url"
-    assert pushed[0][0] == (str(tmp_path / "run"), "ann/run")
-    planned = plan_upload(tmp_path / "run", "run", BASE, finished=False)
-    assert set(planned) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert hub.files("ann/run") == {}
+    assert trainer.push_to_hub().startswith(f"{hub.url}/ann/run/commit/")
+    assert set(hub.files("ann/run")) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert len(hub.asked("POST .*/commit/")) == 1
     check_card(tmp_path / "run" / "README.md")
 
 
-def test_a_downloaded_recipe_cannot_ask_for_remote_code(run, tmp_path, monkeypatch):
-    theirs = tmp_path / "theirs"
-    shutil.copytree(run, theirs)
-    recipe = theirs / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))
-    monkeypatch.setattr("prompt_tuning.runs.predict.adapter_folder", lambda name: theirs)
-    asked = []
-
-    def load_config(args):
-        asked.append(args.trust_remote_code)
-        raise HubError("seen")
-
-    monkeypatch.setattr("prompt_tuning.runs.predict.load_config", load_config)
-    for name in ("ann/theirs", theirs):
-        with pytest.raises(HubError, match="seen"):
-            Predictor.load(name)
-    assert asked == [False, True]
+def test_a_downloaded_recipe_cannot_run_the_code_of_a_model(run, hub, commands, tmp_path):
+    ran = tmp_path / "ran"
+    code = f"from pathlib import Path\nfrom transformers import LlamaConfig as Config\nPath({str(ran)!r}).touch()\n"
+    config = json.loads(hub.files(BASE)["config.json"]) | {"auto_map": {"AutoConfig": "code.Config"}}
+    files = {"config.json": json.dumps(config).encode(), "code.py": code.encode()}
+    hub.add("bea/code", hub.files(BASE) | files)
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for name, content in plan_upload(run, "ann/theirs", "bea/code").items():
+        content = content if isinstance(content, bytes) else content.read_bytes()
+        (folder / name).write_bytes(content.replace(b"trust_remote_code: false", b"trust_remote_code: true"))
+    hub.add("ann/theirs", {path.name: path.read_bytes() for path in folder.iterdir()})
+    predict = ["predict", "--input", run.parent / "test.jsonl", "--output", tmp_path / "out.jsonl", "--adapter"]
+    commands([*predict, "ann/theirs"])
+    assert not ran.exists()
+    commands([*predict, folder])  # A folder of this machine is trusted.
+    assert ran.exists()
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("status", "headers", "message"),
     [
-        (GatedRepoError, "bea/squad is gated; ask for access at "),
-        (HfHubHTTPError, "this token may not read bea/squad; log in with one that may"),
+        (403, {"X_Error_Code": "GatedRepo"}, "bea/squad is gated; ask for access at "),
+        (403, {}, "this token may not read bea/squad; log in with one that may"),
+        (503, {}, "answers 503, and nothing was changed; wait"),
+        ("cut", {}, "bea/squad: the connection to .* was lost; run the command again"),
     ],
 )
-def test_an_adapter_that_a_token_may_not_read_is_told_so(kind, message, monkeypatch):
-    def refused(*args, **kwargs):
-        raise kind("no", response=Response(403, request=Request("GET", "http://localhost")))
-
-    monkeypatch.setattr("prompt_tuning.hub.download.snapshot_download", refused)
-    download_adapter.cache_clear()
+def test_an_adapter_that_cannot_be_read_names_the_reason(status, headers, message, hub, monkeypatch, tmp_path):
+    hub.add("bea/squad", {"adapter_config.json": b"{}"})
+    hub.fail("bea/squad", status, times=99, **headers)
+    at_hub(hub, monkeypatch, tmp_path)
     with pytest.raises(AdapterError, match=message):
         adapter_folder("bea/squad")
 
