@@ -1,18 +1,18 @@
-"""Everything this package raises on purpose.
+"""The exceptions of this package.
 
     PromptTuningError           exit code 1
     ├── RecipeError             exit code 2: a recipe, a flag or a metric's name
     ├── TemplateError           exit code 2: a hard prompt that cannot be read or does not fit the data
-    │   └── OverlongError       exit code 2: a row that does not fit its budget
+    │   └── OverlongError       exit code 2: a row that is longer than its limit
     ├── DataError               exit code 1: files, splits, rows
     ├── ModelError              exit code 1: a base model or its tokenizer
     ├── AdapterError            exit code 1: a saved soft prompt
-    ├── HubError                exit code 1: the hub, its answers and the way to it
+    ├── HubError                exit code 1: the hub, its answers and the connection to it
     ├── ProcessError            exit code 1: another process of the same run
-    └── TrainingError           exit code 1: a loss that is no number, too little memory
+    └── TrainingError           exit code 1: a loss that is not finite, or too little memory
 
-A message says what was found, what was expected and what to do next. An error may carry several problems, one a line.
-`Stopped` stands beside the tree: a signal is no error.
+A message names what is wrong and what to do: `<thing>: <what is wrong>. <what to do>.` An error may carry several
+messages, one a line. `Stopped` is not in the tree, because a signal is not an error.
 """
 
 import signal
@@ -21,45 +21,49 @@ from contextlib import contextmanager
 
 
 class PromptTuningError(Exception):
-    """Base of all errors that a user can mend."""
+    """Base of all errors that a user can correct."""
 
     exit_code = 1
 
 
 class RecipeError(PromptTuningError):
+    """A recipe, a flag or the name of a metric is wrong."""
+
     exit_code = 2
 
 
 class TemplateError(PromptTuningError):
+    """A hard prompt cannot be read, or does not fit the data."""
+
     exit_code = 2
 
 
 class OverlongError(TemplateError):
-    """A row that does not fit its budget."""
+    """A row is longer than its limit, and nothing is left to cut."""
 
 
 class DataError(PromptTuningError):
-    pass
+    """A file, a split or a row is missing or wrong."""
 
 
 class ModelError(PromptTuningError):
-    pass
+    """A base model or its tokenizer cannot be loaded or used."""
 
 
 class AdapterError(PromptTuningError):
-    pass
+    """A saved adapter cannot be loaded, or belongs to another model."""
 
 
 class HubError(PromptTuningError):
-    pass
+    """The hub refuses a request, or cannot be reached."""
 
 
 class ProcessError(PromptTuningError):
-    pass
+    """Another process of the same run has failed."""
 
 
 class TrainingError(PromptTuningError):
-    pass
+    """Training cannot continue: the loss is not finite, or the memory is full."""
 
 
 class ErrorList(list[PromptTuningError]):
@@ -67,28 +71,41 @@ class ErrorList(list[PromptTuningError]):
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Keep an error of ours that the block raises, and go on after the block."""
+        """Keep a PromptTuningError that the block raises, and continue after the block."""
         try:
             yield
         except PromptTuningError as error:
             self.append(error)
 
     def raise_all(self) -> None:
-        """Raise one error of the first one's kind with every message on a line of its own, each message once."""
-        if self:
-            lines = [line for error in self for line in str(error).splitlines()]
-            raise type(self[0])("\n".join(dict.fromkeys(lines)))
+        """Raise one error with every message on a line, each message once.
+
+        Raises:
+            PromptTuningError: of the type of the first error. An empty list raises nothing.
+        """
+        if not self:
+            return
+        lines: list[str] = []
+        for error in self:
+            lines += str(error).splitlines()
+        raise type(self[0])("\n".join(dict.fromkeys(lines)))
 
 
 def first_line(error: object) -> str:
-    """The first line of an error's text that says something; the error's kind if it has none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Return the first line of an error's text that is not empty, or the name of its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal stopped a training, which saved a checkpoint first.
+    """A signal stopped a training, which had saved a checkpoint first.
 
-    Exit code 128 plus the signal's number, as shells have it: 130 for SIGINT, 143 for SIGTERM.
+    The exit code is 128 plus the signal's number, the same as in shells: 130 for SIGINT, 143 for SIGTERM.
+
+    Args:
+        received: the signal.
+        step: the last step that was trained.
+        checkpoint: folder of that step's checkpoint.
     """
 
     def __init__(self, received: signal.Signals, step: int, checkpoint: str) -> None:

@@ -1,7 +1,8 @@
-"""What a run knows of itself, for results.json and the model card: where data and model are from, size, machine."""
+"""The facts of a run, for results.json and the model card: origin of data and model, sizes, machine, versions."""
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 from importlib.metadata import version
@@ -14,12 +15,23 @@ from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
 from prompt_tuning.engine.dispatch import has_prompt
+from prompt_tuning.errors import DataError
+from prompt_tuning.hub.upload import public, public_name
+from prompt_tuning.reports.summary import read_results
+from prompt_tuning.support.files import read_json
+from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.yaml_files import read_yaml
 
 PACKAGES = ("prompt_tuning", "transformers", "peft", "accelerate", "datasets", "torch")
+# The settings on the card of a training without a recipe.
+HYPERPARAMETERS = (
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "num_train_epochs", "max_steps", "bf16", "fp16",
+)  # fmt: skip
 
 
 def origin_facts(model_name_or_path: str, dataset_name: str | None, rows: Dataset) -> dict[str, str]:
-    """Return the base model's hub id and the data set's commit, as far as they come from the hub."""
+    """Return the base model's hub id and the data set's commit, if they come from the hub."""
     facts = {}
     if not Path(model_name_or_path).is_dir():
         facts["base_model"] = model_name_or_path
@@ -30,13 +42,16 @@ def origin_facts(model_name_or_path: str, dataset_name: str | None, rows: Datase
 
 
 def dataset_commit(rows: Dataset) -> str | None:
-    """The commit of a hub data set, by which `datasets` names the folder of its cache; None if it is not there."""
+    """Return the commit of a hub data set, None if it is unknown.
+
+    `datasets` names the folder of its cache by the commit.
+    """
     folder = Path(rows.cache_files[0]["filename"]).parent.name if rows.cache_files else ""
     return folder if re.fullmatch("[0-9a-f]{40}", folder) else None
 
 
 def machine_facts(args: TrainingArguments) -> dict[str, Any]:
-    """Versions and hardware, and the number of processes if there are several."""
+    """Return the versions, the hardware, and the number of processes if there are several."""
     if args.device.type == "cuda":
         hardware = torch.cuda.get_device_name(args.device)
     elif args.device.type == "cpu":
@@ -45,14 +60,17 @@ def machine_facts(args: TrainingArguments) -> dict[str, Any]:
     else:
         hardware = args.device.type
     facts: dict[str, Any] = {"versions": {name: version(name) for name in PACKAGES}, "hardware": hardware}
-    return facts | ({"processes": args.world_size} if args.world_size > 1 else {})
+    if args.world_size > 1:
+        facts["processes"] = args.world_size
+    return facts
 
 
 def training_facts(trainer: Trainer) -> dict[str, Any]:
-    """What was trained: steps, numbers, the length of the prompt, and the best checkpoint, if one was looked for."""
+    """Return what was trained: steps, parameters, virtual tokens, and the best checkpoint if it was loaded."""
     model = trainer.model
     if isinstance(model, PeftModel):
-        trainable, total = model.get_nb_trainable_parameters()  # which knows how many numbers four-bit weights pack
+        # PEFT counts the parameters that are packed in four-bit weights.
+        trainable, total = model.get_nb_trainable_parameters()
     else:
         trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
     facts: dict[str, Any] = {
@@ -62,7 +80,92 @@ def training_facts(trainer: Trainer) -> dict[str, Any]:
     }
     if has_prompt(model):
         facts["virtual_tokens"] = model.active_peft_config.num_virtual_tokens
-    # Without load_best_model_at_end Trainer looks for one, too, and then saves the last.
+    # Without load_best_model_at_end Trainer also notes the best checkpoint, but saves the last weights.
     if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
         facts["best_checkpoint"] = Path(trainer.state.best_model_checkpoint).name
     return facts
+
+
+def trainer_facts(trainer: Trainer) -> dict[str, Any]:
+    """Return the facts of a card for a training without a recipe."""
+    args, model = trainer.args, trainer.model
+    adapter = isinstance(model, PeftModel)
+    base = (model.get_base_model() if adapter else model).name_or_path
+    results = training_facts(trainer) | machine_facts(args) | {"model": base, "seed": args.seed}
+    results["method"] = model.active_peft_config.peft_type.value.lower() if adapter else "full"
+    if base and not Path(base).is_dir():
+        results["base_model"] = base
+    settings = args.to_dict()
+    return {
+        "name": Path(args.output_dir).absolute().name,
+        "results": public(results),
+        "settings": {name: settings[name] for name in HYPERPARAMETERS},
+        "log_history": trainer.state.log_history,
+    }
+
+
+def card_facts(folder: Path, own_example: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return all that a card says. It has no path of this machine.
+
+    Args:
+        folder: the run's folder.
+        own_example: `example` and `own_example`, which replace those of results.json.
+
+    Raises:
+        DataError: the folder holds no finished training of one task.
+    """
+    run = RunFolder(folder)
+    results = read_results(folder) | (own_example or {})
+    if "tasks" in results:
+        task = run.task(next(iter(results["tasks"])))
+        raise DataError(f"{folder}: a run of several tasks has no card. Name the folder of one: {task.path}.")
+    if "method" not in results:
+        raise DataError(f"{folder}: nothing was trained there. Name the folder of a finished train.")
+    predictions = run.predictions(results["split"])
+    for file in (run.recipe, run.template, predictions):
+        if not file.is_file() or not file.stat().st_size:
+            raise DataError(f"{file}: no such file, or an empty one. A card needs all files that train writes.")
+    facts = {
+        "name": folder.absolute().name,
+        "folder": public_name(str(folder)),
+        "results": public(results),
+        "settings": public(read_yaml(run.recipe, DataError)),
+        "template": read_yaml(run.template, DataError),
+    }
+    if run.log_history.is_file():
+        facts["log_history"] = read_json(run.log_history)
+    loader = _plain_loader(run)
+    if loader:
+        facts["loader"] = loader
+    example = facts["results"].pop("own_example", None)
+    if example:
+        return facts | {"example": example, "own_example": True}
+    with predictions.open(encoding="utf-8") as rows:
+        facts["example"] = json.loads(next(rows))
+    return facts
+
+
+def read_card_facts(file: Path) -> dict[str, Any]:
+    """Return the facts of a card from a JSON file.
+
+    Raises:
+        DataError: the file holds anything else.
+    """
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: expected the facts of a card as JSON: {error}") from error
+    if not isinstance(facts, dict) or not {"name", "results", "settings"} <= facts.keys():
+        raise DataError(
+            f"{file}: expected the facts of a card. `prompt-tuning card RUN --output FILE.json` writes them."
+        )
+    return facts
+
+
+def _plain_loader(run: RunFolder) -> str | None:
+    """Return the class of PEFT or transformers that generates text with the saved files; None if there is none."""
+    if run.model_config.is_file():
+        encoder_decoder = read_json(run.model_config).get("is_encoder_decoder")
+        return None if encoder_decoder else "AutoModelForCausalLM"
+    config = read_json(run.adapter_config)
+    return "AutoPeftModelForCausalLM" if config["task_type"] == "CAUSAL_LM" else None

@@ -1,10 +1,14 @@
-"""What a run's folder says, as text for a terminal. Imports no torch: `prompt-tuning show` answers at once."""
+"""The contents of a run's folder as text for a terminal.
+
+This module does not import torch, so that `prompt-tuning show` answers at once.
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,75 +16,111 @@ from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import DataError
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.support.files import read_json
+from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import text_table
 
-# The hard prompt comes first in tables, as what the others are compared with.
+# The hard prompt comes first in tables, because the others are compared with it.
 ROWS = [METHODS["none"], *METHODS.values()]
 NAMES = {row.results_key: row.label for row in ROWS} | {"ensemble": "prompts together"}
+LABEL_WIDTH = 20
+LINE_WIDTH = 110
+ANSWER_WIDTH = 100
+NOT_SHOWN = ("epoch", "step", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+LEAKAGE = {
+    "same_target": "with a training row's source and target",
+    "other_target": "with a training row's source and another target",
+    "near": "nearly the same as a training row",
+    "demonstrated": "with a demonstration's source",
+    "initial_text": "in the text that the prompt starts from",
+}
 
 
 def summarize(folder: Path, examples: int = 3) -> str:
-    """The table of a run, some of its rows, evenly spaced, and what to type next.
+    """Return the table of a run, some of its rows, and the command to try next.
+
+    Args:
+        folder: the run's folder.
+        examples: how many rows, evenly spaced.
 
     Raises:
         DataError: the folder holds no finished run.
     """
+    run = RunFolder(folder)
     results = read_results(folder)
-    if "tasks" in results:
-        return _summarize_tasks(folder, results["tasks"], examples)
-    blocks = [_table(results), _facts(results), *_examples(folder, results, examples), _files(folder, folder)]
-    return "\n\n".join(block for block in blocks if block)
-
-
-def _summarize_tasks(folder: Path, tasks: dict[str, dict[str, Any]], examples: int) -> str:
+    if "tasks" not in results:
+        return "\n\n".join([*_blocks(run, results, examples), _files(run, run)])
     blocks = []
-    for name, results in tasks.items():
-        blocks += [f"== {name}", _table(results), _facts(results), *_examples(folder / name, results, examples)]
-    return "\n\n".join([*blocks, _files(folder, folder / next(iter(tasks)))])
+    for name, task_results in results["tasks"].items():
+        blocks += [f"== {name}", *_blocks(run.task(name), task_results, examples)]
+    first = run.task(next(iter(results["tasks"])))
+    return "\n\n".join([*blocks, _files(run, first)])
+
+
+def _blocks(run: RunFolder, results: dict[str, Any], examples: int) -> list[str]:
+    return [_table(results), _facts(results), *_examples(run, results, examples)]
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    file = folder / "results.json"
+    """Return results.json of a run.
+
+    Raises:
+        DataError: the folder holds no finished run.
+    """
+    file = RunFolder(folder).results
     if not file.is_file():
-        raise DataError(f"{folder}: no results.json there; expected the folder of a finished train or evaluate")
+        raise DataError(f"{folder}: no {file.name} there. Name the folder of a finished train or evaluate.")
     return read_json(file)
 
 
+def scores_of_systems(results: Mapping[str, Any]) -> dict[str, Scores]:
+    """Return the scores of the hard prompt, of what was trained and of an ensemble, by their keys in results.json."""
+    return {name: Scores.from_json(results[name]) for name in NAMES if name in results}
+
+
 def decoding_text(decoding: dict[str, Any]) -> str:
-    """How predictions were made, of `decoding` in results.json."""
+    """Say how predictions were made.
+
+    Args:
+        decoding: `decoding` of results.json.
+    """
     if "choice_normalization" in decoding:
-        by = decoding["choice_normalization"]
-        return "the likeliest of each row's choices" + (f", normalised by {by}" if by != "none" else "")
+        normalization = decoding["choice_normalization"]
+        suffix = "" if normalization == "none" else f", normalised by {normalization}"
+        return f"the most likely of the row's choices{suffix}"
     beams = decoding["num_beams"]
-    more = "".join(
-        f", {name} {value}" for name, value in decoding.items() if name not in ("num_beams", "max_new_tokens")
-    )
-    return f"{'greedy' if beams == 1 else f'{beams} beams'}, up to {decoding['max_new_tokens']} tokens{more}"
+    parts = ["greedy" if beams == 1 else f"{beams} beams", f"up to {decoding['max_new_tokens']} tokens"]
+    for name, value in decoding.items():
+        if name not in ("num_beams", "max_new_tokens"):
+            parts.append(f"{name} {value}")
+    return ", ".join(parts)
 
 
 def answers_text(answers: dict[str, Any]) -> list[str]:
-    """How often closed questions were answered alike, of `answers` in results.json, a line each."""
-    counts = {"expected": answers["expected"]} | {NAMES[name]: each for name, each in answers["taken"].items()}
-    lines = [
-        f"{who}: {', '.join(f'{_one_line(text)} {count:,}' for text, count in each.items())}"
-        for who, each in counts.items()
-    ]
-    always = Scores.from_json(answers["always"])
-    scores = ", ".join(f"{metric} {value:.1f}" for metric, value in always.values.items())
-    return [*lines, f"always {_one_line(answers['always']['answer'])}: {scores}"]
+    """Return lines that count the answers of closed questions, and the scores of one constant answer.
+
+    Args:
+        answers: `answers` of results.json.
+    """
+    counts = {"expected": answers["expected"]}
+    for name, taken in answers["taken"].items():
+        counts[NAMES[name]] = taken
+    lines = []
+    for label, frequencies in counts.items():
+        texts = [f"{_one_line(text)} {count:,}" for text, count in frequencies.items()]
+        lines.append(f"{label}: {', '.join(texts)}")
+    constant = answers["always"]
+    scores = [f"{metric} {value:.1f}" for metric, value in Scores.from_json(constant).values.items()]
+    return [*lines, f"always {_one_line(constant['answer'])}: {', '.join(scores)}"]
 
 
 def leakage_text(leakage: dict[str, Any]) -> str:
-    """Which of a split's rows stand elsewhere too, of its counts under `leakage` in results.json."""
-    said = {
-        "same_target": "with a training row's source and target",
-        "other_target": "with a training row's source and another target",
-        "near": "nearly like a training row",
-        "demonstrated": "with a demonstration's source",
-        "initial_text": "in the text that the prompt starts from",
-    }
-    found = [f"{leakage[name]} {what}" for name, what in said.items() if leakage[name]]
-    text = ", ".join(found) or "none"
+    """Say how many rows of a split are also elsewhere.
+
+    Args:
+        leakage: the split's counts under `leakage` in results.json.
+    """
+    counts = [f"{leakage[name]} {place}" for name, place in LEAKAGE.items() if leakage[name]]
+    text = ", ".join(counts) or "none"
     if leakage["same_target"] is None:
         text += "; no training rows were read"
     if leakage["shared_passages"]:
@@ -89,25 +129,28 @@ def leakage_text(leakage: dict[str, Any]) -> str:
 
 
 def logged_steps(log_history: list[dict[str, float]]) -> dict[int, dict[str, float]]:
-    """What Trainer logged, by step, without its timings."""
-    left_out = ("epoch", "step", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+    """Return what Trainer logged, by step, without its timings.
+
+    Args:
+        log_history: `TrainerState.log_history`.
+    """
     steps: dict[int, dict[str, float]] = {}
     for entry in log_history:
         if "train_runtime" not in entry:
-            numbers = {key: value for key, value in entry.items() if key not in left_out}
-            steps.setdefault(entry["step"], {}).update(numbers)
+            numbers = {key: value for key, value in entry.items() if key not in NOT_SHOWN}
+            steps.setdefault(int(entry["step"]), {}).update(numbers)
     return steps
 
 
 def _table(results: dict[str, Any]) -> str:
-    scored = {name: Scores.from_json(results[name]).values for name in NAMES if name in results}
-    metrics = list(next(iter(scored.values())))
+    systems = scores_of_systems(results)
+    metrics = list(next(iter(systems.values())).values)
     rows = []
-    for name, scores in scored.items():
-        rows.append([NAMES[name], *(f"{scores[metric]:.1f}" for metric in metrics)])
-    if len(scored) == 2:
-        hard, tuned = scored.values()
-        rows.append(["difference", *(f"{tuned[metric] - hard[metric]:+.1f}" for metric in metrics)])
+    for name, scores in systems.items():
+        rows.append([NAMES[name], *(f"{scores.values[metric]:.1f}" for metric in metrics)])
+    if len(systems) == 2:
+        hard, tuned = systems.values()
+        rows.append(["difference", *(f"{tuned.values[metric] - hard.values[metric]:+.1f}" for metric in metrics)])
     return text_table(["", *metrics], rows, align=["left", *["right"] * len(metrics)])
 
 
@@ -126,32 +169,42 @@ def _facts(results: dict[str, Any]) -> str:
     return "\n".join(facts)
 
 
-def _examples(folder: Path, results: dict[str, Any], count: int) -> list[str]:
-    file = folder / "predictions" / f"{results['split']}.jsonl"
+def _examples(run: RunFolder, results: dict[str, Any], count: int) -> list[str]:
+    """Return the text of `count` rows, evenly spaced; nothing if the predictions are gone."""
+    file = run.predictions(results["split"])
     if not file.is_file():
         return []
+    numbers = {index * results["rows"] // count for index in range(count)}
+    texts = []
     with file.open(encoding="utf-8") as lines:
-        wanted = {number * results["rows"] // count for number in range(count)}
-        return [_example(json.loads(line)) for number, line in enumerate(lines) if number in wanted]
+        for number, line in enumerate(lines):
+            if number in numbers:
+                texts.append(_example(json.loads(line)))
+    return texts
 
 
 def _example(row: dict[str, Any]) -> str:
-    source = textwrap.indent(textwrap.fill(" ".join(row["source"].split()), 110), "  | ")
-    lines = [f"row {row['row']}", source, f"  expected            {' / '.join(dict.fromkeys(row['references']))}"]
-    lines += [f"  {NAMES[name]:20}{_one_line(row[name])}" for name in NAMES if name in row]
+    source = textwrap.indent(textwrap.fill(" ".join(row["source"].split()), LINE_WIDTH), "  | ")
+    references = " / ".join(dict.fromkeys(row["references"]))
+    lines = [f"row {row['row']}", source, f"  {'expected':{LABEL_WIDTH}}{references}"]
+    for name, label in NAMES.items():
+        if name in row:
+            lines.append(f"  {label:{LABEL_WIDTH}}{_one_line(row[name])}")
     return "\n".join(lines)
 
 
 def _one_line(text: str) -> str:
     text = " ".join(text.split())
-    return (text if len(text) <= 100 else f"{text[:96].rstrip()} ...") or "(nothing)"
+    if len(text) > ANSWER_WIDTH:
+        text = f"{text[: ANSWER_WIDTH - 4].rstrip()} ..."
+    return text or "(nothing)"
 
 
-def _files(folder: Path, adapter: Path) -> str:
-    lines = [
-        f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir() if path.name[0] != '.'))}"
-    ]
-    if (adapter / "adapter_config.json").is_file():
-        command = f"prompt-tuning predict --adapter {shlex.quote(str(adapter))} --input rows.jsonl"
-        lines.append(f"next: {command}    (- or nothing reads what you type)")
+def _files(run: RunFolder, adapter: RunFolder) -> str:
+    """List the files of a run, and name the command that predicts with its adapter."""
+    names = sorted(path.name for path in run.path.iterdir() if not path.name.startswith("."))
+    lines = [f"written to {run.path}: {', '.join(names)}"]
+    if adapter.adapter_config.is_file():
+        command = f"prompt-tuning predict --adapter {shlex.quote(str(adapter.path))} --input rows.jsonl"
+        lines.append(f"next: {command}    (without --input it reads what you type)")
     return "\n".join(lines)

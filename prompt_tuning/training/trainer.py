@@ -38,7 +38,7 @@ from prompt_tuning.engine.stop_texts import add_end_token
 from prompt_tuning.errors import AdapterError, RecipeError
 from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.models.quantization import allow_quantized_evaluation
-from prompt_tuning.support.files import atomic_write, explain_full_disk
+from prompt_tuning.support.files import explain_full_disk
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.training.callbacks import Divergence, TrainingStart
 from prompt_tuning.training.checkpoints import KeepOnlyBest, atomic_checkpoint, rotate_checkpoints
@@ -381,17 +381,12 @@ class PromptTuningTrainer(EvaluatingTrainer):
 
         Trainer's other arguments, `kwargs`, have no effect.
         """
-        from prompt_tuning.reports.model_card import card_text, trainer_facts, write_card
+        from prompt_tuning.reports.model_card import write_card, write_trainer_card
 
         folder = RunFolder(Path(self.args.output_dir))
         if not self.is_world_process_zero():
             return
         if folder.results.is_file():
             write_card(folder.path)
-            return
-        stated = {"lang": language, "license": license}
-        facts = trainer_facts(self, **{name: value for name, value in stated.items() if value})
-        if model_name:
-            facts["name"] = model_name
-        with atomic_write(folder.card) as file:
-            file.write(card_text(facts))
+        else:
+            write_trainer_card(self, language=language, license=license, model_name=model_name)

@@ -299,7 +299,7 @@ def test_train_evaluate_and_predict_choose_alike(settings, closed_recipe, model_
         assert line in printed and line in (run / "report.html").read_text()
     if name == "soft_prompt":
         by = settings.get("choice_normalization")
-        told = "; the likeliest of each row's choices" + (f", normalised by {by};" if by else ";")
+        told = "; the most likely of the row's choices" + (f", normalised by {by};" if by else ";")
         card = check_card(run / "README.md").text
         assert told in card and f"```text\nexpected: no {expected['no']}, yes {expected['yes']}\n" in card
 

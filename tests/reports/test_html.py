@@ -123,7 +123,7 @@ def test_train_and_evaluate_leave_a_report_that_says_what_they_found(recipe_file
     assert alone.column("with soft prompt") == page.column("with soft prompt")
     assert not any(cell[0] in ("gain", "hard prompt alone") for cell in alone.rows[0])
     assert "max_source_tokens: 30" in "".join(alone.texts["pre"])
-    for each, leaked in ((page, "9 nearly like a training row"), (alone, "none; no training rows were read")):
+    for each, leaked in ((page, "9 nearly the same as a training row"), (alone, "none; no training rows were read")):
         assert leaked in each.texts["dd"] and (run / "template.yaml").read_text() in each.texts["pre"]
 
 
@@ -160,7 +160,7 @@ def test_closed_choices_and_the_recipes_own_metric(tmp_path):
     )
     page = read(run)
     assert {cell[1] for cell in page.column("exact_match, with soft prompt")} == {"0.0", "100.0"}
-    assert "the likeliest of each row's choices, normalised by tokens" in page.texts["dd"]
+    assert "the most likely of the row's choices, normalised by tokens" in page.texts["dd"]
 
 
 def test_a_corpus_metric_is_told_to_be_sentence_level(tmp_path):

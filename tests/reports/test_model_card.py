@@ -19,7 +19,8 @@ from transformers import Trainer, TrainingArguments
 
 from prompt_tuning.cli.main import main
 from prompt_tuning.hub.upload import plan_upload
-from prompt_tuning.reports.model_card import card_facts, card_text, write_card
+from prompt_tuning.reports.facts import card_facts
+from prompt_tuning.reports.model_card import card_text, write_card
 from prompt_tuning.runs import results as run_results
 
 EVIL = "```\n# Evil\n````python\n</details>\n| a | `b` |\n~~~\n---\n[More Information Needed]"
@@ -134,7 +135,7 @@ def test_a_file_that_holds_no_facts_and_a_folder_that_lacks_some_are_said(run, t
     for name in ("predictions/test.jsonl", "recipe.yaml"):
         (tmp_path / "copied" / name).unlink()
         assert main(["card", str(tmp_path / "copied")]) == 1
-        assert f"{name}: no such file, or nothing in it" in capsys.readouterr().err
+        assert f"{name}: no such file, or an empty one" in capsys.readouterr().err
 
 
 def test_no_folder_of_this_machine_stands_in_it(home, tmp_path, monkeypatch):
@@ -157,7 +158,7 @@ def test_the_command_writes_it_again_from_the_folder_or_from_its_facts(run, tmp_
     capsys.readouterr()
     assert main(["evaluate", "recipe.yaml", "--output_dir", str(tmp_path / "hard")]) == 0
     assert main(["card", str(tmp_path / "hard")]) == 1
-    assert "is a run of no training; a card is of what one task trained" in capsys.readouterr().err
+    assert "nothing was trained there. Name the folder of a finished train." in capsys.readouterr().err
 
 
 def test_a_row_of_ones_own_stands_in_it_in_place_of_one_of_the_data(run, tmp_path, capsys):
@@ -168,7 +169,7 @@ def test_a_row_of_ones_own_stands_in_it_in_place_of_one_of_the_data(run, tmp_pat
     text = card.read_text(encoding="utf-8")
     with (run / "predictions" / "test.jsonl").open(encoding="utf-8") as rows:
         assert json.loads(next(rows))["source"] not in text
-    assert "In Python, for a row that is none of the data's:" in text and "The ferry Mira sailed from Oslo." in text
+    assert "In Python, for a row that is not from the data:" in text and "The ferry Mira sailed from Oslo." in text
     assert text.count("Prediction, ") == 2 and row["answers"]["text"][0] in text
     slashed = tmp_path / "slashed"
     shutil.copytree(run, slashed)
