@@ -124,7 +124,7 @@ def at_hub(hub, monkeypatch, tmp_path, offline=False):
     download_adapter.cache_clear()
 
 
-def test_a_run_is_pushed_and_then_stands_wherever_a_folder_can(
+def test_a_pushed_run_is_accepted_wherever_a_folder_is(
     run, whole, hub, commands, model_folders, tmp_path, monkeypatch
 ):
     urls = commands(pushing(run), ["push", whole, "--repo_id", "ann/whole"]).stdout.split()
@@ -159,7 +159,7 @@ def test_a_run_is_pushed_and_then_stands_wherever_a_folder_can(
     assert predictor(question_rows(9, 5)) == wanted
 
 
-def test_what_is_uploaded_is_named_and_holds_no_token_no_path_and_no_row_but_the_cards_example(run, hub, commands):
+def test_uploaded_files_hold_no_token_no_path_and_no_row_except_the_cards_example(run, hub, commands):
     commands(pushing(run, "--private"))
     files = hub.files("ann/squad")
     assert set(files) == NAMES and hub.repositories["models", "ann/squad"].private
@@ -199,7 +199,7 @@ def test_a_dry_run_lists_files_and_asks_no_network(run, hub, commands):
     assert not hub.asked("ann")
 
 
-def test_an_adapter_of_another_model_is_replaced_only_when_told(run, hub, commands):
+def test_an_adapter_of_another_model_is_replaced_only_with_overwrite(run, hub, commands):
     theirs = {"adapter_config.json": b'{"base_model_name_or_path": "bea/other"}', "notes.txt": b"kept"}
     hub.add("ann/squad", theirs)
     refused = commands(pushing(run), code=1).stderr
@@ -213,14 +213,14 @@ def test_an_adapter_of_another_model_is_replaced_only_when_told(run, hub, comman
     assert "holds a whole model (config.json)" in commands(pushing(run, "--overwrite"), code=1).stderr
 
 
-def test_no_shard_and_no_tokenizer_of_a_whole_model_that_is_replaced_stays(whole, hub, commands):
+def test_replacing_a_whole_model_deletes_its_shards_and_tokenizer(whole, hub, commands):
     theirs = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.model", "notes.txt")
     hub.add("ann/whole", {"config.json": b"{}"} | dict.fromkeys(theirs, b"old"))
     commands(["push", whole, "--repo_id", "ann/whole"])
     assert set(theirs) & set(hub.files("ann/whole")) == {"notes.txt"}
 
 
-def test_paths_anywhere_in_a_run_become_names_and_a_vocabulary_is_not_touched(run, whole, tmp_path):
+def test_paths_in_a_run_become_names_and_a_vocabulary_is_unchanged(run, whole, tmp_path):
     for source, name in ((run, "run"), (whole, "whole")):
         shutil.copytree(source, tmp_path / name)
     recipe = tmp_path / "run" / "recipe.yaml"
@@ -234,7 +234,7 @@ def test_paths_anywhere_in_a_run_become_names_and_a_vocabulary_is_not_touched(ru
     assert plan_upload(tmp_path / "whole", "ann/whole")["vocab.json"] == words
 
 
-def test_a_branch_is_made_and_main_left_alone(run, hub, commands):
+def test_a_revision_is_created_and_main_is_unchanged(run, hub, commands):
     hub.add("ann/squad", {"notes.txt": b"kept"})
     commands(pushing(run, "--revision", "second"), pushing(run, "--revision", "second"))
     assert set(hub.files("ann/squad", "second")) == NAMES | {"notes.txt"}
@@ -257,7 +257,7 @@ def test_a_branch_is_made_and_main_left_alone(run, hub, commands):
         ({}, ("POST .*/commit/", 400), "answers 400: told to fail"),
     ],
 )  # fmt: skip
-def test_what_the_hub_refuses_is_said_with_what_to_do(run, hub, commands, environment, failure, message):
+def test_a_refusal_of_the_hub_says_what_to_do(run, hub, commands, environment, failure, message):
     if failure:
         hub.fail(*failure, times=99)
     refused = commands(pushing(run), code=1, **environment).stderr
@@ -266,7 +266,7 @@ def test_what_the_hub_refuses_is_said_with_what_to_do(run, hub, commands, enviro
 
 
 @pytest.mark.parametrize("place", ["POST /api/repos/create", "PUT /lfs/", "POST .*/preupload/", "POST .*/commit/"])
-def test_a_push_that_is_cut_changes_nothing_and_can_be_repeated(run, hub, commands, place):
+def test_an_interrupted_push_changes_nothing_and_can_be_repeated(run, hub, commands, place):
     hub.fail(place, "cut", times=99)
     refused = commands(pushing(run), code=1).stderr
     assert f"the connection to {hub.url} failed" in refused and "run the same command again" in refused
@@ -276,7 +276,7 @@ def test_a_push_that_is_cut_changes_nothing_and_can_be_repeated(run, hub, comman
     assert set(hub.files("ann/squad")) == NAMES and len(hub.asked("POST .*/commit/")) == 1
 
 
-def test_a_push_whose_answer_is_lost_is_not_made_twice(run, hub, commands):
+def test_a_push_whose_answer_is_lost_is_not_committed_twice(run, hub, commands):
     hub.fail("POST .*/commit/", "cut after")
     assert "run the same command again" in commands(pushing(run), code=1).stderr
     head = hub.repositories["models", "ann/squad"].branches["main"]
@@ -285,7 +285,7 @@ def test_a_push_whose_answer_is_lost_is_not_made_twice(run, hub, commands):
     assert hub.repositories["models", "ann/squad"].branches["main"] == head
 
 
-def test_a_base_model_that_nobody_else_has_is_refused(run, hub, commands, capsys):
+def test_a_base_model_that_only_this_machine_has_is_refused(run, hub, commands, capsys):
     command = ["push", str(run), "--repo_id", "ann/squad", "--dry-run"]
     assert main(command) == 1
     assert "a folder that only this machine has" in (errors := capsys.readouterr().err) and "--base_model" in errors
@@ -293,7 +293,7 @@ def test_a_base_model_that_nobody_else_has_is_refused(run, hub, commands, capsys
     assert "names the base model bea/none" in missing and ("models", "ann/squad") not in hub.repositories
 
 
-def test_a_base_model_that_is_called_as_a_word_of_the_template_is_renamed_where_it_is_named_alone(
+def test_a_base_model_named_like_a_word_of_the_template_is_renamed_only_as_a_model(
     model_folders, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -324,7 +324,7 @@ def test_a_base_model_that_is_called_as_a_word_of_the_template_is_renamed_where_
         plan_upload(tmp_path / "run", "ann/squad", BASE)
 
 
-def test_what_is_no_finished_run_is_refused(run, tmp_path, capsys):
+def test_an_unfinished_run_is_refused(run, tmp_path, capsys):
     assert main(["push", str(tmp_path), "--repo_id", "ann/squad"]) == 1
     assert "no adapter_config.json there" in capsys.readouterr().err
     assert main(["push", str(run / "checkpoint-2"), "--repo_id", "ann/squad"]) == 1
@@ -345,9 +345,7 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path, capsys):
         ("ann--x/none", TOKEN, False, "nor can it be a repository's id"),
     ],
 )
-def test_an_id_that_cannot_be_loaded_says_what_was_looked_for(
-    name, token, offline, message, hub, monkeypatch, tmp_path
-):
+def test_an_id_that_cannot_be_loaded_says_what_is_missing(name, token, offline, message, hub, monkeypatch, tmp_path):
     hub.add("ann/empty", {"notes.txt": b""})
     hub.add("bea/hidden", {}, private=True)
     at_hub(hub, monkeypatch, tmp_path, offline)
@@ -356,7 +354,7 @@ def test_an_id_that_cannot_be_loaded_says_what_was_looked_for(
         adapter_folder(name)
 
 
-def test_training_on_a_hub_data_set_pushes_the_finished_run_alone(hub, commands, tmp_path):
+def test_training_on_a_hub_data_set_pushes_only_the_finished_run(hub, commands, tmp_path):
     write_rows(tmp_path)
     rows = {f"{split}.jsonl": (tmp_path / f"{split}.jsonl").read_bytes() for split in ("train", "validation", "test")}
     hub.add("bea/places", rows | {"README.md": b"---\nlicense: cc0-1.0\n---\n"}, kind="datasets")
@@ -390,7 +388,7 @@ def test_training_on_a_hub_data_set_pushes_the_finished_run_alone(hub, commands,
     assert (third / "results.json").is_file() and hub.files("ann/third") == {}
 
 
-def test_a_data_set_or_a_base_model_that_is_cut_off_is_said(hub, commands, tmp_path):
+def test_a_lost_connection_names_the_data_set_or_the_base_model(hub, commands, tmp_path):
     write_rows(tmp_path)
     for name in ("broken", "cut"):
         hub.add(f"bea/{name}", {"train.jsonl": b"{}"}, kind="datasets")
@@ -407,7 +405,7 @@ def test_a_data_set_or_a_base_model_that_is_cut_off_is_said(hub, commands, tmp_p
     assert "model_name_or_path bea/half: not a folder here, and not found on the hub" in errors
 
 
-def test_of_a_whole_model_no_training_state_is_uploaded(whole):
+def test_no_training_state_of_a_whole_model_is_uploaded(whole):
     names = set(plan_upload(whole, "ann/whole"))
     assert names == {
         "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
@@ -425,7 +423,7 @@ def test_of_a_whole_model_no_training_state_is_uploaded(whole):
         ({"hub_token": TOKEN}, "hub_token would stand in every checkpoint; log in with `hf auth login`"),
     ],
 )
-def test_settings_of_a_push_that_cannot_be_are_said_first(changes, message, model_folders, tmp_path, capsys):
+def test_impossible_settings_of_a_push_are_refused_before_training(changes, message, model_folders, tmp_path, capsys):
     write_rows(tmp_path)
     recipe = write_recipe(tmp_path, settings(model_folders["llama"], tmp_path, **changes))
     assert main(["train", str(recipe)]) == 2
@@ -487,6 +485,6 @@ def test_an_adapter_that_cannot_be_read_names_the_reason(status, headers, messag
         adapter_folder("bea/squad")
 
 
-def test_what_can_be_a_hub_id():
+def test_hub_ids_are_told_from_paths():
     assert all(map(is_hub_id, ["ann/squad", "ann/squad@v1", "ann/squad@refs/pr/1", "runs/quickstart"]))
     assert not any(map(is_hub_id, ["squad", "/ann/squad", "./squad", "../squad", "a/b/c", "ann/", "ann/squad@"]))

@@ -133,7 +133,7 @@ def saved_calls(base, run):
 
 
 @torch.no_grad()
-def test_every_attention_is_as_computed_by_hand_from_the_saved_tensor(base):
+def test_every_attention_equals_one_computed_by_hand_from_the_saved_tensor(base):
     model = prefixed(base)
     inputs = batch(rows())
     calls = saved_calls(base, lambda: model(**inputs))
@@ -155,7 +155,7 @@ def test_every_attention_is_as_computed_by_hand_from_the_saved_tensor(base):
 
 
 @torch.no_grad()
-def test_a_cross_prefix_made_from_encoder_states_is_the_base_model_with_a_longer_encoder_output(base):
+def test_a_cross_prefix_of_encoder_states_equals_a_longer_encoder_output(base):
     model = prefixed(base, prefix_encoder=False, prefix_decoder=False)
     inputs = batch(rows())
     extra = torch.randn(1, VIRTUAL, 32)
@@ -193,7 +193,7 @@ def test_every_slot_of_the_prefix_gets_a_gradient(base, projected):
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters() if parameter.requires_grad)
 
 
-def test_a_padded_batch_has_the_loss_and_the_gradient_of_its_rows_alone(base):
+def test_a_padded_batch_has_the_loss_and_the_gradient_of_its_single_rows(base):
     model = prefixed(base)
     pairs = rows()
     together = summed_loss(model, batch(pairs))
@@ -204,7 +204,7 @@ def test_a_padded_batch_has_the_loss_and_the_gradient_of_its_rows_alone(base):
     assert (gradient - expected).norm() / expected.norm() < 1e-4
 
 
-def test_a_row_behind_a_prefix_is_the_same_where_its_padding_stands_before_it(base):
+def test_left_padding_does_not_change_a_row_behind_a_prefix(base):
     model, given = prefixed(base), batch(rows())
     order = given["attention_mask"].argsort(dim=1, stable=True)
     left = given | {name: given[name].gather(1, order) for name in ("input_ids", "attention_mask")}
@@ -214,7 +214,7 @@ def test_a_row_behind_a_prefix_is_the_same_where_its_padding_stands_before_it(ba
 
 
 @torch.no_grad()
-def test_a_row_writes_the_same_alone_and_in_a_padded_batch(base):
+def test_generation_is_the_same_alone_and_in_a_padded_batch(base):
     model = prefixed(base)
     pairs = rows()
     together = greedy(model, sources(pairs))
@@ -224,7 +224,7 @@ def test_a_row_writes_the_same_alone_and_in_a_padded_batch(base):
 
 
 @torch.no_grad()
-def test_generation_with_a_cache_is_a_full_forward_at_every_step(base):
+def test_generation_with_a_cache_equals_a_full_forward_at_every_step(base):
     model = prefixed(base)
     inputs = sources(rows())
     cached, scores = greedy(model, inputs), None
@@ -243,7 +243,7 @@ def test_generation_with_a_cache_is_a_full_forward_at_every_step(base):
         assert cached.tolist() == static.tolist()
 
 
-def test_beams_with_a_cache_are_those_without_and_those_of_a_row_alone(base):
+def test_beams_with_a_cache_equal_those_without_and_those_of_a_single_row(base):
     model = prefixed(base)
     pairs = rows()
     beams = greedy(model, sources(pairs), num_beams=3)
@@ -253,7 +253,7 @@ def test_beams_with_a_cache_are_those_without_and_those_of_a_row_alone(base):
 
 @pytest.mark.parametrize("place", PLACES)
 @torch.no_grad()
-def test_a_switch_leaves_its_place_alone_in_the_model(one_of_each, place):
+def test_a_place_that_is_switched_off_has_no_prefix(one_of_each, place):
     off = {f"prefix_{other}": other == place for other in PLACES}
     model = prefixed(one_of_each, **off)
     assert list(model.active_peft_config.places) == [place]
@@ -273,7 +273,7 @@ def test_a_prefix_that_is_switched_off_everywhere_is_refused():
 
 
 @torch.no_grad()
-def test_the_base_model_alone_is_what_it_was(base):
+def test_the_base_model_is_unchanged(base):
     inputs = batch(rows())
     logits, text = base(**inputs).logits, greedy(base, sources(rows()))
     model = prefixed(base)
@@ -300,7 +300,7 @@ def test_a_disabled_prompt_is_off_in_forward_and_in_generate(one_of_each, config
 
 
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PromptEncoderConfig])
-def test_a_soft_prompt_has_no_dead_rows_and_a_padded_batch_is_its_rows(one_of_each, kind):
+def test_every_row_of_a_soft_prompt_is_trained_and_padding_changes_nothing(one_of_each, kind):
     torch.manual_seed(1)
     model = EncoderDecoderPromptModel(one_of_each, soft_config(kind))
     assert weight(model).shape == (VIRTUAL, 32)
@@ -320,7 +320,7 @@ def test_a_soft_prompt_has_no_dead_rows_and_a_padded_batch_is_its_rows(one_of_ea
     assert greedy(model, padded).tolist() == expected.tolist()
 
 
-def test_prompts_that_are_not_right_for_these_models_are_refused(one_of_each):
+def test_prompts_that_do_not_fit_these_models_are_refused(one_of_each):
     with pytest.raises(AdapterError, match="num_transformer_submodules is 2"):
         EncoderDecoderPromptModel(one_of_each, soft_config(num_transformer_submodules=2))
     with pytest.raises(AdapterError, match=r"a PrefixTuningConfig .* EncoderDecoderPrefixConfig"):
@@ -403,7 +403,7 @@ def test_a_prefix_is_refused_by_a_model_of_another_shape_and_by_another_format(t
         load_prompt_config(tmp_path)
 
 
-def test_training_goes_on_from_a_saved_prefix(one_of_each, tmp_path):
+def test_training_continues_from_a_saved_prefix(one_of_each, tmp_path):
     model = prefixed(one_of_each, prefix_projection=True)
     inputs = batch(rows())
     loss = model(**inputs).loss.item()
@@ -546,7 +546,7 @@ def test_a_few_steps_of_training_lower_the_loss(one_of_each):
 
 
 @pytest.mark.parametrize("kind", [(MarianMTModel, MarianConfig), (PegasusForConditionalGeneration, PegasusConfig)])
-def test_a_prompt_of_a_texts_embeddings_is_that_text_where_the_encoder_scales_what_it_looks_up(kind):
+def test_a_prompt_of_a_texts_embeddings_equals_the_text_in_encoders_that_scale(kind):
     model_class, config_class = kind
     base = seeded(model_class, config_class(**(BART | {"scale_embedding": True})))
     text, row, labels = torch.tensor([[11, 12, 13]]), torch.tensor([[5, 9, 20, 31, 1]]), torch.tensor([[7, 8, 1]])
@@ -574,7 +574,7 @@ PIECES = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{
         (NllbTokenizer, ("fra_Latn", "deu_Latn"), "fra_Latn ▁a ▁b </s>", "deu_Latn ▁c </s>", "forced_bos_token_id"),
     ],
 )
-def test_a_tokenizer_that_marks_languages_marks_those_of_the_recipe(
+def test_a_tokenizer_that_marks_languages_marks_the_recipes_languages(
     tokenizer_class, codes, source, target, given, tmp_path
 ):
     given_to = {"vocab": PIECES}

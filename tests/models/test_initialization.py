@@ -28,13 +28,13 @@ def started(args, tokenizer):
     return ids, prompt_length(args, ids)
 
 
-def test_random_is_as_wide_as_the_embeddings(llama, tokenizer):
+def test_random_has_the_deviation_of_the_embeddings(llama, tokenizer):
     prompt = initial_prompt(llama, tokenizer, PromptArguments(init="random"), 400, seed=0)
     embeddings = llama.get_input_embeddings().weight
     assert prompt.shape == (400, 32) and prompt.std().item() == pytest.approx(embeddings.std().item(), rel=0.1)
 
 
-def test_vocab_takes_different_ordinary_tokens_by_the_seed(llama, tokenizer):
+def test_vocab_draws_different_ordinary_tokens_by_the_seed(llama, tokenizer):
     arguments = PromptArguments(init="vocab")
     prompt = initial_prompt(llama, tokenizer, arguments, 30, seed=0)
     rows = [(llama.get_input_embeddings().weight == row).all(1).nonzero()[0].item() for row in prompt]
@@ -43,7 +43,7 @@ def test_vocab_takes_different_ordinary_tokens_by_the_seed(llama, tokenizer):
     assert not torch.equal(prompt, initial_prompt(llama, tokenizer, arguments, 30, seed=1))
 
 
-def test_a_text_is_followed_or_repeated_and_never_cut(llama, tokenizer):
+def test_a_text_decides_the_length_or_is_repeated_and_never_cut(llama, tokenizer):
     embeddings = llama.get_input_embeddings().weight
     arguments = PromptArguments(init="text", init_text=TEXT)
     ids, length = started(arguments, tokenizer)
@@ -66,7 +66,7 @@ def test_class_labels_and_the_targets_most_frequent_tokens(tokenizer):
     assert frequent_ids(rows, tokenizer, 9) == [8, 7, 9]
 
 
-def test_demonstrations_are_training_rows_in_the_templates_own_format(tokenizer):
+def test_demonstrations_are_training_rows_written_by_the_template(tokenizer):
     rows = Dataset.from_list(question_rows(10))
     encoder = Encoder(Template.load("question_answering/plain"), tokenizer)
     arguments = PromptArguments(init="demonstrations", init_demonstrations=3)
@@ -78,7 +78,7 @@ def test_demonstrations_are_training_rows_in_the_templates_own_format(tokenizer)
     assert initial_text(arguments, encoder, rows, seed=1) != text
 
 
-def test_a_demonstration_over_its_budget_gives_way_to_another_row_and_the_log_says_so(tokenizer, caplog):
+def test_a_demonstration_over_its_budget_is_replaced_and_logged(tokenizer, caplog):
     long = {"context": "The story goes on and on. " * 30, "question": "Which?", "answers": {"text": ["it"]}}
     short = question_rows(3)
     encoder = Encoder(Template.load("question_answering/plain"), tokenizer, max_source_tokens=64, truncate=())
@@ -97,7 +97,7 @@ def test_a_demonstration_over_its_budget_gives_way_to_another_row_and_the_log_sa
         initial_text(arguments, encoder, Dataset.from_list([long, long]), seed=0)
 
 
-def test_another_adapters_prompt_also_of_another_length(llama, tokenizer, tmp_path):
+def test_a_prompt_starts_from_another_adapter_of_any_length(llama, tokenizer, tmp_path):
     saved = add_soft_prompt(llama, prompt_config(llama, 4), torch.arange(128.0).reshape(4, 32))
     saved.save_pretrained(tmp_path)
     arguments = PromptArguments(init="adapter", init_adapter=str(tmp_path))
@@ -116,7 +116,7 @@ def test_another_adapters_prompt_also_of_another_length(llama, tokenizer, tmp_pa
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text", "qwen3"])
-def test_a_prefix_from_a_text_is_that_text_read_by_the_model(architecture, tokenizer):
+def test_a_prefix_of_a_text_equals_the_text_before_the_row(architecture, tokenizer):
     base = build(architecture)
     ids, row = [5, 6, 7, 8], torch.tensor([[9, 10, 11]])
     arguments = PromptArguments(method="prefix_tuning", init="text")
@@ -145,7 +145,7 @@ def test_a_prefix_longer_than_a_sliding_window_is_refused(tokenizer):
         initial_prefix(build("mistral, window 3"), tokenizer, arguments, 6, seed=0, ids=[5, 6, 7])
 
 
-def test_random_is_as_wide_as_what_a_model_looks_up_where_it_scales_that(tokenizer):
+def test_random_has_the_deviation_of_scaled_embeddings(tokenizer):
     base = build("gemma", vocabulary=len(tokenizer))
     noise = initial_prompt(base, tokenizer, PromptArguments(init="random"), 200, seed=0)
     taken = base.get_input_embeddings()(torch.arange(len(tokenizer)))

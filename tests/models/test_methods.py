@@ -79,7 +79,7 @@ def trained(model):
 
 
 @pytest.mark.parametrize(("family", "method"), CELLS)
-def test_every_trainable_tensor_learns_and_stopping_changes_nothing(family, method, tokenizer, tmp_path):
+def test_every_trainable_tensor_learns_and_resuming_changes_nothing(family, method, tokenizer, tmp_path):
     model = trainable_model(family, method)
     start = trained(model)
     torch.manual_seed(0)
@@ -107,7 +107,7 @@ def greedy_by_forward(model, ids, count=4, eos=1):
 
 
 @pytest.mark.parametrize(("family", "method"), CELLS)
-def test_it_comes_back_from_its_folder_and_writes_the_same_alone_and_in_a_batch(family, method, tokenizer, tmp_path):
+def test_a_saved_adapter_writes_the_same_alone_and_in_a_batch(family, method, tokenizer, tmp_path):
     model = trainable_model(family, method)
     rate = 0.3 if method != "lora" else 0.01
     run = trainer(model, tokenizer, tmp_path / "run", learning_rate=rate, save_strategy="no")
@@ -166,7 +166,7 @@ def test_activation_checkpointing_accumulation_and_bfloat16_change_no_gradient(f
 
 
 @pytest.mark.parametrize(("family", "method"), CELLS)
-def test_the_best_checkpoint_comes_back_at_the_end(family, method, tokenizer, tmp_path):
+def test_the_best_checkpoint_is_loaded_at_the_end(family, method, tokenizer, tmp_path):
     model = trainable_model(family, method)
     rate = 0.3 if method == "lora" else 3.0  # so high that the last is not the best
     run = trainer(

@@ -15,14 +15,14 @@ from prompt_tuning.models.prompts import add_adapter, add_soft_prompt, check_ada
 
 
 @pytest.mark.parametrize("build", [tiny_llama, tiny_t5])
-def test_the_prompt_is_float32_and_alone_in_learning_whatever_the_model_is(build, tokenizer):
+def test_only_the_prompt_is_trained_in_float32_whatever_the_models_type(build, tokenizer):
     base = build(len(tokenizer)).to(torch.bfloat16)
     model = add_soft_prompt(base, prompt_config(base, 3), torch.ones(3, 32))
     (trained,) = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert trained.dtype == torch.float32 and trained.shape == (3, 32)
 
 
-def test_a_saved_prompt_comes_back_on_its_own_model_alone(llama, tokenizer, tmp_path, model_folders, caplog):
+def test_a_saved_prompt_loads_only_on_its_own_model(llama, tokenizer, tmp_path, model_folders, caplog):
     config = load_config(ModelArguments(model_name_or_path=str(model_folders["llama"])))
     llama.config._name_or_path = llama.name_or_path = str(model_folders["llama"])
     model = add_soft_prompt(llama, prompt_config(llama, 4))
@@ -46,7 +46,7 @@ def test_a_saved_prompt_comes_back_on_its_own_model_alone(llama, tokenizer, tmp_
     assert "the model here is served/prod (hidden size 32); predictions are those" in caplog.text
 
 
-def test_a_prompt_that_started_from_a_text_is_trained_on_without_the_tokenizer(llama, tmp_path):
+def test_training_continues_a_prompt_of_a_text_without_the_tokenizer(llama, tmp_path):
     add_soft_prompt(llama, prompt_config(llama, 4)).save_pretrained(tmp_path)
     file = tmp_path / "adapter_config.json"
     saved = json.loads(file.read_text())
@@ -62,13 +62,13 @@ def test_a_prompt_that_started_from_a_text_is_trained_on_without_the_tokenizer(l
         XGLMConfig(vocab_size=99, d_model=32, ffn_dim=64, num_layers=2, attention_heads=4, max_position_embeddings=64),
     ],
 )
-def test_a_model_that_calls_its_heads_otherwise_takes_a_prompt(config):
+def test_a_model_with_another_name_for_its_heads_takes_a_prompt(config):
     base = AutoModelForCausalLM.from_config(config)
     ids = torch.tensor([[5, 6, 7, 8]])
     assert add_soft_prompt(base, prompt_config(base, 4))(input_ids=ids, labels=ids).loss.isfinite()
 
 
-def test_lora_comes_back_too(llama, tokenizer, tmp_path, model_folders):
+def test_saved_lora_loads_too(llama, tokenizer, tmp_path, model_folders):
     llama.name_or_path = str(model_folders["llama"])
     model = add_adapter(llama, prompt_config(llama, 0, PromptArguments(method="lora")))
     for parameter in model.parameters():
@@ -88,7 +88,7 @@ def test_a_tokenizer_that_cannot_end_a_target_is_refused(tokenizer, tmp_path):
         load_tokenizer(ModelArguments(model_name_or_path=str(tmp_path)))
 
 
-def test_a_model_that_is_not_there_is_said(tmp_path):
+def test_a_missing_model_is_named(tmp_path):
     with pytest.raises(ModelError, match="no such folder"):
         load_config(ModelArguments(model_name_or_path=str(tmp_path / "none")))
     with pytest.raises(ModelError, match="cannot be loaded as a model"):
