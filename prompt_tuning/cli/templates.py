@@ -50,24 +50,25 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     Returns:
         2 if no template could be read, else 0.
     """
-    from prompt_tuning.templates import preview as library
+    from prompt_tuning.templates import preview
     from prompt_tuning.templates.template import Template, load_templates
 
-    loaded = {}
+    templates: dict[str, Template] = {}
+    problems: list[str] = []
     for where in args.names or [None]:
-        loaded |= load_templates(where)
-    templates = {name: template for name, template in loaded.items() if isinstance(template, Template)}
-    problems = [str(error) for error in loaded.values() if not isinstance(error, Template)]
+        readable, unreadable = load_templates(where)
+        templates |= readable
+        problems += unreadable.values()
     if args.row and templates:
-        row, languages = library.row_of_template(
-            library.read_row(args.row), vars(args), args.source_lang, args.target_lang
+        row, languages = preview.rename_columns(
+            preview.read_row(args.row), vars(args), args.source_lang, args.target_lang
         )
-        texts, unrendered = library.on_row(templates, row, languages)
+        texts, unrendered = preview.render_on_row(templates, row, languages)
         problems += unrendered
     elif args.show or len(templates) == 1:
-        texts = [library.whole(name, template) for name, template in templates.items()]
+        texts = [preview.template_file(name, template) for name, template in templates.items()]
     else:
-        texts = [library.table(templates)] if templates else []
+        texts = [preview.template_table(templates)] if templates else []
     for text in texts:
         print(text)
     for problem in problems:

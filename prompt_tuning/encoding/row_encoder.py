@@ -250,7 +250,7 @@ class Encoder:
 
         A space at its end is left out, because it belongs to the token of the next word.
         """
-        return self._as_text(self.template.opening(self.languages)).split(VALUE_END)[0].rstrip(" ")
+        return self._as_text(self.template.common_prefix(self.languages)).split(VALUE_END)[0].rstrip(" ")
 
     def source_text(self, row: dict[str, Any]) -> str:
         """Return a row's source as the template and the chat template write it, of any length."""

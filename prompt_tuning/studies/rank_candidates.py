@@ -16,7 +16,7 @@ from datasets import Dataset
 from prompt_tuning.errors import PromptTuningError, RecipeError, first_line
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs.prepare import Prepared, prepare
-from prompt_tuning.templates.template import Template, TemplateError, load_templates
+from prompt_tuning.templates.template import Template, load_templates
 
 logger = logging.getLogger(__name__)
 
@@ -53,17 +53,16 @@ def choose_templates(recipe: Recipe, names: Sequence[str] | None) -> tuple[list[
         names: as `load_templates` takes them. By default all templates that are shipped for the task, except those
             that are answered by choosing: to choose is easier than to write.
     """
-    templates: dict[str, Template | TemplateError] = {}
+    templates = {}
+    left_out = {}
     if not names:
         templates[str(recipe.prompt.template)] = Template.load(str(recipe.prompt.template))
     for name in names or [str(recipe.data.task)]:
-        templates |= load_templates(name)
+        readable, unreadable = load_templates(name)
+        templates |= readable
+        left_out |= unreadable
     chosen = []
-    left_out = {}
     for name, template in templates.items():
-        if isinstance(template, TemplateError):
-            left_out[name] = str(template)
-            continue
         by_choosing = template.answer_choices and recipe.prompt.score_choices
         if by_choosing and not names and name != recipe.prompt.template:
             left_out[name] = "it is answered by choosing, not by writing; name it in --templates to rank it"

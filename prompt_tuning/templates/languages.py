@@ -1,12 +1,12 @@
-"""The languages that templates name, by their codes."""
+"""Name languages by their codes, for templates."""
 
 from __future__ import annotations
 
-# Not columns: what a recipe's source_lang and target_lang say, by code and by name.
+# These variables are not columns: the settings source_lang and target_lang give them.
 LANGUAGE_VARIABLES = frozenset({"source_lang", "target_lang", "source_language", "target_language"})
 
 
-# By ISO 639-1 and, as NLLB's codes and Tatoeba's files have them, ISO 639-3.
+# The codes are those of ISO 639-1, and of ISO 639-3, which NLLB and Tatoeba use.
 _LANGUAGE_NAMES = {
     "af afr": "Afrikaans", "am amh": "Amharic", "ar ara arb": "Arabic", "az aze azj": "Azerbaijani",
     "be bel": "Belarusian", "bg bul": "Bulgarian", "bn ben": "Bengali", "bs bos": "Bosnian", "ca cat": "Catalan",
@@ -30,11 +30,18 @@ _LANGUAGE_NAMES = {
 }  # fmt: skip
 
 
-LANGUAGES = {code: name for codes, name in _LANGUAGE_NAMES.items() for code in codes.split()}
+LANGUAGES = {}
+for _codes, _name in _LANGUAGE_NAMES.items():
+    LANGUAGES.update(dict.fromkeys(_codes.split(), _name))
 
 
 def language_variables(source_lang: str | None, target_lang: str | None) -> dict[str, str]:
-    """What a template may say about languages: `fr` -> source_lang `fr`, source_language `French`."""
+    """Return the variables of a template for its languages: source_lang `fr` gives source_language `French` too.
+
+    Args:
+        source_lang: a code, `fr`, `pt-BR` or `fra_Latn`. The name of an unknown code is the code.
+        target_lang: the same for the target.
+    """
     variables = {}
     for side, code in (("source", source_lang), ("target", target_lang)):
         if code:

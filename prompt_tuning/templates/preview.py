@@ -1,4 +1,4 @@
-"""Templates as text for a terminal: a table, one whole, or what each makes of a row. Imports no torch."""
+"""Show templates in a terminal: as a table, as a file, or rendered on a row. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,87 +12,110 @@ from prompt_tuning.support.tables import text_table
 from prompt_tuning.templates.languages import language_variables
 from prompt_tuning.templates.template import COLUMN_SETTINGS, Template
 
-OPENING_WIDTH = 60
+FIRST_WORDS_WIDTH = 60
 
 
-def table(templates: dict[str, Template]) -> str:
-    """A line each: name, kind, the columns to train on, the first words."""
+def template_table(templates: dict[str, Template]) -> str:
+    """Return a table with name, kind, columns for training and first words of each template."""
     rows = []
     for name, template in templates.items():
-        words = " ".join(re.sub(r"\{%.*?%\}", " ", f"{template.system or ''} {template.source}", flags=re.S).split())
-        rows.append((name, _kind(template), ", ".join(sorted(template.columns)), words[:OPENING_WIDTH]))
+        text = re.sub(r"\{%.*?%\}", " ", f"{template.system or ''} {template.source}", flags=re.S)
+        words = " ".join(text.split())[:FIRST_WORDS_WIDTH]
+        rows.append((name, _kind(template), ", ".join(sorted(template.columns)), words))
     return text_table(("name", "kind", "columns", "first words"), rows)
 
 
-def whole(name: str, template: Template) -> str:
-    """A template as a file that `Template.load` reads."""
+def template_file(name: str, template: Template) -> str:
+    """Return a template as a file that `Template.load` reads."""
     return f"# {name}\n{template.to_yaml()}"
 
 
-def on_row(
+def render_on_row(
     templates: dict[str, Template], row: dict[str, Any], languages: dict[str, str]
 ) -> tuple[list[str], list[str]]:
-    """What each template makes of a row; and for those that cannot be rendered, why.
+    """Return the text of each template for a row, and why others cannot be rendered.
+
+    Args:
+        templates: templates by name.
+        row: values by column.
+        languages: from `language_variables`.
 
     Raises:
-        TemplateError: none can be rendered.
+        TemplateError: no template can be rendered.
     """
-    fitting = [name for name, template in templates.items() if template.source_columns <= set(row)]
-    if not fitting:
-        next(iter(templates.values())).check_columns(list(row), "the row", for_prediction=True)
-    texts, problems = [], []
-    for name in fitting:
+    texts = []
+    problems = []
+    num_unfit = 0
+    for name, template in templates.items():
+        if not template.source_columns <= set(row):
+            num_unfit += 1
+            continue
         try:
-            texts.append(_on_row(name, templates[name], row, languages))
+            texts.append(_render_one(name, template, row, languages))
         except TemplateError as error:
             problems.append(str(error))
+    if num_unfit == len(templates):
+        next(iter(templates.values())).check_columns(list(row), "the row", for_prediction=True)
     if not texts:
         raise TemplateError("\n".join(problems))
-    if unfit := len(templates) - len(fitting):
-        problems.append(f"{unfit} of {len(templates)} templates, which read columns that the row has not")
+    if num_unfit:
+        problems.append(f"{num_unfit} of {len(templates)} templates, which read columns that the row does not have")
     return texts, problems
 
 
-def read_row(given: str) -> dict[str, Any]:
-    """A row written out as JSON, or the first of a json or jsonl file.
+def read_row(argument: str) -> dict[str, Any]:
+    """Return a row from JSON, or the first row of a json or jsonl file.
+
+    Args:
+        argument: the value of --row, a JSON object or a path.
 
     Raises:
-        DataError: neither.
+        DataError: the argument is neither.
     """
-    written_out = given.lstrip().startswith("{")
-    where = "--row" if written_out else f"--row {given}"
-    if not written_out and not Path(given).is_file():
-        raise DataError(f"{where}: no such file; name a json or jsonl file, or write the row as '{{\"column\": ...}}'")
+    is_json = argument.lstrip().startswith("{")
+    where = "--row" if is_json else f"--row {argument}"
+    if not is_json and not Path(argument).is_file():
+        raise DataError(
+            f"{where}: no such file. Name a json or jsonl file, or write the row as '{{\"column\": ...}}'."
+        )
     try:
-        text = given if written_out else Path(given).read_text(encoding="utf-8-sig").lstrip()
-        row = json.loads(text) if written_out else json.JSONDecoder().raw_decode(text)[0]
+        text = argument if is_json else Path(argument).read_text(encoding="utf-8-sig").lstrip()
+        row = json.loads(text) if is_json else json.JSONDecoder().raw_decode(text)[0]
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise DataError(f"{where}: not UTF-8 text (byte {error.start}). Save it as UTF-8.") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
     if isinstance(row, list) and row:
         row = row[0]
     if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}")
+        raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}. Write one object a row.")
     return row
 
 
-def row_of_template(
+def rename_columns(
     row: dict[str, Any], columns: dict[str, str | None], source_lang: str | None, target_lang: str | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The row under the usual columns, as `load_splits` names them, and the language variables.
+    """Return the row under the usual columns, as `load_splits` names them, and the language variables.
 
     Args:
-        columns: the settings of COLUMN_SETTINGS.
-        source_lang, target_lang: by default the first and the second language of the column translation.
+        row: values by column.
+        columns: the settings of COLUMN_SETTINGS by name.
+        source_lang: by default the first language of the column `translation`.
+        target_lang: by default the next language of the column `translation`.
+
+    Raises:
+        DataError: the row lacks a column that a setting names.
     """
-    for usual, setting in COLUMN_SETTINGS.items():
-        if theirs := columns[setting]:
-            if theirs not in row:
-                raise DataError(f"the row has no column {theirs!r}; it has {', '.join(map(repr, row))}")
-            row = {key: value for key, value in row.items() if key != theirs} | {usual: row[theirs]}
-    if "translation" not in row and {source_lang, target_lang} <= set(row):
-        row = row | {"translation": {code: row[code] for code in (source_lang, target_lang)}}
+    for usual_name, setting in COLUMN_SETTINGS.items():
+        column = columns[setting]
+        if column and column not in row:
+            raise DataError(f"the row has no column {column!r}. It has {', '.join(map(repr, row))}.")
+        if column:
+            value = row[column]
+            row = {key: item for key, item in row.items() if key != column}
+            row[usual_name] = value
+    if "translation" not in row and source_lang in row and target_lang in row:
+        row = row | {"translation": {source_lang: row[source_lang], target_lang: row[target_lang]}}
     pair = row.get("translation")
     others = [code for code in pair if code not in (source_lang, target_lang)] if isinstance(pair, dict) else []
     source_lang = source_lang or (others.pop(0) if others else None)
@@ -101,15 +124,20 @@ def row_of_template(
 
 
 def _kind(template: Template) -> str:
-    shown = ["few-shot"] if template.demonstrations else []
-    return ", ".join([*shown, "chat"] if template.chat else shown or ["text"])
+    kinds = []
+    if template.demonstrations:
+        kinds.append("few-shot")
+    if template.chat:
+        kinds.append("chat")
+    return ", ".join(kinds) or "text"
 
 
-def _on_row(name: str, template: Template, row: dict[str, Any], languages: dict[str, str]) -> str:
+def _render_one(name: str, template: Template, row: dict[str, Any], languages: dict[str, str]) -> str:
+    """Return source, target, references and choices of a row under the template's name."""
     missing = sorted(template.columns - set(row))
     rendered = template.render(row, languages, with_target=not missing)
     source = rendered.source
-    if template.chat:  # what the tokenizer's chat template is given
+    if template.chat:
         source = "\n".join(f"[{message['role']}]\n{message['content']}" for message in rendered.messages)
     lines = [f"== {name}", source]
     if missing:

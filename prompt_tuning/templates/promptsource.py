@@ -1,7 +1,7 @@
-"""Templates of promptsource (Bach et al. 2022), `jinja: source ||| target`, as fields of ours.
+"""Convert templates of promptsource (Bach et al. 2022), `jinja: source ||| target`.
 
-promptsource renders a row with the whole text and cuts the result at `|||`. A row to predict on has no target, so here
-the text itself is cut; what each part writes of a row is what promptsource writes.
+promptsource renders a row with the whole text and cuts the result at `|||`. A row to predict on has no target, so this
+module cuts the text itself. Each part writes of a row what promptsource writes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from prompt_tuning.errors import TemplateError
 SEPARATOR = "|||"
 RANDOM_FILTERS = frozenset({"choice", "random"})
 OPENING_TAGS = frozenset({"if", "for", "call", "filter", "with"})
-# Choices come without white space at their ends.
+# promptsource strips white space from the ends of choices.
 _CHOICE = re.compile(r"\{\{\s*answer_choices\s*\[[^{}]*\]\s*\}\}")
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Text, a printed expression, or a tag with its keyword."""
+    """A part of Jinja text: words, a printed expression, or a tag with its keyword."""
 
     text: str
     is_text: bool = False
@@ -33,10 +33,14 @@ class _Piece:
 
 
 def convert(entry: Any, name: str) -> dict[str, str]:
-    """source, target and answer_choices of one entry of a promptsource file.
+    """Return source, target and answer_choices of one entry of a file of promptsource.
+
+    Args:
+        entry: the entry, with the fields `jinja` and `answer_choices`.
+        name: where it came from, for messages.
 
     Raises:
-        TemplateError: why it cannot be converted.
+        TemplateError: the entry cannot be converted. The message says why.
     """
     jinja = entry.get("jinja") if isinstance(entry, dict) else None
     if not isinstance(jinja, str):
@@ -46,13 +50,13 @@ def convert(entry: Any, name: str) -> dict[str, str]:
         source, target = _split(jinja)
     except (jinja2.TemplateError, ValueError) as error:
         raise TemplateError(f"template {name}: {error}") from None
-    used = {node.name for node in tree.find_all(jinja2.nodes.Filter)}
-    if drawn := sorted(used & RANDOM_FILTERS):
+    filters = {node.name for node in tree.find_all(jinja2.nodes.Filter)}
+    for random_filter in sorted(filters & RANDOM_FILTERS):
         raise TemplateError(
-            f"template {name}: its filter {drawn[0]} draws at random, and a row must always give the same text"
+            f"template {name}: its filter {random_filter} draws at random, and a row must always give the same text"
         )
     choices = entry.get("answer_choices")
-    if isinstance(choices, list):  # as its first files have them
+    if isinstance(choices, list):  # The first files of promptsource have lists.
         choices = f" {SEPARATOR} ".join(map(str, choices))
     if choices is None and any(node.name == "answer_choices" for node in tree.find_all(jinja2.nodes.Name)):
         raise TemplateError(f"template {name}: it reads answer_choices and its field answer_choices is empty")
@@ -61,6 +65,7 @@ def convert(entry: Any, name: str) -> dict[str, str]:
 
 
 def _split(jinja: str) -> tuple[str, str]:
+    """Return source and target; raise ValueError if the text cannot be cut."""
     parts: tuple[list[str], list[str]] = ([], [])
     side, _ = _divide(_pieces(jinja), 0, parts)
     if side == 0:
@@ -69,10 +74,12 @@ def _split(jinja: str) -> tuple[str, str]:
 
 
 def _divide(pieces: Iterator[_Piece], side: int | None, parts: tuple[list[str], list[str]]) -> tuple[int | None, str]:
-    """Sort pieces into source and target, up to the tag that ends the block they stand in.
+    """Sort pieces into source and target, up to the tag that ends their block.
 
     Args:
-        side: 0 before the separator, 1 after it, None where that depends on the branch of an `if`.
+        pieces: the rest of the text.
+        side: 0 before the separator, 1 after it, None if that depends on the branch of an `if`.
+        parts: the texts of source and target, which this function adds to.
 
     Returns:
         The side at the end, and the tag that ended the block.
@@ -91,11 +98,12 @@ def _divide(pieces: Iterator[_Piece], side: int | None, parts: tuple[list[str], 
         else:
             parts[side].append(piece.text)
             if piece.keyword == "set" and side == 0:
-                parts[1].append(piece.text)  # the target may read what the source sets
+                parts[1].append(piece.text)  # The target may read what the source sets.
     return side, ""
 
 
 def _divide_text(text: str, side: int | None, parts: tuple[list[str], list[str]]) -> int | None:
+    """Sort words into source and target, and return the side after them."""
     before, *after = text.split(SEPARATOR)
     if side is None and text.strip():
         raise ValueError(f"more follows an if of which only some branches hold {SEPARATOR}")
@@ -110,8 +118,11 @@ def _divide_text(text: str, side: int | None, parts: tuple[list[str], list[str]]
 def _divide_block(
     opening: _Piece, pieces: Iterator[_Piece], side: int, parts: tuple[list[str], list[str]]
 ) -> int | None:
+    """Sort a block into source and target, and return the side after it."""
     inner: tuple[list[str], list[str]] = ([], [])
-    ends, tag, has_else = set(), opening.text, False
+    ends = set()
+    tag = opening.text
+    has_else = False
     while True:
         for part in inner:
             part.append(tag)
@@ -135,7 +146,7 @@ def _divide_block(
 
 
 def _pieces(jinja: str) -> Iterator[_Piece]:
-    """The text as pieces, comments left out, with the white space around tags kept as promptsource keeps it."""
+    """Yield the pieces of a text without its comments, with the white space around tags that promptsource keeps."""
     held: list[str] = []
     for _, kind, value in jinja2.Environment().lex(jinja):
         if kind == "raw_begin":
@@ -151,13 +162,14 @@ def _pieces(jinja: str) -> Iterator[_Piece]:
 
 
 def _keyword(text: str) -> str:
-    found = re.match(r"\{%[+-]?\s*(\w+)", text)
-    return found[1] if found else ""
+    match = re.match(r"\{%[+-]?\s*(\w+)", text)
+    return match[1] if match else ""
 
 
 def _stripped(text: str) -> str:
     text = text.strip()
     bare = _CHOICE.sub("x", text)
-    if bare.startswith("{") or bare.endswith("}"):  # what it ends with is known only when a row is there
+    # The row decides what a text that ends in an expression ends with.
+    if bare.startswith("{") or bare.endswith("}"):
         return f"{{% filter trim %}}{text}{{% endfilter %}}"
     return text

@@ -1,9 +1,8 @@
-"""Jinja that somebody else wrote: run in a sandbox, since a template may come with an adapter, and what it reads."""
+"""Compile Jinja in a sandbox, since a template may come with a stranger's adapter, and find what it reads."""
 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -19,149 +18,200 @@ PRINTED_NULL = "a value it prints is null"
 
 @functools.cache
 def environment() -> ImmutableSandboxedEnvironment:
-    """Sandboxed, since a template may come with somebody's adapter."""
+    """Return the sandbox of all templates: strict about missing values and nulls, and the same for equal rows."""
     sandbox = ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_refuse_null, cache_size=400
     )
-    sandbox.filters["most_frequent"] = _most_frequent  # promptsource's
+    sandbox.filters["most_frequent"] = _most_frequent  # promptsource has this filter
     sandbox.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": _null_of_json}
     sandbox.tests["none"] = lambda value: value is None or value is NULL
     sandbox.tests["sameas"] = lambda value, other: value is other or (value is NULL and other is None)
     sandbox.globals["zip"] = zip
-    del sandbox.filters["random"], sandbox.globals["lipsum"]  # a row always gives the same text
+    del sandbox.filters["random"]
+    del sandbox.globals["lipsum"]
     return sandbox
 
 
 @functools.cache
-def _of_names() -> ImmutableSandboxedEnvironment:
-    """To find names with, those of functions among them, as a column may be called `range` too."""
+def _environment_without_globals() -> ImmutableSandboxedEnvironment:
+    """Return an environment for finding names, in which a column may be called `range`."""
     bare = ImmutableSandboxedEnvironment()
-    bare.filters, bare.tests, bare.globals = environment().filters, environment().tests, {}
+    bare.filters = environment().filters
+    bare.tests = environment().tests
+    bare.globals = {}
     return bare
 
 
 @functools.lru_cache(maxsize=512)
 def compiled(text: str) -> jinja2.Template:
+    """Return a compiled template.
+
+    Raises:
+        jinja2.TemplateError: the text is not valid Jinja.
+    """
     return environment().from_string(text)
 
 
 @functools.lru_cache(maxsize=512)
 def compiled_expression(text: str) -> Callable[..., Any]:
+    """Return a compiled expression, which is called with the values of a row.
+
+    Raises:
+        jinja2.TemplateError: the text is not a valid expression of Jinja.
+    """
     return environment().compile_expression(text, undefined_to_none=False)
 
 
 @functools.lru_cache(maxsize=512)
 def printed_values(text: str) -> jinja2.Template:
-    """A template that writes what another prints of a row, without that one's own words.
+    """Return a template that writes the values that another prints of a row, without that one's own words.
 
-    VALUE_END stands where those words stood, but for words in a branch or loop: what these print is one value.
+    VALUE_END replaces the words, except within a branch or loop: all that a branch or loop prints is one value.
     """
-    tree = _untrimmed(text)
+    tree = _without_trim_blocks(text)
     for words in tree.find_all(jinja2.nodes.TemplateData):
         words.data = " "
     for node in tree.body:
-        for piece in node.nodes if isinstance(node, jinja2.nodes.Output) else ():
+        for piece in _pieces(node):
             if isinstance(piece, jinja2.nodes.TemplateData):
                 piece.data = VALUE_END
     return environment().from_string(tree)
 
 
 @functools.lru_cache(maxsize=512)
-def compiled_opening(text: str, given: frozenset[str]) -> jinja2.Template:
-    """A template that writes what another does before anything of a row, and then VALUE_END.
+def compiled_prefix(text: str, constants: frozenset[str]) -> jinja2.Template:
+    """Return a template that writes what another writes before the first value of a row, and then VALUE_END.
 
     Args:
-        given: variables that are the same for every row. A branch, loop or assignment is taken for a row's.
+        text: the other template.
+        constants: variables that are the same for every row. A branch, loop or assignment counts as a row's value.
     """
-    tree = _untrimmed(text)
-    for place, node in enumerate(tree.body):
-        pieces = node.nodes if isinstance(node, jinja2.nodes.Output) else []
-        fixed = list(itertools.takewhile(lambda piece: not _undeclared(jinja2.nodes.Output([piece])) - given, pieces))
+    tree = _without_trim_blocks(text)
+    for index, node in enumerate(tree.body):
+        pieces = _pieces(node)
+        fixed = []
+        for piece in pieces:
+            if _undeclared(jinja2.nodes.Output([piece])) - constants:
+                break
+            fixed.append(piece)
         if not pieces or len(fixed) < len(pieces):
             end = jinja2.nodes.TemplateData(VALUE_END, lineno=node.lineno)
-            tree.body[place:] = [jinja2.nodes.Output([*fixed, end], lineno=node.lineno)]
+            tree.body[index:] = [jinja2.nodes.Output([*fixed, end], lineno=node.lineno)]
             break
-    return environment().from_string(tree.set_environment(environment()))
+    tree.set_environment(environment())
+    return environment().from_string(tree)
 
 
-def _untrimmed(text: str) -> jinja2.nodes.Template:
-    """The parsed text; what stands in a trim block, as the source of a promptsource template may, as if it did not."""
+def _pieces(node: jinja2.nodes.Node) -> list[jinja2.nodes.Expr]:
+    """Return the words and expressions that a node prints; none of a branch, loop or assignment."""
+    return node.nodes if isinstance(node, jinja2.nodes.Output) else []
+
+
+def _without_trim_blocks(text: str) -> jinja2.nodes.Template:
+    """Parse a text, and replace `{% filter trim %}` blocks, which promptsource's templates have, by what they hold."""
     tree = environment().parse(text)
-    tree.body = [
-        inner
-        for node in tree.body
-        for inner in (node.body if isinstance(node, jinja2.nodes.FilterBlock) and _is_trim(node.filter) else [node])
-    ]
+    body = []
+    for node in tree.body:
+        if isinstance(node, jinja2.nodes.FilterBlock) and _is_trim(node.filter):
+            body += node.body
+        else:
+            body.append(node)
+    tree.body = body
     return tree
 
 
-def _is_trim(found: jinja2.nodes.Filter) -> bool:
-    return found.name == "trim" and not found.args and found.node is None
+def _is_trim(node: jinja2.nodes.Filter) -> bool:
+    return node.name == "trim" and not node.args and node.node is None
 
 
 @functools.lru_cache(maxsize=512)
-def needed_columns(text: str, given: frozenset[str]) -> frozenset[str]:
-    """Columns that a row must have for this template, but for those names that are given to it.
+def needed_columns(text: str, constants: frozenset[str]) -> frozenset[str]:
+    """Return the columns that a row needs for this template.
+
+    Args:
+        text: Jinja text.
+        constants: variables that are not columns.
 
     Raises:
-        jinja2.TemplateError: it is no template, or has a filter that does not exist.
+        jinja2.TemplateError: the text is not valid Jinja, or has a filter that does not exist.
     """
     compiled(text)
-    return frozenset(_needed_names(environment().parse(text).body, set(given)))
+    return frozenset(_needed_names(environment().parse(text).body, set(constants)))
 
 
-def _needed_names(body: list[jinja2.nodes.Node], given: set[str]) -> set[str]:
-    """Names that a row must have for these nodes; adds to `given` what they set.
+def _needed_names(body: list[jinja2.nodes.Node], defined: set[str]) -> set[str]:
+    """Return the names that a row needs for these nodes, and add to `defined` what the nodes set.
 
-    jinja2.meta alone would take what is set in the branches of an `if`, in a loop too, for a column as well.
+    jinja2.meta alone would take a name that the branches of an `if` set, in a loop too, for a column.
     """
     needed: set[str] = set()
     for node in body:
         if isinstance(node, jinja2.nodes.If):
-            branches = [node.body, *(other.body for other in node.elif_), node.else_]
-            for test in (node.test, *(other.test for other in node.elif_)):
-                needed |= _undeclared(jinja2.nodes.Output([test])) - given
-            ends = [set(given) for _ in branches]
-            for branch, end in zip(branches, ends, strict=True):
-                needed |= _needed_names(branch, end)
-            given |= set.intersection(*ends)
+            needed |= _needed_by_if(node, defined)
         elif isinstance(node, jinja2.nodes.FilterBlock):
-            needed |= _undeclared(jinja2.nodes.FilterBlock([], node.filter)) - given
-            needed |= _needed_names(node.body, set(given))
+            needed |= _undeclared(jinja2.nodes.FilterBlock([], node.filter)) - defined
+            needed |= _needed_names(node.body, set(defined))
         elif isinstance(node, jinja2.nodes.For):
-            head = jinja2.nodes.For(node.target, node.iter, [], [], node.test, node.recursive)
-            items = {name.name for name in head.find_all(jinja2.nodes.Name) if name.ctx == "store"}
-            needed |= _undeclared(head) - given
-            needed |= _needed_names(node.body, given | items | {"loop"}) | _needed_names(node.else_, set(given))
+            needed |= _needed_by_for(node, defined)
         else:
-            needed |= _undeclared(node) - given
+            needed |= _undeclared(node) - defined
             if isinstance(node, jinja2.nodes.Macro):
-                given.add(node.name)
+                defined.add(node.name)
             elif isinstance(node, (jinja2.nodes.Assign, jinja2.nodes.AssignBlock)):
-                given |= {name.name for name in node.find_all(jinja2.nodes.Name) if name.ctx == "store"}
+                defined |= _stored_names(node)
     return needed
 
 
+def _needed_by_if(node: jinja2.nodes.If, defined: set[str]) -> set[str]:
+    """Return the names that an `if` needs, and add to `defined` what every branch sets."""
+    needed: set[str] = set()
+    for branch in (node, *node.elif_):
+        needed |= _undeclared(jinja2.nodes.Output([branch.test])) - defined
+    defined_by_branches = []
+    for body in (node.body, *(branch.body for branch in node.elif_), node.else_):
+        defined_by_branch = set(defined)
+        needed |= _needed_names(body, defined_by_branch)
+        defined_by_branches.append(defined_by_branch)
+    defined |= set.intersection(*defined_by_branches)
+    return needed
+
+
+def _needed_by_for(node: jinja2.nodes.For, defined: set[str]) -> set[str]:
+    """Return the names that a `for` needs. It sets nothing for the nodes after it."""
+    head = jinja2.nodes.For(node.target, node.iter, [], [], node.test, node.recursive)
+    needed = _undeclared(head) - defined
+    needed |= _needed_names(node.body, defined | _stored_names(head) | {"loop"})
+    return needed | _needed_names(node.else_, set(defined))
+
+
+def _stored_names(node: jinja2.nodes.Node) -> set[str]:
+    return {name.name for name in node.find_all(jinja2.nodes.Name) if name.ctx == "store"}
+
+
 def _undeclared(node: jinja2.nodes.Node) -> set[str]:
-    tree = jinja2.nodes.Template([node], lineno=1).set_environment(_of_names())
+    """Return the names that a node reads and does not set, except the global functions that it calls."""
+    tree = jinja2.nodes.Template([node], lineno=1)
+    tree.set_environment(_environment_without_globals())
     called = {call.node.name for call in tree.find_all(jinja2.nodes.Call) if isinstance(call.node, jinja2.nodes.Name)}
     return jinja2.meta.find_undeclared_variables(tree) - (called & environment().globals.keys())
 
 
 def _most_frequent(items: Any) -> list[Any]:
-    """All items that no other item outnumbers, in their order."""
+    """Return all items that no other item outnumbers, in their order."""
     counts = Counter(items)
-    return [item for item, count in counts.items() if count == max(counts.values())]
+    highest = max(counts.values(), default=0)
+    return [item for item, count in counts.items() if count == highest]
 
 
 def _refuse_null(value: Any) -> Any:
+    """Return a printed value; raise ValueError if it is null."""
     if value is None:
         raise ValueError(PRINTED_NULL)
     return value
 
 
 class _Null:
-    """A row's null: as None is to Jinja's tests and branches, but no filter or `~` makes the word None of it."""
+    """The null of a row: None to Jinja's tests and branches, and an error to filters and `~`, which would print it."""
 
     def __eq__(self, other: object) -> bool:
         return other is None or other is self
@@ -179,17 +229,21 @@ class _Null:
         return "null"
 
 
-_Null.__module__, _Null.__qualname__, _Null.__name__ = "builtins", "null", "null"  # by which Jinja's messages call it
+# Jinja's messages name the type of a value.
+_Null.__module__ = "builtins"
+_Null.__qualname__ = "null"
+_Null.__name__ = "null"
 NULL = _Null()
 
 
 def _null_of_json(value: Any) -> None:
+    """Return None for the null of a row, and raise TypeError for what JSON does not have."""
     if value is not NULL:
-        raise TypeError(f"{value!r} is nothing that JSON has")
+        raise TypeError(f"{value!r} is not a value of JSON")
 
 
 def with_nulls(value: Any) -> Any:
-    """A row, or what stands in one, with NULL in place of each None."""
+    """Return a row, or a value in it, with NULL instead of each None."""
     if isinstance(value, dict):
         return {key: with_nulls(item) for key, item in value.items()}
     if isinstance(value, list):

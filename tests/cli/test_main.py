@@ -457,7 +457,7 @@ def test_templates_are_listed_shown_and_rendered_on_a_row(tmp_path, capsys):
     assert main(["templates", "--row", '{"document": "Tea."}']) == 0
     shown = capsys.readouterr()
     assert "== summarization/chat\n[system]\nYou summarize" in shown.out and "needs the column 'summary'" in shown.out
-    assert "templates, which read columns that the row has not" in shown.err
+    assert "templates, which read columns that the row does not have" in shown.err
 
 
 @pytest.mark.parametrize(
@@ -491,7 +491,7 @@ def test_templates_names_what_it_leaves_out_and_recipes_take_the_rest(recipe_fil
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["translation/nothing"], 2, "did you mean translation/"),
+        (["translation/nothing"], 2, "Did you mean translation/"),
         (["none.yaml"], 2, "none.yaml: no such file"),
         (["summarization/t5", "--row", "none.jsonl"], 1, "--row none.jsonl: no such file"),
         (["summarization/t5", "--row", '{"document": '], 1, "--row: not JSON"),
@@ -499,7 +499,7 @@ def test_templates_names_what_it_leaves_out_and_recipes_take_the_rest(recipe_fil
         (
             ["summarization/t5", "--row", '{"a": "b"}', "--text_column", "c"],
             1,
-            "the row has no column 'c'; it has 'a'",
+            "the row has no column 'c'. It has 'a'",
         ),
         (["summarization/t5", "--row", '{"document": null}'], 2, "a value it prints is null"),
     ],

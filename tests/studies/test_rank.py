@@ -283,7 +283,7 @@ def test_what_cannot_be_ranked_is_said_before_a_model_loads(recipe_file, tmp_pat
     assert ranked(recipe_file(), tmp_path, "--templates", "summarization") == 2
     assert "no template could be ranked\nerror: template summarization/plain needs" in capsys.readouterr().err
     assert ranked(recipe_file(), tmp_path, "--templates", "nothing") == 2
-    assert "template nothing is not among the shipped ones" in capsys.readouterr().err
+    assert "template nothing: not a shipped template" in capsys.readouterr().err
     (tmp_path / "theirs.yaml").write_text(
         "dataset: squad\nsubset: null\ntemplates:\n  1: !Template\n    name: One\n    jinja: '{{ question }}'\n"
     )

@@ -69,19 +69,20 @@ def as_promptsource(entry, row):
 
 
 def test_the_files_of_a_data_set_load_and_write_what_promptsource_writes():
-    found = load_templates(FOLDER)
+    templates, unreadable = load_templates(FOLDER)
     converted = 0
     for path, rows in ROWS.items():
         for key, entry in yaml.load(path.read_text(), PlainLoader)["templates"].items():
-            template = found[f"{path}:{key if entry['name'] == 'same name' else entry['name']}"]
+            name = f"{path}:{key if entry['name'] == 'same name' else entry['name']}"
             if entry["name"] in LEFT_OUT:
-                assert LEFT_OUT[entry["name"]] in str(template) and f"{path}:{entry['name']}: " in str(template)
+                assert LEFT_OUT[entry["name"]] in unreadable[name] and f"{name}: " in unreadable[name]
                 continue
+            template = templates[name]
             converted += 1
             for row in rows:
                 rendered = template.render(row)
                 assert (rendered.source, rendered.target, template.choices(row)) == as_promptsource(entry, row)
-    assert converted == 7 and len(found) == converted + len(LEFT_OUT)
+    assert converted == len(templates) == 7 and len(unreadable) == len(LEFT_OUT)
 
 
 def test_what_a_row_needs_to_be_predicted_on_leaves_the_target_out():
@@ -102,7 +103,7 @@ def test_a_converted_template_survives_being_saved(name, tmp_path):
 def test_a_template_that_cannot_be_converted_says_so_when_it_is_asked_for():
     with pytest.raises(TemplateError, match="its filter choice draws at random"):
         Template.load(f"{STATEMENTS}:drawn")
-    with pytest.raises(TemplateError, match=r"name one, as .*:is it so$"):
+    with pytest.raises(TemplateError, match=r"Name one, such as .*:is it so$"):
         Template.load(f"{STATEMENTS}:is it soo")
     with pytest.raises(TemplateError, match="the file holds 12 "):
         Template.load(STATEMENTS)

@@ -9,7 +9,8 @@ from helpers.paths import ROOT
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.metrics.loading import MAIN_METRIC
 from prompt_tuning.templates.languages import LANGUAGES, language_variables
-from prompt_tuning.templates.template import Template, load_templates, shipped_templates
+from prompt_tuning.templates.loading import shipped_templates
+from prompt_tuning.templates.template import Template, load_templates
 
 FRENCH = language_variables("fr", "en")
 ROW = {
@@ -74,18 +75,18 @@ def test_a_file_of_several_and_a_folder_of_files_load_by_name(tmp_path):
     (tmp_path / "recipe.yaml").write_text("task: translation\n")
     assert Template.load(one).name == str(one)
     assert Template.load(f"{several}:a").source_columns == {"context"}
-    found = load_templates(tmp_path)
-    assert set(found) == {str(one), f"{several}:a", f"{several}:b c", str(tmp_path / "recipe.yaml")}
-    assert found[str(one)] == Template.load(one) and found[f"{several}:a"] == Template.load(f"{several}:a")
-    assert "unexpected 'end of template'" in str(found[f"{several}:b c"])
-    assert "expected the fields source and target, found task" in str(found[str(tmp_path / "recipe.yaml")])
+    templates, unreadable = load_templates(tmp_path)
+    assert templates == {str(one): Template.load(one), f"{several}:a": Template.load(f"{several}:a")}
+    assert unreadable.keys() == {f"{several}:b c", str(tmp_path / "recipe.yaml")}
+    assert "unexpected 'end of template'" in unreadable[f"{several}:b c"]
+    assert "expected the fields source and target, found task" in unreadable[str(tmp_path / "recipe.yaml")]
     with pytest.raises(TemplateError, match="unexpected 'end of template'"):
         Template.load(f"{several}:b c")
     (tmp_path / "empty").mkdir()
     with pytest.raises(TemplateError, match=r"no \.yaml file in this folder"):
         load_templates(tmp_path / "empty")
-    assert list(load_templates("translation/plain")) == ["translation/plain"]
-    assert set(load_templates()) == set(shipped_templates())
+    assert list(load_templates("translation/plain")[0]) == ["translation/plain"]
+    assert set(load_templates()[0]) == set(shipped_templates())
 
 
 def test_a_closed_question_has_choices_that_a_row_fills():
@@ -150,7 +151,7 @@ def test_what_could_not_be_rendered_alike_or_at_all_is_refused_when_it_is_loaded
 def test_a_value_that_looks_like_a_date_or_number_and_is_none_is_named(tmp_path, line):
     (tmp_path / "mine.yaml").write_text(f"source: a\n{line}\n")
     with pytest.raises(TemplateError, match=r"mine.yaml, line 2: .*\. Put the value in quotes"):
-        load_templates(tmp_path / "mine.yaml")
+        Template.load(tmp_path / "mine.yaml")
 
 
 def test_columns_are_known_without_a_row():
@@ -264,16 +265,16 @@ def test_demonstrations_and_system_come_before_the_source():
         ("source: a\ntarget: !!binary aGk=", "line 2: tag !!binary"),
         ("source: a\ntarget: b\nsource: c", "line 3: 'source' is set twice"),
         ("source: a\ntarget: b\nanswer_choices: true", "expected text as answer_choices, found bool"),
-        ("source: a\ntarget: b\nstop: END", "expected a list of texts as stop, none of them empty, found 'END'"),
-        ("source: a\ntarget: b\nstop: ['']", "expected a list of texts as stop, none of them empty, found ['']"),
+        ("source: a\ntarget: b\nstop: END", "expected a list of texts as stop, found 'END'"),
+        ("source: a\ntarget: b\nstop: ['']", "expected a list of texts as stop, found ['']"),
         ("source: a\ntarget: b\nstop: 5", "expected a list of texts as stop"),
         ("source: a\ntarget: b\ndemonstrations: [abc]", "expected a list of rows as demonstrations"),
         ("source: '{{ a }}'\ntarget: b\ntruncate: [b]", "truncate names 'b', and its source reads 'a'"),
-        ("source: a\ntarget: b\nchat: 'false'", "expected true or false as chat, found 'false'; write one"),
+        ("source: a\ntarget: b\nchat: 'false'", "expected true or false as chat, found 'false'. Write it"),
         ("source: a\ntarget: b\nchat: yes", "expected true or false as chat, found 'yes'"),
         ("source: a\ntarget: b\n1: c\nfoo: d", "unknown field 1"),
         (f"a: {'[' * 2000}", "too deep to read"),
-        ("{a: {source: a, target: b}, b: {source: c, target: d}}", "the file holds 2 (a, b); name one, as"),
+        ("{a: {source: a, target: b}, b: {source: c, target: d}}", "the file holds 2 (a, b). Name one, such as"),
     ],
 )
 def test_a_broken_template_file_is_named_with_what_is_wrong(tmp_path, content, message):
@@ -287,7 +288,7 @@ def test_a_broken_template_file_is_named_with_what_is_wrong(tmp_path, content, m
 @pytest.mark.parametrize(
     ("references", "message"),
     [
-        ("answers.text", "references holds null, which is no text"),
+        ("answers.text", "references holds null, which is not a text"),
         ("answers", "references holds ('text', ["),
         ("[1 // nothing]", "references: integer division"),
     ],
@@ -326,14 +327,14 @@ def test_a_column_may_have_any_name():
 
 
 def test_unknown_names_get_the_nearest(tmp_path):
-    with pytest.raises(TemplateError, match="did you mean question_answering/plain"):
+    with pytest.raises(TemplateError, match="Did you mean question_answering/plain"):
         Template.load("question_answering/plane")
     with pytest.raises(TemplateError, match="no such file"):
         Template.load(tmp_path / "none.yaml")
     (tmp_path / "one.yaml").write_text("source: a\ntarget: b")
-    with pytest.raises(TemplateError, match="name one, as ") as caught:
+    with pytest.raises(TemplateError, match="Name one, such as ") as caught:
         Template.load(f"{tmp_path / 'one.yaml'}:short")
-    Template.load(str(caught.value).partition("name one, as ")[2])  # what it says can be done
+    Template.load(str(caught.value).partition("Name one, such as ")[2])  # what it says can be done
 
 
 def test_languages_have_names_and_unknown_codes_stand_for_themselves():
