@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from accelerate.state import GradientState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-ORDER = "order.pt"  # Only checkpoints of version 0.1.0 have this file.
+ORDER = "order.pt"  # Version 0.1.0 kept the order of an epoch in this file.
 
 
 def interrupted_order(checkpoint: Path | None) -> torch.Tensor | None:
@@ -39,6 +40,7 @@ class EpochSampler(LengthGroupedSampler):
         self.seed = seed
         self.epoch = 0
         self.interrupted_order = interrupted_order
+        self.passes = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass over the rows."""
@@ -46,11 +48,16 @@ class EpochSampler(LengthGroupedSampler):
 
     def __iter__(self) -> Iterator[int]:
         """Yield the numbers of all rows."""
-        if self.interrupted_order is None:
+        self.passes += 1
+        if self.interrupted_order is None or self.passes > 1:
             self.generator.manual_seed(self.seed + self.epoch)
             # DataLoader drew one number before version 0.1.0 drew the order, so the first epoch keeps its order.
             torch.empty((), dtype=torch.int64).random_(generator=self.generator)
         else:
             self.generator.set_state(self.interrupted_order)
-            self.interrupted_order = None
         return super().__iter__()
+
+    def save_interrupted_order(self, checkpoint: Path) -> None:
+        """Save the order of version 0.1.0 in a checkpoint as long as the interrupted epoch lasts."""
+        if self.interrupted_order is not None and self.passes == 1 and not GradientState().end_of_dataloader:
+            torch.save(self.interrupted_order, checkpoint / ORDER)

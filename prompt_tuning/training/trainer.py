@@ -294,6 +294,8 @@ class PromptTuningTrainer(EvaluatingTrainer):
                 state.best_model_checkpoint = str(best)
             if self.args.should_save:
                 state.save_to_json(str(partial_run / checkpoint.name / TRAINER_STATE_NAME))
+                if self.training_start.sampler:
+                    self.training_start.sampler.save_interrupted_order(partial_run / checkpoint.name)
         if self.args.should_save:
             rotate_checkpoints(run, self.args.save_total_limit, state.best_model_checkpoint)
 

@@ -54,6 +54,21 @@ def test_a_training_that_0_1_0_stopped_resumes_to_the_same_prompt(method, old):
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+def test_a_training_of_0_1_0_that_is_stopped_once_more_in_the_same_epoch_resumes_to_the_same_prompt(old):
+    train = ["train", "recipes/stopped_prompt_tuning.yaml", "--output_dir", "runs/stopped_prompt_tuning"]
+    train += ["--save_total_limit", "9", "--resume_from_checkpoint"]
+    run = old / "runs" / "stopped_prompt_tuning"
+    state = run / "checkpoint-8" / "trainer_state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"save_steps": 1}))  # Trainer takes it from there.
+    assert main([*train, "true"]) == 0
+    # An epoch has 6 steps, and 0.1.0 stopped after step 8.
+    assert [number for number in range(9, 13) if (run / f"checkpoint-{number}" / "order.pt").exists()] == [9, 10, 11]
+    resumed = load_file(run / "adapter_model.safetensors")
+    assert main([*train, str(run / "checkpoint-9")]) == 0
+    again = load_file(run / "adapter_model.safetensors")
+    assert all(torch.equal(resumed[name], again[name]) for name in resumed)
+
+
 def test_a_saved_prompt_is_trained_further(old):
     flags = ["--adapter", "runs/prompt_tuning", "--output_dir", "runs/longer", "--max_steps", "2"]
     assert main(["train", "recipes/prompt_tuning.yaml", *flags, "--learning_rate", "0"]) == 0
