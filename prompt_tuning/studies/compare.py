@@ -1,12 +1,13 @@
-"""Several recipes on the same rows, at the same seeds: an honest table of what each reached and what it cost.
+"""Run several recipes on the same rows with the same seeds, and compare their scores and costs.
 
-Each part is an ordinary `train` run in a folder of its own, so that a comparison goes on where it was stopped.
+Each run is an ordinary `train` run in its own folder, so that a stopped comparison resumes.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,11 @@ from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.metrics.significance import corpus_significance, difference, interval, row_scores, test_description
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe
-from prompt_tuning.runs.prepare import prepare, score_of
+from prompt_tuning.runs.prepare import Prepared, prepare, score_of
 from prompt_tuning.studies.figures import new_figure, write_png
 from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, is_finished
 from prompt_tuning.support.files import atomic_write, read_json, read_json_lines, write_json
+from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -32,21 +34,28 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
-# Rows whose metrics show whether one is a mean over rows.
-MADE_UP = (
+# The metrics of these rows show whether a metric is a mean over rows.
+EXAMPLE_ROWS = (
     ["the red cat sat on a mat", "a wet dog ran", "no"],
     [["the red cat sat on the mat"], ["a dog ran"], ["yes"]],
 )
+HEAD = (
+    "recipe", "{metric}", "95 % interval", "of each seed", "against {first}", "p",
+    "trained numbers", "adapter, bytes", "training, s", "s per 100 predictions",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one recipe wrote and cost, over its seeds.
+class RecipeRuns:
+    """The runs of one recipe, one for each seed.
 
     Args:
-        results: results.json of each seed.
-        predictions: of each seed the text of each row.
+        name: the file name of the recipe.
+        recipe: the recipe.
+        folders: of the runs.
+        results: results.json of each run.
+        predictions: for each run the text of each row.
+        references: one or more texts a row; they are the same in all runs.
     """
 
     name: str
@@ -57,49 +66,55 @@ class Part:
     references: list[list[str]]
 
     @property
-    def system(self) -> str:
-        return _system(self.recipe)
+    def results_key(self) -> str:
+        """The name of the recipe's scores in results.json and in the predictions."""
+        return METHODS[self.recipe.prompt.method].results_key
 
 
 def compare(
     paths: list[str], overrides: list[str], seeds: list[int], folder: Path, metric: str | None = None
 ) -> dict[str, Any]:
-    """Run what has not been run, and write compare.json, compare.md and compare.png.
+    """Run what is not finished, and write compare.json, compare.md and compare.png.
 
     Args:
-        paths: recipes; the first is what the others are compared with.
-        overrides: flags for all of them.
-        seeds: each recipe is run once with each; one that trains nothing and draws no demonstrations, once.
-        metric: by default the task's main one.
+        paths: recipes. The others are compared with the first.
+        overrides: flags for all recipes.
+        seeds: each recipe is run once with each seed. A recipe that trains nothing and draws no demonstrations is run
+            with the first.
+        folder: for the runs and the comparison. The same call resumes a stopped comparison in it.
+        metric: by default the task's main metric.
+
+    Returns:
+        What compare.json holds.
 
     Raises:
-        RecipeError: the recipes are not of one task, have the same name, or do not give the metric.
+        RecipeError: the recipes have different tasks or equal names, or do not give the metric.
         DataError: they would be evaluated on different rows, or a finished run was.
     """
     seeds = list(dict.fromkeys(seeds))
     recipes = {Path(path).stem: load_recipe(path, overrides) for path in paths}
     if len(recipes) < len(paths):
-        raise RecipeError(f"{', '.join(paths)}: two recipes of one file name; a part is named by it, so rename one")
-    if several := [name for name, recipe in recipes.items() if METHODS[recipe.prompt.method].trains_several_tasks]:
-        raise RecipeError(f"{several[0]} is of several tasks at once; compare the recipes of one")
-    tasks = {recipe.data.task for recipe in recipes.values()}
-    if len(tasks) > 1:
-        raise RecipeError(f"the recipes are of different tasks ({', '.join(sorted(tasks))}); compare one")
-    metric = metric or MAIN_METRIC[tasks.pop()]
-    figure = new_figure("compare.png", 9, 5.5)  # what is not there is said now, not after hours of training
+        raise RecipeError(f"{', '.join(paths)}: two recipes have the same file name. Rename one of them.")
+    metric = metric or MAIN_METRIC[_common_task(recipes)]
+    figure = new_figure("compare.png", 9, 5.5)  # A missing matplotlib is reported now, and not after the training.
     _check_metric(recipes, metric)
     _check_rows(recipes)
-    of_parts = {path: _seeds(recipes[Path(path).stem], seeds) for path in paths}
-    for path, of_part in of_parts.items():
-        for recipe in (_of_run(path, overrides, seed, folder) for seed in of_part):
+    seeds_of_path = {path: _seeds(recipes[Path(path).stem], seeds) for path in paths}
+    for path, path_seeds in seeds_of_path.items():
+        for seed in path_seeds:
+            recipe = _run_recipe(path, overrides, seed, folder)
             if is_finished(recipe):
                 check_unchanged(prepare(recipe, SPLITS))
-    parts, base = [], SharedBaseModel()
-    for path, of_part in of_parts.items():
-        # The card of the run that others are compared with says what its template reaches alone.
-        folders = [_run(path, overrides, seed, folder, base, (path, seed) == (paths[0], seeds[0])) for seed in of_part]
-        parts.append(_read(Path(path).stem, folders, recipes[Path(path).stem]))
-    compared = {"metric": metric, "rows": len(parts[0].references), "seeds": seeds} | _facts(parts, metric)
+    base = SharedBaseModel()
+    runs = []
+    for path, path_seeds in seeds_of_path.items():
+        folders = []
+        for seed in path_seeds:
+            # The card of the first run also has the score of its template alone.
+            first = path == paths[0] and seed == seeds[0]
+            folders.append(_run(_run_recipe(path, overrides, seed, folder), base, evaluate_hard_prompt=first))
+        runs.append(_read_runs(Path(path).stem, recipes[Path(path).stem], folders))
+    compared = {"metric": metric, "rows": len(runs[0].references), "seeds": seeds, **_compare_runs(runs, metric)}
     write_json(folder / "compare.json", compared)
     with atomic_write(folder / "compare.md") as file:
         file.write(comparison_text(compared) + "\n")
@@ -107,188 +122,250 @@ def compare(
     return compared
 
 
-def _check_metric(recipes: dict[str, Recipe], metric: str) -> None:
-    kinds = {name: _scored_by(recipe) for name, recipe in recipes.items()}
-    first, kind = next(iter(kinds.items()))
-    if unlike := [name for name in kinds if kinds[name] != kind]:
-        raise RecipeError(
-            f"{first} is scored by {kind} and {unlike[0]} by {kinds[unlike[0]]}; give both the same metrics and lang"
-        )
+def _common_task(recipes: Mapping[str, Recipe]) -> str:
+    """Return the task of the recipes; raise a RecipeError if they have no common one."""
     for name, recipe in recipes.items():
+        if METHODS[recipe.prompt.method].trains_several_tasks:
+            raise RecipeError(f"{name} has several tasks. Compare recipes of one task.")
+    tasks = sorted({str(recipe.data.task) for recipe in recipes.values()})
+    if len(tasks) > 1:
+        raise RecipeError(f"the recipes have different tasks ({', '.join(tasks)}). Compare recipes of one task.")
+    return tasks[0]
+
+
+def _check_metric(recipes: Mapping[str, Recipe], metric: str) -> None:
+    """Raise a RecipeError if recipes are scored in different ways, or lack the metric, or it has no test."""
+    first = next(iter(recipes))
+    for name, recipe in recipes.items():
+        if _scoring(recipe) != _scoring(recipes[first]):
+            raise RecipeError(
+                f"{first} is scored by {_scoring(recipes[first])} and {name} by {_scoring(recipe)}. "
+                "Give both the same metrics and lang."
+            )
         score = score_of(recipe)
-        numbers = Scores.from_json(score(*MADE_UP)).values
-        if metric not in numbers:
-            raise RecipeError(f"metric {metric}: the metrics of {name} give {', '.join(numbers)}; name one of them")
-        if row_scores(score, metric, *MADE_UP) is None:
-            corpus_significance(metric, {name: MADE_UP[0]}, MADE_UP[1], recipe.data.metric_language)
+        metrics = Scores.from_json(score(*EXAMPLE_ROWS)).values
+        if metric not in metrics:
+            raise RecipeError(f"metric {metric}: the metrics of {name} give {', '.join(metrics)}. Name one of them.")
+        if row_scores(score, metric, *EXAMPLE_ROWS) is None:
+            predictions, references = EXAMPLE_ROWS
+            corpus_significance(metric, {name: predictions}, references, recipe.data.metric_language)
 
 
-def _scored_by(recipe: Recipe) -> str:
-    metrics = sorted(recipe.prompt.metrics or TASK_METRICS[recipe.data.task])
+def _scoring(recipe: Recipe) -> str:
+    metrics = sorted(recipe.prompt.metrics or TASK_METRICS[str(recipe.data.task)])
     language = recipe.data.metric_language
     return ", ".join(metrics) + (f" (language {language})" if language else "")
 
 
-def _check_rows(recipes: dict[str, Recipe]) -> None:
-    """Find what is wrong with any recipe, and whether all are evaluated on the same rows, before a model loads."""
-    known: dict[str, dict[str, list]] = {}
+def _check_rows(recipes: Mapping[str, Recipe]) -> None:
+    """Prepare all recipes, which finds their errors before a model loads, and compare their evaluation rows.
+
+    Raises:
+        DataError: the rows differ from those of the first recipe.
+    """
+    first = next(iter(recipes))
+    first_rows: dict[str, list] = {}
     for name, recipe in recipes.items():
-        prepared = prepare(recipe, SPLITS)
-        rows = prepared.rows[prepared.last_split].select_columns(sorted(prepared.template.source_columns))
-        known[name] = rows.to_dict() | {"references": list(prepared.encoded[prepared.last_split]["references"])}
-        first = next(iter(known))
-        shared = known[name].keys() & known[first].keys()
-        unlike = [each for each in shared if known[name][each] != known[first][each]]
+        rows = _evaluation_columns(prepare(recipe, SPLITS))
+        first_rows = first_rows or rows
+        common = rows.keys() & first_rows.keys()
+        differ = [column for column in common if rows[column] != first_rows[column]]
         other_template = recipe.prompt.template != recipes[first].prompt.template
-        if unlike == ["references"] and other_template and len(shared) > 1:
-            raise DataError(f"the template of {name} counts other texts as right than that of {first}; give both one")
-        if unlike:
-            raise DataError(f"{first} and {name} would be evaluated on other rows; give both one test_file")
+        if differ == ["references"] and other_template and len(common) > 1:
+            raise DataError(
+                f"the template of {name} has other references than that of {first}. Give both the same references."
+            )
+        if differ:
+            raise DataError(f"{first} and {name} would be evaluated on different rows. Give both the same test_file.")
+
+
+def _evaluation_columns(prepared: Prepared) -> dict[str, list]:
+    """Return the columns that a template reads of the rows to evaluate, and the rows' references."""
+    split = prepared.last_split
+    rows = prepared.rows[split].select_columns(sorted(prepared.template.source_columns))
+    return {**rows.to_dict(), "references": list(prepared.encoded[split]["references"])}
 
 
 def _seeds(recipe: Recipe, seeds: list[int]) -> list[int]:
-    """Those that a recipe is run with: one, if none of its runs would differ."""
-    drawn = recipe.prompt.num_demonstrations > 0 and recipe.prompt.demonstration_selection != "bm25"
-    return seeds if METHODS[recipe.prompt.method].trains or drawn else seeds[:1]
+    """Return the seeds that a recipe is run with: the first, if the runs would be the same."""
+    draws = recipe.prompt.num_demonstrations > 0 and recipe.prompt.demonstration_selection != "bm25"
+    return seeds if METHODS[recipe.prompt.method].trains or draws else seeds[:1]
 
 
-def _of_run(path: str, overrides: list[str], seed: int, folder: Path) -> Recipe:
+def _run_recipe(path: str, overrides: list[str], seed: int, folder: Path) -> Recipe:
     run = folder / f"{Path(path).stem}-seed{seed}"
     return load_recipe(path, [*overrides, f"--seed={seed}", f"--output_dir={run}", "--resume_from_checkpoint=auto"])
 
 
-def _run(
-    path: str, overrides: list[str], seed: int, folder: Path, base: SharedBaseModel, evaluate_hard_prompt: bool
-) -> Path:
-    """The folder of a recipe's run with a seed, which is trained, or gone on with, unless it is there."""
-    recipe = _of_run(path, overrides, seed, folder)
+def _run(recipe: Recipe, base: SharedBaseModel, *, evaluate_hard_prompt: bool) -> Path:
+    """Train or resume a run that is not finished, and return its folder."""
     if is_finished(recipe):
         return Path(recipe.training.output_dir)
-    logger.info("%s, seed %s", Path(path).stem, seed)
-    return base.train(recipe, evaluate_hard_prompt or not METHODS[recipe.prompt.method].trains)
+    logger.info("%s, seed %s", recipe.path.stem, recipe.training.seed)
+    trains = METHODS[recipe.prompt.method].trains
+    return base.train(recipe, evaluate_hard_prompt=evaluate_hard_prompt or not trains)
 
 
-def _read(name: str, folders: list[Path], recipe: Recipe) -> Part:
-    results = [read_json(folder / "results.json") for folder in folders]
-    rows, system = [], _system(recipe)
+def _read_runs(name: str, recipe: Recipe, folders: list[Path]) -> RecipeRuns:
+    key = METHODS[recipe.prompt.method].results_key
+    results = []
+    predictions = []
     for folder in folders:
-        (file,) = (folder / "predictions").glob("*.jsonl")
-        rows.append(read_json_lines(file))
-    predictions = [[row[system] for row in of_seed] for of_seed in rows]
-    return Part(name, recipe, folders, results, predictions, [row["references"] for row in rows[0]])
+        run = RunFolder(folder)
+        results.append(read_json(run.results))
+        rows = read_json_lines(run.predictions(results[-1]["split"]))
+        predictions.append([row[key] for row in rows])
+    return RecipeRuns(name, recipe, folders, results, predictions, [row["references"] for row in rows])
 
 
-def _system(recipe: Recipe) -> str:
-    """What results.json and predictions call what a recipe makes."""
-    return METHODS[recipe.prompt.method].results_key
-
-
-def _facts(parts: list[Part], metric: str) -> dict[str, Any]:
-    """For each part its score with interval and spread, the difference from the first, and its cost."""
-    score = score_of(parts[0].recipe)
-    rows = {
-        part.name: [row_scores(score, metric, texts, part.references) for texts in part.predictions] for part in parts
-    }
-    by_row = all(each is not None for of_part in rows.values() for each in of_part)
-    tests = [] if by_row else _corpus_tests(parts, metric)
-    facts = {}
-    for part in parts:
-        of_seeds = [result[part.system][metric] for result in part.results]
-        found = {"score": float(np.mean(of_seeds)), "of_seeds": of_seeds}
-        if by_row:
-            scores = np.stack(rows[part.name])
-            found["low"], found["high"] = interval(scores)
-            if part is not parts[0]:
-                found["against_first"] = difference(scores, np.stack(rows[parts[0].name]))
-        else:
-            found["low"], found["high"] = (
-                float(np.mean([of[part.name][end] for of in tests])) for end in ("low", "high")
-            )
-            if part is not parts[0]:
-                found["p"] = max(of[part.name]["p"] for of in tests)
-        facts[part.name] = found | _costs(part)
-    if by_row:
-        return {
-            "test": test_description(len(parts[0].references), max(len(part.folders) for part in parts)),
-            "parts": facts,
+def _compare_runs(runs: Sequence[RecipeRuns], metric: str) -> dict[str, Any]:
+    """Return the test, and for each recipe its score with interval, its difference from the first, and its cost."""
+    scores = _scores_by_row(runs, metric)
+    num_seeds = max(len(recipe_runs.folders) for recipe_runs in runs)
+    if scores:
+        tests = _test_by_row(scores)
+        description = test_description(len(runs[0].references), num_seeds)
+    else:
+        tests = mean_over_seeds(_test_each_seed(runs, metric, num_seeds))
+        description = "sacreBLEU's paired bootstrap of the rows"
+        if num_seeds > 1:
+            description += " of each seed, their mean interval and largest p"
+    parts = {}
+    for recipe_runs in runs:
+        seed_scores = [results[recipe_runs.results_key][metric] for results in recipe_runs.results]
+        parts[recipe_runs.name] = {
+            "score": float(np.mean(seed_scores)),
+            "of_seeds": seed_scores,
+            **tests[recipe_runs.name],
+            **_costs(recipe_runs),
         }
-    seeds = "" if len(tests) == 1 else " of each seed, their mean interval and largest p"
-    return {"test": f"sacreBLEU's paired bootstrap of the rows{seeds}", "parts": facts}
+    return {"test": description, "parts": parts}
 
 
-def _corpus_tests(parts: list[Part], metric: str) -> list[dict[str, dict[str, float]]]:
-    """`corpus_significance` of each seed; of a part that was run once its one run."""
-    language = parts[0].recipe.data.metric_language
-    of_seeds = [
-        {part.name: part.predictions[min(place, len(part.predictions) - 1)] for part in parts}
-        for place in range(max(len(part.predictions) for part in parts))
-    ]
-    return [corpus_significance(metric, texts, parts[0].references, language) for texts in of_seeds]
+def _scores_by_row(runs: Sequence[RecipeRuns], metric: str) -> dict[str, np.ndarray]:
+    """Return the scores `[seeds, rows]` of each recipe; nothing if the metric is not a mean over rows."""
+    score = score_of(runs[0].recipe)
+    by_recipe = {}
+    for recipe_runs in runs:
+        by_seed = []
+        for predictions in recipe_runs.predictions:
+            scores = row_scores(score, metric, predictions, recipe_runs.references)
+            if scores is None:
+                return {}
+            by_seed.append(scores)
+        by_recipe[recipe_runs.name] = np.stack(by_seed)
+    return by_recipe
 
 
-def _costs(part: Part) -> dict[str, Any]:
-    adapter = part.folders[0] / "adapter_model.safetensors"
-    whole = part.folders[0] / "model.safetensors"
-    saved = next((file.stat().st_size for file in (adapter, whole) if file.is_file()), 0)
-    results = part.results
+def _test_by_row(scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Return the interval of each recipe, and for all except the first the difference from the first."""
+    first = next(iter(scores))
+    tests: dict[str, dict[str, Any]] = {}
+    for name, recipe_scores in scores.items():
+        low, high = interval(recipe_scores)
+        tests[name] = {"low": low, "high": high}
+        if name != first:
+            tests[name]["against_first"] = difference(recipe_scores, scores[first])
+    return tests
+
+
+def _test_each_seed(runs: Sequence[RecipeRuns], metric: str, num_seeds: int) -> list[dict[str, dict[str, float]]]:
+    """Test all recipes with each seed. A recipe with one run has it in the tests of all seeds."""
+    language = runs[0].recipe.data.metric_language
+    tests = []
+    for seed in range(num_seeds):
+        predictions = {}
+        for recipe_runs in runs:
+            predictions[recipe_runs.name] = recipe_runs.predictions[min(seed, len(recipe_runs.predictions) - 1)]
+        tests.append(corpus_significance(metric, predictions, runs[0].references, language))
+    return tests
+
+
+def mean_over_seeds(tests: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Return the mean interval and the largest p of each recipe.
+
+    Args:
+        tests: of `corpus_significance`, for each seed.
+    """
+    means = {}
+    for name in tests[0]:
+        of_seeds = [test[name] for test in tests]
+        means[name] = {end: float(np.mean([test[end] for test in of_seeds])) for end in ("low", "high")}
+        if "p" in of_seeds[0]:
+            means[name]["p"] = max(test["p"] for test in of_seeds)
+    return means
+
+
+def _costs(runs: RecipeRuns) -> dict[str, Any]:
+    first = runs.results[0]
+    folder = RunFolder(runs.folders[0])
+    files = [file for file in (folder.adapter_weights, folder.path / folder.MODEL_WEIGHTS) if file.is_file()]
+    train_seconds = []
+    prediction_seconds = []
+    for results in runs.results:
+        train_seconds.append(results.get("train_seconds", 0))
+        prediction_seconds.append(100 * results["prediction_seconds"][runs.results_key] / results["rows"])
     return {
-        "method": part.recipe.prompt.method,
-        "steps": results[0].get("train_steps", 0),
-        "trainable_parameters": results[0].get("trainable_parameters", 0),
-        "adapter_bytes": saved,
-        "train_seconds": round(float(np.mean([result.get("train_seconds", 0) for result in results])), 1),
-        "seconds_per_100_predictions": round(
-            float(np.mean([100 * result["prediction_seconds"][part.system] / result["rows"] for result in results])), 1
-        ),
+        "method": runs.recipe.prompt.method,
+        "steps": first.get("train_steps", 0),
+        "trainable_parameters": first.get("trainable_parameters", 0),
+        "adapter_bytes": files[0].stat().st_size if files else 0,
+        "train_seconds": round(float(np.mean(train_seconds)), 1),
+        "seconds_per_100_predictions": round(float(np.mean(prediction_seconds)), 1),
     }
 
 
-def comparison_text(compared: dict[str, Any]) -> str:
-    """The table, in Markdown."""
-    parts, metric = compared["parts"], compared["metric"]
+def comparison_text(compared: Mapping[str, Any]) -> str:
+    """Return the table in Markdown.
+
+    Args:
+        compared: what compare.json holds.
+    """
+    parts = compared["parts"]
     first = next(iter(parts))
-    head = (
-        "recipe", metric, "95 % interval", "of each seed", f"against {first}", "p",
-        "trained numbers", "adapter, bytes", "training, s", "s per 100 predictions",
-    )  # fmt: skip
-    table = []
+    head = [column.format(metric=compared["metric"], first=first) for column in HEAD]
+    rows = []
     for name, part in parts.items():
-        against = part.get("against_first", {})
-        p = against.get("p", part.get("p"))
-        table.append((
+        p = part.get("against_first", part).get("p")
+        rows.append((
             name,
             f"{part['score']:.1f}",
             f"{part['low']:.1f} to {part['high']:.1f}",
-            ", ".join(f"{each:.1f}" for each in part["of_seeds"]),
-            f"{against['difference']:+.1f} ({against['low']:+.1f} to {against['high']:+.1f})"
-            if against
-            else ("" if name == first else f"{part['score'] - parts[first]['score']:+.1f}"),
+            ", ".join(f"{score:.1f}" for score in part["of_seeds"]),
+            "" if name == first else _difference_text(part, parts[first]),
             "" if p is None else f"{p:.3f}",
             f"{part['trainable_parameters']:,}",
             f"{part['adapter_bytes']:,}",
             f"{part['train_seconds']:.0f}",
             f"{part['seconds_per_100_predictions']:.1f}",
         ))  # fmt: skip
-    rows, seeds = compared["rows"], ", ".join(map(str, compared["seeds"]))
-    return "\n".join(
-        [markdown_table(head, table), "", f"{rows} rows; seeds {seeds}; intervals and p: {compared['test']}"]
-    )
+    seeds = ", ".join(map(str, compared["seeds"]))
+    note = f"{compared['rows']} rows; seeds {seeds}; intervals and p: {compared['test']}"
+    return "\n".join([markdown_table(head, rows), "", note])
 
 
-def _draw(compared: dict[str, Any], figure: Figure, path: Path) -> None:
-    """Quality against trained numbers."""
-    axes, of_size = figure.subplots(), Counter()
+def _difference_text(part: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    against = part.get("against_first")
+    if not against:
+        return f"{part['score'] - first['score']:+.1f}"
+    return f"{against['difference']:+.1f} ({against['low']:+.1f} to {against['high']:+.1f})"
+
+
+def _draw(compared: Mapping[str, Any], figure: Figure, path: Path) -> None:
+    """Draw the scores against the trained numbers."""
+    axes = figure.subplots()
+    num_drawn: Counter[int] = Counter()
     for name, part in compared["parts"].items():
         size = part["trainable_parameters"]
-        # Of one size they stand side by side, else one interval would hide the next.
-        place = size * 1.2 ** of_size[size] if size else 4 * of_size[size]
-        of_size[size] += 1
-        around = [[part["score"] - part["low"]], [part["high"] - part["score"]]]
-        axes.errorbar(place, part["score"], np.maximum(around, 0), fmt="o", capsize=4)
-        axes.annotate(name, (place, part["score"]), xytext=(6, 5), textcoords="offset points", fontsize=8)
+        # Recipes of one size are drawn side by side, so that no interval hides another.
+        x = size * 1.2 ** num_drawn[size] if size else 4 * num_drawn[size]
+        num_drawn[size] += 1
+        error = [[part["score"] - part["low"]], [part["high"] - part["score"]]]
+        axes.errorbar(x, part["score"], np.maximum(error, 0), fmt="o", capsize=4)
+        axes.annotate(name, (x, part["score"]), xytext=(6, 5), textcoords="offset points", fontsize=8)
     axes.set_xscale("symlog", linthresh=10)
     axes.set(xlabel="trained numbers", ylabel=compared["metric"])
     axes.margins(x=0.2, y=0.15)
-    axes.set_xlim(left=-3)  # those that train nothing stand at 0
+    axes.set_xlim(left=-3)  # Recipes that train nothing are drawn at 0.
     axes.grid(alpha=0.3)
     write_png(figure, path)

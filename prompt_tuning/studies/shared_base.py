@@ -58,7 +58,7 @@ class SharedBaseModel:
     args: ModelArguments | None = None
     model: PreTrainedModel | None = None
 
-    def train(self, recipe: Recipe, evaluate_hard_prompt: bool = True) -> Path:
+    def train(self, recipe: Recipe, *, evaluate_hard_prompt: bool = True) -> Path:
         """`train` with this model; bit for bit what it gives alone, on a CPU."""
         if METHODS[recipe.prompt.method].trains_whole_model:  # which changes the weights themselves
             return train(recipe, evaluate_hard_prompt=evaluate_hard_prompt)

@@ -1,9 +1,8 @@
-"""compare: what it trains, what it does not train again, and that its tests tell a difference from none."""
+"""compare: what it trains, what it does not train again, and what it refuses to compare."""
 
 import json
 import re
 import sys
-from types import SimpleNamespace
 
 import pytest
 from helpers.models import forbid_model_loading, tiny_llama
@@ -11,7 +10,7 @@ from helpers.rows import question_rows, write_jsonl
 from safetensors.torch import load_file, save_file
 
 from prompt_tuning.cli.main import main
-from prompt_tuning.studies.compare import Part, _facts
+from prompt_tuning.studies.compare import mean_over_seeds
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def compared(recipes, tmp_path, *flags):
     return main(["compare", *names, "--output_dir", str(tmp_path / "runs"), "--seeds", "1", "2", *flags])
 
 
-def test_recipes_are_run_once_with_each_seed_and_told_in_a_table(recipes, tmp_path, capsys, monkeypatch):
+def test_recipes_are_run_once_with_each_seed_and_compared_in_a_table(recipes, tmp_path, capsys, monkeypatch):
     assert compared(recipes, tmp_path, "--max_steps", "3") == 0
     table = capsys.readouterr().out
     folder = tmp_path / "runs"
@@ -81,7 +80,7 @@ def refused(command, file, change, capsys):
     return said
 
 
-def test_a_finished_run_is_not_taken_where_what_it_read_changed_since(recipe_file, tokenizer, tmp_path, capsys):
+def test_a_finished_run_is_refused_if_its_inputs_changed(recipe_file, tokenizer, tmp_path, capsys):
     model, start = tmp_path / "model", tmp_path / "start"
     tiny_llama(len(tokenizer)).save_pretrained(model)
     tokenizer.save_pretrained(model)
@@ -108,7 +107,7 @@ def test_a_finished_run_is_not_taken_where_what_it_read_changed_since(recipe_fil
     assert main(command) == 0  # all is as it was
 
 
-def test_nor_where_what_stands_in_no_encoded_row_changed(recipe_file, tmp_path, capsys, monkeypatch):
+def test_a_finished_run_is_refused_if_changed_inputs_are_in_no_row(recipe_file, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "squad").mkdir()  # a folder of that name is not the metric
     template, metric = tmp_path / "mine.yaml", tmp_path / "mine.py"
@@ -147,7 +146,7 @@ class Mine(evaluate.Metric):
 """
 
 
-def test_the_first_recipe_s_card_holds_its_template_alone_beside_what_was_trained(recipes, tmp_path):
+def test_the_card_of_the_first_run_also_has_the_score_of_its_template(recipes, tmp_path):
     soft, hard = str(recipes["soft"]), str(recipes["hard"])
     assert main(["compare", soft, hard, "--output_dir", str(tmp_path), "--seeds", "1", "2", "--max_steps", "1"]) == 0
     alone = json.loads((tmp_path / "hard-seed1" / "results.json").read_text())
@@ -161,21 +160,21 @@ def test_the_first_recipe_s_card_holds_its_template_alone_beside_what_was_traine
     assert "| hard prompt alone " in card
 
 
-def test_what_cannot_be_compared_is_said_before_anything_is_trained(recipes, tmp_path, capsys, monkeypatch):
+def test_recipes_that_cannot_be_compared_are_refused_before_training(recipes, tmp_path, capsys, monkeypatch):
     forbid_model_loading(monkeypatch)
     twice = {"one": recipes["soft"], "other": recipes["soft"]}
     assert compared(twice, tmp_path) == 2
-    assert "two recipes of one file name" in capsys.readouterr().err
+    assert "two recipes have the same file name" in capsys.readouterr().err
     text = recipes["lora"].read_text()
     recipes["lora"].write_text(text.replace("question_answering", "summarization"))
     assert compared(recipes, tmp_path) == 2
-    assert "of different tasks (question_answering, summarization)" in capsys.readouterr().err
+    assert "the recipes have different tasks (question_answering, summarization)" in capsys.readouterr().err
 
 
-def test_what_would_fail_after_training_is_said_before(recipes, tmp_path, capsys, monkeypatch):
+def test_errors_that_would_follow_training_are_raised_before_it(recipes, tmp_path, capsys, monkeypatch):
     forbid_model_loading(monkeypatch)
     assert compared(recipes, tmp_path, "--metric", "rougeL") == 2
-    assert "metric rougeL: the metrics of hard give exact_match, f1; name one of them" in capsys.readouterr().err
+    assert "metric rougeL: the metrics of hard give exact_match, f1. Name one of them." in capsys.readouterr().err
     assert compared(recipes, tmp_path, "--metrics", "ter", "--metric", "ter") == 2
     assert "ter is not a mean over rows, and of such metrics only bleu and chrf have a test" in capsys.readouterr().err
     several = tmp_path / "several.yaml"
@@ -183,13 +182,13 @@ def test_what_would_fail_after_training_is_said_before(recipes, tmp_path, capsys
     tasks = f"tasks: [{recipes['soft']}, {recipes['hard']}]"
     several.write_text(f"{model}\nmethod: multitask_prompt_tuning\n{tasks}\nnum_virtual_tokens: 4\n")
     assert compared({"several": several, "soft": recipes["soft"]}, tmp_path) == 2
-    assert "several is of several tasks at once; compare the recipes of one" in capsys.readouterr().err
+    assert "several has several tasks. Compare recipes of one task." in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert compared(recipes, tmp_path) == 1
     assert "compare.png needs matplotlib; pip install matplotlib" in capsys.readouterr().err
 
 
-def test_parts_on_other_rows_are_refused_before_anything_is_trained(recipes, tmp_path, capsys, monkeypatch):
+def test_recipes_with_different_rows_are_refused_before_training(recipes, tmp_path, capsys, monkeypatch):
     forbid_model_loading(monkeypatch)
     other = write_jsonl(tmp_path / "other.jsonl", question_rows(4))
     same_answers = write_jsonl(tmp_path / "asked.jsonl", [row | {"question": "Where?"} for row in question_rows(9, 5)])
@@ -198,20 +197,20 @@ def test_parts_on_other_rows_are_refused_before_anything_is_trained(recipes, tmp
     for rows in (other, same_answers):
         recipes["soft"].write_text(text.replace(str(tmp_path / "test.jsonl"), str(rows)))
         assert compared(recipes, tmp_path, "--max_steps", "1") == 1
-        assert "hard and soft would be evaluated on other rows" in capsys.readouterr().err
+        assert "hard and soft would be evaluated on different rows" in capsys.readouterr().err
     answers = {"text": ["Nowhere"], "answer_start": [0]}
     others = write_jsonl(tmp_path / "others.jsonl", [row | {"answers": answers} for row in question_rows(9, 5)])
     recipes["soft"].write_text(text.replace(str(tmp_path / "test.jsonl"), str(others)))
     assert compared(recipes, tmp_path, "--max_steps", "1") == 1
-    assert "hard and soft would be evaluated on other rows" in capsys.readouterr().err
+    assert "hard and soft would be evaluated on different rows" in capsys.readouterr().err
     unlike = tmp_path / "unlike.yaml"
     unlike.write_text("source: '{{ context }} {{ question }}'\ntarget: '{{ answers.text[0] | upper }}'\n")
     recipes["soft"].write_text(re.sub("(?m)^template: .*$", f"template: {unlike}", text))
     assert compared(recipes, tmp_path, "--max_steps", "1") == 1
-    assert "the template of soft counts other texts as right than that of hard" in capsys.readouterr().err
+    assert "the template of soft has other references than that of hard" in capsys.readouterr().err
 
 
-def test_a_few_shot_prompt_is_run_with_each_seed_that_draws_its_demonstrations(recipes, tmp_path, capsys):
+def test_a_few_shot_prompt_is_run_with_each_seed_if_seeds_draw_its_demonstrations(recipes, tmp_path, capsys):
     drawn = recipes["hard"].rename(tmp_path / "drawn.yaml")
     drawn.write_text(drawn.read_text() + "num_demonstrations: 1\n")
     nearest = tmp_path / "nearest.yaml"
@@ -221,19 +220,19 @@ def test_a_few_shot_prompt_is_run_with_each_seed_that_draws_its_demonstrations(r
     assert names == {"drawn-seed1", "drawn-seed2", "nearest-seed1"}
 
 
-def test_recipes_that_are_scored_in_other_ways_are_refused(recipes, tmp_path, capsys, monkeypatch):
+def test_recipes_with_different_metrics_or_languages_are_refused(recipes, tmp_path, capsys, monkeypatch):
     forbid_model_loading(monkeypatch)
     del recipes["lora"]
     text = recipes["soft"].read_text()
     recipes["soft"].write_text(text + "lang: zh\n")
     assert compared(recipes, tmp_path) == 2
-    assert "hard is scored by squad and soft by squad (language zh); give both the same" in capsys.readouterr().err
+    assert "hard is scored by squad and soft by squad (language zh). Give both the same" in capsys.readouterr().err
     recipes["soft"].write_text(text + "metrics: [exact_match, squad]\n")
     assert compared(recipes, tmp_path) == 2
     assert "hard is scored by squad and soft by exact_match, squad" in capsys.readouterr().err
 
 
-def test_a_seed_that_is_named_twice_is_run_once_and_a_row_may_hold_a_line_separator(recipes, tmp_path, capsys):
+def test_a_repeated_seed_is_run_once_and_a_row_may_hold_a_line_separator(recipes, tmp_path, capsys):
     rows = [row | {"context": f"A story.\u2028It ends here.\x85 {row['context']}"} for row in question_rows(9, 5)]
     write_jsonl(tmp_path / "test.jsonl", rows)
     flags = ["--output_dir", str(tmp_path / "runs"), "--max_steps", "1", "--seeds", "1", "1"]
@@ -243,18 +242,9 @@ def test_a_seed_that_is_named_twice_is_run_once_and_a_row_may_hold_a_line_separa
     assert "they leave out what another seed changes" in table
 
 
-def test_a_corpus_metric_of_several_seeds_has_the_test_of_each(monkeypatch):
-    """The mean of two seeds does not stand beside the interval of the first."""
-    tests = iter([{"one": {"low": 9, "high": 11}, "two": {"low": 8, "high": 10, "p": 0.2}},
-                  {"one": {"low": 29, "high": 31}, "two": {"low": 8, "high": 10, "p": 0.001}}])  # fmt: skip
-    monkeypatch.setattr("prompt_tuning.studies.compare.corpus_significance", lambda *args: next(tests))
-    monkeypatch.setattr("prompt_tuning.studies.compare.row_scores", lambda *args: None)
-    monkeypatch.setattr("prompt_tuning.studies.compare.score_of", lambda recipe: None)
-    monkeypatch.setattr("prompt_tuning.studies.compare._costs", lambda part: {})
-    recipe = SimpleNamespace(prompt=SimpleNamespace(method="none"), data=SimpleNamespace(metric_language="en"))
-    results = [{"hard_prompt": {"bleu": 10.0}}, {"hard_prompt": {"bleu": 30.0}}]
-    one = Part("one", recipe, [], results, [["a"], ["b"]], [["a"]])
-    two = Part("two", recipe, [], results[:1], [["c"]], [["a"]])
-    found = _facts([one, two], "bleu")
-    assert found["parts"]["one"] == {"score": 20, "of_seeds": [10, 30], "low": 19, "high": 21}
-    assert found["parts"]["two"]["p"] == 0.2 and "of each seed" in found["test"]
+def test_a_corpus_metric_of_several_seeds_has_their_mean_interval_and_largest_p():
+    """The interval of the first seed would not hold the mean score of two seeds."""
+    first = {"one": {"low": 9, "high": 11}, "two": {"low": 8, "high": 10, "p": 0.2}}
+    second = {"one": {"low": 29, "high": 31}, "two": {"low": 8, "high": 10, "p": 0.001}}
+    means = mean_over_seeds([first, second])
+    assert means == {"one": {"low": 19, "high": 21}, "two": {"low": 8, "high": 10, "p": 0.2}}
