@@ -1,4 +1,4 @@
-"""Runs on the hub, by the real client over HTTP: tests/helpers/hub_server.py is the hub, on the loopback interface.
+"""Upload and download runs by the real client over HTTP; the hub is tests/helpers/hub_server.py on loopback.
 
 Xet, by which the client uploads large files to the real hub, is switched off: files go by LFS here.
 """
@@ -35,7 +35,7 @@ NAMES = {
 
 
 def settings(model, folder, **changes):
-    """A recipe's, full of absolute paths."""
+    """Return the settings of a recipe, full of absolute paths."""
     common = {
         "model_name_or_path": str(model), "task": "question_answering", "template": "question_answering/plain",
         "num_virtual_tokens": 6, "max_source_tokens": 96, "max_target_tokens": 12, "output_dir": str(folder / "run"),
@@ -59,7 +59,7 @@ def write_rows(folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, model_folders):
-    """A finished run with its checkpoints."""
+    """Return a finished run with its checkpoints."""
     folder = tmp_path_factory.mktemp("home of ann")
     write_rows(folder)
     assert main(["train", str(write_recipe(folder, settings(model_folders["llama"], folder)))]) == 0
@@ -68,7 +68,7 @@ def run(tmp_path_factory, model_folders):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, model_folders):
-    """A finished run that trained every weight."""
+    """Return a finished run that trained every weight."""
     folder = tmp_path_factory.mktemp("home of ann")
     write_rows(folder)
     values = settings(model_folders["llama"], folder, method="full", num_virtual_tokens=None)
@@ -85,7 +85,7 @@ def hub(model_folders):
 
 @pytest.fixture
 def commands(hub, tmp_path):
-    """Runs commands in a process of their own, whose cache is empty at first; gives what they printed."""
+    """Return a function that runs commands in a new process with an empty cache, and returns what they printed."""
 
     def run_commands(*commands, code=0, **environment):
         given = {
@@ -117,7 +117,7 @@ def predictions(file, name="prediction"):
 
 
 def at_hub(hub, monkeypatch, tmp_path, offline=False):
-    """Let this process ask the hub too, for what needs no file of it, and look into the cache of `commands`."""
+    """Let this process ask the hub too, and use the cache of `commands`."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
@@ -155,7 +155,7 @@ def test_a_pushed_run_is_accepted_wherever_a_folder_is(
     assert (tmp_path / "inspected" / "inspection.json").is_file()
 
     at_hub(hub, monkeypatch, tmp_path, offline=True)
-    predictor = Predictor.load("ann/squad", str(model_folders["llama"]))  # from the cache
+    predictor = Predictor.load("ann/squad", str(model_folders["llama"]))  # The cache has its files.
     assert predictor(question_rows(9, 5)) == wanted
 
 
@@ -208,7 +208,7 @@ def test_an_adapter_of_another_model_is_replaced_only_with_overwrite(run, hub, c
     assert hub.files("ann/squad") == theirs
     commands(pushing(run, "--overwrite"))
     assert set(hub.files("ann/squad")) == NAMES | {"notes.txt"}
-    commands(pushing(run))  # the same base model now
+    commands(pushing(run))  # The base model is the same now.
     hub.add("ann/squad", {"config.json": b"{}"})
     assert "holds a whole model (config.json)" in commands(pushing(run, "--overwrite"), code=1).stderr
 
@@ -311,7 +311,7 @@ def test_a_base_model_named_like_a_word_of_the_template_is_renamed_only_as_a_mod
     assert f"model_name_or_path: {BASE}\n" in files["recipe.yaml"].decode() and f"model_name_or_path: {BASE}\n" in card
     assert "model = AutoPeftModelForCausalLM" in card and "As a `model`: " in card and "`model`\n" not in card
     assert f"AutoTokenizer.from_pretrained('{BASE}')" in card
-    monkeypatch.chdir(model_folders["llama"])  # where no folder of that name is
+    monkeypatch.chdir(model_folders["llama"])  # There is no folder of that name.
     with pytest.raises(HubError, match="a folder that only this machine has"):
         plan_upload(tmp_path / "run", "ann/squad")
     with pytest.raises(HubError, match="--base_model a/b/c: no hub id"):

@@ -1,4 +1,4 @@
-"""Prompts of encoder-decoder models, against attention computed by hand and against plain PEFT."""
+"""Compare prompts of encoder-decoder models with attention computed by hand and with plain PEFT."""
 
 import json
 import math
@@ -97,7 +97,7 @@ def attentions(base):
 
 
 def by_hand(module, first, hidden, memory, visible, prefix):
-    """One row's attention `[1, T, H]` from the weights: `first` is the layer that owns T5's position bias."""
+    """Compute one row's attention `[1, T, H]` from the weights; the layer `first` holds T5's position bias."""
     of_t5 = module.config.model_type in T5_LIKE
     names = ("q", "k", "v", "o") if of_t5 else ("q_proj", "k_proj", "v_proj", "out_proj")
     to_query, to_key, to_value, to_output = (module.get_submodule(name) for name in names)
@@ -117,7 +117,7 @@ def by_hand(module, first, hidden, memory, visible, prefix):
 
 
 def saved_calls(base, run):
-    """What each attention module was given and gave back while `run` ran."""
+    """Return the arguments and the output of each attention module during `run`."""
     calls = {}
 
     def record(module, args, kwargs, output):
@@ -186,7 +186,7 @@ def test_every_slot_of_the_prefix_gets_a_gradient(base, projected):
 
     model.prompt_encoder["default"].transform.register_forward_hook(keep)
     model(**batch(rows())).loss.backward()
-    assert len(written) == 1  # once a step, not once a row
+    assert len(written) == 1  # The prefix is computed once a step, not once a row.
     gradient = weight(model).grad if not projected else written[0].grad
     assert gradient.shape == (VIRTUAL, sum(2 * n * h * s for n, h, s in model.active_peft_config.places.values()))
     assert (gradient != 0).all()
@@ -238,7 +238,7 @@ def test_generation_with_a_cache_equals_a_full_forward_at_every_step(base):
     steps = greedy(model, inputs, return_dict_in_generate=True, output_logits=True).logits
     torch.testing.assert_close(steps[-1], scores, rtol=1e-4, atol=1e-4)
     layers = model.active_peft_config.places
-    if layers["encoder"][0] == layers["decoder"][0]:  # transformers sizes a static cache by the encoder
+    if layers["encoder"][0] == layers["decoder"][0]:  # transformers sizes a static cache by the encoder.
         static = greedy(model, inputs, cache_implementation="static", disable_compile=True)
         assert cached.tolist() == static.tolist()
 
@@ -313,7 +313,7 @@ def test_every_row_of_a_soft_prompt_is_trained_and_padding_changes_nothing(one_o
     expected = torch.cat([greedy(model, sources([pair])) for pair in pairs])
     assert greedy(model, sources(pairs)).tolist() == expected.tolist()
     given = batch(pairs)
-    order = given["attention_mask"].argsort(dim=1, stable=True)  # T5 counts positions, and so the padding between
+    order = given["attention_mask"].argsort(dim=1, stable=True)  # T5 counts positions, also of padding in between.
     left = given | {name: given[name].gather(1, order) for name in ("input_ids", "attention_mask")}
     torch.testing.assert_close(summed_loss(model, left), alone, rtol=1e-5, atol=1e-5)
     padded = {name: left[name] for name in ("input_ids", "attention_mask")}
@@ -375,7 +375,7 @@ def test_a_saved_soft_prompt_predicts_the_same_here_and_in_plain_peft(one_of_eac
     assert type(loaded) is EncoderDecoderPromptModel
     torch.testing.assert_close(loaded(**inputs).logits, logits)
     torch.testing.assert_close(PeftModel.from_pretrained(one_of_each, tmp_path)(**inputs).logits, logits)
-    model.load_adapter(tmp_path, "default")  # in place, as Trainer loads the best checkpoint
+    model.load_adapter(tmp_path, "default")  # Trainer loads the best checkpoint in place, too.
     torch.testing.assert_close(model(**inputs).logits, logits)
 
 
@@ -457,7 +457,7 @@ def test_activation_checkpointing_changes_no_gradient(base, projected):
     got = torch.autograd.grad(model(**inputs, use_cache=False).loss, parameters)
     for one, other in zip(got, expected, strict=True):
         assert (one - other).norm() <= 1e-5 * other.norm()
-    prefixed(base)(**inputs)  # plain PEFT makes no prefix for a model that checkpoints
+    prefixed(base)(**inputs)  # Plain PEFT creates no prefix in a model that checkpoints activations.
 
 
 def test_accumulated_gradients_are_those_of_one_batch(one_of_each):
@@ -578,7 +578,7 @@ def test_a_tokenizer_that_marks_languages_marks_the_recipes_languages(
     tokenizer_class, codes, source, target, given, tmp_path
 ):
     given_to = {"vocab": PIECES}
-    if tokenizer_class is NllbTokenizer:  # of merges
+    if tokenizer_class is NllbTokenizer:  # NLLB's tokenizer takes merges.
         merges = [("▁", letter) for letter in "abcdef"]
         names = ["<s>", "<pad>", "</s>", "<unk>", "▁", *"abcdef", *map("".join, merges)]
         given_to = {"vocab": {name: number for number, name in enumerate(names)}, "merges": merges}
@@ -603,5 +603,7 @@ def test_a_tokenizer_that_marks_languages_marks_the_recipes_languages(
     expected = sum(logits.log_softmax(-1)[place, token].item() for place, token in enumerate(choices[0]))
     found = choice_scores(base, tokenizer, [row["input_ids"]], [["c", "d"]], [choices])
     assert found[0][0] == pytest.approx(expected, abs=1e-4)
-    ranked = log_likelihoods_without_end(base, [(Dataset.from_list([row]), 0)])  # without the end as well
+    ranked = log_likelihoods_without_end(
+        base, [(Dataset.from_list([row]), 0)]
+    )  # The ranking has no end-of-sequence token either.
     assert ranked[0] == pytest.approx(expected, abs=1e-4)

@@ -1,4 +1,4 @@
-"""What can be said before a GGUF file is read. That reading one gives a trainable model, test_real_model.py shows."""
+"""Refuse sources before a GGUF file is read; test_real_model.py imports a real one."""
 
 import pytest
 

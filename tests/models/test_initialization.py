@@ -1,4 +1,4 @@
-"""Where a prompt starts and how long it is."""
+"""Check where a prompt starts and how long it is."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def test_a_text_decides_the_length_or_is_repeated_and_never_cut(llama, tokenizer
 def test_class_labels_and_the_targets_most_frequent_tokens(tokenizer):
     labels = PromptArguments(init="class_labels", init_labels=["Turin", "Oslo"])
     assert tokenizer.decode(started(labels, tokenizer)[0]) == "Turin Oslo"
-    rows = [[-100, 7, 8, 1], [-100, 8, 9, 8, 1], [7, 1]]  # 1 ends a target
+    rows = [[-100, 7, 8, 1], [-100, 8, 9, 8, 1], [7, 1]]  # 1 is the end of a target.
     assert frequent_ids(rows, tokenizer, 2) == [8, 7]
     assert frequent_ids(rows, tokenizer, 9) == [8, 7, 9]
 

@@ -1,4 +1,4 @@
-"""Method by model family: each learns, resumes bit for bit, comes back, and writes the same alone and in a batch."""
+"""Check every method in every model family: it learns, resumes bit for bit, loads, and writes the same in a batch."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.models.prompts import add_adapter, load_adapter
 
-# PEFT mends GPT-2's LoRA by itself.
+# PEFT corrects the setting for GPT-2's LoRA itself.
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 VOCABULARY, LENGTH = 97, 4
 FAMILIES = {
@@ -145,7 +145,7 @@ def test_activation_checkpointing_accumulation_and_bfloat16_change_no_gradient(f
     model.train()
     wanted = gradient()
     model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
-    if method == "lora":  # its gradient starts below frozen embeddings
+    if method == "lora":  # Its gradient starts below frozen embeddings.
         model.enable_input_require_grads()
     assert (gradient() - wanted).norm() / wanted.norm() < 1e-5
     model.get_base_model().activation_checkpointing_disable()
@@ -168,7 +168,7 @@ def test_activation_checkpointing_accumulation_and_bfloat16_change_no_gradient(f
 @pytest.mark.parametrize(("family", "method"), CELLS)
 def test_the_best_checkpoint_is_loaded_at_the_end(family, method, tokenizer, tmp_path):
     model = trainable_model(family, method)
-    rate = 0.3 if method == "lora" else 3.0  # so high that the last is not the best
+    rate = 0.3 if method == "lora" else 3.0  # The rate is so high that the last is not the best.
     run = trainer(
         model, tokenizer, tmp_path, steps=6, learning_rate=rate, eval_strategy="steps", eval_steps=2,
         load_best_model_at_end=True, metric_for_best_model="loss", predict_with_generate=False, save_total_limit=None,

@@ -1,4 +1,4 @@
-"""What is added to a base model, what comes back from a folder, and which model it belongs to."""
+"""Add prompts to base models, load them from a folder, and refuse them on another model."""
 
 import json
 
@@ -28,7 +28,7 @@ def test_a_saved_prompt_loads_only_on_its_own_model(llama, tokenizer, tmp_path, 
     model = add_soft_prompt(llama, prompt_config(llama, 4))
     model.save_pretrained(tmp_path)
     base = tiny_llama(len(tokenizer))
-    base.config._name_or_path = "somewhere/else/tiny-llama"  # a folder may move
+    base.config._name_or_path = "somewhere/else/tiny-llama"  # The folder of a model may move.
     loaded = load_adapter(base, tmp_path)
     weights = [each.prompt_encoder["default"].embedding.weight for each in (model, loaded)]
     assert torch.equal(*weights)
@@ -39,9 +39,8 @@ def test_a_saved_prompt_loads_only_on_its_own_model(llama, tokenizer, tmp_path, 
         AdapterError, match=r"was trained on .*tiny-llama \(hidden size 32\), the model here is another"
     ):
         check_adapter(saved, tmp_path, config)
-    base.config._name_or_path = base.name_or_path = (
-        "served/prod"  # a model that is given for it may be called anything
-    )
+    # A model that the user names for an adapter may have any name.
+    base.config._name_or_path = base.name_or_path = "served/prod"
     assert torch.equal(load_adapter(base, tmp_path).prompt_encoder["default"].embedding.weight, weights[0])
     assert "the model here is served/prod (hidden size 32); predictions are those" in caplog.text
 
