@@ -109,6 +109,7 @@ class Stopped(KeyboardInterrupt):
     """
 
     def __init__(self, received: signal.Signals, step: int, checkpoint: str) -> None:
+        """Keep the checkpoint and the exit code, and compose the message."""
         super().__init__(f"{received.name}: stopped after step {step}, whose checkpoint is saved")
         self.checkpoint = checkpoint
         self.exit_code = 128 + received

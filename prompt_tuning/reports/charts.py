@@ -1,7 +1,8 @@
-"""Line charts and histograms as coordinates, for a template to draw in SVG."""
+"""Compute the coordinates of line charts and histograms. A template draws them as SVG."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,12 @@ MOST_TICKS, MOST_BARS = 6, 20
 
 @dataclass(frozen=True)
 class Line:
-    """A series; its points are in the chart's coordinates."""
+    """A series.
+
+    Args:
+        name: the label in the legend.
+        points: (x, y) in the chart's coordinates.
+    """
 
     name: str
     points: list[tuple[float, float]]
@@ -22,7 +28,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Bar:
-    """How many values lie from `first` to `last`, and where that is drawn."""
+    """One bar of a histogram.
+
+    Args:
+        first: the lowest value that the bar counts.
+        last: the highest value that it counts.
+        count: how many values it counts.
+        x: left edge in the chart's coordinates.
+        y: upper edge.
+        width: in the chart's coordinates.
+        height: in the chart's coordinates.
+    """
 
     first: int
     last: int
@@ -35,7 +51,19 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn. Ticks are (place, text); `mark` is a (place, text) on the x axis, where there is one."""
+    """A chart to draw.
+
+    Args:
+        title: the caption.
+        description: what the chart shows, in words.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
+        x_ticks: (x, text) in the chart's coordinates.
+        y_ticks: (y, text) in the chart's coordinates.
+        lines: the series of a line chart.
+        bars: the bars of a histogram.
+        mark: (x, text) of a vertical line.
+    """
 
     title: str
     description: str
@@ -51,46 +79,54 @@ class Chart:
 def line_chart(
     title: str, y_label: str, series: dict[str, list[tuple[int, float]]], mark: tuple[int, str] | None = None
 ) -> Chart | None:
-    """Curves over steps; None if no series has a finite value.
+    """Return curves over steps; None if no series has a finite value.
 
     Args:
+        title: the caption.
+        y_label: label of the y axis.
         series: (step, value) by name.
         mark: a step to mark, and its text.
     """
-    series = {name: [point for point in points if math.isfinite(point[1])] for name, points in series.items()}
-    series = {name: points for name, points in series.items() if points}
-    if not series:
+    finite = {}
+    for name, points in series.items():
+        finite[name] = [point for point in points if math.isfinite(point[1])]
+    finite = {name: points for name, points in finite.items() if points}
+    if not finite:
         return None
-    steps, values = zip(*(point for points in series.values() for point in points), strict=True)
-    across, up = _ticks(0, max(steps), whole=True), _ticks(min(values), max(values))
-    told = "; ".join(
-        f"{name} from {points[0][1]:.4g} at step {points[0][0]} to {points[-1][1]:.4g} at step {points[-1][0]}"
-        for name, points in series.items()
-    )
-    marked = None
+    steps, values = zip(*itertools.chain.from_iterable(finite.values()), strict=True)
+    across = _ticks(0, max(steps), whole=True)
+    up = _ticks(min(values), max(values))
+    lines, descriptions = [], []
+    for name, points in finite.items():
+        lines.append(Line(name, [(_x(step, across), _y(value, up)) for step, value in points]))
+        (first_step, first), (last_step, last) = points[0], points[-1]
+        descriptions.append(f"{name} from {first:.4g} at step {first_step} to {last:.4g} at step {last_step}")
     if mark:
-        told += f"; {mark[1]} is step {mark[0]}"
-        marked = (_x(mark[0], across), mark[1])
+        descriptions.append(f"{mark[1]} is step {mark[0]}")
     return Chart(
         title=title,
-        description=f"{told}.",
+        description=f"{'; '.join(descriptions)}.",
         x_label="step",
         y_label=y_label,
         x_ticks=[(_x(tick, across), f"{tick:g}") for tick in across],
         y_ticks=[(_y(tick, up), f"{tick:g}") for tick in up],
-        lines=[
-            Line(name, [(_x(step, across), _y(value, up)) for step, value in points])
-            for name, points in series.items()
-        ],
+        lines=lines,
         bars=[],
-        mark=marked,
+        mark=(_x(mark[0], across), mark[1]) if mark else None,
     )
 
 
 def histogram(title: str, x_label: str, values: Sequence[int]) -> Chart:
-    """How many rows have a value in each of at most MOST_BARS ranges of the same size."""
+    """Count the values in at most MOST_BARS ranges of the same size.
+
+    Args:
+        title: the caption.
+        x_label: label of the x axis, and the unit of the values.
+        values: at least one.
+    """
     low, high = min(values), max(values)
-    step = math.ceil(_step(low, high + 1, MOST_BARS - 1))  # one range more where the first begins below the lowest
+    # The first range may begin below the lowest value, which takes one range more.
+    step = math.ceil(_step(low, high + 1, MOST_BARS - 1))
     counts = Counter(value // step for value in values)
     numbers = range(low // step, high // step + 1)
     edges = [number * step for number in (*numbers, numbers[-1] + 1)]
@@ -118,13 +154,16 @@ def histogram(title: str, x_label: str, values: Sequence[int]) -> Chart:
 
 
 def _step(low: float, high: float, most: int) -> float:
-    """The smallest of 1, 2 and 5 times a power of ten that parts a range into at most so many."""
+    """Return the smallest of 1, 2 and 5 times a power of ten that divides a range into at most `most` parts."""
     size = 10.0 ** math.floor(math.log10((high - low) / most))
-    return next(size * factor for factor in (1, 2, 5, 10) if (high - low) / (size * factor) <= most * (1 + 1e-9))
+    for factor in (1, 2, 5):
+        if (high - low) / (size * factor) <= most * (1 + 1e-9):
+            return size * factor
+    return size * 10
 
 
-def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """Round numbers from not above low to not below high."""
+def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+    """Return round numbers from at most `low` to at least `high`."""
     if high <= low:
         high = low + 1
     step = _step(low, high, MOST_TICKS - 1)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their final name, then renamed."""
+"""Write files so that they are complete or absent: under another name first, then renamed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from prompt_tuning.errors import DataError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[TextIO]:
-    """A text file that appears under `path` only if the block ends without an error.
+    """Yield a text file that appears under `path` only if the block ends without an error.
 
-    A link stays one, and what it names is written; a pipe or device, which holds nothing, is written as it is.
+    If `path` is a symbolic link, its target is replaced. A pipe or a device is written directly.
     """
     if path.exists() and not path.is_file():
         with path.open("w", encoding="utf-8") as file:
@@ -38,7 +38,14 @@ def atomic_write(path: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Turn the many errors by which libraries report a full disk into one OSError."""
+    """Raise one OSError for the many errors by which libraries report a full disk.
+
+    Args:
+        folder: where the block writes.
+
+    Raises:
+        OSError: with errno.ENOSPC, if the folder's disk has less than 1 MiB left.
+    """
     try:
         yield
     except Exception as error:
@@ -49,7 +56,11 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill; its files move into `path` only if the block ends without an error."""
+    """Yield a folder to fill. Its files move into `path` only if the block ends without an error.
+
+    Raises:
+        OSError: the disk is full.
+    """
     path.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=path))
     try:
@@ -63,37 +74,45 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def apply_umask(folder: Path) -> None:
-    """Give a folder and all in it the mode of what is made anew; safetensors and tempfile make theirs for one user."""
+    """Give a folder and all in it the mode of new files and folders.
+
+    Without this, only one user could read the files that safetensors and tempfile make.
+    """
     probe = folder / ".mode"
     probe.touch()
     mode = probe.stat().st_mode & 0o777
     probe.unlink()
     for path in (folder, *folder.rglob("*")):
-        wanted = mode | (mode & 0o444) >> 2 if path.is_dir() else mode  # who may read a folder may enter it
-        if path.stat().st_mode & 0o777 != wanted:
-            path.chmod(wanted)
+        # Who may read a folder may also enter it.
+        path_mode = mode | (mode & 0o444) >> 2 if path.is_dir() else mode
+        if path.stat().st_mode & 0o777 != path_mode:
+            path.chmod(path_mode)
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON; the file is complete or absent."""
     with atomic_write(path) as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote.
+    """Return the value of a JSON file.
 
     Raises:
-        DataError: somebody else's bytes, or a half of them.
+        DataError: the file is not JSON.
+        FileNotFoundError: it does not exist.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); remove it, and run what wrote it again") from error
+        raise DataError(f"{path}: not JSON ({error}). Remove it, and run the command that wrote it again.") from error
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Rows that `write_json_lines` wrote; str.splitlines would end some of them where a text has U+2028 or U+0085.
+    """Return the rows of a JSON Lines file.
+
+    Only a line feed ends a row. str.splitlines would also split a text at U+2028 or U+0085.
 
     Raises:
         DataError: a line that is not JSON.
@@ -104,12 +123,13 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
             try:
                 rows.append(json.loads(line))
             except ValueError as error:
-                again = "remove the file, and run what wrote it again"
-                raise DataError(f"{path}, line {number}: not JSON ({error}); {again}") from error
+                advice = "Remove the file, and run the command that wrote it again."
+                raise DataError(f"{path}, line {number}: not JSON ({error}). {advice}") from error
     return rows
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSON Lines; the file is complete or absent."""
     with atomic_write(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""Compare and split texts: normalising, words, scripts without spaces."""
+"""Compare texts, and split them into words, also in scripts without spaces."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ UNSPACED_SCRIPTS = (
 
 
 def gap_after(source: str) -> str:
-    """What stands between a source and its target in plain text: a space, unless the source ends in one of its own or
-    in a full-width character, as Chinese and Japanese do, which put none.
+    """Return the separator of a source and its target in plain text, a space or nothing.
+
+    Nothing follows a source that ends in white space, or in a full-width character as in Chinese and Japanese.
     """
     last = source[-1:]
     return "" if last.isspace() or (last and unicodedata.east_asian_width(last) in ("W", "F")) else " "
 
 
 def normalised(text: str) -> str:
-    """Without case and white space, as rows are compared."""
+    """Return a text in lower case with single spaces. Rows are compared in this form."""
     return " ".join(text.casefold().split())
 
 
-_WORD = re.compile(rf"[^\s{UNSPACED_SCRIPTS}]+|[{UNSPACED_SCRIPTS}]")  # a character, where words are not set apart
+# In a script without spaces every character counts as a word.
+_WORD = re.compile(rf"[^\s{UNSPACED_SCRIPTS}]+|[{UNSPACED_SCRIPTS}]")
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters, marks and digits; of a script without spaces each character.
+    """Return the runs of letters, marks and digits. In a script without spaces every character is a word.
 
     >>> words("Ada's boat, 1871; 于2019年")
     ['Ada', 's', 'boat', '1871', '于', '2019', '年']
@@ -39,7 +41,9 @@ def words(text: str) -> list[str]:
 
 
 def without_signs(text: str) -> str:
-    """Letters with their marks, as Hindi's vowel signs are, and digits; a space for each other sign.
+    """Return a text with a space instead of every sign that is not a letter, a mark or a digit.
+
+    Marks belong to letters, such as Hindi's vowel signs.
 
     >>> without_signs("दिल्ली, 1871")
     'दिल्ली  1871'

@@ -109,7 +109,7 @@ def test_train_and_evaluate_leave_a_report_that_says_what_they_found(recipe_file
     losses = [f"{entry['loss']:.5g}" for entry in logged if "loss" in entry]
     assert len(losses) == 4 and {*losses} <= {*page.texts["td"]}
     assert results["cut_rows"] and f"{results['cut_rows']} of 9 sources were cut to fit max_source_tokens." in text
-    assert "Tokens cut of a source" in text and (run / "recipe.yaml").read_text()[:40] in "".join(page.texts["pre"])
+    assert "Tokens cut from a source" in text and (run / "recipe.yaml").read_text()[:40] in "".join(page.texts["pre"])
 
     (run / "report.html").unlink()
     capsys.readouterr()
@@ -132,7 +132,7 @@ def test_the_training_split_has_a_report_too_and_rows_that_are_not_whole_are_sai
     assert main(["evaluate", recipe, "--split", "train", "--output_dir", str(tmp_path / "on_train")]) == 0
     assert (tmp_path / "on_train" / "report.html").is_file()
     rows = tmp_path / "on_train" / "predictions" / "train.jsonl"
-    for text, message in (("", "0 rows, and results.json is of 24"), (rows.read_text()[:-9], "line 24: not JSON")):
+    for text, message in (("", "0 rows, but results.json has 24"), (rows.read_text()[:-9], "line 24: not JSON")):
         rows.write_text(text)
         assert main(["report", str(tmp_path / "on_train")]) == 1 and message in capsys.readouterr().err
 
@@ -167,7 +167,7 @@ def test_a_corpus_metric_is_told_to_be_sentence_level(tmp_path):
     scores = {name: {"bleu": 12.0, "bleu_signature": "nrefs:1"} for name in ("hard_prompt", "soft_prompt")}
     run = make_run(tmp_path, results=scores | {"task": "translation"}, target_lang="zho_Hans")
     text = report.write_report(run).read_text()
-    assert "the bleu of all rows is not its mean. A text of fewer than four tokens has none" in text
+    assert "the bleu of all rows is not its mean. The score of a text with fewer than four tokens is 0." in text
     assert "nrefs:1" in text and 'lang="zho-Hans"' in text
 
 
@@ -243,7 +243,7 @@ def test_a_folder_without_a_run_or_its_predictions_is_said(tmp_path, capsys):
     run = make_run(tmp_path / "run")
     (run / "predictions" / "test.jsonl").unlink()
     assert main(["report", str(run)]) == 1
-    assert "predictions/test.jsonl: no such file; a report shows" in capsys.readouterr().err
+    assert "predictions/test.jsonl: no such file. A report shows" in capsys.readouterr().err
     assert not (run / "report.html").exists()
 
 
