@@ -38,11 +38,14 @@ def save_network(model: PeftModel, checkpoint: Path) -> None:
 
 
 def load_network(
-    model: PeftModel, adapter_name: str, folder: str | Path, is_trainable: bool
+    model: PeftModel, adapter_name: str, folder: str | Path, *, is_trainable: bool
 ) -> _IncompatibleKeys | None:
     """Load an adapter's network from a checkpoint; PEFT would load the network's output as its input.
 
     Args:
+        model: it has an adapter of this name, which is a prompt.
+        adapter_name: whose network is loaded.
+        folder: a checkpoint, or any folder of an adapter.
         is_trainable: training is to resume, for which the network's output does not suffice.
 
     Returns:

@@ -96,7 +96,7 @@ class SharedPrefixModel(PeftModelForCausalLM):
             AdapterError: training is to resume, and only what the network wrote was saved.
         """
         if adapter_name in self.peft_config and self.peft_config[adapter_name].is_prompt_learning:
-            loaded = load_network(self, adapter_name, model_id, is_trainable)
+            loaded = load_network(self, adapter_name, model_id, is_trainable=is_trainable)
             if loaded is not None:
                 return loaded
         return super().load_adapter(model_id, adapter_name, is_trainable, **kwargs)

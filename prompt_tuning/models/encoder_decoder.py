@@ -96,7 +96,7 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
         if adapter_name not in self.peft_config:
             config = load_prompt_config(model_id, is_trainable=is_trainable, **self._split_kwargs(kwargs)[0])
             self.add_adapter(adapter_name, config)
-        loaded = load_network(self, adapter_name, model_id, is_trainable)
+        loaded = load_network(self, adapter_name, model_id, is_trainable=is_trainable)
         if loaded is not None:
             return loaded
         config = self.peft_config[adapter_name]
