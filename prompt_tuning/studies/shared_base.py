@@ -1,4 +1,4 @@
-"""Several runs in one process: which are finished, and one base model for all that do not change it."""
+"""Run several recipes in one process: skip finished runs, and share one base model that no run changes."""
 
 from __future__ import annotations
 
@@ -19,60 +19,84 @@ from prompt_tuning.runs.fingerprints import input_fingerprints
 from prompt_tuning.runs.prepare import Prepared
 from prompt_tuning.runs.train import train
 from prompt_tuning.support.files import read_json
+from prompt_tuning.support.run_folder import RunFolder
 
 
 def is_finished(recipe: Recipe) -> bool:
-    """Whether the recipe's folder holds its finished run.
+    """Return whether the recipe's folder holds its finished run.
 
     Raises:
-        RecipeError: a run with other settings, finished or begun.
+        RecipeError: the folder holds a run with other settings, finished or not.
     """
-    run = Path(recipe.training.output_dir)
-    if (run / "recipe.yaml").is_file() and (changed := recipe.changed_since(run)):
+    run = RunFolder(Path(str(recipe.training.output_dir)))
+    changed = recipe.changed_since(run.path) if run.recipe.is_file() else []
+    if changed:
         raise RecipeError(
-            f"{run} was run with other settings ({', '.join(changed)}); remove it, or name another --output_dir"
+            f"{run.path} was run with other settings ({', '.join(changed)}). Remove it, or name another --output_dir."
         )
-    return (run / "results.json").is_file()
+    return run.results.is_file()
 
 
 def check_unchanged(prepared: Prepared) -> None:
-    """Raise a DataError if a finished run had other rows, other words in its template, or other weights than now."""
-    recipe, run = prepared.recipe, Path(prepared.recipe.training.output_dir)
-    known, now = read_json(run / "results.json").get("inputs", {}), input_fingerprints(prepared)
-    if changed := [name for name in known if known[name] != now.get(name)]:
-        settings = recipe.resolved()
-        named = [
-            f"{split_origin(recipe.data, name)}, or the template's words or answers" if name in SPLITS
-            else f"{name} {settings.get(name, '')}"
-            for name in changed
-        ]  # fmt: skip
+    """Compare the rows, template and weights of a finished run with those that its recipe has now.
+
+    Raises:
+        DataError: they differ.
+    """
+    recipe = prepared.recipe
+    run = RunFolder(Path(str(recipe.training.output_dir)))
+    saved = read_json(run.results).get("inputs", {})
+    current = input_fingerprints(prepared)
+    settings = recipe.resolved()
+    changed = []
+    for name, fingerprint in saved.items():
+        if fingerprint == current.get(name):
+            continue
+        if name in SPLITS:
+            changed.append(f"{split_origin(recipe.data, name)}, or the template's words or answers")
+        else:
+            changed.append(f"{name} {settings.get(name, '')}")
+    if changed:
         raise DataError(
-            f"{run} was run before this changed: {'; '.join(named)}; remove it, or name another --output_dir"
+            f"{run.path} was run before this changed: {'; '.join(changed)}. Remove it, or name another --output_dir."
         )
 
 
 @dataclass
 class SharedBaseModel:
-    """The base model of one run after the other, read again only where a recipe names another."""
+    """The base model of several runs, read again only if a recipe names another model.
+
+    Args:
+        args: names the model that was read last.
+        model: the model that was read last.
+    """
 
     args: ModelArguments | None = None
     model: PreTrainedModel | None = None
 
     def train(self, recipe: Recipe, *, evaluate_hard_prompt: bool = True) -> Path:
-        """`train` with this model; bit for bit what it gives alone, on a CPU."""
-        if METHODS[recipe.prompt.method].trains_whole_model:  # which changes the weights themselves
+        """Train a recipe with this model, and return the run's folder.
+
+        On a CPU the result is bit for bit that of `runs.train.train`, which reads the model by itself.
+        """
+        if METHODS[recipe.prompt.method].trains_whole_model:  # Its weights change, so that no other run may use them.
             return train(recipe, evaluate_hard_prompt=evaluate_hard_prompt)
         if self.args != recipe.model:
-            self.args = self.model = None
+            self.args = None
+            self.model = None
             gc.collect()
-            self.model, self.args = load_base_model(recipe.model, load_config(recipe.model)), recipe.model
+            self.model = load_base_model(recipe.model, load_config(recipe.model))
+            self.args = recipe.model
         try:
             return train(recipe, evaluate_hard_prompt=evaluate_hard_prompt, base=sharing_weights(self.model))
         finally:
-            gc.collect()  # a trainer and its model refer to each other
+            gc.collect()  # A trainer and its model refer to each other.
 
 
 def sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """Another model of the same weights in memory: what is added to it or hooked into it does not reach the first."""
-    shared = (*model.parameters(), *model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    """Return another model with the same weights in memory.
+
+    Modules and hooks that are added to it do not reach the first model.
+    """
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

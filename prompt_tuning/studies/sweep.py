@@ -1,11 +1,14 @@
-"""Many small runs over one base model, which is read once: a prompt for each of many tasks, or one task in many ways.
+"""Train many small runs over one base model, which is read once.
 
-Each run is an ordinary `train` run in a folder of its own, so that a sweep goes on where it was stopped.
+A sweep is one prompt for each of many tasks, or one task with many settings. Each run is an ordinary `train` run in
+its own folder, so that a stopped sweep resumes.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs.prepare import prepare_run
 from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, is_finished
 from prompt_tuning.support.files import atomic_write, read_json, write_json
+from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import markdown_table
 from prompt_tuning.support.yaml_files import read_yaml
 
@@ -28,41 +32,62 @@ logger = logging.getLogger(__name__)
 
 KEYS = ("recipe", "runs")
 SWEEP_SETTINGS = ("output_dir", "resume_from_checkpoint")
+FACTS = ("trainable_parameters", "train_steps", "train_seconds", "evaluation_seconds")
+HEAD = ("run", "metric", "hard prompt", "tuned", "trained numbers", "steps", "training, s", "evaluation, s")
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """A run of a sweep.
+
+    Args:
+        recipe: the path of its recipe.
+        flags: its other settings, as flags of the recipe.
+    """
+
+    recipe: str
+    flags: list[str]
+
+    def load(self) -> Recipe:
+        """Load the recipe with the flags, which also sets up accelerate for this run."""
+        return load_recipe(self.recipe, self.flags)
 
 
 def sweep(path: str, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """Run what has not been run, and write sweep.json and sweep.md.
+    """Run what is not finished, and write sweep.json and sweep.md.
 
     Args:
-        path: YAML with `recipe`, a recipe, and `runs`, for each run's name the settings in which it differs; one of
-            them may be another `recipe`.
+        path: YAML with `recipe`, a recipe, and `runs`, the settings in which each run differs, by the run's name. A
+            run may have another `recipe`.
         overrides: flags for all runs.
+        folder: for the runs and the table. The same call resumes a stopped sweep in it.
 
     Returns:
-        sweep.json: for each run its results, or its error.
+        What sweep.json holds: the results of each run, or its error.
 
     Raises:
-        PromptTuningError: with all that is wrong with any of the recipes, before a model is read.
+        PromptTuningError: all errors of all recipes, before a model is read.
     """
-    settings = {
-        name: (recipe, [*own, *overrides, f"--output_dir={folder / name}", "--resume_from_checkpoint=auto"])
-        for name, (recipe, own) in read_sweep(Path(path)).items()
-    }
-    finished = _check(settings)
-    base, errors = SharedBaseModel(), {}
-    for name, (recipe, flags) in settings.items():
+    runs = {}
+    for name, run in read_sweep(Path(path)).items():
+        flags = [*run.flags, *overrides, f"--output_dir={folder / name}", "--resume_from_checkpoint=auto"]
+        runs[name] = SweepRun(run.recipe, flags)
+    finished = _check(runs)
+    base = SharedBaseModel()
+    errors = {}
+    for name, run in runs.items():
         if finished[name]:
             continue
         logger.info("== %s", name)
         try:
-            base.train(load_recipe(recipe, flags))  # parsed anew, which sets accelerate up as this run wants it
-        except Exception as error:  # of one task, which is no reason to leave the others
+            base.train(run.load())
+        except Exception as error:  # One task may fail in any way, and the other tasks are trained all the same.
             if PartialState().num_processes > 1:
-                raise  # it may have failed on this process alone, and the others wait for it
+                raise  # The error may be that of this process only, and the others wait for it.
             logger.error("%s: %s", name, error, exc_info=not isinstance(error, PromptTuningError))
             errors[name] = f"{type(error).__name__}: {error}"
-    PartialState().wait_for_everyone()  # until the first one has written the last results
-    swept = {name: {"error": errors[name]} if name in errors else _facts(folder / name) for name in settings}
+    PartialState().wait_for_everyone()  # The first process writes the last results.
+    swept = {name: {"error": errors[name]} if name in errors else _facts(RunFolder(folder / name)) for name in runs}
     if PartialState().is_main_process:
         write_json(folder / "sweep.json", swept)
         with atomic_write(folder / "sweep.md") as file:
@@ -70,93 +95,120 @@ def sweep(path: str, overrides: list[str], folder: Path) -> dict[str, Any]:
     return swept
 
 
-def read_sweep(path: Path) -> dict[str, tuple[str, list[str]]]:
-    """By a run's name its recipe and its flags.
+def read_sweep(path: Path) -> dict[str, SweepRun]:
+    """Read a sweep, and return its runs by name.
 
     Raises:
-        RecipeError: not a sweep, or a name or setting that a run cannot have.
+        RecipeError: it is not a sweep, or a run has a name or a setting that it cannot have.
     """
-    found = {pair.key: pair.value for pair in read_pairs(path)}
-    if unknown := sorted(found.keys() - set(KEYS)):
+    settings = {pair.key: pair.value for pair in read_pairs(path)}
+    unknown = sorted(settings.keys() - set(KEYS))
+    if unknown:
         raise RecipeError(f"{path}: unknown key {unknown[0]}; a sweep has {' and '.join(KEYS)}")
-    runs = found.get("runs")
-    if not runs or not isinstance(runs, dict) or not all(isinstance(own or {}, dict) for own in runs.values()):
-        raise RecipeError(f"{path}: expected `runs: {{name: {{setting: value}}}}`, found {runs!r}")
-    settings, problems = {}, []
-    for name, own in runs.items():
-        own = own or {}
-        recipe = own.get("recipe", found.get("recipe"))
-        if not name or Path(name).name != name or name.startswith("."):
-            problems.append(f"{path}: run {name}: its name is that of its folder; write it without / and leading dot")
-        if not isinstance(recipe, str):
-            problems.append(f"{path}: run {name} has no recipe; set one for it, or one for all, by its file's name")
-        problems += [
-            f"{path}: run {name}: {key} is the sweep's to set; leave it out" for key in SWEEP_SETTINGS if key in own
-        ]
-        problems += [
-            f"{path}: run {name}: {key} is {value}, which takes nothing of its recipe back; leave it out, or give the "
-            "run a recipe of its own"
-            for key, value in own.items()
-            if value in ("null", "~")
-        ]
-        settings[name] = (
-            recipe,
-            [flag for key, value in own.items() if key != "recipe" for flag in to_argv(key, value)],
-        )
-    if problems:
-        raise RecipeError("\n".join(problems))
-    return settings
+    entries = settings.get("runs")
+    if not isinstance(entries, dict) or not entries:
+        raise RecipeError(f"{path}: expected `runs: {{name: {{setting: value}}}}`, found {entries!r}")
+    runs = {}
+    errors = ErrorList()
+    for name, entry in entries.items():
+        with errors.collect():
+            runs[name] = _read_run(name, entry or {}, settings.get("recipe"), path)
+    errors.raise_all()
+    return runs
 
 
-def _check(settings: dict[str, tuple[str, list[str]]]) -> dict[str, bool]:
-    """Find what is wrong with any run before a model loads; by a run's name whether it is finished."""
-    finished, problems = {}, ErrorList()
-    for name, (path, flags) in settings.items():
+def _read_run(name: str, settings: Any, common_recipe: Any, path: Path) -> SweepRun:
+    """Return a run of a sweep.
+
+    Raises:
+        RecipeError: all errors of its name and settings.
+    """
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{path}: run {name}: expected `{{setting: value}}`, found {settings!r}")
+    recipe = settings.get("recipe", common_recipe)
+    errors = []
+    if not name or Path(name).name != name or name.startswith("."):
+        errors.append("its folder has its name. Write the name without / and without a leading dot.")
+    if not isinstance(recipe, str):
+        errors.append("it has no recipe. Set `recipe` to a file for this run or for all runs.")
+    flags = []
+    for key, value in settings.items():
+        if key in SWEEP_SETTINGS:
+            errors.append(f"the sweep sets {key}. Leave it out.")
+        elif value in ("null", "~"):
+            errors.append(
+                f"{key} is {value}, which cannot take back a setting of the recipe. Leave it out, or give the run its "
+                "own recipe."
+            )
+        elif key != "recipe":
+            flags += to_argv(key, value)
+    if errors:
+        raise RecipeError("\n".join(f"{path}: run {name}: {error}" for error in errors))
+    return SweepRun(str(recipe), flags)
+
+
+def _check(runs: Mapping[str, SweepRun]) -> dict[str, bool]:
+    """Check all runs before a model loads, and return for each run whether it is finished.
+
+    Raises:
+        PromptTuningError: all errors of all runs.
+    """
+    finished = {}
+    errors = ErrorList()
+    for name, run in runs.items():
         try:
-            recipe = load_recipe(path, flags)
+            recipe = run.load()
             finished[name] = is_finished(recipe)
-            _check_rows(recipe, finished[name])
+            _check_recipe(recipe, finished=finished[name])
         except PromptTuningError as error:
-            problems.append(type(error)("\n".join(f"run {name}: {line}" for line in str(error).splitlines())))
-    problems.raise_all()
+            lines = [f"run {name}: {line}" for line in str(error).splitlines()]
+            errors.append(type(error)("\n".join(lines)))
+    errors.raise_all()
     return finished
 
 
-def _check_rows(recipe: Recipe, finished: bool) -> None:
+def _check_recipe(recipe: Recipe, *, finished: bool) -> None:
     if METHODS[recipe.prompt.method].trains_several_tasks:
-        raise RecipeError(f"{recipe.path} is of several tasks at once, one run with its own model; train it alone")
+        raise RecipeError(f"{recipe.path} trains several tasks in one run, with its own model. Train it by itself.")
     prepared = prepare_run(recipe)
     if finished:
         check_unchanged(prepared)
 
 
-def _facts(run: Path) -> dict[str, Any]:
-    results = read_json(run / "results.json")
-    recipe = read_yaml(run / "recipe.yaml", DataError)
-    named = {"hard_prompt": "hard_prompt"}
-    method = METHODS[recipe["method"]]
-    if method.trains:
-        named["tuned"] = method.results_key
+def _facts(run: RunFolder) -> dict[str, Any]:
+    """Return the row of a finished run in the table."""
+    results = read_json(run.results)
+    method = METHODS[read_yaml(run.recipe, DataError)["method"]]
     metric = main_metric(results["task"], Scores.from_json(results["hard_prompt"]))
-    numbers = ("trainable_parameters", "train_steps", "train_seconds", "evaluation_seconds")
-    return (
-        {"metric": metric}
-        | {name: results[key][metric] for name, key in named.items()}
-        | {key: results[key] for key in numbers if key in results}
-    )
+    facts = {"metric": metric, "hard_prompt": results["hard_prompt"][metric]}
+    if method.trains:
+        facts["tuned"] = results[method.results_key][metric]
+    for name in FACTS:
+        if name in results:
+            facts[name] = results[name]
+    return facts
 
 
-def sweep_text(swept: dict[str, Any]) -> str:
-    """The table, in Markdown."""
-    head = ("run", "metric", "hard prompt", "tuned", "trained numbers", "steps", "training, s", "evaluation, s")
+def sweep_text(swept: Mapping[str, Any]) -> str:
+    """Return the table in Markdown.
+
+    Args:
+        swept: what sweep.json holds.
+    """
     rows = []
     for name, run in swept.items():
         if "error" in run:
-            rows.append((name, f"failed: {run['error'].splitlines()[0]}", *[""] * (len(head) - 2)))
+            rows.append((name, f"failed: {run['error'].splitlines()[0]}", *[""] * (len(HEAD) - 2)))
             continue
-        scores = ("" if run.get(key) is None else f"{run[key]:.1f}" for key in ("hard_prompt", "tuned"))
+        tuned = run.get("tuned")
         rows.append((
-            name, run["metric"], *scores, f"{run.get('trainable_parameters', 0):,}", run.get("train_steps", 0),
-            f"{run.get('train_seconds', 0):.0f}", f"{run['evaluation_seconds']:.0f}",
+            name,
+            run["metric"],
+            f"{run['hard_prompt']:.1f}",
+            "" if tuned is None else f"{tuned:.1f}",
+            f"{run.get('trainable_parameters', 0):,}",
+            run.get("train_steps", 0),
+            f"{run.get('train_seconds', 0):.0f}",
+            f"{run['evaluation_seconds']:.0f}",
         ))  # fmt: skip
-    return markdown_table(head, rows)
+    return markdown_table(HEAD, rows)

@@ -54,7 +54,7 @@ def base_models(monkeypatch):
     return models
 
 
-def test_every_run_is_bit_for_bit_what_train_gives_alone(recipe_file, tmp_path, base_models, capsys):
+def test_every_run_equals_train_alone_bit_for_bit(recipe_file, tmp_path, base_models, capsys):
     recipe = recipe_file(output_dir=None, max_steps=2, num_virtual_tokens=None)
     swept = tmp_path / "runs"
     assert main(["sweep", write_sweep(tmp_path, recipe, METHODS), "--output_dir", str(swept)]) == 0
@@ -75,7 +75,7 @@ def test_every_run_is_bit_for_bit_what_train_gives_alone(recipe_file, tmp_path, 
         assert predictions[0].read_text() == predictions[1].read_text()
 
 
-def test_the_model_is_handed_on_as_it_was_read(recipe_file, tmp_path, base_models, monkeypatch):
+def test_no_run_changes_the_shared_base_model(recipe_file, tmp_path, base_models, monkeypatch):
     """Adapters, hooks, attention and modes of a run stay in its own copy, whose weights are the same memory."""
     given = []
     shared = runs.sharing_weights
@@ -99,9 +99,7 @@ def test_the_model_is_handed_on_as_it_was_read(recipe_file, tmp_path, base_model
     assert len(given) == len(settings) and all(pointers <= {t.data_ptr() for t in copy.parameters()} for copy in given)
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on_and_are_not_run_again(
-    recipe_file, tmp_path, capsys, monkeypatch
-):
+def test_a_failed_run_is_reported_and_only_that_run_is_run_again(recipe_file, tmp_path, capsys, monkeypatch):
     sweep = write_sweep(
         tmp_path, recipe_file(output_dir=None), {"one": {}, "two": {"learning_rate": 0.1}, "three": {"seed": 7}}
     )
@@ -147,9 +145,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on_and_are_not_run_again(
     assert "run one: " in (err := capsys.readouterr().err) and "was run before this changed: " in err
 
 
-def test_several_processes_end_at_the_first_run_that_fails_since_one_alone_may_have(
-    recipe_file, tmp_path, base_models, monkeypatch
-):
+def test_several_processes_end_at_the_first_failed_run(recipe_file, tmp_path, base_models, monkeypatch):
     (tmp_path / "sweep.yaml").write_text(f"recipe: {recipe_file(output_dir=None)}\nruns: {{one: {{}}, two: {{}}}}\n")
 
     def fails(*args, **settings):
@@ -161,7 +157,7 @@ def test_several_processes_end_at_the_first_run_that_fails_since_one_alone_may_h
         main(["sweep", str(tmp_path / "sweep.yaml"), "--output_dir", str(tmp_path / "runs")])
 
 
-def test_all_that_is_wrong_with_any_run_is_said_before_a_model_is_read(recipe_file, tmp_path, capsys, base_models):
+def test_all_errors_of_all_runs_are_raised_before_a_model_loads(recipe_file, tmp_path, capsys, base_models):
     write_jsonl(tmp_path / "bad.jsonl", [{"context": "c", "question": None, "answers": {"text": ["a"]}}])
     settings = {
         "good": {},
@@ -180,22 +176,22 @@ def test_all_that_is_wrong_with_any_run_is_said_before_a_model_is_read(recipe_fi
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("runs: {a: {}}", "run a has no recipe"),
-        ("recipe: [r.yaml]\nruns: {a: {}}", "run a has no recipe"),
+        ("runs: {a: {}}", "run a: it has no recipe"),
+        ("recipe: [r.yaml]\nruns: {a: {}}", "run a: it has no recipe"),
         ("recipe: r.yaml\nruns: {}", "expected `runs: {name: {setting: value}}`"),
-        ("recipe: r.yaml\nruns: {'': {}}", "its name is that of its folder"),
+        ("recipe: r.yaml\nruns: {'': {}}", "its folder has its name"),
         ("recipe: r.yaml\nruns: [a]", "expected `runs: {name: {setting: value}}`"),
         ("recipe: r.yaml\nrun: {}", "unknown key run; a sweep has recipe and runs"),
-        ("recipe: r.yaml\nruns: {a/b: {}}", "run a/b: its name is that of its folder"),
-        ("recipe: r.yaml\nruns: {a: {output_dir: x}}", "run a: output_dir is the sweep's to set"),
+        ("recipe: r.yaml\nruns: {a/b: {}}", "run a/b: its folder has its name"),
+        ("recipe: r.yaml\nruns: {a: {output_dir: x}}", "run a: the sweep sets output_dir"),
         (
             "recipe: r.yaml\nruns: {a: {test_file: null}}",
-            "run a: test_file is null, which takes nothing of its recipe",
+            "run a: test_file is null, which cannot take back a setting",
         ),
         ("recipe: r.yaml\nruns:\n  a: {}\n  a: {seed: 1}", "line 4: 'a' is set twice"),
     ],
 )
-def test_a_file_that_is_no_sweep_is_refused(text, message, tmp_path, capsys):
+def test_a_file_that_is_not_a_sweep_is_refused(text, message, tmp_path, capsys):
     (tmp_path / "sweep.yaml").write_text(text + "\n")
     assert main(["sweep", str(tmp_path / "sweep.yaml")]) == 2
     assert message in capsys.readouterr().err
