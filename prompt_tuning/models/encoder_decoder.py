@@ -247,7 +247,7 @@ def _check_base(
             'attn_implementation="sdpa"'
         )
     places = {place: [len(layers), *head_shape(layers[0])] for place, layers in modules.items()}
-    if config.places not in (None, places):
+    if config.places and config.places != places:
         raise AdapterError(
             f"a prefix for {config.places} (layers, heads, head size), but {type(base).__name__} has {places}; load "
             "it on the model that it was trained on"

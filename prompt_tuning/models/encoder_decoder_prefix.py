@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class EncoderDecoderPrefixConfig(PrefixTuningConfig):
     prefix_encoder: bool = True
     prefix_decoder: bool = True
     prefix_cross: bool = True
-    places: dict[str, list[int]] | None = None
+    places: dict[str, list[int]] = field(default_factory=dict)
     prefix_format: str = FORMAT
 
     def __post_init__(self) -> None:
@@ -109,7 +109,7 @@ class EncoderDecoderPrefix(BasePromptEncoder):
         width = config.token_dim
         hidden = config.encoder_hidden_size
         self.widths: list[int] = []
-        for layers, heads, size in (config.places or {}).values():
+        for layers, heads, size in config.places.values():
             self.widths += [heads * size] * (2 * layers)
         self.projected = config.prefix_projection and not config.inference_mode
         self.embedding = nn.Embedding(length, sum(self.widths))
