@@ -32,9 +32,12 @@ def has_network(model: torch.nn.Module) -> bool:
 
 
 def save_network(model: PeftModel, checkpoint: Path) -> None:
-    """Write the state of all prompt encoders to a checkpoint's folder."""
-    state = {name: tensor.contiguous() for name, tensor in model.prompt_encoder.state_dict().items()}
-    save_file(state, checkpoint / PROMPT_ENCODER)
+    """Write each adapter's network to the folder of the checkpoint in which PEFT saved the adapter."""
+    for adapter_name, encoder in model.prompt_encoder.items():
+        if _is_network(encoder):
+            folder = checkpoint if adapter_name == "default" else checkpoint / adapter_name
+            state = {f"{adapter_name}.{name}": tensor.contiguous() for name, tensor in encoder.state_dict().items()}
+            save_file(state, folder / PROMPT_ENCODER)
 
 
 def load_network(

@@ -28,6 +28,7 @@ from prompt_tuning import (
     load_metrics,
     prompt_config,
 )
+from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.engine.stop_texts import decode
@@ -399,24 +400,35 @@ def test_several_texts_for_a_row_are_refused_and_rows_without_a_number_too(token
         run.evaluate(run.eval_dataset.to_iterable_dataset())
 
 
-def test_the_best_checkpoint_of_an_adapter_by_another_name_is_restored(tokenizer, tmp_path):
-    base = tiny_llama(len(tokenizer))
-    model = SharedPrefixModel(base, prompt_config(base, 4), adapter_name="mine")
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning"])
+def test_the_best_checkpoint_of_an_adapter_by_another_name_is_restored_and_resumed(method, tokenizer, tmp_path):
+    def run(callbacks=None, **resume):
+        base = tiny_llama(len(tokenizer))
+        config = prompt_config(base, 4, PromptArguments(method=method, encoder_hidden_size=16))
+        torch.manual_seed(2)
+        model = SharedPrefixModel(base, config, adapter_name="mine")
+        run = trainer(
+            model, tokenizer, tmp_path, load_best_model_at_end=True, metric_for_best_model="eval_loss", eval_steps=2,
+            greater_is_better=True, eval_strategy="steps", save_steps=2, learning_rate=0.5, callbacks=callbacks,
+            save_total_limit=None,
+        )  # fmt: skip
+        run.train(**resume)
+        return run
+
     seen = []
 
     class Keep(TrainerCallback):
-        def on_evaluate(self, args, state, control, **kwargs):
-            seen.append(model.prompt_encoder["mine"].embedding.weight.detach().clone())
+        def on_evaluate(self, args, state, control, model, **kwargs):
+            seen.append(copy.deepcopy(model.prompt_encoder["mine"].state_dict()))
 
-    run = trainer(
-        model, tokenizer, tmp_path, load_best_model_at_end=True, metric_for_best_model="eval_loss", eval_steps=2,
-        greater_is_better=True, eval_strategy="steps", save_steps=2, learning_rate=0.5, callbacks=[Keep()],
-    )  # fmt: skip
-    run.train()
-    losses = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry]
+    whole = run(callbacks=[Keep()])
+    losses = [entry["eval_loss"] for entry in whole.state.log_history if "eval_loss" in entry]
     best = losses.index(max(losses))
     assert best < len(losses) - 1
-    assert torch.equal(model.prompt_encoder["mine"].embedding.weight, seen[best])
+    resumed = run(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    for each in (whole, resumed):
+        for name, tensor in each.model.prompt_encoder["mine"].state_dict().items():
+            assert torch.equal(tensor, seen[best][name])
 
 
 def test_of_several_sets_each_is_evaluated_on_its_own_rows_with_workers_that_persist_too(tokenizer, tmp_path):
