@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from prompt_tuning.errors import PromptTuningError
     from prompt_tuning.metrics.loading import load_metrics
     from prompt_tuning.models.prompts import add_soft_prompt, load_adapter, prompt_config
-    from prompt_tuning.runs.predict import Predictor
+    from prompt_tuning.runs.predictor import Predictor
     from prompt_tuning.templates.template import Template
     from prompt_tuning.training.trainer import PromptTuningTrainer
 
@@ -55,7 +55,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "Encoder": "encoding.row_encoder",
-        "Predictor": "runs.predict",
+        "Predictor": "runs.predictor",
         "PromptTuningArguments": "arguments.training_args",
         "PromptTuningError": "errors",
         "PromptTuningTrainer": "training.trainer",

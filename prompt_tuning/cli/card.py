@@ -61,7 +61,7 @@ def user_example(folder: Path, file: Path) -> dict[str, Any]:
     """
     from prompt_tuning.data.loading import with_standard_columns
     from prompt_tuning.reports.summary import read_results
-    from prompt_tuning.runs.predict import Predictor
+    from prompt_tuning.runs.predictor import Predictor
 
     results, predictor = read_results(folder), Predictor.load(folder)
     try:

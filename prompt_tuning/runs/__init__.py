@@ -6,12 +6,12 @@ from prompt_tuning.support.lazy import lazy_names
 
 if TYPE_CHECKING:
     from prompt_tuning.runs.multitask import train_tasks
-    from prompt_tuning.runs.predict import Predictor
+    from prompt_tuning.runs.predictor import Predictor
     from prompt_tuning.runs.prepare import Prepared
 
 __all__ = ["Predictor", "Prepared", "train_tasks"]
 
-__getattr__ = lazy_names(__name__, {"Predictor": "predict", "Prepared": "prepare", "train_tasks": "multitask"})
+__getattr__ = lazy_names(__name__, {"Predictor": "predictor", "Prepared": "prepare", "train_tasks": "multitask"})
 
 
 def __dir__() -> list[str]:

@@ -20,10 +20,9 @@ from transformers import LogitsProcessor, LogitsProcessorList, set_seed
 
 from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.data.loading import SPLITS
-from prompt_tuning.encoding.batching import batches_within, pad_left, source_length
+from prompt_tuning.encoding.batching import batches_within, source_length
 from prompt_tuning.engine.dispatch import CACHE_ARCHITECTURES
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
-from prompt_tuning.engine.stop_texts import decode, stopping
 from prompt_tuning.errors import AdapterError, DataError, ErrorList, PromptTuningError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.metrics.language import primary_language
@@ -34,6 +33,7 @@ from prompt_tuning.models.prompts import check_adapter, load_adapter, load_adapt
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.summary import read_results
 from prompt_tuning.runs.evaluate import check_output_dir, trainer_for
+from prompt_tuning.runs.predictor import generate_texts
 from prompt_tuning.runs.prepare import Prepared, prepare
 from prompt_tuning.runs.results import describe, scores_of, write_pages, write_run
 from prompt_tuning.training.memory import IN_EVALUATION, explain_out_of_memory
@@ -197,17 +197,12 @@ def write_together(
     written: list[list[str]] = [[] for _ in sources]
     for batch in batches:
         numbers = [order[place] for place in batch]
-        padded = pad_left([sources[n] for n in numbers for _ in names], tokenizer.pad_token_id)
+        copied = [sources[number] for number in numbers for _ in names]
         average = {"logits_processor": LogitsProcessorList(processors)} if processors else {}
         with explain_out_of_memory(IN_EVALUATION), trainer.accelerator.autocast():  # that evaluation runs under
-            generated = model.generate(
-                **trainer._prepare_inputs(padded),
-                adapter_names=[*names] * len(batch),
-                **stopping(tokenizer, trainer.stop),
-                **average,
-                **kwargs,
+            texts = generate_texts(
+                model, tokenizer, copied, trainer.stop, adapter_names=[*names] * len(batch), **average, **kwargs
             )
-        texts = decode(generated[:, padded["input_ids"].shape[1] :].tolist(), tokenizer, trainer.stop)
         for place, number in enumerate(numbers):
             written[number] = texts[place * copies : (place + 1) * copies]
     return written

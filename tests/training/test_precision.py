@@ -21,7 +21,7 @@ from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 from prompt_tuning.models.quantization import quantization_config
 from prompt_tuning.recipe.loading import load_recipe
-from prompt_tuning.runs.predict import Predictor
+from prompt_tuning.runs.predictor import Predictor
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
 INT8 = {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_data": {}}}}

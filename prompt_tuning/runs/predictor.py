@@ -1,0 +1,224 @@
+"""Predict with a trained run: its model, soft prompt, template and decoding."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.data.loading import with_standard_columns
+from prompt_tuning.encoding.batching import pad_left
+from prompt_tuning.encoding.row_encoder import Encoder
+from prompt_tuning.encoding.target_language import target_language
+from prompt_tuning.engine.dispatch import autocast_dtype, autocasting, get_base
+from prompt_tuning.engine.generation import check_one_sequence
+from prompt_tuning.engine.likelihood import Normalization, choose
+from prompt_tuning.engine.stop_texts import add_end_token, decode, stopping
+from prompt_tuning.errors import AdapterError, RecipeError
+from prompt_tuning.hub.download import adapter_folder
+from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
+from prompt_tuning.models.prompts import check_adapter, load_adapter, load_adapter_config
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.yaml_files import read_yaml
+from prompt_tuning.templates.template import Template
+
+_LOCK = threading.Lock()
+_LOCKS: WeakKeyDictionary[torch.nn.Module, threading.RLock] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row as token ids.
+
+    Args:
+        source: the token ids of its source.
+        choices: the texts that a closed question may be answered with.
+        choice_ids: the token ids of every choice, as they follow the source.
+        cut_tokens: the number of tokens that were cut to fit the budget.
+        omitted_demonstrations: the number of demonstrations that do not fit the budget.
+    """
+
+    source: list[int]
+    choices: Sequence[str] = ()
+    choice_ids: Sequence[list[int]] = ()
+    cut_tokens: int = 0
+    omitted_demonstrations: int = 0
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model with its soft prompt, template and budget, as a run's folder describes them. Threads may share one.
+
+    Args:
+        model: the base model with its adapter, or a whole trained model.
+        encoder: writes rows as token ids.
+        generation_kwargs: the arguments of `generate`, as `Recipe.decoding` gives them.
+        choice_normalization: the number by which the log-likelihood of a closed question's choice is divided.
+        data: its column settings say what rows may call their columns, as in training.
+        autocast: the numbers to compute in, those of the run's own evaluation; None for those of the weights.
+    """
+
+    model: PeftModel | PreTrainedModel
+    encoder: Encoder
+    generation_kwargs: dict[str, Any]
+    choice_normalization: Normalization = "none"
+    data: DataArguments = field(default_factory=DataArguments)
+    autocast: torch.dtype | None = None
+
+    @classmethod
+    def load(cls, adapter: str | Path, model_name_or_path: str | None = None) -> Predictor:
+        """Load what `prompt-tuning train` wrote.
+
+        A downloaded recipe cannot ask for trust_remote_code, because a stranger may have written it.
+
+        Args:
+            adapter: the run's folder or its hub id.
+            model_name_or_path: the base model, if it is no longer where it was.
+
+        Raises:
+            AdapterError: this is not such a folder, the adapter is of another model, or the hub does not have it.
+            ModelError: the base model is not found.
+        """
+        downloaded = not Path(adapter).is_dir()
+        run = RunFolder(adapter_folder(adapter))
+        # A run that trained every weight is itself a model.
+        adapter_config = None if run.model_config.is_file() else load_adapter_config(run.path)
+        base = run.path if adapter_config is None else adapter_config.base_model_name_or_path
+        recipe, template = _read_run(run, model_name_or_path or str(base), downloaded=downloaded)
+        config = load_config(recipe.model)
+        if adapter_config is not None:
+            check_adapter(adapter_config, run.path, config, renamed=model_name_or_path is not None)
+        tokenizer = load_tokenizer(recipe.model, recipe.data.source_lang, recipe.data.target_lang)
+        encoder = Encoder.from_recipe(recipe, template, tokenizer, is_encoder_decoder=config.is_encoder_decoder)
+        num_chosen = min(recipe.prompt.num_demonstrations, len(template.demonstrations))
+        model = load_base_model(recipe.model, config).to(recipe.training.device)
+        add_end_token(model, tokenizer)
+        if adapter_config is not None:
+            model = load_adapter(model, run.path, config=adapter_config)
+        return cls(
+            model,
+            replace(encoder, num_chosen=num_chosen),
+            recipe.decoding | target_language(tokenizer),
+            recipe.prompt.choice_normalization,
+            recipe.data,
+            _autocast_dtype(run, recipe.training.device),
+        )
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> list[str]:
+        """Return what the model writes for every row, or the choice that it takes; the rows are one batch.
+
+        Raises:
+            TemplateError: a row lacks a column or does not fit its budget.
+        """
+        return self.answer([self.read(row) for row in rows])
+
+    def read(self, row: dict[str, Any]) -> Question:
+        """Return a row as token ids.
+
+        Raises:
+            TemplateError: the row lacks a column or does not fit its budget.
+        """
+        row = with_standard_columns(row, self.data)
+        encoder, omitted = self.encoder.fit_demonstrations(row)
+        ids, cut, text = encoder.source(row)
+        choices, choice_ids = encoder.choices(row, text, ids) if encoder.closed else ([], [])
+        return Question(ids, choices, choice_ids, cut, omitted)
+
+    @torch.inference_mode()
+    def answer(self, questions: Sequence[Question]) -> list[str]:
+        """Return what the model writes after every source, or the choice that it takes; they are one batch."""
+        sources = [question.source for question in questions]
+        if not self.encoder.closed or not sources:
+            return self.write(sources)
+        texts = [question.choices for question in questions]
+        ids = [question.choice_ids for question in questions]
+        with _lock_of(self.model), self.autocasting():
+            best = choose(self.model, self.encoder.tokenizer, sources, texts, ids, self.choice_normalization)
+        return [choices[number] for choices, number in zip(texts, best, strict=True)]
+
+    @torch.inference_mode()
+    def write(self, sources: Sequence[list[int]]) -> list[str]:
+        """Return what the model writes after every source of token ids, stripped and cut at the template's `stop`."""
+        if not sources:
+            return []
+        tokenizer = self.encoder.tokenizer
+        settings = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id} | self.generation_kwargs
+        check_one_sequence(get_base(self.model), settings)
+        with _lock_of(self.model), self.autocasting():
+            return generate_texts(self.model, tokenizer, sources, self.encoder.template.stop, **settings)
+
+    def autocasting(self) -> torch.autocast:
+        """Return the context in which the model computes in the run's own numbers."""
+        return autocasting(self.model.device.type, self.autocast)
+
+
+def generate_texts(
+    model: PeftModel | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[Sequence[int]],
+    stop: Sequence[str],
+    **settings: Any,
+) -> list[str]:
+    """Generate one batch, and return the text after every source, without white space around it.
+
+    Args:
+        model: the model.
+        tokenizer: the model's tokenizer.
+        sources: the token ids of every source.
+        stop: texts that a generated text ends before.
+        settings: other arguments of `generate`.
+    """
+    if model.config.is_encoder_decoder:
+        batch = tokenizer.pad({"input_ids": list(sources)}, return_tensors="pt", padding_side="right")
+        start = 1
+    else:
+        batch = pad_left(sources, tokenizer.pad_token_id)
+        start = batch["input_ids"].shape[1]
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    generated = model.generate(**batch, **stopping(tokenizer, stop), **settings)
+    return decode(generated[:, start:].tolist(), tokenizer, stop)
+
+
+def _read_run(run: RunFolder, model_name_or_path: str, *, downloaded: bool) -> tuple[Recipe, Template]:
+    """Return the recipe and the template of a run's folder, or raise an AdapterError."""
+    for file in (run.recipe, run.template):
+        if not file.is_file():
+            raise AdapterError(
+                f"{run.path}: no {file.name} there, so its template is unknown; use a folder that train wrote"
+            )
+    overrides = [f"--model_name_or_path={model_name_or_path}"]
+    if downloaded:
+        overrides.append("--trust_remote_code=false")
+    recipe = load_recipe(run.recipe, overrides, for_prediction=True)
+    template = Template.load(run.template)
+    if recipe.prompt.num_demonstrations and recipe.prompt.demonstration_selection == "bm25":
+        raise AdapterError(
+            f"{run.path}: its {recipe.prompt.num_demonstrations} demonstrations are the training rows nearest to each "
+            "row (bm25), and a run's folder holds no training rows; use `prompt-tuning evaluate` with your rows as "
+            "test_file, or train with demonstration_selection: random or balanced"
+        )
+    return recipe, template
+
+
+def _lock_of(model: torch.nn.Module) -> threading.RLock:
+    """Return the lock of all adapters of a base model, which PEFT's `generate` changes while it runs."""
+    with _LOCK:
+        return _LOCKS.setdefault(get_base(model), threading.RLock())
+
+
+def _autocast_dtype(run: RunFolder, device: torch.device) -> torch.dtype | None:
+    """Return the numbers that a run was evaluated in; None on a CPU for a GPU's run, which predicts in float32."""
+    settings = read_yaml(run.recipe, RecipeError)
+    if device.type == "cpu" and not settings.get("use_cpu"):
+        return None
+    return autocast_dtype(settings)
