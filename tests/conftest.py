@@ -35,7 +35,7 @@ LONGEST = (
     "training/test_callbacks.py",
     "training/test_trainer.py",
     "hub/test_upload.py",
-    "cli/test_main.py",
+    "cli/test_train.py",
     "models/test_encoder_decoder.py",
     "studies/test_rank.py",
 )

@@ -1,0 +1,161 @@
+"""The commands check and render, and the errors that train reports before a model loads."""
+
+import pytest
+from helpers.models import forbid_model_loading
+from helpers.rows import question_rows, write_jsonl
+
+from prompt_tuning import Template
+from prompt_tuning.cli.main import main
+
+
+def test_render_shows_text_tokens_loss_and_cuts(recipe_file, capsys):
+    assert main(["render", str(recipe_file()), "-n", "2", "--max_source_tokens", "30"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("== ") == 2 and "train.jsonl, line 1" in shown
+    assert "6 virtual tokens, then 30 source tokens" in shown and "cut to fit max_source_tokens" in shown
+    assert "tokens that carry loss:" in shown and "'<eos>'" in shown
+
+
+def test_check_names_every_error_at_once_and_reads_no_weights(recipe_file, tmp_path, capsys, monkeypatch):
+    forbid_model_loading(monkeypatch)
+    good = recipe_file()
+    assert main(["check", str(good)]) == 0
+    assert "ok, train: 24 rows, none cut" in capsys.readouterr().out
+    for left_out, message in (
+        (("test_file", "validation_file"), "no rows to evaluate on; set test_file or validation_file"),
+        (("train_file",), "no training rows; set train_file"),
+    ):
+        assert main(["check", str(recipe_file(**dict.fromkeys(left_out)))]) == 1
+        assert message in capsys.readouterr().err
+    good = recipe_file()
+    rows = question_rows(6)
+    rows[2]["answers"] = {"text": [], "answer_start": []}
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    (tmp_path / "test.jsonl").write_text("")
+    assert main(["check", str(good), "--template", "question_answering/none", "--metrics", "squat"]) == 2
+    errors = capsys.readouterr().err
+    for message in (
+        "template question_answering/none: ",
+        "test.jsonl: the file is empty",
+        "did you mean 'squad'",
+    ):
+        assert message in errors
+    write_jsonl(tmp_path / "test.jsonl", question_rows(2))
+    assert main(["check", str(good)]) == 1
+    assert (
+        "train.jsonl, line 3: template question_answering/plain: list object has no element 0"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({"model_name_or_path": "/no/such/model"}, 1, "model_name_or_path /no/such/model: no such folder"),
+        ({"model_name_or_path": "nobody/nothing"}, 1, "not a folder here, and not found on the hub"),
+        ({"template": "summarization/plain"}, 2, "needs the column 'document'"),
+        ({"metrics": "[squad, exact_match]"}, 2, "both give 'exact_match', with different values"),
+        ({"metric_for_best_model": "bleu"}, 2, "metric_for_best_model bleu: the metrics give exact_match, f1"),
+        ({"metrics": "[ter]", "metric_for_best_model": "ter", "greater_is_better": "true"}, 2, "when it is lower"),
+        ({"template": "mine.yaml"}, 2, "template mine.yaml: no such file"),
+        ({"max_source_tokens": 4}, 1, "train.jsonl, line 1: the source has"),
+        ({"max_source_tokens": 600}, 1, "make 618 positions, the model has 512"),
+        ({"init": "text", "init_text": "Ada lives in Turin.", "num_virtual_tokens": 2}, 2, "num_virtual_tokens is 2"),
+        ({"eval_strategy": "steps", "validation_file": None}, 1, "there are no validation rows"),
+        ({"train_file": None}, 1, "no training rows; set train_file"),
+        ({"resume_from_checkpoint": "true"}, 2, "no checkpoint in"),
+        ({"resume_from_checkpoint": "True"}, 2, "no checkpoint in"),
+        ({"resume_from_checkpoint": "gone"}, 2, "resume_from_checkpoint gone: no such folder"),
+        ({"resume_from_checkpoint": "{folder}"}, 2, "no checkpoint; name a folder checkpoint-N, or true"),
+        ({"dataloader_drop_last": "true", "per_device_train_batch_size": 25}, 1, "leaves out all 24 training rows"),
+        ({"validation_file": None, "test_file": None}, 1, "no rows to evaluate on; set test_file"),
+        ({"max_source_tokens": 4, "drop_overlong": "true"}, 1, "train.jsonl: all rows were left out as too long"),
+        ({"max_source_tokens": 5, "max_target_tokens": 1}, 1, "train.jsonl: 19 more rows have problems"),
+    ],
+)  # fmt: skip
+def test_bad_input_stops_before_the_model_loads(recipe_file, tmp_path, capsys, monkeypatch, changes, code, message):
+    forbid_model_loading(monkeypatch)
+    changes = {name: tmp_path if value == "{folder}" else value for name, value in changes.items()}
+    assert main(["train", str(recipe_file(**changes))]) == code
+    errors = capsys.readouterr().err
+    assert message in errors and "Traceback" not in errors
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        (
+            {"method": "lora", "num_virtual_tokens": None, "lora_target_modules": "[nowhere]"},
+            2,
+            "lora_target_modules: Target modules",
+        ),
+        (
+            {"generation_max_length": 450},
+            1,
+            "max_source_tokens 96 and generation_max_length 450 make 552 positions, the model has 512",
+        ),
+        (
+            {"loss": "kl", "teacher_template": "{folder}/long.yaml", "max_teacher_tokens": 4000},
+            1,
+            "the longest row in teacher_template has",
+        ),
+    ],
+)
+def test_errors_that_only_the_model_shows_are_explained(recipe_file, tmp_path, capsys, changes, code, message):
+    plain = Template.load("question_answering/plain")
+    (tmp_path / "long.yaml").write_text(Template("Read this. " * 300 + plain.source, plain.target).to_yaml())
+    changes = {name: value.format(folder=tmp_path) if name == "teacher_template" else value
+               for name, value in changes.items()}  # fmt: skip
+    assert main(["train", str(recipe_file(**changes))]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_an_init_without_effect_on_an_encoder_decoders_prefix_is_refused(recipe_file, model_folders, capsys):
+    prefix = {"model_name_or_path": model_folders["t5"], "method": "prefix_tuning", "init": "text"}
+    recipe = recipe_file(**prefix, init_text="Answer.", num_virtual_tokens=None, template="question_answering/t5")
+    assert main(["check", str(recipe)]) == 2
+    assert "init text has no effect: an encoder-decoder's prefix starts from noise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "source", "target", "message"),
+    [
+        ("prompt_tuning", 236, 256, None),  # each side of the model counts its own
+        ("prefix_tuning", 256, 256, None),
+        (
+            "prompt_tuning",
+            237,
+            12,
+            "20 virtual tokens and max_source_tokens 237 make 257 positions",
+        ),
+        ("prefix_tuning", 257, 12, "max_source_tokens 257 make 257 positions, the model has 256"),
+        ("prompt_tuning", 96, 257, "max_target_tokens 257 make 257 positions, the model has 256"),
+    ],
+)
+def test_encoder_and_decoder_have_separate_position_limits(
+    method, source, target, message, recipe_file, model_folders, capsys
+):
+    settings = {"model_name_or_path": model_folders["bart"], "num_virtual_tokens": 20, "method": method}
+    recipe = recipe_file(**settings, max_source_tokens=source, max_target_tokens=target)
+    assert main(["check", str(recipe)]) == (1 if message else 0)
+    assert (message or "") in capsys.readouterr().err
+
+
+def test_prefix_cross_is_refused_for_a_causal_model(recipe_file, capsys):
+    assert main(["check", str(recipe_file(method="prefix_tuning", prefix_cross="false"))]) == 2
+    assert "prefix_cross false has no effect: llama has no encoder" in capsys.readouterr().err
+
+
+def test_rows_without_a_reference_are_refused_before_generation(recipe_file, tmp_path, capsys):
+    rows = [{"document": f"The boat left at {hour}.", "summary": "It left.", "right": []} for hour in range(3)]
+    files = {
+        f"{split}_file": write_jsonl(tmp_path / f"{split}.jsonl", rows) for split in ("train", "validation", "test")
+    }
+    template = tmp_path / "own.yaml"
+    template.write_text("source: '{{ document }}'\ntarget: '{{ summary }}'\nreferences: right\n")
+    recipe = str(recipe_file(task="summarization", template=template, **files))
+    assert main(["check", recipe]) == 1
+    assert "test.jsonl, line 1: row has no reference answer; 2 more rows have none either" in (capsys.readouterr().err)
+    assert main(["check", recipe, "--truncate", "documents"]) == 2
+    assert "truncate names 'documents', and its source reads 'document'" in capsys.readouterr().err

@@ -1,0 +1,92 @@
+"""The command evaluate: scores, folders and adapters."""
+
+import json
+import re
+import shutil
+
+from helpers.models import forbid_model_loading
+from transformers import GenerationConfig
+
+from prompt_tuning.cli.main import main
+
+
+def test_evaluate_repeats_the_scores_of_train(run, recipe_file, tmp_path):
+    results = json.loads((run / "results.json").read_text())
+    recipe = str(recipe_file())
+    assert main(["evaluate", recipe, "--adapter", str(run), "--per_device_eval_batch_size", "2"]) == 0
+    soft = json.loads((run / "evaluate-test-soft_prompt" / "results.json").read_text())
+    assert soft["soft_prompt"] == results["soft_prompt"] and "hard_prompt" not in soft
+    assert main(["evaluate", recipe, "--output_dir", str(tmp_path / "hard")]) == 0
+    hard = json.loads((tmp_path / "hard" / "results.json").read_text())
+    assert hard["hard_prompt"] == results["hard_prompt"] and hard["rows"] == 9
+    assert json.loads((run / "results.json").read_text()) == results
+    assert main(["evaluate", recipe, "--split", "validation", "--output_dir", str(tmp_path / "v")]) == 0
+    assert (tmp_path / "v" / "predictions" / "validation.jsonl").is_file()
+    evaluating = str(recipe_file(eval_strategy="steps", eval_steps=2))
+    assert main(["evaluate", evaluating, "--split", "train", "--max_train_samples", "2"]) == 0
+
+
+def test_settings_of_a_models_generation_config_are_reported(recipe_file, tmp_path, model_folders, capsys):
+    own = tmp_path / "own"
+    shutil.copytree(model_folders["llama"], own)
+    own_settings = dict(repetition_penalty=1.3, no_repeat_ngram_size=1, length_penalty=1.0, min_length=0)
+    GenerationConfig(**own_settings, eos_token_id=1).save_pretrained(own)
+    assert main(["train", str(recipe_file(model_name_or_path=own, method="none", num_virtual_tokens=None))]) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["decoding"] == {
+        "max_new_tokens": 12, "num_beams": 1, "repetition_penalty": 1.3, "no_repeat_ngram_size": 1,
+    }  # fmt: skip
+    assert "greedy, up to 12 tokens, repetition_penalty 1.3" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_an_evaluation_does_not_overwrite_a_run(run, recipe_file, capsys):
+    before = {file.name: file.read_bytes() for file in run.glob("*") if file.is_file()}
+    flags = ["--split", "validation", "--output_dir", str(run)]
+    assert main(["evaluate", str(recipe_file()), "--adapter", str(run), *flags]) == 2
+    assert main(["ensemble", str(recipe_file()), "--adapters", str(run), f"{run}/.", *flags]) == 2
+    assert capsys.readouterr().err.count(f"output_dir {run} holds a run of train") == 2
+    assert before == {file.name: file.read_bytes() for file in run.glob("*") if file.is_file()}
+
+
+def test_an_evaluation_does_not_overwrite_one_of_another_adapter(run, recipe_file, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "second")
+    recipe = str(recipe_file(output_dir=tmp_path / "evaluated"))
+    assert main(["evaluate", recipe, "--adapter", str(run)]) == main(["evaluate", recipe, "--adapter", str(run)]) == 0
+    assert main(["evaluate", recipe]) == 0  # beside it
+    assert main(["evaluate", recipe, "--adapter", f"{run}/"]) == 0  # the same in another spelling
+    assert main(["evaluate", recipe, "--adapter", str(tmp_path / "second")]) == 2
+    assert re.search(rf"holds the evaluation of {run}/?; name another --output_dir", capsys.readouterr().err)
+
+
+def test_incomplete_files_are_named(run, recipe_file, model_folders, tmp_path, capsys):
+    recipe = str(recipe_file())
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        whole = (run / name).read_bytes()
+        (run / name).write_bytes(whole[: len(whole) // 2])
+        for command in (["evaluate", recipe, "--adapter", str(run)], ["inspect", str(run)]):
+            assert main(command) == 1 and "corrupt or incomplete" in capsys.readouterr().err
+        (run / name).write_bytes(whole)
+    (run / "results.json").write_text("{")
+    for command in ("show", "card", "report"):
+        assert main([command, str(run)]) == 1 and "results.json: not JSON" in capsys.readouterr().err
+    shutil.copytree(model_folders["llama"], tmp_path / "whole")
+    assert main(["evaluate", recipe, "--adapter", str(tmp_path / "whole")]) == 1
+    assert "is a whole model, as method: full trains" in capsys.readouterr().err
+
+
+def test_an_adapter_of_another_model_is_refused(run, recipe_file, tmp_path, capsys, tokenizer, monkeypatch):
+    from helpers.models import tiny_llama
+
+    tiny_llama(len(tokenizer), hidden_size=64).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    forbid_model_loading(monkeypatch)
+    recipe = str(recipe_file(model_name_or_path=tmp_path / "other"))
+    assert main(["evaluate", recipe, "--adapter", str(run)]) == 1
+    assert "was trained on" in (errors := capsys.readouterr().err) and "(hidden size 64)" in errors
+    assert main(["evaluate", recipe, "--adapter", str(tmp_path)]) == 1
+    assert "no adapter_config.json there" in capsys.readouterr().err
+
+
+def test_a_split_that_the_recipe_does_not_have_is_reported(recipe_file, capsys):
+    recipe = str(recipe_file(test_file=None))
+    assert main(["evaluate", recipe]) == main(["render", recipe, "--split", "test"]) == 1
+    assert capsys.readouterr().err.count("no test rows; set test_file") == 2
