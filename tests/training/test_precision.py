@@ -8,14 +8,12 @@ import torch
 from helpers.architectures import PROMPT, ROWS, TARGETS, build, right_padded
 from helpers.models import forbid_model_loading, tiny_llama
 from helpers.rows import question_rows
-from helpers.trainers import encoded, soft, trainer
+from helpers.trainers import soft, trainer
 from peft import PeftModelForCausalLM
 from safetensors.torch import load_file
 
 from prompt_tuning.arguments.arguments import ModelArguments
-from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.cli.main import main
-from prompt_tuning.encoding.batching import pad_left, source_length
 from prompt_tuning.engine.attention import ATTENTION
 from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
@@ -97,30 +95,11 @@ def test_all_that_evaluates_computes_under_the_autocast_of_training(method, reci
     settings = {"method": method, "num_virtual_tokens": short, "bf16": "true", "eval_strategy": "epoch"}
     assert main(["train", str(recipe_file(**settings))]) == 0
     assert seen == {True}
-    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()]
-    predictor = Predictor.load(tmp_path / "run")
-    assert predictor.autocast == torch.bfloat16
-    predicted = predictor(question_rows(9, 5))
-    # Two tokens that are nearly equal may change places in another batch; one row of nine was seen to.
-    assert sum(text == row[METHODS[method].results_key] for text, row in zip(predicted, rows, strict=True)) >= 7
-
-
-@pytest.mark.parametrize("kind", ["soft prompt", "full"])
-def test_under_autocast_the_logits_of_a_row_depend_on_its_batch_by_the_last_digit_of_bfloat16(kind, tokenizer):
-    """Matrix products in half precision round by their shape, so no equality is promised there."""
-    model = soft("llama", tokenizer) if kind == "soft prompt" else tiny_llama(len(tokenizer))
-    ids = [row["input_ids"][: source_length(row["labels"])] for row in encoded(tokenizer, question_rows(24))]
-    settings = dict(
-        max_new_tokens=1, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True
-    )
-
-    def next_logits(rows):
-        return model.eval().generate(**pad_left(rows, 0), **settings).logits[0].float()
-
-    with torch.autocast("cpu", torch.bfloat16):
-        together = next_logits(ids)
-        alone = torch.cat([next_logits([row]) for row in ids])
-    assert (together - alone).abs().max() <= 2**-7 * alone.abs().max()
+    seen.clear()
+    evaluating.append(True)
+    # The texts may differ from the run's: matrix products round by their shape (tests/engine/test_half_precision.py).
+    assert len(Predictor.load(tmp_path / "run")(question_rows(9, 5))) == 9
+    assert seen == {True}
 
 
 def test_half_precision_set_by_accelerate_is_in_the_recipe_and_in_predictions(
