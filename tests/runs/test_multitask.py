@@ -423,8 +423,8 @@ def test_a_task_that_lacks_rows_stops_the_run_before_the_model_loads(recipes, tm
         ({"tasks": None}, ["tasks names no recipes; multitask_prompt_tuning needs two or more, as `tasks: [qa.yaml"]),
         ({"tasks": "[qa.yaml]"}, ["tasks names 1 recipe; multitask_prompt_tuning needs two or more"]),
         ({"tasks": "[qa.yaml, gone.yaml]"}, ["gone.yaml: no such recipe"]),
-        ({"tasks": "[qa.yaml, both.yaml]"}, ["both.yaml: its method is multitask_prompt_tuning too; name recipes"]),
-        ({"tasks": "[qa.yaml, ./qa.yaml]"}, ["qa.yaml: task qa is qa.yaml already; rename one of the"]),
+        ({"tasks": "[qa.yaml, both.yaml]"}, ["both.yaml: its method is multitask_prompt_tuning too. Name recipes"]),
+        ({"tasks": "[qa.yaml, ./qa.yaml]"}, ["qa.yaml: task qa is qa.yaml already. Rename one of the"]),
         ({"tasks": "[qa.yaml, bad.yaml]"}, ["bad.yaml: task is missing", "bad.yaml: no data: set dataset_name"]),
         ({"method": None}, ["tasks has no effect with method prompt_tuning; it belongs to multitask_prompt_tuning"]),
         (
