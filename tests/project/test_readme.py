@@ -76,6 +76,11 @@ def test_the_quickstart_prints_the_table_of_the_readme(tmp_path, capsys):
     assert blocks("text") == [table + "\n"]
 
 
+def test_contributing_describes_every_package():
+    folders = {path.parent.name for path in (ROOT / "prompt_tuning").glob("*/__init__.py")}
+    assert set(re.findall(r"(?m)^\| `(\w+)/` \|", CONTRIBUTING)) == folders
+
+
 def test_every_make_target_exists():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^make ([\w-]+)", "\n".join(blocks("bash") + blocks("bash", CONTRIBUTING)), re.MULTILINE)
