@@ -1,4 +1,4 @@
-"""Pictures by matplotlib, which is an extra."""
+"""Draw pictures with matplotlib, which is an extra."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 
 def new_figure(file: str, width: float, height: float) -> Figure:
-    """An empty figure, its size in inches.
+    """Return an empty figure.
+
+    Args:
+        file: the name of the picture, for the error.
+        width: in inches.
+        height: in inches.
 
     Raises:
         PromptTuningError: matplotlib is not installed; the message names the file that needs it.
@@ -20,10 +25,10 @@ def new_figure(file: str, width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise PromptTuningError(f"{file} needs matplotlib; pip install matplotlib") from None
+        raise PromptTuningError(f"{file} needs matplotlib. Run: pip install matplotlib") from None
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """Draw without a display; the same figure gives the same bytes."""
+    """Draw a figure without a display. The same figure always has the same bytes."""
     figure.savefig(path, metadata={"Software": None})

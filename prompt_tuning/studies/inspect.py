@@ -1,13 +1,14 @@
-"""What a trained prompt looks like from outside: nearest tokens, norms, how far it moved, a picture of it.
+"""Describe a trained prompt from outside: nearest tokens, norms, the distance from its start, and a picture.
 
-None of it explains what the prompt does. Nearest tokens least of all: for any text there are prompts that lie next to
-it and solve another task (Khashabi et al. 2022), and trained prompts lie where no text does (Bailey et al. 2023).
+None of these explains what the prompt does, and nearest tokens do so least of all. For any text there are prompts next
+to it that solve another task (Khashabi et al. 2022). Trained prompts lie apart from the embeddings of text (Bailey et
+al. 2023).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -27,36 +28,56 @@ from prompt_tuning.models.loading import load_base_model, load_config, load_toke
 from prompt_tuning.models.prompts import check_adapter, load_adapter_config
 from prompt_tuning.studies.figures import new_figure, write_png
 from prompt_tuning.support.files import atomic_folder, read_json, write_json
+from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.tables import text_table
 
-INITIAL = "initial_prompt"  # the tensor, and with .safetensors the file, that a run started from
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INITIAL = "initial_prompt"  # The name of the tensor in RunFolder.INITIAL_PROMPT.
 CAUTION = """\
-These readings do not explain what the prompt does. Prompts that solve a task can lie next to any text, that of a
-contradictory task too (Khashabi et al. 2022, Prompt Waywardness, NAACL, aclanthology.org/2022.naacl-main.266), and
-trained prompts lie apart from the embeddings of natural language, so comparing them may mislead (Bailey et al. 2023,
-Soft prompting might be a bug, not a feature, ICML workshop on Challenges in Deployable Generative AI)."""
+These readings do not explain what the prompt does. Prompts that solve a task can lie next to any text, also that of a
+contradictory task (Khashabi et al. 2022, Prompt Waywardness, NAACL, aclanthology.org/2022.naacl-main.266). Trained
+prompts lie apart from the embeddings of natural language, so comparing them may mislead (Bailey et al. 2023, Soft
+prompting might be a bug, not a feature, ICML workshop on Challenges in Deployable Generative AI)."""
 
 
-def inspect(adapter: str, model_name_or_path: str | None = None, nearest: int = 5, output: str | None = None) -> dict:
+def inspect(
+    adapter: str, model_name_or_path: str | None = None, nearest: int = 5, output: str | None = None
+) -> dict[str, Any]:
     """Read a trained prompt, write inspection.json and inspection.png, and return what the former holds.
 
-    Of the base model only the input embeddings are read; for a prefix, which is keys and values, not even those.
+    Of the base model only the input embeddings are read. A prefix, which is keys and values, needs not even these.
 
     Args:
         adapter: a folder or a hub id.
-        model_name_or_path: where the base model lies, if it has moved.
+        model_name_or_path: the base model, if it has moved.
         nearest: how many vocabulary tokens to name for each virtual token.
         output: the folder to write to; by default the adapter's.
 
     Raises:
-        PromptTuningError: no adapter with virtual tokens there, no such base model, or matplotlib is not installed.
+        PromptTuningError: there is no adapter with virtual tokens, no such base model, or matplotlib is not installed.
     """
     folder = adapter_folder(adapter)
     if folder != Path(adapter) and output is None:
-        raise AdapterError(f"{adapter} lies in the hub's cache; name a folder to write to, as --output inspected")
+        raise AdapterError(f"{adapter} is in the hub's cache. Name a folder to write to, such as --output inspected.")
     config, weight = _read_adapter(folder)
-    method, name = config.peft_type.value, model_name_or_path or config.base_model_name_or_path
-    report = {"adapter": adapter, "method": method, "model": name, "virtual_tokens": len(weight)}
-    initial = folder / f"{INITIAL}.safetensors"
+    report = _describe(config, weight, folder, model_name_or_path, nearest)
+    report = {"adapter": adapter, **report, "caution": CAUTION}
+    with atomic_folder(Path(output) if output else folder) as partial:
+        write_json(partial / "inspection.json", report)
+        _draw(report, partial / "inspection.png")
+    return report
+
+
+def _describe(
+    config: PeftConfig, weight: torch.Tensor, folder: Path, model_name_or_path: str | None, nearest: int
+) -> dict[str, Any]:
+    """Return the report without the adapter's name and the caution."""
+    method = config.peft_type.value
+    name = model_name_or_path or config.base_model_name_or_path
+    initial = RunFolder(folder).initial_prompt
+    report = {"method": method, "model": name, "virtual_tokens": len(weight)}
     report["initial_prompt"] = str(initial) if initial.is_file() else None
     if find_method(method).trains_keys_and_values:
         report |= _describe_prefix(weight, config)
@@ -65,48 +86,47 @@ def inspect(adapter: str, model_name_or_path: str | None = None, nearest: int = 
         vocabulary = _input_embeddings(args, config, folder)
         report |= _describe_embeddings(weight, vocabulary, load_tokenizer(args), nearest)
     else:
-        raise ModelError(f"{folder} does not say which model it was trained on; give --model_name_or_path")
+        raise ModelError(f"{folder} does not name the model that it was trained on. Give --model_name_or_path.")
     if initial.is_file():
-        for token, distance in zip(report["tokens"], _moved(weight, initial), strict=True):
+        for token, distance in zip(report["tokens"], _distances(weight, initial), strict=True):
             token["moved"] = distance
-    report["caution"] = CAUTION
-    with atomic_folder(Path(output) if output else folder) as partial:
-        write_json(partial / "inspection.json", report)
-        _draw(report, partial / "inspection.png")
     return report
 
 
 def _read_adapter(folder: Path) -> tuple[PeftConfig, torch.Tensor]:
-    """The configuration and the weight: embeddings `[P, H]`, or the keys and values of all layers `[P, W]`."""
+    """Return the configuration and the weight: embeddings `[P, H]`, or the keys and values of all layers `[P, W]`."""
     config = load_adapter_config(folder)
     if not find_method(config.peft_type).has_prompt:
         expected = ", ".join(row.name.upper() for row in METHODS.values() if row.has_prompt)
         raise AdapterError(f"{folder}: a {config.peft_type.value} adapter; expected {expected}")
-    weight = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"].float()
-    # PEFT gives an encoder-decoder prompt twice its rows and uses the first half.
+    weight = load_file(RunFolder(folder).adapter_weights)["prompt_embeddings"].float()
+    # PEFT saves an encoder-decoder prompt with twice its rows, and uses the first half.
     return config, weight[: config.num_virtual_tokens]
 
 
-def _moved(weight: torch.Tensor, initial: Path) -> list[float]:
-    """How far each virtual token is from where it started."""
+def _distances(weight: torch.Tensor, initial: Path) -> list[float]:
+    """Return the distance of each virtual token from its start, `[P]`."""
     start = load_file(initial)[INITIAL].float()
     if start.shape != weight.shape:
         shapes = f"{list(start.shape)}, the trained prompt {list(weight.shape)}"
-        raise AdapterError(f"{initial} is {shapes}; it belongs to another run: remove it")
+        raise AdapterError(f"{initial} is {shapes}; it belongs to another run. Remove it.")
     return _rounded((weight - start).norm(dim=1))
 
 
 def _input_embeddings(args: ModelArguments, adapter: PeftConfig, folder: Path) -> torch.Tensor:
-    """`[V, H]` as the model embeds its tokens; the one tensor, if the model's files allow it."""
+    """Return the embeddings of all tokens, `[V, H]`. Only one tensor is read if the model's files allow it."""
     config = load_config(args)
     check_adapter(adapter, folder, config, renamed=args.model_name_or_path != adapter.base_model_name_or_path)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(config)
     embeddings = model.get_input_embeddings()
-    if type(embeddings) is nn.Embedding:  # others scale what they look up
-        names = [name for name, each in model.named_parameters(remove_duplicate=False) if each is embeddings.weight]
-        tensor = _read_tensor(args, names + [name.removeprefix(f"{model.base_model_prefix}.") for name in names])
+    if type(embeddings) is nn.Embedding:  # Other classes scale what they look up.
+        names = []
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if parameter is embeddings.weight:
+                names += [name, name.removeprefix(f"{model.base_model_prefix}.")]
+        tensor = _read_tensor(args, names)
         if tensor is not None:
             return tensor.float()
     embeddings = load_base_model(args, config).get_input_embeddings()
@@ -115,46 +135,48 @@ def _input_embeddings(args: ModelArguments, adapter: PeftConfig, folder: Path) -
 
 
 def _read_tensor(args: ModelArguments, names: list[str]) -> torch.Tensor | None:
-    """The first of `names` in the model's safetensors, in one file or several."""
-    where = {"revision": args.model_revision, "_raise_exceptions_for_missing_entries": False}
-    index = cached_file(args.model_name_or_path, "model.safetensors.index.json", **where)
-    places = read_json(Path(index))["weight_map"] if index else {}
+    """Return the first of the named tensors in the model's safetensors, which are one file or several."""
+    options = {"revision": args.model_revision, "_raise_exceptions_for_missing_entries": False}
+    index = cached_file(args.model_name_or_path, RunFolder.MODEL_INDEX, **options)
+    files = read_json(Path(index))["weight_map"] if index else {}
     for name in names:
-        path = cached_file(args.model_name_or_path, places.get(name, "model.safetensors"), **where)
-        if path:
-            with safe_open(path, "pt") as weights:
-                if name in set(weights.keys()):
-                    return weights.get_tensor(name)
+        path = cached_file(args.model_name_or_path, files.get(name, RunFolder.MODEL_WEIGHTS), **options)
+        if not path:
+            continue
+        with safe_open(path, "pt") as weights:
+            if name in set(weights.keys()):
+                return weights.get_tensor(name)
     return None
 
 
 def _describe_embeddings(
     weight: torch.Tensor, vocabulary: torch.Tensor, tokenizer: PreTrainedTokenizerBase, nearest: int
 ) -> dict[str, Any]:
-    """The prompt `[P, H]` beside the vocabulary `[V, H]`."""
-    vocabulary = vocabulary[: len(tokenizer)]  # rows beyond it only round up the model's size
+    """Compare the prompt `[P, H]` with the vocabulary `[V, H]`."""
+    vocabulary = vocabulary[: len(tokenizer)]  # Models have more rows than tokens, to round the number up.
     norms = vocabulary.norm(dim=1)
     cosines, ids = (F.normalize(weight) @ F.normalize(vocabulary).T).topk(min(nearest, len(vocabulary)))
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    tokens = [
-        {
-            "token": number,
-            "norm": _rounded(row.norm()),
-            "norm_percentile": round(100 * (norms < row.norm()).float().mean().item(), 1),
-            "nearest": [
-                {"id": id, "token": token_text(tokenizer, id, id in special), "cosine": _rounded(cosine)}
-                for id, cosine in zip(row_ids.tolist(), row_cosines, strict=True)
-            ],
-        }
-        for number, (row, row_ids, row_cosines) in enumerate(zip(weight, ids, cosines, strict=True))
-    ]
+    tokens = []
+    for number, (vector, vector_ids, vector_cosines) in enumerate(zip(weight, ids.tolist(), cosines, strict=True)):
+        near = []
+        for id, cosine in zip(vector_ids, vector_cosines, strict=True):
+            text = token_text(tokenizer, id, special=id in special)
+            near.append({"id": id, "token": text, "cosine": _rounded(cosine)})
+        percentile = round(100 * (norms < vector.norm()).float().mean().item(), 1)
+        tokens.append(
+            {"token": number, "norm": _rounded(vector.norm()), "norm_percentile": percentile, "nearest": near}
+        )
     low, high = _rounded(norms.quantile(torch.tensor([0.05, 0.95])))
-    whole = {"size": len(vocabulary), "norm_mean": _rounded(norms.mean()), "norm_5th": low, "norm_95th": high}
-    return {"vocabulary": whole, "tokens": tokens, "similarity": _rounded(F.normalize(weight) @ F.normalize(weight).T)}
+    size = {"size": len(vocabulary), "norm_mean": _rounded(norms.mean()), "norm_5th": low, "norm_95th": high}
+    return {"vocabulary": size, "tokens": tokens, "similarity": _rounded(F.normalize(weight) @ F.normalize(weight).T)}
 
 
-def token_text(tokenizer: PreTrainedTokenizerBase, id: int, special: bool) -> str:
-    """A token for people: special ones by their name, others as quoted text, parts of a character as their piece."""
+def token_text(tokenizer: PreTrainedTokenizerBase, id: int, *, special: bool) -> str:
+    """Return a token for people to read: a special token by its name, other tokens as quoted text.
+
+    A part of a character is no text, and is shown as the tokenizer's piece.
+    """
     piece = tokenizer.convert_ids_to_tokens(id)
     if special:
         return piece
@@ -166,22 +188,36 @@ def token_text(tokenizer: PreTrainedTokenizerBase, id: int, special: bool) -> st
 
 
 def _describe_prefix(weight: torch.Tensor, config: PeftConfig) -> dict[str, Any]:
-    """Norms of keys and values by layer, and similarity as the mean cosine over layers, of keys and of values."""
+    """Return the norms of keys and values by layer, and the similarity of virtual tokens.
+
+    The similarity is the mean cosine over the keys and the values of all layers.
+
+    Args:
+        weight: keys and values of all layers, `[P, W]`.
+        config: of the prefix.
+    """
     if isinstance(config, EncoderDecoderPrefixConfig):
-        order = [place for place in ("encoder", "decoder", "cross") if place in config.places]  # as in the weight
-        names = [f"{place} {layer}" for place in order for layer in range(config.places[place][0])]
-        sizes = [config.places[place] for place in order]
-        widths = [heads * size for layers, heads, size in sizes for _ in range(2 * layers)]
+        names = []
+        widths = []
+        places = config.places or {}
+        for place in ("encoder", "decoder", "cross"):  # The weight has this order.
+            num_layers, num_heads, head_size = places.get(place, (0, 0, 0))
+            names += [f"{place} {layer}" for layer in range(num_layers)]
+            widths += [num_heads * head_size] * (2 * num_layers)
     else:
-        names, widths = [*map(str, range(config.num_layers))], weight.shape[1] // (2 * config.num_layers)
-    slots = weight.split(widths, dim=1)  # a layer's keys, then its values
-    norms = [_rounded(slot.norm(dim=1)) for slot in slots]
-    layers = zip(names, norms[::2], norms[1::2], strict=True)
-    return {
-        "layers": [{"layer": name, "key_norms": keys, "value_norms": values} for name, keys, values in layers],
-        "tokens": [{"token": number} for number in range(len(weight))],
-        "similarity": _rounded(sum(F.normalize(slot) @ F.normalize(slot).T for slot in slots) / len(slots)),
-    }
+        names = list(map(str, range(config.num_layers)))
+        widths = [weight.shape[1] // (2 * config.num_layers)] * (2 * config.num_layers)
+    layers = []
+    similarity = torch.zeros(len(weight), len(weight))
+    slots = weight.split(widths, dim=1)  # Every layer has its keys and then its values.
+    for name, keys, values in zip(names, slots[::2], slots[1::2], strict=True):
+        layers.append(
+            {"layer": name, "key_norms": _rounded(keys.norm(dim=1)), "value_norms": _rounded(values.norm(dim=1))}
+        )
+        for slot in (keys, values):
+            similarity += F.normalize(slot) @ F.normalize(slot).T
+    tokens = [{"token": number} for number in range(len(weight))]
+    return {"layers": layers, "tokens": tokens, "similarity": _rounded(similarity / len(slots))}
 
 
 def _rounded(tensor: torch.Tensor) -> Any:
@@ -189,32 +225,54 @@ def _rounded(tensor: torch.Tensor) -> Any:
 
 
 def inspection_text(report: dict[str, Any]) -> str:
-    """The table of a report, a line for each virtual token, or for each layer of a prefix."""
+    """Return a report as text, with a table of virtual tokens, or of layers for a prefix.
+
+    Args:
+        report: of `inspect`.
+    """
     lines = ["{adapter}: {virtual_tokens} virtual tokens ({method}) of {model}".format_map(report)]
-    if "layers" in report:
+    is_prefix = "layers" in report
+    if is_prefix:
         lines.append("a prefix is keys and values, not embeddings, so nearest tokens do not exist for it")
-        table = ["layer         norm of keys, lowest to highest    norm of values, lowest to highest"]
-        for layer in report["layers"]:
-            both = _mean_and_range(layer["key_norms"]) + _mean_and_range(layer["value_norms"])
-            table.append("{:12}{:11.3f}{:11.3f} to{:8.3f}{:14.3f}{:11.3f} to{:8.3f}".format(layer["layer"], *both))
     else:
         size, mean, low, high = report["vocabulary"].values()
         lines.append(f"norms of the vocabulary's {size:,} tokens: mean {mean:.3f}, 90 % in {low:.3f} to {high:.3f}")
-        table = ["token    norm  percentile   moved  nearest tokens by cosine"]
-        for token in report["tokens"]:
-            moved = f"{token['moved']:8.3f}" if "moved" in token else "       -"
-            near = ", ".join(f"{each['token']} {each['cosine']:.2f}" for each in token["nearest"])
-            table.append(f"{token['token']:5}{token['norm']:8.3f}{token['norm_percentile']:12.1f}{moved}  {near}")
     if report["initial_prompt"]:
         mean, low, high = _mean_and_range([token["moved"] for token in report["tokens"]])
         lines.append(f"moved from {report['initial_prompt']} by {mean:.3f} on average, {low:.3f} to {high:.3f}")
     else:
-        lines.append(f"no {INITIAL}.safetensors in {report['adapter']}, so how far the prompt moved is unknown")
-    if pairs := [value for number, row in enumerate(report["similarity"]) for value in row[:number]]:
-        mean, low, high = _mean_and_range(pairs)
-        over = ", mean over layers, keys and values" if "layers" in report else ""
+        lines.append(f"no {RunFolder.INITIAL_PROMPT} in {report['adapter']}, so how far the prompt moved is unknown")
+    cosines = []
+    for number, row in enumerate(report["similarity"]):
+        cosines += row[:number]
+    if cosines:
+        mean, low, high = _mean_and_range(cosines)
+        over = ", mean over layers, keys and values" if is_prefix else ""
         lines.append(f"cosine between two virtual tokens{over}: {mean:.3f} on average, {low:.3f} to {high:.3f}")
-    return "\n".join([*lines, "", *table, "", report["caution"]])
+    table = _layer_table(report["layers"]) if is_prefix else _token_table(report["tokens"])
+    return "\n".join([*lines, "", table, "", report["caution"]])
+
+
+def _layer_table(layers: list[dict[str, Any]]) -> str:
+    rows = []
+    for layer in layers:
+        row = [layer["layer"]]
+        for name in ("key_norms", "value_norms"):
+            mean, low, high = _mean_and_range(layer[name])
+            row += [f"{mean:.3f}", f"{low:.3f} to {high:.3f}"]
+        rows.append(row)
+    head = ("layer", "norm of keys", "lowest to highest", "norm of values", "lowest to highest")
+    return text_table(head, rows, align=("left", "right", "right", "right", "right"))
+
+
+def _token_table(tokens: list[dict[str, Any]]) -> str:
+    rows = []
+    for token in tokens:
+        near = ", ".join(f"{entry['token']} {entry['cosine']:.2f}" for entry in token["nearest"])
+        moved = f"{token['moved']:.3f}" if "moved" in token else "-"
+        rows.append([str(token["token"]), f"{token['norm']:.3f}", f"{token['norm_percentile']:.1f}", moved, near])
+    head = ("token", "norm", "percentile", "moved", "nearest tokens by cosine")
+    return text_table(head, rows, align=("right", "right", "right", "right", "left"))
 
 
 def _mean_and_range(values: list[float]) -> tuple[float, float, float]:
@@ -222,30 +280,38 @@ def _mean_and_range(values: list[float]) -> tuple[float, float, float]:
 
 
 def _draw(report: dict[str, Any], path: Path) -> None:
-    """Norms beside the vocabulary's, or by layer; and the similarity of virtual tokens."""
+    """Draw the norms, by layer or beside the vocabulary's, and the similarity of virtual tokens."""
     figure = new_figure("inspection.png", 13, 5.2)
     from matplotlib.ticker import MaxNLocator
 
     left, right = figure.subplots(1, 2, width_ratios=[1.3, 1])
     if "layers" in report:
-        for name, color in (("key_norms", "tab:blue"), ("value_norms", "tab:orange")):
-            mean, low, high = zip(*(_mean_and_range(layer[name]) for layer in report["layers"]), strict=True)
-            left.plot(mean, ".-", color=color, label=name.replace("_norms", "s"))
-            left.fill_between(range(len(mean)), low, high, color=color, alpha=0.2)
-        left.set(xlabel="layer, as in the table", ylabel="norm", title="Norms of keys and values, mean and range")
+        _draw_layers(report["layers"], left)
     else:
-        _, mean, low, high = report["vocabulary"].values()
-        norms = [token["norm"] for token in report["tokens"]]
-        left.axhspan(low, high, color="tab:gray", alpha=0.25, label="90 % of the vocabulary")
-        left.axhline(mean, color="tab:gray", label="mean of the vocabulary")
-        left.plot(norms, ".", color="tab:blue", label="virtual tokens")
-        left.set(xlabel="virtual token", ylabel="norm", title="Norms of virtual tokens and of the vocabulary")
-        left.set_yscale("log" if max(norms) > 10 * low > 0 else "linear")
+        _draw_tokens(report, left)
     left.legend()
     image = right.imshow(report["similarity"], vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
     figure.colorbar(image, ax=right, label="cosine similarity")
-    right.set(xlabel="virtual token", ylabel="virtual token", title="Virtual tokens among themselves")
+    right.set(xlabel="virtual token", ylabel="virtual token", title="Similarity of virtual tokens")
     for axis in (left.xaxis, right.xaxis, right.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(f"{report['adapter']} ({report['method']}, {report['virtual_tokens']} virtual tokens)")
     write_png(figure, path)
+
+
+def _draw_layers(layers: list[dict[str, Any]], axes: Axes) -> None:
+    for name, color in (("key_norms", "tab:blue"), ("value_norms", "tab:orange")):
+        mean, low, high = zip(*(_mean_and_range(layer[name]) for layer in layers), strict=True)
+        axes.plot(mean, ".-", color=color, label=name.replace("_norms", "s"))
+        axes.fill_between(range(len(mean)), low, high, color=color, alpha=0.2)
+    axes.set(xlabel="layer, in the table's order", ylabel="norm", title="Norms of keys and values, mean and range")
+
+
+def _draw_tokens(report: dict[str, Any], axes: Axes) -> None:
+    _, mean, low, high = report["vocabulary"].values()
+    norms = [token["norm"] for token in report["tokens"]]
+    axes.axhspan(low, high, color="tab:gray", alpha=0.25, label="90 % of the vocabulary")
+    axes.axhline(mean, color="tab:gray", label="mean of the vocabulary")
+    axes.plot(norms, ".", color="tab:blue", label="virtual tokens")
+    axes.set(xlabel="virtual token", ylabel="norm", title="Norms of virtual tokens and of the vocabulary")
+    axes.set_yscale("log" if max(norms) > 10 * low > 0 else "linear")

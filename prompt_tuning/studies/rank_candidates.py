@@ -53,8 +53,8 @@ def choose_templates(recipe: Recipe, names: Sequence[str] | None) -> tuple[list[
         names: as `load_templates` takes them. By default all templates that are shipped for the task, except those
             that are answered by choosing: to choose is easier than to write.
     """
-    templates = {}
-    left_out = {}
+    templates: dict[str, Template] = {}
+    left_out: dict[str, str] = {}
     if not names:
         templates[str(recipe.prompt.template)] = Template.load(str(recipe.prompt.template))
     for name in names or [str(recipe.data.task)]:

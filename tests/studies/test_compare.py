@@ -185,7 +185,7 @@ def test_errors_that_would_follow_training_are_raised_before_it(recipes, tmp_pat
     assert "several has several tasks. Compare recipes of one task." in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert compared(recipes, tmp_path) == 1
-    assert "compare.png needs matplotlib; pip install matplotlib" in capsys.readouterr().err
+    assert "compare.png needs matplotlib. Run: pip install matplotlib" in capsys.readouterr().err
 
 
 def test_recipes_with_different_rows_are_refused_before_training(recipes, tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""What inspect says of a prompt: known prompts must be read as what they are."""
+"""inspect describes prompts whose tokens and norms are known by construction."""
 
 import json
 import shutil
@@ -71,7 +71,7 @@ def test_a_cpt_prompt_is_read_as_the_text_that_it_changes(base, tmp_path):
     assert [token["moved"] for token in report["tokens"]] == pytest.approx([0, 0, bound, 0], abs=1e-4)
 
 
-def test_norms_stand_beside_those_of_the_vocabulary(adapter, base):
+def test_norms_are_compared_with_those_of_the_vocabulary(adapter, base):
     report = inspect(str(adapter))
     norms = base.get_input_embeddings().weight.detach().norm(dim=1)
     expected = [norms[1], norms[70], 2 * norms[300], norms[5]]
@@ -84,7 +84,7 @@ def test_norms_stand_beside_those_of_the_vocabulary(adapter, base):
     assert report["vocabulary"]["norm_95th"] == pytest.approx(norms.quantile(0.95).item(), abs=1e-4)
 
 
-def test_the_distance_from_the_start_is_told_and_its_absence_is_said(adapter, base):
+def test_the_distance_from_the_start_is_reported_if_the_start_was_saved(adapter, base):
     before = inspect(str(adapter))
     assert before["initial_prompt"] is None and "moved" not in before["tokens"][0]
     assert f"no initial_prompt.safetensors in {adapter}, so how far the prompt moved is unknown" in inspection_text(
@@ -109,7 +109,7 @@ def test_similarity_is_the_cosine_between_virtual_tokens(adapter, base):
     assert torch.allclose(similarity, expected, atol=1e-4)
 
 
-def test_numbers_and_picture_are_written_beside_the_adapter_or_where_output_says(adapter, tmp_path):
+def test_numbers_and_picture_are_written_beside_the_adapter_or_to_output(adapter, tmp_path):
     report = inspect(str(adapter), output=str(tmp_path / "out"))
     assert not (adapter / "inspection.json").exists()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"inspection.json", "inspection.png"}
@@ -119,9 +119,9 @@ def test_numbers_and_picture_are_written_beside_the_adapter_or_where_output_says
     assert (adapter / "inspection.json").is_file() and (adapter / "inspection.png").is_file()
 
 
-def test_the_table_has_a_line_for_each_virtual_token_and_says_what_it_does_not_explain(adapter):
+def test_the_table_has_a_line_for_each_virtual_token_and_a_caution(adapter):
     text = inspection_text(inspect(str(adapter), nearest=2))
-    lines = [line for line in text.splitlines() if line[:5].strip().isdigit()]
+    lines = [line for line in text.splitlines() if line.split()[:1] in [[number] for number in "0123"]]
     assert len(lines) == 4 and "<eos> 1.00, " in lines[0]
     assert "do not explain what the prompt does" in text
     assert "Khashabi et al. 2022" in text and "Bailey et al. 2023" in text
@@ -204,7 +204,7 @@ def test_a_file_of_the_inner_model_is_read_too(adapter, model_folders, tmp_path,
     assert [token["nearest"][0]["id"] for token in report["tokens"]] == IDS
 
 
-def test_an_encoder_decoder_prompt_of_plain_peft_is_read_by_the_half_that_is_used(model_folders, tmp_path):
+def test_only_the_used_half_of_plain_pefts_encoder_decoder_prompt_is_read(model_folders, tmp_path):
     base = AutoModelForSeq2SeqLM.from_pretrained(model_folders["t5"])
     config = PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3)
     model = PeftModelForSeq2SeqLM(base, config)
@@ -216,7 +216,7 @@ def test_an_encoder_decoder_prompt_of_plain_peft_is_read_by_the_half_that_is_use
     assert [token["nearest"][0]["id"] for token in report["tokens"]] == [7, 8, 9]
 
 
-def test_embeddings_that_the_model_scales_are_taken_as_it_embeds_them(tokenizer, tmp_path):
+def test_embeddings_that_the_model_scales_are_read_scaled(tokenizer, tmp_path):
     from transformers import GemmaConfig, GemmaForCausalLM
 
     config = GemmaConfig(
@@ -234,7 +234,7 @@ def test_embeddings_that_the_model_scales_are_taken_as_it_embeds_them(tokenizer,
     assert report["tokens"][0]["norm"] == pytest.approx(norms[9].item(), abs=1e-3)
 
 
-def test_tokens_are_shown_so_that_spaces_special_tokens_and_half_characters_are_seen(tokenizer):
+def test_the_text_of_tokens_shows_spaces_special_tokens_and_half_characters(tokenizer):
     special = tokenizer.convert_tokens_to_ids("<|user|>")
     assert token_text(tokenizer, special, special=True) == "<|user|>"
     space = tokenizer("Ada lives").input_ids
@@ -245,7 +245,7 @@ def test_tokens_are_shown_so_that_spaces_special_tokens_and_half_characters_are_
     assert token_text(tokenizer, half, special=False) == "piece 'Ã'"
 
 
-def test_what_cannot_be_inspected_is_said_and_nothing_is_written(adapter, tmp_path, tokenizer, monkeypatch):
+def test_what_cannot_be_inspected_is_refused_and_nothing_is_written(adapter, tmp_path, tokenizer, monkeypatch):
     with pytest.raises(AdapterError, match=r"none: no adapter_config.json there"):
         inspect(str(tmp_path / "none"))
     with pytest.raises(ModelError, match="model_name_or_path /no/such: no such folder"):
@@ -269,5 +269,7 @@ def test_what_cannot_be_inspected_is_said_and_nothing_is_written(adapter, tmp_pa
 def test_an_adapter_that_names_no_model_asks_for_one(adapter):
     config = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": None}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="does not say which model it was trained on; give --model_name_or_path"):
+    with pytest.raises(
+        ModelError, match=r"does not name the model that it was trained on\. Give --model_name_or_path"
+    ):
         inspect(str(adapter))
