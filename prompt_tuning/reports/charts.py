@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 480, 280
@@ -89,8 +89,9 @@ def line_chart(
     """
     finite = {}
     for name, points in series.items():
-        finite[name] = [point for point in points if math.isfinite(point[1])]
-    finite = {name: points for name, points in finite.items() if points}
+        finite_points = [point for point in points if math.isfinite(point[1])]
+        if finite_points:
+            finite[name] = finite_points
     if not finite:
         return None
     steps, values = zip(*itertools.chain.from_iterable(finite.values()), strict=True)
@@ -108,8 +109,8 @@ def line_chart(
         description=f"{'; '.join(descriptions)}.",
         x_label="step",
         y_label=y_label,
-        x_ticks=[(_x(tick, across), f"{tick:g}") for tick in across],
-        y_ticks=[(_y(tick, up), f"{tick:g}") for tick in up],
+        x_ticks=_labels(across, across, _x),
+        y_ticks=_labels(up, up, _y),
         lines=lines,
         bars=[],
         mark=(_x(mark[0], across), mark[1]) if mark else None,
@@ -129,7 +130,7 @@ def histogram(title: str, x_label: str, values: Sequence[int]) -> Chart:
     step = math.ceil(_step(low, high + 1, MOST_BARS - 1))
     counts = Counter(value // step for value in values)
     numbers = range(low // step, high // step + 1)
-    edges = [number * step for number in (*numbers, numbers[-1] + 1)]
+    edges = range(numbers[0] * step, (numbers[-1] + 2) * step, step)
     up = _ticks(0, max(counts.values()), whole=True)
     bars = []
     for number in numbers:
@@ -139,15 +140,15 @@ def histogram(title: str, x_label: str, values: Sequence[int]) -> Chart:
         bars.append(
             Bar(number * step, (number + 1) * step - 1, count, left, y, max(round(right - left - 1, 1), 1), height)
         )
-    every = math.ceil(len(edges) / MOST_TICKS)
+    stride = math.ceil(len(edges) / MOST_TICKS)
     middle = sorted(values)[len(values) // 2]
     return Chart(
         title=title,
         description=f"{len(values)} rows, from {low} to {high} {x_label}, the median {middle}.",
         x_label=x_label,
         y_label="rows",
-        x_ticks=[(_x(edge, edges), f"{edge}") for edge in edges[::every]],
-        y_ticks=[(_y(tick, up), f"{tick:g}") for tick in up],
+        x_ticks=_labels(edges[::stride], edges, _x),
+        y_ticks=_labels(up, up, _y),
         lines=[],
         bars=bars,
     )
@@ -171,6 +172,13 @@ def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     places = max(10, 2 - math.floor(math.log10(step)))
     return [round(number * step, places) for number in range(first, last + 1)]
+
+
+def _labels(
+    values: Sequence[float], axis: Sequence[float], place: Callable[[float, Sequence[float]], float]
+) -> list[tuple[float, str]]:
+    """Return the places of values on an axis, with their texts."""
+    return [(place(value, axis), f"{value:.10g}") for value in values]
 
 
 def _x(value: float, ticks: Sequence[float]) -> float:

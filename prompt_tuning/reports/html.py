@@ -27,6 +27,7 @@ from prompt_tuning.reports.summary import (
     logged_steps,
     read_results,
     scores_of_systems,
+    systems_in,
 )
 from prompt_tuning.support.files import atomic_write, read_json, read_json_lines
 from prompt_tuning.support.run_folder import RunFolder
@@ -110,7 +111,7 @@ def _run_content(run: RunFolder, results: dict[str, Any]) -> dict[str, Any]:
             "mean": is_mean,
             "file": f"{RunFolder.PREDICTIONS}/{run.predictions(results['split']).name}",
             "language": language.replace("_", "-") if language else None,
-            **_compared_rows(rows, {name: NAMES[name] for name in scores_of_systems(results)}),
+            **_compared_rows(rows, systems_in(results)),
         },
         "lengths": _lengths(rows, results),
     }
@@ -160,6 +161,10 @@ def _read_rows(run: RunFolder, results: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def _column(rows: list[Row], name: str) -> list[Any]:
+    return [row[name] for row in rows]
+
+
 def _metric_function(metric: str, names: Sequence[str], language: str | None) -> MetricFunction:
     """Return only the function that computes `metric`, because it is called for every row."""
     for name in names:
@@ -178,13 +183,13 @@ def _add_scores(rows: list[Row], metric: str, score: MetricFunction, results: di
         True if the metric of all rows is the mean of the rows' scores.
     """
     logger.info("scoring every row alone, for the report")
-    references = [row["references"] for row in rows]
+    references = _column(rows, "references")
     sign = -1 if metric == "ter" else 1  # a lower translation edit rate is better
     for place, row in enumerate(rows):
         row |= {"place": place, "scores": {}, "gain": 0.0}
     is_mean = True
     for name, scores in scores_of_systems(results).items():
-        row_scores = rows_scored_alone(score, metric, [row[name] for row in rows], references)
+        row_scores = rows_scored_alone(score, metric, _column(rows, name), references)
         is_mean = is_mean and abs(row_scores.mean() - scores.values[metric]) < MEAN_TOLERANCE
         for row, row_score in zip(rows, row_scores, strict=True):
             row["scores"][name] = float(row_score)
@@ -197,7 +202,7 @@ def _add_scores(rows: list[Row], metric: str, score: MetricFunction, results: di
 
 def _add_previews(rows: list[Row]) -> None:
     """Set `preview`, the source without the words that all rows open with, and shorten texts that are too long."""
-    prefix = _common_words([row["source"] for row in rows])
+    prefix = _common_words(_column(rows, "source"))
     for row in rows:
         text = " ".join((row["source"][len(prefix) :].strip() or row["source"]).split())
         if len(text) > PREVIEW:  # a question is often at the end
@@ -229,14 +234,16 @@ def _shortened(text: str) -> str:
 def _table(results: dict[str, Any]) -> dict[str, Any]:
     """Return the scores of every system by metric, and the difference if there are two systems."""
     systems = scores_of_systems(results)
-    columns: dict[str, dict[str, float]] = {NAMES[name]: scores.values for name, scores in systems.items()}
+    columns: dict[str, dict[str, float]] = {}
+    for name, scores in systems.items():
+        columns[NAMES[name]] = scores.values
     for adapter in results.get("adapters", {}).values():
         columns[f"{adapter['folder']} alone"] = adapter
     first = next(iter(systems.values()))
     lines = {}
     for metric in first.values:
         numbers = [column[metric] for column in columns.values()]
-        lines[metric] = [f"{number:.2f}" for number in numbers]
+        lines[metric] = list(map("{:.2f}".format, numbers))
         if len(numbers) == 2:
             lines[metric].append(f"{numbers[1] - numbers[0]:+.2f}")
     return {
@@ -291,10 +298,11 @@ def _curves(run: RunFolder, results: dict[str, Any]) -> dict[str, Any]:
         together = "trained_with" in results
         return {"trained": together, "elsewhere": together, "curves": [], "columns": [], "steps": [], "steps_of": 0}
     steps = logged_steps(read_json(run.log_history))
-    columns = dict.fromkeys(key for values in steps.values() for key in values)
+    columns: dict[str, None] = {}
     stride = math.ceil(len(steps) / STEPS_SHOWN) if steps else 1
     shown = []
     for number, (step, values) in enumerate(steps.items()):
+        columns |= dict.fromkeys(values)
         if number % stride == 0 or "eval_loss" in values:
             shown.append((step, values))
     return {
@@ -316,7 +324,7 @@ def _curve_charts(steps: dict[int, dict[str, float]], results: dict[str, Any]) -
         metric = main_metric(results["task"], next(iter(scores_of_systems(results).values())))
         scores = {"validation": _series(steps, f"eval_{metric}")}
         charts.append(line_chart(f"{metric} by step, on the validation rows", metric, scores, mark))
-    return [chart for chart in charts if chart]
+    return list(filter(None, charts))
 
 
 def _series(steps: dict[int, dict[str, float]], key: str) -> list[tuple[int, float]]:
@@ -326,8 +334,8 @@ def _series(steps: dict[int, dict[str, float]], key: str) -> list[tuple[int, flo
 
 def _lengths(rows: list[Row], results: dict[str, Any]) -> dict[str, Any]:
     """Return histograms of the sources' lengths and of the tokens that were cut from them."""
-    lengths = [row["source_tokens"] for row in rows]
-    cuts = [row["cut_tokens"] for row in rows if row["cut_tokens"]]
+    lengths = _column(rows, "source_tokens")
+    cuts = list(filter(None, _column(rows, "cut_tokens")))
     charts = [histogram("Length of the sources, in tokens", "tokens", lengths)]
     if cuts:
         charts.append(histogram("Tokens cut from a source, for sources that were cut", "tokens", cuts))

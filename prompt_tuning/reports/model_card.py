@@ -34,6 +34,7 @@ from prompt_tuning.reports.summary import (
     logged_steps,
     read_results,
     scores_of_systems,
+    systems_in,
 )
 from prompt_tuning.support.files import atomic_write, write_json
 from prompt_tuning.support.run_folder import RunFolder
@@ -248,8 +249,10 @@ def _eval_results(results: dict[str, Any], settings: dict[str, Any], task: str) 
     language = settings.get("lang") or settings.get("target_lang")
     eval_results = []
     for metric, value in scores.values.items():
-        args = {"language": language, "signature": scores.signatures.get(f"{metric}_signature")}
-        args = {name: arg for name, arg in args.items() if arg}
+        args = {"language": language} if language else {}
+        signature = scores.signatures.get(f"{metric}_signature")
+        if signature:
+            args["signature"] = signature
         eval_results.append(
             EvalResult(
                 task_type=task,
@@ -297,7 +300,7 @@ def _defaults(block: Any) -> dict[str, Any]:
 
 def _predictions(example: dict[str, Any]) -> dict[str, str]:
     """Return the predictions of the example row by the label of what made them."""
-    return {label: example[name] for name, label in NAMES.items() if name in example}
+    return {label: example[name] for name, label in systems_in(example).items()}
 
 
 def _results_table(systems: dict[str, Scores]) -> tuple[list[str], list[list[Any]]]:

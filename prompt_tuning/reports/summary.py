@@ -74,7 +74,15 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 def scores_of_systems(results: Mapping[str, Any]) -> dict[str, Scores]:
     """Return the scores of the hard prompt, of what was trained and of an ensemble, by their keys in results.json."""
-    return {name: Scores.from_json(results[name]) for name in NAMES if name in results}
+    scores = {}
+    for name in systems_in(results):
+        scores[name] = Scores.from_json(results[name])
+    return scores
+
+
+def systems_in(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys of results.json, or of a row of predictions, that belong to a system, with their labels."""
+    return {name: label for name, label in NAMES.items() if name in record}
 
 
 def decoding_text(decoding: dict[str, Any]) -> str:
@@ -119,7 +127,10 @@ def leakage_text(leakage: dict[str, Any]) -> str:
     Args:
         leakage: the split's counts under `leakage` in results.json.
     """
-    counts = [f"{leakage[name]} {place}" for name, place in LEAKAGE.items() if leakage[name]]
+    counts = []
+    for name, place in LEAKAGE.items():
+        if leakage[name]:
+            counts.append(f"{leakage[name]} {place}")
     text = ", ".join(counts) or "none"
     if leakage["same_target"] is None:
         text += "; no training rows were read"
@@ -137,8 +148,10 @@ def logged_steps(log_history: list[dict[str, float]]) -> dict[int, dict[str, flo
     steps: dict[int, dict[str, float]] = {}
     for entry in log_history:
         if "train_runtime" not in entry:
-            numbers = {key: value for key, value in entry.items() if key not in NOT_SHOWN}
-            steps.setdefault(int(entry["step"]), {}).update(numbers)
+            numbers = steps.setdefault(int(entry["step"]), {})
+            numbers |= entry
+            for key in NOT_SHOWN:
+                numbers.pop(key, None)
     return steps
 
 
@@ -147,7 +160,7 @@ def _table(results: dict[str, Any]) -> str:
     metrics = list(next(iter(systems.values())).values)
     rows = []
     for name, scores in systems.items():
-        rows.append([NAMES[name], *(f"{scores.values[metric]:.1f}" for metric in metrics)])
+        rows.append([NAMES[name], *map("{:.1f}".format, scores.values.values())])
     if len(systems) == 2:
         hard, tuned = systems.values()
         rows.append(["difference", *(f"{tuned.values[metric] - hard.values[metric]:+.1f}" for metric in metrics)])
@@ -187,9 +200,8 @@ def _example(row: dict[str, Any]) -> str:
     source = textwrap.indent(textwrap.fill(" ".join(row["source"].split()), LINE_WIDTH), "  | ")
     references = " / ".join(dict.fromkeys(row["references"]))
     lines = [f"row {row['row']}", source, f"  {'expected':{LABEL_WIDTH}}{references}"]
-    for name, label in NAMES.items():
-        if name in row:
-            lines.append(f"  {label:{LABEL_WIDTH}}{_one_line(row[name])}")
+    for name, label in systems_in(row).items():
+        lines.append(f"  {label:{LABEL_WIDTH}}{_one_line(row[name])}")
     return "\n".join(lines)
 
 
