@@ -1,9 +1,9 @@
-"""Rows of an evaluated split that also stand in the training split: then a score says less than it seems to.
+"""Find rows of an evaluated split that are also in the training split: with them a score says less than it seems to.
 
 Rows are compared by what the template prints of them in their source (`Template.source_key`), value by value. Exact:
 every value is equal without case and white space. Near: in every value the runs of three words have a Jaccard index of
-at least 0.6. So a passage that comes again with another question is no leak of the row; such rows are counted apart,
-where the template reads a `context`.
+at least 0.6. So a passage with another question does not make the row a leak. If the template reads a `context`, such
+rows are counted separately.
 """
 
 from __future__ import annotations
@@ -27,26 +27,48 @@ from prompt_tuning.templates.template import Template
 logger = logging.getLogger(__name__)
 
 SHINGLE = 3
-NEAR = 0.6
-FIRST = 5
-SHOWN = 3
+"""The number of words in a run."""
 
+NEAR = 0.6
+"""The Jaccard index from which two texts are near."""
+
+FIRST = 5
+"""The number of rows of each kind that results.json lists."""
+
+SHOWN = 3
+"""The number of rows of each kind that the log shows."""
+
+KINDS = {
+    "same_target": "are in the training split with the same target",
+    "other_target": "are in the training split with another target",
+    "near": "are nearly rows of the training split",
+    "demonstrated": "have the source of a demonstration",
+    "initial_text": "are in init_text",
+}
+"""What the log says of each list of rows."""
 
 Source = tuple[str, ...]
+"""The values of a row that the template prints in its source, as rows are compared."""
+
 Pairs = tuple[tuple[int, int], ...]
+"""(row, training row), numbered from 0."""
+
+TargetsOf = dict[Source, dict[str, int]]
+"""For the source of every evaluated row, the targets of training rows with that source and the first row of each."""
 
 
 @dataclass(frozen=True)
 class Leaks:
-    """What of a split stands elsewhere too. Pairs are (row, training row), from 0; a row is in one of the first three.
+    """The rows of a split that are also somewhere else. A row is in at most one of the first three lists.
 
     Args:
-        same_target: source and target are those of a training row.
-        other_target: the source is, the target is not.
-        near: the source nearly is.
-        shared_passages: rows in none of these whose `context` is that of a training row; None without such a column.
-        demonstrated: rows whose source is that of a demonstration.
-        initial_text: rows whose source stands in the text that the soft prompt starts from.
+        rows: the number of rows of the split.
+        same_target: rows with the source and the target of a training row.
+        other_target: rows with the source of a training row and another target.
+        near: rows whose source is near that of a training row.
+        shared_passages: the number of other rows with the `context` of a training row; None without such a column.
+        demonstrated: rows with the source of a demonstration.
+        initial_text: rows whose source is in the text that the soft prompt starts from.
     """
 
     rows: int
@@ -58,12 +80,17 @@ class Leaks:
     initial_text: tuple[int, ...] = ()
 
     def lists(self) -> dict[str, tuple]:
+        """Return the lists of rows by their names."""
         return {name: value for name, value in asdict(self).items() if isinstance(value, tuple)}
 
     def facts(self) -> dict[str, Any]:
-        """For results.json: how many of each, and the first of them, numbered as in predictions/."""
-        counts = {name: len(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        first = {name: [*value[:FIRST]] for name, value in self.lists().items() if value}
+        """Return for results.json the length of every list, and its first rows, numbered as in predictions/."""
+        counts = asdict(self)
+        first = {}
+        for name, rows in self.lists().items():
+            counts[name] = len(rows)
+            if rows:
+                first[name] = list(rows[:FIRST])
         return counts | ({"first": first} if first else {})
 
 
@@ -73,49 +100,55 @@ def count_leaks(
     rows: DatasetDict,
     loaded: DatasetDict,
     data: DataArguments,
+    *,
     initial_text: str | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """What of each evaluated split stands in the training split, a demonstration or init_text too, said in the log.
+    """Compare every evaluated split with the training split, the demonstrations and init_text, and log what is found.
 
     Args:
-        loaded: `rows`, and the training rows where demonstrations are chosen from them.
+        template: the template, with the demonstrations that every row is shown.
+        languages: `language_variables(...)`, for a translation.
+        rows: the splits that are prepared.
+        loaded: `rows`, and the training rows if demonstrations are chosen from them.
+        data: names the files, for the log.
+        initial_text: the text that the soft prompt starts from.
 
     Returns:
-        For results.json, by split what `Leaks.facts` says; None where no training rows were read to compare with.
+        By split the facts of `Leaks` for results.json, with None for what could not be compared without training rows.
     """
-    train = loaded.get("train") if not data.streaming else None
+    train = None if data.streaming else loaded.get("train")
     if "train" in loaded and train is None:
         logger.warning("train: a stream, whose rows are not compared with those of other splits")
-    found = {
-        split: find_leaks(template, languages, rows[split], train, initial_text) for split in rows if split != "train"
-    }
-    for split, leaks in found.items():
+    facts = {}
+    for split in rows:
+        if split == "train":
+            continue
+        leaks = find_leaks(template, languages, rows[split], train, initial_text)
         for line in _leak_lines(data, split, leaks):
             logger.warning("%s: %s", split, line)
         if train is not None and not (leaks.same_target or leaks.other_target or leaks.near):
-            logger.info("%s: none of its %s rows stands in the training split too", split, leaks.rows)
-    unknown = dict.fromkeys(("same_target", "other_target", "near")) if "train" not in loaded else {}
-    return {split: leaks.facts() | unknown for split, leaks in found.items()}
+            logger.info("%s: none of its %s rows is in the training split", split, leaks.rows)
+        facts[split] = leaks.facts()
+        if "train" not in loaded:
+            facts[split] |= {"same_target": None, "other_target": None, "near": None}
+    return facts
 
 
 def _leak_lines(data: DataArguments, split: str, leaks: Leaks) -> list[str]:
-    said = {
-        "same_target": "stand in the training split with the same target",
-        "other_target": "stand in the training split with another target",
-        "near": "are nearly those of the training split",
-        "demonstrated": "have the source of a demonstration",
-        "initial_text": "stand in init_text",
-    }
+    """Return a line for the log for every list of rows that is not empty."""
     lines = []
     for name, rows in leaks.lists().items():
+        if not rows:
+            continue
         shown = []
         for numbers in rows[:SHOWN]:
             row, *training_row = numbers if isinstance(numbers, tuple) else (numbers,)
-            places = [(split, row), *(("train", each) for each in training_row)]
-            shown.append(" = ".join(row_origin(data, *place) for place in places))
-        if rows:
-            more = f"; {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
-            lines.append(f"{len(rows)} of {leaks.rows} rows {said[name]} ({'; '.join(shown)}{more})")
+            origins = [row_origin(data, split, row)]
+            origins += [row_origin(data, "train", number) for number in training_row]
+            shown.append(" = ".join(origins))
+        if len(rows) > SHOWN:
+            shown.append(f"{len(rows) - SHOWN} more")
+        lines.append(f"{len(rows)} of {leaks.rows} rows {KINDS[name]} ({'; '.join(shown)})")
     if leaks.shared_passages:
         lines.append(f"{leaks.shared_passages} of {leaks.rows} rows ask something else about a training row's context")
     return lines
@@ -128,100 +161,128 @@ def find_leaks(
     train: Dataset | None = None,
     initial_text: str | None = None,
 ) -> Leaks:
-    """Compare an evaluated split, in time that grows with the number of rows and not with that of pairs.
+    """Compare an evaluated split with the training split, in time that grows with the rows and not with their pairs.
 
-    Training rows are read one by one, and none is kept: there may be many.
+    Training rows are read one by one and are not kept, because there may be many.
 
     Args:
-        template: with the demonstrations that stand before every row.
-        train: the training rows; without them demonstrations and the initial text alone are looked up.
+        template: the template, with the demonstrations that every row is shown.
+        languages: `language_variables(...)`, for a translation.
+        rows: the evaluated split.
+        train: the training rows; without them only demonstrations and the initial text are compared.
+        initial_text: the text that the soft prompt starts from.
     """
     sources = [template.source_key(row, languages) for row in rows]
-    shown = {template.source_key(row, languages) for row in template.demonstrations}
-    start = _spaced(normalised(initial_text or ""))
-    demonstrated = tuple(number for number, source in enumerate(sources) if source in shown)
-    initial = tuple(number for number, source in enumerate(sources) if initial_text and _stands_in(source, start))
+    demonstrations = {template.source_key(row, languages) for row in template.demonstrations}
+    text = _spaced(normalised(initial_text or ""))
+    demonstrated = tuple(number for number, source in enumerate(sources) if source in demonstrations)
+    initial = tuple(number for number, source in enumerate(sources) if initial_text and _is_in(source, text))
     if train is None:
         return Leaks(len(rows), demonstrated=demonstrated, initial_text=initial)
 
-    asked = dict.fromkeys(sources)
-    known: dict[Source, dict[str, int]] = defaultdict(dict)  # of those asked: source -> target -> first training row
-
-    def training_sources() -> Iterator[Source]:
-        for number, row in enumerate(train):
-            try:
-                source = template.source_key(row, languages)
-                if source in asked:
-                    known[source].setdefault(_target(template, row, languages), number)
-            except TemplateError:  # rows that demonstrations are chosen from were not checked, and may be of any kind
-                source = ()
-            yield source
-
-    places = nearest_sources(training_sources(), asked)
-    same, other, near = [], [], []
+    targets_of: TargetsOf = {source: {} for source in sources}
+    near_rows = nearest_sources(_training_sources(template, languages, train, targets_of), targets_of)
+    same: list[tuple[int, int]] = []
+    other: list[tuple[int, int]] = []
+    near: list[tuple[int, int]] = []
     for number, source in enumerate(sources):
-        if source in known:
-            targets, target = known[source], _target(template, rows[number], languages)
-            (same if target in targets else other).append((number, targets.get(target, min(targets.values()))))
-        elif source in places:
-            near.append((number, places[source]))
-    leaked = {number for number, _ in chain(same, other, near)}
-    passages = _shared_passages(rows, train, leaked) if "context" in template.source_columns else None
+        targets = targets_of[source]
+        target = _target(template, rows[number], languages) if targets else ""
+        if target in targets:
+            same.append((number, targets[target]))
+        elif targets:
+            other.append((number, min(targets.values())))
+        elif source in near_rows:
+            near.append((number, near_rows[source]))
+    passages = None
+    if "context" in template.source_columns:
+        leaked = {number for number, _ in (*same, *other, *near)}
+        passages = _shared_passages(rows, train, leaked)
     return Leaks(len(rows), tuple(same), tuple(other), tuple(near), passages, demonstrated, initial)
 
 
-def nearest_sources(known: Iterable[Source], asked: Iterable[Source]) -> dict[Source, int]:
-    """Asked source -> place of the first known one that it is near to, for those that are near to one; () is to none.
+def _training_sources(
+    template: Template, languages: dict[str, str] | None, train: Dataset, targets_of: TargetsOf
+) -> Iterator[Source]:
+    """Yield the source of every training row, () if the template cannot print it, and fill `targets_of`."""
+    for number, row in enumerate(train):
+        try:
+            source = template.source_key(row, languages)
+            if source in targets_of:
+                targets_of[source].setdefault(_target(template, row, languages), number)
+        except TemplateError:
+            # Training rows that are only demonstrations were not checked.
+            source = ()
+        yield source
+
+
+def nearest_sources(training: Iterable[Source], evaluated: Iterable[Source]) -> dict[Source, int]:
+    """Return the place of the first training source that an evaluated source is near to, for those near to any.
 
     Two sets with a Jaccard index of at least t share one of the n - ceil(t n) + 1 rarest members of each (prefix
-    filtering, Chaudhuri et al. 2006), so rows that have the same frequent words are never paired for these. Candidates
-    come of the value that differs most among the asked, as the question where rows share passages.
+    filtering, Chaudhuri et al. 2006), so that rows are never compared because they share frequent words. Candidates
+    come from the value that differs most among the evaluated sources: the question, if rows share passages.
+
+    Args:
+        training: sources; () is near to none.
+        evaluated: sources with as many values.
     """
-    asked = list(asked)
-    if not asked:
+    evaluated = list(evaluated)
+    if not evaluated:
         return {}
-    value = max(range(len(asked[0])), key=lambda place: len({source[place] for source in asked}))
-    shingles = [[_shingles(text) for text in source] for source in asked]
+    value = _most_different_value(evaluated)
+    shingles = [[_shingles(text) for text in source] for source in evaluated]
     counts = Counter(chain.from_iterable(texts[value] for texts in shingles))
     index = defaultdict(list)
     for number, texts in enumerate(shingles):
         for shingle in _rarest(texts[value], counts):
             index[shingle].append(number)
-    found: dict[int, int] = {}
-    for place, source in enumerate(known):
+    places: dict[int, int] = {}
+    for place, source in enumerate(training):
         rarest = _rarest(_shingles(source[value]), counts) if source else []
         candidates = set(chain.from_iterable(index[shingle] for shingle in rarest if shingle in index))
-        if candidates := candidates - found.keys():
-            texts = [_shingles(text) for text in source]
-            found |= {number: place for number in candidates if _alike(texts, shingles[number])}
-    return {asked[number]: place for number, place in found.items()}
+        candidates -= places.keys()
+        if candidates:
+            texts = list(map(_shingles, source))
+            places |= {number: place for number in candidates if _alike(texts, shingles[number])}
+    return {evaluated[number]: place for number, place in places.items()}
+
+
+def _most_different_value(sources: list[Source]) -> int:
+    """Return the place of the value that has the most different texts."""
+    counts = [len(set(texts)) for texts in zip(*sources, strict=False)]
+    return counts.index(max(counts))
 
 
 def _rarest(members: set[tuple[str, ...]], counts: Counter) -> list[tuple[str, ...]]:
-    """Those of the rarest members that any asked row has; members that none has are rarer still."""
-    wanted = len(members) - math.ceil(NEAR * len(members)) + 1
+    """Return those of the rarest members that any evaluated row has; members that none has are rarer still."""
     occurring = [member for member in members if member in counts]
-    wanted -= len(members) - len(occurring)
-    return sorted(occurring, key=lambda member: (counts[member], member))[:wanted] if wanted > 0 else []
+    length = len(members) - math.ceil(NEAR * len(members)) + 1 - (len(members) - len(occurring))
+    return sorted(occurring, key=lambda member: (counts[member], member))[: max(length, 0)]
 
 
 def _shingles(text: str) -> set[tuple[str, ...]]:
+    """Return the runs of three words; a shorter text is one run."""
     found = words(text) or text.split()
     if len(found) < SHINGLE:
         return {tuple(found)}
     return set(zip(*(found[start:] for start in range(SHINGLE)), strict=False))
 
 
-def _alike(one: list[set], other: list[set]) -> bool:
-    """Whether all values of two sources are near."""
-    pairs = zip(one, other, strict=False)
-    return len(one) == len(other) and all(len(a & b) >= NEAR * len(a | b) for a, b in pairs)
+def _alike(first: list[set], second: list[set]) -> bool:
+    """Return True if all values of two sources are near."""
+    if len(first) != len(second):
+        return False
+    return all(len(a & b) >= NEAR * len(a | b) for a, b in zip(first, second, strict=True))
 
 
 def _shared_passages(rows: Dataset, train: Dataset, leaked: set[int]) -> int:
-    asked = {number: normalised(text) for number, text in enumerate(rows["context"]) if isinstance(text, str)}
-    known = {normalised(text) for text in train["context"] if isinstance(text, str)}.intersection(asked.values())
-    return sum(number not in leaked and text in known for number, text in asked.items())
+    """Return the number of rows, without those that leak, whose context is that of a training row."""
+    passages = {normalised(text) for text in train["context"] if isinstance(text, str)}
+    count = 0
+    for number, text in enumerate(rows["context"]):
+        count += number not in leaked and isinstance(text, str) and normalised(text) in passages
+    return count
 
 
 def _target(template: Template, row: dict[str, Any], languages: dict[str, str] | None) -> str:
@@ -229,9 +290,11 @@ def _target(template: Template, row: dict[str, Any], languages: dict[str, str] |
 
 
 def _spaced(text: str) -> str:
+    """Return the words of a text with a space around each, so that words are found whole."""
     return f" {' '.join(words(text))} "
 
 
-def _stands_in(source: Source, start: str) -> bool:
-    texts = [spaced for text in source if (spaced := _spaced(text)).strip()]
-    return bool(texts) and all(text in start for text in texts)
+def _is_in(source: Source, text: str) -> bool:
+    """Return True if all values of a source that have words are in a spaced text."""
+    values = [value for value in map(_spaced, source) if value.strip()]
+    return bool(values) and all(value in text for value in values)

@@ -5,6 +5,7 @@ Every function raises one PromptTuningError, whose message has a line for each p
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from datasets import Dataset, IterableDataset
@@ -18,13 +19,18 @@ from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.encoding.dataset import EncodingReport
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import DataError, ErrorList, RecipeError
+from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.metrics.loading import score_example_row
 from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.templates.languages import LANGUAGES
 from prompt_tuning.templates.template import Template
 from prompt_tuning.training.losses import SCALED_LOGITS
 
+logger = logging.getLogger(__name__)
+
 PROBLEMS_SHOWN = 5
+"""The number of bad rows of a split that are reported one by one."""
 
 
 def check_preparable(recipe: Recipe, splits: tuple[str, ...]) -> None:
@@ -52,6 +58,15 @@ def check_architecture(recipe: Recipe, config: PretrainedConfig) -> None:
             )
         )
     errors.raise_all()
+
+
+def warn_of_unknown_language(language: str | None) -> None:
+    """Warn of a language code whose texts the metrics can only split at spaces."""
+    code = primary_language(language)
+    if code and code not in LANGUAGES:
+        logger.warning(
+            "language %s: not a known code such as en, zh or deu; metrics split its texts at spaces", language
+        )
 
 
 def check_metrics(recipe: Recipe, score: MetricFunction) -> None:

@@ -180,6 +180,6 @@ def trainer_for(
         train_dataset=encoded.get("train"),
         eval_dataset=evaluated,
         callbacks=callbacks,
-        distillation=recipe.prompt.loss,
+        distillation="mse" if recipe.prompt.loss == "mse" else "kl",
         name_row=partial(row_origin, recipe.data, "train"),
     )

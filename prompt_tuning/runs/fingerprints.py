@@ -1,11 +1,10 @@
-"""What a run's scores depend on beside its settings, as digests: they tell a finished run from one made anew."""
+"""Compute digests of what a run's scores depend on besides its settings, by which a changed run is recognised."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from datasets import Dataset
@@ -15,62 +14,84 @@ from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.metrics.loading import OWN_METRICS
 from prompt_tuning.runs.prepare import Prepared
+from prompt_tuning.support.run_folder import RunFolder
 
 WEIGHTS = (".safetensors", ".bin")
-CONFIGURATION = ("config.json", "generation_config.json", "adapter_config.json")
+CONFIGURATION = (RunFolder.MODEL_CONFIG, "generation_config.json", RunFolder.ADAPTER_CONFIG)
 ROW_COLUMNS = ("input_ids", "labels", "references", "choices", "choice_ids")
-SAMPLE = 2**16  # bytes
+
+SAMPLE = 2**16
+"""The number of bytes of a sample of a large file."""
+
+MAX_SAMPLES = 256
+"""The number of samples of a file, so that a file up to 16 MB is read whole."""
 
 
 def input_fingerprints(prepared: Prepared) -> dict[str, str]:
-    """By the split or setting that names it."""
+    """Return the digests of rows, adapters, metrics and model, by the name of their split or setting."""
     model, data, prompt = prepared.recipe.model, prepared.recipe.data, prepared.recipe.prompt
-    stop = prepared.template.stop
-    found = {
-        split: rows_fingerprint(rows, stop) for split, rows in prepared.encoded.items() if isinstance(rows, Dataset)
-    }
-    if data.streaming and data.train_file and "train" in prepared.encoded:
-        found["train"] = files_fingerprint([Path(data.train_file)])
+    digests = {}
+    for split, rows in prepared.encoded.items():
+        if isinstance(rows, Dataset):
+            digests[split] = rows_fingerprint(rows, prepared.template.stop)
+        elif data.train_file:
+            digests[split] = files_fingerprint([Path(data.train_file)])
     if prepared.teacher_rows is not None:
-        found["teacher_template"] = rows_fingerprint(prepared.teacher_rows)
-    if prepared.init_ids is not None:  # rows and words that may stand nowhere else
-        found["init"] = _digest(prepared.init_ids)
-    if prompt.adapter and METHODS[prompt.method].trains:
-        found["adapter"] = weights_fingerprint(adapter_folder(prompt.adapter))
-    if prompt.init == "adapter" and METHODS[prompt.method].trains:
-        found["init_adapter"] = weights_fingerprint(adapter_folder(prompt.init_adapter))
-    if own := [Path(name) for name in prompt.metrics or () if name not in OWN_METRICS and Path(name).exists()]:
-        modules = (sorted(path.rglob("*.py")) if path.is_dir() else [path] for path in own)
-        found["metrics"] = files_fingerprint(itertools.chain.from_iterable(modules))
-    return found | {"model_name_or_path": weights_fingerprint(model.model_name_or_path, model.model_revision)}
+        digests["teacher_template"] = rows_fingerprint(prepared.teacher_rows)
+    if prepared.init_ids is not None:
+        # The text that a prompt starts from may not be in any row.
+        digests["init"] = _digest(prepared.init_ids)
+    if METHODS[prompt.method].trains:
+        if prompt.adapter:
+            digests["adapter"] = weights_fingerprint(adapter_folder(prompt.adapter))
+        if prompt.init == "adapter" and prompt.init_adapter:
+            digests["init_adapter"] = weights_fingerprint(adapter_folder(prompt.init_adapter))
+    modules = list(_metric_modules(prompt.metrics or ()))
+    if modules:
+        digests["metrics"] = files_fingerprint(modules)
+    digests["model_name_or_path"] = weights_fingerprint(str(model.model_name_or_path), model.model_revision)
+    return digests
+
+
+def _metric_modules(names: Iterable[str]) -> Iterator[Path]:
+    """Yield the Python files of the metrics that are paths."""
+    for name in names:
+        path = Path(name)
+        if name not in OWN_METRICS and path.exists():
+            yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
 def rows_fingerprint(rows: Dataset, stop: tuple[str, ...] = ()) -> str:
-    """Of all that encoded rows are to a model and a metric, the template's words among it."""
+    """Return a digest of all that a model and a metric see of encoded rows, which includes the template's words."""
     columns = [column for column in ROW_COLUMNS if column in rows.column_names]
-    return _digest(itertools.chain([stop], rows.select_columns(columns).iter(1000)))
+
+    def values() -> Iterator[object]:
+        yield stop
+        yield from rows.select_columns(columns).iter(1000)
+
+    return _digest(values())
 
 
 def weights_fingerprint(name: str | Path, revision: str | None = None) -> str:
-    """Of the weights and configuration in a folder; of a hub id its commit."""
+    """Return a digest of the weights and the configuration in a folder; for a hub id its commit."""
     if not Path(name).is_dir():
-        cached = try_to_load_from_cache(str(name), "config.json", revision=revision)
+        cached = try_to_load_from_cache(str(name), RunFolder.MODEL_CONFIG, revision=revision)
         return Path(cached).parent.name if isinstance(cached, str) else "unknown"
-    return files_fingerprint(
-        file
-        for file in sorted(Path(name).iterdir())
-        if file.is_file() and (file.suffix in WEIGHTS or file.name in CONFIGURATION)
-    )
+    files = []
+    for file in sorted(Path(name).iterdir()):
+        if file.is_file() and (file.suffix in WEIGHTS or file.name in CONFIGURATION):
+            files.append(file)
+    return files_fingerprint(files)
 
 
 def files_fingerprint(files: Iterable[Path]) -> str:
-    """Of files' names and bytes; of one over 16 MB samples are read, since training changes all of it."""
+    """Return a digest of files' names and bytes; of large files only of samples, because training changes them all."""
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
         with file.open("rb") as opened:
-            for place in range(0, size, max(size // 256, SAMPLE)):
+            for place in range(0, size, max(size // MAX_SAMPLES, SAMPLE)):
                 opened.seek(place)
                 digest.update(opened.read(SAMPLE))
     return digest.hexdigest()

@@ -20,7 +20,6 @@ from prompt_tuning.encoding.demonstrations import Demonstrations
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.streaming import StreamReport, encode_stream
 from prompt_tuning.errors import DataError, ErrorList
-from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.metrics.loading import TASK_METRICS, load_metrics
 from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.models.initialization import initial_ids, initial_text, prompt_length
@@ -29,7 +28,6 @@ from prompt_tuning.models.prompts import check_adapter, load_adapter_config
 from prompt_tuning.models.quantization import quantization_config
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs import checks
-from prompt_tuning.templates.languages import LANGUAGES
 from prompt_tuning.templates.template import Template
 
 logger = logging.getLogger(__name__)
@@ -80,7 +78,7 @@ class Prepared:
 
 def score_of(recipe: Recipe) -> MetricFunction:
     """Load the recipe's metrics, or those of its task, for the language of its targets."""
-    names = recipe.prompt.metrics or TASK_METRICS[recipe.data.task]
+    names = recipe.prompt.metrics or TASK_METRICS[str(recipe.data.task)]
     return load_metrics(names, language=recipe.data.metric_language)
 
 
@@ -97,6 +95,10 @@ def prepare_run(recipe: Recipe) -> Prepared:
 
 def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     """Load and encode the splits that the recipe has, out of `splits`.
+
+    Args:
+        recipe: the recipe of one task.
+        splits: train, validation, test, or some of them.
 
     Raises:
         PromptTuningError: everything that is wrong with model name, template, prompt, metrics and rows, a line each.
@@ -116,8 +118,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     # A prompt that starts from the demonstrations replaces them, so that rows need not show them again.
     replaces_demonstrations = prompt.init == "template" and METHODS[prompt.method].takes_init
 
-    init_ids: list[int] | None = None
-    num_virtual_tokens = 0
+    init_ids, num_virtual_tokens = None, 0
     with errors.collect():
         source = few_shot if replaces_demonstrations else encoder
         init_ids, num_virtual_tokens = _initial_prompt(recipe, config, source, rows.get("train"))
@@ -129,29 +130,17 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     encoder = few_shot
     if replaces_demonstrations:
         encoder = replace(few_shot, template=replace(few_shot.template, demonstrations=()), num_chosen=0)
-    encoded: dict[str, Dataset | IterableDataset] = {}
-    reports: dict[str, EncodingReport | StreamReport] = {}
-    for split in rows:
-        with errors.collect():
-            if isinstance(rows[split], IterableDataset):
-                encoded[split], reports[split] = encode_stream(recipe, rows[split], encoder)
-                continue
-            encoded[split], report = _encode_split(recipe, split, rows[split], encoder, demonstrations)
-            reports[split] = report
-            with errors.collect():
-                checks.check_encoding(recipe, split, report)
-            if split != "train":
-                checks.check_references(recipe, split, encoded[split], score)
-
+    with errors.collect():
+        encoded, reports = _encode_splits(recipe, rows, encoder, demonstrations, score)
     teacher_rows = None
-    if prompt.teacher_template and "train" in encoded and not errors:
+    if prompt.teacher_template and "train" in rows and not errors:
         with errors.collect():
             teacher_rows = _encode_for_teacher(recipe, config, encoder, rows["train"])
             checks.check_teacher_targets(recipe, encoded["train"], teacher_rows)
     errors.raise_all()
 
     text = prompt.init_text if METHODS[prompt.method].trains else None
-    leakage = count_leaks(few_shot.template, few_shot.languages, rows, loaded, recipe.data, text)
+    leakage = count_leaks(few_shot.template, few_shot.languages, rows, loaded, recipe.data, initial_text=text)
     return Prepared(
         recipe=recipe,
         config=config,
@@ -192,8 +181,8 @@ def _load(
         quantization_config(recipe.model)
     template = None
     with errors.collect():
-        template = Template.load(prompt.template)
-    _warn_of_unknown_language(data.metric_language)
+        template = Template.load(str(prompt.template))
+    checks.warn_of_unknown_language(data.metric_language)
     with errors.collect():
         score = score_of(recipe)
         checks.check_metrics(recipe, score)
@@ -208,14 +197,6 @@ def _load(
             checks.check_template_columns(recipe, template, loaded)
     errors.raise_all()
     return config, tokenizer, template, score, loaded
-
-
-def _warn_of_unknown_language(language: str | None) -> None:
-    code = primary_language(language)
-    if code and code not in LANGUAGES:
-        logger.warning(
-            "language %s: not a known code such as en, zh or deu; metrics split its texts at spaces", language
-        )
 
 
 def _choose_demonstrations(recipe: Recipe, encoder: Encoder, loaded: DatasetDict) -> Demonstrations:
@@ -246,6 +227,32 @@ def _initial_prompt(
     return ids, prompt_length(prompt, ids)
 
 
+def _encode_splits(
+    recipe: Recipe, rows: DatasetDict, encoder: Encoder, demonstrations: Demonstrations | None, score: MetricFunction
+) -> tuple[dict[str, Dataset | IterableDataset], dict[str, EncodingReport | StreamReport]]:
+    """Return the encoded rows and the report of every split.
+
+    Raises:
+        PromptTuningError: everything that is wrong with the rows of any split.
+    """
+    encoded: dict[str, Dataset | IterableDataset] = {}
+    reports: dict[str, EncodingReport | StreamReport] = {}
+    errors = ErrorList()
+    for split in rows:
+        with errors.collect():
+            if isinstance(rows[split], IterableDataset):
+                encoded[split], reports[split] = encode_stream(recipe, rows[split], encoder)
+                continue
+            encoded[split], report = _encode_split(recipe, split, rows[split], encoder, demonstrations)
+            reports[split] = report
+            with errors.collect():
+                checks.check_encoding(recipe, split, report)
+            if split != "train":
+                checks.check_references(recipe, split, encoded[split], score)
+    errors.raise_all()
+    return encoded, reports
+
+
 def _encode_split(
     recipe: Recipe, split: str, rows: Dataset, encoder: Encoder, demonstrations: Demonstrations | None
 ) -> tuple[Dataset, EncodingReport]:
@@ -271,7 +278,7 @@ def _encode_for_teacher(recipe: Recipe, config: PretrainedConfig, encoder: Encod
         PromptTuningError: the model cannot be its own teacher, or the template does not fit the rows.
     """
     checks.check_teacher_model(recipe, config)
-    template = Template.load(recipe.prompt.teacher_template)
+    template = Template.load(str(recipe.prompt.teacher_template))
     template.check_columns(rows.column_names, split_origin(recipe.data, "train"))
     teacher_rows, report = encode(
         rows,

@@ -47,7 +47,7 @@ def describe(prepared: Prepared, split: str) -> dict[str, Any]:
         "leakage": prepared.leakage,
         "inputs": input_fingerprints(prepared),
         "example": _example(prepared, split),
-        **origin_facts(recipe.model.model_name_or_path, recipe.data.dataset_name, prepared.rows[split]),
+        **origin_facts(str(recipe.model.model_name_or_path), recipe.data.dataset_name, prepared.rows[split]),
         **machine_facts(recipe.training),
     }
 

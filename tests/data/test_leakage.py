@@ -216,11 +216,11 @@ def test_check_and_train_say_it_before_the_model_loads_and_the_results_keep_it(
     write_jsonl(tmp_path / "test.jsonl", test)
     assert main(["check", recipe]) == 0
     said = capsys.readouterr().err
-    assert f"stand in the training split with the same target ({tmp_path}/test.jsonl, line 4 = {tmp_path}/" in said
-    same = f"test: 1 of 5 rows stand in the training split with the same target ({tmp_path}/test.jsonl, line 4 = "
+    assert f"are in the training split with the same target ({tmp_path}/test.jsonl, line 4 = {tmp_path}/" in said
+    same = f"test: 1 of 5 rows are in the training split with the same target ({tmp_path}/test.jsonl, line 4 = "
     assert f"{same}{tmp_path}/train.jsonl, line 8)\n" in said
-    assert f"1 of 5 rows stand in the training split with another target ({tmp_path}/test.jsonl, line 5" in said
-    assert "validation: none of its 6 rows stands in the training split too" in said
+    assert f"1 of 5 rows are in the training split with another target ({tmp_path}/test.jsonl, line 5" in said
+    assert "validation: none of its 6 rows is in the training split" in said
     with monkeypatch.context() as patch:
         forbid_model_loading(patch)
         with pytest.raises(AssertionError, match="a base model was loaded"):

@@ -37,7 +37,7 @@ COMMANDS = {
     "480 virtual tokens, max_source_tokens 96 and max_target_tokens 12 make 588 positions, the model has 512": (
         "check recipe.yaml --num_virtual_tokens 480"
     ),
-    "test: 24 of 24 rows stand in the training split with the same target": (
+    "test: 24 of 24 rows are in the training split with the same target": (
         "check recipe.yaml --test_file train.jsonl"
     ),
     "model_name_or_path Qwen/Qwen3-0.6B: not a folder here, and not found on the hub": (
