@@ -158,7 +158,7 @@ def test_a_bad_row_is_named_by_its_line_before_training_or_when_it_is_read(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_steps": None}, "streaming: a stream has no known length; set max_steps"),
+        ({"max_steps": None}, "streaming: a stream has no known length. Set max_steps"),
         ({"init": "frequent"}, "streaming: init frequent needs all training rows"),
         ({"init": "demonstrations", "num_virtual_tokens": None}, "streaming: init demonstrations needs all"),
         ({"num_demonstrations": 2}, "streaming: num_demonstrations 2 needs all"),

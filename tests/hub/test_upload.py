@@ -416,11 +416,11 @@ def test_no_training_state_of_a_whole_model_is_uploaded(whole):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"push_to_hub": True}, "a folder that nobody else has; train without it, then `prompt-tuning push RUN"),
+        ({"push_to_hub": True}, "a folder that nobody else has. Train without it, then run `prompt-tuning push RUN"),
         ({"push_to_hub": True, "model_name_or_path": BASE, "method": "none"}, "nothing to push with method none"),
-        ({"push_to_hub": True, "method": "multitask_prompt_tuning"}, "each task's folder is one: `prompt-tuning push"),
+        ({"push_to_hub": True, "method": "multitask_prompt_tuning"}, "Push each task's folder afterwards: `prompt"),
         ({"push_to_hub": True, "model_name_or_path": BASE, "hub_strategy": "checkpoint"}, "the optimiser's state"),
-        ({"hub_token": TOKEN}, "hub_token would stand in every checkpoint; log in with `hf auth login`"),
+        ({"hub_token": TOKEN}, "hub_token would be saved in every checkpoint. Log in with `hf auth login`"),
     ],
 )
 def test_impossible_settings_of_a_push_are_refused_before_training(changes, message, model_folders, tmp_path, capsys):

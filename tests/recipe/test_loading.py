@@ -108,12 +108,12 @@ def test_the_best_checkpoint_is_by_default_that_of_the_tasks_main_metric(recipe_
         (
             {"train_file": "rows.txt"},
             [],
-            ["rows.txt: cannot tell its format; expected a name ending in .json, .jsonl"],
+            ["rows.txt: cannot tell its format. Expected a name ending in .json, .jsonl"],
         ),
         ({"train_file": None, "validation_file": None, "test_file": None}, [], ["no data: set dataset_name"]),
         ({"init": "text"}, [], ["init is text but init_text is missing"]),
         ({"init_text": "Answer."}, [], ["init_text is set but init is vocab"]),
-        ({"lang": "Chinese"}, [], ["lang Chinese: expected a code, as zh"]),
+        ({"lang": "Chinese"}, [], ["lang Chinese: expected a code, such as zh"]),
         (
             {"init": "class_labels", "init_labels": "['yes', --bf16]"},
             [],

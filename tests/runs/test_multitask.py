@@ -420,7 +420,7 @@ def test_a_task_that_lacks_rows_stops_the_run_before_the_model_loads(recipes, tm
 @pytest.mark.parametrize(
     ("changes", "messages"),
     [
-        ({"tasks": None}, ["tasks names no recipes; multitask_prompt_tuning needs two or more, as `tasks: [qa.yaml"]),
+        ({"tasks": None}, ["tasks names no recipes; multitask_prompt_tuning needs two or more. Set `tasks: [qa.yaml"]),
         ({"tasks": "[qa.yaml]"}, ["tasks names 1 recipe; multitask_prompt_tuning needs two or more"]),
         ({"tasks": "[qa.yaml, gone.yaml]"}, ["gone.yaml: no such recipe"]),
         ({"tasks": "[qa.yaml, both.yaml]"}, ["both.yaml: its method is multitask_prompt_tuning too. Name recipes"]),
@@ -430,13 +430,13 @@ def test_a_task_that_lacks_rows_stops_the_run_before_the_model_loads(recipes, tm
         (
             {"template": "summarization/plain", "task": "summarization", "train_file": "train.jsonl"},
             [
-                f"{name} is each task's own and has no effect with method multitask_prompt_tuning; set it in"
+                f"{name} has no effect with method multitask_prompt_tuning. Set it in the recipes"
                 for name in ("template", "task", "train_file")
             ],
         ),
         ({"init": "demonstrations"}, ["init demonstrations is for one task"]),
         ({"init": "template"}, ["init template is for one task"]),
-        ({"adapter": "runs/x"}, ["to start from it set init: adapter and init_adapter: runs/x"]),
+        ({"adapter": "runs/x"}, ["To start from it, set init: adapter and init_adapter: runs/x"]),
         ({"metric_for_best_model": "f1"}, ["metric_for_best_model f1: only the loss is taken over all tasks"]),
         ({"num_ranks": 0}, ["num_ranks is 0; it must be at least 1"]),
         ({"residual": "true"}, ["residual has no effect with method multitask_prompt_tuning"]),

@@ -116,7 +116,7 @@ def test_a_recipe_distils_and_a_wrong_teacher_is_refused(recipe_file, tmp_path, 
     other = tmp_path / "other.yaml"
     other.write_text(Template(plain.source, "It is {{ answers.text[0] }}").to_yaml())
     for settings, message in (
-        ({"loss": "kl"}, "loss kl needs a teacher; set teacher_template"),
+        ({"loss": "kl"}, "loss kl needs a teacher. Set teacher_template"),
         ({"teacher_template": shown}, "teacher_template is set but loss is cross_entropy"),
         ({"loss": "kl", "teacher_template": other}, "its target has other tokens in teacher_template"),
         (

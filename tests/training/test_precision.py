@@ -70,7 +70,7 @@ def test_bfloat16_autocast_trains_on_a_cpu_and_float16_is_refused_since_accelera
     assert torch.equal(losses[2], losses[0])  # accelerate leaves float16 out on a CPU, without a word.
     forbid_model_loading(monkeypatch)
     assert main(["train", str(recipe_file()), "--fp16"]) == 2
-    assert "fp16 has no effect on a CPU: accelerate trains in float32; set bf16: true" in capsys.readouterr().err
+    assert "fp16 has no effect on a CPU: accelerate trains in float32. Set bf16: true" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "lora", "full"])

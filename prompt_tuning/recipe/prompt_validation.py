@@ -1,0 +1,148 @@
+"""Check the settings of a recipe that belong to its prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prompt_tuning.arguments.arguments import TASK_SETTINGS
+from prompt_tuning.arguments.methods import METHODS, methods_of_setting
+from prompt_tuning.hub.download import is_hub_id
+from prompt_tuning.recipe.rules import Rules, broken_rules
+from prompt_tuning.support.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from prompt_tuning.recipe.recipe import Recipe
+
+# The setting that each value of `init` reads.
+INIT_SETTINGS = {"text": "init_text", "class_labels": "init_labels", "adapter": "init_adapter"}
+
+
+def multitask_errors(recipe: Recipe) -> list[str]:
+    """Return what is wrong with a recipe that trains on several tasks, except in the recipes of the tasks."""
+    prompt = recipe.prompt
+    count = len(prompt.tasks or ())
+    best = recipe.training.metric_for_best_model or "loss"
+    rules: Rules = []
+    for name in sorted(recipe.explicitly_set & TASK_SETTINGS):
+        message = f"{name} has no effect with method {prompt.method}. Set it in the recipes of the tasks."
+        rules.append((True, message))
+    rules += [
+        (
+            count < 2,
+            f"tasks names {count or 'no'} recipe{'' if count == 1 else 's'}; {prompt.method} needs two or more. Set "
+            "`tasks: [qa.yaml, summaries.yaml]`.",
+        ),
+        (
+            prompt.init in ("demonstrations", "template"),
+            f"init {prompt.init} is for one task, since each task has its own template. Set vocab, frequent or text.",
+        ),
+        (
+            prompt.adapter,
+            "adapter continues the prompt of one task. To start from it, set init: adapter and init_adapter: "
+            f"{prompt.adapter}.",
+        ),
+        (
+            best.removeprefix("eval_") != "loss",
+            f"metric_for_best_model {best}: only the loss is taken over all tasks. Leave it out.",
+        ),
+    ]
+    return broken_rules(rules)
+
+
+def prompt_errors(recipe: Recipe) -> list[str]:
+    """Return the settings of the prompt that need each other, or have no effect."""
+    prompt = recipe.prompt
+    method = METHODS[prompt.method]
+    if not method.trains:
+        return []
+    rules: Rules = []
+    for name in sorted(recipe.explicitly_set):
+        methods = " and ".join(methods_of_setting(name))
+        message = f"{name} has no effect with method {prompt.method}; it belongs to {methods}"
+        rules.append((not method.takes(name), message))
+    checkpointing = recipe.training.activation_checkpointing_kwargs or {}
+    rules += [
+        (
+            method.trains_keys_and_values and checkpointing.get("use_reentrant"),
+            "activation_checkpointing_kwargs: use_reentrant takes no gradient through the cache that holds a prefix. "
+            "Leave it out.",
+        ),
+        (
+            method.starts_from_text and not prompt.init_text,
+            f"{prompt.method} starts from a text. Set init_text.",
+        ),
+    ]
+    return _init_errors(recipe) + _adapter_errors(recipe) + broken_rules(rules) + _loss_errors(recipe)
+
+
+def _init_errors(recipe: Recipe) -> list[str]:
+    """Return what is wrong with the settings of the prompt's start."""
+    prompt = recipe.prompt
+    method = METHODS[prompt.method]
+    rules: Rules = []
+    for init, name in INIT_SETTINGS.items():
+        value = getattr(prompt, name)
+        is_read = prompt.init == init or (method.starts_from_text and name == "init_text")
+        rules += [
+            (
+                prompt.init == init and not value and method.takes_init,
+                f"init is {init} but {name} is missing. Set it, or another init.",
+            ),
+            (
+                value and not is_read,
+                f"{name} is set but init is {prompt.init}, so it would have no effect. Set init: {init}.",
+            ),
+        ]
+    rules += [
+        (
+            method.trains_keys_and_values and prompt.prefix_projection and prompt.init not in ("random", "vocab"),
+            "prefix_projection starts from its network's own noise. Leave init or prefix_projection out.",
+        ),
+        (
+            prompt.init in method.refused_inits,
+            f"init {prompt.init} is for soft prompts. Set random, text, demonstrations or template for a prefix.",
+        ),
+        (
+            prompt.init == "template" and prompt.num_demonstrations and prompt.demonstration_selection == "bm25",
+            "init template: bm25 chooses other demonstrations for each row, so the prompt could not start at them. "
+            "Set demonstration_selection: random or balanced.",
+        ),
+    ]
+    return broken_rules(rules)
+
+
+def _adapter_errors(recipe: Recipe) -> list[str]:
+    """Return the settings that name an adapter and are neither a run's folder nor a hub id."""
+    rules: Rules = []
+    for name in ("adapter", "init_adapter"):
+        folder = getattr(recipe.prompt, name)
+        if folder:
+            on_hub = is_hub_id(folder) and not Path(folder).is_dir()
+            message = (
+                f"{name} {folder}: no {RunFolder.ADAPTER_CONFIG} there. Name a folder that train wrote or a hub id."
+            )
+            rules.append((not on_hub and not RunFolder(Path(folder)).adapter_config.is_file(), message))
+    return broken_rules(rules)
+
+
+def _loss_errors(recipe: Recipe) -> list[str]:
+    """Return what is wrong with the settings of context distillation."""
+    prompt = recipe.prompt
+    distills = prompt.loss != "cross_entropy"
+    return broken_rules(
+        [
+            (
+                distills and not prompt.teacher_template,
+                f"loss {prompt.loss} needs a teacher. Set teacher_template to the prompt to be replaced.",
+            ),
+            (
+                prompt.teacher_template and not distills,
+                "teacher_template is set but loss is cross_entropy, so it would have no effect. Set loss: kl.",
+            ),
+            (
+                distills and recipe.training.label_smoothing_factor,
+                f"label_smoothing_factor has no effect with loss {prompt.loss}. Leave it out.",
+            ),
+        ]
+    )
