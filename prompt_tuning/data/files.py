@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +170,9 @@ def _json_dataset(file: Path, features: Features | None = None) -> Dataset:
         ValueError, TypeError, OverflowError, pa.ArrowException: the rows do not make a table.
     """
     rows = _json_rows(file)
-    columns: dict[str, list[Any]] = {name: [] for row in rows for name in row}
-    for row in rows:
-        for name, values in columns.items():
-            values.append(row.get(name))
+    columns = {}
+    for name in dict.fromkeys(chain.from_iterable(rows)):
+        columns[name] = [row.get(name) for row in rows]
     return Dataset.from_dict(columns, features)
 
 
@@ -183,20 +182,19 @@ def _without_times(file: Path, rows: Dataset) -> Dataset:
     Raises:
         DataError: Arrow made times and Python's reader cannot make a table of the file.
     """
-    chunks = [chunk for column in rows.data.columns for chunk in column.chunks]
-    if not any(map(_may_hold_times, chunks)):
+    if not any(map(_may_hold_times, rows.data.columns)):
         return rows
     try:
-        return _json_dataset(file, Features({name: _as_text(feature) for name, feature in rows.features.items()}))
+        return _json_dataset(file, Features(_as_text(rows.features)))
     except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
-        if not any(_has_time_type(field.type) for field in rows.data.schema):
+        if not any(map(_has_time_type, rows.data.schema.types)):
             return rows  # The texts only look as if Arrow had written them.
         raise DataError(
             f"{file}: its dates cannot be read as the texts they are ({error}); quote each alike"
         ) from error
 
 
-def _may_hold_times(values: pa.Array) -> bool:
+def _may_hold_times(values: pa.ChunkedArray) -> bool:
     """Return True if Arrow made times of texts, or may have.
 
     A file is read by 10 MB. If a column holds times in one part and texts in another, Arrow writes the times as texts.
@@ -206,7 +204,7 @@ def _may_hold_times(values: pa.Array) -> bool:
     if pa.types.is_struct(values.type):
         return any(map(_may_hold_times, values.flatten()))
     if pa.types.is_list(values.type):
-        return _may_hold_times(values.flatten())
+        return _may_hold_times(pc.list_flatten(values))
     matches = pa.types.is_string(values.type) and pc.any(pc.match_substring_regex(values, WRITTEN_TIME)).as_py()
     return bool(matches)
 

@@ -13,7 +13,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -81,7 +80,9 @@ class Leaks:
 
     def lists(self) -> dict[str, tuple]:
         """Return the lists of rows by their names."""
-        return {name: value for name, value in asdict(self).items() if isinstance(value, tuple)}
+        lists = asdict(self)
+        del lists["rows"], lists["shared_passages"]
+        return lists
 
     def facts(self) -> dict[str, Any]:
         """Return for results.json the length of every list, and its first rows, numbered as in predictions/."""
@@ -175,12 +176,18 @@ def find_leaks(
     sources = [template.source_key(row, languages) for row in rows]
     demonstrations = {template.source_key(row, languages) for row in template.demonstrations}
     text = _spaced(normalised(initial_text or ""))
-    demonstrated = tuple(number for number, source in enumerate(sources) if source in demonstrations)
-    initial = tuple(number for number, source in enumerate(sources) if initial_text and _is_in(source, text))
+    demonstrated: list[int] = []
+    initial: list[int] = []
+    targets_of: TargetsOf = {}
+    for number, source in enumerate(sources):
+        targets_of[source] = {}
+        if source in demonstrations:
+            demonstrated.append(number)
+        if initial_text and _is_in(source, text):
+            initial.append(number)
     if train is None:
-        return Leaks(len(rows), demonstrated=demonstrated, initial_text=initial)
+        return Leaks(len(rows), demonstrated=tuple(demonstrated), initial_text=tuple(initial))
 
-    targets_of: TargetsOf = {source: {} for source in sources}
     near_rows = nearest_sources(_training_sources(template, languages, train, targets_of), targets_of)
     same: list[tuple[int, int]] = []
     other: list[tuple[int, int]] = []
@@ -198,7 +205,7 @@ def find_leaks(
     if "context" in template.source_columns:
         leaked = {number for number, _ in (*same, *other, *near)}
         passages = _shared_passages(rows, train, leaked)
-    return Leaks(len(rows), tuple(same), tuple(other), tuple(near), passages, demonstrated, initial)
+    return Leaks(len(rows), tuple(same), tuple(other), tuple(near), passages, tuple(demonstrated), tuple(initial))
 
 
 def _training_sources(
@@ -231,8 +238,10 @@ def nearest_sources(training: Iterable[Source], evaluated: Iterable[Source]) -> 
     if not evaluated:
         return {}
     value = _most_different_value(evaluated)
-    shingles = [[_shingles(text) for text in source] for source in evaluated]
-    counts = Counter(chain.from_iterable(texts[value] for texts in shingles))
+    shingles = [list(map(_shingles, source)) for source in evaluated]
+    counts: Counter[tuple[str, ...]] = Counter()
+    for texts in shingles:
+        counts.update(texts[value])
     index = defaultdict(list)
     for number, texts in enumerate(shingles):
         for shingle in _rarest(texts[value], counts):
@@ -240,11 +249,15 @@ def nearest_sources(training: Iterable[Source], evaluated: Iterable[Source]) -> 
     places: dict[int, int] = {}
     for place, source in enumerate(training):
         rarest = _rarest(_shingles(source[value]), counts) if source else []
-        candidates = set(chain.from_iterable(index[shingle] for shingle in rarest if shingle in index))
+        candidates: set[int] = set()
+        for shingle in rarest:
+            candidates.update(index.get(shingle, ()))
         candidates -= places.keys()
         if candidates:
             texts = list(map(_shingles, source))
-            places |= {number: place for number in candidates if _alike(texts, shingles[number])}
+            for number in candidates:
+                if _alike(texts, shingles[number]):
+                    places[number] = place
     return {evaluated[number]: place for number, place in places.items()}
 
 
@@ -296,5 +309,5 @@ def _spaced(text: str) -> str:
 
 def _is_in(source: Source, text: str) -> bool:
     """Return True if all values of a source that have words are in a spaced text."""
-    values = [value for value in map(_spaced, source) if value.strip()]
+    values = list(filter(str.strip, map(_spaced, source)))
     return bool(values) and all(value in text for value in values)

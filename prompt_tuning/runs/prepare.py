@@ -111,9 +111,8 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
 
     encoder = Encoder.from_recipe(recipe, template, tokenizer, is_encoder_decoder=config.is_encoder_decoder)
     demonstrations = None
-    if prompt.num_demonstrations:
-        with errors.collect():
-            demonstrations = _choose_demonstrations(recipe, encoder, loaded)
+    with errors.collect():
+        demonstrations = _choose_demonstrations(recipe, encoder, loaded)
     few_shot = demonstrations.encoder if demonstrations else encoder
     # A prompt that starts from the demonstrations replaces them, so that rows need not show them again.
     replaces_demonstrations = prompt.init == "template" and METHODS[prompt.method].takes_init
@@ -199,8 +198,11 @@ def _load(
     return config, tokenizer, template, score, loaded
 
 
-def _choose_demonstrations(recipe: Recipe, encoder: Encoder, loaded: DatasetDict) -> Demonstrations:
+def _choose_demonstrations(recipe: Recipe, encoder: Encoder, loaded: DatasetDict) -> Demonstrations | None:
+    """Return the training rows that the recipe shows, and log their origin; None if it shows none."""
     prompt = recipe.prompt
+    if not prompt.num_demonstrations:
+        return None
     demonstrations = Demonstrations.choose(
         encoder, loaded["train"], prompt.num_demonstrations, prompt.demonstration_selection, recipe.training.seed
     )
