@@ -1,5 +1,6 @@
 """Seq2SeqTrainingArguments with the defaults that prompt tuning needs."""
 
+import copy
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -24,9 +25,11 @@ NO_AUTO_FIND_BATCH_SIZE = (
 class PromptTuningArguments(Seq2SeqTrainingArguments):
     """The flags of `Seq2SeqTrainingArguments` with other defaults, and `per_device_eval_batch_tokens`.
 
-    A prompt's few numbers want a learning rate some thousand times that of fine-tuning (Lester et al. 2021, section
-    3.2, use 0.3 with Adafactor); PEFT's and Trainer's 5e-5 leaves them where they started.
+    The few numbers of a prompt need a learning rate about a thousand times that of fine-tuning. Lester et al. 2021,
+    section 3.2, use 0.3 with Adafactor; the default of Trainer, 5e-5, hardly changes a prompt.
     """
+
+    # A run's recipe.yaml has these settings even if the recipe did not set them.
 
     DEFAULTS: ClassVar[tuple[str, ...]] = (
         "learning_rate",
@@ -47,68 +50,91 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The shape of the learning rate's decay."})
     warmup_steps: float = field(
-        default=0.06, metadata={"help": "Steps of linear warm-up; below 1 a share of them all."}
+        default=0.06, metadata={"help": "Steps of linear warm-up; a number below 1 is a share of all steps."}
     )
-    predict_with_generate: bool = field(default=True, metadata={"help": "Evaluate what the model writes."})
+    predict_with_generate: bool = field(
+        default=True, metadata={"help": "Evaluate the texts that the model generates."}
+    )
     train_sampling_strategy: str = field(
         default="group_by_length",
         metadata={
-            "help": "'random', 'sequential', or 'group_by_length' (rows of like length share a batch).",
+            "help": "'random', 'sequential', or 'group_by_length' (rows of similar length share a batch).",
             "choices": ["random", "sequential", "group_by_length", "batch_rebalance"],
         },
     )
     per_device_eval_batch_size: int = field(
-        default=128, metadata={"help": "The most rows of an evaluation batch, if its tokens allow them."}
+        default=128, metadata={"help": "Most rows in an evaluation batch; the limit on tokens may allow fewer."}
     )
     per_device_eval_batch_tokens: int = field(
         default=8192,
         metadata={
-            "help": "The most tokens of an evaluation batch: rows times the longest one with prompt and new tokens."
+            "help": "Most tokens in an evaluation batch: its rows times the length of the longest, with prompt and "
+            "new tokens."
         },
     )
     save_total_limit: int | None = field(
-        default=2, metadata={"help": "Checkpoints kept; the best is always among them."}
+        default=2, metadata={"help": "Number of checkpoints that are kept; the best is always one of them."}
     )
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Look for parameters without a gradient at each step; a prompt has none."}
+        default=False, metadata={"help": "Search for parameters without a gradient at each step; a prompt has none."}
     )
     logging_nan_inf_filter: bool = field(
         default=False,
-        metadata={"help": "Leave nan and inf out of the logged loss, at the price of waiting for each step."},
+        metadata={"help": "Leave nan and inf out of the logged loss; training then waits for the loss of each step."},
     )
-    logging_steps: float = field(default=10, metadata={"help": "Log every this many steps."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every N steps."})
 
     def __post_init__(self) -> None:
+        """Complete the settings by what the machine and the launcher decide.
+
+        Raises:
+            ImportError: a setting needs a package that is not installed.
+            ValueError: settings exclude each other.
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
-            # accelerate does not hand on its configuration's `use_cpu`, and each process would be one of one.
+            # accelerate does not pass the `use_cpu` of its configuration on, and each process would train alone.
             self.use_cpu = True
         if self.use_cpu:
-            # Trainer leaves ddp_timeout out then, and several processes would wait for a lost one half an hour.
+            # Trainer leaves ddp_timeout out on CPUs, and processes would wait half an hour for a lost one.
             PartialState(cpu=True, timeout=timedelta(seconds=self.ddp_timeout))
         super().__post_init__()
         if not torch.accelerator.is_available():
-            self.dataloader_pin_memory = False  # would only bring a warning
+            self.dataloader_pin_memory = False  # Without an accelerator it only causes a warning.
         if self.mixed_precision in ("bf16", "fp16"):
-            # `accelerate launch` says it in the environment alone, and the recipe would not have it.
+            # `accelerate launch` sets it only in the environment, and the saved recipe would lack it.
             setattr(self, self.mixed_precision, True)
 
     def validation_errors(self) -> list[str]:
-        """What Trainer would refuse of these settings once it has a model: each is tried without one."""
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-        tries = {
-            "report_to": lambda: [each() for each in get_reporting_integration_callbacks(self.report_to)],
-            "lr_scheduler_type": lambda: get_scheduler(
-                self.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=self.lr_scheduler_kwargs
-            ),
-            "optim": lambda: Trainer.get_optimizer_cls_and_kwargs(self),
-        }
+        """Return what Trainer would refuse of these settings as soon as it has a model, one message each."""
         if self.use_liger_kernel and not is_liger_kernel_available():
-            return ["use_liger_kernel: liger-kernel is not installed; `pip install liger-kernel`, or leave it out"]
-        problems = [NO_AUTO_FIND_BATCH_SIZE] if self.auto_find_batch_size else []
-        for name, attempt in tries.items():
+            return [
+                "use_liger_kernel: liger-kernel is not installed. Run `pip install liger-kernel`, or leave it out."
+            ]
+        errors = [NO_AUTO_FIND_BATCH_SIZE] if self.auto_find_batch_size else []
+        checks = {
+            "report_to": self._create_reporters,
+            "lr_scheduler_type": self._create_scheduler,
+            "optim": self._create_optimizer_arguments,
+        }
+        for name, check in checks.items():
             try:
-                attempt()
+                check()
             except (ImportError, RuntimeError, TypeError, ValueError) as error:
-                if not str(error).startswith("You need to pass a"):  # the model, to an optimiser that looks at it
-                    problems.append(f"{name}: {first_line(error)}; change it, or leave it out")
-        return problems
+                errors.append(f"{name}: {first_line(error)}. Change it, or leave it out.")
+        return errors
+
+    def _create_reporters(self) -> None:
+        for callback in get_reporting_integration_callbacks(self.report_to):
+            callback()
+
+    def _create_scheduler(self) -> None:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        get_scheduler(self.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=self.lr_scheduler_kwargs)
+
+    def _create_optimizer_arguments(self) -> None:
+        """Create what the optimiser takes, for a model of one layer. Some optimisers look at the model's layers."""
+        args = copy.copy(self)
+        if args.optim_target_modules:
+            args.optim_target_modules = "all-linear"
+        model = torch.nn.Sequential(torch.nn.Linear(1, 1))
+        Trainer.get_optimizer_cls_and_kwargs(args, model)
