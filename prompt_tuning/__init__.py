@@ -1,19 +1,19 @@
 """Adapt a frozen language model to a task by its prompt: hard-prompt templates and soft prompts.
 
     Template                  a hard prompt: .columns, .render(row)
-    Encoder, encode           rows -> token ids within a budget
+    Encoder, encode           rows -> token ids within a limit
     prompt_config             PEFT's configuration of a soft prompt
-    add_soft_prompt           a model with a trainable soft prompt, computed once for a batch
-    SharedPrefixModel         what that is for a causal model
+    add_soft_prompt           a model with a trainable soft prompt
+    SharedPrefixModel         a causal model that computes shared text once for a batch
     load_adapter              a model with a saved soft prompt
-    PromptTuningTrainer       Seq2SeqTrainer that evaluates what the model writes
+    PromptTuningTrainer       a Seq2SeqTrainer that evaluates the generated texts
     PromptTuningArguments     its arguments, with defaults for prompts
     load_metrics              score(predictions, references), offline
     Predictor                 a finished run, ready to predict
     __version__               the version of the package
-    PromptTuningError         base of all errors that a user can mend
+    PromptTuningError         base of all errors that a user can correct
 
-Names are imported when first used, so `import prompt_tuning` is quick.
+A name is imported when it is first used, so that `import prompt_tuning` is quick.
 """
 
 from importlib.metadata import version
@@ -71,4 +71,5 @@ __getattr__ = lazy_names(
 
 
 def __dir__() -> list[str]:
+    """Return the public names, for completion in IPython and editors."""
     return __all__

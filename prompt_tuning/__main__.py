@@ -1,4 +1,4 @@
-"""`python -m prompt_tuning`, so that `accelerate launch -m prompt_tuning train RECIPE` works."""
+"""Run the command line, also as `accelerate launch -m prompt_tuning train RECIPE`."""
 
 import sys
 

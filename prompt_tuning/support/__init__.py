@@ -1,1 +1,1 @@
-"""Helpers that know nothing of prompts: files, text, tables, a run folder's names."""
+"""Helpers without prompts or models: files, texts, tables, the names in a run's folder."""

@@ -121,7 +121,7 @@ def test_an_init_without_effect_on_an_encoder_decoders_prefix_is_refused(recipe_
 @pytest.mark.parametrize(
     ("method", "source", "target", "message"),
     [
-        ("prompt_tuning", 236, 256, None),  # each side of the model counts its own
+        ("prompt_tuning", 236, 256, None),  # encoder and decoder have separate limits
         ("prefix_tuning", 256, 256, None),
         (
             "prompt_tuning",

@@ -51,7 +51,7 @@ def test_an_evaluation_does_not_overwrite_one_of_another_adapter(run, recipe_fil
     shutil.copytree(run, tmp_path / "second")
     recipe = str(recipe_file(output_dir=tmp_path / "evaluated"))
     assert main(["evaluate", recipe, "--adapter", str(run)]) == main(["evaluate", recipe, "--adapter", str(run)]) == 0
-    assert main(["evaluate", recipe]) == 0  # beside it
+    assert main(["evaluate", recipe]) == 0  # in another folder
     assert main(["evaluate", recipe, "--adapter", f"{run}/"]) == 0  # the same in another spelling
     assert main(["evaluate", recipe, "--adapter", str(tmp_path / "second")]) == 2
     assert re.search(rf"holds the evaluation of {run}/?; name another --output_dir", capsys.readouterr().err)

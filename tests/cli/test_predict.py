@@ -65,7 +65,7 @@ def test_threads_share_a_predictor(architecture, tokenizer):
     batches = [question_rows(24)[start : start + 3] for start in range(0, 24, 3)]
     expected = [predictor(batch) for batch in batches]
     assert len({text for texts in expected for text in texts}) > 2
-    second = replace(predictor)  # of the same model
+    second = replace(predictor)
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(predictor, batches)) == expected
         together = threads.map(
@@ -78,7 +78,7 @@ def test_threads_share_a_predictor(architecture, tokenizer):
 def test_a_run_predicts_without_the_hardware_and_services_of_its_training(run, monkeypatch):
     saved = [json.loads(line)["soft_prompt"] for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
     recipe = (run / "recipe.yaml").read_text().replace("use_cpu: true\n", "")
-    with (run / "recipe.yaml").open("w") as file:  # as of a GPU
+    with (run / "recipe.yaml").open("w") as file:  # settings of a training on a GPU
         file.write(recipe + "bf16: true\ntf32: true\nreport_to: wandb\ndeepspeed: gone.json\n")
     assert Predictor.load(run)(question_rows(9, 5)) == saved
 

@@ -37,11 +37,11 @@ def test_train_writes_every_file_of_a_run(run, recipe_file, model_folders, capsy
     assert "hard prompt alone" in shown and "with soft prompt" in shown and shown.count("\nrow ") == 3
     assert f"prompt-tuning predict --adapter {run}" in shown and "192 trained parameters, 4 steps" in shown
     card = check_card(run / "README.md")
-    assert card.data.library_name == "peft" and card.data.base_model is None  # a local folder is no hub id
+    assert card.data.library_name == "peft" and card.data.base_model is None  # a local folder has no hub id
     assert re.search(rf"\| with soft prompt +\| {results['soft_prompt']['exact_match']} +\|", card.text)
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folders["llama"]), run)
     modes = {path.stat().st_mode for path in run.rglob("*") if path.is_file()}
-    assert modes == {(run / "results.json").stat().st_mode}  # safetensors makes files that one user alone may read
+    assert modes == {(run / "results.json").stat().st_mode}  # safetensors makes files that only one user may read
 
 
 def test_the_saved_recipe_trains_the_same_adapter_again(run, tmp_path):
@@ -186,11 +186,11 @@ def test_a_partial_checkpoint_is_removed_and_the_one_before_is_kept(recipe_file,
 
     def full(self, folder):
         if self.state.global_step == 4:
-            raise RuntimeError("unexpected pos 64 vs 0")  # what torch.save says of a full disk
+            raise RuntimeError("unexpected pos 64 vs 0")  # the message of torch.save for a full disk
         save(self, folder)
 
     monkeypatch.setattr(PromptTuningTrainer, "_save_optimizer_and_scheduler", full)
-    # While what was written is still there; afterwards there is room again.
+    # The disk is full only while the partial files are there.
     monkeypatch.setattr("shutil.disk_usage", lambda run: SimpleNamespace(free=0 if [*run.glob(".*")] else 2**30))
     assert main(["train", str(recipe_file()), "--save_steps", "2"]) == 1
     assert "run: No space left on device; no partial file was left" in capsys.readouterr().err

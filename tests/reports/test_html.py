@@ -1,4 +1,4 @@
-"""report.html: what stands in it, that nothing in it runs or loads, and how it works in a browser."""
+"""The HTML report: its contents, its safety, and its behaviour in a browser."""
 
 import base64
 import hashlib
@@ -25,7 +25,7 @@ LEAKAGE = dict.fromkeys(("same_target", "other_target", "near", "shared_passages
 
 
 class Page(HTMLParser):
-    """Every element with its attributes, the text of all, and the body rows of the table of rows."""
+    """Collect the elements with their attributes, the texts by element, and the body rows of the table of rows."""
 
     def __init__(self, text):
         super().__init__()
@@ -55,7 +55,7 @@ class Page(HTMLParser):
 
 
 def make_run(folder, names=("hard_prompt", "soft_prompt"), count=12, changes=None, results=None, **recipe):
-    """A finished run's folder, of predictions written here; `changes` are put into rows by their number."""
+    """Return the folder of a finished run with made-up predictions; `changes` replaces values by row number."""
     rows = []
     for number in range(count):
         place = PLACES[number % 10]
@@ -87,11 +87,11 @@ def read(folder):
 
 
 def shown(text):
-    """As HTML reads it: the tiny model also writes carriage returns."""
+    """Return a text as HTML reads it. The tiny model also writes carriage returns."""
     return re.sub("\r\n?", "\n", text) or "(nothing)"
 
 
-def test_train_and_evaluate_leave_a_report_that_says_what_they_found(recipe_file, tmp_path, capsys):
+def test_train_and_evaluate_write_a_report_of_their_results(recipe_file, tmp_path, capsys):
     recipe, run = str(recipe_file(eval_strategy="steps", eval_steps=2, logging_steps=1)), tmp_path / "run"
     assert main(["train", recipe, "--max_source_tokens", "30", "--learning_rate", "0.3"]) == 0
     text, results = (run / "report.html").read_text(), json.loads((run / "results.json").read_text())
@@ -127,7 +127,7 @@ def test_train_and_evaluate_leave_a_report_that_says_what_they_found(recipe_file
         assert leaked in each.texts["dd"] and (run / "template.yaml").read_text() in each.texts["pre"]
 
 
-def test_the_training_split_has_a_report_too_and_rows_that_are_not_whole_are_said(recipe_file, tmp_path, capsys):
+def test_the_training_split_has_a_report_and_incomplete_rows_are_reported(recipe_file, tmp_path, capsys):
     recipe = str(recipe_file(output_dir=tmp_path / "on_train"))
     assert main(["evaluate", recipe, "--split", "train", "--output_dir", str(tmp_path / "on_train")]) == 0
     assert (tmp_path / "on_train" / "report.html").is_file()
@@ -163,7 +163,7 @@ def test_closed_choices_and_the_recipes_own_metric(tmp_path):
     assert "the most likely of the row's choices, normalised by tokens" in page.texts["dd"]
 
 
-def test_a_corpus_metric_is_told_to_be_sentence_level(tmp_path):
+def test_a_corpus_metric_is_marked_as_sentence_level(tmp_path):
     scores = {name: {"bleu": 12.0, "bleu_signature": "nrefs:1"} for name in ("hard_prompt", "soft_prompt")}
     run = make_run(tmp_path, results=scores | {"task": "translation"}, target_lang="zho_Hans")
     text = report.write_report(run).read_text()
@@ -171,19 +171,19 @@ def test_a_corpus_metric_is_told_to_be_sentence_level(tmp_path):
     assert "nrefs:1" in text and 'lang="zho-Hans"' in text
 
 
-def test_rows_beyond_what_is_shown_are_told_and_counted(tmp_path, monkeypatch):
+def test_rows_that_are_not_shown_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "ROWS_SHOWN", 4)
     monkeypatch.setattr(report, "CHARACTERS_SHOWN", 300)
     page = read(make_run(tmp_path, changes={2: {"source": "山川" * 500}}))
     assert len(page.rows) == 4 and "The first 4 of 12 rows are shown." in page.texts["strong"]
     assert "700 characters are left out here" in "".join(page.texts["div"])
-    assert "山川山川" in "".join(page.texts["summary"])  # of a language without spaces
+    assert "山川山川" in "".join(page.texts["summary"])  # a language without spaces
     links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
     assert [link for link in links if link.startswith("#row-")] == ["#row-1", "#row-3"]
     assert "row 9" in "".join(page.texts["li"])  # named without a link that leads nowhere
 
 
-def test_nothing_from_the_run_runs_or_loads(tmp_path):
+def test_no_text_of_the_run_is_executed_or_loads_anything(tmp_path):
     changes = {
         0: {"soft_prompt": EVIL}, 1: {"hard_prompt": EVIL}, 2: {"source": EVIL}, 3: {"references": [EVIL]},
     }  # fmt: skip
@@ -207,7 +207,7 @@ def test_nothing_from_the_run_runs_or_loads(tmp_path):
     assert f"style-src 'sha256-{hashes[0]}'" in policy and f"script-src 'sha256-{hashes[1]}'" in policy
 
 
-def test_its_structure_is_for_everyone(tmp_path):
+def test_the_report_is_accessible(tmp_path):
     page = read(make_run(tmp_path))
     first = dict(reversed(page.elements))
     assert first["html"] == {"lang": "en"} and {"title", "main", "nav", "header"} <= {*first}
@@ -221,7 +221,7 @@ def test_its_structure_is_for_everyone(tmp_path):
     assert all({*attributes["aria-labelledby"].split()} <= {*ids} for attributes in drawn)
 
 
-def test_colours_are_told_apart_in_light_and_dark():
+def test_colours_have_contrast_in_light_and_dark():
     style = report.Path(report.__file__).with_name("report_template.html").read_text()
 
     def luminance(colour):
@@ -237,7 +237,7 @@ def test_colours_are_told_apart_in_light_and_dark():
                 assert (high + 0.05) / (low + 0.05) >= 4.5, (name, behind)
 
 
-def test_a_folder_without_a_run_or_its_predictions_is_said(tmp_path, capsys):
+def test_a_folder_without_a_run_or_without_predictions_is_reported(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 1
     assert "no results.json there" in capsys.readouterr().err
     run = make_run(tmp_path / "run")
@@ -258,7 +258,7 @@ def test_a_histogram_counts_every_row_once(values):
     assert all(bar.x >= 66 and bar.x + bar.width <= 462.5 and bar.y >= 14 for bar in bars)
 
 
-def test_curves_leave_out_what_is_no_number_and_stay_inside():
+def test_curves_leave_out_values_that_are_not_finite_and_stay_inside():
     series = {"training": [(1, math.nan), (2, 3.25), (40, 0.001)], "validation": [(40, math.inf)]}
     chart = line_chart("Loss", "loss", series, (2, "the best checkpoint"))
     (line,) = chart.lines
@@ -332,7 +332,7 @@ def test_nothing_is_wider_than_the_screen(width, browser, page_file):
     assert browser.errors == [] and browser.requests == [page_file.as_uri()]
 
 
-def test_without_scripts_it_is_a_plain_table(browser, page_file):
+def test_without_scripts_the_rows_are_a_plain_table(browser, page_file):
     browser.send("Emulation.setScriptExecutionDisabled", value=True)
     try:
         browser.open(page_file)
@@ -343,7 +343,7 @@ def test_without_scripts_it_is_a_plain_table(browser, page_file):
     assert browser.run("document.querySelectorAll('#rows button').length") == 0
 
 
-def test_the_keyboard_reaches_what_can_be_done_and_sees_where_it_is(browser, page_file):
+def test_the_keyboard_reaches_every_control_and_shows_the_focus(browser, page_file):
     browser.open(page_file)
     seen = []
     for _ in range(80):

@@ -1,4 +1,4 @@
-"""Model cards: what stands in one, that nothing in it is a placeholder, and that its snippets run as printed."""
+"""Model cards: their text from their facts, no placeholders, and snippets that run as printed."""
 
 import contextlib
 import copy
@@ -36,7 +36,7 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, model_folders):
-    """Where a tiny model was trained by relative names, as people do."""
+    """Return a folder in which a tiny model was trained by relative names."""
     folder = tmp_path_factory.mktemp("home of ann")
     (folder / "tiny-llama").symlink_to(model_folders["llama"])
     for split, count, shift in (("train", 24, 0), ("validation", 6, 3), ("test", 9, 5)):
@@ -54,7 +54,7 @@ def run(home, monkeypatch):
 
 
 def outside_fences(text):
-    """The lines of a card that Markdown reads as its own (CommonMark 0.31, section 4.5)."""
+    """Return the lines of a card that are not in a fenced block (CommonMark 0.31, section 4.5)."""
     lines, fence = [], None
     for line in text.splitlines():
         ticks = re.match(r" {0,3}(`{3,}|~{3,})", line)
@@ -93,7 +93,7 @@ def test_the_whole_card(run):
 @pytest.mark.parametrize(
     "changes", [[], ["--method=prefix_tuning", "--generation_num_beams=2", "--output_dir=prefix"]]
 )
-def test_its_snippets_run_as_printed_and_print_its_example(changes, run):
+def test_the_cards_snippets_run_as_printed_and_print_its_example(changes, run):
     if changes:
         assert main(["train", "recipe.yaml", *changes]) == 0
         run = Path("prefix")
@@ -105,7 +105,7 @@ def test_its_snippets_run_as_printed_and_print_its_example(changes, run):
     assert printed(ours) == printed(plain) == wanted.strip()
 
 
-def test_no_text_of_the_users_leaves_its_place(run):
+def test_no_text_of_the_user_leaves_its_fence_or_cell(run):
     facts = copy.deepcopy(card_facts(run))
     facts["example"] |= {"source": EVIL, "soft_prompt": EVIL, "hard_prompt": EVIL, "references": [EVIL]}
     facts["results"]["example"] = {"context": EVIL, "question": EVIL}
@@ -125,7 +125,7 @@ def test_no_text_of_the_users_leaves_its_place(run):
     assert all(len(re.split(r"(?<!\\)\|", line)) == 7 for line in table) and len(table) == 3
 
 
-def test_a_file_that_holds_no_facts_and_a_folder_that_lacks_some_are_said(run, tmp_path, capsys):
+def test_a_file_without_facts_and_an_incomplete_folder_are_reported(run, tmp_path, capsys):
     for name, text in (("gone.json", None), ("bad.json", "{"), ("empty.json", "{}")):
         if text is not None:
             (tmp_path / name).write_text(text)
@@ -138,7 +138,7 @@ def test_a_file_that_holds_no_facts_and_a_folder_that_lacks_some_are_said(run, t
         assert f"{name}: no such file, or an empty one" in capsys.readouterr().err
 
 
-def test_no_folder_of_this_machine_stands_in_it(home, tmp_path, monkeypatch):
+def test_the_card_names_no_folder_of_this_machine(home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files = [f"--{split}_file={home / f'{split}.jsonl'}" for split in ("train", "validation", "test")]
     model = ["--model_name_or_path", str(home / "tiny-llama"), "--output_dir", str(tmp_path / "elsewhere")]
@@ -148,7 +148,7 @@ def test_no_folder_of_this_machine_stands_in_it(home, tmp_path, monkeypatch):
     assert "adapter = 'elsewhere'" in card and "`tiny-llama`" in card and "train_file: train.jsonl" in card
 
 
-def test_the_command_writes_it_again_from_the_folder_or_from_its_facts(run, tmp_path, capsys):
+def test_the_command_writes_the_card_again_from_the_folder_or_from_its_facts(run, tmp_path, capsys):
     text = (run / "README.md").read_bytes()
     (run / "README.md").unlink()
     facts = tmp_path / "card.json"
@@ -161,7 +161,7 @@ def test_the_command_writes_it_again_from_the_folder_or_from_its_facts(run, tmp_
     assert "nothing was trained there. Name the folder of a finished train." in capsys.readouterr().err
 
 
-def test_a_row_of_ones_own_stands_in_it_in_place_of_one_of_the_data(run, tmp_path, capsys):
+def test_a_row_of_the_user_replaces_the_row_of_the_data(run, tmp_path, capsys):
     row = question_rows(1, 40)[0] | {"context": "The ferry Mira sailed from Oslo."}
     file, card = tmp_path / "row.json", tmp_path / "card.md"
     file.write_text(json.dumps(row))
@@ -180,7 +180,7 @@ def test_a_row_of_ones_own_stands_in_it_in_place_of_one_of_the_data(run, tmp_pat
     assert f"Prediction, with soft prompt:\n\n```text\n{printed(snippets(text)[0])}\n```" in text
 
     named = {"passage" if name == "context" else name: value for name, value in row.items()}
-    renamed = tmp_path / "renamed"  # a run whose data calls its columns otherwise, as `predict` takes them
+    renamed = tmp_path / "renamed"  # a run on data with other column names
     shutil.copytree(run, renamed)
     with (renamed / "recipe.yaml").open("a", encoding="utf-8") as recipe:
         recipe.write("context_column: passage\n")
@@ -197,7 +197,7 @@ def test_a_row_of_ones_own_stands_in_it_in_place_of_one_of_the_data(run, tmp_pat
     own = tmp_path / "own"
     shutil.copytree(run, own)
     file.write_text(json.dumps(row))
-    for words in (["--example", str(file)], []):  # and it stays, in all that is pushed
+    for words in (["--example", str(file)], []):  # the second card keeps the row, and so does a push
         assert main(["card", str(own), *words]) == 0
         pushed = plan_upload(own, "ann/rivers", "ann/tiny-llama")
         texts = [each if isinstance(each, bytes) else each.read_bytes() for each in pushed.values()]
@@ -207,7 +207,7 @@ def test_a_row_of_ones_own_stands_in_it_in_place_of_one_of_the_data(run, tmp_pat
 
 
 @pytest.mark.parametrize("broken", ["card", "report"])
-def test_a_card_or_report_that_fails_fails_no_run(broken, run, tmp_path, monkeypatch, caplog):
+def test_a_failing_card_or_report_does_not_fail_the_run(broken, run, tmp_path, monkeypatch, caplog):
     def fail(folder):
         raise ValueError("no luck")
 
@@ -221,7 +221,7 @@ def test_a_card_or_report_that_fails_fails_no_run(broken, run, tmp_path, monkeyp
     assert {names[name] for name in names if not (folder / names[name]).exists()} == {names[broken]}
 
 
-def test_the_card_comes_before_the_report_and_says_since_when_seconds_count(home, tmp_path, monkeypatch):
+def test_the_card_is_written_before_the_report_and_names_the_resumed_checkpoint(home, tmp_path, monkeypatch):
     def interrupt(folder):
         raise KeyboardInterrupt
 
@@ -233,8 +233,8 @@ def test_the_card_comes_before_the_report_and_says_since_when_seconds_count(home
     assert re.search(r"4 steps in \S+ s since checkpoint-2", (tmp_path / "other" / "README.md").read_text())
 
 
-def test_no_card_of_peft_or_trainer_is_left(run, llama, tokenizer, tmp_path):
-    """Both write drafts with places to fill in: PEFT's into every checkpoint."""
+def test_no_card_of_peft_or_trainer_remains(run, llama, tokenizer, tmp_path):
+    """Both write drafts with placeholders, PEFT into every checkpoint."""
     assert not [*run.glob("checkpoint-*/README.md")]
     trainer = soft_trainer(llama, tokenizer, tmp_path / "ours", save_steps=1)
     trainer.train()
@@ -255,7 +255,7 @@ CARDS = sorted((ROOT / "model_cards").glob("*.json"))
 
 
 @pytest.mark.parametrize("facts", CARDS, ids=lambda path: path.stem)
-def test_the_cards_of_reference_runs_are_what_their_facts_make(facts, tmp_path):
+def test_the_cards_of_reference_runs_match_their_facts(facts, tmp_path):
     written = facts.with_suffix(".md")
     text = written.read_text(encoding="utf-8")
     assert write_card(facts, tmp_path / "card.md").read_text(encoding="utf-8") == text, (
@@ -270,8 +270,8 @@ def test_the_cards_of_reference_runs_are_what_their_facts_make(facts, tmp_path):
     assert held["results"]["example"] == read
 
 
-def test_there_is_a_card_of_each_reference_run():
-    """Of each recipe whose first lines have a score."""
+def test_every_reference_run_has_a_card():
+    """A recipe with a score in its first lines has a reference run."""
     recipes = [*(ROOT / "recipes").glob("*/*_prompt_tuning.yaml")]
     run = [path.stem for path in recipes if "Score: not measured" not in path.read_text(encoding="utf-8")]
     assert {path.stem for path in CARDS} == {*run, "distillation", "quickstart"}
