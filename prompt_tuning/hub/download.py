@@ -62,7 +62,7 @@ def download_adapter(name: str) -> Path:
     except HfHubHTTPError as error:
         raise AdapterError(_explain_answer(error, name)) from error
     except HFValidationError as error:
-        raise AdapterError(f"{_no_folder(name)}, nor can it be a repository's id") from error
+        raise AdapterError(f"{_no_folder(name)}, and not a valid hub id. Name a folder or USER/NAME.") from error
     except LocalEntryNotFoundError as error:
         # The client reports a refusal as a missing file if the cache does not have the file.
         if isinstance(error.__cause__, HfHubHTTPError):
@@ -71,11 +71,13 @@ def download_adapter(name: str) -> Path:
         raise AdapterError(f"{_no_folder(name)}, not in the cache ({constants.HF_HUB_CACHE}), and {reason}") from error
     except HTTPError as error:
         raise AdapterError(
-            f"{name}: the connection to {constants.ENDPOINT} was lost; run the command again"
+            f"{name}: the connection to {constants.ENDPOINT} was lost. Run the command again."
         ) from error
     if not folder.adapter_config.is_file() and not _is_whole_model(folder):
         missing = folder.ADAPTER_CONFIG
-        raise AdapterError(f"{name} on {constants.ENDPOINT}: no {missing} there, so it holds no adapter")
+        raise AdapterError(
+            f"{name} on {constants.ENDPOINT}: no {missing}, so it holds no adapter. Name another repository."
+        )
     return folder.path
 
 
@@ -102,12 +104,12 @@ def _explain_answer(error: HfHubHTTPError, name: str) -> str:
     repo_id, _, revision = name.partition("@")
     hub = constants.ENDPOINT
     if isinstance(error, RevisionNotFoundError):
-        return f"{repo_id} on {hub} has no revision {revision}"
+        return f"{repo_id} on {hub}: no revision {revision}. Name another branch, tag or commit."
     if isinstance(error, GatedRepoError):
-        return f"{repo_id} is gated; ask for access at {hub}/{repo_id}, as the user of this token"
+        return f"{repo_id}: its owner must allow access. Ask for it at {hub}/{repo_id}, as the user of this token."
     if isinstance(error, RepositoryNotFoundError):
-        login = "" if get_token() else ", or it is private: log in with `hf auth login`, or set HF_TOKEN"
+        login = "" if get_token() else ", or it is private. Log in with `hf auth login`, or set HF_TOKEN."
         return f"{_no_folder(name)}, and no such repository on {hub}{login}"
     if error.response.status_code == 403:
-        return f"{_no_folder(name)}, and this token may not read {repo_id}; log in with one that may"
+        return f"{_no_folder(name)}, and this token may not read {repo_id}. Log in with one that may."
     return f"{_no_folder(name)}, and {explain_refusal(error, repo_id)}"

@@ -13,16 +13,16 @@ def explain_refusal(error: HfHubHTTPError, repo_id: str) -> str:
     status = error.response.status_code
     hub = constants.ENDPOINT
     if status == 401 and get_token() is None:
-        return f"{hub} wants to know who asks; log in with `hf auth login`, or set HF_TOKEN"
+        return f"{hub} needs a login. Log in with `hf auth login`, or set HF_TOKEN."
     if status == 401:
-        return f"{hub} does not accept the token (HF_TOKEN, or that of `hf auth login`); log in with a valid one"
+        return f"{hub} does not accept the token (HF_TOKEN, or that of `hf auth login`). Log in with a valid one."
     if status == 403:
         return (
-            f"this token may not write to {repo_id}: the name is somebody else's, or the token may only read; name a "
-            "repository of your own (`hf auth whoami` tells whose), or log in with a token that may write"
+            f"this token may not write to {repo_id}: it belongs to another user, or the token may only read. Name a "
+            "repository of your own (`hf auth whoami` prints your name), or log in with a token that may write."
         )
     if status in (409, 412):
-        return "somebody else changed it at the same time, and nothing was overwritten; run the same command again"
+        return "another user changed it at the same time, and nothing was overwritten. Run the same command again."
     if status == 429 or status >= 500:
-        return f"{hub} answers {status}, and nothing was changed; wait, and run the same command again"
+        return f"{hub} answers {status}, and nothing was changed. Wait, and run the same command again."
     return f"{hub} answers {status}: {first_line(error.server_message or error)}"

@@ -91,7 +91,7 @@ def push(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         repository = api.model_info(repo_id, revision=revision)
         if private and not repository.private:
-            raise HubError(f"{repo_id} is public already; leave private out, or name another repository")
+            raise HubError(f"{repo_id}: it is public already. Leave private out, or name another repository.")
         _check_content(api, repository, base, overwrite=overwrite)
         files = plan_upload(run, repo_id, base_model, finished=finished, card=card)
         stale = set() if base else _model_files(repository) - set(files)
@@ -148,7 +148,7 @@ def plan_upload(
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise HubError(
-            f"--repo_id {repo_id}: {str(error).split(':')[0].rstrip('.')}; give NAME or USER/NAME"
+            f"--repo_id {repo_id}: {str(error).split(':')[0].rstrip('.')}. Write NAME or USER/NAME."
         ) from error
     _check_complete(folder, finished=finished)
     _base_model(folder, base_model)
@@ -183,12 +183,12 @@ def _check_complete(folder: RunFolder, *, finished: bool) -> None:
         # A folder without any model is more often one without an adapter.
         name = folder.ADAPTER_CONFIG if missing[0] == folder.MODEL_CONFIG else missing[0]
         tasks = ", ".join(sorted(str(path.parent) for path in folder.path.glob(f"*/{folder.TEMPLATE}")))
-        advice = "push wants the folder of a finished `prompt-tuning train`"
+        advice = "Name the folder of a finished `prompt-tuning train`."
         if tasks:
-            advice = f"name the run of one task: {tasks}"
-        raise HubError(f"{folder.path}: no {name} there; {advice}")
+            advice = f"Name the run of one task: {tasks}."
+        raise HubError(f"{folder.path}: no {name}. {advice}")
     if finished and adapter and not folder.card.is_file():
-        raise HubError(f"{folder.path}: no {folder.CARD} there; `prompt-tuning card {folder.path}` writes it")
+        raise HubError(f"{folder.path}: no {folder.CARD}. Write it with `prompt-tuning card {folder.path}`.")
 
 
 def _base_model(folder: RunFolder, base_model: str | None) -> str | None:
@@ -203,7 +203,7 @@ def _base_model(folder: RunFolder, base_model: str | None) -> str | None:
         try:
             validate_repo_id(base_model)
         except HFValidationError as error:
-            raise HubError(f"--base_model {base_model}: no hub id; give USER/NAME") from error
+            raise HubError(f"--base_model {base_model}: not a hub id. Write USER/NAME.") from error
         return base_model
     base = read_json(folder.adapter_config).get("base_model_name_or_path")
     results = read_json(folder.results) if folder.results.is_file() else {"base_model": base}
@@ -213,7 +213,7 @@ def _base_model(folder: RunFolder, base_model: str | None) -> str | None:
         return base
     raise HubError(
         f"{folder.path}: its adapter names the base model {base}, a folder that only this machine has, so nobody else "
-        "could load it; name the hub model that it is a copy of, as --base_model USER/NAME"
+        "could load it. Name the hub model that it is a copy of: --base_model USER/NAME."
     )
 
 
@@ -223,7 +223,7 @@ def _check_base_is_on_hub(api: HfApi, base: str) -> None:
     except RepositoryNotFoundError as error:
         raise HubError(
             f"the adapter names the base model {base}, and {constants.ENDPOINT} has none of that name that this token "
-            "may read; name the hub model that it was trained on, as --base_model USER/NAME"
+            "may read. Name the hub model that it was trained on: --base_model USER/NAME."
         ) from error
 
 
@@ -234,7 +234,7 @@ def _check_content(api: HfApi, repository: ModelInfo, base: str | None, *, overw
     if other in names:
         content = "a whole model" if base else "an adapter"
         raise HubError(
-            f"{repository.id} holds {content} ({other}), and the two cannot share it; name another repository"
+            f"{repository.id}: it holds {content} ({other}), and a repository cannot hold both. Name another one."
         )
     if not base or RunFolder.ADAPTER_CONFIG not in names or overwrite:
         return
@@ -242,8 +242,8 @@ def _check_content(api: HfApi, repository: ModelInfo, base: str | None, *, overw
     other_base = read_json(Path(path)).get("base_model_name_or_path")
     if other_base != base:
         raise HubError(
-            f"{repository.id} holds an adapter of {other_base}, this one is of {base}; name another repository, or "
-            "replace it with --overwrite"
+            f"{repository.id}: it holds an adapter of {other_base}, this one is of {base}. Name another repository, "
+            "or replace it with --overwrite."
         )
 
 
@@ -312,7 +312,7 @@ def _card_with_base(path: Path, base_model: str) -> bytes:
     try:
         card = ModelCard(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
-        raise HubError(f"{path}: its metadata is not YAML: {first_line(error)}") from error
+        raise HubError(f"{path}: its metadata is not YAML: {first_line(error)}. Correct it.") from error
     card.data.base_model = base_model
     return str(card).encode()
 
@@ -320,11 +320,11 @@ def _card_with_base(path: Path, base_model: str) -> bytes:
 @contextmanager
 def _explained(repo_id: str) -> Iterator[None]:
     """Raise a HubError for what the hub's client raises in the block, with what happened and what to do next."""
-    again = "a push is one commit, so nothing is half there: run the same command again"
+    again = "Nothing was uploaded in part, since a push is one commit. Run the same command again."
     try:
         yield
     except OfflineModeIsEnabled as error:
-        raise HubError(f"{repo_id}: HF_HUB_OFFLINE is set, so nothing was sent; unset it to push") from error
+        raise HubError(f"{repo_id}: HF_HUB_OFFLINE is set, so nothing was sent. Unset it to push.") from error
     except HfHubHTTPError as error:
         raise HubError(f"{repo_id}: {explain_refusal(error, repo_id)}") from error
     except (HTTPError, RuntimeError, ConnectionError, LocalEntryNotFoundError) as error:
@@ -333,6 +333,6 @@ def _explained(repo_id: str) -> Iterator[None]:
         if isinstance(cause, HfHubHTTPError):
             raise HubError(f"{repo_id}: {explain_refusal(cause, repo_id)}") from error
         why = f"{type(cause).__name__}: {first_line(cause)}"
-        raise HubError(f"{repo_id}: the connection to {constants.ENDPOINT} failed ({why}); {again}") from error
+        raise HubError(f"{repo_id}: the connection to {constants.ENDPOINT} failed ({why}). {again}") from error
     except ValueError as error:
-        raise HubError(f"{repo_id}: {constants.ENDPOINT} would not take it: {first_line(error)}") from error
+        raise HubError(f"{repo_id}: {constants.ENDPOINT} refuses it: {first_line(error)}") from error

@@ -117,14 +117,14 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
         method = find_method(peft_config.peft_type)
         if not (method.trains_embeddings and method.fits_encoder_decoder):
             raise AdapterError(
-                f"a {type(peft_config).__name__} makes no prompt for an encoder-decoder model here; expected "
-                "EncoderDecoderPrefixConfig, PromptTuningConfig, PromptEncoderConfig or MultitaskPromptTuningConfig"
+                f"a {type(peft_config).__name__} makes no prompt for an encoder-decoder model. Use an "
+                "EncoderDecoderPrefixConfig, PromptTuningConfig, PromptEncoderConfig or MultitaskPromptTuningConfig."
             )
         submodules = peft_config.num_transformer_submodules or 1
         if submodules != 1 and not peft_config.inference_mode:
             raise AdapterError(
-                f"num_transformer_submodules is {submodules}, but the prompt stands before the encoder's input alone "
-                "and the other rows would never be trained; set it to 1"
+                f"num_transformer_submodules is {submodules}, but the prompt stands only before the encoder's input, "
+                "and the other rows would never be trained. Set it to 1."
             )
         peft_config.num_transformer_submodules = submodules
         super().add_adapter(adapter_name, peft_config, **kwargs)
@@ -243,14 +243,14 @@ def _check_base(
     attention = base.config._attn_implementation
     if attention not in ("sdpa", PREFIXED_ATTENTION):
         raise ModelError(
-            f"{type(base).__name__} runs {attention} attention, which takes no prefix; load it with "
-            'attn_implementation="sdpa"'
+            f"{type(base).__name__} runs {attention} attention, which takes no prefix. Load it with "
+            'attn_implementation="sdpa".'
         )
     places = {place: [len(layers), *head_shape(layers[0])] for place, layers in modules.items()}
     if config.places and config.places != places:
         raise AdapterError(
-            f"a prefix for {config.places} (layers, heads, head size), but {type(base).__name__} has {places}; load "
-            "it on the model that it was trained on"
+            f"a prefix for {config.places} (layers, heads, head size), but {type(base).__name__} has {places}. Load "
+            "it on the model that it was trained on."
         )
     config.places = places
 

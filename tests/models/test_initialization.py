@@ -52,7 +52,7 @@ def test_a_text_decides_the_length_or_is_repeated_and_never_cut(llama, tokenizer
     longer = initial_prompt(llama, tokenizer, arguments, length + 2, seed=0, ids=ids)
     assert torch.equal(longer, embeddings[ids + ids[:2]])
     shorter = PromptArguments(init="text", init_text=TEXT, num_virtual_tokens=length - 1)
-    with pytest.raises(RecipeError, match="leave num_virtual_tokens out to follow the text"):
+    with pytest.raises(RecipeError, match="Leave num_virtual_tokens out to follow the text"):
         started(shorter, tokenizer)
     with pytest.raises(RecipeError, match="init text: its text has no tokens"):
         started(PromptArguments(init="text", init_text=""), tokenizer)

@@ -339,7 +339,7 @@ def test_the_folder_of_all_tasks_names_those_of_each(recipes, tmp_path, capsys):
     recipe, run = str(recipes()), str(tmp_path / "run")
     assert main(["train", recipe]) == 0
     capsys.readouterr()
-    message = f"{run} holds the prompts of 2 tasks at once; name the folder of one: {run}/qa, {run}/summaries"
+    message = f"{run}: it holds the prompts of 2 tasks. Name the folder of one: {run}/qa, {run}/summaries"
     commands = [
         ["predict", "--adapter", run, "--input", "test.jsonl"],
         ["evaluate", "qa.yaml", "--adapter", run],

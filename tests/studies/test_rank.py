@@ -358,11 +358,11 @@ def test_a_prompt_starts_at_the_template_and_the_rows_lose_its_demonstrations(
 
 def test_a_template_without_an_opening_and_other_contradictions(recipe_file, tokenizer, tmp_path, capsys):
     plain = Encoder(Template.load("question_answering/plain"), tokenizer)
-    with pytest.raises(RecipeError, match=r"opens with a column.*init: text or demonstrations"):
+    with pytest.raises(RecipeError, match=r"begins with a column.*init: text or demonstrations"):
         initial_text(PromptArguments(init="template"), plain, Dataset.from_list(question_rows(2)), 0)
     recipe = str(recipe_file(init="template", num_virtual_tokens=None))
     assert main(["check", recipe]) == 2
-    assert "opens with a column" in capsys.readouterr().err
+    assert "begins with a column" in capsys.readouterr().err
     bm25 = ["--num_demonstrations", "1", "--demonstration_selection", "bm25"]
     assert main(["train", recipe, *bm25]) == 2
     assert "init template: bm25 shows each row demonstrations of its own" in capsys.readouterr().err
