@@ -39,10 +39,6 @@ EXAMPLE_ROWS = (
     ["the red cat sat on a mat", "a wet dog ran", "no"],
     [["the red cat sat on the mat"], ["a dog ran"], ["yes"]],
 )
-HEAD = (
-    "recipe", "{metric}", "95 % interval", "of each seed", "against {first}", "p",
-    "trained numbers", "adapter, bytes", "training, s", "s per 100 predictions",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,13 +120,15 @@ def compare(
 
 def _common_task(recipes: Mapping[str, Recipe]) -> str:
     """Return the task of the recipes; raise a RecipeError if they have no common one."""
+    tasks = set()
     for name, recipe in recipes.items():
         if METHODS[recipe.prompt.method].trains_several_tasks:
             raise RecipeError(f"{name} has several tasks. Compare recipes of one task.")
-    tasks = sorted({str(recipe.data.task) for recipe in recipes.values()})
+        tasks.add(str(recipe.data.task))
     if len(tasks) > 1:
-        raise RecipeError(f"the recipes have different tasks ({', '.join(tasks)}). Compare recipes of one task.")
-    return tasks[0]
+        names = ", ".join(sorted(tasks))
+        raise RecipeError(f"the recipes have different tasks ({names}). Compare recipes of one task.")
+    return tasks.pop()
 
 
 def _check_metric(recipes: Mapping[str, Recipe], metric: str) -> None:
@@ -287,19 +285,19 @@ def mean_over_seeds(tests: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[
     Args:
         tests: of `corpus_significance`, for each seed.
     """
-    means = {}
-    for name in tests[0]:
-        of_seeds = [test[name] for test in tests]
-        means[name] = {end: float(np.mean([test[end] for test in of_seeds])) for end in ("low", "high")}
-        if "p" in of_seeds[0]:
-            means[name]["p"] = max(test["p"] for test in of_seeds)
+    means: dict[str, dict[str, float]] = {}
+    for name, first in tests[0].items():
+        means[name] = {}
+        for key in first:
+            values = [test[name][key] for test in tests]
+            means[name][key] = max(values) if key == "p" else float(np.mean(values))
     return means
 
 
 def _costs(runs: RecipeRuns) -> dict[str, Any]:
     first = runs.results[0]
     folder = RunFolder(runs.folders[0])
-    files = [file for file in (folder.adapter_weights, folder.path / folder.MODEL_WEIGHTS) if file.is_file()]
+    files = list(filter(Path.is_file, (folder.adapter_weights, folder.path / folder.MODEL_WEIGHTS)))
     train_seconds = []
     prediction_seconds = []
     for results in runs.results:
@@ -323,7 +321,10 @@ def comparison_text(compared: Mapping[str, Any]) -> str:
     """
     parts = compared["parts"]
     first = next(iter(parts))
-    head = [column.format(metric=compared["metric"], first=first) for column in HEAD]
+    head = (
+        "recipe", compared["metric"], "95 % interval", "of each seed", f"against {first}", "p",
+        "trained numbers", "adapter, bytes", "training, s", "s per 100 predictions",
+    )  # fmt: skip
     rows = []
     for name, part in parts.items():
         p = part.get("against_first", part).get("p")

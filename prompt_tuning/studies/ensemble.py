@@ -272,8 +272,10 @@ def _batches(trainer: PromptTuningTrainer, sources: Sequence[list[int]], copies:
         length = num_virtual_tokens + len(sources[number]) + kwargs["max_new_tokens"]
         lengths.append(length * kwargs["num_beams"] * copies)
     max_rows = max(args.per_device_eval_batch_size // copies, 1)
-    batches = batches_within(lengths, max_rows, args.per_device_eval_batch_tokens)
-    return [[order[place] for place in batch] for batch in batches]
+    batches = []
+    for places in batches_within(lengths, max_rows, args.per_device_eval_batch_tokens):
+        batches.append([order[place] for place in places])
+    return batches
 
 
 def _write_batch(
@@ -283,7 +285,9 @@ def _write_batch(
     processors: Sequence[LogitsProcessor],
 ) -> list[str]:
     """Write the texts of a batch, `[rows * K]`, the K texts of a row one after the other."""
-    repeated = [source for source in sources for _ in names]
+    repeated: list[list[int]] = []
+    for source in sources:
+        repeated += [source] * len(names)
     kwargs = {**trainer.generation_kwargs, "adapter_names": [*names] * len(sources)}
     if processors:
         kwargs["logits_processor"] = LogitsProcessorList(processors)
@@ -317,7 +321,7 @@ def ensemble_text(folder: Path) -> str:
     lines = []
     for name, scores in scored.items():
         lines.append([name, *(f"{scores[metric]:.1f}" for metric in metrics)])
-    rows, tokens, seconds = (results["cost"][name] for name in ("rows", "virtual_tokens", "seconds"))
+    rows, tokens, seconds = results["cost"].values()
     return "\n".join(
         [
             text_table(["", *metrics], lines, align=["left", *["right"] * len(metrics)]),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,13 +105,12 @@ def rank(
     table = LikelihoodTable(folder / LIKELIHOODS, prepared)
     with autocasting(args.device.type, autocast_dtype(vars(args))):  # Predictions are computed under it too.
         best = find_finalists(model, prepared, table, plan, disable_tqdm=args.disable_tqdm)
-    texts = _predict(model, {name: prepared[name] for name in best}, folder / PREDICTIONS)
+    texts = _predict(model, prepared, best, folder / PREDICTIONS)
     ranked = {"metric": metric, "rows": num_rows, **rank_facts(prepared, table, texts, metric)}
     ranked |= {"halving": plan, "left_out": left_out | unfit}
     winner = ranked["winner"]
-    hint = _prompt_hint(recipe, candidates[winner], prepared[winner])
-    _write_winner(recipe, candidates[winner], hint, folder / WINNER)
-    ranked["next"] = hint
+    ranked["next"] = _prompt_hint(recipe, candidates[winner], prepared[winner])
+    _write_winner(recipe, candidates[winner], ranked["next"], folder / WINNER)
     write_json(folder / "rank.json", ranked)
     with atomic_write(folder / "rank.md") as file:
         file.write(rank_text(ranked) + "\n")
@@ -175,17 +174,17 @@ def _check_settings(folder: Path, recipe: Recipe, prepared: Mapping[str, Prepare
 
 
 def _predict(
-    model: Callable[[], PreTrainedModel], finalists: Mapping[str, Prepared], file: Path
+    model: Callable[[], PreTrainedModel], prepared: Mapping[str, Prepared], finalists: Sequence[str], file: Path
 ) -> dict[str, list[str]]:
     """Return what the model writes for all rows, by finalist. A finalist that is in the file writes nothing."""
     texts: dict[str, list[str]] = {}
     for line in read_json_lines(file) if file.is_file() else ():
         texts.setdefault(line["candidate"], []).append(line["prediction"])
-    for name, prepared in finalists.items():
+    for name in finalists:
         if name in texts:
             continue
         logger.info("predictions: %s", name)
-        texts[name] = trainer_for(model(), prepared).predict_texts(validation_rows(prepared))
+        texts[name] = trainer_for(model(), prepared[name]).predict_texts(validation_rows(prepared[name]))
         lines = []
         for candidate, predictions in texts.items():
             for row, prediction in enumerate(predictions):

@@ -137,9 +137,14 @@ def _read_together(names: Sequence[str], prepared: Mapping[str, Prepared]) -> li
     Candidates without demonstrations may begin with the row's passage, which is then read once. A candidate with
     demonstrations shares its beginning with no other candidate.
     """
-    few_shot = [name for name in names if prepared[name].recipe.prompt.num_demonstrations]
-    zero_shot = [name for name in names if name not in few_shot]
-    return [zero_shot, *([name] for name in few_shot)]
+    zero_shot = []
+    few_shot = []
+    for name in names:
+        if prepared[name].recipe.prompt.num_demonstrations:
+            few_shot.append([name])
+        else:
+            zero_shot.append(name)
+    return [zero_shot, *few_shot]
 
 
 def _add_missing(

@@ -29,7 +29,9 @@ def rank_facts(
     """
     first = next(iter(prepared.values()))
     references = list(validation_rows(first)["references"])
-    scores = {name: float(first.score(predictions, references)[metric]) for name, predictions in texts.items()}
+    scores = {}
+    for name, predictions in texts.items():
+        scores[name] = float(first.score(predictions, references)[metric])
     means = {name: table.mean(name) for name in prepared}
     finalists = sorted(scores, key=lambda name: (-scores[name], -means[name]))
     stopped = sorted(
@@ -93,9 +95,8 @@ def _test_corpus_metric(
     texts: Mapping[str, list[str]], references: Sequence[list[str]], prepared: Prepared, metric: str
 ) -> _Tests:
     """Test finalists by a metric that is not a mean over rows. sacreBLEU tests only two systems or more."""
-    if len(texts) == 1:
-        by_candidate: dict[str, dict[str, Any]] = {name: {} for name in texts}
-    else:
+    by_candidate: dict[str, dict[str, Any]] = {next(iter(texts)): {}}
+    if len(texts) > 1:
         language = prepared.recipe.data.metric_language
         by_candidate = dict(corpus_significance(metric, texts, references, language))
     return _Tests("sacreBLEU's paired bootstrap", by_candidate)

@@ -99,4 +99,4 @@ def sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
     Modules and hooks that are added to it do not reach the first model.
     """
     tensors = (*model.parameters(), *model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    return copy.deepcopy(model, dict(zip(map(id, tensors), tensors, strict=True)))

@@ -87,7 +87,9 @@ def sweep(path: str, overrides: list[str], folder: Path) -> dict[str, Any]:
             logger.error("%s: %s", name, error, exc_info=not isinstance(error, PromptTuningError))
             errors[name] = f"{type(error).__name__}: {error}"
     PartialState().wait_for_everyone()  # The first process writes the last results.
-    swept = {name: {"error": errors[name]} if name in errors else _facts(RunFolder(folder / name)) for name in runs}
+    swept = {}
+    for name in runs:
+        swept[name] = {"error": errors[name]} if name in errors else _facts(RunFolder(folder / name))
     if PartialState().is_main_process:
         write_json(folder / "sweep.json", swept)
         with atomic_write(folder / "sweep.md") as file:

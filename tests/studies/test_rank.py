@@ -1,4 +1,4 @@
-"""rank: its likelihoods, what it stops early and keeps, what it does not run again, and the recipe that it writes."""
+"""rank: its likelihoods, its halving, how it resumes, and the recipe that it writes."""
 
 import json
 import re
@@ -27,7 +27,7 @@ WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
 def write_templates(path, words):
-    """A file of templates, which differ in a word."""
+    """Write a file of templates that differ in a word."""
     path.write_text(
         "".join(
             f"{word}:\n  source: '{word}. {{{{ context }}}} {{{{ question }}}}'\n"
@@ -53,7 +53,7 @@ def interrupt(*args):
 
 @pytest.fixture
 def scored(monkeypatch):
-    """Makes the likelihood of a row that of its template's word; returns the rows that were scored."""
+    """Replace likelihoods by values that depend on the template's word, and return the scored rows."""
     rows = []
 
     def likelihoods(model, places):
@@ -73,7 +73,7 @@ def found(tmp_path):
     return json.loads((tmp_path / "rank" / "rank.json").read_text())
 
 
-def test_a_likelihood_is_that_of_the_target_without_its_end_whatever_it_is_read_with(tokenizer):
+def test_the_likelihood_of_a_target_leaves_out_its_end_and_is_the_same_in_any_batch(tokenizer):
     rows = Dataset.from_list(question_rows(5))
     base, names = tiny_llama(len(tokenizer)), ("plain", "chat", "instruction_last", "few_shot")
     encoded = [encode(rows, Encoder(Template.load(f"question_answering/{name}"), tokenizer))[0] for name in names]
@@ -86,7 +86,7 @@ def test_a_likelihood_is_that_of_the_target_without_its_end_whatever_it_is_read_
         assert score == pytest.approx(expected, abs=1e-4)
 
 
-def test_an_encoder_decoders_likelihood_too(tokenizer):
+def test_the_likelihood_of_an_encoder_decoder_leaves_out_the_end_too(tokenizer):
     base = tiny_t5(len(tokenizer))
     encoded, _ = encode(
         Dataset.from_list(question_rows(3)), Encoder(Template.load("question_answering/t5"), tokenizer, True)
@@ -105,7 +105,7 @@ def test_a_plan_halves_candidates_and_doubles_rows_until_the_finalists_have_all(
     assert sum(kept * reach for kept, reach in halving_plan(64, 640, 1)) < 64 * 640 / 8
 
 
-def test_bad_ones_stop_early_and_the_best_is_kept(recipe_file, templates, scored, tmp_path, capsys):
+def test_bad_candidates_stop_early_and_the_best_one_is_kept(recipe_file, templates, scored, tmp_path, capsys):
     write_jsonl(tmp_path / "validation.jsonl", question_rows(32, 3))
     assert ranked(recipe_file(), tmp_path, "--templates", templates, "--finalists", 1) == 0
     assert len(scored) == len(set(scored)) == 8 * 8 + 4 * 0 + 2 * 8 + 1 * 16 < 8 * 32
@@ -114,13 +114,13 @@ def test_bad_ones_stop_early_and_the_best_is_kept(recipe_file, templates, scored
     rows = {name.split(":")[-1]: each["rows"] for name, each in facts["candidates"].items()}
     assert rows["five"] == 32 and rows["one"] == 8 and next(iter(rows)) == "five"
     against = facts["candidates"][f"{templates}:one"]["log_likelihood"]["against_winner"]
-    assert against["difference"] == pytest.approx(-4) and against["p"] < 0.01  # on the same eight rows
+    assert against["difference"] == pytest.approx(-4) and against["p"] < 0.01  # Both have the same eight rows.
     table = capsys.readouterr().out
     assert re.search(rf"\| {templates}:five +\| 32 +\|", table) and "stopped, though" not in table
     assert (tmp_path / "rank" / "rank.md").read_text() in table
 
 
-def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tmp_path, monkeypatch, capsys):
+def test_a_stopped_rank_resumes_and_a_finished_one_runs_nothing(recipe_file, tmp_path, monkeypatch, capsys):
     templates = write_templates(tmp_path / "mine.yaml", WORDS[:3])
     flags = ["--templates", templates, "--num_demonstrations", 0, 1, "--seeds", 1, 2, "--finalists", 2]
     recipe = recipe_file()
@@ -137,7 +137,7 @@ def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tmp
     assert ranked(recipe, tmp_path, *flags) == 0 and found(tmp_path) == facts
     unread = ["--test_file", tmp_path / "train.jsonl", "--preprocessing_num_workers", 1]
     of_training = ["--max_steps", 9, "--num_virtual_tokens", 3]
-    assert ranked(recipe, tmp_path, *flags, *of_training, *unread) == 0  # on which no score depends
+    assert ranked(recipe, tmp_path, *flags, *of_training, *unread) == 0  # No score depends on these settings.
     capsys.readouterr()
     shown = templates.read_text()
     templates.write_text(shown.replace("source: 'three", "stop: ['a']\n  source: 'three"))
@@ -152,7 +152,7 @@ def test_a_stopped_rank_goes_on_and_a_finished_one_runs_nothing(recipe_file, tmp
 
 
 @pytest.mark.parametrize("damaged", ["{", "[]", "null", None])
-def test_scores_of_which_nothing_says_what_they_are_of_are_not_gone_on_with(damaged, recipe_file, tmp_path, capsys):
+def test_scores_without_settings_are_refused(damaged, recipe_file, tmp_path, capsys):
     settings = tmp_path / "rank" / "settings.json"
     settings.parent.mkdir()
     (tmp_path / "rank" / "likelihoods.jsonl").write_text("")
@@ -162,7 +162,7 @@ def test_scores_of_which_nothing_says_what_they_are_of_are_not_gone_on_with(dama
     assert "so the settings of the scores beside it are not known. Remove the folder" in capsys.readouterr().err
 
 
-def test_a_rank_stopped_among_the_likelihoods_keeps_all_but_the_last_few(recipe_file, tmp_path, monkeypatch, capsys):
+def test_a_rank_stopped_among_the_likelihoods_loses_only_the_last_rows(recipe_file, tmp_path, monkeypatch, capsys):
     templates = write_templates(tmp_path / "mine.yaml", WORDS[:4])
     rows = write_jsonl(tmp_path / "many.jsonl", question_rows(40, 2))
     flags = ["--templates", templates, "--num_demonstrations", 0, 1, "--validation_file", rows, "--disable_tqdm", "no"]
@@ -175,20 +175,20 @@ def test_a_rank_stopped_among_the_likelihoods_keeps_all_but_the_last_few(recipe_
         return [-1.0 - number for number in range(len(places))]
 
     replace_likelihoods(monkeypatch, likelihoods)
-    enable_progress_bar()  # which `predict` turns off
+    enable_progress_bar()  # `predict` turns it off.
     assert ranked(recipe, tmp_path, *flags) == 130
     kept = (tmp_path / "rank" / "likelihoods.jsonl").read_text().splitlines()
     assert len(kept) == sum(asked)
-    assert asked == [10 * 4, 10, 10]  # all that is zero-shot, and one few-shot candidate after another
+    assert asked == [10 * 4, 10, 10]  # Zero-shot candidates are read together.
     asked.append(None)
     assert ranked(recipe, tmp_path, *flags) == 0
     facts = found(tmp_path)
     read = sum(each["rows"] for each in facts["candidates"].values())
-    assert sum(asked[:3]) + sum(asked[4:]) == read  # no row twice
+    assert sum(asked[:3]) + sum(asked[4:]) == read  # No row was scored twice.
     assert "likelihood: 100%" in capsys.readouterr().err
 
 
-def test_other_targets_are_left_out_and_demonstrations_that_did_not_fit_are_counted(recipe_file, tmp_path, capsys):
+def test_other_targets_are_left_out_and_missing_demonstrations_are_counted(recipe_file, tmp_path, capsys):
     source = "source: '{{ context }} {{ question }}'\nreferences: answers.text\n"
     (tmp_path / "first.yaml").write_text(source + "target: '{{ answers.text[0] }}'\n")
     (tmp_path / "longer.yaml").write_text(source + "target: 'The answer is {{ answers.text[0] }}'\n")
@@ -203,7 +203,7 @@ def test_other_targets_are_left_out_and_demonstrations_that_did_not_fit_are_coun
     assert "p of at most 16 rows by their signs" in text
 
 
-def test_under_bf16_likelihoods_are_computed_as_predictions_are(recipe_file, templates, tmp_path, monkeypatch):
+def test_likelihoods_are_computed_in_bf16_if_predictions_are(recipe_file, templates, tmp_path, monkeypatch):
     numbers = []
 
     def likelihoods(model, places):
@@ -216,13 +216,13 @@ def test_under_bf16_likelihoods_are_computed_as_predictions_are(recipe_file, tem
     assert set(numbers) == {torch.bfloat16}
 
 
-def test_a_text_with_a_line_separator_is_read_back(recipe_file, templates, tmp_path, monkeypatch):
+def test_a_prediction_with_a_line_separator_is_read_back(recipe_file, templates, tmp_path, monkeypatch):
     monkeypatch.setattr(PromptTuningTrainer, "predict_texts", lambda *_: ["one\u2028two"] * 6)
     for _ in range(2):
         assert ranked(recipe_file(), tmp_path, "--templates", f"{templates}:one") == 0
 
 
-def test_equal_candidates_are_said_not_to_be_told_apart(recipe_file, tmp_path, capsys):
+def test_equal_candidates_are_not_significantly_different(recipe_file, tmp_path, capsys):
     for name in ("first", "second"):
         (tmp_path / f"{name}.yaml").write_text(
             "source: '{{ context }} {{ question }}'\ntarget: '{{ answers.text[0] }}'\n"
@@ -236,7 +236,7 @@ def test_equal_candidates_are_said_not_to_be_told_apart(recipe_file, tmp_path, c
     assert "1.000, not significant |" in text and "to start a soft prompt" not in text
 
 
-def test_all_shipped_templates_by_default_and_the_winner_is_a_recipe_that_runs(recipe_file, tmp_path, capsys):
+def test_all_shipped_templates_are_ranked_by_default_and_the_winner_runs(recipe_file, tmp_path, capsys):
     recipe = recipe_file(max_source_tokens=150, max_target_tokens=6)
     assert (
         ranked(recipe, tmp_path, "--num_demonstrations", 2, "--rows", 5, "--demonstration_selection", "balanced") == 0
@@ -278,7 +278,7 @@ def test_translations_are_tested_by_their_corpus_metric(recipe_file, tmp_path, m
     assert main(["rank", str(recipe), "--output_dir", str(tmp_path / "one"), "--templates", names[0]]) == 0
 
 
-def test_what_cannot_be_ranked_is_said_before_a_model_loads(recipe_file, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_ranked_is_refused_before_a_model_loads(recipe_file, tmp_path, monkeypatch, capsys):
     forbid_model_loading(monkeypatch)
     assert ranked(recipe_file(), tmp_path, "--templates", "summarization") == 2
     assert "no template could be ranked\nerror: template summarization/plain needs" in capsys.readouterr().err
@@ -296,7 +296,7 @@ def test_what_cannot_be_ranked_is_said_before_a_model_loads(recipe_file, tmp_pat
         ranked(recipe_file(), tmp_path, "--num_demonstrations", "-1")
 
 
-def test_no_demonstrations_and_choices_that_are_written_can_be_ranked_whatever_the_recipe(recipe_file, tmp_path):
+def test_zero_demonstrations_can_be_ranked_with_any_recipe(recipe_file, tmp_path):
     recipe = recipe_file(num_demonstrations=2, demonstration_selection="balanced", score_choices=False)
     assert ranked(recipe, tmp_path, "--num_demonstrations", 0, "--rows", 2, "--finalists", 1) == 0
     assert not any("answered by choosing" in reason for reason in found(tmp_path)["left_out"].values())
@@ -306,7 +306,7 @@ def opening(template, tokenizer, languages=None):
     return Encoder(template, tokenizer, languages=languages).common_prefix()
 
 
-def test_an_opening_is_what_every_row_opens_with(tokenizer):
+def test_the_common_prefix_of_an_encoder_is_where_every_row_begins(tokenizer):
     target = "{{ answers.text[0] }}"
     assert opening(Template("Read. {{ context }}", target), tokenizer) == "Read."
     assert opening(Template("{{ context }}: answer", target), tokenizer) == ""
@@ -329,7 +329,7 @@ def test_an_opening_is_what_every_row_opens_with(tokenizer):
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
-def test_a_prompt_starts_at_the_template_and_the_rows_lose_its_demonstrations(
+def test_a_prompt_starts_from_the_template_and_the_rows_lose_its_demonstrations(
     method, recipe_file, tokenizer, tmp_path, capsys
 ):
     recipe = recipe_file(init="template", num_demonstrations=2, num_virtual_tokens=None, method=method)
@@ -356,7 +356,7 @@ def test_a_prompt_starts_at_the_template_and_the_rows_lose_its_demonstrations(
     assert [json.loads(line)["soft_prompt"] for line in written] == [row["soft_prompt"] for row in rows]
 
 
-def test_a_template_without_an_opening_and_other_contradictions(recipe_file, tokenizer, tmp_path, capsys):
+def test_init_template_refuses_templates_without_a_common_prefix(recipe_file, tokenizer, tmp_path, capsys):
     plain = Encoder(Template.load("question_answering/plain"), tokenizer)
     with pytest.raises(RecipeError, match=r"begins with a column.*init: text or demonstrations"):
         initial_text(PromptArguments(init="template"), plain, Dataset.from_list(question_rows(2)), 0)
@@ -365,4 +365,4 @@ def test_a_template_without_an_opening_and_other_contradictions(recipe_file, tok
     assert "begins with a column" in capsys.readouterr().err
     bm25 = ["--num_demonstrations", "1", "--demonstration_selection", "bm25"]
     assert main(["train", recipe, *bm25]) == 2
-    assert "init template: bm25 shows each row demonstrations of its own" in capsys.readouterr().err
+    assert "init template: bm25 chooses other demonstrations for each row" in capsys.readouterr().err
