@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from prompt_tuning.support.tables import markdown_table
+
 RESULTS = Path(__file__).with_name("results.md")
 GB, GIB, MIB = 1e9, 2**30, 2**20
 PEAK = 989e12  # FLOP/s of an H100 SXM in bfloat16, dense, by its data sheet
@@ -108,13 +110,13 @@ def measured() -> list[tuple[str, Batch, float, dict[str, float]]]:
     """Of results.md: each case's name, batch, times PEFT's speed, and MiB by way."""
     text = RESULTS.read_text(encoding="utf-8")
     ratios = re.findall(
-        r"\*\*(P=(\d+), B=(\d+), [^*]*)\*\*.*?\| engine \| [\d.]+ \| ([\d.]+).*?runs (\d+) tokens.*?PEFT (\d+)\.",
+        r"\*\*(P=(\d+), B=(\d+), [^*]*)\*\*.*?\| engine +\| [\d.]+ +\| ([\d.]+).*?runs (\d+) tokens.*?PEFT (\d+)\.",
         text,
         re.DOTALL,
     )
     memory = {
-        (int(prompt), int(rows)): [float(cell.replace(",", "").split()[0]) for cell in cells.split(" | ")]
-        for prompt, rows, cells in re.findall(r"\| P=(\d+), B=(\d+), rows of [\d.]+ \| (.*?) \|\n", text)
+        (int(prompt), int(rows)): [float(cell.replace(",", "").split()[0]) for cell in cells.split("|")]
+        for prompt, rows, cells in re.findall(r"\| P=(\d+), B=(\d+), rows of [\d.]+ +\| (.*?) \|\n", text)
     }
     cases = []
     for name, *numbers in ratios:
@@ -129,11 +131,8 @@ def measured() -> list[tuple[str, Batch, float, dict[str, float]]]:
 
 
 def table(*rows: tuple) -> None:
-    for number, row in enumerate(rows):
-        print("| " + " | ".join(map(str, row)) + " |")
-        if number == 0:
-            print("|" + "---|" * len(row))
-    print()
+    head, *others = rows
+    print(markdown_table(head, others), end="\n\n")
 
 
 def check() -> None:
