@@ -35,7 +35,7 @@ def leaks(template, rows, train, languages=None, **settings):
     return find_leaks(template, languages, Dataset.from_list(rows), Dataset.from_list(train), **settings)
 
 
-def test_a_row_is_counted_once_as_the_worst_that_it_is():
+def test_every_row_is_counted_once_in_the_worst_list():
     train = [{"document": STORY, "summary": "A boat leaves."}, {"document": "Tea.", "summary": "Tea."}]
     train += [{"document": "Tea.", "summary": "Hot tea."}]
     rows = [
@@ -58,7 +58,7 @@ def test_a_row_is_counted_once_as_the_worst_that_it_is():
     }  # fmt: skip
 
 
-def test_the_templates_own_words_make_no_rows_alike():
+def test_words_of_the_template_do_not_make_rows_near():
     long = Template(source=f"{STORY} {STORY} {{{{ document }}}} {STORY}", target="{{ summary }}")
     train, rows = [{"document": "Red cats.", "summary": "s"}], [{"document": "Blue dogs.", "summary": "s"}]
     assert leaks(long, rows, train).near == ()
@@ -67,7 +67,7 @@ def test_the_templates_own_words_make_no_rows_alike():
     assert leaks(in_a_branch, train, train).same_target == ((0, 0),)
 
 
-def test_another_question_about_a_passage_is_no_leak_of_the_row():
+def test_another_question_about_a_passage_is_not_a_leak():
     train = [qa(STORY, "Who had promised to write home from every single town along the river?")]
     rows = [
         qa(STORY, "How many crates of oranges were on board of the boat that left the harbour?"),
@@ -79,7 +79,7 @@ def test_another_question_about_a_passage_is_no_leak_of_the_row():
     assert found.other_target == ((3, 0),) and found.near == ((1, 0),) and found.shared_passages == 1
 
 
-def test_a_promptsource_template_that_begins_and_ends_with_a_column_is_read_value_by_value():
+def test_promptsource_templates_are_compared_value_by_value():
     entry = {"jinja": "{{ context }}\nQuestion: {{ question }} ||| {{ answers.text[0] }}"}
     template = Template.from_dict(convert(entry, "own"))
     assert template.source.startswith("{% filter trim %}")
@@ -88,7 +88,7 @@ def test_a_promptsource_template_that_begins_and_ends_with_a_column_is_read_valu
     assert found.near == () and found.shared_passages == 1
 
 
-def test_a_context_that_is_no_text_and_marks_of_our_own_in_a_text():
+def test_contexts_that_are_not_text_and_internal_marks_are_compared():
     template = Template("{% if context %}{{ context | join(' ') }}{% endif %}{{ question }}", "{{ answers.text[0] }}")
     rows = [qa(None, "Who?"), qa(["a", "b"], "Where?")]
     assert find_leaks(template, None, rows_of(rows), rows_of(rows)).shared_passages == 0
@@ -106,7 +106,7 @@ def rows_of(rows):
     return Rows(rows)
 
 
-def test_a_translation_is_compared_by_its_source_alone():
+def test_a_translation_is_compared_only_by_its_source():
     template, languages = Template.load("translation/plain"), language_variables("fr", "en")
     train = [{"translation": {"fr": "Bonjour.", "en": "Good morning."}}]
     rows = [
@@ -124,14 +124,14 @@ def test_a_language_without_spaces_is_compared_by_its_characters():
     assert found.near == ((0, 0),)
 
 
-def test_vowel_signs_are_part_of_a_word_and_signs_alone_are_compared_as_they_are():
+def test_vowel_signs_are_part_of_a_word_and_texts_of_signs_are_compared():
     assert words("दिल्ली की कीमत") == ["दिल्ली", "की", "कीमत"]
     asked = [{"document": text, "summary": "s"} for text in ("किताब की कीमत कितनी है", "😀😀")]
     train = [{"document": text, "summary": "s"} for text in ("कुताब के कामत कोतना हो", "😡!")]
     assert leaks(SUMMARY, asked, train).near == ()
 
 
-def test_nearest_sources_finds_all_that_comparing_every_pair_finds():
+def test_nearest_sources_finds_what_comparing_every_pair_finds():
     draw = random.Random(0)
     vocabulary = [f"w{number}" for number in range(300)]
     weights = [*accumulate(1 / (number + 1) for number in range(300))]
@@ -158,46 +158,53 @@ def test_nearest_sources_finds_all_that_comparing_every_pair_finds():
     assert found == expected and 20 < len(found) < 90
 
 
-def test_a_training_row_that_the_template_cannot_print_is_that_of_no_row():
+def test_training_rows_that_the_template_cannot_print_match_no_row():
     rows = [qa("Ada sails.", "Who sails?"), qa("Ben cooks.", "Who cooks?")]
     found = leaks(PLAIN, rows, [qa("Ada sails.", None), rows[1]])
     assert found.same_target == ((1, 1),) and not found.near
 
 
-def test_how_near_is_near():
-    def near(shared):  # of two times ten runs of three words, so many are shared
+def test_sources_are_near_from_a_jaccard_index_of_0_6():
+    def near(shared):
+        # Both texts have ten runs of three words, of which they share so many.
         one = " ".join(f"w{number}" for number in range(12))
         other = " ".join([*one.split()[: shared + 2], *(f"v{number}" for number in range(10 - shared))])
         return bool(nearest_sources([(one,)], [(other,)]))
 
-    assert NEAR == 0.6 and [near(shared) for shared in (10, 8, 7, 5)] == [True, True, False, False]  # 8/12, 7/13
+    assert NEAR == 0.6 and [near(shared) for shared in (10, 8, 7, 5)] == [
+        True,
+        True,
+        False,
+        False,
+    ]  # The index of 8 is 8/12, of 7 it is 7/13.
 
 
-def test_words_that_all_rows_share_make_no_candidates(monkeypatch):
+def test_rows_are_not_compared_because_of_words_that_all_rows_share(monkeypatch):
     compared = []
     monkeypatch.setattr(leakage, "_alike", lambda *pair: compared.append(pair) or False)
     draw = random.Random(0)
     phrases = [" ".join(f"w{draw.randrange(900)}" for _ in range(8)) for _ in range(300)]
 
-    def sources(count):  # half of each row is what all rows have; the rest is no row's alone either
+    def sources(count):
+        # Half of every row is in all rows, and every phrase of the rest is in some other rows.
         return [(" ".join([STORY, *draw.sample(phrases, 4)]),) for _ in range(count)]
 
     nearest_sources(sources(200), sources(100))
     assert 0 < len(compared) < 200 * 100 * 0.1
 
 
-def test_demonstrations_and_the_initial_text_are_looked_up(tmp_path):
+def test_rows_are_compared_with_demonstrations_and_the_initial_text(tmp_path):
     rows = question_rows(6)
     few_shot = Template(PLAIN.source, PLAIN.target, demonstrations=(rows[2], {**rows[4], "question": "Who?"}))
     text = PLAIN.render(rows[5]).source.lower() + " Riga\n\n"
     found = find_leaks(few_shot, None, Dataset.from_list(rows), initial_text=text)
     assert found.demonstrated == (2,) and found.initial_text == (5,)
-    assert found.same_target == found.near == ()  # no training rows were given
+    assert found.same_target == found.near == ()  # There are no training rows.
     assert find_leaks(few_shot, None, Dataset.from_list(rows)).initial_text == ()
 
 
 @pytest.mark.parametrize("selection", ["random", "bm25"])
-def test_a_row_that_is_nearly_a_demonstration_is_counted_though_nothing_is_trained(selection, recipe_file, tmp_path):
+def test_rows_near_a_demonstration_are_counted_without_training(selection, recipe_file, tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [row | {"context": row["context"] + " Truly."} for row in question_rows(24)])
     write_jsonl(tmp_path / "validation.jsonl", question_rows(6))
     shown = {"method": "none", "num_demonstrations": 1, "demonstration_selection": selection, "max_source_tokens": 256}
@@ -205,9 +212,7 @@ def test_a_row_that_is_nearly_a_demonstration_is_counted_though_nothing_is_train
     assert prepare(recipe, ("validation",)).leakage["validation"]["near"] == 6
 
 
-def test_check_and_train_say_it_before_the_model_loads_and_the_results_keep_it(
-    recipe_file, tmp_path, capsys, monkeypatch
-):
+def test_leaks_are_logged_before_the_model_loads_and_saved_in_the_results(recipe_file, tmp_path, capsys, monkeypatch):
     recipe = str(recipe_file(init="text", init_text="Where does Ada live?", num_virtual_tokens=None))
     rows = question_rows(24)
     write_jsonl(tmp_path / "validation.jsonl", [qa("The moon is far.", f"How far, {name}?") for name in "abcdef"])

@@ -35,13 +35,13 @@ def choose(tokenizer, rows, selection, count=4, seed=0, template=PLAIN, **settin
     return Demonstrations.choose(encoder, Dataset.from_list(rows), count, selection, seed)
 
 
-def test_random_ones_are_drawn_by_the_seed_and_open_every_row_alike(tokenizer):
+def test_random_demonstrations_depend_on_the_seed_and_start_every_row(tokenizer):
     rows, others = question_rows(24), Dataset.from_list(question_rows(6, 3))
     chosen = choose(tokenizer, rows, "random")
     assert chosen.fixed == choose(tokenizer, rows, "random").fixed
     assert chosen.fixed != choose(tokenizer, rows, "random", seed=1).fixed
     shown = chosen.encoder.template.demonstrations
-    assert [set(each) for each in shown] == [{"context", "question", "answers"}] * 4  # id is not read, so not saved
+    assert [set(each) for each in shown] == [{"context", "question", "answers"}] * 4  # The template does not read id.
     assert [each["context"] for each in shown] == [rows[number]["context"] for number in chosen.fixed]
     encoded, report = encode(others, chosen.encoder)
     text = "".join(f"{PLAIN.render(each).source} {each['answers']['text'][0]}\n\n" for each in shown)
@@ -63,18 +63,18 @@ def test_the_templates_own_demonstrations_come_first_and_stay(tokenizer):
     assert encoder.template.demonstrations == (own,) and left_out == 2
 
 
-def test_balanced_ones_have_each_target_as_often(tokenizer):
-    rows = reviews(40)  # one in eight is good
+def test_balanced_demonstrations_have_every_target_equally_often(tokenizer):
+    rows = reviews(40)  # One in eight is good.
     for seed in range(5):
         chosen = choose(tokenizer, rows, "balanced", 6, seed, SENTIMENT)
         assert Counter(rows[number]["verdict"] for number in chosen.fixed) == {"good": 3, "bad": 3}
         verdicts = [rows[number]["verdict"] for number in chosen.fixed]
         assert all(one != other for one, other in pairwise(verdicts))
     few = choose(tokenizer, rows, "balanced", 14, 0, SENTIMENT)
-    assert Counter(rows[number]["verdict"] for number in few.fixed) == {"good": 5, "bad": 9}  # there are five
+    assert Counter(rows[number]["verdict"] for number in few.fixed) == {"good": 5, "bad": 9}  # Only five are good.
 
 
-def test_bm25_shows_each_row_the_nearest_first(tokenizer):
+def test_bm25_shows_the_nearest_rows_first(tokenizer):
     rows = [{"text": text, "verdict": "v"} for text in ("red cat", "blue dog", "blue boat sails", "the blue boat")]
     chosen = choose(tokenizer, rows, "bm25", 2, template=SENTIMENT)
     asked = Dataset.from_list([{"text": "A BLUE BOAT", "verdict": "w"}, {"text": "a red dog", "verdict": "w"}])
@@ -87,7 +87,7 @@ def test_bm25_shows_each_row_the_nearest_first(tokenizer):
     )
 
 
-def test_of_rows_that_are_as_near_bm25_shows_the_first(tokenizer):
+def test_bm25_shows_the_earlier_of_equally_near_rows(tokenizer):
     rows = [{"text": f"{word} boat", "verdict": "v"} for word in ("red", "blue", "new", "old", "tall", "wet", "gold")]
     chosen = choose(tokenizer, rows, "bm25", 2, template=SENTIMENT)
     asked = Dataset.from_list([{"text": "boat", "verdict": "w"}, {"text": "unknown words", "verdict": "w"}])
@@ -98,9 +98,9 @@ def test_of_rows_that_are_as_near_bm25_shows_the_first(tokenizer):
 
 
 @pytest.mark.parametrize("selection", ["random", "bm25"])
-def test_no_row_is_shown_itself_or_one_of_its_source(tokenizer, selection):
+def test_no_row_is_shown_itself_or_a_row_of_its_source(tokenizer, selection):
     rows = question_rows(12)
-    rows += [row | {"context": row["context"].upper() + " "} for row in rows]  # the same but for case and space
+    rows += [row | {"context": row["context"].upper() + " "} for row in rows]  # They differ only in case and space.
     chosen = choose(tokenizer, rows, selection, 5)
     train = chosen.train
     held_out = chosen.held_out() if selection == "random" else frozenset()
@@ -111,7 +111,7 @@ def test_no_row_is_shown_itself_or_one_of_its_source(tokenizer, selection):
         source = PLAIN.render(rows[row["row"]], with_target=False).source.casefold().strip()
         assert row["source"].casefold().count(source.split("\nanswer:")[0]) == 1
         assert row["source"].count("Answer:") == 6
-    if selection == "random":  # both rows of each of five sources
+    if selection == "random":  # Both rows of five sources are held out.
         assert report.held_out_rows == 10 and len(encoded) == 14 and not set(encoded["row"]) & set(chosen.fixed)
         assert (
             "14 rows, none cut, 10 left out as they are demonstrations" in str(report)
@@ -134,7 +134,7 @@ def test_an_evaluated_row_that_is_a_demonstration_is_shown_the_others(tokenizer)
 
 
 @pytest.mark.parametrize("selection", ["random", "bm25"])
-def test_the_last_give_way_before_any_column_and_all_is_counted(tokenizer, selection):
+def test_the_last_demonstrations_are_omitted_before_a_column_is_cut(tokenizer, selection):
     rows, asked = question_rows(24), Dataset.from_list(question_rows(6, 3))
     whole = choose(tokenizer, rows, selection)
     full, _ = encode(asked, whole.encoder, candidates=whole.train, nearest=whole.nearest(asked))
@@ -150,8 +150,8 @@ def test_the_last_give_way_before_any_column_and_all_is_counted(tokenizer, selec
         for row, all_of_them, count in zip(encoded, full, shown, strict=True):
             assert not row["cut_tokens"] or not count
             parts = [each["source"].split("\n\n") for each in (row, all_of_them)]
-            assert len(parts[0]) == count + 1 and parts[0][:count] == parts[1][:count]  # the nearest stay, in order
-            if count < 4:  # one more would have been too much
+            assert len(parts[0]) == count + 1 and parts[0][:count] == parts[1][:count]  # The nearest stay, in order.
+            if count < 4:  # One more would not fit.
                 longer = "\n\n".join([*parts[1][: count + 1], parts[1][-1]])
                 assert len(tokenizer(longer).input_ids) > budget
     assert report.rows_without_demonstrations > 0 and report.cut_rows > 0
@@ -169,28 +169,28 @@ def test_a_chat_template_shows_them_as_turns(tokenizer):
     assert [f"<|assistant|>{answer}<eos>" in source for answer in answers] == [True, True]
 
 
-def test_several_workers_encode_the_same_and_a_second_time_from_the_cache(recipe_file, tmp_path):
+def test_several_workers_encode_the_same_rows_and_the_cache_repeats_them(recipe_file, tmp_path):
     settings = dict(num_demonstrations=2, demonstration_selection="bm25", max_source_tokens=200)
     recipe = load_recipe(recipe_file(**settings))
     once, again = prepare(recipe, ("test",)), prepare(recipe, ("test",))
     assert once.encoded["test"]._fingerprint == again.encoded["test"]._fingerprint
-    assert set(once.encoded) == {"test"}  # training rows are read to choose from, and not encoded
+    assert set(once.encoded) == {"test"}  # Training rows are only chosen from.
     workers = prepare(load_recipe(recipe_file(**settings, preprocessing_num_workers=2)), ("test",))
     assert workers.encoded["test"].to_list() == once.encoded["test"].to_list()
 
 
-def test_too_few_rows_and_rows_that_cannot_be_written_are_no_choice(tokenizer):
+def test_too_few_rows_that_the_template_can_write_are_an_error(tokenizer):
     rows = question_rows(4)
     rows[1]["question"] = None
     rows[2]["answers"] = {"text": [], "answer_start": []}
     assert set(choose(tokenizer, rows, "random", 2).fixed) == {0, 3}
     with pytest.raises(DataError, match="num_demonstrations is 3 and the training split has 2 rows of different"):
         choose(tokenizer, rows, "random", 3)
-    with pytest.raises(DataError, match="num_demonstrations is 2 and"):  # one may be the row itself
+    with pytest.raises(DataError, match="num_demonstrations is 2 and"):  # One may be the row itself.
         choose(tokenizer, rows, "bm25", 2)
 
 
-def test_what_no_template_file_can_hold_is_said_before_any_model_is_read(tokenizer):
+def test_values_that_a_template_file_cannot_hold_are_an_error(tokenizer):
     template = Template("{{ price }} {{ question }}", "{{ answers.text[0] }}")
     rows = [row | {"price": Decimal("6.50")} for row in question_rows(4)]
     with pytest.raises(TemplateError, match=r"a demonstration holds Decimal\('6.50'\), which no template file can"):
@@ -198,7 +198,7 @@ def test_what_no_template_file_can_hold_is_said_before_any_model_is_read(tokeniz
     assert choose(tokenizer, [row | {"price": 6.5} for row in rows], "random", 2, template=template).fixed
 
 
-def test_without_its_library_bm25_names_the_command(tokenizer, monkeypatch):
+def test_bm25_without_its_package_names_the_command(tokenizer, monkeypatch):
     monkeypatch.setitem(sys.modules, "bm25s", None)
     with pytest.raises(RecipeError, match=r"needs the package bm25s.*`pip install bm25s`"):
         choose(tokenizer, question_rows(9), "bm25")
@@ -212,12 +212,12 @@ def test_without_its_library_bm25_names_the_command(tokenizer, monkeypatch):
         ({"num_demonstrations": 2, "train_file": None}, "num_demonstrations is 2 but there are no training rows"),
     ],
 )
-def test_settings_that_contradict_each_other_are_named(recipe_file, changes, message):
+def test_contradicting_settings_are_named(recipe_file, changes, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(recipe_file(**changes))
 
 
-def test_a_budget_beside_which_none_ever_fits_is_an_error(recipe_file, capsys):
+def test_a_budget_in_which_no_demonstration_fits_is_an_error(recipe_file, capsys):
     assert main(["check", str(recipe_file(num_demonstrations=2, max_source_tokens=30))]) == 1
     error = "not one of 2 demonstrations fits beside any row; raise max_source_tokens, which is 30"
     assert error in capsys.readouterr().err
@@ -233,7 +233,7 @@ def test_a_run_keeps_its_demonstrations_and_predict_shows_them(selection, recipe
     saved = Template.load(run / "template.yaml")
     assert len(saved.demonstrations) == 3
     written = [json.loads(line) for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
-    assert any(row["source"].count("Answer:") < 4 for row in written)  # some rows have room for fewer
+    assert any(row["source"].count("Answer:") < 4 for row in written)  # Some rows have room for fewer.
     assert main(["predict", "--adapter", str(run), "--input", str(test)]) == 0
     shown = capsys.readouterr()
     assert [json.loads(line)["prediction"] for line in shown.out.splitlines()] == [
@@ -262,7 +262,7 @@ def test_bm25_evaluates_and_predict_refuses(recipe_file, tmp_path, capsys):
     assert "a run's folder holds no training rows; use `prompt-tuning evaluate` with your rows as test_file" in error
 
 
-def test_a_soft_prompt_from_demonstrations_and_a_teacher_are_written_without_them(recipe_file, tokenizer):
+def test_initial_demonstrations_and_a_teacher_do_not_show_chosen_ones(recipe_file, tokenizer):
     shown = Template.load("question_answering/few_shot")
     longest = max(len(tokenizer(shown.render(row).source).input_ids) for row in question_rows(24))
     taught = dict(teacher_template="question_answering/few_shot", loss="kl", max_teacher_tokens=longest - 5)
@@ -271,14 +271,14 @@ def test_a_soft_prompt_from_demonstrations_and_a_teacher_are_written_without_the
         with_them = prepare(load_recipe(recipe_file(num_demonstrations=2, **changes)), ("train",))
         without = prepare(load_recipe(recipe_file(**changes)), ("train",))
         assert with_them.init_ids == without.init_ids
-        if with_them.teacher_rows:  # whose own demonstrations stay, and whose context is cut
+        if with_them.teacher_rows:  # Its demonstrations stay, and its context is cut.
             assert (
                 with_them.teacher_rows["source"] == without.teacher_rows["source"]
                 and max(without.teacher_rows["cut_tokens"]) == 5
             )
 
 
-def test_demonstrations_are_a_tasks_own(recipe_file, tmp_path):
+def test_demonstrations_are_a_setting_of_every_task(recipe_file, tmp_path):
     for name in ("one", "two"):
         write_jsonl(tmp_path / f"{name}.jsonl", question_rows(9))
     recipe = recipe_file(method="multitask_prompt_tuning", num_demonstrations=2, tasks="[a.yaml, b.yaml]")

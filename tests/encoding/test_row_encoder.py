@@ -45,7 +45,7 @@ def test_an_encoder_decoder_row_has_the_target_as_labels(tokenizer):
     assert tokenizer.decode(encoded["labels"]) == "Turin<eos>"
 
 
-def test_only_the_named_column_gives_way_and_from_its_end(tokenizer):
+def test_only_the_column_in_truncate_is_cut_from_its_end(tokenizer):
     whole = Encoder(PLAIN, tokenizer).row(ROW)
     length = len(tokenizer(whole["source"]).input_ids)
     for budget in range(length - 1, length - 25, -5):
@@ -57,7 +57,7 @@ def test_only_the_named_column_gives_way_and_from_its_end(tokenizer):
         assert cut["labels"][-2:] == whole["labels"][-2:]
 
 
-def test_columns_give_way_in_the_order_given(tokenizer):
+def test_columns_are_cut_in_the_order_of_truncate(tokenizer):
     template = Template(source="{{ a }} | {{ b }} |", target="x")
     row = {"a": "Ada lives in Turin " * 5, "b": "Emil lives in Riga " * 5}
     length = len(tokenizer(template.render(row).source).input_ids)
@@ -67,14 +67,14 @@ def test_columns_give_way_in_the_order_given(tokenizer):
     assert text.endswith("|  |") and text.startswith("Ada")
 
 
-def test_what_cannot_fit_is_an_error_and_never_cut(tokenizer):
+def test_a_row_that_does_not_fit_is_an_error(tokenizer):
     with pytest.raises(OverlongError, match="nothing left to cut, max_source_tokens is 5; raise it"):
         Encoder(PLAIN, tokenizer, max_source_tokens=5).row(ROW)
     with pytest.raises(TemplateError, match="column 'answers' is not text"):
         Encoder(PLAIN, tokenizer, max_source_tokens=20, truncate=("answers",)).row(ROW)
 
 
-def test_a_source_of_nothing_is_an_error_of_the_row(tokenizer):
+def test_an_empty_source_is_an_error_of_the_row(tokenizer):
     encoder = Encoder(Template("{{ text }}", "{{ label }}"), tokenizer)
     assert encoder.row({"text": "Ada", "label": "yes"})["input_ids"]
     with pytest.raises(TemplateError, match="the source is empty, so that a model has nothing to continue"):
@@ -96,10 +96,10 @@ def test_cuts_drops_and_bad_rows_are_all_counted(tokenizer):
     _, strict = encode(Dataset.from_list(rows), encoder, training=True)
     assert [row for row, _ in strict.problems] == [1, 2] and "max_target_tokens is 10" in strict.problems[0][1]
     _, evaluated = encode(Dataset.from_list(rows), encoder)
-    assert [row for row, _ in evaluated.problems] == [2]  # a long reference is no problem
+    assert [row for row, _ in evaluated.problems] == [2]  # A long reference is not a problem.
 
 
-def test_rows_may_begin_with_as_many_bad_ones_as_datasets_looks_at(tokenizer):
+def test_rows_may_start_with_as_many_bad_ones_as_datasets_reads_first(tokenizer):
     long = ROW | {"question": ROW["question"] * 40}
     rows = Dataset.from_list([long] * 1001 + question_rows(3))
     encoded, report = encode(rows, Encoder(PLAIN, tokenizer, max_source_tokens=96), training=True, drop_overlong=True)
@@ -113,7 +113,7 @@ def test_a_chat_template_wraps_the_source_and_writes_the_special_tokens(tokenize
     assert tokenizer.decode(target) == "Turin<eos>"
 
 
-def test_a_chat_template_that_says_todays_date_gives_the_same_row_tomorrow(tokenizer, caplog):
+def test_a_chat_template_with_todays_date_writes_the_same_row_tomorrow(tokenizer, caplog):
     dated = copy.deepcopy(tokenizer)
     dated.chat_template = "{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}" + tokenizer.chat_template
     encoder = Encoder(Template.load("question_answering/chat"), dated)
@@ -124,14 +124,14 @@ def test_a_chat_template_that_says_todays_date_gives_the_same_row_tomorrow(token
     assert encoder.row(ROW) and "the chat template writes today's date in a way that cannot be fixed" in caplog.text
 
 
-def test_a_chat_template_that_is_not_there_is_said(tokenizer):
+def test_a_missing_chat_template_is_an_error(tokenizer):
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = None
     with pytest.raises(TemplateError, match="wants a chat template and this tokenizer has none"):
         Encoder(Template.load("question_answering/chat"), bare).row(ROW)
 
 
-def test_a_row_ends_at_a_stop_text_but_not_at_one_that_it_opens_with(tokenizer):
+def test_a_text_ends_at_a_stop_text_but_not_at_one_it_starts_with(tokenizer):
     texts = ["Ada Ada Ada\nAda Ada Ada", "\n\nTurin\nAda Ada Ada Ada", "\n Turin Ada Ada Ada Ada"]
     ids = [tokenizer(text).input_ids for text in texts]
     width = min(map(len, ids))
@@ -145,7 +145,7 @@ def test_a_row_ends_at_a_stop_text_but_not_at_one_that_it_opens_with(tokenizer):
     assert ended[0] == [False, False, False] and ended[-1][1] is True
 
 
-def test_ids_become_text_without_padding_or_what_follows_a_stop(tokenizer):
+def test_decoded_text_has_no_padding_and_ends_at_a_stop_text(tokenizer):
     ids = tokenizer("Turin\nand more").input_ids
     assert decode([[*ids, 1, 0, -100]], tokenizer) == ["Turin\nand more"]
     assert decode([ids, []], tokenizer, stop=("more", "\n")) == ["Turin", ""]
@@ -155,14 +155,14 @@ def test_ids_become_text_without_padding_or_what_follows_a_stop(tokenizer):
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
-def test_tokens_that_open_every_source_are_found_once_and_reported(tokenizer):
+def test_the_common_prefix_of_all_sources_is_reported(tokenizer):
     template = Template("Answer the question. {{ question }}", "{{ answers.text[0] }}")
     rows, report = encode(Dataset.from_list(question_rows(9)), Encoder(template, tokenizer))
     opening = common_prefix(rows)
     assert tokenizer.decode(opening) == "Answer the question. Where does"
     assert report.common_prefix_length == len(opening)
     assert str(report).endswith(f"all start with the same {len(opening)}")
-    # A row that is nothing but the opening ends it; its last token, and a target, are never part of it.
+    # The last source token and the target are never part of it, so that a row of only the prefix shortens it.
     alone = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}] * 2)
     assert common_prefix(alone) == [5]
     assert common_prefix(alone, is_encoder_decoder=True) == [5, 6, 7]
@@ -178,7 +178,7 @@ def test_batches_hold_their_budget_and_every_row_once():
     assert batches_within([], max_rows=3, max_tokens=18) == []
 
 
-def test_the_common_opening_is_that_of_a_loop_over_rows():
+def test_the_common_prefix_is_that_of_a_loop_over_rows():
     draw = random.Random(0)
     for opened in (0, 1, 5, 9):
         rows = []
@@ -189,11 +189,11 @@ def test_the_common_opening_is_that_of_a_loop_over_rows():
         dataset = Dataset.from_list(rows).select(range(2499, -1, -1))
         causal = [row["input_ids"][: source_length(row["labels"])][:-1] for row in rows]
         for ids, is_encoder_decoder in ((causal, False), ([row["input_ids"] for row in rows], True)):
-            wanted = os.path.commonprefix(ids)  # noqa: RUF071 of lists here
+            wanted = os.path.commonprefix(ids)  # noqa: RUF071  these are lists, not paths
             assert common_prefix(dataset, is_encoder_decoder) == wanted and len(wanted) >= opened
 
 
-def test_a_second_run_in_another_process_encodes_nothing_again(recipe_file, tmp_path, monkeypatch):
+def test_a_second_run_in_another_process_reads_the_encoded_rows_from_the_cache(recipe_file, tmp_path, monkeypatch):
     pairs = [{"fr": f"Bonjour {number}.", "en": f"Day {number}"} for number in range(12)]
     for split in ("train", "validation", "test"):
         write_jsonl(tmp_path / f"{split}_fr.jsonl", pairs)
@@ -220,7 +220,7 @@ def test_a_second_run_in_another_process_encodes_nothing_again(recipe_file, tmp_
         prepare(changed, SPLITS)
 
 
-def test_the_end_that_a_tokenizer_appends_stands_behind_the_target_alone(tokenizer):
+def test_the_end_that_a_tokenizer_appends_is_only_after_the_target(tokenizer):
     appending = copy.deepcopy(tokenizer)
     appending._tokenizer.post_processor = TemplateProcessing(
         single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]
@@ -230,14 +230,14 @@ def test_the_end_that_a_tokenizer_appends_stands_behind_the_target_alone(tokeniz
     assert Encoder(template, appending).row(row) == Encoder(template, tokenizer).row(row)
 
 
-def test_a_tokenizer_without_offsets_cuts_too():
+def test_a_slow_tokenizer_also_cuts():
     template = Template("{{ document }}\nSummary:", "{{ summary }}", truncate=("document",))
     encoder = Encoder(template, ByT5Tokenizer(), True, max_source_tokens=40)
     row = encoder.row({"document": "a long text " * 20, "summary": "x"})
     assert len(row["input_ids"]) == 40 and row["cut_tokens"] > 100 and row["source"].endswith("\nSummary:")
 
 
-def test_a_chat_template_that_refuses_the_messages_is_said(tokenizer):
+def test_a_chat_template_that_refuses_the_messages_is_an_error(tokenizer):
     refusing = copy.deepcopy(tokenizer)
     refusing.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(TemplateError, match=r"chat template refuses its messages \(.*\): System role not supported"):

@@ -36,7 +36,7 @@ def rows_of(recipe, count):
     return [row["input_ids"] for row in islice(prepare(load_recipe(recipe), ("train",)).encoded["train"], count)]
 
 
-def test_each_pass_has_every_row_once_in_an_order_that_the_seed_decides(streamed):
+def test_every_pass_has_every_row_once_in_an_order_by_the_seed(streamed):
     whole = rows_of(streamed(streaming="false"), 24)
 
     def stream(count, **changes):
@@ -53,7 +53,7 @@ def test_each_pass_has_every_row_once_in_an_order_that_the_seed_decides(streamed
     assert stream(10, max_train_samples=4, buffer_size=1)[0] == [*whole[:4], *whole[:4], *whole[:2]]
 
 
-def test_a_streamed_run_takes_the_steps_that_the_same_rows_take_when_read_whole(streamed, tmp_path):
+def test_a_streamed_run_takes_the_same_steps_as_rows_that_are_read_whole(streamed, tmp_path):
     whole = {"streaming": "false", "train_sampling_strategy": "sequential", "buffer_size": None}
     train(load_recipe(streamed(buffer_size=1, output_dir=tmp_path / "stream")), evaluate_hard_prompt=False)
     train(load_recipe(streamed(**whole, output_dir=tmp_path / "whole")), evaluate_hard_prompt=False)
@@ -63,7 +63,7 @@ def test_a_streamed_run_takes_the_steps_that_the_same_rows_take_when_read_whole(
     card, read = (tmp_path / "stream" / "README.md").read_text(), results["stream"]["rows"]
     assert f"{read} read of a stream |" in card and f"{read} rows" not in card
     assert "a stream, 4 steps" in (tmp_path / "stream" / "report.html").read_text()
-    assert main(["check", str(tmp_path / "stream" / "recipe.yaml")]) == 0  # what was saved can be run again
+    assert main(["check", str(tmp_path / "stream" / "recipe.yaml")]) == 0  # The saved recipe runs again.
 
 
 @pytest.mark.parametrize("endless", [False, True])
@@ -91,7 +91,7 @@ def test_trainer_loses_its_place_in_the_second_pass_of_a_stream_unless_all_passe
     assert torch.equal(prompt("stopped", 14, resume=True), prompt("whole", 14)) == endless
 
 
-def test_a_run_stopped_in_its_second_pass_goes_on_bit_for_bit(streamed, tmp_path, monkeypatch):
+def test_a_run_stopped_in_its_second_pass_resumes_bit_for_bit(streamed, tmp_path, monkeypatch):
     settings = dict(max_steps=14, save_steps=9, save_total_limit=5)
     whole = train(load_recipe(streamed(**settings, output_dir=tmp_path / "whole")), evaluate_hard_prompt=False)
     path = streamed(**settings, output_dir=tmp_path / "stopped")
@@ -141,7 +141,7 @@ def test_cut_and_dropped_rows_are_counted_at_the_end(streamed, tmp_path, capsys)
     ],
     ids=["null", "json", "latin-1"],
 )
-def test_a_bad_row_is_named_by_its_line_before_training_or_when_it_is_read(
+def test_a_bad_row_is_reported_with_its_line_before_training_or_when_it_is_read(
     place, change, message, streamed, tmp_path, capsys, monkeypatch
 ):
     lines = [json.dumps(row, ensure_ascii=False) for row in question_rows(160)]
@@ -168,14 +168,14 @@ def test_a_bad_row_is_named_by_its_line_before_training_or_when_it_is_read(
         ({"buffer_size": 0}, "buffer_size is 0; it must be at least 1"),
     ],
 )  # fmt: skip
-def test_what_a_stream_cannot_give_is_said_before_anything_is_read(changes, message, streamed, tmp_path, capsys):
+def test_settings_that_a_stream_cannot_have_are_an_error(changes, message, streamed, tmp_path, capsys):
     recipe = streamed(**changes)
     (tmp_path / "train.jsonl").write_text("{")
     assert main(["train", str(recipe)]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_the_training_split_alone_is_not_evaluated_from_a_stream(streamed, capsys):
+def test_a_streamed_training_split_is_not_evaluated(streamed, capsys):
     assert main(["render", str(streamed())]) == 2
     assert "add --streaming false to read the split whole" in capsys.readouterr().err
     assert main(["render", str(streamed()), "--streaming", "false", "-n", "1"]) == 0

@@ -28,7 +28,7 @@ from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs.multitask import task_prompt
 
 VOCABULARY, LENGTH = 97, 4
-TASKS = torch.tensor([2, 0, 2, 1])  # of ROWS
+TASKS = torch.tensor([2, 0, 2, 1])  # The task of every row of ROWS.
 ENCODER_DECODER = {"t5": tiny_t5, "bart": tiny_bart}
 
 
@@ -93,7 +93,7 @@ def test_every_task_starts_at_the_shared_prompt(ranks):
 
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text, window 6", "bloom"])
-def test_a_mixed_batch_is_each_row_behind_its_own_tasks_prompt(architecture, ranks):
+def test_a_mixed_batch_gives_every_row_the_prompt_of_its_task(architecture, ranks):
     base = build(architecture)
     model = scattered(base, ranks=ranks)
     assert model.way.name == ("cache" if architecture == "bloom" else "packed")
@@ -107,7 +107,7 @@ def test_a_mixed_batch_is_each_row_behind_its_own_tasks_prompt(architecture, ran
     assert loss.item() == pytest.approx(wanted.item(), abs=1e-5)
     assert (gradients(model) - reference).norm() / reference.norm() < 1e-4
     model.zero_grad()
-    # PEFT's own forward, a row at a time: its batches depend on their padding.
+    # PEFT's own forward runs row by row, because its batches depend on their padding.
     total, targets = 0, 0
     for number, task in enumerate(TASKS):
         row = {name: each[number : number + 1, : len(ROWS[number])] for name, each in right_padded().items()}
@@ -120,7 +120,7 @@ def test_a_mixed_batch_is_each_row_behind_its_own_tasks_prompt(architecture, ran
     assert (gradients(model) - reference).norm() / reference.norm() < 1e-4
 
 
-def test_a_tasks_prompt_is_computed_once_for_all_of_its_rows(monkeypatch):
+def test_the_prompt_of_a_task_is_computed_once_for_all_its_rows(monkeypatch):
     model, computed = scattered(build("llama")), []
     monkeypatch.setattr(
         model, "get_prompt", lambda batch_size, task_ids: computed.append(int(task_ids)) or torch.zeros(1, LENGTH, 32)
@@ -137,7 +137,7 @@ def test_rows_of_several_tasks_are_generated_together(architecture):
     assert written(model, TASKS) == [reference_greedy(base, *each, 6) for each in zip(prompts, ROWS, strict=True)]
 
 
-def test_where_no_faster_way_is_known_pefts_forward_takes_the_task_ids():
+def test_pefts_forward_takes_the_task_ids_of_an_unknown_architecture():
     base = build("llama")
     base.config.model_type = "unknown"
     model = scattered(base)
@@ -148,7 +148,7 @@ def test_where_no_faster_way_is_known_pefts_forward_takes_the_task_ids():
     assert written(model, TASKS) == [reference_greedy(base, *each, 6) for each in zip(prompts, ROWS, strict=True)]
 
 
-def test_task_ids_that_are_missing_unknown_or_too_few_are_said():
+def test_missing_unknown_or_too_few_task_ids_are_an_error():
     model = multitask_model(build("llama"))
     with pytest.raises(AdapterError, match="no task_ids for adapter default; give each row one from 0 to 2"):
         model(**right_padded())
@@ -160,7 +160,7 @@ def test_task_ids_that_are_missing_unknown_or_too_few_are_said():
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("family", ["llama", "t5", "bart"])
-def test_every_tensor_learns_and_resuming_changes_nothing(family, ranks, tokenizer, tmp_path):
+def test_every_tensor_is_trained_and_resuming_changes_nothing(family, ranks, tokenizer, tmp_path):
     def fresh():
         return multitask_model(base_model(family), ranks=ranks)
 
@@ -178,7 +178,9 @@ def test_every_tensor_learns_and_resuming_changes_nothing(family, ranks, tokeniz
     straight = tensors(model)
     assert len(straight) == 3 and run.evaluate()["eval_loss"] < before
     for name, tensor in straight.items():
-        assert (tensor != start[name]).flatten(1).any(1).all(), name  # every virtual token, every task
+        assert (tensor != start[name]).flatten(1).any(1).all(), (
+            name
+        )  # This holds for every virtual token and every task.
     for rank in range(ranks):
         assert (straight["default.prefix_task_cols"] != start["default.prefix_task_cols"])[:, :, rank].all()
         assert (straight["default.prefix_task_rows"] != start["default.prefix_task_rows"])[:, rank].all()
@@ -187,7 +189,7 @@ def test_every_tensor_learns_and_resuming_changes_nothing(family, ranks, tokeniz
     trainer(resumed, tokenizer, tmp_path / "parts").train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
     assert all(torch.equal(each, straight[name]) for name, each in tensors(resumed).items())
 
-    # And PEFT's file brings the same tensors back.
+    # PEFT's file holds the same tensors.
     wrapper = EncoderDecoderPromptModel if family in ENCODER_DECODER else SharedPrefixModel
     for cls, folder in ((wrapper, tmp_path / "parts/checkpoint-4"), (PeftModel, tmp_path / "saved")):
         model.save_pretrained(tmp_path / "saved")
@@ -196,7 +198,7 @@ def test_every_tensor_learns_and_resuming_changes_nothing(family, ranks, tokeniz
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
-def test_the_best_checkpoint_by_the_loss_of_all_tasks_comes_back(family, tokenizer, tmp_path):
+def test_the_best_checkpoint_by_the_loss_of_all_tasks_is_loaded(family, tokenizer, tmp_path):
     model = multitask_model(base_model(family))
     run = trainer(
         model, tokenizer, tmp_path, learning_rate=3.0, max_steps=8, eval_strategy="steps", eval_steps=2,
@@ -208,7 +210,7 @@ def test_the_best_checkpoint_by_the_loss_of_all_tasks_comes_back(family, tokeniz
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
-def test_a_trainer_of_your_own_may_evaluate_by_generation(family, tokenizer, tmp_path):
+def test_a_trainer_without_a_recipe_evaluates_by_generation(family, tokenizer, tmp_path):
     model = scattered(base_model(family))
     run = trainer(model, tokenizer, tmp_path)
     together = run.predict(run.eval_dataset).predictions.tolist()
@@ -218,7 +220,7 @@ def test_a_trainer_of_your_own_may_evaluate_by_generation(family, tokenizer, tmp
 
 
 @pytest.mark.parametrize("family", ["llama", "t5", "bart"])
-def test_a_prompt_taken_out_gives_the_logits_of_its_task(family, tmp_path):
+def test_the_extracted_prompt_of_a_task_gives_its_logits(family, tmp_path):
     model = scattered(base_model(family)).eval()
     batch = {name: each[:1, : len(ROWS[0])] for name, each in right_padded().items()}
     batch["labels"] = batch["input_ids"]
@@ -228,12 +230,12 @@ def test_a_prompt_taken_out_gives_the_logits_of_its_task(family, tmp_path):
         own = add_soft_prompt(base, prompt_config(base, LENGTH), task_prompt(model, task))
         own.save_pretrained(tmp_path / str(task))
         logits = PeftModel.from_pretrained(base_model(family), tmp_path / str(task))(**batch).logits
-        if family == "llama":  # ours are those of the targets alone
+        if family == "llama":  # SharedPrefixModel gives only those of the targets.
             logits = logits[0, LENGTH:-1]
         assert torch.allclose(logits, wanted, atol=1e-5)
 
 
-# The command line
+# Tests of the command line.
 
 
 def summary_rows(count, shift=0):
@@ -281,7 +283,7 @@ def recipes(recipe_file, model_folders, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["llama", "t5", "bart"])
-def test_two_tasks_train_together_and_each_leaves_a_run_of_its_own(family, recipes, model_folders, tmp_path, capsys):
+def test_two_tasks_train_together_and_every_task_has_a_run_folder(family, recipes, model_folders, tmp_path, capsys):
     recipe = str(recipes(model_name_or_path=model_folders[family], num_ranks=2))
     assert main(["train", recipe]) == 0
     capsys.readouterr()
@@ -335,7 +337,7 @@ def test_two_tasks_train_together_and_each_leaves_a_run_of_its_own(family, recip
     assert f"prompt-tuning predict --adapter {run / 'qa'} " in shown
 
 
-def test_the_folder_of_all_tasks_names_those_of_each(recipes, tmp_path, capsys):
+def test_the_folder_of_all_tasks_names_their_folders(recipes, tmp_path, capsys):
     recipe, run = str(recipes()), str(tmp_path / "run")
     assert main(["train", recipe]) == 0
     capsys.readouterr()
@@ -355,7 +357,7 @@ def test_the_folder_of_all_tasks_names_those_of_each(recipes, tmp_path, capsys):
     assert "holds checkpoint-4 already" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_goes_on_and_the_saved_recipe_runs_again(recipes, tmp_path):
+def test_an_interrupted_run_resumes_and_its_saved_recipe_runs_again(recipes, tmp_path):
     best = [
         "--eval_strategy",
         "steps",
@@ -385,7 +387,7 @@ def test_an_interrupted_run_goes_on_and_the_saved_recipe_runs_again(recipes, tmp
     [{"init": "frequent"}, {"init": "random"}, {"init": "text", "init_text": "Read.", "num_virtual_tokens": None}],
     ids=str,
 )
-def test_the_shared_prompt_starts_as_one_of_one_task_does(changes, recipes, tmp_path):
+def test_the_shared_prompt_starts_as_the_prompt_of_one_task_does(changes, recipes, tmp_path):
     assert main(["train", str(recipes(**changes, max_steps=1, save_strategy="'no'"))]) == 0
     start = (tmp_path / "run" / "initial_prompt.safetensors").read_bytes()
     assert start == (tmp_path / "run" / "qa" / "initial_prompt.safetensors").read_bytes()
@@ -452,7 +454,7 @@ def test_mistakes_of_a_multitask_recipe_are_named(changes, messages, recipes, tm
         assert message in str(caught.value)
 
 
-def test_a_loss_that_is_no_number_names_rows_by_their_tasks_file(recipes, tmp_path, capsys, monkeypatch):
+def test_a_loss_that_is_not_a_number_names_rows_by_the_file_of_their_task(recipes, tmp_path, capsys, monkeypatch):
     compute_loss, rows = PromptTuningTrainer.compute_loss, []
 
     def no_number(self, model, inputs, *args, **kwargs):

@@ -40,7 +40,7 @@ def model(tokenizer):
     return add_soft_prompt(base, prompt_config(base, len(initial)), initial)
 
 
-def test_greedy_text_is_the_same_alone_and_beside_a_much_longer_row(model, tokenizer):
+def test_greedy_text_is_the_same_alone_and_with_a_much_longer_row(model, tokenizer):
     def write(rows):
         batch = pad_left(rows, tokenizer.pad_token_id)
         settings = dict(max_new_tokens=12, do_sample=False, pad_token_id=tokenizer.pad_token_id)
@@ -53,7 +53,7 @@ def test_greedy_text_is_the_same_alone_and_beside_a_much_longer_row(model, token
     assert "1874" in alone[0]
 
 
-def test_loss_and_gradient_are_those_of_peft(model, tokenizer):
+def test_loss_and_gradient_are_the_same_as_in_peft(model, tokenizer):
     encoder = Encoder(Template.load("question_answering/plain"), tokenizer)
     lines = (ROOT / "recipes" / "quickstart" / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:3]
     rows = [encoder.row(json.loads(line)) for line in lines]

@@ -54,7 +54,7 @@ def test_a_training_that_0_1_0_stopped_resumes_to_the_same_prompt(method, old):
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_a_training_of_0_1_0_that_is_stopped_once_more_in_the_same_epoch_resumes_to_the_same_prompt(old):
+def test_a_training_of_0_1_0_that_stops_again_in_the_same_epoch_resumes_to_the_same_prompt(old):
     train = ["train", "recipes/stopped_prompt_tuning.yaml", "--output_dir", "runs/stopped_prompt_tuning"]
     train += ["--save_total_limit", "9", "--resume_from_checkpoint"]
     run = old / "runs" / "stopped_prompt_tuning"
