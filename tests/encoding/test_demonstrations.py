@@ -282,7 +282,7 @@ def test_demonstrations_are_a_setting_of_every_task(recipe_file, tmp_path):
     for name in ("one", "two"):
         write_jsonl(tmp_path / f"{name}.jsonl", question_rows(9))
     recipe = recipe_file(method="multitask_prompt_tuning", num_demonstrations=2, tasks="[a.yaml, b.yaml]")
-    with pytest.raises(RecipeError, match="num_demonstrations is each task's own"):
+    with pytest.raises(RecipeError, match="num_demonstrations has no effect with method multitask_prompt_tuning"):
         load_recipe(recipe)
 
 
