@@ -188,7 +188,7 @@ def test_a_card_that_was_edited_is_uploaded_as_it_is_with_the_base_model_in_its_
         and "- Not for lawyers." in edited.text
         and "adapter = 'ann/squad'" not in edited.text
     )
-    assert "uploaded as it is. `prompt-tuning card" in caplog.text
+    assert "It is uploaded as it is" in caplog.text
 
 
 def test_a_dry_run_lists_files_and_asks_no_network(run, hub, commands):

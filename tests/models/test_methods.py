@@ -9,8 +9,9 @@ from peft import PeftModel, PeftModelForCausalLM, PromptEncoderConfig
 
 from prompt_tuning import PromptTuningArguments, PromptTuningTrainer, add_soft_prompt, load_metrics, prompt_config
 from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import AdapterError
-from prompt_tuning.models.prompts import add_adapter, load_adapter
+from prompt_tuning.models.prompts import CONFIGS, add_adapter, load_adapter
 
 # PEFT corrects the setting for GPT-2's LoRA itself.
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
@@ -24,7 +25,7 @@ FAMILIES = {
     "bart": lambda: tiny_bart(VOCABULARY),
 }
 ENCODER_DECODER = ("t5", "bart")
-METHODS = {
+SETTINGS = {
     "prompt_tuning": {},
     "residual": dict(residual=True, encoder_hidden_size=16),
     "p_tuning": dict(method="p_tuning", encoder_hidden_size=16),
@@ -35,13 +36,19 @@ METHODS = {
     "lora": dict(method="lora", lora_r=2),
 }
 CELLS = [
-    (family, method) for family in FAMILIES for method in METHODS if method != "cpt" or family not in ENCODER_DECODER
+    (family, method) for family in FAMILIES for method in SETTINGS if method != "cpt" or family not in ENCODER_DECODER
 ]
+
+
+def test_every_method_with_an_adapter_is_checked_here():
+    """Multitask prompt tuning has a file of its own, tests/runs/test_multitask.py."""
+    checked = {settings.get("method", "prompt_tuning") for settings in SETTINGS.values()}
+    assert checked == {name for name in CONFIGS if not METHODS[name].trains_several_tasks}
 
 
 def trainable_model(family, method):
     base = FAMILIES[family]()
-    arguments = PromptArguments(**METHODS[method])
+    arguments = PromptArguments(**SETTINGS[method])
     torch.manual_seed(3)
     config = prompt_config(base, LENGTH, arguments, ids=range(20, 20 + LENGTH))
     if method == "lora":
@@ -230,9 +237,9 @@ def test_a_prefix_is_trained_in_a_model_that_checkpoints_activations():
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
-def test_a_checkpoint_of_plain_peft_with_p_tuning_is_refused(tokenizer, tmp_path):
+def test_a_checkpoint_of_plain_peft_with_p_tuning_is_refused(tmp_path):
     config = PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH, encoder_hidden_size=16)
     PeftModelForCausalLM(FAMILIES["llama"](), config).save_pretrained(tmp_path)
-    ours = trainer(trainable_model("llama", "p_tuning"), tokenizer, tmp_path)
+    model = trainable_model("llama", "p_tuning")
     with pytest.raises(AdapterError, match=r"no prompt_encoder\.safetensors"):
-        ours._load_from_checkpoint(str(tmp_path))
+        model.load_adapter(str(tmp_path), "default", is_trainable=True)
