@@ -21,6 +21,7 @@ class RecipeParser(HfArgumentParser):
     """Types the settings of all four blocks, and raises an error instead of leaving the process."""
 
     def __init__(self) -> None:
+        """Add a flag for every setting, without abbreviations."""
         blocks = (ModelArguments, DataArguments, PromptArguments, PromptTuningArguments)
         super().__init__(blocks, allow_abbrev=False, add_help=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prompt_tuning.arguments.arguments import (
     TASK_SETTINGS,
@@ -22,9 +22,23 @@ if TYPE_CHECKING:
     from prompt_tuning.arguments.training_args import PromptTuningArguments
 
 
+HALF_PRECISION = ("bf16", "fp16")
+# A token is a secret, and a repeated run should not overwrite the pushed one.
+HUB_PREFIXES = ("hub_", "push_to_hub")
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """A parsed recipe: four blocks of typed settings, and the names of those that were given."""
+    """A parsed recipe.
+
+    Args:
+        path: the file that it was read from.
+        model: the settings of the base model.
+        data: the settings of the rows.
+        prompt: the settings of the prompt.
+        training: the settings of Trainer.
+        explicitly_set: the names of the settings that the file or the command line sets.
+    """
 
     path: Path
     model: ModelArguments
@@ -35,43 +49,64 @@ class Recipe:
 
     @property
     def decoding(self) -> dict[str, int]:
-        """How predictions are made, as `generate` takes it."""
+        """The arguments of `generate` for predictions."""
         return {
             "max_new_tokens": self.training.generation_max_length or self.prompt.max_target_tokens,
             "num_beams": self.training.generation_num_beams or 1,
         }
 
     def resolved(self) -> dict[str, object]:
-        """All that is needed to run the recipe again: our own settings, and the Trainer's that were given."""
+        """Return the settings that repeat the run: all of this package, and those of Trainer that are set."""
         method = METHODS[self.prompt.method]
-        elsewhere = TASK_SETTINGS if method.trains_several_tasks else ()
-        values: dict[str, object] = {
-            key: value
-            for block in (self.model, self.data, self.prompt)
-            for key, value in dataclasses.asdict(block).items()
-            if value is not None and key not in elsewhere and method.takes(key)
-        }
-        # A token is a secret, and a run that is made again is not to be pushed over the first one.
-        secret = {name for name in self.explicitly_set if name.startswith(("hub_", "push_to_hub"))}
-        ours = self.training.to_dict() | {"output_dir": self.training.output_dir, "seed": self.training.seed}
-        # Which Trainer makes a list of, and a text, as its own flags would not take them.
-        reporters = self.training.report_to
-        ours["report_to"] = reporters[0] if len(reporters) == 1 else "all" if reporters else "none"
-        ours["include_num_input_tokens_seen"] = self.training.include_num_input_tokens_seen != "no"
-        names = self.explicitly_set | set(type(self.training).DEFAULTS) | {"output_dir", "seed"}
-        half = {name for name in ("bf16", "fp16") if ours[name]}
-        if half and self.training.device.type == "cpu":  # without which half precision on a CPU is refused
-            ours["use_cpu"], half = True, half | {"use_cpu"}
-        names |= half
-        return values | {key: ours[key] for key in sorted(names - secret) if ours.get(key) is not None}
+        settings_of_tasks = TASK_SETTINGS if method.trains_several_tasks else frozenset()
+        values: dict[str, object] = {}
+        for block in (self.model, self.data, self.prompt):
+            for key, value in dataclasses.asdict(block).items():
+                if value is not None and key not in settings_of_tasks and method.takes(key):
+                    values[key] = value
+        trainer_values = self._trainer_values()
+        for name in sorted(self._trainer_names()):
+            if trainer_values.get(name) is not None:
+                values[name] = trainer_values[name]
+        return values
 
     def changed_since(self, run: Path) -> list[str]:
-        """Names of the settings in which this recipe differs from that of a run; what it resumed from is none."""
+        """Return the names of the settings that differ from those of a run, except the checkpoint to resume from.
+
+        Args:
+            run: the run's folder.
+
+        Raises:
+            RecipeError: the recipe of the run cannot be read.
+        """
         saved = read_yaml(RunFolder(run).recipe, RecipeError)
-        wanted = self.resolved()
-        return [name for name in changed_settings(saved, wanted) if name != "resume_from_checkpoint"]
+        return [name for name in changed_settings(saved, self.resolved()) if name != "resume_from_checkpoint"]
+
+    def _trainer_values(self) -> dict[str, Any]:
+        """Return the settings of Trainer in the form that its flags take."""
+        values = self.training.to_dict() | {"output_dir": self.training.output_dir, "seed": self.training.seed}
+        # Trainer makes a list of report_to and a text of the other one; its flags take a text and a truth value.
+        reporters = self.training.report_to
+        values["report_to"] = reporters[0] if len(reporters) == 1 else "all" if reporters else "none"
+        values["include_num_input_tokens_seen"] = self.training.include_num_input_tokens_seen != "no"
+        if self._is_half_precision_on_cpu():
+            values["use_cpu"] = True
+        return values
+
+    def _trainer_names(self) -> set[str]:
+        """Return the names of Trainer's settings that repeat the run."""
+        names = self.explicitly_set | set(type(self.training).DEFAULTS) | {"output_dir", "seed"}
+        names |= {name for name in HALF_PRECISION if getattr(self.training, name)}
+        if self._is_half_precision_on_cpu():
+            names |= {"use_cpu"}
+        return {name for name in names if not name.startswith(HUB_PREFIXES)}
+
+    def _is_half_precision_on_cpu(self) -> bool:
+        """Return whether Trainer would refuse the number format of the run without use_cpu."""
+        is_half = any(getattr(self.training, name) for name in HALF_PRECISION)
+        return is_half and self.training.device.type == "cpu"
 
 
-def changed_settings(saved: dict[str, object], wanted: dict[str, object]) -> list[str]:
-    """Names of those that differ, or that only one of the two has."""
-    return sorted(key for key in saved.keys() | wanted.keys() if saved.get(key) != wanted.get(key))
+def changed_settings(saved: dict[str, object], settings: dict[str, object]) -> list[str]:
+    """Return the names of the settings that differ, or that only one of the two has."""
+    return sorted(key for key in saved.keys() | settings.keys() if saved.get(key) != settings.get(key))

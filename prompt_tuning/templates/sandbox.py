@@ -249,3 +249,12 @@ def with_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [with_nulls(item) for item in value]
     return NULL if value is None else value
+
+
+def replaced(value: Any, old: str, new: str) -> Any:
+    """Return a row, or a value in it, with one text replaced by another."""
+    if isinstance(value, str):
+        return value.replace(old, new)
+    if isinstance(value, dict):
+        return {key: replaced(item, old, new) for key, item in value.items()}
+    return [replaced(item, old, new) for item in value] if isinstance(value, list) else value

@@ -23,6 +23,7 @@ from prompt_tuning.templates.sandbox import (
     compiled_prefix,
     needed_columns,
     printed_values,
+    replaced,
     with_nulls,
 )
 
@@ -259,7 +260,7 @@ class Template:
         Raises:
             TemplateError: the row lacks something that the source reads.
         """
-        values = _replaced(self._values(row, languages), VALUE_END, " ")
+        values = replaced(self._values(row, languages), VALUE_END, " ")
         text = self._render(self.source, values, printed_values)
         return tuple(map(normalised, text.split(VALUE_END)))
 
@@ -275,7 +276,7 @@ class Template:
         """
         if self.answer_choices is None:
             return []
-        values = _replaced(with_nulls({**row, **(languages or {})}), SEPARATOR, _HELD_SEPARATOR)
+        values = replaced(with_nulls({**row, **(languages or {})}), SEPARATOR, _HELD_SEPARATOR)
         text = self._render(self.answer_choices, values)
         return [choice.strip().replace(_HELD_SEPARATOR, SEPARATOR) for choice in text.split(SEPARATOR)]
 
@@ -398,12 +399,3 @@ def _checked_list(value: Any, key: str, template: str) -> tuple[Any, ...]:
             f"{items}."
         )
     return tuple(value)
-
-
-def _replaced(value: Any, old: str, new: str) -> Any:
-    """Return a row with one text replaced by another in all its values."""
-    if isinstance(value, str):
-        return value.replace(old, new)
-    if isinstance(value, dict):
-        return {key: _replaced(item, old, new) for key, item in value.items()}
-    return [_replaced(item, old, new) for item in value] if isinstance(value, list) else value
