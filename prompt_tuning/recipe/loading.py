@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from argparse import ArgumentTypeError
+from collections.abc import Iterable
 from pathlib import Path
+
+from transformers.hf_argparser import string_to_bool
 
 from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
 from prompt_tuning.arguments.methods import METHODS
@@ -150,6 +154,26 @@ def load_tasks(recipe: Recipe) -> dict[str, Recipe]:
     if problems:
         raise RecipeError("\n".join(problems))
     return tasks
+
+
+def read_switches(path: Path, names: Iterable[str]) -> dict[str, bool]:
+    """Return switches of a saved recipe, typed as their flags type them: `no` is false. A missing one is false.
+
+    Args:
+        path: the recipe of a run.
+        names: the settings to read.
+
+    Raises:
+        RecipeError: the recipe cannot be read, or a value is not a truth value.
+    """
+    values = {pair.key: pair.value for pair in read_pairs(path)}
+    switches = {}
+    for name in names:
+        try:
+            switches[name] = string_to_bool(values.get(name, False))
+        except ArgumentTypeError as error:
+            raise RecipeError(f"{path}: {name}: {first_line(error)}") from error
+    return switches
 
 
 def print_all_flags() -> None:

@@ -22,14 +22,13 @@ from prompt_tuning.engine.dispatch import autocast_dtype, autocasting, get_base
 from prompt_tuning.engine.generation import check_one_sequence
 from prompt_tuning.engine.likelihood import Normalization, choose
 from prompt_tuning.engine.stop_texts import add_end_token, decode, stopping
-from prompt_tuning.errors import AdapterError, RecipeError
+from prompt_tuning.errors import AdapterError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
 from prompt_tuning.models.prompts import check_adapter, load_adapter, load_adapter_config
-from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.recipe.loading import load_recipe, read_switches
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.support.run_folder import RunFolder
-from prompt_tuning.support.yaml_files import read_yaml
 from prompt_tuning.templates.template import Template
 
 _LOCK = threading.Lock()
@@ -218,7 +217,7 @@ def _lock_of(model: torch.nn.Module) -> threading.RLock:
 
 def _autocast_dtype(run: RunFolder, device: torch.device) -> torch.dtype | None:
     """Return the numbers that a run was evaluated in; None on a CPU for a GPU's run, which predicts in float32."""
-    settings = read_yaml(run.recipe, RecipeError)
-    if device.type == "cpu" and not settings.get("use_cpu"):
+    settings = read_switches(run.recipe, ("use_cpu", "bf16", "fp16"))
+    if device.type == "cpu" and not settings["use_cpu"]:
         return None
     return autocast_dtype(settings)

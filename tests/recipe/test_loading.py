@@ -12,7 +12,7 @@ from transformers import Seq2SeqTrainingArguments
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import RecipeError
-from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.recipe.loading import load_recipe, read_switches
 from prompt_tuning.recipe.old_settings import GONE
 from prompt_tuning.recipe.validation import validation_errors
 from prompt_tuning.runs.prepare import prepare
@@ -304,6 +304,16 @@ def test_numbers_within_a_mapping_are_numbers_and_stay_so_in_a_saved_recipe(reci
         loaded = load_recipe(path)
         assert loaded.training.lr_scheduler_kwargs == {"min_lr": 1e-5}
         (tmp_path / "again.yaml").write_text(yaml.safe_dump(loaded.resolved()))  # as min_lr: 1.0e-05
+
+
+@pytest.mark.parametrize(("written", "value"), [("true", True), ("no", False), ("'off'", None)])
+def test_a_switch_of_a_saved_recipe_is_typed_as_its_flag_is(recipe_file, written, value):
+    path = recipe_file(bf16=written)
+    if value is None:
+        with pytest.raises(RecipeError, match=r"recipe\.yaml: bf16: "):
+            read_switches(path, ("bf16",))
+    else:
+        assert read_switches(path, ("bf16", "fp16")) == {"bf16": value, "fp16": False}
 
 
 def test_zero_3_is_refused(recipe_file):
