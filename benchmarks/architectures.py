@@ -2,8 +2,8 @@
 
     python benchmarks/architectures.py
 
-The models and the reference are those of tests/helpers/architectures.py, whose bounds
-tests/engine/test_architectures.py tests.
+The models and the reference are in tests/helpers/architectures.py, and tests/engine/test_architectures.py tests the
+bounds.
 """
 
 import sys

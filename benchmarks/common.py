@@ -1,4 +1,4 @@
-"""What the benchmarks share: the model, batches, and a comparison that noise does not decide."""
+"""Share the model, batches, and a comparison that noise does not decide between the benchmarks."""
 
 import json
 import os
@@ -31,10 +31,12 @@ logging.disable_progress_bar()
 
 
 def base_model() -> torch.nn.Module:
+    """Load the benchmarks' model, frozen and in fp32."""
     return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).requires_grad_(False).eval()
 
 
 def tokenizer():
+    """Load the tokenizer of the benchmarks' model."""
     return AutoTokenizer.from_pretrained(MODEL)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/cost.py
 
-Formulas alone, no model and no GPU; docs/cost.md explains them and holds what this prints. The check reads
+It computes formulas, without a model or a GPU. docs/cost.md explains them and holds the output. The check reads
 benchmarks/results.md, whose steps and memory were measured.
 """
 
@@ -15,7 +15,7 @@ from prompt_tuning.support.tables import markdown_table
 RESULTS = Path(__file__).with_name("results.md")
 GB, GIB, MIB = 1e9, 2**30, 2**20
 PEAK = 989e12  # FLOP/s of an H100 SXM in bfloat16, dense, by its data sheet
-SHARE = 0.4  # of the peak that a step is assumed to reach
+SHARE = 0.4  # A step is assumed to reach this share of the peak.
 NVLINK, NETWORK = 450e9, 50e9  # bytes/s one way of a GPU: NVLink 4 within a machine, 400 Gb/s between machines
 MACHINE = 8  # GPUs
 
@@ -85,7 +85,7 @@ class Batch:
         return self.prompt**2 / 2 + self.rows * (self.mean * self.prompt + self.mean**2 / 2)
 
 
-BATCH = Batch(rows=8, mean=384, longest=512, targets=32, prompt=100)  # of one GPU
+BATCH = Batch(rows=8, mean=384, longest=512, targets=32, prompt=100)  # One GPU takes this batch.
 
 
 def flops(model: Geometry, batch: Batch, shared: bool, checkpointing: bool = False) -> float:

@@ -3,8 +3,8 @@
     python benchmarks/encode.py                  # 10,000 and 100,000 rows
     python benchmarks/encode.py 1000000          # some 4 GB of disk in a temporary folder
 
-Rows are made up: passages of 40 to 120 words of no language, a question, an answer. A process reads the file, encodes
-it and compares 1,000 evaluated rows with it (leakage); then another one does so again, with the first one's cache.
+Rows are synthetic: a passage of 40 to 120 invented words, a question and an answer. A process reads the file, encodes
+it and compares 1,000 evaluated rows with it (leakage). Then another process repeats this with the cache of the first.
 """
 
 import itertools

@@ -2,8 +2,8 @@
 
     python benchmarks/generation.py [ROWS [FILE]]
 
-The quickstart's questions with up to two other passages beside their own, or the first ROWS of a JSON Lines file with
-SQuAD's columns. PEFT's batches are 8 rows in the order of the data, as Trainer makes them by default.
+The rows are the quickstart's questions, with up to two other passages beside the right one. They can also be the first
+ROWS of a JSON Lines file with SQuAD's columns. PEFT's batches are 8 rows in the order of the data, Trainer's default.
 """
 
 import sys

@@ -2,8 +2,8 @@
 
     python benchmarks/growth.py
 
-Each cell: seconds of a step, relative to the step without a prompt: for PEFT the base model's own forward over the
-padded rows, for the engine its step with a prompt of one token. Rows of 16..32 random tokens, 8 targets each.
+A cell is the seconds of a step relative to the step without a prompt. For PEFT that is the base model's forward over
+the padded rows, for the engine its step with a prompt of one token. Rows have 16..32 random tokens and 8 targets.
 """
 
 from common import base_model, describe_machine, print_table, random_batch, seconds, soft_prompt

@@ -2,12 +2,12 @@
 
     python benchmarks/methods.py                     # on the quickstart's rows
     python benchmarks/methods.py --data FOLDER       # on a folder's train.jsonl and test.jsonl, with SQuAD's columns
-    python benchmarks/methods.py --only NAME ... --against NAME        # some of them, all that follow against one
+    python benchmarks/methods.py --only NAME ... --against NAME        # some of them, compared with one
 
-One seed (42), 40 steps of 8 rows, template question_answering/instruction_last. Of a folder's rows those are taken
-whose passage and question have at most 160 tokens: all of train.jsonl, 200 of test.jsonl at random. "text" is the
-quickstart's: two demonstrations with their instruction, 131 tokens. What stands in runs/methods already is not run
-again; each takes some four minutes.
+One seed (42), 40 steps of 8 rows, template question_answering/instruction_last. Only rows of a folder are used whose
+passage and question have at most 160 tokens: all of train.jsonl, and 200 of test.jsonl at random. "text" is the
+quickstart's text: two demonstrations with their instruction, 131 tokens. A run in runs/methods is not repeated. A run
+takes some four minutes.
 """
 
 import argparse

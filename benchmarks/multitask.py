@@ -2,10 +2,10 @@
 
     python benchmarks/multitask.py QUESTIONS TRANSLATION
 
-QUESTIONS holds train.jsonl and test.jsonl with SQuAD's columns, TRANSLATION with `translation: {fr: ..., en: ...}`; of
-each 1,000 training rows and 100 test rows (at random, seed 0). 20 virtual tokens from the vocabulary, batches
-of 8, seed 42: 40 steps for each task alone, 80 for both at once, so that each task is trained on as many rows. What
-stands in runs/multitask is not run again.
+QUESTIONS holds train.jsonl and test.jsonl with SQuAD's columns, TRANSLATION with `translation: {fr: ..., en: ...}`.
+1,000 training rows and 100 test rows of each are drawn (seed 0). The prompt has 20 virtual tokens from the
+vocabulary, batches have 8 rows, the seed is 42. A task alone takes 40 steps and both together 80, so that each task
+has as many rows. A run in runs/multitask is not repeated.
 """
 
 import argparse

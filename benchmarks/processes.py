@@ -2,8 +2,8 @@
 
     python benchmarks/processes.py
 
-A tiny random model, 7 steps of 8 rows whose epochs end with 4, each method at its default learning rate. The runs are
-those of tests/helpers/two_processes.py, whose bounds tests/training/test_distributed.py tests. FSDP2 runs on CPUs.
+A tiny random model takes 7 steps of 8 rows, and an epoch ends with 4 rows. Each method has its own learning rate. The
+runs are in tests/helpers/two_processes.py. tests/training/test_distributed.py tests the bounds. FSDP2 runs on CPUs.
 """
 
 import contextlib

@@ -4,7 +4,7 @@
     python benchmarks/sweep.py 20 40 256 8       # tasks, steps, width and layers of the random model
 
 The model is a Llama with random weights on disk; the tasks are rows of the quickstart, each with its own 8 test rows.
-Both ways start without a cache of encoded rows.
+Both start without a cache of encoded rows.
 """
 
 import json
@@ -67,8 +67,8 @@ def command(*words: str, cache: str) -> float:
 
 def main() -> None:
     tasks, steps, width, layers = map(int, sys.argv[1:] or (20, 10, 128, 4))
-    imports = "import prompt_tuning.train, prompt_tuning.sweep"
-    for _ in range(2):  # of which the first fills the disk's cache
+    imports = "import prompt_tuning.runs.train, prompt_tuning.studies.sweep"
+    for _ in range(2):  # The first one fills the disk's cache.
         started = time.perf_counter()
         subprocess.run([sys.executable, "-c", imports], check=True)
         importing = time.perf_counter() - started

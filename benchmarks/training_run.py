@@ -3,7 +3,7 @@
     python benchmarks/training_run.py [STEPS]
 
 The quickstart's training rows, batches of 8, seed 42; each run saves its adapter. The last column is the loss over all
-target tokens of 25 validation rows, computed alike for all: one row at a time, by PEFT's forward.
+target tokens of 25 validation rows. PEFT's forward computes it for all runs, one row at a time.
 """
 
 import sys

@@ -2,8 +2,8 @@
 
     sudo .venv/bin/python benchmarks/two_hosts.py
 
-Needs Linux, `ip` (package iproute2) and the right to make network namespaces. A tiny random model, made here, trains
-three times: over both hosts undisturbed; again, until one host's cable is pulled after a checkpoint; on from there.
+It needs Linux, `ip` (package iproute2) and the right to make network namespaces. A tiny random model trains three
+times: over both hosts undisturbed; again, until a host's cable is pulled after a checkpoint; and on from there.
 """
 
 import os
