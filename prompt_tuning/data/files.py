@@ -57,7 +57,7 @@ def load_file(file: Path, *, streaming: bool = False) -> Dataset | IterableDatas
             options |= _csv_options(file, FIRST_ROWS if streaming else None)
         rows = load_dataset(kind, **options)
     except (DatasetGenerationError, UnicodeDecodeError, ValueError, pa.ArrowException) as error:
-        # Arrow makes times of dates and then fails at the first text of that column that is no date.
+        # Arrow makes times of dates and then fails at the first text of that column that is not a date.
         if kind == "json" and not streaming and _holds_date(file):
             with suppress(ValueError, TypeError, OverflowError, pa.ArrowException):
                 return _json_dataset(file)
@@ -157,7 +157,7 @@ def _json_rows(file: Path) -> list[dict[str, Any]]:
         values = json.loads(text)
         rows = values if isinstance(values, list) else [values]
     except json.JSONDecodeError:
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        rows = list(map(json.loads, filter(str.strip, text.split("\n"))))
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("expected objects")
     return rows

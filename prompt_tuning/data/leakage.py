@@ -276,10 +276,10 @@ def _rarest(members: set[tuple[str, ...]], counts: Counter) -> list[tuple[str, .
 
 def _shingles(text: str) -> set[tuple[str, ...]]:
     """Return the runs of three words; a shorter text is one run."""
-    found = words(text) or text.split()
-    if len(found) < SHINGLE:
-        return {tuple(found)}
-    return set(zip(*(found[start:] for start in range(SHINGLE)), strict=False))
+    tokens = words(text) or text.split()
+    if len(tokens) < SHINGLE:
+        return {tuple(tokens)}
+    return set(zip(*(tokens[start:] for start in range(SHINGLE)), strict=False))
 
 
 def _alike(first: list[set], second: list[set]) -> bool:

@@ -2,7 +2,7 @@
 
 Task k's prompt is P_k = P* o (u_k v_k): the shared prompt P* `[P, H]`, entry by entry times the product of the task's
 u_k `[P, R]` and v_k `[R, H]`. All tasks' rows train together, from products of exactly 1. Afterwards P_k is an
-ordinary soft prompt, in a folder of its own. The paper's distillation from prompts trained alone is not done.
+ordinary soft prompt, in a folder of its own. The paper's distillation from prompts of single tasks is not done.
 """
 
 from __future__ import annotations

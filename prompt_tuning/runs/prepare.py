@@ -116,7 +116,6 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     few_shot = demonstrations.encoder if demonstrations else encoder
     # A prompt that starts from the demonstrations replaces them, so that rows need not show them again.
     replaces_demonstrations = prompt.init == "template" and METHODS[prompt.method].takes_init
-
     init_ids, num_virtual_tokens = None, 0
     with errors.collect():
         source = few_shot if replaces_demonstrations else encoder
