@@ -1,4 +1,4 @@
-"""Recipes: YAML is argv, typed once, and every mistake is named before anything runs."""
+"""Recipes: a file and flags are typed alike, and all mistakes are reported before anything runs."""
 
 import re
 from dataclasses import fields
@@ -53,7 +53,7 @@ def test_null_in_quotes_is_a_text(recipe_file):
     assert load_recipe(recipe_file(init_text="null")).prompt.init_text is None
 
 
-def test_an_unknown_language_is_told(recipe_file, caplog):
+def test_an_unknown_language_is_reported(recipe_file, caplog):
     prepare(load_recipe(recipe_file(lang="cn")), ("test",))
     assert "language cn: not a known code" in caplog.text
     caplog.clear()
@@ -61,7 +61,7 @@ def test_an_unknown_language_is_told(recipe_file, caplog):
     assert "no code" not in caplog.text
 
 
-def test_defaults_are_those_of_prompts_and_the_folder_that_of_the_recipe(recipe_file):
+def test_defaults_suit_prompts_and_the_folder_has_the_name_of_the_recipe(recipe_file):
     recipe = load_recipe(recipe_file(output_dir=None))
     assert recipe.training.output_dir == "runs/recipe"
     assert recipe.training.learning_rate == 3e-2 and recipe.training.predict_with_generate
@@ -83,7 +83,7 @@ def test_each_method_has_a_learning_rate_that_a_recipe_overrides(settings, rate,
     assert load_recipe(recipe_file(**settings)).training.learning_rate == rate
 
 
-def test_the_best_checkpoint_is_by_default_that_of_the_tasks_main_metric(recipe_file):
+def test_the_best_checkpoint_is_chosen_by_the_main_metric_of_the_task(recipe_file):
     best = dict(load_best_model_at_end="true", eval_strategy="steps", eval_steps=2, save_steps=2)
     training = load_recipe(recipe_file(**best)).training
     assert (training.metric_for_best_model, training.greater_is_better) == ("f1", True)
@@ -182,7 +182,7 @@ def test_the_best_checkpoint_is_by_default_that_of_the_tasks_main_metric(recipe_
         ),
     ],
 )
-def test_mistakes_are_named_together_with_the_next_step(recipe_file, changes, overrides, messages):
+def test_all_mistakes_are_reported_together_with_the_next_step(recipe_file, changes, overrides, messages):
     with pytest.raises(RecipeError) as caught:
         load_recipe(recipe_file(**changes), overrides)
     for message in messages:
@@ -249,7 +249,7 @@ def test_a_quantized_run_of_0_1_0_predicts_with_what_replaces_its_settings(recip
         (b"max_steps: 1\nmax-steps: 2", "line 2: max_steps was set on line 1 already"),
     ],
 )
-def test_what_is_not_a_recipe_is_said(tmp_path, content, message):
+def test_a_file_that_is_not_a_recipe_is_refused_with_its_line(tmp_path, content, message):
     (tmp_path / "bad.yaml").write_bytes(content)
     with pytest.raises(RecipeError, match=r"bad.yaml") as caught:
         load_recipe(tmp_path / "bad.yaml")
@@ -316,7 +316,7 @@ def test_a_switch_of_a_saved_recipe_is_typed_as_its_flag_is(recipe_file, written
         assert read_switches(path, ("bf16", "fp16")) == {"bf16": value, "fp16": False}
 
 
-def test_zero_3_is_refused(recipe_file):
+def test_deepspeed_zero_3_is_refused(recipe_file):
     recipe = load_recipe(recipe_file())
     recipe.training.deepspeed_plugin = SimpleNamespace(zero_stage=3)
     assert [problem for problem in validation_errors(recipe) if problem.startswith("deepspeed ZeRO-3")]
@@ -324,7 +324,7 @@ def test_zero_3_is_refused(recipe_file):
     assert validation_errors(recipe) == []
 
 
-def test_a_learning_rate_that_falls_where_nothing_improves_knows_what_better_is(recipe_file):
+def test_a_plateau_scheduler_maximises_a_metric_that_is_better_when_greater(recipe_file):
     plateau = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 500}
     of_loss, of_f1 = ({"metric_for_best_model": name} for name in ("loss", "f1"))
     modes = [
@@ -334,12 +334,12 @@ def test_a_learning_rate_that_falls_where_nothing_improves_knows_what_better_is(
     assert modes == [None, None, "max", "max"]  # torch's own is min
 
 
-def test_there_are_as_many_recipes_as_the_readme_says():
+def test_the_number_of_recipes_is_the_one_in_the_readme():
     assert len(RECIPES) == 15
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
-def test_every_recipe_loads_names_a_shipped_template_and_says_how_to_run_it(path, monkeypatch):
+def test_every_recipe_loads_and_its_header_has_launch_line_and_score(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     files = [f"--{split}_file=recipes/quickstart/{split}.jsonl" for split in ("train", "validation", "test")]
     recipe = load_recipe(path, files if "Needs: local files" in path.read_text(encoding="utf-8") else [])

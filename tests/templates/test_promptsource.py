@@ -1,4 +1,4 @@
-"""Files of promptsource, as they are: what promptsource writes of a row, or why not; and nothing in them runs."""
+"""Templates of promptsource write what promptsource writes, and nothing in their files runs."""
 
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def as_promptsource(entry, row):
     return *cut(entry["jinja"], **row, answer_choices=choices), choices
 
 
-def test_the_files_of_a_data_set_load_and_write_what_promptsource_writes():
+def test_converted_templates_write_what_promptsource_writes():
     templates, unreadable = load_templates(FOLDER)
     converted = 0
     for path, rows in ROWS.items():
@@ -85,7 +85,7 @@ def test_the_files_of_a_data_set_load_and_write_what_promptsource_writes():
     assert converted == len(templates) == 7 and len(unreadable) == len(LEFT_OUT)
 
 
-def test_what_a_row_needs_to_be_predicted_on_leaves_the_target_out():
+def test_the_columns_for_prediction_leave_those_of_the_target_out():
     closed = Template.load(f"{STATEMENTS}:is it so")
     assert closed.source_columns == {"entry", "statement"} and closed.columns == {"entry", "statement", "label"}
     assert closed.target == "{{answer_choices[label]}}" and closed.choices({}) == ["Yes", "No", "Perhaps"]
@@ -100,7 +100,7 @@ def test_a_converted_template_survives_being_saved(name, tmp_path):
         assert Template.load(tmp_path / "template.yaml").render(row) == Template.load(name).render(row)
 
 
-def test_a_template_that_cannot_be_converted_says_so_when_it_is_asked_for():
+def test_loading_a_template_that_cannot_be_converted_raises_the_reason():
     with pytest.raises(TemplateError, match="its filter choice draws at random"):
         Template.load(f"{STATEMENTS}:drawn")
     with pytest.raises(TemplateError, match=r"Name one, such as .*:is it so$"):
@@ -136,7 +136,7 @@ def test_a_template_cannot_leave_the_sandbox(tmp_path, field):
 
 
 @pytest.mark.parametrize("templates", ["{}", "[]", "text"])
-def test_a_file_without_templates_says_so(tmp_path, templates):
+def test_a_file_without_templates_is_refused(tmp_path, templates):
     path = tmp_path / "templates.yaml"
     path.write_text(f"dataset: a\ntemplates: {templates}\n", encoding="utf-8")
     with pytest.raises(TemplateError, match="expected templates by id"):

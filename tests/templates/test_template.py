@@ -1,4 +1,4 @@
-"""Hard prompts: what they need is known before any row is read, and rows cannot make them do anything else."""
+"""Hard prompts: what they need is known before any row is read, and a row cannot change what they do."""
 
 import random
 
@@ -122,11 +122,11 @@ def test_a_closed_question_has_choices_that_a_row_fills():
         ("Code {{ zip }}{% for x in range(3) %}{{ dict(a=x) }}{% endfor %}", {"zip"}),
     ],
 )
-def test_what_a_template_sets_itself_is_no_column(source, columns):
+def test_a_variable_that_a_template_sets_is_not_a_column(source, columns):
     assert Template(source=source, target="x").columns == columns
 
 
-def test_a_column_that_is_called_as_a_function_of_jinja_is_one():
+def test_a_column_may_have_the_name_of_a_function_of_jinja():
     template = Template.from_dict({"source": "{{ zip }}: {{ q }}", "target": "{{ a }}"})
     assert template.columns == {"zip", "q", "a"}
     assert template.render({"zip": "10002", "q": "b", "a": "c"}).source == "10002: b"
@@ -142,13 +142,13 @@ def test_a_column_that_is_called_as_a_function_of_jinja_is_one():
         ("{{ (10**5000)|string|length }}", "Exceeds the limit"),
     ],
 )
-def test_what_could_not_be_rendered_alike_or_at_all_is_refused_when_it_is_loaded(source, message):
+def test_random_filters_and_expensive_templates_are_refused_when_loaded(source, message):
     with pytest.raises(TemplateError, match=message):
         Template.from_dict({"source": source, "target": "x"})
 
 
 @pytest.mark.parametrize("line", ["made: 2023-02-30", "target: 0x_", "target: !!bool maybe", "target: !!timestamp x"])
-def test_a_value_that_looks_like_a_date_or_number_and_is_none_is_named(tmp_path, line):
+def test_an_invalid_date_or_number_is_refused_with_its_line(tmp_path, line):
     (tmp_path / "mine.yaml").write_text(f"source: a\n{line}\n")
     with pytest.raises(TemplateError, match=r"mine.yaml, line 2: .*\. Put the value in quotes"):
         Template.load(tmp_path / "mine.yaml")
@@ -161,7 +161,7 @@ def test_columns_are_known_without_a_row():
     assert Template.load("translation/instruction").columns == {"translation"}  # languages are settings, not columns
 
 
-def test_data_without_a_column_is_refused_with_both_sides_named():
+def test_data_without_a_column_is_refused_with_template_and_data_named():
     with pytest.raises(TemplateError) as caught:
         Template.load("summarization/plain").check_columns(["dialogue", "summary"], "train.jsonl")
     message = str(caught.value)
@@ -198,20 +198,20 @@ def test_a_row_cannot_smuggle_a_template_in():
         ({"question": None}, "a value it prints is null"),
     ],
 )
-def test_a_row_without_an_answer_is_an_error_and_not_the_word_none(row, message):
+def test_a_row_without_an_answer_is_an_error(row, message):
     with pytest.raises(TemplateError, match=message):
         Template.load("question_answering/plain").render(ROW | row)
 
 
 @pytest.mark.parametrize("source", ["{{ 'Q: ' ~ q }}", "{{ q | trim }}", "{{ [q, 'a'] | join(' ||| ') }}"])
-def test_a_null_becomes_no_word_by_way_of_a_filter_either(source):
+def test_no_filter_makes_a_word_of_a_null(source):
     template = Template.from_dict({"source": source, "target": "x"})
     assert "Turin" in template.render({"q": "Turin"}).source
     with pytest.raises(TemplateError, match="a value it prints is null"):
         template.render({"q": None})
 
 
-def test_a_null_is_told_from_a_value_in_branches_tests_and_json():
+def test_branches_tests_and_json_take_a_null_for_none():
     source = (
         "{{ 'z' if q is sameas none }}{{ 'a' if q is none }}{{ 'b' if q == none }}{{ 'c' if not q }}"
         "{{ 'd' if q is not string }}{{ q | default('e', true) }}{{ q or 'f' }}{{ [q, 'g'] | select | join }}"
@@ -220,7 +220,7 @@ def test_a_null_is_told_from_a_value_in_branches_tests_and_json():
     assert Template(source, "x").render({"q": None}).source == 'zabcdefg{"k": null}'
 
 
-def test_a_files_values_are_what_stands_there_and_not_what_yaml_makes_of_them(tmp_path):
+def test_plain_scalars_of_a_file_stay_as_they_are_written(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "source: '{{ q }} {{ no }}'\ntarget: '{{ a }}'\nanswer_choices: yes ||| no\ndemonstrations:\n"
         "- {q: 12:30, a: yes, no: 1.10}\n- {q: =, a: no, no: True}\n"
@@ -293,7 +293,7 @@ def test_a_broken_template_file_is_named_with_what_is_wrong(tmp_path, content, m
         ("[1 // nothing]", "references: integer division"),
     ],
 )
-def test_references_that_are_no_texts_count_as_no_answer(references, message):
+def test_references_that_are_not_texts_are_an_error(references, message):
     row = {"answers": {"text": ["Turin", None]}, "nothing": 0}
     with pytest.raises(TemplateError) as caught:
         Template("{{ nothing }}", "{{ answers.text[0] }}", references).render(row)
@@ -303,7 +303,7 @@ def test_references_that_are_no_texts_count_as_no_answer(references, message):
 @pytest.mark.parametrize(
     "source", ["{{ question|dictsort }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}{{ question }}"]
 )
-def test_mistakes_that_show_on_a_row_alone_name_the_template(source):
+def test_mistakes_that_only_a_row_shows_name_the_template(source):
     with pytest.raises(TemplateError, match="template inline: "):
         Template(source, "a").render(ROW)
 
@@ -317,7 +317,7 @@ def test_any_text_survives_being_saved():
         assert Template.from_dict(yaml.safe_load(template.to_yaml())) == template
 
 
-def test_a_source_that_is_a_system_message_alone_survives_too():
+def test_a_template_with_an_empty_source_survives_being_saved():
     template = Template("", "{{ a }}", system="Say {{ q }}.")
     assert Template.from_dict(yaml.safe_load(template.to_yaml())) == template
 
@@ -337,7 +337,7 @@ def test_unknown_names_get_the_nearest(tmp_path):
     Template.load(str(caught.value).partition("Name one, such as ")[2])  # what it says can be done
 
 
-def test_languages_have_names_and_unknown_codes_stand_for_themselves():
+def test_languages_have_names_and_the_name_of_an_unknown_code_is_the_code():
     assert (
         FRENCH["source_language"] == "French" and language_variables("xx", "pt_BR")["target_language"] == "Portuguese"
     )
