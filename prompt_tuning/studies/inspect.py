@@ -202,8 +202,9 @@ def _describe_prefix(weight: torch.Tensor, config: PeftConfig) -> dict[str, Any]
         places = config.places or {}
         for place in ("encoder", "decoder", "cross"):  # The weight has this order.
             num_layers, num_heads, head_size = places.get(place, (0, 0, 0))
-            names += [f"{place} {layer}" for layer in range(num_layers)]
-            widths += [num_heads * head_size] * (2 * num_layers)
+            for layer in range(num_layers):
+                names.append(f"{place} {layer}")
+                widths += [num_heads * head_size] * 2
     else:
         names = list(map(str, range(config.num_layers)))
         widths = [weight.shape[1] // (2 * config.num_layers)] * (2 * config.num_layers)

@@ -111,9 +111,7 @@ def rank(
     winner = ranked["winner"]
     ranked["next"] = _prompt_hint(recipe, candidates[winner], prepared[winner])
     _write_winner(recipe, candidates[winner], ranked["next"], folder / WINNER)
-    write_json(folder / "rank.json", ranked)
-    with atomic_write(folder / "rank.md") as file:
-        file.write(rank_text(ranked) + "\n")
+    _write_results(ranked, folder)
     return ranked
 
 
@@ -201,6 +199,12 @@ def _prompt_hint(recipe: Recipe, winner: Candidate, prepared: Prepared) -> str |
     starts = [key for key in PROMPT_STARTS if key in settings]
     without = f" and take out {', '.join(starts)}" if starts else ""
     return f"to start a soft prompt from its beginning: set method: prompt_tuning and init: template{without}"
+
+
+def _write_results(ranked: dict[str, Any], folder: Path) -> None:
+    write_json(folder / "rank.json", ranked)
+    with atomic_write(folder / "rank.md") as file:
+        file.write(rank_text(ranked) + "\n")
 
 
 def _write_winner(recipe: Recipe, winner: Candidate, hint: str | None, file: Path) -> None:

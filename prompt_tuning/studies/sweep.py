@@ -7,6 +7,7 @@ its own folder, so that a stopped sweep resumes.
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,7 @@ def _read_run(name: str, settings: Any, common_recipe: Any, path: Path) -> Sweep
         elif key != "recipe":
             flags += to_argv(key, value)
     if errors:
-        raise RecipeError("\n".join(f"{path}: run {name}: {error}" for error in errors))
+        raise RecipeError(textwrap.indent("\n".join(errors), f"{path}: run {name}: "))
     return SweepRun(str(recipe), flags)
 
 
@@ -163,8 +164,7 @@ def _check(runs: Mapping[str, SweepRun]) -> dict[str, bool]:
             finished[name] = is_finished(recipe)
             _check_recipe(recipe, finished=finished[name])
         except PromptTuningError as error:
-            lines = [f"run {name}: {line}" for line in str(error).splitlines()]
-            errors.append(type(error)("\n".join(lines)))
+            errors.append(type(error)(textwrap.indent(str(error), f"run {name}: ")))
     errors.raise_all()
     return finished
 

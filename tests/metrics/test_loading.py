@@ -107,7 +107,7 @@ def separator_of(language):
 
 
 def sacrebleu_cli(folder, predictions, references, *options):
-    """Score with `python -m sacrebleu` and return what it says as our keys."""
+    """Score with `python -m sacrebleu` and return its scores by our names."""
     (folder / "predictions").write_text("\n".join(predictions), encoding="utf-8")
     streams = [folder / f"references{stream}" for stream in range(len(references[0]))]
     for stream, texts in zip(streams, zip(*references, strict=True), strict=True):
@@ -227,13 +227,13 @@ def test_rouge_of_other_languages_equals_rouge_score_on_spelled_out_tokens(langu
     assert ours == pytest.approx(directly)
 
 
-def test_rouge_score_finds_nothing_in_chinese_and_ours_does():
+def test_rouge_finds_chinese_words_that_rouge_score_does_not():
     text = "渡船离开了港口。"
     assert set(rouge_directly([text], [[text]], use_stemmer=True).values()) == {0.0}
     assert set(load_metrics(["rouge"], language="zh")([text], [[text]]).values()) == {100.0}
 
 
-def test_squads_script_finds_no_shared_word_in_chinese_and_ours_does():
+def test_squad_finds_chinese_words_that_its_script_does_not():
     plain, ours = (load_metrics(["squad"], language=language) for language in ("en", "zh"))
     assert plain(["渡船"], [["渡船离开"]])["f1"] == 0 < ours(["渡船"], [["渡船离开"]])["f1"]
 
@@ -325,7 +325,7 @@ def test_squad_equals_the_script_of_v2():
     assert score(spoken, [texts or [""] for texts in references]) == pytest.approx(script)
 
 
-def test_squad_without_unanswerable_rows_takes_no_answer_as_a_word():
+def test_squad_without_unanswerable_rows_reads_no_answer_as_a_word():
     score = load_metrics(["squad"])
     assert score(["unanswerable"], [["an unanswerable riddle"]]) == {"exact_match": 0.0, "f1": pytest.approx(200 / 3)}
     assert score(["unanswerable", "x"], [["an unanswerable riddle"], []])["has_answer_f1"] == 0.0
@@ -367,7 +367,7 @@ def test_squad_of_chinese_equals_f1_by_character():
         ("", "长江", 0, 0),
     ],
 )
-def test_squad_of_chinese_rows_is_what_mlqas_script_prints(prediction, gold, exact_match, f1):
+def test_squad_of_chinese_rows_equals_mlqas_script(prediction, gold, exact_match, f1):
     scores = load_metrics(["squad"], language="zh")([prediction], [[gold]])
     assert scores == {"exact_match": exact_match, "f1": pytest.approx(f1)}
 
@@ -515,7 +515,7 @@ def test_two_processes_at_once_with_an_empty_cache_are_quiet_and_offline(tmp_pat
     assert json.loads(first[0])["rouge1"] == 50.0
 
 
-def test_a_metric_that_is_no_number_for_these_rows_is_kept(tmp_path):
+def test_a_metric_that_is_not_a_number_for_some_rows_is_kept(tmp_path):
     script = tmp_path / "length.py"
     script.write_text(USER_METRIC.format(nested=True, result='{"corr": float("nan")}'))
     assert math.isnan(load_metrics([str(script)])(["a"], [["a"]])["corr"])

@@ -133,7 +133,7 @@ def test_half_precision_set_by_accelerate_is_in_the_recipe_and_in_predictions(
 def test_a_quantization_that_cannot_be_had_stops_before_the_model_loads(
     quantization, code, message, recipe_file, capsys, monkeypatch
 ):
-    monkeypatch.setattr("prompt_tuning.runs.train.load_base_model", None)
+    forbid_model_loading(monkeypatch)
     for name in ("is_bitsandbytes_available", "is_torchao_available"):
         monkeypatch.setattr(f"prompt_tuning.models.quantization.{name}", lambda: False)
     assert main(["train", str(recipe_file(quantization_config=quantization))]) == code
