@@ -58,7 +58,7 @@ def main() -> None:
         rows.append(
             (
                 name,
-                model.way.name,
+                model.execution_path.name,
                 f"{abs(loss - expected):.0e}",
                 f"{abs(left - expected):.0e}",
                 f"{((gradient - wanted).norm() / wanted.norm()).item():.0e}",

@@ -1,4 +1,4 @@
-"""Encoded rows side by side: how long their sources are, what they open with, and batches of them."""
+"""Encoded rows side by side: the length of their sources, their common prefix, and batches of them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
 
-def common_prefix(encoded: Dataset, is_encoder_decoder: bool = False) -> list[int]:
-    """The longest run of ids that opens the source of every row: a system message, the template's first words.
+def common_prefix(encoded: Dataset, *, is_encoder_decoder: bool = False) -> list[int]:
+    """Return the longest run of ids that opens the source of every row, such as a system message.
 
-    A causal row's last source token is not part of it: it predicts the target's first.
+    The last source token of a causal row is not part of it, because it predicts the first target token.
     """
     shared: np.ndarray | None = None
     for rows in encoded.select_columns(["input_ids", "labels"]).with_format("arrow").iter(1000):
         ids, labels = (rows.column(name).combine_chunks() for name in ("input_ids", "labels"))
-        starts, ends = ids.offsets.to_numpy()[:-1], ids.offsets.to_numpy()[1:]
-        longest = int((ends - starts if is_encoder_decoder else _source_lengths(labels) - 1).min())
-        longest = min(longest, longest if shared is None else len(shared))
+        offsets = ids.offsets.to_numpy()
+        starts = offsets[:-1]
+        lengths = np.diff(offsets) if is_encoder_decoder else _source_lengths(labels) - 1
+        longest = int(lengths.min())
+        if shared is not None:
+            longest = min(longest, len(shared))
         if longest <= 0:
             return []
         opened = ids.values.to_numpy()[starts[:, None] + np.arange(longest)]  # [rows, longest]
@@ -33,38 +36,43 @@ def common_prefix(encoded: Dataset, is_encoder_decoder: bool = False) -> list[in
 
 
 def _source_lengths(labels: pa.ListArray) -> np.ndarray:
-    """`source_length` of each row."""
-    starts, ends = labels.offsets.to_numpy()[:-1], labels.offsets.to_numpy()[1:]
+    """Return the `source_length` of each row."""
+    offsets = labels.offsets.to_numpy()
+    starts = offsets[:-1]
+    ends = offsets[1:]
     targets = np.append(np.flatnonzero(labels.values.to_numpy() != -100), ends[-1])
     return np.minimum(targets[np.searchsorted(targets[:-1], starts)], ends) - starts
 
 
 def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """With how many equal tokens two rows open."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    """Return with how many equal tokens two rows open."""
+    for length, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return length
+    return min(len(one), len(other))
 
 
-def start_with(input_ids: torch.Tensor, attention_mask: torch.Tensor, opening: torch.Tensor) -> bool:
-    """Whether each row `[B, T]`, wherever its padding stands, opens with these ids `[S]` and goes on."""
+def start_with(input_ids: torch.Tensor, attention_mask: torch.Tensor, prefix: torch.Tensor) -> bool:
+    """Return whether each row `[B, T]`, wherever its padding stands, opens with these ids `[S]` and continues."""
     mask, ids = move_padding("right", attention_mask, input_ids)
-    return int(mask.sum(1).min()) > len(opening) and bool((ids[:, : len(opening)] == opening).all())
+    return int(mask.sum(1).min()) > len(prefix) and bool((ids[:, : len(prefix)] == prefix).all())
 
 
 def move_padding(side: Literal["left", "right"], mask: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
-    """The mask and others, all `[B, T]`, with each row's padding moved to one side, its tokens in their order."""
+    """Return the mask and others, all `[B, T]`, with each row's padding on one side and its tokens in their order."""
     order = mask.argsort(dim=1, descending=side == "right", stable=True)
-    return [each.gather(1, order) for each in (mask, *others)]
+    return [tensor.gather(1, order) for tensor in (mask, *others)]
 
 
 def source_length(labels: Sequence[int]) -> int:
-    """How many tokens of a causal row come before its first label."""
+    """Return how many tokens of a causal row come before its first label."""
     return next((n for n, label in enumerate(labels) if label != -100), len(labels))
 
 
 def batches_within(lengths: Sequence[int], max_rows: int, max_tokens: int) -> list[list[int]]:
-    """Row numbers in their order, split into batches of at most max_rows rows.
+    """Split row numbers, in their order, into batches of at most max_rows rows.
 
-    A batch's number of rows times the length of its longest is at most max_tokens; a row longer than that is alone.
+    The rows of a batch times the length of its longest are at most max_tokens. A longer row is alone.
     """
     batches: list[list[int]] = []
     longest = 0
@@ -78,7 +86,7 @@ def batches_within(lengths: Sequence[int], max_rows: int, max_tokens: int) -> li
 
 
 def tokens_in_batch(encoded: Dataset, prompt: int, new_tokens: int, beams: int) -> list[int]:
-    """How many tokens each row takes of an evaluation's batch, behind so many virtual tokens."""
+    """Return how many tokens each row takes in a batch of an evaluation, behind `prompt` virtual tokens."""
     if "choice_ids" in encoded.column_names:
         pairs = zip(encoded["input_ids"], encoded["choice_ids"], strict=True)
         return [prompt + len(ids) + sum(map(len, choices)) + len(choices) for ids, choices in pairs]
@@ -86,7 +94,7 @@ def tokens_in_batch(encoded: Dataset, prompt: int, new_tokens: int, beams: int) 
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Rows of ids -> `input_ids` and `attention_mask` [B, T], each row ending at the right edge."""
+    """Return `input_ids` and `attention_mask` `[B, T]` of rows of ids, each row ending at the right edge."""
     ids = [torch.tensor(row, dtype=torch.long) for row in rows]
     masks = [torch.ones_like(row) for row in ids]
     return {
@@ -96,7 +104,7 @@ def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torc
 
 
 def source_rows(inputs: dict[str, torch.Tensor]) -> list[list[int]]:
-    """The tokens of each row of a causal batch that come before its first label."""
+    """Return the tokens of each row of a causal batch that come before its first label."""
     rows = []
     for ids, mask, labels in zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], strict=True):
         end = source_length(labels.tolist())

@@ -154,7 +154,7 @@ def _select_rows(
         cut_tokens=int(cut.sum()),
         dropped_rows=int((dropped & ~held).sum()),
         longest=int(lengths.max(initial=0)),
-        common_prefix_length=len(common_prefix(encoded, encoder.is_encoder_decoder)),
+        common_prefix_length=len(common_prefix(encoded, is_encoder_decoder=encoder.is_encoder_decoder)),
         problems=tuple(problems),
         held_out_rows=len(held_out),
         rows_with_fewer_demonstrations=int((omitted > 0).sum()),

@@ -21,16 +21,17 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 ATTENTION = "shared_prefix"
 
-# What `scaled_dot_product_attention` runs on a CPU.
+# `scaled_dot_product_attention` runs these on a CPU; they have no public names.
 flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What of a right-padded batch has to be computed; tensors `[B, T]`.
+    """The part of a right-padded batch that has to be computed; tensors `[B, T]`.
 
     Args:
+        input_ids: the tokens.
         needed: the tokens that some target follows, and no padding.
         predicts: the positions whose logits predict a target.
         shared: how many tokens open every row, before any prediction.
@@ -42,99 +43,113 @@ class Batch:
     shared: int
 
     @classmethod
-    def of(cls, input_ids: torch.Tensor, wanted: torch.Tensor) -> Batch:
-        predicts = F.pad(wanted[:, 1:], (0, 1))
+    def from_targets(cls, input_ids: torch.Tensor, is_target: torch.Tensor) -> Batch:
+        """Return the batch of right-padded ids `[B, T]` whose targets are where `is_target` `[B, T]` is true."""
+        predicts = F.pad(is_target[:, 1:], (0, 1))
         needed = predicts.flip(1).cumsum(1).flip(1) > 0
-        opening = ((input_ids == input_ids[:1]) & ~predicts).all(0)
-        return cls(input_ids, needed, predicts, int(opening.cumprod(0).sum()))
+        alike = ((input_ids == input_ids[:1]) & ~predicts).all(0)
+        return cls(input_ids, needed, predicts, int(alike.cumprod(0).sum()))
 
     @property
-    def opening(self) -> torch.Tensor:
+    def common_prefix(self) -> torch.Tensor:
         """`[S]`, the ids that open every row."""
         return self.input_ids[0, : self.shared]
 
     def rest(self) -> Batch:
-        """What follows the opening."""
-        parts = (each[:, self.shared :] for each in (self.input_ids, self.needed, self.predicts))
-        return Batch(*parts, shared=0)
+        """Return the columns after the common prefix."""
+        start = self.shared
+        return Batch(self.input_ids[:, start:], self.needed[:, start:], self.predicts[:, start:], shared=0)
 
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Where prompts and rows stand in a packed sequence.
+    """The places of prompts and rows in a packed sequence.
 
     Args:
         prompts: length of each prompt.
         rows: length of each row.
-        owners: for each row the number of its prompt.
-        prefixes: the keys and values of each prompt where they are known, one row each; the packed sequence then holds
-            rows alone.
-        kept: by layer the keys and values of the packed sequence, both `[1, key heads, N, D]`, if they are wanted.
+        prompt_index: for each row the index of its prompt.
+        prefixes: the keys and values of each prompt if they are computed already, one row each; the packed sequence
+            then holds only rows.
+        states: if not None, attention stores here by layer the keys and values of the packed sequence, both
+            `[1, key heads, N, D]`.
     """
 
     prompts: tuple[int, ...]
     rows: tuple[int, ...]
-    owners: tuple[int, ...]
+    prompt_index: tuple[int, ...]
     prefixes: tuple[Cache, ...] = ()
-    kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
+    states: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
     _masks: dict[Any, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def lengths(self) -> list[int]:
-        """Of all segments that have keys: the prompts, then the rows."""
+        """Lengths of all segments that have keys: the prompts, then the rows."""
         return [*self.prompts, *self.rows]
 
     def segments(self) -> list[tuple[int | None, int]]:
-        """Each segment that has queries, as the segment it sees before itself and its own number."""
-        prompts = [] if self.prefixes else [(None, number) for number in range(len(self.prompts))]
-        return prompts + [(owner, len(self.prompts) + number) for number, owner in enumerate(self.owners)]
+        """Return each segment that has queries, as the segment that it sees before itself and its own number."""
+        segments: list[tuple[int | None, int]] = []
+        if not self.prefixes:
+            segments += [(None, number) for number in range(len(self.prompts))]
+        segments += [(prompt, len(self.prompts) + row) for row, prompt in enumerate(self.prompt_index)]
+        return segments
 
     def positions(self, device: torch.device) -> torch.Tensor:
-        """`[1, N]`: a prompt counts from 0, a row goes on where its prompt ends."""
+        """Return position ids `[1, N]`: a prompt counts from 0, a row continues where its prompt ends."""
         lengths = self.lengths
-        starts = [0 if before is None else lengths[before] for before, _ in self.segments()]
-        spans = [
-            torch.arange(start, start + lengths[own], device=device)
-            for start, (_, own) in zip(starts, self.segments(), strict=True)
-        ]
+        spans = []
+        for before, segment in self.segments():
+            start = 0 if before is None else lengths[before]
+            spans.append(torch.arange(start, start + lengths[segment], device=device))
         return torch.cat(spans)[None]
 
-    def mask(self, before: int, own: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
-        """`[own, before + own]`, 0 where a token may look and -inf elsewhere: causal, as far as the window reaches."""
+    def mask(self, before: int, length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
+        """Return the causal mask of a row behind `before` positions, as far as the window reaches.
+
+        Returns:
+            `[length, before + length]`, 0 where a token may look and -inf elsewhere.
+        """
         key = (before, window, like.dtype)
-        if key not in self._masks:  # one for the longest row, made once a step
+        if key not in self._masks:  # One mask for the longest row is made once a step.
             longest = max(self.lengths)
             query = torch.arange(before, before + longest, device=like.device)[:, None]
             self._masks[key] = _additive(query, torch.arange(before + longest, device=like.device)[None], window, like)
-        return self._masks[key][:own, : before + own]
+        return self._masks[key][:length, : before + length]
 
     @cached_property
     def padded(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Segments side by side: indices of queries and which are real, both `[S, T]`; of keys `[S, U]`, -1 for none;
-        and how many keys stand before a segment's own, `[S]`.
+        """Segments side by side.
+
+        Indices of queries and which are real, both `[S, T]`; indices of keys `[S, U]`, -1 for none; and how many keys
+        stand before those of the segment itself, `[S]`.
         """
         lengths = self.lengths
         starts = torch.tensor([0, *lengths]).cumsum(0)[:-1].tolist()
         hidden = sum(self.prompts) if self.prefixes else 0
-        width = max(lengths[own] for _, own in self.segments())
+        segments = self.segments()
+        width = max(lengths[segment] for _, segment in segments)
         reach = width + max(self.prompts, default=0)
-        query, real, key, first = [], [], [], []
-        for before, own in self.segments():
-            tokens = list(range(starts[own], starts[own] + lengths[own]))
+        query: list[list[int]] = []
+        real: list[list[bool]] = []
+        key: list[list[int]] = []
+        first: list[int] = []
+        for before, segment in segments:
+            tokens = list(range(starts[segment], starts[segment] + lengths[segment]))
             seen = [] if before is None else list(range(starts[before], starts[before] + lengths[before]))
             query.append([token - hidden for token in tokens] + [0] * (width - len(tokens)))
             real.append([True] * len(tokens) + [False] * (width - len(tokens)))
             key.append(seen + tokens + [-1] * (reach - len(seen) - len(tokens)))
             first.append(len(seen))
-        return tuple(torch.tensor(each) for each in (query, real, key, first))
+        return torch.tensor(query), torch.tensor(real), torch.tensor(key), torch.tensor(first)
 
     def padded_mask(self, window: int | None, like: torch.Tensor) -> torch.Tensor:
-        """`[S, 1, T, U]` for the padded segments."""
+        """Return the mask `[S, 1, T, U]` of the padded segments."""
         if window not in self._masks:
-            query, real, key, first = (each.to(like.device) for each in self.padded)
+            query, real, key, first = (tensor.to(like.device) for tensor in self.padded)
             place = first[:, None, None] + torch.arange(query.shape[1], device=like.device)[:, None]
             mask = _additive(place, torch.arange(key.shape[1], device=like.device), window, like)
-            # A padded query sees everything: its output is dropped, and must only not be NaN.
+            # A padded query sees everything: its output is dropped, but must not be NaN.
             self._masks[window] = mask.masked_fill(~real[..., None], 0)[:, None]
         return self._masks[window]
 
@@ -158,26 +173,29 @@ def shared_prefix_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of query `[1, heads, N, D]` over key and value `[1, key heads, N, D]`; returns `[1, N, heads, D]`.
+    """Compute attention of query `[1, heads, N, D]` over key and value `[1, key heads, N, D]`.
 
     Without a layout it is transformers' own sdpa attention (and for a capped score, Gemma 2's).
+
+    Returns:
+        `[1, N, heads, D]`, and None for the weights.
     """
-    settings = {"scale": scaling, "dropout": dropout, "softcap": softcap}
+    settings: dict[str, Any] = {"scale": scaling, "dropout": dropout, "softcap": softcap}
     if row_layout is None:
         if softcap is not None:
             return _attend(query, key, value, attention_mask, **settings).transpose(1, 2), None
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    if row_layout.kept is not None:
-        row_layout.kept[module.layer_idx] = key, value
+    if row_layout.states is not None:
+        row_layout.states[module.layer_idx] = key, value
     if row_layout.prefixes:
         layers = [prefix.layers[module.layer_idx] for prefix in row_layout.prefixes]
         key = torch.cat([*(layer.keys.to(key.dtype) for layer in layers), key], 2)
         value = torch.cat([*(layer.values.to(value.dtype) for layer in layers), value], 2)
     # On a CPU padding costs more than a call for each row; on an accelerator the calls do.
     attention = row_by_row if query.device.type == "cpu" else side_by_side
-    return attention(query, key, value, row_layout, sliding_window, settings), None
+    return attention(query, key, value, row_layout, window=sliding_window, settings=settings), None
 
 
 def row_by_row(
@@ -185,41 +203,49 @@ def row_by_row(
     key: torch.Tensor,
     value: torch.Tensor,
     layout: RowLayout,
+    *,
     window: int | None,
     settings: dict[str, Any],
 ) -> torch.Tensor:
-    """One call for each prompt and row, without padding."""
+    """Attend by one call for each prompt and row, without padding; the arguments are those of `side_by_side`."""
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (states.to(torch.get_autocast_dtype("cpu")) for states in (query, key, value))
     if settings["softcap"] is None and not settings["dropout"] and query.shape[-1] == value.shape[-1]:
         return RowAttention.apply(query, key, value, layout, window, settings["scale"])
-    attended = [_attend(*each, **settings).transpose(1, 2) for each in _rows(query, key, value, layout, window)]
+    attended = []
+    for states, keys, values, mask in _rows(query, key, value, layout, window):
+        attended.append(_attend(states, keys, values, mask, **settings).transpose(1, 2))
     return torch.cat(attended, 1)
 
 
 def _rows(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: RowLayout, window: int | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """For each segment its queries, the keys and values it sees, and its mask."""
-    lengths, segments = layout.lengths, layout.segments()
-    keys, values = key.split(lengths, 2), value.split(lengths, 2)
-    for states, (before, own) in zip(query.split([lengths[own] for _, own in segments], 2), segments, strict=True):
+    """Yield for each segment its queries, the keys and values that it sees, and its mask."""
+    lengths = layout.lengths
+    segments = layout.segments()
+    keys = key.split(lengths, 2)
+    values = value.split(lengths, 2)
+    queries = query.split([lengths[segment] for _, segment in segments], 2)
+    for states, (before, segment) in zip(queries, segments, strict=True):
         if before is None:
-            yield states, keys[own], values[own], layout.mask(0, lengths[own], window, query)
+            yield states, keys[segment], values[segment], layout.mask(0, lengths[segment], window, query)
         else:
-            seen = (torch.cat([each[before], each[own]], 2) for each in (keys, values))
-            yield states, *seen, layout.mask(lengths[before], lengths[own], window, query)
+            seen_keys = torch.cat([keys[before], keys[segment]], 2)
+            seen_values = torch.cat([values[before], values[segment]], 2)
+            yield states, seen_keys, seen_values, layout.mask(lengths[before], lengths[segment], window, query)
 
 
 class RowAttention(torch.autograd.Function):
-    """sdpa of each prompt and row on a CPU, that keeps no copy of the prompt's keys and values for each row.
+    """Attention of each prompt and row on a CPU, without a copy of the prompt's keys and values for each row.
 
-    Autograd over `_rows` would hold every row's joined keys, and add up the gradients of the prompt's through a buffer
-    of zeros for each row.
+    Autograd over `_rows` would hold every row's joined keys, and add up the gradients of the prompt's keys through a
+    buffer of zeros for each row. It calls the kernels of `scaled_dot_product_attention` for a CPU (FlashAttention).
     """
 
     @staticmethod
     def forward(ctx, query, key, value, layout, window, scale):
+        """Return the attended values `[1, N, heads, D]`; the arguments are those of `side_by_side`."""
         attended = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
         sums, start = [], 0
         for states, keys, values, mask in _rows(query, key, value, layout, window):
@@ -233,27 +259,32 @@ class RowAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
+        """Return the gradients of query, key and value from that of the output `[1, N, heads, D]`."""
         query, key, value, attended, *sums = ctx.saved_tensors
-        lengths, segments = ctx.layout.lengths, ctx.layout.segments()
+        lengths = ctx.layout.lengths
+        segments = ctx.layout.segments()
         starts = [0, *accumulate(lengths)]
-        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        query_gradient = torch.empty_like(query)
+        key_gradient = torch.zeros_like(key)
+        value_gradient = torch.zeros_like(value)
         start = 0
         rows = zip(_rows(query, key, value, ctx.layout, ctx.window), segments, sums, strict=True)
-        for (states, keys, values, mask), (before, own), logsumexp in rows:
+        for (states, keys, values, mask), (before, segment), logsumexp in rows:
             here = slice(start, start + states.shape[2])
             by_query, by_key, by_value = flash_backward(
                 gradient[:, here].transpose(1, 2), states, keys, values, attended[:, here].transpose(1, 2), logsumexp,
                 0.0, False, attn_mask=mask, scale=ctx.scale,
             )  # fmt: skip
-            of_query[:, :, here] = by_query
+            query_gradient[:, :, here] = by_query
             first = 0
-            for segment in (own,) if before is None else (before, own):
-                there, part = slice(starts[segment], starts[segment + 1]), slice(first, first + lengths[segment])
-                of_key[:, :, there] += by_key[:, :, part]
-                of_value[:, :, there] += by_value[:, :, part]
-                first += lengths[segment]
+            for seen in (segment,) if before is None else (before, segment):
+                target = slice(starts[seen], starts[seen + 1])
+                part = slice(first, first + lengths[seen])
+                key_gradient[:, :, target] += by_key[:, :, part]
+                value_gradient[:, :, target] += by_value[:, :, part]
+                first += lengths[seen]
             start = here.stop
-        return of_query, of_key, of_value, None, None, None
+        return query_gradient, key_gradient, value_gradient, None, None, None
 
 
 def side_by_side(
@@ -261,11 +292,24 @@ def side_by_side(
     key: torch.Tensor,
     value: torch.Tensor,
     layout: RowLayout,
+    *,
     window: int | None,
     settings: dict[str, Any],
 ) -> torch.Tensor:
-    """One call for all prompts and rows, padded."""
-    places, real, seen, _ = (each.to(query.device) for each in layout.padded)
+    """Attend by one call for all prompts and rows, padded.
+
+    Args:
+        query: `[1, heads, N, D]`.
+        key: `[1, key heads, N, D]`.
+        value: `[1, key heads, N, D]`.
+        layout: the places of prompts and rows.
+        window: the sliding window of the layer, if it has one.
+        settings: `scale`, `dropout` and `softcap`.
+
+    Returns:
+        `[1, N, heads, D]`.
+    """
+    places, real, seen, _ = (tensor.to(query.device) for tensor in layout.padded)
     # [1, heads, N, D] -> [S, heads, T, D]
     query = query[0].transpose(0, 1)[places].transpose(1, 2)
     key, value = (states[0].transpose(0, 1)[seen].transpose(1, 2) for states in (key, value))
@@ -278,6 +322,7 @@ def _attend(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
+    *,
     scale: float | None,
     dropout: float,
     softcap: float | None,

@@ -37,26 +37,29 @@ class ExecutionPath:
 
 
 def get_base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The model without its adapter, if it has one."""
+    """Return the model without its adapter, if it has one."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def has_prompt(model: PreTrainedModel | PeftModel) -> bool:
-    """Whether a prompt stands before its rows."""
+    """Return whether a prompt stands before the rows of this model."""
     return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
 
 
 def autocast_dtype(settings: Mapping[str, Any]) -> torch.dtype | None:
-    """The numbers of autocast under the settings `bf16` and `fp16`; None for those of the weights."""
-    return torch.bfloat16 if settings.get("bf16") else torch.float16 if settings.get("fp16") else None
+    """Return the numbers of autocast under the settings `bf16` and `fp16`; None for those of the weights."""
+    if settings.get("bf16"):
+        return torch.bfloat16
+    return torch.float16 if settings.get("fp16") else None
 
 
 def autocasting(device: str, numbers: torch.dtype | None) -> torch.autocast:
+    """Return the autocast context for this type of device; None for the numbers computes in those of the weights."""
     return torch.autocast(device, numbers, enabled=numbers is not None)
 
 
-def execution_path(base: PreTrainedModel, adapter: PeftConfig, training: bool) -> ExecutionPath:
-    """How batches of this model behind this adapter's prompt are run."""
+def execution_path(base: PreTrainedModel, adapter: PeftConfig, *, training: bool) -> ExecutionPath:
+    """Return how batches of this model behind this adapter's prompt are run."""
     config, method = base.config.get_text_config(), find_method(adapter.peft_type)
     if not method.has_prompt:
         return ExecutionPath("plain", f"the method {method.name} has no prompt that all rows share")
@@ -73,7 +76,7 @@ def execution_path(base: PreTrainedModel, adapter: PeftConfig, training: bool) -
 
 
 def packing_obstacle(base: PreTrainedModel) -> str:
-    """Why rows of this causal model cannot run as one packed sequence; empty if they can."""
+    """Return why rows of this causal model cannot run as one packed sequence; empty if they can."""
     config = base.config.get_text_config()
     attention = config._attn_implementation
     capped = getattr(config, "attn_logit_softcapping", None) is not None
@@ -85,19 +88,24 @@ def packing_obstacle(base: PreTrainedModel) -> str:
 
 
 def within_window(base: PreTrainedModel, positions: int) -> bool:
-    """Whether the last of so many positions, a prompt's included, still sees the first in every layer."""
+    """Return whether the last of so many positions, a prompt's included, still sees the first in every layer."""
     window = sliding_window(base.config.get_text_config())
     return not window or positions <= window
 
 
 def sliding_window(config: Any) -> int | None:
-    """The sliding window of a model that has layers with one."""
+    """Return the sliding window of a model that has layers with one, else None."""
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
     return window if window and (types is None or "sliding_attention" in types) else None
 
 
 def has_recurrent_layers(config: PretrainedConfig) -> bool:
-    """Whether layers of this causal model (Mamba, Qwen3-Next, Falcon-H1) hand on a state, and so keep no keys."""
-    known = AutoModelForCausalLM._model_mapping
-    return type(config) in known and known[type(config)]._is_stateful
+    """Return whether layers of this causal model hand on a state and keep no keys (Mamba, Qwen3-Next, Falcon-H1)."""
+    classes = AutoModelForCausalLM._model_mapping
+    return type(config) in classes and classes[type(config)]._is_stateful
+
+
+def is_stateful(base: PreTrainedModel) -> bool:
+    """Return whether the model hands on a recurrent state, so that a cache of keys is not all that it keeps."""
+    return base._is_stateful

@@ -1,4 +1,4 @@
-"""Generation behind a soft prompt, so that a row of a batch is given what it is given alone."""
+"""Generation behind a soft prompt, so that a row writes in a batch what it writes alone."""
 
 from __future__ import annotations
 
@@ -30,116 +30,144 @@ from prompt_tuning.engine.kv_cache import RoomyLayer, cache_of_rows, join_caches
 from prompt_tuning.engine.stop_texts import StopTexts
 from prompt_tuning.errors import RecipeError
 
-# Processors that transformers makes of settings too, unless it is given one of this very class, and that placeholder
-# ids do not mislead.
-OF_SETTINGS = (
+# Transformers makes these processors from settings too, unless one of the same class is passed. Placeholder ids do not
+# mislead them.
+SETTING_PROCESSORS = (
     RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper,
 )  # fmt: skip
-DEFAULT_NEW_TOKENS = 20  # as in transformers
+DEFAULT_NEW_TOKENS = 20  # Transformers has the same default.
 # Settings under which a row's tokens depend on that row alone, so that finished rows can leave the batch.
 ROW_WISE = {
     "do_sample", "temperature", "top_k", "top_p", "max_new_tokens", "pad_token_id", "eos_token_id",
     "stopping_criteria", "num_beams", "repetition_penalty", "synced_gpus", "use_cache",
 }  # fmt: skip
-# What brings a cache of its own, in which no prompt stands.
-CACHES_OF_THEIR_OWN = (
+# These arguments bring a cache of their own, without the prompt.
+CACHE_ARGUMENTS = (
     "cache",
     "past_key_values",
     "cache_implementation",
     "assistant_model",
     "prompt_lookup_num_tokens",
 )
-# What a model's generation_config.json may hold beside them: names of tokens, and what new tokens are counted by here.
+# A model's generation_config.json may hold these, too: names of tokens, and limits that are counted here.
 WITHOUT_EFFECT_ON_ROWS = {"_from_model_config", "transformers_version", "bos_token_id", "max_length", "use_cache"}
 
 
 def setting(model: PreTrainedModel, kwargs: dict[str, Any], name: str, default: Any = None) -> Any:
-    """What `generate` will go by: an argument, else the generation config."""
+    """Return the value that `generate` will use: the argument, else that of the generation config."""
     if name in kwargs:
         return kwargs[name] if kwargs[name] is not None else default
-    # What a config that was passed leaves open, the model's own decides.
+    # The model's own config decides what the config that was passed leaves open.
     for config in (kwargs.get("generation_config"), model.generation_config):
-        if (value := getattr(config, name, None)) is not None:
+        value = getattr(config, name, None)
+        if value is not None:
             return value
     return default
 
 
+def reads_ids(model: PreTrainedModel, kwargs: dict[str, Any]) -> bool:
+    """Return whether a setting of `generate` penalises ids that stand in the row already."""
+    penalty = setting(model, kwargs, "repetition_penalty", 1.0)
+    return penalty != 1.0 or bool(setting(model, kwargs, "no_repeat_ngram_size"))
+
+
 def uses_own_cache(model: PreTrainedModel, kwargs: dict[str, Any]) -> str | None:
-    """The first of these arguments that brings a cache of its own, or None."""
-    asked = [name for name in CACHES_OF_THEIR_OWN if setting(model, kwargs, name) is not None]
-    # What a model's own configuration says of a cache is of no prompt's.
-    return next((name for name in asked if name != "cache_implementation" or name in kwargs), None)
+    """Return the first argument that brings a cache of its own, or None."""
+    for name in CACHE_ARGUMENTS:
+        # The model's own `cache_implementation` is not meant for a prompt, and is ignored.
+        ignored = name == "cache_implementation" and name not in kwargs
+        if setting(model, kwargs, name) is not None and not ignored:
+            return name
+    return None
 
 
 def check_one_sequence(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
-    """Raise a RecipeError where `generate` would return several texts for a row."""
-    if (several := setting(model, kwargs, "num_return_sequences", 1)) > 1:
+    """Raise a RecipeError if `generate` would return several texts for a row."""
+    several = setting(model, kwargs, "num_return_sequences", 1)
+    if several > 1:
         raise RecipeError(f"num_return_sequences is {several}, and a row has one prediction; leave it out")
 
 
 def count_new_tokens(model: PreTrainedModel, width: int, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `generate` with `max_length` and `min_length`, which count source tokens, told in new ones."""
-    new, longest = setting(model, kwargs, "max_new_tokens"), setting(model, kwargs, "max_length")
+    """Return the arguments of `generate` with lengths that count only new tokens.
+
+    Args:
+        model: the base model, whose generation config holds the settings that are not passed.
+        width: T, the length of the longest source, which `max_length` and `min_length` count, too.
+        kwargs: the arguments that were passed.
+
+    Raises:
+        ValueError: the longest source fills `max_length`.
+    """
+    new = setting(model, kwargs, "max_new_tokens")
+    longest = setting(model, kwargs, "max_length")
     if new is None:
         new = DEFAULT_NEW_TOKENS if longest is None else longest - width
         if new < 1:
             raise ValueError(f"max_length is {longest} and the longest source has {width} tokens; set max_new_tokens")
-    told = {name: value for name, value in kwargs.items() if name != "max_length"} | {"max_new_tokens": new}
-    if shortest := setting(model, kwargs, "min_length", 0):
+    counted = {name: value for name, value in kwargs.items() if name != "max_length"} | {"max_new_tokens": new}
+    shortest = setting(model, kwargs, "min_length", 0)
+    if shortest:
         fewest = max(setting(model, kwargs, "min_new_tokens", 0), shortest - width, 0)
-        told |= {"min_length": 0, "min_new_tokens": fewest}
-    return told
+        counted |= {"min_length": 0, "min_new_tokens": fewest}
+    return counted
 
 
 def generate_with_cache(
     base: PreTrainedModel,
     caches: Sequence[Cache],
-    owners: Sequence[int],
+    prompt_index: Sequence[int],
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
-    opening: torch.Tensor,
+    *,
+    common_prefix: torch.Tensor,
     packed: bool,
     **kwargs: Any,
 ) -> Any:
-    """`generate` of rows whose prompts' keys and values are known.
+    """Call `generate` for rows behind the keys and values of their prompts.
 
     Args:
-        caches: K prompts' keys and values, one row of P + S positions each.
-        owners: for each of the B rows the number of its prompt.
+        base: the model without its prompt.
+        caches: keys and values of K prompts, one row of P + S positions each.
+        prompt_index: for each of the B rows the index of its prompt.
         input_ids: `[B, T]`, padded on the left.
         attention_mask: `[B, T]`.
-        opening: `[S]`, the ids that open every row and are in the cache already.
-        packed: read the rows as one packed sequence, and once what several open with; for rows within their window.
+        common_prefix: `[S]`, the ids that open every row and are in the caches already.
+        packed: read the rows as one packed sequence, and a text that opens several rows once; for rows within their
+            window.
+        **kwargs: as for `generate`.
 
     Returns:
-        As `base.generate(input_ids, ...)`.
+        What `base.generate(input_ids, ...)` returns: `[B, T + new]`, or a dictionary with it.
     """
-    shared = len(opening)
+    shared = len(common_prefix)
     # A row's first S tokens are hidden, then S columns that hold nothing else are left out.
     rest = attention_mask * (attention_mask.cumsum(1) > shared)
     if packed:
         # `generate` reads the last token itself.
-        rows = [ids[own.bool()][:-1].tolist() for ids, own in zip(input_ids, rest, strict=True)]
-        cache, mask = cache_of_rows(base, caches, owners, rows)
+        rows = [ids[mask.bool()][:-1].tolist() for ids, mask in zip(input_ids, rest, strict=True)]
+        cache, mask = cache_of_rows(base, caches, prompt_index, rows)
         mask = torch.cat([mask, rest[:, -1:]], 1)
     else:
         cache, mask = join_caches(copy.deepcopy(caches))
-        rows = torch.tensor(owners, device=input_ids.device)
-        cache.batch_select_indices(rows)
-        mask = torch.cat([mask[rows], rest[:, shared:]], 1)
+        selected = torch.tensor(prompt_index, device=input_ids.device)
+        cache.batch_select_indices(selected)
+        mask = torch.cat([mask[selected], rest[:, shared:]], 1)
     copies = max(setting(base, kwargs, "num_beams", 1), setting(base, kwargs, "num_return_sequences", 1))
     cache.batch_repeat_interleave(copies)
     cache.layers = [RoomyLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     kwargs = _showing_own_ids(kwargs, input_ids, mask.shape[1])
     kwargs |= {"use_cache": True, "cache_implementation": None}
-    if size := setting(base, kwargs, "no_repeat_ngram_size"):
+    size = setting(base, kwargs, "no_repeat_ngram_size")
+    if size:
         starts = mask.shape[1] - attention_mask.sum(1)
         processors = [*(kwargs.get("logits_processor") or []), NoRepeatedNGram(size, starts.tolist())]
         kwargs |= {"no_repeat_ngram_size": 0, "logits_processor": LogitsProcessorList(processors)}
     # Ids in the places of prompt and padding are never embedded, but a repetition penalty reads them.
-    own = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])[:, -mask.shape[1] :]  # wider is padding
-    virtual = input_ids[:, -1:].expand(-1, mask.shape[1] - own.shape[1])
-    output = _generate_dropping_finished(base, torch.cat([virtual, own], 1), mask, cache, **kwargs)
+    row_ids = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
+    row_ids = row_ids[:, -mask.shape[1] :]  # Further columns are all padding.
+    virtual = input_ids[:, -1:].expand(-1, mask.shape[1] - row_ids.shape[1])
+    output = _generate_dropping_finished(base, torch.cat([virtual, row_ids], 1), mask, cache, **kwargs)
     return with_sources(output, input_ids, mask.shape[1])
 
 
@@ -150,12 +178,17 @@ def generate_from_embeddings(
     attention_mask: torch.Tensor,
     **kwargs: Any,
 ) -> Any:
-    """`generate` with the padding before the prompt: for sliding windows, in which padding takes places too.
+    """Call `generate` with the padding before the prompt: for sliding windows, in which padding takes places too.
 
     Args:
+        base: the model without its prompt.
         prompt: `[P, H]`.
         input_ids: `[B, T]`, padded on the left.
         attention_mask: `[B, T]`.
+        **kwargs: as for `generate`.
+
+    Returns:
+        What `base.generate(input_ids, ...)` returns.
     """
     rows = len(input_ids)
     embeds = base.get_input_embeddings()(input_ids)
@@ -174,7 +207,7 @@ def generate_from_embeddings(
 
 
 def with_sources(output: Any, sources: torch.Tensor, width: int) -> Any:
-    """What `generate` returned, a tensor or more, with its sources `[B, T]` in place of its first `width` columns."""
+    """Return the output of `generate` with its sources `[B, T]` instead of its first `width` columns."""
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
     sources = sources.repeat_interleave(len(sequences) // len(sources), 0)
     joined = torch.cat([sources, sequences[:, width:]], 1)
@@ -185,86 +218,107 @@ def with_sources(output: Any, sources: torch.Tensor, width: int) -> Any:
 
 
 def _showing_own_ids(kwargs: dict[str, Any], sources: torch.Tensor, width: int) -> dict[str, Any]:
-    """Arguments of `generate` of which somebody's own code is shown rows' own ids, padded on the left, and no others.
+    """Return the arguments of `generate` such that a user's code sees the ids of its rows, without placeholders.
 
     Args:
-        sources: `[B, T]`.
-        width: of the columns that stand in their place, prompt and padding among them.
+        kwargs: the arguments that were passed.
+        sources: `[B, T]`, padded on the left.
+        width: how many columns stand instead of them, prompt and padding included.
     """
-    own = functools.partial(with_sources, sources=sources, width=width)
-    told: dict[str, Any] = {}
-    if processors := kwargs.get("logits_processor"):
-        told["logits_processor"] = LogitsProcessorList(
-            [each if type(each) in OF_SETTINGS else OwnIdsProcessor(each, own) for each in processors]
+    replace = functools.partial(with_sources, sources=sources, width=width)
+    shown: dict[str, Any] = {}
+    processors = kwargs.get("logits_processor")
+    if processors:
+        shown["logits_processor"] = LogitsProcessorList(
+            [item if type(item) in SETTING_PROCESSORS else OwnIdsProcessor(item, replace) for item in processors]
         )
-    if criteria := kwargs.get("stopping_criteria"):
-        told["stopping_criteria"] = StoppingCriteriaList(
-            [each if isinstance(each, StopTexts) else OwnIdsCriterion(each, own) for each in criteria]
+    criteria = kwargs.get("stopping_criteria")
+    if criteria:
+        shown["stopping_criteria"] = StoppingCriteriaList(
+            [item if isinstance(item, StopTexts) else OwnIdsCriterion(item, replace) for item in criteria]
         )
-    if allowed := kwargs.get("prefix_allowed_tokens_fn"):
-        told["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row, torch.cat([sources[row], ids[width:]]))
-    if streamer := kwargs.get("streamer"):
-        told["streamer"] = OwnIdsStreamer(streamer, sources)
-    return kwargs | told
+    allowed = kwargs.get("prefix_allowed_tokens_fn")
+    if allowed:
+        shown["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row, torch.cat([sources[row], ids[width:]]))
+    streamer = kwargs.get("streamer")
+    if streamer:
+        shown["streamer"] = OwnIdsStreamer(streamer, sources)
+    return kwargs | shown
 
 
 class OwnIdsProcessor(LogitsProcessor):
-    def __init__(self, processor: LogitsProcessor, own: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.processor, self.own = processor, own
+    """A user's logits processor, called with the ids of the rows instead of placeholders."""
+
+    def __init__(self, processor: LogitsProcessor, replace: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Wrap a processor; `replace` puts the sources `[B, T]` where placeholders stand."""
+        self.processor = processor
+        self.replace = replace
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return self.processor(self.own(input_ids), scores)
+        """Return the processed scores `[B, V]`."""
+        return self.processor(self.replace(input_ids), scores)
 
 
 class OwnIdsCriterion(StoppingCriteria):
-    def __init__(self, criterion: StoppingCriteria, own: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.criterion, self.own = criterion, own
+    """A user's stopping criterion, called with the ids of the rows instead of placeholders."""
+
+    def __init__(self, criterion: StoppingCriteria, replace: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Wrap a criterion; `replace` puts the sources `[B, T]` where placeholders stand."""
+        self.criterion = criterion
+        self.replace = replace
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return self.criterion(self.own(input_ids), scores, **kwargs)
+        """Return for each row `[B]` whether it ends."""
+        return self.criterion(self.replace(input_ids), scores, **kwargs)
 
 
 class OwnIdsStreamer(BaseStreamer):
+    """A user's streamer that gets the source of the row first, without placeholders."""
+
     def __init__(self, streamer: BaseStreamer, sources: torch.Tensor) -> None:
-        self.streamer, self.waiting = streamer, [sources.cpu()]
+        """Wrap a streamer of the rows with these sources `[B, T]`."""
+        self.streamer = streamer
+        self.waiting = [sources.cpu()]
 
     def put(self, value: torch.Tensor) -> None:
-        self.streamer.put(self.waiting.pop() if self.waiting else value)  # the first is what was given
+        """Pass on new ids; the first value that `generate` puts is the source with placeholders."""
+        self.streamer.put(self.waiting.pop() if self.waiting else value)
 
     def end(self) -> None:
+        """Pass on the end."""
         self.streamer.end()
 
 
 class NoRepeatedNGram(NoRepeatNGramLogitsProcessor):
-    """Counts the n-grams of each row's own ids, and none of what stands in the places of prompt and padding.
-
-    Args:
-        ngram_size: n.
-        starts: for each row the place of its first own id.
-    """
+    """A processor that counts the n-grams of each row's ids, without placeholders of prompt and padding."""
 
     def __init__(self, ngram_size: int, starts: Sequence[int]) -> None:
+        """Set n, and for each row the place of its first id."""
         super().__init__(ngram_size)
         self.starts = starts
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        copies, rows = len(input_ids) // len(self.starts), []  # of a row its beams
+        """Return the scores `[B * beams, V]` without tokens that would repeat an n-gram."""
+        beams = len(input_ids) // len(self.starts)
+        rows = []
         for number in range(len(input_ids)):
-            own = input_ids[number : number + 1, self.starts[number // copies] :]
-            rows.append(super().__call__(own, scores[number : number + 1]))
+            ids = input_ids[number : number + 1, self.starts[number // beams] :]
+            rows.append(super().__call__(ids, scores[number : number + 1]))
         return torch.cat(rows)
 
 
 class HalfFinished(StoppingCriteria):
-    """Ends a batch once half of its rows have ended, and remembers which."""
+    """A criterion that ends a batch as soon as half of its rows have ended, and remembers which."""
 
     def __init__(self, criteria: StoppingCriteriaList) -> None:
+        """Set the criteria by which a row ends."""
         self.criteria = criteria
-        self.finished: torch.Tensor | None = None
+        self.finished = torch.tensor(False)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return `[B]`, true for all rows as soon as half of them have ended."""
         ended = self.criteria(input_ids, scores, **kwargs)
-        self.finished = ended if self.finished is None else self.finished | ended
+        self.finished = self.finished.to(ended.device) | ended
         if int((~self.finished).sum()) <= len(ended) // 2:
             return torch.ones_like(ended)
         return ended
@@ -273,19 +327,21 @@ class HalfFinished(StoppingCriteria):
 def _generate_dropping_finished(
     base: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, cache: Cache, **kwargs: Any
 ) -> Any:
-    """`base.generate`, where rows that have ended leave the batch whenever half have, if that changes nothing."""
-    given = {"attention_mask": attention_mask, "cache": cache} | kwargs
-    longest, pad = kwargs.get("max_new_tokens"), setting(base, kwargs, "pad_token_id")
+    """Call `base.generate`; if no other row changes by it, ended rows leave the batch whenever half have ended."""
+    arguments = {"attention_mask": attention_mask, "cache": cache} | kwargs
+    longest = kwargs.get("max_new_tokens")
+    pad = setting(base, kwargs, "pad_token_id")
     config = base.generation_config.to_diff_dict()
-    others = {name for name, value in config.items() if value not in (None, False, 0)} - WITHOUT_EFFECT_ON_ROWS
+    configured = {name for name, value in config.items() if value not in (None, False, 0)} - WITHOUT_EFFECT_ON_ROWS
+    passed = {name for name, value in kwargs.items() if value is not None}
     row_wise = (
-        ({name for name, value in kwargs.items() if value is not None} | others) <= ROW_WISE
+        passed | configured <= ROW_WISE
         and setting(base, kwargs, "num_beams", 1) == 1
-        # Others may count rows, which have other numbers once some have left.
-        and all(isinstance(each, StopTexts) for each in kwargs.get("stopping_criteria") or ())
+        # Other criteria may count rows, whose numbers change as soon as some have left.
+        and all(isinstance(criterion, StopTexts) for criterion in kwargs.get("stopping_criteria") or ())
     )
     if not (row_wise and longest) or pad is None:
-        return base.generate(input_ids=input_ids, **given)
+        return base.generate(input_ids=input_ids, **arguments)
     eos = setting(base, kwargs, "eos_token_id")
     criteria = StoppingCriteriaList([] if eos is None else [EosTokenCriteria(eos)])
     criteria.extend(kwargs.get("stopping_criteria") or [])
@@ -294,15 +350,16 @@ def _generate_dropping_finished(
     alive = torch.arange(len(input_ids), device=input_ids.device)
     while True:
         half = HalfFinished(criteria)
-        given |= {"stopping_criteria": StoppingCriteriaList([half]), "max_new_tokens": end - input_ids.shape[1]}
-        output = base.generate(input_ids=input_ids, return_dict_in_generate=True, **given)
+        arguments |= {"stopping_criteria": StoppingCriteriaList([half]), "max_new_tokens": end - input_ids.shape[1]}
+        output = base.generate(input_ids=input_ids, return_dict_in_generate=True, **arguments)
         written = output.sequences
         sequences[alive, : written.shape[1]] = written
-        going = (~half.finished).nonzero()[:, 0]
-        if written.shape[1] == end or not len(going):
+        unfinished = (~half.finished).nonzero()[:, 0]
+        if written.shape[1] == end or not len(unfinished):
             return sequences[:, : written.shape[1]]
         grown = attention_mask.new_ones(len(written), written.shape[1] - attention_mask.shape[1])
-        attention_mask = torch.cat([attention_mask, grown], 1)[going]
-        alive, input_ids = alive[going], written[going]
-        output.cache.batch_select_indices(going)
-        given |= {"attention_mask": attention_mask, "cache": output.cache}
+        attention_mask = torch.cat([attention_mask, grown], 1)[unfinished]
+        alive = alive[unfinished]
+        input_ids = written[unfinished]
+        output.cache.batch_select_indices(unfinished)
+        arguments |= {"attention_mask": attention_mask, "cache": output.cache}

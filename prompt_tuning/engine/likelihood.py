@@ -1,4 +1,4 @@
-"""Closed questions: which of a row's choices is the likeliest after its source.
+"""Closed questions: the choice of a row that is the likeliest after its source.
 
 A choice's log-likelihood is the sum over its own tokens. The end after it does not count, as it does not in
 lm-evaluation-harness: a model that was not tuned ends its answers in other ways. So of two choices that open alike
@@ -54,7 +54,7 @@ def choose(
     ids: Sequence[Sequence[Sequence[int]]],
     normalization: Normalization = "none",
 ) -> list[int]:
-    """For each row the number of the choice with the highest score; of equal ones the first."""
+    """Return for each row the number of the choice with the highest score; of equal ones the first."""
     scores = choice_scores(model, tokenizer, sources, texts, ids, normalization)
     return [max(range(len(of_row)), key=of_row.__getitem__) for of_row in scores]
 
@@ -67,9 +67,11 @@ def choice_scores(
     ids: Sequence[Sequence[Sequence[int]]],
     normalization: Normalization = "none",
 ) -> list[list[float]]:
-    """The normalised log-likelihood of each choice of each row.
+    """Return the normalised log-likelihood of each choice of each row.
 
     Args:
+        model: in eval mode.
+        tokenizer: the model's, for the ids that start a decoder or a sequence.
         sources: token ids of each row's source.
         texts: each row's choices.
         ids: their token ids, as they follow the source.
@@ -106,12 +108,14 @@ def target_log_likelihoods(
     max_rows: int = ROWS_AT_ONCE,
     max_tokens: int = TOKENS_AT_ONCE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The log-likelihood of each encoded row's target given its source, its end included.
+    """Return the log-likelihood of each encoded row's target given its source, its end included.
 
     Args:
+        model: in eval mode.
         rows: as `encode` makes, causal or encoder-decoder as the model is.
         start: as for `log_likelihoods`.
-        max_rows: the most rows of a batch; max_tokens: its most tokens.
+        max_rows: the most rows of a batch.
+        max_tokens: the most tokens of a batch, padding included.
 
     Returns:
         `[rows]` sums, and `[rows]` how many tokens each sums over.
@@ -140,7 +144,7 @@ def log_likelihoods(
     continuations: Sequence[Sequence[Sequence[int]]],
     start: int | None = None,
 ) -> list[list[float]]:
-    """The log-likelihood of each continuation after its row's source, behind the model's prompt if it has one.
+    """Return the log-likelihood of each continuation after its row's source, behind the model's prompt if any.
 
     Args:
         model: in eval mode.
@@ -160,11 +164,11 @@ def log_likelihoods(
             targets = torch.tensor([continuations[row][number] for number in numbers], device=logits.device)
             places = torch.arange(len(tokens), device=logits.device)
             sums.append(logits.float().log_softmax(-1)[places, targets].sum(1))
-    found = iter(torch.cat(sums).tolist())
+    summed = iter(torch.cat(sums).tolist())
     scores = [[0.0] * len(of_row) for of_row in continuations]
     for row, numbers, _ in segments:
         for number in numbers:
-            scores[row][number] = next(found)
+            scores[row][number] = next(summed)
     return scores
 
 
@@ -174,14 +178,15 @@ def _logits(
     segments: Sequence[Segment],
     start: int | None,
 ) -> Iterator[torch.Tensor]:
-    """For each segment the logits `[L, V]` that predict its L tokens."""
+    """Return for each segment the logits `[L, V]` that predict its L tokens."""
     base = get_base(model)
     if base.config.is_encoder_decoder:
         return _decoder_logits(model, base, sources, segments, start)
     reach = max(len(sources[segment.row]) + len(segment.tokens) for segment in segments)
     prompted = has_prompt(model)
     if isinstance(model, SharedPrefixModel):
-        if packed := model.packed_caches(sources, reach):
+        packed = model.packed_caches(sources, reach)
+        if packed is not None:
             return _packed_logits(base, *packed, sources, segments)
         prompted = not model.disabled
     if prompted or packing_obstacle(base) or not within_window(base, reach):
@@ -193,23 +198,25 @@ def _logits(
 def _packed_logits(
     base: PreTrainedModel,
     caches: Sequence[Cache],
-    known: int,
+    num_cached: int,
     sources: Sequence[Sequence[int]],
     segments: Sequence[Segment],
 ) -> Iterator[torch.Tensor]:
-    """As `_logits`, by packed rows behind a cache that also holds the first `known` ids of every source."""
-    # The last token of a source predicts the first one of each of its continuations, and so stands before them all.
-    behind = caches_of_rows(base, caches, [0] * len(sources), [source[known:-1] for source in sources])
+    """Yield what `_logits` does, by packed rows behind a cache with the first `num_cached` ids of each source."""
+    # The last token of a source predicts the first one of each of its continuations, so it stands before them all.
+    source_caches = caches_of_rows(base, caches, [0] * len(sources), [source[num_cached:-1] for source in sources])
     lengths = [len(segment.tokens) for segment in segments]
     for chunk in chunks(range(len(segments)), lengths, LOGITS_AT_ONCE):
-        used = list(dict.fromkeys(segments[number].row for number in chunk))
-        owner = {row: number for number, row in enumerate(used)}
-        ids = [[sources[row][-1], *tokens[:-1]] for row, _, tokens in (segments[number] for number in chunk)]
+        rows = list(dict.fromkeys(segments[number].row for number in chunk))
+        ids = []
+        for number in chunk:
+            row, _, tokens = segments[number]
+            ids.append([sources[row][-1], *tokens[:-1]])
         layout = RowLayout(
-            tuple(behind[row].get_seq_length() for row in used),
-            tuple(map(len, ids)),
-            tuple(owner[segments[number].row] for number in chunk),
-            tuple(behind[row] for row in used),
+            prompts=tuple(source_caches[row].get_seq_length() for row in rows),
+            rows=tuple(map(len, ids)),
+            prompt_index=tuple(rows.index(segments[number].row) for number in chunk),
+            prefixes=tuple(source_caches[row] for row in rows),
         )
         yield from run_packed(base, ids, layout).logits[0].split(list(layout.rows))
 
@@ -217,7 +224,7 @@ def _packed_logits(
 def _padded_logits(
     model: PreTrainedModel | PeftModel, sources: Sequence[Sequence[int]], segments: Sequence[Segment]
 ) -> Iterator[torch.Tensor]:
-    """As `_logits`, by rows of source and continuation, padded on the right."""
+    """Yield what `_logits` does, by rows of source and continuation, padded on the right."""
     rows = [torch.tensor([*sources[row], *tokens], device=model.device) for row, _, tokens in segments]
     for batch in batches_within([len(row) for row in rows], ROWS_AT_ONCE, LOGITS_AT_ONCE):
         lengths = [len(segments[number].tokens) for number in batch]
@@ -242,7 +249,7 @@ def _decoder_logits(
     segments: Sequence[Segment],
     start: int | None,
 ) -> Iterator[torch.Tensor]:
-    """As `_logits`, by a decoder whose encoder reads each source once."""
+    """Yield what `_logits` does, by a decoder whose encoder reads each source once."""
     device = base.device
     # What the model puts before labels: for some that is a setting, for others the labels' own last token.
     ends = base.config.eos_token_id
@@ -256,18 +263,21 @@ def _decoder_logits(
         input_ids=input_ids, attention_mask=mask, decoder_input_ids=opened.expand(len(rows), 1), use_cache=False
     )
     states = first.encoder_last_hidden_state
-    mask = F.pad(mask, (states.shape[1] - mask.shape[1], 0), value=1)  # of a soft prompt, which the encoder has read
+    # The encoder has read a soft prompt, too, which is never masked.
+    mask = F.pad(mask, (states.shape[1] - mask.shape[1], 0), value=1)
     prefixed = isinstance(model, PeftModel) and find_method(model.active_peft_config.peft_type).trains_keys_and_values
     decode = model if prefixed else base
     places = [states.shape[1] + len(segment.tokens) for segment in segments]
     for batch in batches_within(places, ROWS_AT_ONCE, TOKENS_AT_ONCE):
-        own = [segments[number] for number in batch]
-        owners = torch.tensor([segment.row for segment in own], device=device)
-        given = [torch.tensor([opened.item(), *segment.tokens[:-1]], device=device) for segment in own]
+        batch_segments = [segments[number] for number in batch]
+        rows_of_batch = torch.tensor([segment.row for segment in batch_segments], device=device)
+        decoder_ids = []
+        for segment in batch_segments:
+            decoder_ids.append(torch.tensor([opened.item(), *segment.tokens[:-1]], device=device))
         logits = decode(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states[owners]),
-            attention_mask=mask[owners],
-            decoder_input_ids=pad_sequence(given, batch_first=True),
+            encoder_outputs=BaseModelOutput(last_hidden_state=states[rows_of_batch]),
+            attention_mask=mask[rows_of_batch],
+            decoder_input_ids=pad_sequence(decoder_ids, batch_first=True),
             use_cache=False,
         ).logits
-        yield from (logits[place, : len(segment.tokens)] for place, segment in enumerate(own))
+        yield from (logits[place, : len(segment.tokens)] for place, segment in enumerate(batch_segments))

@@ -284,7 +284,7 @@ class EvaluatingTrainer(Seq2SeqTrainer):
             prefix = prefix[:0]
             cache = common_prefix_cache(base, [])
         return generate_with_cache(
-            base, [cache], [0] * len(input_ids), input_ids, attention_mask, prefix, packed=True, **kwargs
+            base, [cache], [0] * len(input_ids), input_ids, attention_mask, common_prefix=prefix, packed=True, **kwargs
         )
 
     def _score(self, output: EvalPrediction) -> dict[str, float]:

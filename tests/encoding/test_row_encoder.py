@@ -190,7 +190,7 @@ def test_the_common_prefix_is_that_of_a_loop_over_rows():
         causal = [row["input_ids"][: source_length(row["labels"])][:-1] for row in rows]
         for ids, is_encoder_decoder in ((causal, False), ([row["input_ids"] for row in rows], True)):
             wanted = os.path.commonprefix(ids)  # noqa: RUF071  these are lists, not paths
-            assert common_prefix(dataset, is_encoder_decoder) == wanted and len(wanted) >= opened
+            assert common_prefix(dataset, is_encoder_decoder=is_encoder_decoder) == wanted and len(wanted) >= opened
 
 
 def test_a_second_run_in_another_process_reads_the_encoded_rows_from_the_cache(recipe_file, tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def test_loss_and_gradient_are_those_of_single_rows(architecture, attention):
         base.set_attn_implementation("eager")
     model, weight = soft(base)
     packed = architecture.split(",")[0] in PACKED_ARCHITECTURES and (attention == "sdpa" or "gemma2" in architecture)
-    assert model.way.name == ("packed" if packed else "cache")
+    assert model.execution_path.name == ("packed" if packed else "cache")
     expected = reference_loss(base, weight)
     wanted = gradient(expected, weight)
     logits = torch.cat([row_logits(base, weight, row)[-n - 1 : -1] for row, n in zip(ROWS, TARGETS, strict=True)])
@@ -113,7 +113,7 @@ def test_activation_checkpointing_changes_no_gradient(architecture):
     wanted = gradient(model(**right_padded()).loss, weight)
     model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     model.train()
-    assert model.way.name == "packed"
+    assert model.execution_path.name == "packed"
     assert (gradient(model(**right_padded()).loss, weight) - wanted).norm() / wanted.norm() < 1e-6
 
 

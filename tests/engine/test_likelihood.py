@@ -93,7 +93,7 @@ def test_without_sdpa_and_in_plain_peft_too():
     base.set_attn_implementation("eager")
     close(log_likelihoods(base, SOURCES, CHOICES), unprompted)
     model = add_soft_prompt(base, prompt_config(base, PROMPT), prompt).eval()
-    assert model.way.name == "cache"
+    assert model.execution_path.name == "cache"
     close(log_likelihoods(model, SOURCES, CHOICES), expected)
     with model.disable_adapter():
         close(log_likelihoods(model, SOURCES, CHOICES), unprompted)

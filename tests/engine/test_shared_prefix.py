@@ -211,7 +211,7 @@ def test_one_cache_serves_a_whole_evaluation(architecture, method, monkeypatch):
     computed = []
     get_prompt = model.get_prompt
     monkeypatch.setattr(model, "get_prompt", lambda **kwargs: computed.append(1) or get_prompt(**kwargs))
-    with compute_prompt_once(model, opening=ROWS[0][:1]):
+    with compute_prompt_once(model, ROWS[0][:1]):
         assert written(model, ROWS[:2]) == wanted[0]
         assert written(model, ROWS[2:]) == wanted[1]
         # Rows that pass a sliding window in a padded batch take another way.
@@ -486,7 +486,7 @@ def test_prompts_of_unlike_length_join_under_a_sliding_window(architecture):
     base.set_attn_implementation("eager")
     model = soft(base)
     model.add_adapter("other", PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
-    assert model.way.name == "cache"
+    assert model.execution_path.name == "cache"
     prompts = {name: model.prompt_encoder[name].embedding.weight for name in ("default", "other")}
     names = ["other", "default", "other", "default"]
     for rows, targets in ((ROWS, TARGETS), ([row[:3] for row in ROWS], [1] * 4)):  # past the window, and near its end
@@ -509,11 +509,12 @@ def test_what_cannot_be_packed_takes_a_slower_way_and_says_why(caplog):
     base = build("llama")
     base.set_attn_implementation("eager")
     model = soft(base)
-    assert model.way.name == "cache"
+    assert model.execution_path.name == "cache"
     assert "runs eager attention, not a replaceable sdpa" in caplog.text
     base.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
-    assert model.way.name == "plain" and "activation checkpointing allows no cache" in model.way.reason
+    path = model.execution_path
+    assert path.name == "plain" and "activation checkpointing allows no cache" in path.reason
     assert abs(model(**right_padded()).loss.item() - reference_loss(base, weights(model)[0]).item()) < 1e-5
     with pytest.raises(AdapterError, match="rows with prompts of their own cannot be run"):
         model(**right_padded(), adapter_names=["default"] * 4)
@@ -546,7 +547,7 @@ def test_pefts_generate_writes_the_text_of_a_row_computed_step_by_step(method, a
     model = soft(base, method).eval()
     beams = written(model, ROWS, max_new_tokens=6, num_beams=3)
     leave_to_peft(monkeypatch)
-    assert model.way.name == "plain"
+    assert model.execution_path.name == "plain"
     prompt = model.get_prompt(batch_size=1)
     expected = []
     for row in ROWS:

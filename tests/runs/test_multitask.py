@@ -96,7 +96,7 @@ def test_every_task_starts_at_the_shared_prompt(ranks):
 def test_a_mixed_batch_gives_every_row_the_prompt_of_its_task(architecture, ranks):
     base = build(architecture)
     model = scattered(base, ranks=ranks)
-    assert model.way.name == ("cache" if architecture == "bloom" else "packed")
+    assert model.execution_path.name == ("cache" if architecture == "bloom" else "packed")
     prompts = [model.get_prompt(1, task_ids=task[None])[0] for task in TASKS]
     wanted = reference_loss(base, prompts)
     wanted.backward()
@@ -141,7 +141,7 @@ def test_pefts_forward_takes_the_task_ids_of_an_unknown_architecture():
     base = build("llama")
     base.config.model_type = "unknown"
     model = scattered(base)
-    assert model.way.name == "plain"
+    assert model.execution_path.name == "plain"
     prompts = [task_prompt(model, int(task)) for task in TASKS]
     loss = model(**right_padded(), task_ids=TASKS).loss
     assert loss.item() == pytest.approx(reference_loss(base, prompts).item(), abs=1e-5)
