@@ -164,7 +164,7 @@ def _json_row(line: str, origin: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise DataError(f"{origin}: not JSON: {error.msg} (column {error.colno})") from None
     except UnicodeEncodeError as error:
-        raise DataError(f"{origin}: half a character, {error.object[error.start]!r}, is no text") from None
+        raise DataError(f"{origin}: half a character, {error.object[error.start]!r}, is not text") from None
     if not isinstance(row, dict):
         raise DataError(f"{origin}: expected a JSON object, found {type(row).__name__}")
     return row

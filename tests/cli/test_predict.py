@@ -188,7 +188,7 @@ def test_predict_writes_to_a_pipe_or_a_link_and_keeps_it(run, tmp_path, capsys):
         ("Where is Ada?\n", "line 1: not JSON"),
         ("", "no rows"),
         ('[\n{"context": "a", "question": "b"}]', "line 1: not JSON"),
-        ('{"context": "\\ud800", "question": "b"}', "line 1: half a character, '\\ud800', is no text"),
+        ('{"context": "\\ud800", "question": "b"}', "line 1: half a character, '\\ud800', is not text"),
         ('{"context": "a", "question": "b"}\n[1]\n', "line 2: expected a JSON object, found list"),
         ('{"context": "a", "question": "b"}\n{"context": "\udcff"}\n', "line 2: not UTF-8 text (byte 13 of the line)"),
         ('{"context": "a", "question": "' + "why " * 120 + '"}', "nothing left to cut, max_source_tokens is 96"),
