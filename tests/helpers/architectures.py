@@ -1,4 +1,4 @@
-"""A tiny random model of every architecture the engine is held to, and a reference from the base model alone."""
+"""Build a tiny random model of every architecture of the engine, and compute a reference with the base model."""
 
 import torch
 import torch.nn.functional as F
@@ -78,13 +78,13 @@ def _to_the_left(padded, rows):
 
 
 def row_logits(base, prompt, row):
-    """`[len(row), V]` of one unpadded row behind prompt embeddings `[P, H]`, from the base model alone."""
+    """Return the base model's logits `[len(row), V]` of one unpadded row after prompt embeddings `[P, H]`."""
     embeds = torch.cat([prompt, base.get_input_embeddings()(torch.tensor(row))])[None]
     return base(inputs_embeds=embeds, use_cache=False).logits[0, len(prompt) :]
 
 
 def reference_loss(base, prompts, rows=ROWS, targets=TARGETS):
-    """Mean over targets, one row at a time; prompts `[P, H]` for each row, or one for all."""
+    """Return the mean loss over targets, computed row by row. Prompts are `[P, H]` for each row, or one for all."""
     prompts = prompts if isinstance(prompts, list) else [prompts] * len(rows)
     total = 0
     for prompt, row, count in zip(prompts, rows, targets, strict=True):

@@ -1,4 +1,4 @@
-"""Headless Chromium by its own protocol over two pipes, so that no test needs a driver."""
+"""Control a headless Chromium by its protocol over two pipes, so that no test needs a driver."""
 
 import base64
 import fcntl
@@ -12,7 +12,7 @@ CHROMIUM = shutil.which("chromium")
 
 
 class Browser:
-    """One page. `requests` are the URLs it asked for, `errors` what its console complained of."""
+    """One page. `requests` are the URLs that it asked for, `errors` the complaints of its console."""
 
     def __enter__(self):
         self.profile = tempfile.mkdtemp(prefix="chromium-")
@@ -72,7 +72,7 @@ class Browser:
             self.events.append(self._read())
 
     def run(self, script):
-        """The value of an expression in the page."""
+        """Return the value of an expression in the page."""
         answer = self.send("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")

@@ -1,10 +1,10 @@
-"""Model cards as the hub reads them."""
+"""Check model cards the way the hub reads them."""
 
 from huggingface_hub import ModelCard
 
 
 def check_card(path):
-    """A card whose metadata huggingface_hub reads, and writes again as it is; nothing in it is left to fill in."""
+    """Check that huggingface_hub reads a card's metadata and writes it unchanged, and that no placeholder is in it."""
     text = path.read_text(encoding="utf-8")
     card = ModelCard(text)  # parses the model-index too; ModelCard.validate would ask the hub
     assert card.data.to_yaml(original_order=card._original_order) == text.split("\n---\n")[0].removeprefix("---\n")

@@ -42,7 +42,7 @@ def seeded(model_class, config):
 
 
 def lively(model):
-    """Tiny models repeat their first token whatever they are given, unless attention counts for more."""
+    """Make attention count for more. Otherwise a tiny model repeats its first token after any source."""
     outputs = (".o.weight", ".wo.weight", "out_proj.weight", "fc2.weight")
     for name, parameter in model.named_parameters():
         if name.endswith(outputs):
@@ -74,7 +74,7 @@ def weight(model):
 
 
 def rows(count=4, seed=3):
-    """Sources and targets of different lengths."""
+    """Return sources and targets of different lengths."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda length: torch.randint(3, VOCABULARY, (length,), generator=generator)  # noqa: E731
     return [(draw(5 + 4 * number), draw(3 + (number * 2) % 5)) for number in range(count)]

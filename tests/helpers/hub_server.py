@@ -1,4 +1,4 @@
-"""A hub on the loopback interface, for the real huggingface_hub client: repositories of files in memory.
+"""Serve a hub on the loopback interface for the real huggingface_hub client, with repositories in memory.
 
 It speaks what create_repo, create_commit (preupload, LFS, commit), model_info, snapshot_download, from_pretrained and
 load_dataset ask for, keeps every request, and fails where a test tells it to.
@@ -18,7 +18,7 @@ LFS_SUFFIXES = (".safetensors", ".bin")
 
 @dataclass
 class Repository:
-    """Branches point to commits; a commit is all files by path."""
+    """A repository of files in memory. A branch points to a commit, which has all files by path."""
 
     kind: str
     name: str
@@ -47,7 +47,7 @@ class Request:
 
 @dataclass
 class Failure:
-    """The next `times` requests whose `METHOD path` matches get `status`, or a cut connection: before or after."""
+    """Answer the next `times` requests whose `METHOD path` matches with `status`, or cut the connection."""
 
     pattern: str
     status: int | str
@@ -56,7 +56,7 @@ class Failure:
 
 
 class HubServer(ThreadingHTTPServer):
-    """`with HubServer({"hf_token": "user"}) as hub:` serves at `hub.url`."""
+    """Serve at `hub.url` within `with HubServer({"hf_token": "user"}) as hub:`."""
 
     daemon_threads = True
 
@@ -168,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.server.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
 
     def writable(self, owner):
-        """Whether this user may write there; answers if not."""
+        """Return whether this user may write to the repository. Send an error if not."""
         if self.user() is None:
             self.answer({"error": "Invalid username or password."}, 401)
         elif self.user() != owner:
@@ -176,7 +176,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.user() == owner
 
     def found(self, name, kind="models", revision="main"):
-        """The repository and the commit, if this user may see them; answers if not."""
+        """Return the repository and the commit, if this user may see them. Send an error if not."""
         repository = self.server.repositories.get((kind, name))
         if repository is None or (repository.private and self.user() != name.split("/")[0]):
             self.answer({"error": "Repository not found"}, 404 if self.user() else 401, X_Error_Code="RepoNotFound")
@@ -325,7 +325,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def oid(path, data):
-    """What git, or for a large file LFS, calls this content."""
+    """Return the name of this content in git, or in LFS for a large file."""
     if path.endswith(LFS_SUFFIXES):
         return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()

@@ -1,4 +1,4 @@
-"""A training that is killed again and again, at random moments, and goes on each time.
+"""Kill a training again and again at random moments, and resume it each time.
 
 cd tests; python -m helpers.killed_runs FOLDER [KILLS]
 
@@ -47,7 +47,7 @@ CALLS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
 
 def leg(folder, name, before_a_step=None, calls=None):
-    """Train in a process of its own, from wherever the run is; returns the process's id.
+    """Train in a forked process from the last checkpoint of the run, and return the process's id.
 
     Args:
         before_a_step: a pipe that hears a byte before each step.
@@ -94,7 +94,7 @@ def ended(process):
 
 
 def kill_in_a_step(folder, name, steps, part):
-    """Run a leg and kill it that many steps on, when that part of a step is over."""
+    """Run a leg and kill it after so many steps, in the chosen part of a step."""
     reading, writing = os.pipe()
     process = leg(folder, name, writing)
     os.close(writing)
@@ -114,7 +114,7 @@ def last_step(run):
 
 
 def killed_again_and_again(folder, kills, seed=0):
-    """The checkpoints that the legs were at when they were killed: those that the next ones went on from."""
+    """Return the checkpoints that the killed legs left, from which the next legs resumed."""
     chance, run, at = random.Random(seed), folder / "killed", []
     for number in range(kills):
         if number % 2:

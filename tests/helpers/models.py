@@ -23,7 +23,7 @@ CHAT_TEMPLATE = (
 
 
 def tiny_tokenizer():
-    """A byte-level BPE of some 400 pieces, with end, padding and a chat template."""
+    """Train a byte-level BPE tokenizer of some 400 pieces, with end, padding and a chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

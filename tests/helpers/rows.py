@@ -9,7 +9,7 @@ PEOPLE = ["Ada", "Bruno", "Chen", "Dora", "Emil", "Farah", "Goran", "Hana", "Ivo
 
 
 def question_rows(count, shift=0):
-    """SQuAD rows of our own; answers are one word of the context."""
+    """Make rows with SQuAD's columns, whose answers are one word of the context."""
     rows = []
     for number in range(count):
         person, place = PEOPLE[number % 10], PLACES[(number + number // 10 + shift) % 10]

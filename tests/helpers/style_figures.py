@@ -55,7 +55,7 @@ class Figures:
 
     @property
     def comprehensions_per_1000_lines(self) -> float:
-        """Comprehensions and generator expressions by 1,000 lines."""
+        """The number of comprehensions and generator expressions in 1,000 lines."""
         return 1000 * self.comprehensions / max(self.lines, 1)
 
     def count(self, figure: str) -> int:

@@ -51,7 +51,7 @@ def trainer(model, tokenizer, output_dir, train=24, evaluation=7, callbacks=None
 
 
 def soft_trainer(llama, tokenizer, folder, **settings):
-    """Two steps of a soft prompt, without a recipe."""
+    """Return a trainer that takes two steps of a soft prompt."""
     rows = Encoder(Template.load("question_answering/plain"), tokenizer)
     rows, _ = encode(Dataset.from_list(question_rows(24)), rows, training=True)
     args = PromptTuningArguments(

@@ -78,7 +78,7 @@ FSDP2 = {
 
 
 class Watched(PromptTuningTrainer):
-    """Remembers which rows it trained on, by their tokens, and how many it scored."""
+    """A trainer that keeps which rows it trained on, by their tokens, and how many it scored."""
 
     def __init__(self, *args, compute_metrics, **kwargs):
         self.trained_on, self.scored = [], []
@@ -101,7 +101,7 @@ def base_model(folder, architecture):
 
 
 def trainer(folder, method, output, architecture="llama", rows=7, model=None, **settings):
-    """On 20 rows with a global batch of 8, whatever the number of processes."""
+    """Return a trainer on 20 rows with a global batch of 8, for any number of processes."""
     tokenizer = AutoTokenizer.from_pretrained(folder / f"tiny-{architecture}")
     encoder = Encoder(
         Template.load("question_answering/plain"), tokenizer, architecture != "llama", max_target_tokens=12
@@ -128,7 +128,7 @@ def trainer(folder, method, output, architecture="llama", rows=7, model=None, **
 
 
 def fit(folder, method, output, resume=None, **settings):
-    """Train, evaluate, predict and save; what can be compared between one process and several."""
+    """Train, evaluate, predict and save. Return what one process and several have in common."""
     run = trainer(folder, method, output, **settings)
     run.train(resume_from_checkpoint=resume)
     texts = run.predict_texts(run.eval_dataset)
@@ -138,7 +138,7 @@ def fit(folder, method, output, resume=None, **settings):
 
 
 def fit_all(folder, kind):
-    """Those that are resumed are saved in the middle of their second epoch, which ends after step 6."""
+    """Train all methods. Those that are resumed are saved within their second epoch, which ends after step 6."""
     saved = dict(save_strategy="steps", save_steps=4, save_total_limit=None)
     return {
         method: fit(folder, method, f"{kind} {method}", **(saved if method in RESUMED.get(kind, ()) else {}))
@@ -153,7 +153,7 @@ def resume(folder, kind):
 
 
 def remainders(folder):
-    """By the number of rows what is written for them, and how many were scored."""
+    """Return the predictions and the number of scored rows, by the number of rows."""
     found = {}
     for rows in REMAINDERS:
         run = trainer(folder, "prompt tuning", "remainders", rows=rows, per_device_eval_batch_size=2)
@@ -163,7 +163,7 @@ def remainders(folder):
 
 
 def sent(folder):
-    """`[operation, size]` of every tensor that goes to other processes in three steps, one epoch."""
+    """Return `[operation, size]` of every tensor that goes to other processes in an epoch of three steps."""
     run = trainer(folder, "prompt tuning", "sent", max_steps=3)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
         run.train()
@@ -172,7 +172,7 @@ def sent(folder):
 
 
 def rows_with_dropout(folder):
-    """The rows that this process trained on in two epochs of a model whose dropout draws random numbers."""
+    """Return the rows that this process trained on in two epochs of a model with dropout."""
     base = base_model(folder, "t5")
     for module in base.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -185,7 +185,7 @@ def rows_with_dropout(folder):
 
 
 def stopped(folder):
-    """How each process ends where the second alone gets a signal in its second step, or has no finite loss there."""
+    """Return how each process ends if only the second gets a signal, or an infinite loss, in its second step."""
     found = []
     for cause in ("signal", "loss"):
         run = trainer(folder, "prompt tuning", f"stopped by {cause}", logging_steps=3)
@@ -208,14 +208,14 @@ def stopped(folder):
 
 
 def evaluated_alone(folder, adapter):
-    """What a saved adapter, and the base model, write where nothing is trained."""
+    """Return what a saved adapter and the base model predict without training."""
     soft = trainer(folder, "prompt tuning", "alone", model=load_adapter(base_model(folder, "llama"), folder / adapter))
     hard = trainer(folder, "prompt tuning", "alone", model=base_model(folder, "llama"))
     return [run.predict_texts(run.eval_dataset) for run in (soft, hard)]
 
 
 def as_on_gpus():
-    """accelerate splits no model on CPUs; tell it that these are GPUs, on which it does the same."""
+    """Tell accelerate that CPUs are GPUs, because it would not split a model on CPUs."""
     start = PartialState.__init__
 
     def started(self, *args, **kwargs):

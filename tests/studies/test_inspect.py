@@ -61,7 +61,7 @@ def test_a_prompt_of_token_embeddings_is_read_as_these_tokens(adapter, base, tok
 def test_a_cpt_prompt_is_read_as_the_text_that_it_changes(base, tmp_path):
     model = add_soft_prompt(base, prompt_config(base, 4, PromptArguments(method="cpt"), IDS))
     with torch.no_grad():
-        model.prompt_encoder["default"].delta_embedding.weight[2, 0] += 1  # of which PEFT keeps what its bound allows
+        model.prompt_encoder["default"].delta_embedding.weight[2, 0] += 1  # PEFT bounds it.
     model.save_pretrained(tmp_path / "cpt")
     start = base.get_input_embeddings().weight[IDS].detach().clone()
     save_file({"initial_prompt": start}, tmp_path / "cpt" / "initial_prompt.safetensors")
@@ -146,7 +146,7 @@ def test_a_prefix_has_norms_by_layer_and_no_nearest_tokens(prefix, monkeypatch):
     report = inspect(str(folder))
     assert [layer["key_norms"] for layer in report["layers"]] == [[2, 2], [5, 5]]
     assert [layer["value_norms"] for layer in report["layers"]] == [[2, 2], [2, 2]]
-    cache = model.get_prompt(batch_size=1)  # as PEFT hands it to the model: [1, heads, P, D] a layer
+    cache = model.get_prompt(batch_size=1)  # PEFT's cache for the model: [1, heads, P, D] a layer.
     for layer, kept in zip(report["layers"], cache.layers, strict=True):
         for name, states in (("key_norms", kept.keys), ("value_norms", kept.values)):
             assert layer[name] == pytest.approx(states[0].transpose(0, 1).flatten(1).norm(dim=1).tolist())
