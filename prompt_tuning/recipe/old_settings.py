@@ -36,10 +36,17 @@ def translate(path: Path, pairs: list[TextPair]) -> list[TextPair]:
     Raises:
         RecipeError: `quant_type` has settings that are not plain numbers, words or truth values.
     """
-    old_pairs = {pair.key: pair for pair in pairs if pair.key in GONE}
+    kept = []
+    old_pairs = []
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        if pair.key in GONE:
+            old_pairs.append(pair)
+            settings[pair.key] = pair.value
+        else:
+            kept.append(pair)
     if not old_pairs:
         return pairs
-    settings: dict[str, Any] = {key: pair.value for key, pair in old_pairs.items()}
     if "quant_type" in settings:
         settings = {
             "quant_method": "torchao",
@@ -47,9 +54,7 @@ def translate(path: Path, pairs: list[TextPair]) -> list[TextPair]:
         }
     else:
         settings = {"quant_method": "bitsandbytes"} | settings
-    first = next(iter(old_pairs.values()))
-    kept = [pair for pair in pairs if pair.key not in GONE]
-    return [*kept, replace(first, key="quantization_config", value=settings)]
+    return [*kept, replace(old_pairs[0], key="quantization_config", value=settings)]
 
 
 def _torchao_settings(path: Path, call: str) -> dict[str, Any]:
@@ -57,5 +62,5 @@ def _torchao_settings(path: Path, call: str) -> dict[str, Any]:
     match = re.fullmatch(r"(\w+)(?:\(((?:\w+=[\w.]+(?:, *)?)*)\))?", call)
     if not match:
         raise RecipeError(f"{path}: quant_type {call} cannot be translated. Set {_TORCHAO}.")
-    data = dict(item.split("=") for item in re.split(", *", match[2] or "") if item)
+    data = dict(re.findall(r"(\w+)=([\w.]+)", match[2] or ""))
     return {"_type": match[1], "_data": data}

@@ -57,8 +57,11 @@ class RecipeParser(HfArgumentParser):
             _, rest = self.parse_known_args(flags)
         except RecipeError as error:
             return [f"command line: {error}"]
-        names = [item.lstrip("-").split("=")[0] for item in rest if item.startswith("-")] or rest
-        return [f"command line: {self._unknown(name)}" for name in names]
+        unknown = [item for item in rest if item.startswith("-")]
+        errors = []
+        for item in unknown or rest:
+            errors.append(f"command line: {self._unknown(item.lstrip('-').split('=')[0])}")
+        return errors
 
     def _unknown(self, name: str) -> str:
         """Return the message for a setting that does not exist, with what to write instead."""

@@ -395,7 +395,6 @@ def _checked_list(value: Any, key: str, template: str) -> tuple[Any, ...]:
     item_type, items = LIST_FIELDS[key]
     if not isinstance(value, list) or not all(isinstance(item, item_type) and item for item in value):
         raise TemplateError(
-            f"template {template}: expected a list of {items} as {key}, found {value!r}. Write a list without empty "
-            f"{items}."
+            f"template {template}: expected a list of {items} as {key}, found {value!r}. Leave no item empty."
         )
     return tuple(value)
