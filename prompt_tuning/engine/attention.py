@@ -22,8 +22,8 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 ATTENTION = "shared_prefix"
 
 # `scaled_dot_product_attention` runs these on a CPU; they have no public names.
-flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001
+flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _additive(query: torch.Tensor, key: torch.Tensor, window: int | None, like: 
     return torch.zeros(distance.shape, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))
 
 
-def shared_prefix_attention(
+def shared_prefix_attention(  # noqa: PLR0917, transformers calls it by these positions
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -244,12 +244,15 @@ class RowAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, layout, window, scale):
+    def forward(ctx, query, key, value, layout, window, scale):  # noqa: PLR0917, autograd passes them by position
         """Return the attended values `[1, N, heads, D]`; the arguments are those of `side_by_side`."""
         attended = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
-        sums, start = [], 0
+        sums = []
+        start = 0
         for states, keys, values, mask in _rows(query, key, value, layout, window):
-            rows, logsumexp = flash_forward(states, keys, values, 0.0, False, attn_mask=mask, scale=scale)
+            rows, logsumexp = flash_forward(
+                states, keys, values, dropout_p=0.0, is_causal=False, attn_mask=mask, scale=scale
+            )
             attended[:, start : start + states.shape[2]] = rows.transpose(1, 2)
             sums.append(logsumexp)
             start += states.shape[2]
@@ -273,7 +276,7 @@ class RowAttention(torch.autograd.Function):
             here = slice(start, start + states.shape[2])
             by_query, by_key, by_value = flash_backward(
                 gradient[:, here].transpose(1, 2), states, keys, values, attended[:, here].transpose(1, 2), logsumexp,
-                0.0, False, attn_mask=mask, scale=ctx.scale,
+                dropout_p=0.0, is_causal=False, attn_mask=mask, scale=ctx.scale,
             )  # fmt: skip
             query_gradient[:, :, here] = by_query
             first = 0

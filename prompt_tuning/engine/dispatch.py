@@ -78,7 +78,7 @@ def execution_path(base: PreTrainedModel, adapter: PeftConfig, *, training: bool
 def packing_obstacle(base: PreTrainedModel) -> str:
     """Return why rows of this causal model cannot run as one packed sequence; empty if they can."""
     config = base.config.get_text_config()
-    attention = config._attn_implementation
+    attention = config._attn_implementation  # noqa: SLF001, transformers has no public name for it
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     if config.model_type not in PACKED_ARCHITECTURES or getattr(config, "reorder_and_upcast_attn", False):
         return f"{type(base).__name__} has no replaceable attention"
@@ -102,10 +102,10 @@ def sliding_window(config: Any) -> int | None:
 
 def has_recurrent_layers(config: PretrainedConfig) -> bool:
     """Return whether layers of this causal model hand on a state and keep no keys (Mamba, Qwen3-Next, Falcon-H1)."""
-    classes = AutoModelForCausalLM._model_mapping
-    return type(config) in classes and classes[type(config)]._is_stateful
+    classes = AutoModelForCausalLM._model_mapping  # noqa: SLF001, transformers has no public name for it
+    return type(config) in classes and classes[type(config)]._is_stateful  # noqa: SLF001, see is_stateful
 
 
 def is_stateful(base: PreTrainedModel) -> bool:
     """Return whether the model hands on a recurrent state, so that a cache of keys is not all that it keeps."""
-    return base._is_stateful
+    return base._is_stateful  # noqa: SLF001, transformers has no public name for it

@@ -313,7 +313,7 @@ class HalfFinished(StoppingCriteria):
     def __init__(self, criteria: StoppingCriteriaList) -> None:
         """Set the criteria by which a row ends."""
         self.criteria = criteria
-        self.finished = torch.tensor(False)
+        self.finished = torch.zeros((), dtype=torch.bool)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Return `[B]`, true for all rows as soon as half of them have ended."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import torch
@@ -52,10 +53,11 @@ def choose(
     sources: Sequence[Sequence[int]],
     texts: Sequence[Sequence[str]],
     ids: Sequence[Sequence[Sequence[int]]],
+    *,
     normalization: Normalization = "none",
 ) -> list[int]:
     """Return for each row the number of the choice with the highest score; of equal ones the first."""
-    scores = choice_scores(model, tokenizer, sources, texts, ids, normalization)
+    scores = choice_scores(model, tokenizer, sources, texts, ids, normalization=normalization)
     return [max(range(len(of_row)), key=of_row.__getitem__) for of_row in scores]
 
 
@@ -65,6 +67,7 @@ def choice_scores(
     sources: Sequence[Sequence[int]],
     texts: Sequence[Sequence[str]],
     ids: Sequence[Sequence[Sequence[int]]],
+    *,
     normalization: Normalization = "none",
 ) -> list[list[float]]:
     """Return the normalised log-likelihood of each choice of each row.
@@ -80,25 +83,26 @@ def choice_scores(
             token (else the end's) in the source's place.
     """
     start = target_language(tokenizer).get("decoder_start_token_id")
-    found = log_likelihoods(model, sources, ids, start)
+    likelihoods = log_likelihoods(model, sources, ids, start)
     if normalization == "none":
-        return found
+        return likelihoods
+    scores = []
     if normalization == "unconditional":
         first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        every = list(dict.fromkeys(tuple(choice) for of_row in ids for choice in of_row))
-        alone = dict(zip(every, log_likelihoods(model, [[first]], [every], start)[0], strict=True))
-        return [
-            [score - alone[tuple(choice)] for score, choice in zip(of_row, choices, strict=True)]
-            for of_row, choices in zip(found, ids, strict=True)
-        ]
-    if normalization == "tokens":
-        sizes = [[len(choice) for choice in of_row] for of_row in ids]
-    else:
-        sizes = [[len(text.encode() if normalization == "bytes" else text) for text in of_row] for of_row in texts]
-    return [
-        [score / size for score, size in zip(of_row, of_texts, strict=True)]
-        for of_row, of_texts in zip(found, sizes, strict=True)
-    ]
+        choices = list(dict.fromkeys(map(tuple, chain.from_iterable(ids))))
+        alone = dict(zip(choices, log_likelihoods(model, [[first]], [choices], start)[0], strict=True))
+        for row, row_ids in zip(likelihoods, ids, strict=True):
+            scores.append([score - alone[tuple(choice)] for score, choice in zip(row, row_ids, strict=True)])
+        return scores
+    for row, row_texts, row_ids in zip(likelihoods, texts, ids, strict=True):
+        if normalization == "tokens":
+            sizes = [len(choice) for choice in row_ids]
+        elif normalization == "bytes":
+            sizes = [len(text.encode()) for text in row_texts]
+        else:
+            sizes = [len(text) for text in row_texts]
+        scores.append([score / size for score, size in zip(row, sizes, strict=True)])
+    return scores
 
 
 def target_log_likelihoods(
@@ -132,8 +136,9 @@ def target_log_likelihoods(
     with compute_prompt_once(model, common_prefix(rows) if causal else ()):
         for batch in batches_within(places, max_rows, max_tokens):
             numbers = [order[place] for place in batch]
-            found = log_likelihoods(model, [sources[n] for n in numbers], [[targets[n]] for n in numbers], start)
-            sums[numbers] = torch.tensor(found)[:, 0]
+            batch_targets = [[targets[number]] for number in numbers]
+            likelihoods = log_likelihoods(model, [sources[number] for number in numbers], batch_targets, start)
+            sums[numbers] = torch.tensor(likelihoods)[:, 0]
     return sums, torch.tensor([len(target) for target in targets])
 
 

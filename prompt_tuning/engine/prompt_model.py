@@ -65,7 +65,7 @@ class PromptModel(PeftModelForCausalLM):
         self,
         model_id: str | Path,
         adapter_name: str,
-        is_trainable: bool = False,
+        is_trainable: bool = False,  # noqa: FBT001, FBT002, the signature is PEFT's
         **kwargs: Any,
     ) -> Any:
         """Load a saved adapter; unlike PEFT, load the network that writes the prompt from a checkpoint.

@@ -142,7 +142,9 @@ class Predictor:
         texts = [question.choices for question in questions]
         ids = [question.choice_ids for question in questions]
         with _lock_of(self.model), self.autocasting():
-            best = choose(self.model, self.encoder.tokenizer, sources, texts, ids, self.choice_normalization)
+            best = choose(
+                self.model, self.encoder.tokenizer, sources, texts, ids, normalization=self.choice_normalization
+            )
         return [choices[number] for choices, number in zip(texts, best, strict=True)]
 
     @torch.inference_mode()

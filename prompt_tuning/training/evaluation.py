@@ -241,7 +241,9 @@ class EvaluatingTrainer(Seq2SeqTrainer):
         """Return the number of the choice that each row is answered with."""
         texts, ids = zip(*choices, strict=True)
         with synchronized_forwards(self.model), self._eagerly():
-            return choose(self.model, self.processing_class, sources, texts, ids, self.choice_normalization)
+            return choose(
+                self.model, self.processing_class, sources, texts, ids, normalization=self.choice_normalization
+            )
 
     def _eagerly(self) -> AbstractContextManager:
         """Run layers that were compiled for training as they are, since generation's shapes are ever new."""

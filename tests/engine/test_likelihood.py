@@ -179,7 +179,7 @@ def test_normalisations_are_what_they_say(tokenizer):
     ids = [[tokenizer(" " + text).input_ids for text in of_row] for of_row in texts]
     sums = reference(base, base.get_input_embeddings().weight[:0], SOURCES[:2], ids)
     scores = {
-        name: choice_scores(base, tokenizer, SOURCES[:2], texts, ids, name)
+        name: choice_scores(base, tokenizer, SOURCES[:2], texts, ids, normalization=name)
         for name in ("none", "tokens", "characters", "bytes", "unconditional")
     }
     close(scores["none"], sums)
@@ -389,4 +389,4 @@ def test_an_ensemble_of_closed_answers_names_the_way_out(closed_recipe, tmp_path
         assert main(["train", str(closed_recipe(seed=seed, output_dir=tmp_path / seed, max_steps=1))]) == 0
     arguments = ["ensemble", str(closed_recipe()), "--adapters", str(tmp_path / "1"), str(tmp_path / "2")]
     assert main(arguments) == 2
-    assert "set score_choices: false, or evaluate each adapter alone" in capsys.readouterr().err
+    assert "Set score_choices: false, or evaluate the adapters one by one" in capsys.readouterr().err
