@@ -1,4 +1,4 @@
-"""How a model's batches can be run: packed, behind a cache of their prompt, or by PEFT's own forward."""
+"""Choose how a model's batches are run: packed, behind a cache of their prompt, or by PEFT's own forward."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CACHE_ARCHITECTURES = (*PACKED_ARCHITECTURES, "bloom")  # exact behind a cache o
 
 @dataclass(frozen=True)
 class ExecutionPath:
-    """How a batch is run, and why no faster way is taken."""
+    """The way in which a batch is run, and the reason why no faster one is taken."""
 
     name: Literal["packed", "cache", "plain"]
     reason: str = ""

@@ -36,7 +36,7 @@ SETTING_PROCESSORS = (
     RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper,
 )  # fmt: skip
 DEFAULT_NEW_TOKENS = 20  # Transformers has the same default.
-# Settings under which a row's tokens depend on that row alone, so that finished rows can leave the batch.
+# With these settings a row's tokens depend only on that row, so that finished rows can leave the batch.
 ROW_WISE = {
     "do_sample", "temperature", "top_k", "top_p", "max_new_tokens", "pad_token_id", "eos_token_id",
     "stopping_criteria", "num_beams", "repetition_penalty", "synced_gpus", "use_cache",

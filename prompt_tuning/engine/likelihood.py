@@ -1,13 +1,13 @@
 """Closed questions: the choice of a row that is the likeliest after its source.
 
-A choice's log-likelihood is the sum over its own tokens. The end after it does not count, as it does not in
+A choice's log-likelihood is the sum over its own tokens. The end after it does not count, as in
 lm-evaluation-harness: a model that was not tuned ends its answers in other ways. So of two choices that open alike
 the shorter is never less likely, unless the scores are normalised.
 
-A row's source is read once. Behind its keys and values all choices follow as one packed sequence, from the source's
-last token on, which predicts their first; choices that differ in their last token alone, as `yes` and `no`, are read
-as one. An encoder-decoder reads its source once, too. Models whose rows cannot be packed read each choice with its
-source, padded on the right, which changes nothing in a causal model.
+A row's source is read once. All choices follow its keys and values as one packed sequence. It starts with the
+source's last token, which predicts the first token of each choice. Choices that differ only in their last token, such
+as `yes` and `no`, are read as one. An encoder-decoder reads its source once, too. Models whose rows cannot be packed
+read each choice with its source, padded on the right, which changes nothing in a causal model.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt
 Normalization = Literal["none", "tokens", "characters", "bytes", "unconditional"]
 
 ROWS_AT_ONCE, TOKENS_AT_ONCE = 128, 8192
-LOGITS_AT_ONCE = 1024  # tokens that have the logits of a whole vocabulary
+LOGITS_AT_ONCE = 1024  # Each of these tokens has the logits of a whole vocabulary.
 
 
 class Segment(NamedTuple):
-    """The continuations of a row that differ in their last token alone: its number, theirs, and one of them."""
+    """The continuations of a row that differ only in their last token: its number, theirs, and one of them."""
 
     row: int
     numbers: list[int]
@@ -155,7 +155,8 @@ def log_likelihoods(
         model: in eval mode.
         sources: token ids of each row's source, at least one.
         continuations: for each row the token ids of its continuations, at least one token each.
-        start: what a decoder starts with, as the target language of mBART; None for what its model puts before labels.
+        start: the first token of a decoder, such as the target language of mBART; by default the token that its model
+            puts before labels.
     """
     segments = []
     for row, of_row in enumerate(continuations):
@@ -256,7 +257,7 @@ def _decoder_logits(
 ) -> Iterator[torch.Tensor]:
     """Yield what `_logits` does, by a decoder whose encoder reads each source once."""
     device = base.device
-    # What the model puts before labels: for some that is a setting, for others the labels' own last token.
+    # Some models put a token from their settings before labels, others the last label itself.
     ends = base.config.eos_token_id
     last = start if start is not None else ends[0] if isinstance(ends, list) else ends
     last = torch.tensor([[last]], device=device)

@@ -81,12 +81,12 @@ class PromptModel(PeftModelForCausalLM):
 
     @property
     def disabled(self) -> bool:
-        """Whether the model is its base model, within `disable_adapter`."""
+        """True within `disable_adapter`, where the model is its base model."""
         return self._adapters_disabled
 
     @property
     def execution_path(self) -> ExecutionPath:
-        """How the active adapter's batches are run."""
+        """The way in which the active adapter's batches are run."""
         return execution_path(self.get_base_model(), self.active_peft_config, training=self.training)
 
     def compile_layers(self, **kwargs: Any) -> None:

@@ -46,7 +46,7 @@ from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 
-# Plain PEFT says so each time it generates from a prompt; here that is what is under test.
+# Plain PEFT warns so each time it generates from a prompt, which is tested here.
 POSITION_WARNING = pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
 GREEDY = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
 PROJECTED = dict(prefix_projection=True, encoder_hidden_size=24)
@@ -147,7 +147,7 @@ def test_the_prompt_is_computed_once_for_a_batch(method):
         assert seen == [1 if method.startswith("p_tuning") else len(ROWS)]
 
 
-def test_linear_layers_see_no_padding_no_opening_twice_and_logits_are_for_targets_alone():
+def test_linear_layers_see_no_padding_and_a_common_prefix_once_and_only_targets_have_logits():
     base = build("llama")
     model = soft(base)
     widths = {}
@@ -164,7 +164,7 @@ def test_linear_layers_see_no_padding_no_opening_twice_and_logits_are_for_target
 
 
 @pytest.mark.parametrize("architecture", ["llama", "bloom"])
-def test_tokens_that_open_every_row_join_the_prompt(architecture):
+def test_the_common_prefix_of_all_rows_joins_the_prompt(architecture):
     base = build(architecture)
     model = soft(base)
     weight = weights(model)[0]
@@ -214,7 +214,7 @@ def test_one_cache_serves_a_whole_evaluation(architecture, method, monkeypatch):
     with compute_prompt_once(model, ROWS[0][:1]):
         assert written(model, ROWS[:2]) == wanted[0]
         assert written(model, ROWS[2:]) == wanted[1]
-        # Rows that pass a sliding window in a padded batch take another way.
+        # Rows that pass a sliding window in a padded batch take another path.
         assert len(computed) == 1 or "window" in architecture
         assert written(model, [[9, 8, 7], [5, 4]]) == wanted[2]  # which do not open like that
     assert written(model, ROWS[:2]) == wanted[0]
@@ -222,7 +222,7 @@ def test_one_cache_serves_a_whole_evaluation(architecture, method, monkeypatch):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "gemma2"])
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
-def test_what_several_rows_open_with_is_read_once_and_changes_no_token(architecture, method):
+def test_a_text_that_opens_several_rows_is_read_once_and_changes_no_token(architecture, method):
     model = soft(build(architecture), method)
     passage, other = list(range(30, 48)), list(range(60, 78))
     ends = [passage, [5, 6]], [other, [8]], [passage, [9]], [[7], [20]], [passage, []], [other, [8, 9, 3]]
@@ -237,7 +237,7 @@ def test_what_several_rows_open_with_is_read_once_and_changes_no_token(architect
     assert {shape[0] for shape in read if len(shape) == 2} == {1, len(rows)}
 
 
-def test_openings_are_shared_by_rows_behind_one_prompt_alone():
+def test_a_common_prefix_is_shared_only_by_rows_behind_one_prompt():
     passage, other = list(range(30, 50)), list(range(60, 80))
     rows = [[*passage, 1], [*other, 2], [*passage, 3], [*passage[:10], 4], [*other, 5]]
     assert sorted(shared_prefixes(rows, [0] * 5)) == [(20, [0, 2]), (20, [1, 4])]
@@ -350,7 +350,7 @@ def test_sampling_follows_the_distribution_of_a_single_row():
         assert abs((drawn == likely).float().mean() - wanted[likely]) < 5 * spread + 1e-3
 
 
-def test_what_a_generation_config_leaves_open_the_models_own_decides():
+def test_the_models_own_config_decides_what_a_passed_config_leaves_open():
     model = soft(build("llama"))
     base, batch = model.get_base_model(), pad_left(ROWS, 0)
     given = GenerationConfig(max_new_tokens=5, do_sample=False, eos_token_id=None)
@@ -362,7 +362,7 @@ def test_what_a_generation_config_leaves_open_the_models_own_decides():
     assert model.generate(**batch, generation_config=given).shape[1] == batch["input_ids"].shape[1] + 3
 
 
-def test_what_counts_from_where_generation_began_keeps_finished_rows_in_the_batch():
+def test_a_setting_that_counts_new_tokens_keeps_finished_rows_in_the_batch():
     model = soft(build("llama"))
     settings = {"max_new_tokens": 12, "eos_token_id": list(range(1, 60))}
     model.get_base_model().generation_config.update(exponential_decay_length_penalty=(2, 1.5))
@@ -381,7 +381,7 @@ def test_a_model_that_keeps_no_cache_writes_the_same_behind_a_prompt(architectur
     assert written(model, ROWS) == expected == [written(model, [row])[0] for row in ROWS]
 
 
-def test_what_brings_a_cache_of_its_own_is_refused_and_one_that_a_model_asks_for_is_not_made():
+def test_arguments_with_a_cache_of_their_own_are_refused_and_a_models_own_setting_is_ignored():
     model = soft(build("llama"))
     for given in ({"cache": DynamicCache()}, {"prompt_lookup_num_tokens": 3}, {"assistant_model": model}):
         with pytest.raises(AdapterError, match=f"generate: {next(iter(given))} knows nothing of the prompt"):
@@ -400,7 +400,7 @@ class Recorder(LogitsProcessor):
         return scores
 
 
-def test_what_looks_on_while_rows_are_written_is_shown_their_own_ids():
+def test_processors_and_criteria_see_the_ids_of_their_rows():
     """As the base model's `generate` shows them, without what stands in the prompt's places."""
     model, batch = soft(build("llama")), pad_left(ROWS, 0)
     recorder, allowed, lengths = Recorder(), [], []
@@ -425,7 +425,7 @@ def test_what_looks_on_while_rows_are_written_is_shown_their_own_ids():
 
 @pytest.mark.parametrize("settings", [{"num_return_sequences": 2, "do_sample": True}, {"repetition_penalty": 1.1}])
 @pytest.mark.parametrize("architecture", ["llama", "mistral, window 6"])
-def test_a_constraint_is_told_whose_ids_it_sees(architecture, settings):
+def test_a_constraint_gets_the_number_of_the_row_whose_ids_it_sees(architecture, settings):
     model, seen = soft(build(architecture)), {}
     batch, copies = pad_left(ROWS, 0), settings.get("num_return_sequences", 1)
 
@@ -448,7 +448,7 @@ def test_a_processor_of_a_setting_takes_its_place():
     )
 
 
-def test_a_streamer_is_given_the_row_and_then_what_is_written():
+def test_a_streamer_gets_the_row_and_then_the_new_tokens():
     model, given = soft(build("llama")), []
 
     class Streamer(BaseStreamer):
@@ -462,7 +462,7 @@ def test_a_streamer_is_given_the_row_and_then_what_is_written():
     assert given == [[ROWS[0]], *([token] for token in new), "end"]
 
 
-def test_names_of_adapters_are_not_dropped_where_no_loss_is_asked_for():
+def test_names_of_adapters_are_not_dropped_without_a_loss():
     model, batch = soft(build("llama")), pad_left(ROWS[:2], 0)
     model.add_adapter("other", METHODS["prompt_tuning"]())
     assert model(**batch, adapter_names=["default"] * 2).logits is not None
@@ -481,7 +481,7 @@ def test_disabling_within_disabling_ends_with_the_outer_one():
 
 
 @pytest.mark.parametrize("architecture", ["mistral, window 6", "gemma3_text, window 6"])
-def test_prompts_of_unlike_length_join_under_a_sliding_window(architecture):
+def test_prompts_of_different_lengths_join_under_a_sliding_window(architecture):
     base = build(architecture)
     base.set_attn_implementation("eager")
     model = soft(base)
@@ -505,7 +505,7 @@ def test_a_generation_config_and_returned_scores_are_honoured():
     assert model.generate(**batch, do_sample=False).shape == (4, 14)
 
 
-def test_what_cannot_be_packed_takes_a_slower_way_and_says_why(caplog):
+def test_a_model_that_cannot_be_packed_takes_a_slower_path_and_says_why(caplog):
     base = build("llama")
     base.set_attn_implementation("eager")
     model = soft(base)
@@ -646,7 +646,7 @@ def test_the_saved_adapter_predicts_the_same_in_plain_peft(method, tmp_path):
         assert text == written(model, [row], max_new_tokens=4)
 
 
-def test_a_minimum_length_counts_what_it_counts_without_a_prompt():
+def test_a_minimum_length_counts_the_same_tokens_with_and_without_a_prompt():
     base = build("llama")
     model = add_soft_prompt(base, prompt_config(base, PROMPT), torch.randn(PROMPT, 32))
     given = {"input_ids": torch.tensor([ROWS[0]]), "attention_mask": torch.ones(1, len(ROWS[0]), dtype=torch.long)}
@@ -668,7 +668,7 @@ def test_a_penalty_counts_a_rows_own_tokens_past_a_sliding_window():
     assert written(ROWS) == [written([row])[0] for row in ROWS]
 
 
-def test_rotary_positions_that_depend_on_a_batch_are_told(caplog):
+def test_rotary_positions_that_depend_on_a_batch_are_reported(caplog):
     rope = dict(rope_type="longrope", rope_theta=1e4, short_factor=[1.0] * 4, long_factor=[4.0] * 4, factor=4.0)
     rope |= {"original_max_position_embeddings": 16}
     base = LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=rope)).eval()
