@@ -41,16 +41,18 @@ def tokenizer():
 
 
 def soft_prompt(base: torch.nn.Module, length: int, engine: bool) -> PeftModelForCausalLM:
-    """The same prompt of tokens drawn from the vocabulary, with the engine or as plain PEFT."""
+    """Return a prompt of tokens drawn from the vocabulary, with the engine or as plain PEFT."""
     torch.manual_seed(0)
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=length, prompt_tuning_init="SAMPLE_VOCAB")
     return add_soft_prompt(base, config) if engine else PeftModelForCausalLM(base, config)
 
 
 def drawn_rows(data: Path, into: Path, counts: dict[str, int | None], longest: int | None = None) -> dict[str, str]:
-    """Files of a folder's rows, as a recipe names them.
+    """Write rows of a folder's files and return the new files as a recipe names them.
 
     Args:
+        data: the folder with a JSON Lines file for each split.
+        into: the folder to write to.
         counts: how many rows of each split, at random (seed 0); None: all.
         longest: only rows whose passage and question have at most so many tokens.
     """
@@ -69,7 +71,7 @@ def drawn_rows(data: Path, into: Path, counts: dict[str, int | None], longest: i
 
 
 def trained_by_peft(rows: Dataset, length: int, folder: str | Path, **settings: object) -> PeftModelForCausalLM:
-    """The tutorial's way: PEFT's configuration and Trainer's learning rate as they come; saved in the folder."""
+    """Train as the tutorial does, with PEFT's configuration and Trainer's learning rate, and save it in the folder."""
     model = get_peft_model(base_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=length))
     words = tokenizer()
     trainer = Trainer(

@@ -72,14 +72,14 @@ class Batch:
     prompt: int
 
     def layer_tokens(self, shared: bool) -> float:
-        """That go through each layer: the prompt once and rows packed, or both for each row, padded."""
+        """Count tokens that go through each layer: the prompt once and rows packed, or both for each row, padded."""
         return self.prompt + self.rows * self.mean if shared else self.rows * (self.prompt + self.longest)
 
     def logits(self, shared: bool) -> float:
         return self.rows * self.targets if shared else self.layer_tokens(shared)
 
     def pairs(self, shared: bool) -> float:
-        """Queries times keys: what is seen of prompt and row, or the whole square of each padded row."""
+        """Count queries times keys: what is seen of prompt and row, or the whole square of each padded row."""
         if not shared:
             return self.rows * (self.prompt + self.longest) ** 2
         return self.prompt**2 / 2 + self.rows * (self.mean * self.prompt + self.mean**2 / 2)

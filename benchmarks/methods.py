@@ -64,7 +64,7 @@ def folder_of(name: str, runs: Path) -> Path:
 
 
 def results(name: str, changes: dict, files: dict, runs: Path) -> dict:
-    """A method's results.json with its learning rate, after training it if that has not been done."""
+    """Return a method's results.json with its learning rate, and train it first if that has not been done."""
     folder = folder_of(name, runs)
     if not (folder / "results.json").is_file():
         quickstart = yaml.load((QUICKSTART / "qa.yaml").read_text(encoding="utf-8"), yaml.BaseLoader)

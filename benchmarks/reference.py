@@ -39,7 +39,7 @@ OF_PROMPTS = ("init", "init_text", "init_demonstrations", "num_virtual_tokens", 
 
 
 def hard_prompts(recipe: Path, names: list[str], known: dict[str, dict]) -> dict[str, dict]:
-    """The best zero-shot and the best few-shot prompt on the validation rows, or one of them, but for those known."""
+    """Rank the zero-shot and few-shot prompts on the validation rows, and return the best ones that are not known."""
     found = {}
     for name in names:
         counts, changes = HARD[name]
@@ -90,7 +90,7 @@ def peft_defaults(recipe: Path, length: int, seed: int) -> dict:
 
 
 def print_peft(recipe: Path, length: int, seeds: list[int]) -> None:
-    """The scores of PEFT's defaults on the recipe's test rows."""
+    """Return the scores of PEFT's defaults on the recipe's test rows."""
     metric = MAIN_METRIC[load_recipe(recipe).data.task]
     scores = {seed: peft_defaults(recipe, length, seed)["soft_prompt"][metric] for seed in seeds}
     print_table(("PEFT's defaults, seed", metric), *((str(seed), f"{score:.1f}") for seed, score in scores.items()))

@@ -14,7 +14,7 @@ BENCHMARKS = ("training_step", "training_run", "memory", "generation", "growth",
 
 
 def section(name: str) -> str:
-    """What a benchmark prints, under its file's first line."""
+    """Return what a benchmark prints, under its file's first line."""
     print(f"{name} ...", file=sys.stderr, flush=True)
     began = time.time()
     done = subprocess.run([sys.executable, FOLDER / f"{name}.py"], stdout=subprocess.PIPE, text=True, check=True)

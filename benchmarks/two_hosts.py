@@ -71,7 +71,7 @@ def two_hosts():
 
 @contextmanager
 def training(folder: Path, output: str, *overrides: str):
-    """The launched run's process on each host."""
+    """Return the launched run's process on each host."""
     processes = []
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "cable", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = str(ROOT)

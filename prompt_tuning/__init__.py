@@ -16,7 +16,6 @@
 A name is imported when it is first used, so that `import prompt_tuning` is quick.
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from prompt_tuning.support.lazy import lazy_names
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from prompt_tuning.templates.template import Template
     from prompt_tuning.training.trainer import PromptTuningTrainer
 
-__version__ = version("prompt-tuning")
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Encoder",

@@ -134,7 +134,7 @@ def _compute(
     if _takes_one_reference(module):
         references = [texts[0] if texts else "" for texts in references]
     # A metric of this package needs no Arrow table, which takes longer to build than one row takes to score.
-    compute = module._compute if name in OWN_METRICS else module.compute
+    compute = module._compute if name in OWN_METRICS else module.compute  # noqa: SLF001 - a module of this package
     scores = Scores.from_json(compute(predictions=list(predictions), references=list(references), **options))
     numbers = {key: float(value) for key, value in scores.values.items() if isinstance(value, Real)}
     if not numbers:

@@ -240,7 +240,7 @@ def _check_base(
 ) -> None:
     """Fill in the places of a prefix, or raise an error if the base model does not fit it."""
     # transformers has no public name for it.
-    attention = base.config._attn_implementation
+    attention = base.config._attn_implementation  # noqa: SLF001 - no public name
     if attention not in ("sdpa", PREFIXED_ATTENTION):
         raise ModelError(
             f"{type(base).__name__} runs {attention} attention, which takes no prefix. Load it with "

@@ -81,7 +81,7 @@ def load_prompt_config(folder: str | Path, *, is_trainable: bool = False, **kwar
         AdapterError: the configuration of a prefix is not valid.
     """
     # PEFT has no public name for it.
-    saved_type = PeftConfig._get_peft_type(str(folder), **kwargs)
+    saved_type = PeftConfig._get_peft_type(str(folder), **kwargs)  # noqa: SLF001 - no public name
     if saved_type != SAVED_TYPE:
         config = PeftConfig.from_pretrained(str(folder), **kwargs)
         config.inference_mode = not is_trainable

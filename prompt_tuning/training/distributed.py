@@ -135,7 +135,7 @@ def gather_outside_layers(model: torch.nn.Module) -> Iterator[None]:
         yield
         return
     # The root has to come first. Otherwise the part that runs first would take itself for the root.
-    model._get_fsdp_state()._lazy_init()
+    model._get_fsdp_state()._lazy_init()  # noqa: SLF001 - no public name
     parts = keep_gathered_outside_layers(model)
     for part in parts:
         part.unshard()

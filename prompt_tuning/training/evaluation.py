@@ -125,9 +125,9 @@ class EvaluatingTrainer(Seq2SeqTrainer):
         All of it is computed under the autocast of training. Trainer would have that only in a model's own forward.
         """
         evaluated = self._evaluated
-        if self.accelerator.is_fsdp2 and not self.accelerator._models:
+        if self.accelerator.is_fsdp2 and not self.accelerator._models:  # noqa: SLF001 - no public name
             # Trainer would let accelerate prepare the model, which refuses a model without an optimiser.
-            self.accelerator._models.append(fsdp2_prepare_model(self.accelerator, self.model))
+            self.accelerator._models.append(fsdp2_prepare_model(self.accelerator, self.model))  # noqa: SLF001 - no public name
         with (
             explain_out_of_memory(IN_EVALUATION),
             self.accelerator.autocast(),

@@ -169,7 +169,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
             # Each process reads the frozen weights from the same files. DDP would send them all once more.
             frozen = [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad]
             frozen += [name for name, _ in self.model.named_buffers()]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, frozen)
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, frozen)  # noqa: SLF001 - no public name
 
     def train(
         self,

@@ -20,7 +20,7 @@ from prompt_tuning.runs.train import train
 
 @pytest.fixture
 def streamed(recipe_file, tmp_path):
-    """A recipe that streams 24 rows; keywords change settings."""
+    """Return a recipe that streams 24 rows. Keywords change settings."""
 
     def write(**changes):
         return recipe_file(**({"streaming": "true", "buffer_size": 8} | changes))

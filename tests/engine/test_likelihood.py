@@ -56,7 +56,7 @@ def closed_rows(count, shift=0):
 
 
 def likelihood(logits, choice):
-    """The sum over a choice of `[len(choice), V]` logits."""
+    """Return the sum of a choice's log-probabilities by its `[len(choice), V]` logits."""
     return logits.log_softmax(-1)[torch.arange(len(choice)), choice].sum().item()
 
 

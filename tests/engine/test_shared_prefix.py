@@ -87,7 +87,7 @@ def gradient(loss, model):
 
 
 def written(model, rows, **settings):
-    """New tokens of each row, given as one left-padded batch."""
+    """Return the new tokens of each row, generated in one left-padded batch."""
     batch = pad_left(rows, 0)
     return model.generate(**batch, **(GREEDY | settings))[:, batch["input_ids"].shape[1] :].tolist()
 

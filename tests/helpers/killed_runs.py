@@ -50,6 +50,8 @@ def leg(folder, name, before_a_step=None, calls=None):
     """Train in a forked process from the last checkpoint of the run, and return the process's id.
 
     Args:
+        folder: holds the model, the rows and the recipe.
+        name: of the run's folder in it.
         before_a_step: a pipe that hears a byte before each step.
         calls: the number of such calls after which the process kills itself.
     """

@@ -30,7 +30,7 @@ def installed(package):
 
 
 def run_python(*words, **environment):
-    """A process of its own: these packages warn on import."""
+    """Run a process of its own, since these packages warn on import."""
     done = subprocess.run(
         [sys.executable, *map(str, words)], env=os.environ | environment, capture_output=True, text=True, timeout=500
     )
@@ -91,7 +91,7 @@ def closed_rows(count):
 
 
 def harness_task(folder, template, test_file):
-    """A task of lm-evaluation-harness that asks as the template does."""
+    """Return a task of lm-evaluation-harness that asks as the template does."""
     template = Template.load(template)
     choices = [choice.strip() for choice in template.answer_choices.split("|||")]
     task = {

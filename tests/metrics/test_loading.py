@@ -263,7 +263,7 @@ def test_sentences_for_rouge_lsum(text, sentences):
 
 
 def squad_script(predictions, references):
-    """The official evaluate-v2.0.py in other words; for rows which all have an answer it is v1.1."""
+    """Score as the official evaluate-v2.0.py does; for rows that all have an answer it equals v1.1."""
 
     def normalise(text):
         kept = text.lower().translate(dict.fromkeys(map(ord, string.punctuation)))

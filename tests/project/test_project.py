@@ -42,5 +42,5 @@ def test_the_citation_is_of_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # The format requires these.
     assert citation["cff-version"] == "1.2.0" and citation["authors"] == [{"name": "The prompt_tuning authors"}]
-    assert citation["version"] == PROJECT["version"] and citation["license"] == PROJECT["license"]
+    assert citation["version"] == prompt_tuning.__version__ and citation["license"] == PROJECT["license"]
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ RUNS = (
 
 @pytest.fixture
 def old(tmp_path, monkeypatch):
-    """A copy of what 0.1.0 wrote, which is the working directory."""
+    """Copy what 0.1.0 wrote and make the copy the working directory."""
     shutil.copytree(FIXTURES, tmp_path / "old")
     monkeypatch.chdir(tmp_path / "old")
     return tmp_path / "old"

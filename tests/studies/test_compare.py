@@ -70,7 +70,7 @@ def test_recipes_are_run_once_with_each_seed_and_compared_in_a_table(recipes, tm
 
 
 def refused(command, file, change, capsys):
-    """What is said of a finished run once a file that it read is changed; it is put back."""
+    """Change a file that a finished run read, return the error, and put the file back."""
     kept = file.read_bytes()
     change()
     assert file.read_bytes() != kept and main(command) == 1

@@ -36,7 +36,7 @@ def base(model_folders):
 
 @pytest.fixture
 def adapter(base, tmp_path):
-    """A prompt of four tokens' own embeddings, the third doubled."""
+    """Save a prompt of four tokens' own embeddings, the third doubled."""
     prompt = base.get_input_embeddings().weight[IDS].detach().clone()
     prompt[2] *= 2
     add_soft_prompt(base, prompt_config(base, 4), prompt).save_pretrained(tmp_path / "adapter")

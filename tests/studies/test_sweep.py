@@ -43,7 +43,7 @@ def weights(folder):
 
 @pytest.fixture
 def base_models(monkeypatch):
-    """The base models that sweep reads."""
+    """Record the base models that sweep reads."""
     models = []
 
     def load(*args):
