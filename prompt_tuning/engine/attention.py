@@ -160,12 +160,13 @@ def _additive(query: torch.Tensor, key: torch.Tensor, window: int | None, like: 
     return torch.zeros(distance.shape, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))
 
 
-def shared_prefix_attention(  # noqa: PLR0917, transformers calls it by these positions
+def shared_prefix_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    *,
     scaling: float | None = None,
     dropout: float = 0.0,
     row_layout: RowLayout | None = None,
@@ -211,7 +212,7 @@ def row_by_row(
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (states.to(torch.get_autocast_dtype("cpu")) for states in (query, key, value))
     if settings["softcap"] is None and not settings["dropout"] and query.shape[-1] == value.shape[-1]:
-        return RowAttention.apply(query, key, value, layout, window, settings["scale"])
+        return RowAttention.apply(query, key, value, (layout, window, settings["scale"]))
     attended = []
     for states, keys, values, mask in _rows(query, key, value, layout, window):
         attended.append(_attend(states, keys, values, mask, **settings).transpose(1, 2))
@@ -244,8 +245,9 @@ class RowAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, layout, window, scale):  # noqa: PLR0917, autograd passes them by position
-        """Return the attended values `[1, N, heads, D]`; the arguments are those of `side_by_side`."""
+    def forward(ctx, query, key, value, settings):
+        """Return the attended values `[1, N, heads, D]`; `settings` are layout, window and scale of `side_by_side`."""
+        layout, window, scale = settings
         attended = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
         sums = []
         start = 0
@@ -287,7 +289,7 @@ class RowAttention(torch.autograd.Function):
                 value_gradient[:, :, target] += by_value[:, :, part]
                 first += lengths[seen]
             start = here.stop
-        return query_gradient, key_gradient, value_gradient, None, None, None
+        return query_gradient, key_gradient, value_gradient, None
 
 
 def side_by_side(
