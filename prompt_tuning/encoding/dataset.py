@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
+from prompt_tuning import __version__
 from prompt_tuning.encoding.batching import common_prefix
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import OverlongError, TemplateError
@@ -118,7 +118,7 @@ def encode(
             "training": training,
             "candidates": candidates,
             "nearest": nearest,
-            "version": version("prompt_tuning"),
+            "version": __version__,
         },
         with_indices=True,
         remove_columns=dataset.column_names,

@@ -14,6 +14,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
+from prompt_tuning import __version__
 from prompt_tuning.engine.dispatch import has_prompt
 from prompt_tuning.errors import DataError
 from prompt_tuning.hub.upload import public, public_name
@@ -22,7 +23,7 @@ from prompt_tuning.support.files import read_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import read_yaml
 
-PACKAGES = ("prompt_tuning", "transformers", "peft", "accelerate", "datasets", "torch")
+PACKAGES = ("transformers", "peft", "accelerate", "datasets", "torch")
 # The settings on the card of a training without a recipe.
 HYPERPARAMETERS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "per_device_train_batch_size",
@@ -59,7 +60,8 @@ def machine_facts(args: TrainingArguments) -> dict[str, Any]:
         hardware = f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''}"
     else:
         hardware = args.device.type
-    facts: dict[str, Any] = {"versions": {name: version(name) for name in PACKAGES}, "hardware": hardware}
+    versions = {"prompt_tuning": __version__} | {name: version(name) for name in PACKAGES}
+    facts: dict[str, Any] = {"versions": versions, "hardware": hardware}
     if args.world_size > 1:
         facts["processes"] = args.world_size
     return facts
