@@ -3,6 +3,7 @@
 import ast
 import re
 from dataclasses import fields
+from itertools import chain
 from typing import get_args, get_type_hints
 
 import pytest
@@ -14,7 +15,7 @@ from prompt_tuning.arguments.methods import METHODS, find_method, methods_of_set
 from prompt_tuning.models.prompts import CONFIGS
 
 ADAPTERS = [row.name for row in METHODS.values() if row.trains and not row.trains_whole_model]
-# Names of methods that are also values of other settings.
+# These names of methods are also values of other settings.
 WORDS = {"none", "full"}
 
 
@@ -23,7 +24,7 @@ def test_a_recipe_takes_the_methods_of_the_table():
 
 
 def test_settings_and_inits_of_the_table_are_those_of_a_recipe():
-    settings = {setting for row in METHODS.values() for setting in row.settings}
+    settings = set(chain(*(row.settings for row in METHODS.values())))
     assert settings <= {field.name for field in fields(PromptArguments)}
     assert all(set(row.refused_inits) < set(get_args(Init)) for row in METHODS.values())
     assert methods_of_setting("residual") == ["prompt_tuning"] and methods_of_setting("seed") == []

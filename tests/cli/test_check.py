@@ -21,11 +21,11 @@ def test_check_names_every_error_at_once_and_reads_no_weights(recipe_file, tmp_p
     good = recipe_file()
     assert main(["check", str(good)]) == 0
     assert "ok, train: 24 rows, none cut" in capsys.readouterr().out
-    for left_out, message in (
+    for omitted, message in (
         (("test_file", "validation_file"), "no rows to evaluate on; set test_file or validation_file"),
         (("train_file",), "no training rows; set train_file"),
     ):
-        assert main(["check", str(recipe_file(**dict.fromkeys(left_out)))]) == 1
+        assert main(["check", str(recipe_file(**dict.fromkeys(omitted)))]) == 1
         assert message in capsys.readouterr().err
     good = recipe_file()
     rows = question_rows(6)
@@ -121,7 +121,7 @@ def test_an_init_without_effect_on_an_encoder_decoders_prefix_is_refused(recipe_
 @pytest.mark.parametrize(
     ("method", "source", "target", "message"),
     [
-        ("prompt_tuning", 236, 256, None),  # encoder and decoder have separate limits
+        ("prompt_tuning", 236, 256, None),  # Encoder and decoder have separate limits.
         ("prefix_tuning", 256, 256, None),
         (
             "prompt_tuning",

@@ -27,11 +27,13 @@ def test_evaluate_repeats_the_scores_of_train(run, recipe_file, tmp_path):
 
 
 def test_settings_of_a_models_generation_config_are_reported(recipe_file, tmp_path, model_folders, capsys):
-    own = tmp_path / "own"
-    shutil.copytree(model_folders["llama"], own)
-    own_settings = dict(repetition_penalty=1.3, no_repeat_ngram_size=1, length_penalty=1.0, min_length=0)
-    GenerationConfig(**own_settings, eos_token_id=1).save_pretrained(own)
-    assert main(["train", str(recipe_file(model_name_or_path=own, method="none", num_virtual_tokens=None))]) == 0
+    model_folder = tmp_path / "own"
+    shutil.copytree(model_folders["llama"], model_folder)
+    generation_settings = dict(repetition_penalty=1.3, no_repeat_ngram_size=1, length_penalty=1.0, min_length=0)
+    GenerationConfig(**generation_settings, eos_token_id=1).save_pretrained(model_folder)
+    assert (
+        main(["train", str(recipe_file(model_name_or_path=model_folder, method="none", num_virtual_tokens=None))]) == 0
+    )
     assert json.loads((tmp_path / "run" / "results.json").read_text())["decoding"] == {
         "max_new_tokens": 12, "num_beams": 1, "repetition_penalty": 1.3, "no_repeat_ngram_size": 1,
     }  # fmt: skip
@@ -51,8 +53,8 @@ def test_an_evaluation_does_not_overwrite_one_of_another_adapter(run, recipe_fil
     shutil.copytree(run, tmp_path / "second")
     recipe = str(recipe_file(output_dir=tmp_path / "evaluated"))
     assert main(["evaluate", recipe, "--adapter", str(run)]) == main(["evaluate", recipe, "--adapter", str(run)]) == 0
-    assert main(["evaluate", recipe]) == 0  # in another folder
-    assert main(["evaluate", recipe, "--adapter", f"{run}/"]) == 0  # the same in another spelling
+    assert main(["evaluate", recipe]) == 0  # It writes to another folder.
+    assert main(["evaluate", recipe, "--adapter", f"{run}/"]) == 0  # This is the same folder.
     assert main(["evaluate", recipe, "--adapter", str(tmp_path / "second")]) == 2
     assert re.search(rf"holds the evaluation of {run}/?; name another --output_dir", capsys.readouterr().err)
 
@@ -81,7 +83,8 @@ def test_an_adapter_of_another_model_is_refused(run, recipe_file, tmp_path, caps
     forbid_model_loading(monkeypatch)
     recipe = str(recipe_file(model_name_or_path=tmp_path / "other"))
     assert main(["evaluate", recipe, "--adapter", str(run)]) == 1
-    assert "was trained on" in (errors := capsys.readouterr().err) and "(hidden size 64)" in errors
+    errors = capsys.readouterr().err
+    assert "was trained on" in errors and "(hidden size 64)" in errors
     assert main(["evaluate", recipe, "--adapter", str(tmp_path)]) == 1
     assert "no adapter_config.json there" in capsys.readouterr().err
 

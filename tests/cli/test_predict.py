@@ -7,6 +7,7 @@ import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 
 import pandas as pd
 import pytest
@@ -43,7 +44,7 @@ def test_a_predictor_repeats_the_predictions_of_train(run, tmp_path):
 
 @pytest.mark.parametrize("architecture", ["cohere2", "marian"])
 def test_threads_share_a_predictor(architecture, tokenizer):
-    """PEFT's `generate` changes the model while it runs, and a hook scales what Marian reads."""
+    """Share it safely, although PEFT's `generate` changes the running model and a hook scales Marian's input."""
     torch.manual_seed(3)
     size, common = len(tokenizer), {"pad_token_id": 0, "eos_token_id": 1}
     config = {
@@ -64,7 +65,7 @@ def test_threads_share_a_predictor(architecture, tokenizer):
     predictor = Predictor(model, encoder, {"max_new_tokens": 12})
     batches = [question_rows(24)[start : start + 3] for start in range(0, 24, 3)]
     expected = [predictor(batch) for batch in batches]
-    assert len({text for texts in expected for text in texts}) > 2
+    assert len(set(chain(*expected))) > 2
     second = replace(predictor)
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(predictor, batches)) == expected
@@ -78,7 +79,7 @@ def test_threads_share_a_predictor(architecture, tokenizer):
 def test_a_run_predicts_without_the_hardware_and_services_of_its_training(run, monkeypatch):
     saved = [json.loads(line)["soft_prompt"] for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
     recipe = (run / "recipe.yaml").read_text().replace("use_cpu: true\n", "")
-    with (run / "recipe.yaml").open("w") as file:  # settings of a training on a GPU
+    with (run / "recipe.yaml").open("w") as file:  # These are settings of a training on a GPU.
         file.write(recipe + "bf16: true\ntf32: true\nreport_to: wandb\ndeepspeed: gone.json\n")
     assert Predictor.load(run)(question_rows(9, 5)) == saved
 
@@ -156,8 +157,8 @@ def test_predict_reads_files_in_the_formats_and_columns_of_training(recipe_file,
         assert set(predicted[0]) == {*frame, "prediction"}
     frame.drop(columns="passage").to_csv(tmp_path / "rows.csv", index=False)
     assert main(["predict", "--adapter", str(tmp_path / "run"), "--input", str(tmp_path / "rows.csv")]) == 1
-    said = capsys.readouterr().err
-    assert "reads the column 'context', and " in said and "rows.csv, row 1, has 'question'" in said
+    errors = capsys.readouterr().err
+    assert "reads the column 'context', and " in errors and "rows.csv, row 1, has 'question'" in errors
     (tmp_path / "lines.txt").write_text("Where is Ada?\n")
     assert main(["predict", "--adapter", str(tmp_path / "run"), "--input", str(tmp_path / "lines.txt")]) == 1
     assert "plain text has one column" in capsys.readouterr().err
@@ -169,8 +170,10 @@ def test_predict_writes_to_a_pipe_or_a_link_and_keeps_it(run, tmp_path, capsys):
     (tmp_path / "kept.jsonl").write_text("old")
     (tmp_path / "link.jsonl").symlink_to("kept.jsonl")
     assert main([*command, str(tmp_path / "link.jsonl")]) == 0 and (tmp_path / "link.jsonl").is_symlink()
-    assert len(written := (tmp_path / "kept.jsonl").read_text()) > 10
-    os.mkfifo(pipe := tmp_path / "pipe")
+    written = (tmp_path / "kept.jsonl").read_text()
+    assert len(written) > 10
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True) as reader:
         assert main([*command, str(pipe)]) == 0
         assert reader.communicate()[0] == written and pipe.is_fifo()

@@ -37,11 +37,11 @@ def test_train_writes_every_file_of_a_run(run, recipe_file, model_folders, capsy
     assert "hard prompt alone" in shown and "with soft prompt" in shown and shown.count("\nrow ") == 3
     assert f"prompt-tuning predict --adapter {run}" in shown and "192 trained parameters, 4 steps" in shown
     card = check_card(run / "README.md")
-    assert card.data.library_name == "peft" and card.data.base_model is None  # a local folder has no hub id
+    assert card.data.library_name == "peft" and card.data.base_model is None  # A local folder has no hub id.
     assert re.search(rf"\| with soft prompt +\| {results['soft_prompt']['exact_match']} +\|", card.text)
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folders["llama"]), run)
     modes = {path.stat().st_mode for path in run.rglob("*") if path.is_file()}
-    assert modes == {(run / "results.json").stat().st_mode}  # safetensors makes files that only one user may read
+    assert modes == {(run / "results.json").stat().st_mode}  # safetensors' own may be read by one user only.
 
 
 def test_the_saved_recipe_trains_the_same_adapter_again(run, tmp_path):
@@ -114,7 +114,7 @@ def test_method_none_evaluates_a_hard_prompt_and_trains_nothing(recipe_file, tmp
 
 
 def test_an_adapter_of_another_method_is_not_continued(recipe_file, tmp_path, capsys, monkeypatch):
-    """LoRA's layers stayed in the base model, whose score was then theirs."""
+    """Refuse it, because LoRA's layers stayed in the base model and changed the hard prompt's score."""
     recipe = str(recipe_file(method="lora", num_virtual_tokens=None, max_steps=1, output_dir=tmp_path / "lora"))
     assert main(["train", recipe]) == 0
     forbid_model_loading(monkeypatch)
@@ -123,7 +123,7 @@ def test_an_adapter_of_another_method_is_not_continued(recipe_file, tmp_path, ca
 
 
 def test_the_last_step_is_saved_unless_the_best_is_loaded(recipe_file, tmp_path):
-    """Trainer notes a best checkpoint as soon as a metric is named."""
+    """Save it although Trainer notes a best checkpoint as soon as a metric is named."""
     flags = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "learning_rate": 0.3, "max_steps": 3}
     flags |= {"metric_for_best_model": "loss", "greater_is_better": "true"}
     assert main(["train", str(recipe_file(**flags))]) == 0
@@ -186,7 +186,7 @@ def test_a_partial_checkpoint_is_removed_and_the_one_before_is_kept(recipe_file,
 
     def full(self, folder):
         if self.state.global_step == 4:
-            raise RuntimeError("unexpected pos 64 vs 0")  # the message of torch.save for a full disk
+            raise RuntimeError("unexpected pos 64 vs 0")  # torch.save says this on a full disk.
         save(self, folder)
 
     monkeypatch.setattr(PromptTuningTrainer, "_save_optimizer_and_scheduler", full)

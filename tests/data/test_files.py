@@ -39,11 +39,11 @@ def test_every_format_gives_the_same_rows(tmp_path, suffix):
 def test_names_of_files_are_not_patterns(tmp_path):
     for name in ("a [v2]", "a v"):
         (tmp_path / name).mkdir()
-    wanted = write_jsonl(tmp_path / "a [v2]" / "rows[1]*?.jsonl", PAIRS)
+    file = write_jsonl(tmp_path / "a [v2]" / "rows[1]*?.jsonl", PAIRS)
     for other in ("a [v2]/rows1*?.jsonl", "a [v2]/rows[1]xy.jsonl", "a v/rows[1]*?.jsonl"):
         write_jsonl(tmp_path / other, PAIRS[:1])
     for streaming in (False, True):
-        assert [*load_file(wanted, streaming=streaming)] == PAIRS
+        assert [*load_file(file, streaming=streaming)] == PAIRS
 
 
 def test_texts_that_are_dates_stay_texts(tmp_path):
@@ -83,12 +83,12 @@ def test_empty_lines_of_a_csv_do_not_shift_line_numbers(tmp_path):
 
 @pytest.mark.parametrize("first", ["Paris", "2024-01-02"])
 def test_dates_stay_texts_in_a_file_of_several_chunks(tmp_path, first):
-    """Arrow reads 10 MB at a time, and makes times of dates where a chunk has no other texts."""
+    """Write 10 MB, because Arrow reads that much at a time and makes times of a chunk that has only dates."""
     path, other = tmp_path / "rows.jsonl", "2024-01-02" if first == "Paris" else "Paris"
     texts = [first] * 6000 + [other] * 6000
     write_jsonl(path, [{"document": "x" * 2000, "summary": text, "answers": {"text": [text]}} for text in texts])
-    found = load_splits(arguments(path))["train"]
-    assert found["summary"] == texts and [each["text"][0] for each in found["answers"]] == texts
+    rows = load_splits(arguments(path))["train"]
+    assert rows["summary"] == texts and [answers["text"][0] for answers in rows["answers"]] == texts
 
 
 def test_texts_that_start_like_a_time_do_not_change_other_columns(tmp_path):

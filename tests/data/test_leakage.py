@@ -1,4 +1,4 @@
-"""Rows of an evaluated split that also stand in training: exact and near, counted once, said before a model loads."""
+"""Evaluated rows that are also training rows: exact or near, counted once, reported before a model loads."""
 
 import json
 import random
@@ -48,10 +48,10 @@ def test_every_row_is_counted_once_in_the_worst_list():
         },
         {"document": "tea.", "summary": "Hot tea."},
     ]
-    found = leaks(SUMMARY, rows, train)
-    assert found.same_target == ((0, 0), (4, 2)) and found.other_target == ((1, 0),) and found.near == ((2, 0),)
-    assert found.shared_passages is None
-    assert found.facts() == {
+    report = leaks(SUMMARY, rows, train)
+    assert report.same_target == ((0, 0), (4, 2)) and report.other_target == ((1, 0),) and report.near == ((2, 0),)
+    assert report.shared_passages is None
+    assert report.facts() == {
         "rows": 5, "same_target": 2, "other_target": 1, "near": 1, "demonstrated": 0, "initial_text": 0,
         "shared_passages": None,
         "first": {"same_target": [(0, 0), (4, 2)], "other_target": [(1, 0)], "near": [(2, 0)]},
@@ -75,8 +75,8 @@ def test_another_question_about_a_passage_is_not_a_leak():
         qa("Another passage.", "Who had promised to write home from every single town along the river?"),
         qa(STORY, "Who had promised to write home from every single town along the river?", "Oslo"),
     ]
-    found = leaks(PLAIN, rows, train)
-    assert found.other_target == ((3, 0),) and found.near == ((1, 0),) and found.shared_passages == 1
+    report = leaks(PLAIN, rows, train)
+    assert report.other_target == ((3, 0),) and report.near == ((1, 0),) and report.shared_passages == 1
 
 
 def test_promptsource_templates_are_compared_value_by_value():
@@ -84,8 +84,8 @@ def test_promptsource_templates_are_compared_value_by_value():
     template = Template.from_dict(convert(entry, "own"))
     assert template.source.startswith("{% filter trim %}")
     asked = ["Who had promised to write home from every single town?", "How many crates were on board of the boat?"]
-    found = leaks(template, [qa(STORY, asked[0])], [qa(STORY, asked[1])])
-    assert found.near == () and found.shared_passages == 1
+    report = leaks(template, [qa(STORY, asked[0])], [qa(STORY, asked[1])])
+    assert report.near == () and report.shared_passages == 1
 
 
 def test_contexts_that_are_not_text_and_internal_marks_are_compared():
@@ -97,7 +97,7 @@ def test_contexts_that_are_not_text_and_internal_marks_are_compared():
 
 
 def rows_of(rows):
-    """Rows whose context is of several kinds, which Arrow refuses."""
+    """Return rows whose contexts have several types, because Arrow refuses them in one column."""
 
     class Rows(list):
         def __getitem__(self, key):
@@ -113,15 +113,17 @@ def test_a_translation_is_compared_only_by_its_source():
         {"translation": {"fr": "bonjour.", "en": "Hello."}},
         {"translation": {"fr": "Salut.", "en": "Good morning."}},
     ]
-    found = leaks(template, rows, train, languages)
-    assert found.other_target == ((0, 0),) and not found.same_target and not found.near
+    report = leaks(template, rows, train, languages)
+    assert report.other_target == ((0, 0),) and not report.same_target and not report.near
 
 
 def test_a_language_without_spaces_is_compared_by_its_characters():
     text = "船在黎明前离开港口，船上有九箱橙子、一架钢琴和市长最小的女儿，她答应从沿途的每个城镇写信回家。"
     train, other = [{"document": text, "summary": "s"}], text[::-1]
-    found = leaks(SUMMARY, [{"document": each, "summary": "s"} for each in (text.replace("九", "十"), other)], train)
-    assert found.near == ((0, 0),)
+    report = leaks(
+        SUMMARY, [{"document": document, "summary": "s"} for document in (text.replace("九", "十"), other)], train
+    )
+    assert report.near == ((0, 0),)
 
 
 def test_vowel_signs_are_part_of_a_word_and_texts_of_signs_are_compared():
@@ -146,27 +148,27 @@ def test_nearest_sources_finds_what_comparing_every_pair_finds():
         return " ".join(words[draw.randint(0, 3) :])
 
     passages = [text(60) for _ in range(8)]
-    known = [(draw.choice(passages), text(draw.randint(4, 40))) for _ in range(150)]
-    asked = [(draw.choice((passage, changed(passage))), changed(question)) for passage, question in known[:100]]
-    found = nearest_sources(known, asked)
+    candidates = [(draw.choice(passages), text(draw.randint(4, 40))) for _ in range(150)]
+    asked = [(draw.choice((passage, changed(passage))), changed(question)) for passage, question in candidates[:100]]
+    nearest = nearest_sources(candidates, asked)
     near = leakage._alike
-    sets = {source: [leakage._shingles(text) for text in source] for source in (*known, *asked)}
+    sets = {source: [leakage._shingles(text) for text in source] for source in (*candidates, *asked)}
     expected = {}
     for source in asked:
-        places = [place for place, other in enumerate(known) if near(sets[source], sets[other])]
+        places = [place for place, other in enumerate(candidates) if near(sets[source], sets[other])]
         expected |= {source: places[0]} if places else {}
-    assert found == expected and 20 < len(found) < 90
+    assert nearest == expected and 20 < len(nearest) < 90
 
 
 def test_training_rows_that_the_template_cannot_print_match_no_row():
     rows = [qa("Ada sails.", "Who sails?"), qa("Ben cooks.", "Who cooks?")]
-    found = leaks(PLAIN, rows, [qa("Ada sails.", None), rows[1]])
-    assert found.same_target == ((1, 1),) and not found.near
+    report = leaks(PLAIN, rows, [qa("Ada sails.", None), rows[1]])
+    assert report.same_target == ((1, 1),) and not report.near
 
 
 def test_sources_are_near_from_a_jaccard_index_of_0_6():
     def near(shared):
-        # Both texts have ten runs of three words, of which they share so many.
+        # Both texts have ten runs of three words, and share as many as `shared` says.
         one = " ".join(f"w{number}" for number in range(12))
         other = " ".join([*one.split()[: shared + 2], *(f"v{number}" for number in range(10 - shared))])
         return bool(nearest_sources([(one,)], [(other,)]))
@@ -197,9 +199,9 @@ def test_rows_are_compared_with_demonstrations_and_the_initial_text(tmp_path):
     rows = question_rows(6)
     few_shot = Template(PLAIN.source, PLAIN.target, demonstrations=(rows[2], {**rows[4], "question": "Who?"}))
     text = PLAIN.render(rows[5]).source.lower() + " Riga\n\n"
-    found = find_leaks(few_shot, None, Dataset.from_list(rows), initial_text=text)
-    assert found.demonstrated == (2,) and found.initial_text == (5,)
-    assert found.same_target == found.near == ()  # There are no training rows.
+    report = find_leaks(few_shot, None, Dataset.from_list(rows), initial_text=text)
+    assert report.demonstrated == (2,) and report.initial_text == (5,)
+    assert report.same_target == report.near == ()  # There are no training rows.
     assert find_leaks(few_shot, None, Dataset.from_list(rows)).initial_text == ()
 
 
@@ -220,26 +222,30 @@ def test_leaks_are_logged_before_the_model_loads_and_saved_in_the_results(recipe
     test = [*unlike, rows[7], rows[9] | {"answers": {"text": ["Peru"], "answer_start": [0]}}]
     write_jsonl(tmp_path / "test.jsonl", test)
     assert main(["check", recipe]) == 0
-    said = capsys.readouterr().err
-    assert f"are in the training split with the same target ({tmp_path}/test.jsonl, line 4 = {tmp_path}/" in said
+    errors = capsys.readouterr().err
+    assert f"are in the training split with the same target ({tmp_path}/test.jsonl, line 4 = {tmp_path}/" in errors
     same = f"test: 1 of 5 rows are in the training split with the same target ({tmp_path}/test.jsonl, line 4 = "
-    assert f"{same}{tmp_path}/train.jsonl, line 8)\n" in said
-    assert f"1 of 5 rows are in the training split with another target ({tmp_path}/test.jsonl, line 5" in said
-    assert "validation: none of its 6 rows is in the training split" in said
+    assert f"{same}{tmp_path}/train.jsonl, line 8)\n" in errors
+    assert f"1 of 5 rows are in the training split with another target ({tmp_path}/test.jsonl, line 5" in errors
+    assert "validation: none of its 6 rows is in the training split" in errors
     with monkeypatch.context() as patch:
         forbid_model_loading(patch)
         with pytest.raises(AssertionError, match="a base model was loaded"):
             main(["train", recipe])
         assert same in capsys.readouterr().err
     assert main(["train", recipe, "--save_strategy", "no"]) == 0
-    found = json.loads((tmp_path / "run" / "results.json").read_text())["leakage"]
-    assert set(found) == {"validation", "test"} and found["validation"]["same_target"] == 0
-    assert (found["test"]["same_target"], found["test"]["other_target"], found["test"]["near"]) == (1, 1, 0)
-    assert found["test"]["first"]["same_target"] == [[3, 7]]
+    leakage_facts = json.loads((tmp_path / "run" / "results.json").read_text())["leakage"]
+    assert set(leakage_facts) == {"validation", "test"} and leakage_facts["validation"]["same_target"] == 0
+    assert (
+        leakage_facts["test"]["same_target"],
+        leakage_facts["test"]["other_target"],
+        leakage_facts["test"]["near"],
+    ) == (1, 1, 0)
+    assert leakage_facts["test"]["first"]["same_target"] == [[3, 7]]
     capsys.readouterr()
     write_jsonl(tmp_path / "test.jsonl", rows)
     few = ["--num_demonstrations", "2", "--max_source_tokens", "160", "--output_dir", str(tmp_path / "few")]
     assert main(["evaluate", recipe, *few]) == 0
     assert "2 of 24 rows have the source of a demonstration" in capsys.readouterr().err
-    found = json.loads((tmp_path / "few" / "results.json").read_text())["leakage"]["test"]
-    assert found["demonstrated"] == 2
+    leakage_facts = json.loads((tmp_path / "few" / "results.json").read_text())["leakage"]["test"]
+    assert leakage_facts["demonstrated"] == 2

@@ -41,10 +41,10 @@ def test_random_demonstrations_depend_on_the_seed_and_start_every_row(tokenizer)
     assert chosen.fixed == choose(tokenizer, rows, "random").fixed
     assert chosen.fixed != choose(tokenizer, rows, "random", seed=1).fixed
     shown = chosen.encoder.template.demonstrations
-    assert [set(each) for each in shown] == [{"context", "question", "answers"}] * 4  # The template does not read id.
-    assert [each["context"] for each in shown] == [rows[number]["context"] for number in chosen.fixed]
+    assert [set(row) for row in shown] == [{"context", "question", "answers"}] * 4  # The template does not read id.
+    assert [row["context"] for row in shown] == [rows[number]["context"] for number in chosen.fixed]
     encoded, report = encode(others, chosen.encoder)
-    text = "".join(f"{PLAIN.render(each).source} {each['answers']['text'][0]}\n\n" for each in shown)
+    text = "".join(f"{PLAIN.render(row).source} {row['answers']['text'][0]}\n\n" for row in shown)
     assert all(source.startswith(text) for source in encoded["source"])
     assert (
         report.common_prefix_length >= len(tokenizer(text).input_ids) - 1
@@ -54,13 +54,13 @@ def test_random_demonstrations_depend_on_the_seed_and_start_every_row(tokenizer)
 
 
 def test_the_templates_own_demonstrations_come_first_and_stay(tokenizer):
-    own = {"context": "A tower.", "question": "What?", "answers": {"text": ["a tower"]}}
-    template = Template(PLAIN.source, PLAIN.target, demonstrations=(own,), truncate=("context",))
+    template_row = {"context": "A tower.", "question": "What?", "answers": {"text": ["a tower"]}}
+    template = Template(PLAIN.source, PLAIN.target, demonstrations=(template_row,), truncate=("context",))
     chosen = choose(tokenizer, question_rows(9), "random", 2, template=template)
-    assert chosen.encoder.template.demonstrations[0] == own and chosen.encoder.num_chosen == 2
+    assert chosen.encoder.template.demonstrations[0] == template_row and chosen.encoder.num_chosen == 2
     tight = Encoder(chosen.encoder.template, tokenizer, max_source_tokens=45, num_chosen=2)
-    encoder, left_out = tight.fit_demonstrations(question_rows(1, 4)[0])
-    assert encoder.template.demonstrations == (own,) and left_out == 2
+    encoder, omitted = tight.fit_demonstrations(question_rows(1, 4)[0])
+    assert encoder.template.demonstrations == (template_row,) and omitted == 2
 
 
 def test_balanced_demonstrations_have_every_target_equally_often(tokenizer):
@@ -149,7 +149,7 @@ def test_the_last_demonstrations_are_omitted_before_a_column_is_cut(tokenizer, s
         ) and report.rows_without_demonstrations == shown.count(0)
         for row, all_of_them, count in zip(encoded, full, shown, strict=True):
             assert not row["cut_tokens"] or not count
-            parts = [each["source"].split("\n\n") for each in (row, all_of_them)]
+            parts = [encoded_row["source"].split("\n\n") for encoded_row in (row, all_of_them)]
             assert len(parts[0]) == count + 1 and parts[0][:count] == parts[1][:count]  # The nearest stay, in order.
             if count < 4:  # One more would not fit.
                 longer = "\n\n".join([*parts[1][: count + 1], parts[1][-1]])
@@ -165,7 +165,7 @@ def test_a_chat_template_shows_them_as_turns(tokenizer):
     source = chosen.encoder.row(question_rows(1, 5)[0])["source"]
     roles = [part.split("|>")[0] for part in source.split("<|")[1:]]
     assert roles == ["system", "user", "assistant", "user", "assistant", "user", "assistant"]
-    answers = [each["answers"]["text"][0] for each in chosen.encoder.template.demonstrations]
+    answers = [row["answers"]["text"][0] for row in chosen.encoder.template.demonstrations]
     assert [f"<|assistant|>{answer}<eos>" in source for answer in answers] == [True, True]
 
 
@@ -228,8 +228,11 @@ def test_a_run_keeps_its_demonstrations_and_predict_shows_them(selection, recipe
     recipe = str(recipe_file(num_demonstrations=3, demonstration_selection=selection, max_source_tokens=130))
     run, test = tmp_path / "run", tmp_path / "test.jsonl"
     assert main(["train", recipe, "--save_strategy", "no"]) == 0
-    said = capsys.readouterr().err
-    assert said.count("train.jsonl, line ") >= 3 and "21 rows, none cut, 3 left out as they are demonstrations" in said
+    errors = capsys.readouterr().err
+    assert (
+        errors.count("train.jsonl, line ") >= 3
+        and "21 rows, none cut, 3 left out as they are demonstrations" in errors
+    )
     saved = Template.load(run / "template.yaml")
     assert len(saved.demonstrations) == 3
     written = [json.loads(line) for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
@@ -265,8 +268,8 @@ def test_bm25_evaluates_and_predict_refuses(recipe_file, tmp_path, capsys):
 def test_initial_demonstrations_and_a_teacher_do_not_show_chosen_ones(recipe_file, tokenizer):
     shown = Template.load("question_answering/few_shot")
     longest = max(len(tokenizer(shown.render(row).source).input_ids) for row in question_rows(24))
-    taught = dict(teacher_template="question_answering/few_shot", loss="kl", max_teacher_tokens=longest - 5)
-    for changes in ({"init": "demonstrations", "num_virtual_tokens": None}, taught):
+    teacher_settings = dict(teacher_template="question_answering/few_shot", loss="kl", max_teacher_tokens=longest - 5)
+    for changes in ({"init": "demonstrations", "num_virtual_tokens": None}, teacher_settings):
         changes = changes | {"max_source_tokens": 160}
         with_them = prepare(load_recipe(recipe_file(num_demonstrations=2, **changes)), ("train",))
         without = prepare(load_recipe(recipe_file(**changes)), ("train",))
@@ -298,7 +301,7 @@ def test_closed_questions_are_shown_balanced_answers(recipe_file, tmp_path, caps
     )  # fmt: skip
     assert main(["train", str(recipe), "--save_strategy", "no"]) == 0
     saved = Template.load(tmp_path / "run" / "template.yaml")
-    assert {each["answers"]["text"][0] for each in saved.demonstrations} == {"yes", "no"}
+    assert {row["answers"]["text"][0] for row in saved.demonstrations} == {"yes", "no"}
     capsys.readouterr()
     assert main(["predict", "--adapter", str(tmp_path / "run"), "--input", str(tmp_path / "test.jsonl")]) == 0
     predicted = [json.loads(line)["prediction"] for line in capsys.readouterr().out.splitlines()]

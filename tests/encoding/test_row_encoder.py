@@ -189,8 +189,10 @@ def test_the_common_prefix_is_that_of_a_loop_over_rows():
         dataset = Dataset.from_list(rows).select(range(2499, -1, -1))
         causal = [row["input_ids"][: source_length(row["labels"])][:-1] for row in rows]
         for ids, is_encoder_decoder in ((causal, False), ([row["input_ids"] for row in rows], True)):
-            wanted = os.path.commonprefix(ids)  # noqa: RUF071  these are lists, not paths
-            assert common_prefix(dataset, is_encoder_decoder=is_encoder_decoder) == wanted and len(wanted) >= opened
+            expected = os.path.commonprefix(ids)  # noqa: RUF071  They are lists.
+            assert (
+                common_prefix(dataset, is_encoder_decoder=is_encoder_decoder) == expected and len(expected) >= opened
+            )
 
 
 def test_a_second_run_in_another_process_reads_the_encoded_rows_from_the_cache(recipe_file, tmp_path, monkeypatch):

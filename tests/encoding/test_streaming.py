@@ -1,4 +1,4 @@
-"""Streamed training: the rows of the file and no others, errors by their line, and a stop that changes nothing."""
+"""Streamed training: exactly the rows of the file, errors with their line, and a stop that changes nothing."""
 
 import json
 from itertools import islice
@@ -70,7 +70,7 @@ def test_a_streamed_run_takes_the_same_steps_as_rows_that_are_read_whole(streame
 def test_trainer_loses_its_place_in_the_second_pass_of_a_stream_unless_all_passes_are_one(
     endless, streamed, tmp_path, tokenizer
 ):
-    """9 batches are skipped in the first pass, which has 6; the second is then trained on from its beginning."""
+    """Resume in the second pass: Trainer skips 9 batches of the first, which has 6, and repeats the second."""
     rows = rows_of(streamed(streaming="false"), 6)
     passes = IterableDataset.from_generator(lambda: ({"input_ids": row, "labels": row} for row in rows))
 

@@ -88,14 +88,14 @@ def commands(hub, tmp_path):
     """Return a function that runs commands in a new process with an empty cache, and returns what they printed."""
 
     def run_commands(*commands, code=0, **environment):
-        given = {
+        variables = {
             "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         words = [[str(word) for word in command] for command in commands]
         done = subprocess.run(
             [sys.executable, str(ROOT / "tests" / "helpers" / "loopback.py"), json.dumps(words)],
-            env=os.environ | given | environment,
+            env=os.environ | variables | environment,
             capture_output=True,
             text=True,
             timeout=300,
@@ -144,8 +144,8 @@ def test_a_pushed_run_is_accepted_wherever_a_folder_is(
         ["ensemble", recipe, "--adapters", run, "ann/squad", "--output_dir", tmp_path / "together"],
         ["inspect", "ann/squad", "--output", tmp_path / "inspected"],
     )
-    wanted = predictions(run / "predictions" / "test.jsonl", "soft_prompt")
-    assert predictions(outputs[0]) == wanted
+    expected = predictions(run / "predictions" / "test.jsonl", "soft_prompt")
+    assert predictions(outputs[0]) == expected
     assert predictions(outputs[1]) == predictions(whole / "predictions" / "test.jsonl", "full")
     evaluated = json.loads((tmp_path / "evaluated" / "results.json").read_text())
     assert evaluated["soft_prompt"] == json.loads((run / "results.json").read_text())["soft_prompt"]
@@ -156,7 +156,7 @@ def test_a_pushed_run_is_accepted_wherever_a_folder_is(
 
     at_hub(hub, monkeypatch, tmp_path, offline=True)
     predictor = Predictor.load("ann/squad", str(model_folders["llama"]))  # The cache has its files.
-    assert predictor(question_rows(9, 5)) == wanted
+    assert predictor(question_rows(9, 5)) == expected
 
 
 def test_uploaded_files_hold_no_token_no_path_and_no_row_except_the_cards_example(run, hub, commands):
@@ -180,7 +180,8 @@ def test_a_card_that_was_edited_is_uploaded_as_it_is_with_the_base_model_in_its_
     shutil.copytree(run, tmp_path / "moved")
     moved = tmp_path / "moved" / "README.md"
     card = partial(card_for_hub, moved.parent)
-    assert "moved" not in (rendered := card("ann/squad", BASE)) and "adapter = 'ann/squad'" in rendered
+    rendered = card("ann/squad", BASE)
+    assert "moved" not in rendered and "adapter = 'ann/squad'" in rendered
     moved.write_bytes(moved.read_bytes().replace(b"## Limits", b"## Limits\n\n- Not for lawyers."))
     edited = ModelCard(plan_upload(moved.parent, "ann/squad", BASE, card=card)["README.md"].decode())
     assert (
@@ -288,7 +289,8 @@ def test_a_push_whose_answer_is_lost_is_not_committed_twice(run, hub, commands):
 def test_a_base_model_that_only_this_machine_has_is_refused(run, hub, commands, capsys):
     command = ["push", str(run), "--repo_id", "ann/squad", "--dry-run"]
     assert main(command) == 1
-    assert "a folder that only this machine has" in (errors := capsys.readouterr().err) and "--base_model" in errors
+    errors = capsys.readouterr().err
+    assert "a folder that only this machine has" in errors and "--base_model" in errors
     missing = commands(["push", run, "--repo_id", "ann/squad", "--base_model", "bea/none"], code=1).stderr
     assert "names the base model bea/none" in missing and ("models", "ann/squad") not in hub.repositories
 
@@ -378,7 +380,7 @@ def test_training_on_a_hub_data_set_pushes_only_the_finished_run(hub, commands, 
     card = ModelCard(files["README.md"].decode())
     assert card.data.datasets == ["bea/places"] and card.data.base_model == BASE
     commit = hub.repositories["datasets", "bea/places"].branches["main"]
-    (result,) = [each for each in card.data.eval_results if each.metric_type == "f1"]
+    (result,) = [result for result in card.data.eval_results if result.metric_type == "f1"]
     assert (result.dataset_type, result.dataset_split, result.dataset_revision) == ("bea/places", "test", commit)
     assert f"Data set `bea/places`, commit `{commit}`." in card.text
     assert not {"push_to_hub", "hub_model_id"} & set(yaml.safe_load(files["recipe.yaml"]))
@@ -427,7 +429,8 @@ def test_impossible_settings_of_a_push_are_refused_before_training(changes, mess
     write_rows(tmp_path)
     recipe = write_recipe(tmp_path, settings(model_folders["llama"], tmp_path, **changes))
     assert main(["train", str(recipe)]) == 2
-    assert message in (errors := capsys.readouterr().err) and TOKEN not in errors
+    errors = capsys.readouterr().err
+    assert message in errors and TOKEN not in errors
 
 
 # PEFT asks for the base model's configuration when it saves, and huggingface_hub uploads in a deprecated way.
@@ -485,6 +488,6 @@ def test_an_adapter_that_cannot_be_read_names_the_reason(status, headers, messag
         adapter_folder("bea/squad")
 
 
-def test_hub_ids_are_told_from_paths():
+def test_hub_ids_are_distinguished_from_paths():
     assert all(map(is_hub_id, ["ann/squad", "ann/squad@v1", "ann/squad@refs/pr/1", "runs/quickstart"]))
     assert not any(map(is_hub_id, ["squad", "/ann/squad", "./squad", "../squad", "a/b/c", "ann/", "ann/squad@"]))

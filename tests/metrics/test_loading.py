@@ -1,4 +1,4 @@
-"""Each metric equals the implementation it stands for, on rows made here by noise on sentences of our own."""
+"""Each metric equals the implementation that it is named after, on our own sentences with noise."""
 
 import json
 import math
@@ -92,7 +92,7 @@ def noisy(text, rng, separator):
 
 
 def make_rows(texts, separator, counts=(1,), seed=0):
-    """Make predictions and references; a row has a number of references out of `counts`, noisy but for the first."""
+    """Make predictions and references; a row has a number of references out of `counts`, noisy except the first."""
     rng = random.Random(seed)
     predictions, references = [], []
     for row in range(ROWS):
@@ -132,7 +132,7 @@ def test_translation_metrics_equal_sacrebleu_on_the_command_line(language, count
     assert ours == pytest.approx(sacrebleu_cli(tmp_path, predictions, references, *options), abs=1e-9)
 
 
-def test_rows_with_different_numbers_of_references():
+def test_rows_with_different_numbers_of_references_score_as_in_sacrebleu():
     predictions, references = make_rows(SENTENCES["en"], " ", counts=(1, 2, 3))
     streams = [[texts[n] if n < len(texts) else None for texts in references] for n in range(3)]
     score = load_metrics(["sacrebleu", "chrf", "ter"])
@@ -142,7 +142,7 @@ def test_rows_with_different_numbers_of_references():
         assert ours[f"{key}_signature"] == str(metric.get_signature())
         assert "nrefs:var" in ours[f"{key}_signature"]
 
-    # A reference given twice changes neither BLEU nor chrF: the missing ones did not count as empty texts.
+    # A repeated reference changes neither BLEU nor chrF, so missing ones did not count as empty texts.
     repeated = score(predictions, [(texts * 3)[:3] for texts in references])
     assert (repeated["bleu"], repeated["chrf"]) == (ours["bleu"], ours["chrf"])
 
@@ -158,7 +158,7 @@ def test_rows_with_different_numbers_of_references():
         ("tha_Thai", "char", "char"),
     ],
 )
-def test_sacrebleu_tokenizer(language, tokenizer, without_mecab, monkeypatch):
+def test_sacrebleu_takes_the_tokenizer_of_the_language(language, tokenizer, without_mecab, monkeypatch):
     monkeypatch.setattr(sacrebleu_module, "find_spec", lambda module: module)
     assert sacrebleu_module.tokenizer_for(language) == tokenizer
     monkeypatch.setattr(sacrebleu_module, "find_spec", lambda module: None)
@@ -177,7 +177,7 @@ def test_sacrebleu_tokenizer(language, tokenizer, without_mecab, monkeypatch):
         (["", None], None),
     ],
 )
-def test_primary_language(codes, language):
+def test_codes_of_a_language_have_one_primary_language(codes, language):
     assert {primary_language(code) for code in codes} == {language}
 
 
@@ -196,7 +196,7 @@ def test_rouge_of_english_equals_rouge_score(language):
     assert score(predictions, references) == pytest.approx(stemmed)
     assert stemmed != pytest.approx(rouge_directly(predictions, references))
 
-    # On one line the sentences are found again; rouge_score alone takes the line for one sentence.
+    # The metric splits a line into its sentences again, but rouge_score takes it for one sentence.
     one_line = [text.replace("\n", " ") for text in predictions]
     references = [[text.replace("\n", " ") for text in texts] for texts in references]
     assert score(one_line, references) == pytest.approx(stemmed)
@@ -227,18 +227,18 @@ def test_rouge_of_other_languages_equals_rouge_score_on_spelled_out_tokens(langu
     assert ours == pytest.approx(directly)
 
 
-def test_rouge_finds_chinese_words_that_rouge_score_does_not():
+def test_rouge_finds_chinese_words_that_rouge_score_misses():
     text = "渡船离开了港口。"
     assert set(rouge_directly([text], [[text]], use_stemmer=True).values()) == {0.0}
     assert set(load_metrics(["rouge"], language="zh")([text], [[text]]).values()) == {100.0}
 
 
-def test_squad_finds_chinese_words_that_its_script_does_not():
+def test_squad_finds_chinese_words_that_its_script_misses():
     plain, ours = (load_metrics(["squad"], language=language) for language in ("en", "zh"))
     assert plain(["渡船"], [["渡船离开"]])["f1"] == 0 < ours(["渡船"], [["渡船离开"]])["f1"]
 
 
-def test_rouge_tokens():
+def test_rouge_splits_words_of_any_script():
     assert UnicodeTokenizer("hi").tokenize("हिन्दी, भाषा।") == ["हिन्दी", "भाषा"]
     assert UnicodeTokenizer("fr").tokenize("L'Été à Nîmes_2024 !") == ["l", "été", "à", "nîmes", "2024"]
     assert UnicodeTokenizer("ko").tokenize("배가 항구를 떠났다.") == ["배가", "항구를", "떠났다"]
@@ -256,7 +256,7 @@ def test_rouge_tokens():
         ("One. Two.\nThree.", ["One. Two.", "Three."]),
     ],
 )
-def test_sentences_for_rouge_lsum(text, sentences):
+def test_rouge_lsum_splits_sentences_of_any_script(text, sentences):
     assert split_sentences(text).split("\n") == sentences
     score = load_metrics(["rouge"], language="zh")
     assert score([text[:-3]], [[text]]) == score(["\n".join(sentences)[:-3]], [["\n".join(sentences)]])
@@ -295,11 +295,10 @@ def squad_script(predictions, references):
     groups = {"": rows}
     if not all(references):
         groups |= {"has_answer_": [row for row in rows if row[1]], "no_answer_": [row for row in rows if not row[1]]}
-    return {
-        f"{prefix}{key}": value
-        for prefix, group in groups.items()
-        for key, value in zip(("exact_match", "f1"), percentages(group), strict=True)
-    }
+    scores = {}
+    for prefix, group in groups.items():
+        scores[f"{prefix}exact_match"], scores[f"{prefix}f1"] = percentages(group)
+    return scores
 
 
 @pytest.mark.parametrize("counts", [(1,), (1, 2, 3)])
@@ -320,7 +319,7 @@ def test_squad_equals_the_script_of_v2():
     assert score(predictions, references) == pytest.approx(script)
     assert 0 < script["no_answer_f1"] < 100
 
-    # The model's words for it count as the empty answer, and empty texts as the lack of references.
+    # "Unanswerable" counts as the empty answer, and an empty reference as none.
     spoken = ["Unanswerable." if text == "" else text for text in predictions]
     assert score(spoken, [texts or [""] for texts in references]) == pytest.approx(script)
 
@@ -372,7 +371,7 @@ def test_squad_of_chinese_rows_equals_mlqas_script(prediction, gold, exact_match
     assert scores == {"exact_match": exact_match, "f1": pytest.approx(f1)}
 
 
-def test_squad_normalisation_by_language():
+def test_squad_normalises_by_language():
     assert load_metrics(["squad"])(["The Ferry!"], [["ferry"]])["exact_match"] == 100.0
     assert load_metrics(["squad"], language="fr")(["« a ferry »"], [["A ferry."]])["exact_match"] == 100.0
     assert load_metrics(["squad"], language="fr")(["a ferry"], [["ferry"]])["exact_match"] == 0.0
@@ -393,12 +392,12 @@ def test_main_metrics_are_keys_of_their_tasks():
 
 
 @pytest.mark.parametrize(("predictions", "references"), [([], []), (["a"], []), (["a", "b"], [["a"]])])
-def test_no_rows_and_unequal_rows(predictions, references):
+def test_no_rows_and_unequal_numbers_of_rows_are_refused(predictions, references):
     with pytest.raises(ValueError, match=f"{len(predictions)} predictions and {len(references)} rows"):
         load_metrics(["squad"])(predictions, references)
 
 
-def test_rows_of_a_wrong_kind_leave_the_metric_usable():
+def test_rows_of_a_wrong_type_are_refused_and_the_metric_stays_usable():
     score = load_metrics(["rouge"])
     with pytest.raises(ValueError, match="row 1 has no reference"):
         score(["a", "b"], [["a"], []])
@@ -414,12 +413,12 @@ def test_rows_of_a_wrong_kind_leave_the_metric_usable():
 @pytest.mark.parametrize(
     ("name", "nearest"), [("rogue", "rouge"), ("BLEU", "sacrebleu"), ("exact-match", "exact_match")]
 )
-def test_unknown_name(name, nearest):
+def test_an_unknown_metric_is_refused_with_the_nearest_name(name, nearest):
     with pytest.raises(RecipeError, match=f"unknown metric '{name}': did you mean '{nearest}'"):
         load_metrics(["squad", name])
 
 
-def test_unknown_hub_id(monkeypatch):
+def test_an_unknown_hub_id_is_refused(monkeypatch):
     def load(location, **options):
         raise FileNotFoundError(f"no module at {location}")
 
@@ -435,7 +434,7 @@ def test_a_module_that_does_not_load_is_named(text, tmp_path):
         load_metrics([str(tmp_path / "mine.py")])
 
 
-def test_two_metrics_of_one_key():
+def test_two_metrics_that_give_different_values_for_one_key_are_refused():
     score = load_metrics(["squad", "exact_match", "squad"])
     assert score(["ferry"], [["ferry"]]) == {"exact_match": 100.0, "f1": 100.0}
     with pytest.raises(RecipeError, match=r"'squad' and 'exact_match' both give 'exact_match'.*100.0 and 0.0"):
@@ -466,7 +465,7 @@ class Length(evaluate.Metric):
         (True, '{"texts": sum(map(len, references)), "unit": "text"}', {"texts": 3.0, "unit": "text"}),
     ],
 )
-def test_metric_on_disk(nested, result, expected, tmp_path):
+def test_a_metric_on_disk_is_loaded_and_scored(nested, result, expected, tmp_path):
     script = tmp_path / "length" / "length.py"
     script.parent.mkdir()
     script.write_text(USER_METRIC.format(nested=nested, result=result))
@@ -475,7 +474,7 @@ def test_metric_on_disk(nested, result, expected, tmp_path):
         assert score(["abc", "d"], [["abc", "c"], ["dd"]]) == expected | {"exact_match": 50.0}
 
 
-def test_metric_on_disk_without_a_number(tmp_path):
+def test_a_metric_on_disk_that_returns_no_score_is_refused(tmp_path):
     script = tmp_path / "length.py"
     script.write_text(USER_METRIC.format(nested=True, result='{"by_row": [1.0]}'))
     with pytest.raises(RecipeError, match="gives no number, but by_row"):
@@ -492,7 +491,7 @@ def refuse(event, arguments):
 sys.addaudithook(refuse)
 import prompt_tuning.metrics
 assert not {"torch", "evaluate", "datasets", "transformers"} & set(sys.modules)
-sys.modules["transformers"] = None  # else evaluate imports it, and with it torch: seconds of this test
+sys.modules["transformers"] = None  # Without this, evaluate imports transformers and torch, which takes seconds.
 import evaluate
 del sys.modules["transformers"]
 names = ["chrf", "rouge", "sacrebleu", "squad", "ter"]
@@ -515,7 +514,7 @@ def test_two_processes_at_once_with_an_empty_cache_are_quiet_and_offline(tmp_pat
     assert json.loads(first[0])["rouge1"] == 50.0
 
 
-def test_a_metric_that_is_not_a_number_for_some_rows_is_kept(tmp_path):
+def test_a_score_that_is_not_finite_is_kept(tmp_path):
     script = tmp_path / "length.py"
     script.write_text(USER_METRIC.format(nested=True, result='{"corr": float("nan")}'))
     assert math.isnan(load_metrics([str(script)])(["a"], [["a"]])["corr"])

@@ -26,7 +26,7 @@ def test_there_is_a_configuration_of_each_kind():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_accelerate_reads_a_configuration_and_its_header_says_how_to_launch_it(path):
+def test_accelerate_reads_a_configuration_and_its_header_has_the_launch_line(path):
     arguments = ["--config_file", str(path), "-m", "prompt_tuning", "train", "recipe.yaml"]
     args, config, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
     assert args.num_processes == config.num_processes and args.module and args.training_script == "prompt_tuning"

@@ -17,8 +17,8 @@ def test_the_document_has_every_calculated_table(capsys):
     assert len(printed) > 15 and [line for line in printed if line not in document] == []
 
 
-def test_llama_2_has_the_parameters_that_its_names_promise_and_any_model_those_of_its_matrices():
-    for name, billions in (("Llama-2-7B", 6.74), ("Llama-2-70B", 68.98)):  # Touvron et al. 2023
+def test_parameters_are_counted_as_in_the_paper_of_llama_2_and_in_a_model():
+    for name, billions in (("Llama-2-7B", 6.74), ("Llama-2-70B", 68.98)):  # Touvron et al. (2023) print them.
         assert abs(cost.LLAMA_2[name].parameters / 1e9 - billions) < 0.01
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -34,6 +34,6 @@ def test_calculated_memory_is_near_the_measured():
     cases = [(name, batch, memory) for name, batch, _, memory in cost.measured() if memory]
     assert len(cases) == 2
     for name, batch, memory in cases:
-        for way, shared in (("PEFT", False), ("engine", True)):
+        for path, shared in (("PEFT", False), ("engine", True)):
             mib = cost.activations(cost.SMOLLM2_135M, batch, shared, 4) / cost.MIB
-            assert abs(mib / memory[way] - 1) < 0.2, (name, way)
+            assert abs(mib / memory[path] - 1) < 0.2, (name, path)

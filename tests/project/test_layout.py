@@ -44,12 +44,12 @@ def test_imports_go_one_way_and_in_no_circle():
         if ORDER.index(imported.split(".")[0]) > ORDER.index(module.split(".")[0]):
             wrong.append((module, imported))
     assert not wrong
-    assert len(list(TopologicalSorter(graph).static_order())) > 50  # raises CycleError for a circle
+    assert len(list(TopologicalSorter(graph).static_order())) > 50  # A circle raises CycleError.
 
 
 def test_imports_within_functions_are_the_two_of_the_trainer():
-    """The command line imports a command's work within its function, so that --help answers at once."""
-    package, found = ROOT / "prompt_tuning", set()
+    """Exclude the command line, which imports a command's work within a function so that --help answers at once."""
+    package, pairs = ROOT / "prompt_tuning", set()
     for path in package.rglob("*.py"):
         module = ".".join(path.relative_to(package).with_suffix("").parts)
         if module.startswith("cli."):
@@ -58,8 +58,8 @@ def test_imports_within_functions_are_the_two_of_the_trainer():
             if isinstance(function, ast.FunctionDef):
                 for node in ast.walk(function):
                     if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prompt_tuning."):
-                        found.add((module, node.module.removeprefix("prompt_tuning.")))
-    assert found == IN_FUNCTIONS
+                        pairs.add((module, node.module.removeprefix("prompt_tuning.")))
+    assert pairs == IN_FUNCTIONS
 
 
 def test_the_trainer_loads_no_recipe_card_hub_or_command():

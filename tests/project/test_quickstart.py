@@ -1,8 +1,9 @@
-"""The quickstart's data is as its README says, and its recipe starts from the demonstrations that it names."""
+"""The quickstart's data agrees with its README, and its recipe starts from the demonstrations that it names."""
 
 import json
 import re
 from collections import Counter
+from itertools import chain
 
 import pytest
 from helpers.paths import ROOT
@@ -20,7 +21,7 @@ ROWS = {
 
 def test_the_numbers_of_rows_and_topics_are_right():
     assert {split: len(rows) for split, rows in ROWS.items()} == SPLITS
-    assert len({row["title"] for rows in ROWS.values() for row in rows}) == 115
+    assert len({row["title"] for row in chain(*ROWS.values())}) == 115
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -35,13 +36,15 @@ def test_every_answer_is_a_span_of_whole_words(split):
 
 def test_no_topic_and_no_passage_occurs_in_two_splits():
     for field in ("title", "context"):
-        homes = Counter(value for rows in ROWS.values() for value in {row[field] for row in rows})
-        assert set(homes.values()) == {1}, [value for value, count in homes.items() if count > 1]
+        num_splits = Counter()
+        for rows in ROWS.values():
+            num_splits.update({row[field] for row in rows})
+        assert set(num_splits.values()) == {1}, [value for value, count in num_splits.items() if count > 1]
 
 
 def test_no_question_and_no_id_occurs_twice():
     for field in ("question", "id"):
-        values = [" ".join(re.findall(r"\w+", row[field].lower())) for rows in ROWS.values() for row in rows]
+        values = [" ".join(re.findall(r"\w+", row[field].lower())) for row in chain(*ROWS.values())]
         assert len(values) == len(set(values))
 
 

@@ -107,7 +107,7 @@ def test_every_command_names_recipes_and_flags_that_exist(line, monkeypatch, cap
     if words[0].startswith("--") or command in ("push", "rank"):
         assert {word for word in words if word.startswith("--")} <= flags
         return
-    recipe = "recipes/quickstart/qa.yaml" if words[0] == "mine.yaml" else words[0]  # mine.yaml is a copy of it.
+    recipe = "recipes/quickstart/qa.yaml" if words[0] == "mine.yaml" else words[0]  # The file mine.yaml is a copy.
     try:
         load_recipe(recipe, overrides)
     except RecipeError as error:  # The reader's files do not exist here; nothing else may be wrong.
@@ -120,7 +120,7 @@ def test_the_table_of_commands_has_all_of_them(capsys):
     commands = set(re.findall(r"(?m)^    ([a-z][a-z-]+)(?= |$)", capsys.readouterr().out))
     table = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     rows = re.findall(r"(?m)^\| (`.+?`) \|", table)
-    assert commands <= {word.split()[0] for row in rows for word in re.findall("`(.+?)`", row)}
+    assert commands <= {word.split()[0] for word in re.findall("`(.+?)`", " ".join(rows))}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

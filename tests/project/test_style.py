@@ -19,7 +19,7 @@ def figures():
 
 
 @pytest.mark.parametrize("figure", LIMITS)
-def test_the_package_has_few_places_of_a_kind(figure, figures):
+def test_the_package_keeps_a_figure_within_its_limit(figure, figures):
     assert figures.count(figure) <= LIMITS[figure], figures.places[figure]
 
 

@@ -42,7 +42,7 @@ class Page(HTMLParser):
             self.rows[-1].append([attributes["data-label"], attributes.get("data-value"), ""])
 
     def handle_endtag(self, tag):
-        while self.inside and self.inside.pop() != tag:  # elements without an end
+        while self.inside and self.inside.pop() != tag:  # An element such as br has no end.
             pass
 
     def handle_data(self, text):
@@ -123,8 +123,11 @@ def test_train_and_evaluate_write_a_report_of_their_results(recipe_file, tmp_pat
     assert alone.column("with soft prompt") == page.column("with soft prompt")
     assert not any(cell[0] in ("gain", "hard prompt alone") for cell in alone.rows[0])
     assert "max_source_tokens: 30" in "".join(alone.texts["pre"])
-    for each, leaked in ((page, "9 nearly the same as a training row"), (alone, "none; no training rows were read")):
-        assert leaked in each.texts["dd"] and (run / "template.yaml").read_text() in each.texts["pre"]
+    for report_page, leaked in (
+        (page, "9 nearly the same as a training row"),
+        (alone, "none; no training rows were read"),
+    ):
+        assert leaked in report_page.texts["dd"] and (run / "template.yaml").read_text() in report_page.texts["pre"]
 
 
 def test_the_training_split_has_a_report_and_incomplete_rows_are_reported(recipe_file, tmp_path, capsys):
@@ -149,7 +152,7 @@ def test_gains_and_losses_are_counted_and_named(name, tmp_path):
     text = report.write_report(make_run(tmp_path / "run", ("hard_prompt", name))).read_text()
     assert "11 better, 1 worse, 0 the same" in text
     gains = re.findall(r'<a href="#row-(\d+)">', text)
-    assert gains == ["1", "3", "5", "7", "9", "4"]  # ties by their number, then the loss
+    assert gains == ["1", "3", "5", "7", "9", "4"]  # Equal gains are in the order of rows, before the loss.
     assert text.count("+100.0") == 5 + 6 and "2 / " not in text
 
 
@@ -177,10 +180,10 @@ def test_rows_that_are_not_shown_are_counted(tmp_path, monkeypatch):
     page = read(make_run(tmp_path, changes={2: {"source": "山川" * 500}}))
     assert len(page.rows) == 4 and "The first 4 of 12 rows are shown." in page.texts["strong"]
     assert "700 characters are left out here" in "".join(page.texts["div"])
-    assert "山川山川" in "".join(page.texts["summary"])  # a language without spaces
+    assert "山川山川" in "".join(page.texts["summary"])  # Chinese has no spaces.
     links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
     assert [link for link in links if link.startswith("#row-")] == ["#row-1", "#row-3"]
-    assert "row 9" in "".join(page.texts["li"])  # named without a link that leads nowhere
+    assert "row 9" in "".join(page.texts["li"])  # A link would lead nowhere.
 
 
 def test_no_text_of_the_run_is_executed_or_loads_anything(tmp_path):
@@ -201,8 +204,8 @@ def test_no_text_of_the_run_is_executed_or_loads_anything(tmp_path):
     assert page.column("with soft prompt")[0][2] == page.column("hard prompt alone")[1][2] == EVIL
     (style,), (script,) = page.texts["style"], page.texts["script"]
     assert "url(" not in style and "@import" not in style and "http" not in script
-    policy = next(each["content"] for _, each in page.elements if "http-equiv" in each)
-    hashes = [base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in (style, script)]
+    policy = next(element["content"] for _, element in page.elements if "http-equiv" in element)
+    hashes = [base64.b64encode(hashlib.sha256(element.encode()).digest()).decode() for element in (style, script)]
     assert policy.startswith("default-src 'none'; ") and "unsafe" not in policy
     assert f"style-src 'sha256-{hashes[0]}'" in policy and f"script-src 'sha256-{hashes[1]}'" in policy
 
@@ -301,7 +304,7 @@ def test_rows_are_searched_and_sorted_in_a_browser(browser, page_file):
     assert browser.run(find.format("ROME")) == "1 of 12 rows" and browser.run(VISIBLE) == ["4"]
     browser.run("location.hash = '#row-9'")
     browser.run("new Promise(done => setTimeout(done, 100))")
-    assert browser.run("found.textContent") == "12 rows"  # a link to a row that was not found shows it again
+    assert browser.run("found.textContent") == "12 rows"  # A link to a hidden row shows it again.
     heads = browser.run("[...document.querySelectorAll('#rows thead th button')].map(each => each.textContent)")
     assert heads[0] == "row" and heads[-1] == "gain" and len({*heads}) == len(heads) == 8
     press = "document.querySelectorAll('#rows thead button')[{}].click()"

@@ -83,7 +83,7 @@ def test_the_whole_card(run):
     assert (run / "README.md").read_bytes().decode() == card_text(facts)
     facts["results"] |= {"train_seconds": 1.5, "evaluation_seconds": 0.5, "hardware": "CPU (x86_64), 1 thread"}
     facts["results"]["versions"] = dict.fromkeys(facts["results"]["versions"], "1.2.3")
-    facts["example"] |= {"hard_prompt": "in Oslo", "soft_prompt": "Oslo"}  # a random model writes other things
+    facts["example"] |= {"hard_prompt": "in Oslo", "soft_prompt": "Oslo"}  # A random model writes other texts.
     for entry in facts["log_history"]:
         entry |= {key: round(value, 1) for key, value in entry.items() if key.endswith("loss")}
     assert card_text(facts) == (ROOT / "tests" / "fixtures" / "expected_card.md").read_text(encoding="utf-8")
@@ -99,10 +99,10 @@ def test_the_cards_snippets_run_as_printed_and_print_its_example(changes, run):
         run = Path("prefix")
     card = (run / "README.md").read_text(encoding="utf-8")
     with (run / "predictions" / "test.jsonl").open(encoding="utf-8") as rows:
-        wanted = json.loads(next(rows))["soft_prompt"]
+        expected = json.loads(next(rows))["soft_prompt"]
     ours, plain = snippets(card)
     assert "import prompt_tuning" not in plain and "from prompt_tuning" not in plain
-    assert printed(ours) == printed(plain) == wanted.strip()
+    assert printed(ours) == printed(plain) == expected.strip()
 
 
 def test_no_text_of_the_user_leaves_its_fence_or_cell(run):
@@ -180,7 +180,7 @@ def test_a_row_of_the_user_replaces_the_row_of_the_data(run, tmp_path, capsys):
     assert f"Prediction, with soft prompt:\n\n```text\n{printed(snippets(text)[0])}\n```" in text
 
     named = {"passage" if name == "context" else name: value for name, value in row.items()}
-    renamed = tmp_path / "renamed"  # a run on data with other column names
+    renamed = tmp_path / "renamed"  # This run's data has other column names.
     shutil.copytree(run, renamed)
     with (renamed / "recipe.yaml").open("a", encoding="utf-8") as recipe:
         recipe.write("context_column: passage\n")
@@ -194,15 +194,15 @@ def test_a_row_of_the_user_replaces_the_row_of_the_data(run, tmp_path, capsys):
         assert reason in capsys.readouterr().err
     assert card.read_text(encoding="utf-8") == text
 
-    own = tmp_path / "own"
-    shutil.copytree(run, own)
+    copied_run = tmp_path / "own"
+    shutil.copytree(run, copied_run)
     file.write_text(json.dumps(row))
-    for words in (["--example", str(file)], []):  # the second card keeps the row, and so does a push
-        assert main(["card", str(own), *words]) == 0
-        pushed = plan_upload(own, "ann/rivers", "ann/tiny-llama")
-        texts = [each if isinstance(each, bytes) else each.read_bytes() for each in pushed.values()]
+    for words in (["--example", str(file)], []):  # The second card and a push keep the row.
+        assert main(["card", str(copied_run), *words]) == 0
+        pushed = plan_upload(copied_run, "ann/rivers", "ann/tiny-llama")
+        texts = [content if isinstance(content, bytes) else content.read_bytes() for content in pushed.values()]
         (data,) = {json.loads(line)["context"] for line in (run.parent / "test.jsonl").read_text().splitlines()[:1]}
-        assert not any(data.encode() in each for each in texts)
+        assert not any(data.encode() in content for content in texts)
         assert b"The ferry Mira sailed from Oslo." in pushed["README.md"]
 
 
@@ -234,7 +234,7 @@ def test_the_card_is_written_before_the_report_and_names_the_resumed_checkpoint(
 
 
 def test_no_card_of_peft_or_trainer_remains(run, llama, tokenizer, tmp_path):
-    """Both write drafts with placeholders, PEFT into every checkpoint."""
+    """Look for both, because both write drafts with placeholders, PEFT into every checkpoint."""
     assert not [*run.glob("checkpoint-*/README.md")]
     trainer = soft_trainer(llama, tokenizer, tmp_path / "ours", save_steps=1)
     trainer.train()
@@ -262,16 +262,16 @@ def test_the_cards_of_reference_runs_match_their_facts(facts, tmp_path):
         "`make cards` writes them again"
     )
     check_card(written)
-    held = json.loads(facts.read_text(encoding="utf-8"))
-    own = ROOT / "model_cards" / "examples" / facts.name  # rows written for this project, no others
-    file = own if own.is_file() else ROOT / "recipes" / "quickstart" / "test.jsonl"
+    saved_facts = json.loads(facts.read_text(encoding="utf-8"))
+    example = ROOT / "model_cards" / "examples" / facts.name  # These rows were written for this project.
+    file = example if example.is_file() else ROOT / "recipes" / "quickstart" / "test.jsonl"
     shown = json.loads(file.read_text(encoding="utf-8").splitlines()[0])
     read = {name: value for name, value in shown.items() if name not in ("id", "title", "answers", "summary")}
-    assert held["results"]["example"] == read
+    assert saved_facts["results"]["example"] == read
 
 
 def test_every_reference_run_has_a_card():
-    """A recipe with a score in its first lines has a reference run."""
+    """Take the recipes with a score in their first lines as the reference runs."""
     recipes = [*(ROOT / "recipes").glob("*/*_prompt_tuning.yaml")]
     run = [path.stem for path in recipes if "Score: not measured" not in path.read_text(encoding="utf-8")]
     assert {path.stem for path in CARDS} == {*run, "distillation", "quickstart"}

@@ -1,4 +1,4 @@
-"""compare: what it trains, what it does not train again, and what it refuses to compare."""
+"""compare: the runs that it trains, those that it does not train again, and the recipes that it refuses."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from prompt_tuning.studies.compare import mean_over_seeds
 
 @pytest.fixture
 def recipes(recipe_file, tmp_path):
-    """Recipes by name: no training, a soft prompt, LoRA."""
+    """Return recipes by name: no training, a soft prompt, LoRA."""
     paths = {}
     for name, changes in {
         "hard": {"method": "none"},
@@ -38,32 +38,34 @@ def test_recipes_are_run_once_with_each_seed_and_compared_in_a_table(recipes, tm
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {
         "hard-seed1", "soft-seed1", "soft-seed2", "lora-seed1", "lora-seed2",
     }  # fmt: skip
-    found = json.loads((folder / "compare.json").read_text())
-    assert found["metric"] == "f1" and found["rows"] == 9
+    report = json.loads((folder / "compare.json").read_text())
+    assert report["metric"] == "f1" and report["rows"] == 9
     results = json.loads((folder / "soft-seed2" / "results.json").read_text())
     assert "hard_prompt" not in results and results["train_steps"] == 3
-    soft = found["parts"]["soft"]
+    soft = report["parts"]["soft"]
     assert soft["of_seeds"][1] == results["soft_prompt"]["f1"] and soft["low"] <= soft["score"] <= soft["high"]
     assert soft["trainable_parameters"] == 6 * 32 and soft["adapter_bytes"] > 6 * 32 * 4
-    assert found["parts"]["hard"]["trainable_parameters"] == 0 and "against_first" not in found["parts"]["hard"]
+    assert report["parts"]["hard"]["trainable_parameters"] == 0 and "against_first" not in report["parts"]["hard"]
     assert "| soft " in table and "9 rows; seeds 1, 2" in table
     assert "they leave out what another seed changes" not in table  # The scores of soft have it.
     assert (folder / "compare.md").read_text() in table + "\n"
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
 
-    forbid_model_loading(monkeypatch)  # all is there
+    forbid_model_loading(monkeypatch)  # Every run is finished.
     assert compared(recipes, tmp_path, "--max_steps", "3") == 0
-    assert json.loads((folder / "compare.json").read_text()) == found
+    assert json.loads((folder / "compare.json").read_text()) == report
     assert compared(recipes, tmp_path, "--max_steps", "4") == 2
     assert "was run with other settings (max_steps)" in capsys.readouterr().err
     train, test = ((tmp_path / f"{split}.jsonl").read_text() for split in ("train", "test"))
     for split, rows in (("train", question_rows(24, 1)), ("test", question_rows(9, 2))):
         write_jsonl(tmp_path / f"{split}.jsonl", rows)
         assert compared(recipes, tmp_path, "--max_steps", "3") == 1
-        said, name = capsys.readouterr().err, "soft" if split == "train" else "hard"
-        assert f"{name}-seed1 was run before this changed: " in said and f"{split}.jsonl, or the template's" in said
+        errors, name = capsys.readouterr().err, "soft" if split == "train" else "hard"
+        assert (
+            f"{name}-seed1 was run before this changed: " in errors and f"{split}.jsonl, or the template's" in errors
+        )
         (tmp_path / "train.jsonl").write_text(train)
-    asked = test.replace("Where does", "In which town does")  # with the same answers
+    asked = test.replace("Where does", "In which town does")  # The answers stay the same.
     (tmp_path / "test.jsonl").write_text(asked)
     assert asked != test and compared(recipes, tmp_path, "--max_steps", "3") == 1
     assert "hard-seed1 was run before this changed: " in capsys.readouterr().err
@@ -75,9 +77,9 @@ def refused(command, file, change, capsys):
     change()
     assert file.read_bytes() != kept and main(command) == 1
     file.write_bytes(kept)
-    said = capsys.readouterr().err
-    assert "-seed1 was run before this changed: " in said
-    return said
+    errors = capsys.readouterr().err
+    assert "-seed1 was run before this changed: " in errors
+    return errors
 
 
 def test_a_finished_run_is_refused_if_its_inputs_changed(recipe_file, tokenizer, tmp_path, capsys):
@@ -95,21 +97,23 @@ def test_a_finished_run_is_refused_if_its_inputs_changed(recipe_file, tokenizer,
     capsys.readouterr()
     text, adapter = template.read_text(), start / "adapter_model.safetensors"
     for old, new in (("[x]", "[y]"), ("Turin", "Turin ||| Rome")):
-        said = refused(command, template, lambda old=old, new=new: template.write_text(text.replace(old, new)), capsys)
-        assert "test.jsonl, or the template's words or answers" in said
+        errors = refused(
+            command, template, lambda old=old, new=new: template.write_text(text.replace(old, new)), capsys
+        )
+        assert "test.jsonl, or the template's words or answers" in errors
     other = {name: value + 1 for name, value in load_file(adapter).items()}
     assert f"init_adapter {start}" in refused(
         command, adapter, lambda: save_file(other, adapter, {"format": "pt"}), capsys
     )
     weights = model / "model.safetensors"
-    said = refused(command, weights, lambda: tiny_llama(len(tokenizer), seed=9).save_pretrained(model), capsys)
-    assert f"model_name_or_path {model}" in said
-    assert main(command) == 0  # all is as it was
+    errors = refused(command, weights, lambda: tiny_llama(len(tokenizer), seed=9).save_pretrained(model), capsys)
+    assert f"model_name_or_path {model}" in errors
+    assert main(command) == 0  # Every file has its old content.
 
 
 def test_a_finished_run_is_refused_if_changed_inputs_are_in_no_row(recipe_file, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "squad").mkdir()  # a folder of that name is not the metric
+    (tmp_path / "squad").mkdir()  # A folder of that name is not the metric.
     template, metric = tmp_path / "mine.yaml", tmp_path / "mine.py"
     template.write_text(
         "source: '{{ question }}'\ntarget: ' {{ answers.text[0] }}'\n"
@@ -243,7 +247,7 @@ def test_a_repeated_seed_is_run_once_and_a_row_may_hold_a_line_separator(recipes
 
 
 def test_a_corpus_metric_of_several_seeds_has_their_mean_interval_and_largest_p():
-    """The interval of the first seed would not hold the mean score of two seeds."""
+    """Average the intervals, because that of the first seed would not hold the mean score of two seeds."""
     first = {"one": {"low": 9, "high": 11}, "two": {"low": 8, "high": 10, "p": 0.2}}
     second = {"one": {"low": 29, "high": 31}, "two": {"low": 8, "high": 10, "p": 0.001}}
     means = mean_over_seeds([first, second])

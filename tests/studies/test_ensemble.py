@@ -1,4 +1,4 @@
-"""Several prompts of one model: each writes what it writes alone, and together they write what a mean by hand says."""
+"""Several prompts of one model: each writes the same as by itself, and together the same as a mean by hand."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ from prompt_tuning.studies.ensemble import (
 )
 
 LENGTHS = (3, 7, 1)
-TOKENS = 8  # that each row is given, at most
+TOKENS = 8  # A row gets at most so many.
 
 
 def save_adapter(model_folder, folder, length, seed):
@@ -40,7 +40,7 @@ def save_adapter(model_folder, folder, length, seed):
 
 @pytest.fixture
 def adapters(model_folders, tmp_path):
-    """Random prompts of different lengths."""
+    """Save random prompts of different lengths."""
     return [save_adapter(model_folders["llama"], tmp_path / f"adapter-{length}", length, length) for length in LENGTHS]
 
 
@@ -55,15 +55,15 @@ def read(folder):
 
 
 def together_by_hand(base, prompts, row):
-    """Ids chosen one by one, from the base model without any cache."""
+    """Choose ids one by one from the base model without any cache."""
     ids = list(row)
     while len(ids) < len(row) + TOKENS and ids[-1] != base.config.eos_token_id:
-        each = [row_logits(base, prompt, ids)[-1].log_softmax(-1) for prompt in prompts]
-        ids.append(torch.stack(each).mean(0).argmax().item())
+        log_probabilities = [row_logits(base, prompt, ids)[-1].log_softmax(-1) for prompt in prompts]
+        ids.append(torch.stack(log_probabilities).mean(0).argmax().item())
     return ids[len(row) :]
 
 
-def test_logits_write_what_a_mean_by_hand_says(adapters, recipe, model_folders):
+def test_logits_write_the_same_as_a_mean_by_hand(adapters, recipe, model_folders):
     written, folder = recipe(), ensemble(recipe(), adapters, "logits")
     prepared = prepare(written, ("test",))
     base = AutoModelForCausalLM.from_pretrained(model_folders["llama"]).requires_grad_(False)
@@ -77,12 +77,12 @@ def test_logits_write_what_a_mean_by_hand_says(adapters, recipe, model_folders):
         expected += decode([ids], prepared.tokenizer, prepared.template.stop)
     results, rows = read(folder)
     assert [row["ensemble"] for row in rows] == expected
-    for number in range(1, 4):  # no adapter alone would have passed
+    for number in range(1, 4):  # No single adapter would have passed.
         assert [row[f"adapter_{number}"] for row in rows] != expected
     assert results["combine"] == "logits" and set(results["ensemble"]) == {"exact_match", "f1"}
 
 
-def test_a_vote_is_among_the_texts_and_scores_that_each_adapter_has_alone(adapters, recipe, tmp_path):
+def test_a_vote_is_among_the_texts_and_scores_that_each_adapter_has_by_itself(adapters, recipe, tmp_path):
     results, rows = read(ensemble(recipe(), adapters, output_dir=tmp_path / "together"))
     texts = []
     for number, (folder, length) in enumerate(zip(adapters, LENGTHS, strict=True), 1):
@@ -93,12 +93,12 @@ def test_a_vote_is_among_the_texts_and_scores_that_each_adapter_has_alone(adapte
             results["adapters"][f"adapter_{number}"]
             == {"folder": folder, "virtual_tokens": length} | (alone["soft_prompt"])
         )
-    assert len({tuple(each) for each in texts}) == 3
-    assert [row["ensemble"] for row in rows] == [vote(each)[0] for each in zip(*texts, strict=True)]
+    assert len({tuple(choices) for choices in texts}) == 3
+    assert [row["ensemble"] for row in rows] == [vote(choices)[0] for choices in zip(*texts, strict=True)]
     assert results["rows"] == 9 and results["combine"] == "vote"
 
 
-def test_equal_prompts_agree_and_write_together_what_one_writes(model_folders, recipe, tmp_path):
+def test_equal_prompts_agree_and_write_together_the_text_of_one(model_folders, recipe, tmp_path):
     same = [save_adapter(model_folders["llama"], tmp_path / name, 4, 5) for name in ("one", "two")]
     for combine in ("vote", "logits"):
         results, rows = read(ensemble(recipe(), same, combine))
@@ -119,7 +119,7 @@ def test_cost_counts_each_row_and_each_prompt(adapters, recipe):
 
 
 @pytest.mark.parametrize("combine", ["vote", "logits"])
-def test_a_row_is_given_the_same_alone_and_in_any_batch(adapters, recipe, combine):
+def test_a_row_gets_the_same_text_by_itself_and_in_any_batch(adapters, recipe, combine):
     written = []
     for overrides in (["--per_device_eval_batch_size=1"], ["--per_device_eval_batch_tokens=500"], []):
         prepared = prepare(recipe(*overrides), ("test",))
@@ -160,7 +160,7 @@ def test_copies_of_a_row_share_the_mean_of_their_log_probabilities():
     averaged = MeanOverAdapters(3)(None, scores)
     for row in range(2):
         three = scores[3 * row : 3 * row + 3]
-        by_hand = sum(each.exp().div(each.exp().sum()).log() for each in three) / 3
+        by_hand = sum(logits.exp().div(logits.exp().sum()).log() for logits in three) / 3
         for copy in range(3):
             assert torch.allclose(averaged[3 * row + copy], by_hand, atol=1e-6)
     with pytest.raises(AdapterError, match="use --combine vote"):
@@ -171,7 +171,7 @@ def test_copies_of_a_row_share_the_mean_of_their_log_probabilities():
     ("texts", "winner", "votes"),
     [
         (["Oslo", "Lima", "Lima"], "Lima", 2),
-        (["Oslo", "Lima", "the lima.", "oslo"], "Oslo", 2),  # a tie: the adapter named first
+        (["Oslo", "Lima", "the lima.", "oslo"], "Oslo", 2),  # The adapter named first wins a tie.
         (["Riga", "Oslo", "Lima", "Lima", "Oslo"], "Oslo", 2),
         (["Oslo", "Lima", "Riga"], "Oslo", 1),
         (["", "Lima", ""], "", 2),
@@ -182,7 +182,7 @@ def test_the_most_frequent_text_wins_and_the_first_named_breaks_ties(texts, winn
 
 
 def test_votes_are_counted_by_the_rules_of_the_language():
-    assert vote(["Oslo", "the place", "place"], "de") == ("Oslo", 1)  # articles go in English alone
+    assert vote(["Oslo", "the place", "place"], "de") == ("Oslo", 1)  # Only English loses its articles.
     for english in ("en", "en-US", "eng_Latn"):
         assert vote(["Oslo", "the place", "place"], english) == ("the place", 2)
 
@@ -223,7 +223,7 @@ def test_adapters_of_another_kind_model_or_number_are_refused_at_once_before_the
         ensemble(recipe(model_name_or_path=model_folders["t5"]), adapters)
 
 
-def test_beams_vote_as_each_adapter_searches_alone(adapters, recipe, tmp_path):
+def test_beams_vote_with_each_adapter_searching_by_itself(adapters, recipe, tmp_path):
     beams = "--generation_num_beams=3"
     _, rows = read(ensemble(recipe(beams), adapters[:2]))
     _, alone = read(evaluate(recipe(beams), adapters[1], output_dir=tmp_path / "alone"))

@@ -36,7 +36,7 @@ def base(model_folders):
 
 @pytest.fixture
 def adapter(base, tmp_path):
-    """Save a prompt of four tokens' own embeddings, the third doubled."""
+    """Save a prompt of the embeddings of four tokens, the third one doubled."""
     prompt = base.get_input_embeddings().weight[IDS].detach().clone()
     prompt[2] *= 2
     add_soft_prompt(base, prompt_config(base, 4), prompt).save_pretrained(tmp_path / "adapter")
@@ -44,7 +44,7 @@ def adapter(base, tmp_path):
 
 
 def test_a_prompt_of_token_embeddings_is_read_as_these_tokens(adapter, base, tokenizer, monkeypatch):
-    forbid_model_loading(monkeypatch)  # one tensor of the file is enough
+    forbid_model_loading(monkeypatch)  # One tensor of the file is enough.
     report = inspect(str(adapter), nearest=3)
     assert [token["nearest"][0]["id"] for token in report["tokens"]] == IDS
     assert [token["nearest"][0]["cosine"] for token in report["tokens"]] == [1, 1, 1, 1]
@@ -77,7 +77,7 @@ def test_norms_are_compared_with_those_of_the_vocabulary(adapter, base):
     expected = [norms[1], norms[70], 2 * norms[300], norms[5]]
     assert [token["norm"] for token in report["tokens"]] == pytest.approx([*map(float, expected)], abs=1e-4)
     assert report["tokens"][2]["norm_percentile"] == 100
-    below = 100 * sum(each < norms[70] for each in norms).item() / len(norms)
+    below = 100 * sum(norm < norms[70] for norm in norms).item() / len(norms)
     assert report["tokens"][1]["norm_percentile"] == pytest.approx(below, abs=0.06)
     assert report["vocabulary"]["size"] == len(norms)
     assert report["vocabulary"]["norm_mean"] == pytest.approx(norms.mean().item(), abs=1e-4)
@@ -129,7 +129,7 @@ def test_the_table_has_a_line_for_each_virtual_token_and_a_caution(adapter):
 
 @pytest.fixture
 def prefix(base, tmp_path):
-    """Keys of layer 1 are 5 long, all other keys and values 2 long; the two virtual tokens are opposite in values."""
+    """Save a prefix: keys of layer 1 have norm 5, all others 2; the two virtual tokens have opposite values."""
     model = get_peft_model(base, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     weight = torch.zeros(2, 2, 2, 16)
     weight[..., 0] = 2
@@ -146,11 +146,11 @@ def test_a_prefix_has_norms_by_layer_and_no_nearest_tokens(prefix, monkeypatch):
     report = inspect(str(folder))
     assert [layer["key_norms"] for layer in report["layers"]] == [[2, 2], [5, 5]]
     assert [layer["value_norms"] for layer in report["layers"]] == [[2, 2], [2, 2]]
-    cache = model.get_prompt(batch_size=1)  # PEFT's cache for the model: [1, heads, P, D] a layer.
+    cache = model.get_prompt(batch_size=1)  # A layer of PEFT's cache has [1, heads, P, D].
     for layer, kept in zip(report["layers"], cache.layers, strict=True):
         for name, states in (("key_norms", kept.keys), ("value_norms", kept.values)):
             assert layer[name] == pytest.approx(states[0].transpose(0, 1).flatten(1).norm(dim=1).tolist())
-    assert report["similarity"] == [[1, 0], [0, 1]]  # keys alike, values opposite
+    assert report["similarity"] == [[1, 0], [0, 1]]  # Keys are alike, values opposite.
     assert report["tokens"] == [{"token": 0}, {"token": 1}]
     text = inspection_text(report)
     assert "nearest tokens do not exist for it" in text and "do not explain" in text

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import product
 
 import pytest
 import torch
@@ -57,9 +58,9 @@ def scored(monkeypatch):
     rows = []
 
     def likelihoods(model, places):
-        found = [(each[number]["source"].split(".")[0], number) for each, number in places]
-        rows.extend(found)
-        return [-1.0 - abs(WORDS.index(word) - 4) + 0.1 * (number % 3) for word, number in found]
+        words = [(encoded[number]["source"].split(".")[0], number) for encoded, number in places]
+        rows.extend(words)
+        return [-1.0 - abs(WORDS.index(word) - 4) + 0.1 * (number % 3) for word, number in words]
 
     replace_likelihoods(monkeypatch, likelihoods)
     return rows
@@ -69,7 +70,7 @@ def ranked(recipe, tmp_path, *flags):
     return main(["rank", str(recipe), "--output_dir", str(tmp_path / "rank"), *map(str, flags)])
 
 
-def found(tmp_path):
+def rank_facts(tmp_path):
     return json.loads((tmp_path / "rank" / "rank.json").read_text())
 
 
@@ -77,10 +78,10 @@ def test_the_likelihood_of_a_target_leaves_out_its_end_and_is_the_same_in_any_ba
     rows = Dataset.from_list(question_rows(5))
     base, names = tiny_llama(len(tokenizer)), ("plain", "chat", "instruction_last", "few_shot")
     encoded = [encode(rows, Encoder(Template.load(f"question_answering/{name}"), tokenizer))[0] for name in names]
-    places = [(each, number) for number in range(5) for each in encoded]
-    for score, (each, number) in zip(log_likelihoods_without_end(base, places), places, strict=True):
-        ids, start = each[number]["input_ids"][:-1], source_length(each[number]["labels"])
-        assert each[number]["input_ids"][-1] == tokenizer.eos_token_id
+    places = [(rows_of_template, number) for number, rows_of_template in product(range(5), encoded)]
+    for score, (rows_of_template, number) in zip(log_likelihoods_without_end(base, places), places, strict=True):
+        ids, start = rows_of_template[number]["input_ids"][:-1], source_length(rows_of_template[number]["labels"])
+        assert rows_of_template[number]["input_ids"][-1] == tokenizer.eos_token_id
         logits = row_logits(base, base.get_input_embeddings().weight[:0], ids)[start - 1 : -1].log_softmax(-1)
         expected = logits[torch.arange(len(ids) - start), ids[start:]].sum().item()
         assert score == pytest.approx(expected, abs=1e-4)
@@ -109,9 +110,9 @@ def test_bad_candidates_stop_early_and_the_best_one_is_kept(recipe_file, templat
     write_jsonl(tmp_path / "validation.jsonl", question_rows(32, 3))
     assert ranked(recipe_file(), tmp_path, "--templates", templates, "--finalists", 1) == 0
     assert len(scored) == len(set(scored)) == 8 * 8 + 4 * 0 + 2 * 8 + 1 * 16 < 8 * 32
-    facts = found(tmp_path)
+    facts = rank_facts(tmp_path)
     assert facts["halving"] == [[8, 8], [4, 8], [2, 16], [1, 32]] and facts["winner"] == f"{templates}:five"
-    rows = {name.split(":")[-1]: each["rows"] for name, each in facts["candidates"].items()}
+    rows = {name.split(":")[-1]: candidate["rows"] for name, candidate in facts["candidates"].items()}
     assert rows["five"] == 32 and rows["one"] == 8 and next(iter(rows)) == "five"
     against = facts["candidates"][f"{templates}:one"]["log_likelihood"]["against_winner"]
     assert against["difference"] == pytest.approx(-4) and against["p"] < 0.01  # Both have the same eight rows.
@@ -131,10 +132,10 @@ def test_a_stopped_rank_resumes_and_a_finished_one_runs_nothing(recipe_file, tmp
     assert lines and not (tmp_path / "rank" / "rank.json").exists()
     replace_likelihoods(monkeypatch, None)
     assert ranked(recipe, tmp_path, *flags) == 0
-    facts = found(tmp_path)
+    facts = rank_facts(tmp_path)
     assert len(facts["candidates"]) == 3 * 3 and (tmp_path / "rank" / "likelihoods.jsonl").read_text() == lines
     forbid_model_loading(monkeypatch)
-    assert ranked(recipe, tmp_path, *flags) == 0 and found(tmp_path) == facts
+    assert ranked(recipe, tmp_path, *flags) == 0 and rank_facts(tmp_path) == facts
     unread = ["--test_file", tmp_path / "train.jsonl", "--preprocessing_num_workers", 1]
     of_training = ["--max_steps", 9, "--num_virtual_tokens", 3]
     assert ranked(recipe, tmp_path, *flags, *of_training, *unread) == 0  # No score depends on these settings.
@@ -182,8 +183,8 @@ def test_a_rank_stopped_among_the_likelihoods_loses_only_the_last_rows(recipe_fi
     assert asked == [10 * 4, 10, 10]  # Zero-shot candidates are read together.
     asked.append(None)
     assert ranked(recipe, tmp_path, *flags) == 0
-    facts = found(tmp_path)
-    read = sum(each["rows"] for each in facts["candidates"].values())
+    facts = rank_facts(tmp_path)
+    read = sum(candidate["rows"] for candidate in facts["candidates"].values())
     assert sum(asked[:3]) + sum(asked[4:]) == read  # No row was scored twice.
     assert "likelihood: 100%" in capsys.readouterr().err
 
@@ -198,7 +199,7 @@ def test_other_targets_are_left_out_and_missing_demonstrations_are_counted(recip
                   tmp_path / "train.jsonl") == 0  # fmt: skip
     text = capsys.readouterr().out
     assert f"left out: {files[1]}: it has other targets than {files[0]}" in text
-    shown = found(tmp_path)["candidates"][f"{files[0]}, 2 shown, seed 42"]
+    shown = rank_facts(tmp_path)["candidates"][f"{files[0]}, 2 shown, seed 42"]
     assert 0 < shown["lacking_rows"] <= 6 and f"2 shown, seed 42: {shown['lacking_rows']} rows show fewer" in text
     assert "p of at most 16 rows by their signs" in text
 
@@ -228,7 +229,7 @@ def test_equal_candidates_are_not_significantly_different(recipe_file, tmp_path,
             "source: '{{ context }} {{ question }}'\ntarget: '{{ answers.text[0] }}'\n"
         )
     assert ranked(recipe_file(), tmp_path, "--templates", tmp_path / "first.yaml", tmp_path / "second.yaml") == 0
-    second = found(tmp_path)["candidates"][str(tmp_path / "second.yaml")]
+    second = rank_facts(tmp_path)["candidates"][str(tmp_path / "second.yaml")]
     assert second["f1"]["p"] == 1 == second["log_likelihood"]["against_winner"]["p"]
     text = capsys.readouterr().out
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
@@ -241,7 +242,7 @@ def test_all_shipped_templates_are_ranked_by_default_and_the_winner_runs(recipe_
     assert (
         ranked(recipe, tmp_path, "--num_demonstrations", 2, "--rows", 5, "--demonstration_selection", "balanced") == 0
     )
-    facts = found(tmp_path)
+    facts = rank_facts(tmp_path)
     assert facts["rows"] == 5 and len(facts["candidates"]) + len(facts["left_out"]) == 19
     assert "it is answered by choosing" in facts["left_out"]["question_answering/yes_no"]
     (unfit,) = (reason for name, reason in facts["left_out"].items() if "few_shot_chat" in name)
@@ -271,7 +272,7 @@ def test_translations_are_tested_by_their_corpus_metric(recipe_file, tmp_path, m
 
     monkeypatch.setattr(PromptTuningTrainer, "predict_texts", predict)
     assert ranked(recipe, tmp_path, "--templates", *names) == 0
-    facts = found(tmp_path)
+    facts = rank_facts(tmp_path)
     assert facts["metric"] == "bleu" and facts["test"] == "sacreBLEU's paired bootstrap"
     best, other = (facts["candidates"][name]["bleu"] for name in reversed(names))
     assert facts["winner"] == names[1] and "p" not in best and other["p"] < 0.05 and other["high"] < best["low"]
@@ -288,8 +289,8 @@ def test_what_cannot_be_ranked_is_refused_before_a_model_loads(recipe_file, tmp_
         "dataset: squad\nsubset: null\ntemplates:\n  1: !Template\n    name: One\n    jinja: '{{ question }}'\n"
     )
     assert ranked(recipe_file(), tmp_path, "--templates", tmp_path / "theirs.yaml") == 2
-    said = capsys.readouterr().err
-    assert "no template could be ranked\nerror: template" in said and "|||" in said
+    errors = capsys.readouterr().err
+    assert "no template could be ranked\nerror: template" in errors and "|||" in errors
     assert ranked(recipe_file(metrics="exact_match"), tmp_path) == 2
     assert "metrics give exact_match, and rank goes by f1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -299,7 +300,7 @@ def test_what_cannot_be_ranked_is_refused_before_a_model_loads(recipe_file, tmp_
 def test_zero_demonstrations_can_be_ranked_with_any_recipe(recipe_file, tmp_path):
     recipe = recipe_file(num_demonstrations=2, demonstration_selection="balanced", score_choices=False)
     assert ranked(recipe, tmp_path, "--num_demonstrations", 0, "--rows", 2, "--finalists", 1) == 0
-    assert not any("answered by choosing" in reason for reason in found(tmp_path)["left_out"].values())
+    assert not any("answered by choosing" in reason for reason in rank_facts(tmp_path)["left_out"].values())
 
 
 def opening(template, tokenizer, languages=None):

@@ -1,4 +1,4 @@
-"""sweep: each run is what train gives alone, the model is handed on as it was, and one failure stops no other."""
+"""sweep: each run equals a run of train, the shared model never changes, and a failed run stops no other."""
 
 import json
 import re
@@ -31,7 +31,8 @@ METHODS = {
 def write_sweep(tmp_path, recipe, settings):
     path = tmp_path / "sweep.yaml"
     lines = [
-        f"  {name}: {{{', '.join(f'{key}: {value}' for key, value in own.items())}}}" for name, own in settings.items()
+        f"  {name}: {{{', '.join(f'{key}: {value}' for key, value in changes.items())}}}"
+        for name, changes in settings.items()
     ]
     path.write_text(f"recipe: {recipe}\nruns:\n" + "\n".join(lines) + "\n")
     return str(path)
@@ -54,7 +55,7 @@ def base_models(monkeypatch):
     return models
 
 
-def test_every_run_equals_train_alone_bit_for_bit(recipe_file, tmp_path, base_models, capsys):
+def test_every_run_equals_a_run_of_train_bit_for_bit(recipe_file, tmp_path, base_models, capsys):
     recipe = recipe_file(output_dir=None, max_steps=2, num_virtual_tokens=None)
     swept = tmp_path / "runs"
     assert main(["sweep", write_sweep(tmp_path, recipe, METHODS), "--output_dir", str(swept)]) == 0
@@ -69,18 +70,22 @@ def test_every_run_equals_train_alone_bit_for_bit(recipe_file, tmp_path, base_mo
             file.relative_to(swept / name) for file in (swept / name).glob("*") if "checkpoint" not in file.name
         }
         if name != "none":
-            found, wanted = weights(swept / name), weights(alone)
-            assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted), name
+            of_sweep, of_train = weights(swept / name), weights(alone)
+            assert of_sweep.keys() == of_train.keys() and all(
+                torch.equal(of_sweep[key], of_train[key]) for key in of_train
+            ), name
         predictions = [folder / "predictions" / "test.jsonl" for folder in (swept / name, alone)]
         assert predictions[0].read_text() == predictions[1].read_text()
 
 
 def test_no_run_changes_the_shared_base_model(recipe_file, tmp_path, base_models, monkeypatch):
-    """Adapters, hooks, attention and modes of a run stay in its own copy, whose weights are the same memory."""
-    given = []
+    """Compare adapters, hooks, attention and modes; a run's copy of the model has the same memory for its weights."""
+    copies = []
     shared = runs.sharing_weights
-    monkeypatch.setattr(runs, "sharing_weights", lambda model: given.append(shared(model)) or given[-1])
-    settings = {name: own for name, own in METHODS.items() if name not in ("full", "none", "again")}
+    monkeypatch.setattr(runs, "sharing_weights", lambda model: copies.append(shared(model)) or copies[-1])
+    settings = {
+        name: method_settings for name, method_settings in METHODS.items() if name not in ("full", "none", "again")
+    }
     sweep = write_sweep(tmp_path, recipe_file(output_dir=None, max_steps=1, num_virtual_tokens=None), settings)
     assert main(["sweep", sweep, "--output_dir", str(tmp_path / "runs")]) == 0
     (base,) = base_models
@@ -88,15 +93,16 @@ def test_no_run_changes_the_shared_base_model(recipe_file, tmp_path, base_models
     fresh = load_base_model(model, load_config(model))
     assert [name for name, _ in base.named_modules()] == [name for name, _ in fresh.named_modules()]
     assert [type(module) for module in base.modules()] == [type(module) for module in fresh.modules()]
-    assert not any(
-        vars(module)[hooks] for module in base.modules() for hooks in vars(module) if hooks.endswith("_hooks")
-    )
+    for module in base.modules():
+        assert not any(value for name, value in vars(module).items() if name.endswith("_hooks"))
     assert base.config.to_dict() == fresh.config.to_dict() and base.training == fresh.training
     assert base.config._attn_implementation == fresh.config._attn_implementation
-    for (name, tensor), (_, wanted) in zip(base.named_parameters(), fresh.named_parameters(), strict=True):
-        assert torch.equal(tensor, wanted) and not tensor.requires_grad and tensor.grad is None, name
+    for (name, tensor), (_, expected) in zip(base.named_parameters(), fresh.named_parameters(), strict=True):
+        assert torch.equal(tensor, expected) and not tensor.requires_grad and tensor.grad is None, name
     pointers = {tensor.data_ptr() for tensor in base.parameters()}
-    assert len(given) == len(settings) and all(pointers <= {t.data_ptr() for t in copy.parameters()} for copy in given)
+    assert len(copies) == len(settings) and all(
+        pointers <= {t.data_ptr() for t in copy.parameters()} for copy in copies
+    )
 
 
 def test_a_failed_run_is_reported_and_only_that_run_is_run_again(recipe_file, tmp_path, capsys, monkeypatch):
@@ -138,11 +144,13 @@ def test_a_failed_run_is_reported_and_only_that_run_is_run_again(recipe_file, tm
     )
     assert torch.equal(weights(tmp_path / "runs" / "two")["prompt_embeddings"], weights(alone)["prompt_embeddings"])
     assert main([*command, "--seed", "9"]) == 2
-    assert "run one: " in (err := capsys.readouterr().err) and "was run with other settings (seed)" in err
+    errors = capsys.readouterr().err
+    assert "run one: " in errors and "was run with other settings (seed)" in errors
     recipe_file(output_dir=None)
     write_jsonl(tmp_path / "test.jsonl", question_rows(4))
     assert main(command) == 1
-    assert "run one: " in (err := capsys.readouterr().err) and "was run before this changed: " in err
+    errors = capsys.readouterr().err
+    assert "run one: " in errors and "was run before this changed: " in errors
 
 
 def test_several_processes_end_at_the_first_failed_run(recipe_file, tmp_path, base_models, monkeypatch):

@@ -15,7 +15,7 @@ EXCEPTIONS = {"metrics/references.py": RunFolder.PREDICTIONS}
 def spelled_names(path):
     """Return the file names of a run among the strings of a module."""
     strings = [node.value for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if is_text(node)]
-    return NAMES & {part for string in strings for part in (string, string.rpartition("/")[2])}
+    return NAMES & {*strings, *(string.rpartition("/")[2] for string in strings)}
 
 
 def is_text(node):
@@ -23,7 +23,7 @@ def is_text(node):
 
 
 def test_no_module_spells_a_file_name_of_a_run():
-    """A docstring, a help text or a message is a longer text, and may mention a name."""
+    """Compare whole strings, because a docstring, a help text or a message may mention a name."""
     spelled = {}
     for path in PACKAGE.rglob("*.py"):
         module = path.relative_to(PACKAGE).as_posix()

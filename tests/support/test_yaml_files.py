@@ -1,4 +1,4 @@
-"""YAML files: plain values whatever a file says, cheap to read, and readable when written."""
+"""YAML files: only plain values, quick to read, and readable when written."""
 
 import random
 import time

@@ -47,7 +47,7 @@ PlainLoader.add_multi_constructor("!", lambda loader, suffix, node: loader.const
 
 
 def as_promptsource(entry, row):
-    """Source, target and choices as promptsource makes them: render everything, then cut."""
+    """Return source, target and choices as promptsource makes them: render everything, then cut."""
     environment = jinja2.Environment()
     environment.globals["zip"] = zip
     environment.filters["most_frequent"] = lambda items: [max(items, key=items.count)]
@@ -113,14 +113,15 @@ def test_loading_a_template_that_cannot_be_converted_raises_the_reason():
     "tag", ["!!python/object/apply:os.system", "!!python/name:os.system", "!Other", "!!python/object/new:os.system"]
 )
 def test_a_tag_that_constructs_is_refused_with_its_line_and_nothing_runs(tmp_path, tag):
-    path, made = tmp_path / "templates.yaml", tmp_path / "made"
+    path, created = tmp_path / "templates.yaml", tmp_path / "made"
     path.write_text(
-        f"dataset: a\ntemplates:\n  x: !Template\n    name: y\n    jinja: {tag} ['touch {made}']\n", encoding="utf-8"
+        f"dataset: a\ntemplates:\n  x: !Template\n    name: y\n    jinja: {tag} ['touch {created}']\n",
+        encoding="utf-8",
     )
     with pytest.raises(TemplateError) as caught:
         load_templates(path)
     assert f"{path}, line 5: tag {tag}: " in str(caught.value)
-    assert not made.exists()
+    assert not created.exists()
 
 
 @pytest.mark.parametrize("field", ["jinja", "answer_choices"])

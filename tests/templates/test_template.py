@@ -1,4 +1,4 @@
-"""Hard prompts: what they need is known before any row is read, and a row cannot change what they do."""
+"""Hard prompts: their columns are read from the template, and a row cannot change their work."""
 
 import random
 
@@ -32,7 +32,7 @@ def test_shipped_templates_render_and_survive_being_saved(name):
         name.split("/")[0]
     ]
     assert rendered.target == target and target in rendered.references
-    if "choices" not in template.columns:  # which show the target among others
+    if "choices" not in template.columns:  # Choices show the target among others.
         assert target not in rendered.source.replace(ROW["context"], "").replace(ROW["document"], "")
     assert Template.from_dict(yaml.safe_load(template.to_yaml()), name) == template
 
@@ -54,7 +54,7 @@ def test_each_task_has_ten_templates_and_every_kind_in_short_and_long_wordings(t
         assert short <= usual < long
 
 
-def test_translation_says_languages_by_name_and_by_code():
+def test_translation_templates_name_languages_by_name_or_code():
     assert "fr: Bonjour.\nen:" in Template.load("translation/plain_codes").render(ROW, FRENCH).source
     assert "French: Bonjour.\nEnglish:" in Template.load("translation/plain").render(ROW, FRENCH).source
     languages = set(Template.load("translation/few_shot").demonstrations[0]["translation"])
@@ -154,11 +154,11 @@ def test_an_invalid_date_or_number_is_refused_with_its_line(tmp_path, line):
         Template.load(tmp_path / "mine.yaml")
 
 
-def test_columns_are_known_without_a_row():
+def test_columns_are_read_from_the_template_without_a_row():
     template = Template.load("question_answering/plain")
     assert template.source_columns == {"context", "question"}
     assert template.columns == {"context", "question", "answers"}
-    assert Template.load("translation/instruction").columns == {"translation"}  # languages are settings, not columns
+    assert Template.load("translation/instruction").columns == {"translation"}  # Languages are settings.
 
 
 def test_data_without_a_column_is_refused_with_template_and_data_named():
@@ -228,8 +228,8 @@ def test_plain_scalars_of_a_file_stay_as_they_are_written(tmp_path):
     )
     template = Template.load(tmp_path / "mine.yaml")
     (tmp_path / "again.yaml").write_text(template.to_yaml())
-    for each in (template, Template.load(tmp_path / "again.yaml")):
-        assert [message["content"] for message in each.render({"q": "x", "no": "y", "a": "z"}).messages] == [
+    for loaded in (template, Template.load(tmp_path / "again.yaml")):
+        assert [message["content"] for message in loaded.render({"q": "x", "no": "y", "a": "z"}).messages] == [
             "12:30 1.10", "yes", "= True", "no", "0010 2024-05-01", "no", "7 1.5", "no", "x y"
         ]  # fmt: skip
 
@@ -309,7 +309,7 @@ def test_mistakes_that_only_a_row_shows_name_the_template(source):
 
 
 def test_any_text_survives_being_saved():
-    """U+0085, which latin-1 reads where cp1252 had an ellipsis, is a line break to YAML."""
+    """Include U+0085, a line break to YAML; latin-1 reads it for the ellipsis of cp1252."""
     draw = random.Random(0)
     for _ in range(300):
         text = "".join(draw.choices("ab \n\r\t\x85\u2028\ufeff\xa0:#-'\"|>\\{}", k=9))
@@ -334,7 +334,7 @@ def test_unknown_names_get_the_nearest(tmp_path):
     (tmp_path / "one.yaml").write_text("source: a\ntarget: b")
     with pytest.raises(TemplateError, match="Name one, such as ") as caught:
         Template.load(f"{tmp_path / 'one.yaml'}:short")
-    Template.load(str(caught.value).partition("Name one, such as ")[2])  # what it says can be done
+    Template.load(str(caught.value).partition("Name one, such as ")[2])  # The advice works.
 
 
 def test_languages_have_names_and_the_name_of_an_unknown_code_is_the_code():
