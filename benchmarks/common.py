@@ -1,4 +1,4 @@
-"""Share the model, batches, and a comparison that noise does not decide between the benchmarks."""
+"""Share between the benchmarks the model, batches, and a comparison of times that noise does not decide."""
 
 import json
 import os
@@ -53,8 +53,8 @@ def drawn_rows(data: Path, into: Path, counts: dict[str, int | None], longest: i
     Args:
         data: the folder with a JSON Lines file for each split.
         into: the folder to write to.
-        counts: how many rows of each split, at random (seed 0); None: all.
-        longest: only rows whose passage and question have at most so many tokens.
+        counts: the number of rows of each split, drawn at random (seed 0); None takes all.
+        longest: the most tokens that a row's passage and question may have; None takes every row.
     """
     into.mkdir(parents=True, exist_ok=True)
     words = tokenizer() if longest else None
@@ -87,57 +87,63 @@ def trained_by_peft(rows: Dataset, length: int, folder: str | Path, **settings: 
 
 
 def random_batch(rows: int, longest: int, targets: int = 16, vocabulary: int = 40000) -> dict[str, torch.Tensor]:
-    """Rows of longest / 2 to longest random tokens, padded right, with loss on each one's last tokens."""
+    """Return random tokens, `[rows, longest]`: rows of half to full length, padded right, with loss at the end."""
     lengths = torch.randint(longest // 2, longest + 1, (rows,), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(longest)[None] < lengths[:, None]).long()
     ids = torch.randint(5, vocabulary, (rows, longest), generator=torch.Generator().manual_seed(1)) * mask
     place = torch.arange(longest)[None]
-    wanted = (place < lengths[:, None]) & (place >= lengths[:, None] - targets)
-    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(~wanted, -100)}
+    has_loss = (place < lengths[:, None]) & (place >= lengths[:, None] - targets)
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(~has_loss, -100)}
 
 
 def quickstart_rows(split: str) -> list[dict]:
+    """Read a split of the quickstart's data."""
     return read_json_lines(ROOT / "recipes" / "quickstart" / f"{split}.jsonl")
 
 
 def mixed_rows(count: int) -> list[dict]:
-    """Quickstart questions whose answer stands in one of up to three passages, so that rows differ in length."""
+    """Return quickstart questions with the answer in one of up to three passages, so that rows differ in length."""
     rows = quickstart_rows("test") + quickstart_rows("validation")
-    chosen = random.Random(0)
+    draw = random.Random(0)
     for row in rows:
-        others = chosen.sample([other["context"] for other in rows if other["context"] != row["context"]], 2)
-        passages = [row["context"], *others[: chosen.randint(0, 2)]]
-        chosen.shuffle(passages)
+        others = draw.sample([other["context"] for other in rows if other["context"] != row["context"]], 2)
+        passages = [row["context"], *others[: draw.randint(0, 2)]]
+        draw.shuffle(passages)
         row["context"] = "\n".join(passages)
     return rows[:count]
 
 
 def seconds(call: Callable[[], object]) -> float:
+    """Measure the seconds of a call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
-def paired(ways: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
-    """Seconds of each way, one after the other in every turn; the first turn warms up and is not counted."""
-    taken = {name: [] for name in ways}
+def paired_seconds(calls: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+    """Measure the seconds of calls, one after the other in every turn; the first turn warms up and is not counted."""
+    times = {name: [] for name in calls}
     for turn in range(turns + 1):
-        for name, call in ways.items():
-            taken[name] += [seconds(call)][: turn and 1]
-    return taken
+        for name, call in calls.items():
+            duration = seconds(call)
+            if turn > 0:
+                times[name].append(duration)
+    return times
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:
-    """Median of the paired ratios."""
+    """Return the median of the paired ratios."""
     return statistics.median(one / other for one, other in zip(slow, fast, strict=True))
 
 
 def print_table(*rows: Iterable[object]) -> None:
+    """Print a Markdown table, whose first row is its head."""
     head, *others = [tuple(row) for row in rows]
     print(markdown_table(head, others), end="\n\n")
 
 
 def describe_machine() -> str:
+    """Return the processor, the number of threads, and the versions that a figure depends on."""
     names = ("torch", "transformers", "peft", "accelerate", "prompt_tuning")
     processor = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():

@@ -25,6 +25,7 @@ EVALUATED = 1000
 
 
 def make_rows(file: Path, count: int, seed: int) -> None:
+    """Write synthetic rows with SQuAD's columns."""
     draw = random.Random(seed)
     words = ["".join(draw.choices("aeioubdfgklmnprstvz", k=draw.randint(2, 9))) for _ in range(5000)]
     with file.open("w", encoding="utf-8") as lines:
@@ -40,7 +41,7 @@ def make_rows(file: Path, count: int, seed: int) -> None:
 
 
 def anonymous_mib() -> float:
-    """Memory of this process that is not a mapped file, which the kernel may drop."""
+    """Return the MiB of this process that the kernel cannot drop, unlike those of mapped files."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
 
@@ -57,11 +58,12 @@ def measure(folder: str, workers: int) -> None:
     from prompt_tuning.templates.template import Template
 
     encoder = Encoder(Template.load("question_answering/instruction_last"), AutoTokenizer.from_pretrained(MODEL))
-    peak, done = [anonymous_mib()] * 2, threading.Event()
+    before_and_peak = [anonymous_mib()] * 2
+    done = threading.Event()
 
     def watch() -> None:
         while not done.wait(0.1):
-            peak[1] = max(peak[1], anonymous_mib())
+            before_and_peak[1] = max(before_and_peak[1], anonymous_mib())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -77,10 +79,18 @@ def measure(folder: str, workers: int) -> None:
     watcher.join()
     stages = [after - before for before, after in itertools.pairwise(marks)]
     rss = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(json.dumps({"rows": report.rows, "near": len(leaks.near), "stages": stages, "anonymous": peak, "rss": rss}))
+    figures = {
+        "rows": report.rows,
+        "near": len(leaks.near),
+        "stages": stages,
+        "anonymous": before_and_peak,
+        "rss": rss,
+    }
+    print(json.dumps(figures))
 
 
 def run(folder: str, cache: str, workers: int) -> dict:
+    """Measure in a new process and return its figures."""
     command = [sys.executable, __file__, "--measure", folder, str(workers)]
     environment = os.environ | {"HF_HOME": cache, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)

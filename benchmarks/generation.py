@@ -23,7 +23,8 @@ NEW_TOKENS, LENGTH = 16, 20
 
 
 @torch.no_grad()
-def in_batches(model, sources: list[list[int]], words, size: int = 8) -> list[str]:
+def generate_in_batches(model, sources: list[list[int]], words, size: int = 8) -> list[str]:
+    """Return greedy texts by the model's own generate, in batches padded left."""
     texts = []
     for start in range(0, len(sources), size):
         batch = pad_left(sources[start : start + size], words.pad_token_id)
@@ -36,13 +37,11 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     words = tokenizer()
     encoder = Encoder(Template.load("question_answering/instruction_last"), words, max_source_tokens=1024)
-    found = read_json_lines(Path(sys.argv[2]))[:count] if len(sys.argv) > 2 else mixed_rows(count)
-    rows, report = encode(Dataset.from_list(found), encoder)
+    examples = read_json_lines(Path(sys.argv[2]))[:count] if len(sys.argv) > 2 else mixed_rows(count)
+    rows, report = encode(Dataset.from_list(examples), encoder)
     sources = [ids[: source_length(labels)] for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True)]
-    plain, ours = (
-        soft_prompt(base_model(), LENGTH, engine=False).eval(),
-        soft_prompt(base_model(), LENGTH, True).eval(),
-    )
+    plain = soft_prompt(base_model(), LENGTH, engine=False).eval()
+    ours = soft_prompt(base_model(), LENGTH, engine=True).eval()
     with tempfile.TemporaryDirectory() as folder:
         trainer = PromptTuningTrainer(
             model=ours,
@@ -50,21 +49,23 @@ def main() -> None:
             processing_class=words,
             generation_kwargs={"max_new_tokens": NEW_TOKENS},
         )
-        written = {}
-        ways = {
-            "PEFT, batches of 8": lambda: written.update(plain=in_batches(plain, sources, words)),
-            "engine": lambda: written.update(ours=trainer.predict_texts(rows)),
+        texts = {}
+        calls = {
+            "PEFT, batches of 8": lambda: texts.update(
+                {"PEFT, batches of 8": generate_in_batches(plain, sources, words)}
+            ),
+            "engine": lambda: texts.update({"engine": trainer.predict_texts(rows)}),
         }
-        for name in ways:  # the caches of memory and of code
-            in_batches(ours if name == "engine" else plain, sources[:8], words)
-        taken = {name: seconds(call) for name, call in ways.items()}
-    alone = [in_batches(plain, [source], words)[0] for source in sources[:25]]
+        # A first batch fills the caches of memory and of code.
+        for model in (plain, ours):
+            generate_in_batches(model, sources[:8], words)
+        times = {name: seconds(call) for name, call in calls.items()}
+    single_rows = [generate_in_batches(plain, [source], words)[0] for source in sources[:25]]
     print(f"{describe_machine()}; {report}; P={LENGTH}, {NEW_TOKENS} new tokens, greedy\n")
     table = [("way", "seconds", "times the speed of PEFT", "of 25 rows as PEFT writes them alone")]
-    for name, each in taken.items():
-        texts = written["ours" if name == "engine" else "plain"]
-        same = sum(one == other for one, other in zip(texts, alone, strict=False))
-        table.append((name, f"{each:.1f}", f"{taken['PEFT, batches of 8'] / each:.2f}", same))
+    for name, duration in times.items():
+        same = sum(text == single for text, single in zip(texts[name], single_rows, strict=False))
+        table.append((name, f"{duration:.1f}", f"{times['PEFT, batches of 8'] / duration:.2f}", same))
     print_table(*table)
 
 

@@ -8,7 +8,7 @@ the padded rows, for the engine its step with a prompt of one token. Rows have 1
 
 from common import base_model, describe_machine, print_table, random_batch, seconds, soft_prompt
 
-# PEFT's logits of more are not held by 24 GiB: the process was killed at 32 rows and P=400.
+# PEFT's logits of more positions need over 24 GiB: the process was killed at 32 rows and P=400.
 MOST_POSITIONS = 8000
 PROMPTS, BATCHES = (20, 100, 400), (1, 4, 16, 32)
 
@@ -23,27 +23,28 @@ def main() -> None:
         for rows in BATCHES:
             batch = random_batch(rows, 32, 8)
             models = [soft_prompt(base, length, engine=name == "engine").train() for length in PROMPTS]
-            alone = best(lambda: without_prompt(soft_prompt(base, 1, name == "engine"), batch, name == "engine"))  # noqa: B023
+            baseline = best(lambda: step_without_prompt(base, batch, engine=name == "engine"))  # noqa: B023
             cells = []
             for length, model in zip(PROMPTS, models, strict=True):
                 if name == "PEFT" and rows * (length + 32) > MOST_POSITIONS:
                     cells.append("more than 24 GiB")
                 else:
-                    cells.append(f"{best(lambda: model(**batch).loss.backward()) / alone:.2f}")  # noqa: B023
-            table.append((name, rows, f"{alone:.2f}", *cells))
+                    cells.append(f"{best(lambda: model(**batch).loss.backward()) / baseline:.2f}")  # noqa: B023
+            table.append((name, rows, f"{baseline:.2f}", *cells))
     print_table(*table)
 
 
 def best(step) -> float:
+    """Return the fewest seconds of three steps, or those of one step that takes over 3 s."""
     first = seconds(step)
     return first if first > 3 else min(seconds(step) for _ in range(3))
 
 
-def without_prompt(model, batch, engine: bool) -> None:
-    """Forward and backward of the rows alone, their embeddings in the prompt's place as what is trained."""
-    base = model.get_base_model()
-    if engine:  # a prompt of one token, which is as near to none as it comes
-        model(**batch).loss.backward()
+def step_without_prompt(base, batch, engine: bool) -> None:
+    """Run forward and backward of only the rows; their embeddings get the gradient instead of a prompt."""
+    if engine:
+        # The engine needs a prompt, so it gets one of one token.
+        soft_prompt(base, 1, engine=True)(**batch).loss.backward()
         return
     embeds = base.get_input_embeddings()(batch["input_ids"]).requires_grad_()
     base(inputs_embeds=embeds, attention_mask=batch["attention_mask"], labels=batch["labels"]).loss.backward()

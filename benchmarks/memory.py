@@ -13,11 +13,11 @@ CASES = {
     "P=100, B=16, rows of 32..64": (base_model, 100, 16, 64),
     "128k vocabulary, random weights, P=20, B=8, rows of 64..128": (lambda: wide_model(), 20, 8, 128),
 }
-WAYS = ("PEFT", "engine", "engine, torch_compile", "engine, activation checkpointing")
+VARIANTS = ("PEFT", "engine", "engine, torch_compile", "engine, activation checkpointing")
 
 
 def wide_model() -> LlamaForCausalLM:
-    """Llama 3's vocabulary and head sizes on 4 layers of width 512."""
+    """Make a model with Llama 3's vocabulary and head sizes on 4 layers of width 512."""
     config = LlamaConfig(
         vocab_size=128256, hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8,
         num_key_value_heads=4, tie_word_embeddings=True,
@@ -26,13 +26,13 @@ def wide_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).requires_grad_(False)
 
 
-def added(way: str, make, length: int, rows: int, longest: int) -> float:
-    """MiB at the peak of one step, after one like it."""
+def added_memory(variant: str, make, length: int, rows: int, longest: int) -> float:
+    """Return the MiB at the peak of a step that follows an equal one."""
     base = make()
-    model = soft_prompt(base, length, engine=way != "PEFT").train()
-    if way.endswith("checkpointing"):
+    model = soft_prompt(base, length, engine=variant != "PEFT").train()
+    if variant.endswith("checkpointing"):
         base.activation_checkpointing_enable({"use_reentrant": False})
-    if way.endswith("compile"):
+    if variant.endswith("compile"):
         model.compile_layers()
     batch = random_batch(rows, longest)
     model(**batch).loss.backward()
@@ -48,10 +48,10 @@ def added(way: str, make, length: int, rows: int, longest: int) -> float:
 
 def main() -> None:
     print(f"{describe_machine()}; MiB, and the share of PEFT's\n")
-    rows = [("batch", *WAYS)]
+    rows = [("batch", *VARIANTS)]
     for case, sizes in CASES.items():
-        taken = [added(way, *sizes) for way in WAYS]
-        rows.append((case, f"{taken[0]:,.0f}", *(f"{each:,.0f} ({each / taken[0]:.2f})" for each in taken[1:])))
+        peft, *others = [added_memory(variant, *sizes) for variant in VARIANTS]
+        rows.append((case, f"{peft:,.0f}", *(f"{mib:,.0f} ({mib / peft:.2f})" for mib in others)))
     print_table(*rows)
 
 

@@ -1,13 +1,13 @@
-"""Every method and every start of a prompt, at equal steps: scores, trained numbers and seconds.
+"""Compare every method and every start of a prompt at equal steps: scores, trained numbers and seconds.
 
     python benchmarks/methods.py                     # on the quickstart's rows
     python benchmarks/methods.py --data FOLDER       # on a folder's train.jsonl and test.jsonl, with SQuAD's columns
     python benchmarks/methods.py --only NAME ... --against NAME        # some of them, compared with one
 
-One seed (42), 40 steps of 8 rows, template question_answering/instruction_last. Only rows of a folder are used whose
-passage and question have at most 160 tokens: all of train.jsonl, and 200 of test.jsonl at random. "text" is the
-quickstart's text: two demonstrations with their instruction, 131 tokens. A run in runs/methods is not repeated. A run
-takes some four minutes.
+A run has seed 42, 40 steps of 8 rows, and the template question_answering/instruction_last. A folder's rows are used
+if their passage and question have at most 160 tokens: all of train.jsonl, and 200 of test.jsonl at random. "text" is
+the quickstart's text: two demonstrations with their instruction, 131 tokens. A run in runs/methods is not repeated. A
+run takes some four minutes.
 """
 
 import argparse
@@ -60,6 +60,7 @@ METHODS = {
 
 
 def folder_of(name: str, runs: Path) -> Path:
+    """Return the folder of a method's run."""
     return runs / name.replace(", ", "_").replace(" ", "-").replace("=", "")
 
 
@@ -79,7 +80,7 @@ def results(name: str, changes: dict, files: dict, runs: Path) -> dict:
 
 
 def scores_by_row(folder: Path, key: str) -> np.ndarray:
-    """F1 of each test row, `[1, rows]`."""
+    """Return the F1 of each test row, `[1, rows]`."""
     rows = read_json_lines(folder / "predictions" / "test.jsonl")
     squad = load_metrics(["squad"], language="en")
     return row_scores(squad, "f1", [row[key] for row in rows], [row["references"] for row in rows])[None]
@@ -89,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path)
     parser.add_argument("--only", nargs="*", default=list(METHODS))
-    parser.add_argument("--against", default="lora, r=8", help="what those after it are compared with, row by row")
+    parser.add_argument("--against", default="lora, r=8", help="compare the later ones with this one, row by row")
     args = parser.parse_args()
     runs = ROOT / "runs" / "methods" / (args.data.name if args.data else "quickstart")
     files = {}
@@ -100,10 +101,11 @@ def main() -> None:
     rows = [(*head, "trained numbers", "learning rate", "training, s")]
     first = None
     for name in args.only:
-        found = results(name, METHODS[name], files, runs)
-        scored = [key for key in ("hard_prompt", "soft_prompt", "lora", "full") if key in found]
+        run_results = results(name, METHODS[name], files, runs)
+        scored = [key for key in ("hard_prompt", "soft_prompt", "lora", "full") if key in run_results]
         for key in scored:
-            scores, hard = found[key], key == "hard_prompt"
+            scores = run_results[key]
+            hard = key == "hard_prompt"
             by_row = scores_by_row(folder_of(name, runs), key)
             first = by_row if name == args.against else first
             less = difference(by_row, first) if first is not None and name != args.against else None
@@ -115,9 +117,9 @@ def main() -> None:
                     "{:.1f} to {:.1f}".format(*interval(by_row)),
                     "{difference:+.1f} ({low:+.1f} to {high:+.1f})".format(**less) if less else "",
                     f"{less['p']:.4f}" if less else "",
-                    "0" if hard else f"{found['trainable_parameters']:,}",
-                    "" if hard else found["rate"],
-                    "" if hard else f"{found['train_seconds']:.0f}",
+                    "0" if hard else f"{run_results['trainable_parameters']:,}",
+                    "" if hard else run_results["rate"],
+                    "" if hard else f"{run_results['train_seconds']:.0f}",
                 )
             )
     print(f"{describe_machine()}\n")

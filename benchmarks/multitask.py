@@ -1,10 +1,10 @@
-"""One multitask prompt for questions and translation, against a prompt of each alone.
+"""Compare one multitask prompt for questions and translation with a prompt for each task.
 
     python benchmarks/multitask.py QUESTIONS TRANSLATION
 
 QUESTIONS holds train.jsonl and test.jsonl with SQuAD's columns, TRANSLATION with `translation: {fr: ..., en: ...}`.
 1,000 training rows and 100 test rows of each are drawn (seed 0). The prompt has 20 virtual tokens from the
-vocabulary, batches have 8 rows, the seed is 42. A task alone takes 40 steps and both together 80, so that each task
+vocabulary, batches have 8 rows, the seed is 42. A single task takes 40 steps and both together 80, so that each task
 has as many rows. A run in runs/multitask is not repeated.
 """
 
@@ -34,8 +34,8 @@ TASKS = {
 }  # fmt: skip
 
 
-def trained(name: str, settings: dict) -> dict:
-    """results.json of a run, after training it if that has not been done."""
+def results(name: str, settings: dict) -> dict:
+    """Return the results.json of a run, and train it first if that has not been done."""
     recipe = RUNS / f"{name}.yaml"
     recipe.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     if not (RUNS / name / "results.json").is_file():
@@ -50,20 +50,16 @@ def main() -> None:
     args = parser.parse_args()
     counts = {"train": None, "test": 100}
     tasks = {name: TASKS[name] | drawn_rows(data, RUNS / f"{name}-rows", counts) for name, data in vars(args).items()}
-    alone = {name: trained(name, TRAINING | settings | {"max_steps": STEPS}) for name, settings in tasks.items()}
-    together = {"method": "multitask_prompt_tuning", "tasks": [str(RUNS / f"{name}.yaml") for name in tasks]}
-    both = trained("both", TRAINING | together | {"max_steps": STEPS * len(tasks)})["tasks"]
+    single = {name: results(name, TRAINING | settings | {"max_steps": STEPS}) for name, settings in tasks.items()}
+    multitask = {"method": "multitask_prompt_tuning", "tasks": [str(RUNS / f"{name}.yaml") for name in tasks]}
+    both = results("both", TRAINING | multitask | {"max_steps": STEPS * len(tasks)})["tasks"]
     rows = [("task", "metric", "hard prompt", "a prompt of its own", "multitask", "rows", "seconds alone", "of both")]
-    for name, own in alone.items():
-        metric = MAIN_METRIC[own["task"]]
-        scores = (own["hard_prompt"], own["soft_prompt"], both[name]["soft_prompt"])
-        seconds = (own["train_seconds"], both[name]["train_seconds"])
-        rows.append(
-            (
-                name, metric, *(f"{each[metric]:.1f}" for each in scores), str(own["rows"]),
-                *(f"{each:.0f}" for each in seconds),
-            )
-        )  # fmt: skip
+    for name, task in single.items():
+        metric = MAIN_METRIC[task["task"]]
+        prompt_scores = (task["hard_prompt"], task["soft_prompt"], both[name]["soft_prompt"])
+        scores = (f"{values[metric]:.1f}" for values in prompt_scores)
+        seconds = (f"{run['train_seconds']:.0f}" for run in (task, both[name]))
+        rows.append((name, metric, *scores, str(task["rows"]), *seconds))
     print(f"{describe_machine()}\n")
     print_table(*rows)
 

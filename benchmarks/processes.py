@@ -1,4 +1,4 @@
-"""One process, two over gloo (DDP), and two that split the model (FSDP2): how far apart the trained weights are.
+"""Compare the weights trained by one process, by two over gloo (DDP), and by two that split the model (FSDP2).
 
     python benchmarks/processes.py
 
@@ -21,13 +21,15 @@ from helpers.rows import question_rows, write_jsonl
 from helpers.two_processes import METHODS, RECIPE, fit_all
 
 
-def saved(folder: Path, kind: str, method: str) -> dict:
+def saved_adapter(folder: Path, kind: str, method: str) -> dict:
+    """Load the adapter that a kind of run trained with a method."""
     return load_file(folder / f"{kind} {method}" / "adapter" / "adapter_model.safetensors")
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder, tokenizer = Path(name), tiny_tokenizer()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        tokenizer = tiny_tokenizer()
         for model, build in (("tiny-llama", tiny_llama), ("tiny-t5", tiny_t5)):
             build(len(tokenizer)).save_pretrained(folder / model)
             tokenizer.save_pretrained(folder / model)
@@ -42,12 +44,12 @@ def main() -> None:
             subprocess.run(command, cwd=ROOT / "tests", check=True, capture_output=True)
         rows = [("method", "largest number", "two processes less one", "FSDP2 less one")]
         for method in METHODS:
-            one = saved(folder, "one", method)
+            one = saved_adapter(folder, "one", method)
             largest = max(float(tensor.abs().max()) for tensor in one.values())
-            apart = [
-                max(float((one[each] - tensor).abs().max()) for each, tensor in saved(folder, kind, method).items())
-                for kind in ("ddp", "fsdp2")
-            ]
+            apart = []
+            for kind in ("ddp", "fsdp2"):
+                adapter = saved_adapter(folder, kind, method)
+                apart.append(max(float((one[name] - tensor).abs().max()) for name, tensor in adapter.items()))
             rows.append((method, f"{largest:.2f}", *(f"{difference:.1e}" for difference in apart)))
     print(f"{describe_machine()}\n")
     print_table(*rows)

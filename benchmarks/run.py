@@ -1,7 +1,7 @@
 """Run every benchmark, each in its own process, and write benchmarks/results.md.
 
 make benchmark                           # or: python benchmarks/run.py
-python benchmarks/run.py generation      # that part of results.md anew
+python benchmarks/run.py generation      # only that part of results.md
 """
 
 import subprocess
@@ -24,12 +24,14 @@ def section(name: str) -> str:
 
 
 def main() -> None:
-    wanted, results = sys.argv[1:] or BENCHMARKS, FOLDER / "results.md"
-    known = results.read_text(encoding="utf-8").split("\n\n## ")[1:] if results.is_file() else []
-    parts = {name: f"## {part}" for name in BENCHMARKS for part in known if f"benchmarks/{name}.py`" in part}
-    for name in wanted:
+    results = FOLDER / "results.md"
+    saved_parts = results.read_text(encoding="utf-8").split("\n\n## ")[1:] if results.is_file() else []
+    parts = {}
+    for part in saved_parts:
+        parts[part.split("`python benchmarks/")[1].split(".py")[0]] = f"## {part}"
+    for name in sys.argv[1:] or BENCHMARKS:
         parts[name] = section(name)
-        ordered = [parts[each] for each in BENCHMARKS if each in parts]
+        ordered = [parts[benchmark] for benchmark in BENCHMARKS if benchmark in parts]
         results.write_text("\n\n".join(["# Benchmarks, by `make benchmark`", *ordered]), encoding="utf-8")
 
 

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 
 def make_model(folder: Path, width: int, layers: int) -> int:
-    """Save a random model with SmolLM2's tokenizer; returns its number of parameters."""
+    """Save a random model with SmolLM2's tokenizer, and return its number of parameters."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -36,6 +36,7 @@ def make_model(folder: Path, width: int, layers: int) -> int:
 
 
 def make_tasks(folder: Path, tasks: int, steps: int) -> None:
+    """Write the rows of the tasks, their common recipe, and the sweep."""
     train, test = quickstart_rows("train"), quickstart_rows("test")
     runs = {}
     for task in range(tasks):
@@ -51,11 +52,11 @@ def make_tasks(folder: Path, tasks: int, steps: int) -> None:
     }  # fmt: skip
     (folder / "base.yaml").write_text("".join(f"{key}: {value}\n" for key, value in recipe.items()), encoding="utf-8")
     sweep = {"recipe": str(folder / "base.yaml"), "runs": runs}
-    (folder / "sweep.yaml").write_text(json.dumps(sweep), encoding="utf-8")  # JSON is YAML
+    (folder / "sweep.yaml").write_text(json.dumps(sweep), encoding="utf-8")  # JSON is valid YAML.
 
 
-def command(*words: str, cache: str) -> float:
-    """Seconds of a command of this package, in a process of its own."""
+def command_seconds(*words: str, cache: str) -> float:
+    """Run a command of this package in a new process, and return its seconds."""
     environment = os.environ | {"HF_HOME": cache}
     started = time.perf_counter()
     done = subprocess.run(
@@ -80,21 +81,25 @@ def main() -> None:
         folder = Path(name)
         parameters = make_model(folder / "model", width, layers)
         make_tasks(folder, tasks, steps)
-        swept = command("sweep", str(folder / "sweep.yaml"), "--output_dir", str(folder / "swept"), cache=one)
-        alone, within = [], 0.0
-        for task, own in json.loads((folder / "sweep.yaml").read_text(encoding="utf-8"))["runs"].items():
-            flags = [f"--{key}={value}" for key, value in own.items()]
-            run = folder / "alone" / task
-            alone.append(command("train", str(folder / "base.yaml"), *flags, f"--output_dir={run}", cache=two))
+        sweep_seconds = command_seconds(
+            "sweep", str(folder / "sweep.yaml"), "--output_dir", str(folder / "swept"), cache=one
+        )
+        single_seconds = within = 0.0
+        for task, files in json.loads((folder / "sweep.yaml").read_text(encoding="utf-8"))["runs"].items():
+            flags = [f"--{key}={value}" for key, value in files.items()]
+            run = folder / "single" / task
+            single_seconds += command_seconds(
+                "train", str(folder / "base.yaml"), *flags, f"--output_dir={run}", cache=two
+            )
             results = json.loads((run / "results.json").read_text(encoding="utf-8"))
             within += results["train_seconds"] + results["evaluation_seconds"]
-            pair = [load_file(folder / way / task / "adapter_model.safetensors") for way in ("swept", "alone")]
+            pair = [load_file(folder / runs / task / "adapter_model.safetensors") for runs in ("swept", "single")]
             assert torch.equal(*(tensors["prompt_embeddings"] for tensors in pair)), task
     print(f"{describe_machine()}; {tasks} tasks of {steps} steps, a random Llama of {parameters:,} parameters\n")
-    rest = sum(alone) - within - tasks * importing
+    rest = single_seconds - within - tasks * importing
     rows = (
-        (f"{tasks} processes of `train`", sum(alone), tasks * importing, within, rest, "1.00"),
-        ("`sweep`", swept, importing, "", "", f"{sum(alone) / swept:.2f}"),
+        (f"{tasks} processes of `train`", single_seconds, tasks * importing, within, rest, "1.00"),
+        ("`sweep`", sweep_seconds, importing, "", "", f"{single_seconds / sweep_seconds:.2f}"),
     )
     head = ("way", "seconds", "of them importing", "of them training and evaluating", "the rest", "times the speed")
     print_table(head, *([f"{cell:.0f}" if isinstance(cell, float) else cell for cell in row] for row in rows))

@@ -2,8 +2,9 @@
 
     python benchmarks/training_run.py [STEPS]
 
-The quickstart's training rows, batches of 8, seed 42; each run saves its adapter. The last column is the loss over all
-target tokens of 25 validation rows. PEFT's forward computes it for all runs, one row at a time.
+It uses the quickstart's training rows, batches of 8 and seed 42. A run saves its adapter. The last
+column is the loss over all target tokens of 25 validation rows. PEFT's forward computes it for all runs, one row at a
+time.
 """
 
 import sys
@@ -27,18 +28,22 @@ LENGTH = 20
 
 @torch.no_grad()
 def held_out_loss(model: PeftModelForCausalLM, rows: Dataset) -> float:
+    """Return the mean loss over all target tokens, one row at a time by PEFT's forward."""
     total, targets = 0.0, 0
     for row in rows:
         count = sum(label != -100 for label in row["labels"])
-        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        ids = torch.tensor([row["input_ids"]])
+        labels = torch.tensor([row["labels"]])
         loss = PeftModelForCausalLM.forward(
             model, input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels
         ).loss
-        total, targets = total + loss.item() * count, targets + count
+        total += loss.item() * count
+        targets += count
     return total / targets
 
 
 def run(name: str, rows: Dataset, words, folder: str, steps: int) -> PeftModelForCausalLM:
+    """Train a named run from the loaded base model to a saved adapter."""
     set_seed(42)
     settings = dict(max_steps=steps, per_device_train_batch_size=8, seed=42, disable_tqdm=True)
     if name.startswith("PEFT"):
@@ -67,7 +72,8 @@ def main() -> None:
     train, report = encode(Dataset.from_list(quickstart_rows("train")), encoder, training=True)
     held_out, _ = encode(Dataset.from_list(quickstart_rows("validation")[::3]), encoder)
     print(f"{describe_machine()}; {report}; {steps} steps of 8 rows, P={LENGTH}, seed 42\n")
-    rows, first = [("run", "seconds", "times the speed", "validation loss")], None
+    rows = [("run", "seconds", "times the speed", "validation loss")]
+    first = None
     for name in (
         "PEFT and Trainer, defaults",
         "PEFT and Trainer, length groups",
@@ -76,10 +82,10 @@ def main() -> None:
     ):
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
             model = []
-            taken = seconds(lambda: model.append(run(name, train, words, folder, steps)))  # noqa: B023
+            duration = seconds(lambda: model.append(run(name, train, words, folder, steps)))  # noqa: B023
             loss = held_out_loss(model[0], held_out)
-        first = first or taken
-        rows.append((name, f"{taken:.0f}", f"{first / taken:.2f}", f"{loss:.3f}"))
+        first = first or duration
+        rows.append((name, f"{duration:.0f}", f"{first / duration:.2f}", f"{loss:.3f}"))
     print_table(*rows)
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from common import (
     base_model,
     describe_machine,
-    paired,
+    paired_seconds,
     print_table,
     quickstart_rows,
     random_batch,
@@ -36,6 +36,7 @@ CASES = {
 
 
 def real_batch(rows: int) -> dict[str, torch.Tensor]:
+    """Return a batch of the quickstart's rows."""
     words = tokenizer()
     encoder = Encoder(Template.load("question_answering/instruction_last"), words)
     encoded = [encoder.row(row) for row in quickstart_rows("train")[:rows]]
@@ -43,7 +44,7 @@ def real_batch(rows: int) -> dict[str, torch.Tensor]:
 
 
 def product_seconds(base: torch.nn.Module, tokens: int, targets: int) -> float:
-    """Seconds of the step's matrix products with the frozen weights, forward and for the input's gradient."""
+    """Measure the step's matrix products with the frozen weights, forward and for the input's gradient, in seconds."""
     shapes = {}
     for name, module in base.named_modules():
         if isinstance(module, torch.nn.Linear):
@@ -51,16 +52,16 @@ def product_seconds(base: torch.nn.Module, tokens: int, targets: int) -> float:
             shapes[shape] = shapes.get(shape, 0) + 1
     total = 0.0
     for (rows, width, size), count in shapes.items():
-        given, weight, back = torch.randn(rows, size), torch.randn(width, size), torch.randn(rows, width)
-        F.linear(given, weight)
-        calls = [seconds(lambda: F.linear(given, weight)) + seconds(lambda: back @ weight) for _ in range(9)]  # noqa: B023
+        inputs, weight, gradient = torch.randn(rows, size), torch.randn(width, size), torch.randn(rows, width)
+        F.linear(inputs, weight)
+        calls = [seconds(lambda: F.linear(inputs, weight)) + seconds(lambda: gradient @ weight) for _ in range(9)]  # noqa: B023
         total += count * statistics.median(calls)
     return total
 
 
 def steps(length: int, batch: dict[str, torch.Tensor], folder: str):
-    """For each way a step, the model and its number of tokens in a linear layer."""
-    ways = {}
+    """Return a function that runs a training step, and the model, by name."""
+    variants = {}
     for name in ("PEFT", "engine", "engine, torch_compile"):
         model = soft_prompt(base_model(), length, engine=name != "PEFT")
         settings = dict(output_dir=folder, use_cpu=True, report_to="none", per_device_train_batch_size=8)
@@ -75,47 +76,48 @@ def steps(length: int, batch: dict[str, torch.Tensor], folder: str):
             model.zero_grad()
             return trainer.training_step(model, dict(batch), items)
 
-        ways[name] = (step, model)
-    return ways
+        variants[name] = (step, model)
+    return variants
 
 
 def measure(case: str, folder: str, turns: int) -> None:
+    """Print the table of a case."""
     length, make = CASES[case]
     batch = make()
-    ways = steps(length, batch, folder)
+    variants = steps(length, batch, folder)
     tokens = []
-    mlp = ways["engine"][1].get_base_model().model.layers[0].mlp
-    hook = mlp.register_forward_hook(lambda module, given, output: tokens.append(output.shape[:2].numel()))
+    mlp = variants["engine"][1].get_base_model().model.layers[0].mlp
+    hook = mlp.register_forward_hook(lambda module, inputs, output: tokens.append(output.shape[:2].numel()))
     losses, gradients, first = {}, {}, {}
-    for name, (step, model) in ways.items():
+    for name, (step, model) in variants.items():
         first[name] = seconds(lambda step=step, name=name: losses.update({name: step().item()}))
         gradients[name] = model.prompt_encoder["default"].embedding.weight.grad.clone()
     hook.remove()
-    taken = paired({name: step for name, (step, _) in ways.items()}, turns)
-    wanted = gradients["PEFT"]
+    times = paired_seconds({name: step for name, (step, _) in variants.items()}, turns)
+    expected = gradients["PEFT"]
     rows = [("way", "seconds", "times PEFT's speed", "loss", "gradient off by", "warm-up", "share of product rate")]
-    alone = product_seconds(ways["PEFT"][1].get_base_model(), tokens[0], int((batch["labels"] != -100).sum()))
-    for name in ways:
-        off = ((gradients[name] - wanted).norm() / wanted.norm()).item()
-        median = statistics.median(taken[name])
+    products = product_seconds(variants["PEFT"][1].get_base_model(), tokens[0], int((batch["labels"] != -100).sum()))
+    for name in variants:
+        off = ((gradients[name] - expected).norm() / expected.norm()).item()
+        median = statistics.median(times[name])
         rows.append(
             (
                 name,
                 f"{median:.2f}",
-                f"{ratio(taken['PEFT'], taken[name]):.2f}",
+                f"{ratio(times['PEFT'], times[name]):.2f}",
                 f"{losses[name]:.5f}",
                 f"{off:.0e}",
                 f"{first[name]:.0f} s" if "compile" in name else "",
-                "" if name == "PEFT" else f"{alone / median:.0%}",
+                "" if name == "PEFT" else f"{products / median:.0%}",
             )
         )
     print(f"**{case}**, {turns} pairs\n")
     print_table(*rows)
-    bound = statistics.median(taken["PEFT"]) / alone
+    bound = statistics.median(times["PEFT"]) / products
     padded = batch["input_ids"].shape[0] * (length + batch["input_ids"].shape[1])
     print(
         f"The engine runs {tokens[0]} tokens through each layer, PEFT {padded}. The engine's matrix products alone "
-        f"take {alone:.2f} s, so at this rate no step could have more than {bound:.2f} times PEFT's speed.\n"
+        f"take {products:.2f} s, so at this rate no step could have more than {bound:.2f} times PEFT's speed.\n"
     )
 
 

@@ -1,9 +1,9 @@
-"""Training over two hosts, and what happens when one of them is cut off: two network namespaces with a cable between.
+"""Train over two hosts and cut one of them off; a host is a network namespace, and a virtual cable joins the two.
 
     sudo .venv/bin/python benchmarks/two_hosts.py
 
 It needs Linux, `ip` (package iproute2) and the right to make network namespaces. A tiny random model trains three
-times: over both hosts undisturbed; again, until a host's cable is pulled after a checkpoint; and on from there.
+times: over both hosts undisturbed, again until a host's cable is pulled after a checkpoint, and resumed from there.
 """
 
 import os
@@ -24,7 +24,7 @@ from helpers.models import tiny_llama, tiny_tokenizer
 from helpers.rows import question_rows, write_jsonl
 
 HOSTS = {"pt-host-0": "10.231.77.1", "pt-host-1": "10.231.77.2"}
-TIMEOUT = 15  # seconds, ddp_timeout
+TIMEOUT = 15  # It is ddp_timeout, in seconds.
 STEPS, SAVED = 240, 60
 RECIPE = f"""\
 model_name_or_path: tiny
@@ -45,23 +45,24 @@ disable_tqdm: true
 
 
 def ip(*args: str) -> None:
+    """Run the command `ip`."""
     subprocess.run(["ip", *args], check=True, capture_output=True, text=True)
 
 
 @contextmanager
 def two_hosts():
-    """Two network namespaces, named as HOSTS, with a cable between them; gone afterwards whatever happens."""
+    """Make two network namespaces with the names of HOSTS and a cable between them, and delete them afterwards."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         sys.exit("skipped: this needs `ip` and the right to make network namespaces (root)")
-    with ExitStack() as made:
+    with ExitStack() as namespaces:
         for host in HOSTS:
             try:
                 ip("netns", "add", host)
             except subprocess.CalledProcessError as error:
                 sys.exit(f"skipped: no network namespace can be made here: {error.stderr.strip()}")
-            made.callback(ip, "netns", "del", host)
-        ends = [name for host in HOSTS for name in (host, "cable")]
-        ip("link", "add", "cable", "netns", ends[0], "type", "veth", "peer", "name", "cable", "netns", ends[2])
+            namespaces.callback(ip, "netns", "del", host)
+        first, second = HOSTS
+        ip("link", "add", "cable", "netns", first, "type", "veth", "peer", "name", "cable", "netns", second)
         for host, address in HOSTS.items():
             ip("-n", host, "address", "add", f"{address}/24", "dev", "cable")
             for device in ("lo", "cable"):
@@ -71,7 +72,7 @@ def two_hosts():
 
 @contextmanager
 def training(folder: Path, output: str, *overrides: str):
-    """Return the launched run's process on each host."""
+    """Launch a run and yield its process on each host."""
     processes = []
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "cable", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = str(ROOT)
@@ -97,8 +98,8 @@ def training(folder: Path, output: str, *overrides: str):
                 process.wait()
 
 
-def finished(folder: Path, output: str, *overrides: str) -> float:
-    """Run to the end on both hosts; returns seconds."""
+def train_to_the_end(folder: Path, output: str, *overrides: str) -> float:
+    """Run to the end on both hosts, and return the seconds."""
     started = time.perf_counter()
     with training(folder, output, *overrides) as processes:
         codes = [process.wait() for process in processes]
@@ -107,36 +108,35 @@ def finished(folder: Path, output: str, *overrides: str) -> float:
     return time.perf_counter() - started
 
 
-def sent(host: str) -> int:
-    """Bytes that went through a host's cable, both ways."""
-    counters = [f"/sys/class/net/cable/statistics/{way}_bytes" for way in ("rx", "tx")]
+def bytes_on_cable(host: str) -> int:
+    """Return the number of bytes that a host sent and received by its cable."""
+    counters = [f"/sys/class/net/cable/statistics/{direction}_bytes" for direction in ("rx", "tx")]
     read = subprocess.run(["ip", "netns", "exec", host, "cat", *counters], check=True, capture_output=True, text=True)
     return sum(map(int, read.stdout.split()))
 
 
 def cut_off(folder: Path, output: str) -> list[tuple[str, int, float, str]]:
-    """Pull the second host's cable after a checkpoint; by host the exit code, after how long, and the error."""
+    """Pull the second host's cable after a checkpoint; return (host, exit code, seconds until it ended, error)."""
     with training(folder, output) as processes:
         while not (folder / output / f"checkpoint-{2 * SAVED}" / "trainer_state.json").is_file():
             if any(process.poll() is not None for process in processes):
                 sys.exit((folder / "pt-host-0.log").read_text()[-3000:])
             time.sleep(0.01)
         ip("-n", "pt-host-1", "link", "set", "cable", "down")
-        pulled, ended = time.perf_counter(), {}
+        pulled = time.perf_counter()
+        ended = {}
         while len(ended) < len(processes) and time.perf_counter() < pulled + 10 * TIMEOUT:
             for host, process in zip(HOSTS, processes, strict=True):
                 if host not in ended and process.poll() is not None:
                     ended[host] = time.perf_counter() - pulled
             time.sleep(0.05)
         ip("-n", "pt-host-1", "link", "set", "cable", "up")
-        logs = {host: (folder / f"{host}.log").read_text().splitlines() for host in HOSTS}
-        said = {
-            host: next((line for line in log if line.startswith("error:")), "nothing") for host, log in logs.items()
-        }
-        return [
-            (host, process.poll(), ended.get(host, float("nan")), said[host])
-            for host, process in zip(HOSTS, processes, strict=True)
-        ]
+        ends = []
+        for host, process in zip(HOSTS, processes, strict=True):
+            log = (folder / f"{host}.log").read_text().splitlines()
+            error = next((line for line in log if line.startswith("error:")), "nothing")
+            ends.append((host, process.poll(), ended.get(host, float("nan")), error))
+        return ends
 
 
 def main() -> None:
@@ -149,14 +149,15 @@ def main() -> None:
         write_jsonl(folder / "test.jsonl", question_rows(9, 5))
         (folder / "recipe.yaml").write_text(RECIPE)
 
-        seconds = finished(folder, "whole")
-        print(f"undisturbed: {STEPS} steps over two hosts, {sent('pt-host-0'):,} bytes on the cable, {seconds:.0f} s")
+        seconds = train_to_the_end(folder, "whole")
+        num_bytes = bytes_on_cable("pt-host-0")
+        print(f"undisturbed: {STEPS} steps over two hosts, {num_bytes:,} bytes on the cable, {seconds:.0f} s")
         print(f"\nthe second host's cable pulled after step {2 * SAVED}, ddp_timeout {TIMEOUT} s:")
         for host, code, after, error in cut_off(folder, "cut"):
             print(f"  {host}: exit code {code} after {after:.1f} s: {error}")
         checkpoints = sorted(path.name for path in (folder / "cut").glob("checkpoint-*"))
         print(f"  left in the run's folder: {', '.join(checkpoints)}")
-        finished(folder, "cut", "--resume_from_checkpoint", "true")
+        train_to_the_end(folder, "cut", "--resume_from_checkpoint", "true")
         whole, cut = (load_file(folder / run / "adapter_model.safetensors") for run in ("whole", "cut"))
         largest = max(float((whole[name] - cut[name]).abs().max()) for name in whole)
         print(f"\nresumed on both; largest difference from the undisturbed run's adapter: {largest:.1e}")
