@@ -30,6 +30,9 @@ ISO_TIME = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d(:?\d\d){0,2}(\.\d*)?(Z|[+-]\d\d
 WRITTEN_TIME = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 """The start of a text that Arrow wrote for a time."""
 
+NO_TABLE = (ValueError, TypeError, OverflowError, pa.ArrowException)
+"""The errors of values that do not make a table."""
+
 csv.field_size_limit(2**31 - 1)  # A cell may hold a book, and the default limit is 128 kB.
 
 
@@ -59,7 +62,7 @@ def load_file(file: Path, *, streaming: bool = False) -> Dataset | IterableDatas
     except (DatasetGenerationError, UnicodeDecodeError, ValueError, pa.ArrowException) as error:
         # Arrow makes times of dates and then fails at the first text of that column that is not a date.
         if kind == "json" and not streaming and _holds_date(file):
-            with suppress(ValueError, TypeError, OverflowError, pa.ArrowException):
+            with suppress(*NO_TABLE):
                 return _json_dataset(file)
         raise unreadable(file, error) from error
     if streaming:
@@ -123,7 +126,7 @@ def unreadable(file: Path, error: Exception) -> DataError:
     if _has_no_rows(file):
         return DataError(f"{file}: no rows")
     if file.suffix == ".jsonl":
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     json.loads(line if line.strip() else "{}")
@@ -141,7 +144,7 @@ def _has_no_rows(file: Path) -> bool:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             if file.suffix == ".csv":
                 return len(list(islice(filter(None, csv.reader(lines)), 2))) < 2
-            return not any(line.strip("[] \t\r\n") for line in lines)
+            return not any(line.strip("[]{}, \t\r\n") for line in lines)
     except (pa.ArrowException, csv.Error):
         return False
 
@@ -167,7 +170,7 @@ def _json_dataset(file: Path, features: Features | None = None) -> Dataset:
     """Return the rows of a json or jsonl file by Python's reader, which makes no times of texts.
 
     Raises:
-        ValueError, TypeError, OverflowError, pa.ArrowException: the rows do not make a table.
+        NO_TABLE: the rows do not make a table.
     """
     rows = _json_rows(file)
     columns = {}
@@ -184,10 +187,11 @@ def _without_times(file: Path, rows: Dataset) -> Dataset:
     """
     if not any(map(_may_hold_times, rows.data.columns)):
         return rows
+    features = Features(_as_text(rows.features))
     try:
-        return _json_dataset(file, Features(_as_text(rows.features)))
-    except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
-        if not any(map(_has_time_type, rows.data.schema.types)):
+        return _json_dataset(file, features)
+    except NO_TABLE as error:
+        if features == rows.features:
             return rows  # The texts only look as if Arrow had written them.
         raise DataError(
             f"{file}: its dates cannot be read as the texts they are ({error}); quote each alike"
@@ -207,13 +211,6 @@ def _may_hold_times(values: pa.ChunkedArray) -> bool:
         return _may_hold_times(pc.list_flatten(values))
     matches = pa.types.is_string(values.type) and pc.any(pc.match_substring_regex(values, WRITTEN_TIME)).as_py()
     return bool(matches)
-
-
-def _has_time_type(kind: pa.DataType) -> bool:
-    """Return True if a type is a time or holds one, at any depth."""
-    return pa.types.is_timestamp(kind) or any(
-        _has_time_type(kind.field(place).type) for place in range(kind.num_fields)
-    )
 
 
 def _as_text(feature: Any) -> Any:

@@ -99,10 +99,8 @@ def with_standard_columns(row: dict[str, Any], args: DataArguments) -> dict[str,
     renamed = {standard: row[name] for standard, name in _column_settings(args).items() if name in row}
     row = row | renamed
     if args.task == "translation" and "translation" not in row and args.source_lang in row:
-        translation = {args.source_lang: row[args.source_lang]}
-        if args.target_lang in row:
-            translation[args.target_lang] = row[args.target_lang]
-        row = row | {"translation": translation}
+        codes = (args.source_lang, args.target_lang)
+        row = row | {"translation": {code: row[code] for code in codes if code in row}}
     return row
 
 

@@ -120,6 +120,7 @@ def test_a_csv_cell_is_the_text_in_the_file(tmp_path):
     [
         (b"", "the file is empty"),
         (b'{"document": "a", "summary": "b"}\n{"document": "a", \n', "line 2: not JSON"),
+        (b'\xef\xbb\xbf{"document": "a"}\n{"document": \n', "line 2: not JSON"),
         ('{"document": "a", "summary": "b"}\n\n{"document": "é"}\n'.encode("latin-1"), "line 3: not UTF-8"),
     ],
 )
@@ -132,7 +133,8 @@ def test_a_bad_file_is_named_with_its_line(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("rows.csv", "document,summary\n"), ("rows.json", "[]\n"), ("rows.jsonl", "\n\n")]
+    ("name", "content"),
+    [("rows.csv", "document,summary\n"), ("rows.json", "[]\n"), ("rows.jsonl", "\n\n"), ("rows.jsonl", "{}\n{}\n")],
 )
 def test_a_file_without_rows_is_reported(tmp_path, name, content):
     path = tmp_path / name
