@@ -1,7 +1,7 @@
-"""Every architecture gives the numbers of its base model run row by row, unpadded: loss, gradient, greedy text.
+"""Compare the loss, gradient and greedy text of every architecture with its base model, run row by row and unpadded.
 
-The reference (architectures.py) is written from the base model alone. For another architecture: add it to SETTINGS
-there and to the tables in shared_prefix.py.
+The reference in tests/helpers/architectures.py uses only the base model. To add an architecture, add it to SETTINGS
+there and to the tables in prompt_tuning/engine/dispatch.py.
 """
 
 import re
@@ -29,7 +29,7 @@ from prompt_tuning.engine.dispatch import CACHE_ARCHITECTURES, PACKED_ARCHITECTU
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 
 GREEDY = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
-# Each is run the fastest way it can be, and again the way that only a cache allows.
+# Every architecture takes its fastest path, and then the path that needs only a cache.
 CASES = [(name, "sdpa") for name in SETTINGS] + [(name, "eager") for name in SETTINGS if "window" not in name]
 
 
@@ -44,7 +44,7 @@ def gradient(loss, weight):
     return torch.autograd.grad(loss, weight)[0]
 
 
-def test_every_architecture_the_engine_claims_is_held_to_the_reference():
+def test_every_architecture_of_the_engine_is_compared_with_the_reference():
     assert {name.split(",")[0] for name in SETTINGS} == set(CACHE_ARCHITECTURES)
 
 
@@ -57,14 +57,14 @@ def test_loss_and_gradient_are_those_of_single_rows(architecture, attention):
     packed = architecture.split(",")[0] in PACKED_ARCHITECTURES and (attention == "sdpa" or "gemma2" in architecture)
     assert model.execution_path.name == ("packed" if packed else "cache")
     expected = reference_loss(base, weight)
-    wanted = gradient(expected, weight)
+    expected_gradient = gradient(expected, weight)
     logits = torch.cat([row_logits(base, weight, row)[-n - 1 : -1] for row, n in zip(ROWS, TARGETS, strict=True)])
     for batch in (right_padded(), left_padded()):
         output = model(**batch)
         loss = output.loss
         assert torch.allclose(output.logits, logits, atol=1e-4)
         assert abs(loss.item() - expected.item()) < 1e-5
-        assert (gradient(loss, weight) - wanted).norm() / wanted.norm() < 1e-4
+        assert (gradient(loss, weight) - expected_gradient).norm() / expected_gradient.norm() < 1e-4
 
 
 @pytest.mark.parametrize("architecture", [name for name in SETTINGS if name != "bloom"])
@@ -72,17 +72,18 @@ def test_rows_side_by_side_as_on_an_accelerator_have_the_same_loss_and_gradient(
     monkeypatch.setattr("prompt_tuning.engine.attention.row_by_row", side_by_side)
     base = build(architecture)
     model, weight = soft(base)
-    expected, loss = reference_loss(base, weight), model(**right_padded()).loss
-    wanted = gradient(expected, weight)
+    expected = reference_loss(base, weight)
+    loss = model(**right_padded()).loss
+    expected_gradient = gradient(expected, weight)
     assert abs(loss.item() - expected.item()) < 1e-5
-    assert (gradient(loss, weight) - wanted).norm() / wanted.norm() < 1e-4
+    assert (gradient(loss, weight) - expected_gradient).norm() / expected_gradient.norm() < 1e-4
 
 
 @pytest.mark.parametrize("architecture", SETTINGS)
 def test_greedy_text_is_the_same_alone_and_in_a_padded_batch(architecture):
     base = build(architecture)
     model, weight = soft(base)
-    right = {name: each for name, each in right_padded().items() if name != "labels"}
+    right = {name: tensor for name, tensor in right_padded().items() if name != "labels"}
     together = [model.generate(**batch, **GREEDY) for batch in (pad_left(ROWS, 0), right)]
     assert torch.equal(together[1][:, : right["input_ids"].shape[1]], right["input_ids"])
     for number, row in enumerate(ROWS):
@@ -93,7 +94,7 @@ def test_greedy_text_is_the_same_alone_and_in_a_padded_batch(architecture):
 
 @pytest.mark.parametrize("architecture", SETTINGS)
 def test_bfloat16_autocast_differs_from_single_rows_by_its_own_rounding(architecture):
-    """benchmarks/architectures.py prints the differences: at most 9e-4 of the loss, cosine at least 0.9998."""
+    """Allow more than benchmarks/architectures.py prints: at most 9e-4 of the loss, a cosine of at least 0.9998."""
     base = build(architecture)
     model, weight = soft(base)
     with torch.autocast("cpu", torch.bfloat16):
@@ -101,24 +102,26 @@ def test_bfloat16_autocast_differs_from_single_rows_by_its_own_rounding(architec
         loss = model(**right_padded()).loss
     assert loss.dtype == torch.float32
     assert abs(loss.item() - expected.item()) / expected.item() < 2e-3
-    wanted = gradient(expected, weight)
-    # A processor without bfloat16 rounds in other places: 0.9989 has been seen there, for OPT.
+    expected_gradient = gradient(expected, weight)
+    # A processor without bfloat16 rounds in other places: OPT had 0.9989 on one.
     bound = 0.999 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 0.998
-    assert torch.cosine_similarity(gradient(loss, weight).flatten(), wanted.flatten(), 0) > bound
+    assert torch.cosine_similarity(gradient(loss, weight).flatten(), expected_gradient.flatten(), 0) > bound
 
 
 @pytest.mark.parametrize("architecture", [name for name in SETTINGS if name != "bloom"])
 def test_activation_checkpointing_changes_no_gradient(architecture):
     model, weight = soft(build(architecture))
-    wanted = gradient(model(**right_padded()).loss, weight)
+    expected_gradient = gradient(model(**right_padded()).loss, weight)
     model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     assert model.execution_path.name == "packed"
-    assert (gradient(model(**right_padded()).loss, weight) - wanted).norm() / wanted.norm() < 1e-6
+    assert (
+        gradient(model(**right_padded()).loss, weight) - expected_gradient
+    ).norm() / expected_gradient.norm() < 1e-6
 
 
 @pytest.mark.parametrize("architecture", WINDOWS)
-def test_a_sliding_window_that_ends_before_a_row_does_is_said(architecture, caplog):
+def test_a_sliding_window_that_is_shorter_than_a_row_is_reported(architecture, caplog):
     model, _ = soft(build(architecture))
     model(**right_padded())
     window = SETTINGS[architecture]["sliding_window"]
@@ -126,15 +129,15 @@ def test_a_sliding_window_that_ends_before_a_row_does_is_said(architecture, capl
     assert f"from {window + PROMPT - 1} on none" in caplog.text
 
 
-def test_from_the_positions_that_are_said_no_token_sees_the_prompt(caplog):
+def test_no_token_sees_the_prompt_from_the_reported_positions_on(caplog):
     config = build("mistral, window 6").config.to_dict() | {"num_hidden_layers": 1, "layer_types": None}
     torch.manual_seed(0)
     base = MistralForCausalLM(MistralConfig.from_dict(config)).requires_grad_(False).eval()
-    model, weight = soft(base)  # one layer: what a token sees directly
+    model, weight = soft(base)  # With one layer a token sees only what is in its window.
     ids = torch.tensor([list(range(7, 21))])
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).logits
-    gradients = [torch.autograd.grad(each[3], weight, retain_graph=True)[0] for each in logits]
+    gradients = [torch.autograd.grad(token[3], weight, retain_graph=True)[0] for token in logits]
     first, none = map(int, re.search(r"from position (\d+) on .* from (\d+) on none", caplog.text).groups())
     places = range(PROMPT, PROMPT + len(gradients))
-    assert [bool(each[0].any()) for each in gradients] == [place < first for place in places]
-    assert [bool(each.any()) for each in gradients] == [place < none for place in places]
+    assert [bool(of_prompt[0].any()) for of_prompt in gradients] == [place < first for place in places]
+    assert [bool(of_prompt.any()) for of_prompt in gradients] == [place < none for place in places]

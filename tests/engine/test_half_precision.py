@@ -1,4 +1,4 @@
-"""Half precision: matrix products round by their shape, so rows in a batch are near what they are alone, not equal.
+"""Bound how far half precision moves a row in a batch: matrix products round by their shape.
 
 The bounds are in standard deviations of a model's logits. They were measured for every architecture, with a soft
 prompt and with a prefix, over 96 to 240 rows in batches of 3, 16 and 48. Kernels were those of AVX-512 with native
@@ -14,11 +14,11 @@ from helpers.architectures import PROMPT, SETTINGS, VOCABULARY, build, right_pad
 from prompt_tuning.encoding.batching import pad_left
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 
-LARGEST = 0.15  # 0.073 was measured, without experts
-TYPICAL = 0.0125  # the root mean square; 0.0063 was measured
+LARGEST = 0.15  # 0.073 was measured for models without experts.
+TYPICAL = 0.0125  # The root mean square was 0.0063.
 # A token near the border between two experts takes the other one, and then has other logits altogether.
 EXPERTS = ("mixtral", "qwen3_moe")
-TOKENS_OF_OTHER_EXPERTS = 0.02  # 0.0042 was measured
+TOKENS_OF_OTHER_EXPERTS = 0.02  # 0.0042 was measured.
 
 
 def soft(architecture):
@@ -45,7 +45,7 @@ def target_logits(model, size, rows, targets):
 
 
 @pytest.mark.parametrize("architecture", SETTINGS)
-def test_logits_in_a_batch_are_near_those_of_a_row_alone(architecture):
+def test_logits_in_a_batch_are_near_those_of_single_rows(architecture):
     model = soft(architecture)
     rows, targets = random_rows(48)
     alone = target_logits(model, 1, rows, targets)
@@ -58,7 +58,7 @@ def test_logits_in_a_batch_are_near_those_of_a_row_alone(architecture):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mistral, window 6"])
-def test_greedy_texts_part_only_where_two_tokens_are_about_equally_likely(architecture):
+def test_greedy_texts_differ_only_where_two_tokens_are_about_equally_likely(architecture):
     model = soft(architecture)
     rows, _ = random_rows(48)
     settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -70,12 +70,12 @@ def test_greedy_texts_part_only_where_two_tokens_are_about_equally_likely(archit
                 batch = pad_left(rows[start : start + size], 0)
                 new = model.generate(**batch, **settings)[:, batch["input_ids"].shape[1] :]
                 written[size] += new.tolist()
-    parted = [number for number in range(len(rows)) if written[1][number] != written[16][number]]
-    for number in parted:
+    different = [number for number in range(len(rows)) if written[1][number] != written[16][number]]
+    for number in different:
         alone, together = written[1][number], written[16][number]
         step = next(step for step in range(8) if alone[step] != together[step])
         ids = [*rows[number], *alone[:step]]
         logits = target_logits(model, 1, [[*ids, 0]], [1])[0]
         gap = logits[alone[step]] - logits[together[step]]
         assert abs(gap) < 2 * LARGEST * logits.std()
-    assert len(parted) <= len(rows) // 4
+    assert len(different) <= len(rows) // 4

@@ -1,7 +1,8 @@
-"""Closed questions: exact likelihoods whatever the batch, and the commands on rows with answers to choose from."""
+"""Check closed questions: likelihoods do not depend on the batch, and the commands take rows with answer choices."""
 
 import copy
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -34,15 +35,15 @@ from prompt_tuning.errors import TemplateError
 
 SOURCES = [row[:4] for row in ROWS[:1]] + [row[:2] for row in ROWS[1:2]] + ROWS[2:]
 CHOICES = [[[9], [8]], [[5, 6, 7], [5, 6, 9], [11]], [[30, 31]], [[40], [41, 42, 43, 44], [41]]]
-# Its source ends with a name, so that rows are answered unlike.
+# The source ends with a name, so that rows get different answers.
 PLACE = Template(
     "{{ context }} {{ question.split()[2] }}", "{{ answers.text[0] }}", answer_choices=" ||| ".join(PLACES)
 )
-LONG = [5, *range(20, 40)]  # to open two rows, which are then read once
+LONG = [5, *range(20, 40)]  # Two rows start with it, and it is read once for both.
 
 
 def closed_rows(count, shift=0):
-    """Questions of our own with yes or no as answers."""
+    """Make questions whose answers are yes or no."""
     rows = []
     for number in range(count):
         person, place = PEOPLE[number % 10], PLACES[(number + shift) % 10]
@@ -60,14 +61,14 @@ def likelihood(logits, choice):
     return logits.log_softmax(-1)[torch.arange(len(choice)), choice].sum().item()
 
 
-def close(found, expected):
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one == pytest.approx(other, abs=1e-5, rel=3e-6)  # float32 has 6e-8 of each logit
+def close(scores, expected):
+    assert len(scores) == len(expected)
+    for row_scores, expected_scores in zip(scores, expected, strict=True):
+        assert row_scores == pytest.approx(expected_scores, abs=1e-5, rel=3e-6)  # float32 rounds by 6e-8 of a logit.
 
 
 def reference(base, prompt, sources=SOURCES, choices=CHOICES):
-    """Each choice after its source in a row of its own, from the base model alone."""
+    """Return the likelihood of each choice after its source, from one run of the base model for each choice."""
     return [
         [likelihood(row_logits(base, prompt, [*source, *choice])[len(source) - 1 : -1], choice) for choice in of_row]
         for source, of_row in zip(sources, choices, strict=True)
@@ -76,7 +77,7 @@ def reference(base, prompt, sources=SOURCES, choices=CHOICES):
 
 @pytest.mark.parametrize("method", ["soft prompt", "nothing"])
 @pytest.mark.parametrize("architecture", SETTINGS)
-def test_causal_models_give_each_choice_its_likelihood_alone_and_in_a_batch(architecture, method):
+def test_a_choice_of_a_causal_model_has_the_likelihood_of_a_single_row_in_any_batch(architecture, method):
     base = build(architecture)
     prompt = base.get_input_embeddings().weight[10 : 10 + PROMPT].clone()
     expected = reference(base, prompt if method == "soft prompt" else prompt[:0])
@@ -86,7 +87,7 @@ def test_causal_models_give_each_choice_its_likelihood_alone_and_in_a_batch(arch
     close(alone, expected)
 
 
-def test_without_sdpa_and_in_plain_peft_too():
+def test_likelihoods_are_the_same_without_sdpa_and_in_plain_peft():
     base = build("llama")
     prompt = base.get_input_embeddings().weight[10 : 10 + PROMPT].clone()
     expected, unprompted = reference(base, prompt), reference(base, prompt[:0])
@@ -102,7 +103,7 @@ def test_without_sdpa_and_in_plain_peft_too():
     close(log_likelihoods(plain.eval(), SOURCES, CHOICES), expected)
 
 
-def test_a_prefix_lora_and_a_disabled_prompt():
+def test_a_prefix_lora_and_a_disabled_prompt_have_the_likelihoods_of_single_rows():
     base = build("llama")
     unprompted = reference(base, base.get_input_embeddings().weight[:0])
     model = add_soft_prompt(base, prompt_config(base, PROMPT, PromptArguments(method="prefix_tuning"))).eval()
@@ -131,7 +132,7 @@ def test_a_prefix_lora_and_a_disabled_prompt():
 
 @pytest.mark.parametrize("build", [tiny_t5, tiny_bart])
 @pytest.mark.parametrize("method", ["nothing", "prompt_tuning", "prefix_tuning", "lora"])
-def test_encoder_decoders_score_with_their_decoder_and_read_each_source_once(build, method, monkeypatch):
+def test_an_encoder_decoder_scores_with_its_decoder_and_reads_each_source_once(build, method, monkeypatch):
     base = model = build(VOCABULARY)
     if method == "lora":
         model = get_peft_model(base, LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q_proj", "v_proj", "q"]))
@@ -151,29 +152,29 @@ def test_encoder_decoders_score_with_their_decoder_and_read_each_source_once(bui
                 logits = base(inputs_embeds=embeds, labels=labels).logits[0]
             expected[-1].append(likelihood(logits, choice))
     read = []
-    base.get_encoder().register_forward_hook(lambda module, given, output: read.append(1))
+    base.get_encoder().register_forward_hook(lambda module, args, output: read.append(1))
     close(log_likelihoods(model, SOURCES, CHOICES), expected)
     assert len(read) == 1
     close([log_likelihoods(model, [s], [c])[0] for s, c in zip(SOURCES, CHOICES, strict=True)], expected)
 
 
-def test_a_source_is_read_once_and_what_several_open_with_too():
+def test_a_source_and_a_common_prefix_of_sources_are_read_once():
     base = build("llama")
     model = add_soft_prompt(base, prompt_config(base, PROMPT)).eval()
     sources = [[*LONG, 50, 51], [*LONG, 52], [60, 61]]
     choices = [[[9], [8], [7, 6]], [[9], [8]], [[5, 6, 7], [5, 6, 9]]]
     expected = reference(base, model.get_prompt_embedding_to_save("default"), sources, choices)
     read = []
-    base.get_input_embeddings().register_forward_hook(lambda module, given, output: read.append(given[0].numel()))
-    with compute_prompt_once(model, LONG[:1]):  # which the last row does not open with
+    base.get_input_embeddings().register_forward_hook(lambda module, args, output: read.append(args[0].numel()))
+    with compute_prompt_once(model, LONG[:1]):  # The last row does not start with this token.
         close(log_likelihoods(model, sources, choices), expected)
-    # The passage; what is left of each source without its last token; that token before each segment.
+    # The model reads the passage, the rest of each source without its last token, and that token before each segment.
     assert sum(read) - len(LONG) == (1 + 0 + 1) + (1 + 2) + 1 + 3
     with compute_prompt_once(model, LONG):
         close(log_likelihoods(model, sources[:2], choices[:2]), expected[:2])
 
 
-def test_normalisations_are_what_they_say(tokenizer):
+def test_each_normalisation_divides_by_what_its_name_says(tokenizer):
     base = build("llama", len(tokenizer))
     texts = [["naïve", "no"], ["yes", "perhaps so"]]
     ids = [[tokenizer(" " + text).input_ids for text in of_row] for of_row in texts]
@@ -250,7 +251,7 @@ def test_the_trainer_chooses_the_same_in_any_batch_and_scores_it(architecture, t
     assert [log["step"] for log in run.state.log_history if "eval_exact_match" in log] == [2, 4]
     open_rows = rows.remove_columns(["choices", "choice_ids"])
     run.generation_kwargs["max_new_tokens"] = 3
-    assert not set(run.predict_texts(open_rows)) <= set(PLACES)  # which are generated again
+    assert not set(run.predict_texts(open_rows)) <= set(PLACES)  # Rows without choices are generated.
 
 
 @pytest.fixture
@@ -275,11 +276,12 @@ def closed_recipe(recipe_file, tmp_path):
     ],
     ids=str,
 )
-def test_train_evaluate_and_predict_choose_alike(settings, closed_recipe, model_folders, tmp_path, capsys):
+def test_train_evaluate_and_predict_choose_the_same_answers(settings, closed_recipe, model_folders, tmp_path, capsys):
     changes = {key: value for key, value in settings.items() if key != "model"}
     recipe = closed_recipe(model_name_or_path=model_folders[settings.get("model", "llama")], **changes)
     assert main(["train", str(recipe), "--learning_rate", "0.3", "--eval_strategy", "steps", "--eval_steps", "2"]) == 0
-    run, printed = tmp_path / "run", capsys.readouterr().out
+    run = tmp_path / "run"
+    printed = capsys.readouterr().out
     name = "lora" if settings.get("method") == "lora" else "soft_prompt"
     results = json.loads((run / "results.json").read_text())
     assert results["decoding"] == {"choice_normalization": settings.get("choice_normalization", "none")}
@@ -289,8 +291,7 @@ def test_train_evaluate_and_predict_choose_alike(settings, closed_recipe, model_
         right = sum(row[tuned] == row["references"][0] for row in rows)
         assert results[tuned]["exact_match"] == pytest.approx(100 * right / 9, abs=0.01)
         taken = results["answers"]["taken"][tuned]
-        assert taken == {text: number for text in taken if (number := sum(row[tuned] == text for row in rows))}
-        assert sum(taken.values()) == 9
+        assert taken == Counter(row[tuned] for row in rows) and sum(taken.values()) == 9
     expected = {text: sum(row["references"] == [text] for row in rows) for text in ("no", "yes")}
     assert results["answers"]["expected"] == expected and expected["no"] > expected["yes"] > 0
     always = results["answers"]["always"]
@@ -299,9 +300,9 @@ def test_train_evaluate_and_predict_choose_alike(settings, closed_recipe, model_
         assert line in printed and line in (run / "report.html").read_text()
     if name == "soft_prompt":
         by = settings.get("choice_normalization")
-        told = "; the most likely of the row's choices" + (f", normalised by {by};" if by else ";")
+        sentence = "; the most likely of the row's choices" + (f", normalised by {by};" if by else ";")
         card = check_card(run / "README.md").text
-        assert told in card and f"```text\nexpected: no {expected['no']}, yes {expected['yes']}\n" in card
+        assert sentence in card and f"```text\nexpected: no {expected['no']}, yes {expected['yes']}\n" in card
 
     again = ["--adapter", str(run), "--output_dir", str(tmp_path / "again"), "--per_device_eval_batch_size", "2"]
     assert main(["evaluate", str(recipe), *again]) == 0
@@ -334,7 +335,7 @@ def test_choices_of_a_column_and_free_answers_to_closed_questions(closed_recipe,
         assert main(["evaluate", recipe, *arguments]) == 0
         lines = (folder / "predictions" / "test.jsonl").read_text().splitlines()
         chosen[normalization] = [json.loads(line)["hard_prompt"] for line in lines]
-        assert "answers" not in json.loads((folder / "results.json").read_text())  # each row has choices of its own
+        assert "answers" not in json.loads((folder / "results.json").read_text())  # Every row has other choices.
         assert all(text in row["choices"] for text, row in zip(chosen[normalization], rows, strict=True))
     assert chosen["none"] != chosen["characters"]
     capsys.readouterr()
@@ -357,7 +358,7 @@ def test_a_closed_question_without_a_reference_has_no_answer_that_was_expected(c
     assert json.loads((tmp_path / "hard" / "results.json").read_text())["answers"]["expected"] == {"yes": 8}
 
 
-def test_what_is_wrong_is_said_with_file_and_line(closed_recipe, tokenizer, tmp_path, capsys):
+def test_wrong_choices_are_reported_with_file_and_line(closed_recipe, tokenizer, tmp_path, capsys):
     rows = closed_rows(6)
     rows[3]["answers"] = {"text": ["maybe"]}
     write_jsonl(tmp_path / "validation.jsonl", rows)
@@ -375,7 +376,7 @@ def test_what_is_wrong_is_said_with_file_and_line(closed_recipe, tokenizer, tmp_
         template = Template("{{ question }}", "yes", answer_choices=text)
         with pytest.raises(TemplateError, match=r"answer_choices gives 'yes'.*expected two or more"):
             Encoder(template, tokenizer).row(rows[0])
-    unknown = copy.deepcopy(tokenizer)  # it has one token for all letters that it does not know
+    unknown = copy.deepcopy(tokenizer)  # This copy has one token for all letters that it lacks.
     unknown.backend_tokenizer.normalizer = Replace(Regex("[是否]"), "?")
     template = Template("{{ question }}", "是", answer_choices="是 ||| 否")
     with pytest.raises(TemplateError, match="the choices '是' and '否' have the same tokens"):
@@ -383,7 +384,7 @@ def test_what_is_wrong_is_said_with_file_and_line(closed_recipe, tokenizer, tmp_
     assert Encoder(template, tokenizer).row(rows[0])["choices"] == ["是", "否"]
 
 
-def test_an_ensemble_of_closed_answers_names_the_way_out(closed_recipe, tmp_path, capsys):
+def test_an_ensemble_of_closed_answers_is_refused_with_two_ways_out(closed_recipe, tmp_path, capsys):
     write_jsonl(tmp_path / "validation.jsonl", closed_rows(6))
     for seed in ("1", "2"):
         assert main(["train", str(closed_recipe(seed=seed, output_dir=tmp_path / seed, max_steps=1))]) == 0

@@ -1,4 +1,4 @@
-"""Models whose layers hand on a state in place of keys and values: soft prompts as anywhere else, prefixes refused."""
+"""Check models whose layers pass on a state instead of keys and values: they take soft prompts and no prefixes."""
 
 import pytest
 import torch
@@ -42,31 +42,27 @@ def build(architecture):
     return AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
 
 
-def given(row):
-    ids = torch.tensor([row])
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
 @pytest.fixture(params=SETTINGS)
 def base(request):
     return build(request.param)
 
 
-def test_cpt_and_a_teacher_whose_rows_share_an_opening(base):
+def test_cpt_has_a_finite_loss_and_a_teacher_reads_rows_with_a_common_prefix(base):
     args = PromptArguments(method="cpt")
     assert add_soft_prompt(base, prompt_config(base, 4, args, [5, 6, 7, 8]))(**right_padded()).loss.isfinite()
     if base.config.model_type in SCALED_LOGITS:
-        return  # which is no teacher
-    base, shared = build(base.config.model_type), [[3, 4, *row] for row in ROWS]
+        return  # Such a model cannot be a teacher.
+    base = build(base.config.model_type)
+    shared = [[3, 4, *row] for row in ROWS]
     rows = [{"input_ids": ids, "labels": [-100] * (len(ids) - 1) + ids[-1:], "row": n} for n, ids in enumerate(shared)]
     states = teacher_states(base, Dataset.from_list(rows), 400)
     for number, ids in enumerate(shared):
         alone = base(torch.tensor([ids])).logits[0, -2]
-        taught = base.get_output_embeddings()(states[number])[0]
-        torch.testing.assert_close(taught, alone, rtol=1e-4, atol=1e-4)
+        teacher_logits = base.get_output_embeddings()(states[number])[0]
+        torch.testing.assert_close(teacher_logits, alone, rtol=1e-4, atol=1e-4)
 
 
-def test_a_soft_prompt_is_that_of_the_rows_alone(base):
+def test_a_batch_with_a_soft_prompt_has_the_loss_and_text_of_single_rows(base):
     torch.manual_seed(1)
     prompt = torch.randn(PROMPT, 32)
     model = add_soft_prompt(base, prompt_config(base, PROMPT), prompt)
@@ -77,7 +73,7 @@ def test_a_soft_prompt_is_that_of_the_rows_alone(base):
     mask = torch.stack([F.pad(torch.ones_like(row), (width - len(row), 0)) for row in sources])
     written = model.generate(input_ids=ids, attention_mask=mask, **SETTINGS_OF_GENERATION)[:, width:].tolist()
     assert written == [reference_greedy(base, prompt, row, 6) for row in ROWS]
-    assert len({tuple(row) for row in written}) > 1  # else nothing would be compared
+    assert len({tuple(row) for row in written}) > 1  # Equal texts would show nothing.
 
 
 def test_a_prefix_is_refused(base):
@@ -85,7 +81,7 @@ def test_a_prefix_is_refused(base):
         prompt_config(base, PROMPT, PromptArguments(method="prefix_tuning"))
 
 
-def test_it_is_refused_before_weights_are_read(recipe_file, tokenizer, tmp_path, capsys):
+def test_a_prefix_is_refused_before_weights_are_read(recipe_file, tokenizer, tmp_path, capsys):
     AutoConfig.for_model("mamba", **SETTINGS["mamba"]).save_pretrained(tmp_path / "mamba")
     tokenizer.save_pretrained(tmp_path / "mamba")
     recipe = recipe_file(method="prefix_tuning", model_name_or_path=tmp_path / "mamba")
@@ -93,7 +89,7 @@ def test_it_is_refused_before_weights_are_read(recipe_file, tokenizer, tmp_path,
     assert "prefix_tuning puts keys and values into every layer, and mamba has recurrent" in capsys.readouterr().err
 
 
-def test_a_stop_text_is_looked_for_behind_each_rows_own_source(tokenizer):
+def test_a_stop_text_is_searched_only_after_the_source_of_its_row(tokenizer):
     torch.manual_seed(0)
     config = AutoConfig.for_model("mamba", **(SETTINGS["mamba"] | {"vocab_size": len(tokenizer)}))
     base = AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()

@@ -1,4 +1,4 @@
-"""The engine as a PEFT model: methods, adapters, losses, decoding, and what it says when it cannot."""
+"""Check the engine as a PEFT model: methods, adapters, losses, decoding, and the reasons it reports."""
 
 import json
 from itertools import pairwise
@@ -46,7 +46,7 @@ from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 
-# Plain PEFT warns so each time it generates from a prompt, which is tested here.
+# Plain PEFT gives this warning each time it generates with a prompt.
 POSITION_WARNING = pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
 GREEDY = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
 PROJECTED = dict(prefix_projection=True, encoder_hidden_size=24)
@@ -83,7 +83,7 @@ def weights(model):
 
 
 def gradient(loss, model):
-    return torch.cat([each.flatten() for each in torch.autograd.grad(loss, weights(model))])
+    return torch.cat([tensor.flatten() for tensor in torch.autograd.grad(loss, weights(model))])
 
 
 def written(model, rows, **settings):
@@ -93,7 +93,7 @@ def written(model, rows, **settings):
 
 
 def with_prefix(base, cache_of_one, row):
-    """`[len(row), V]` of one unpadded row behind keys and values, from the base model alone."""
+    """Return the base model's logits `[len(row), V]` of one unpadded row after a prefix of keys and values."""
     cache = DynamicCache(config=base.config)
     for number, layer in enumerate(cache_of_one.layers):
         cache.update(layer.keys, layer.values, number)
@@ -118,11 +118,11 @@ def test_every_method_has_the_loss_gradient_and_text_of_single_rows(architecture
         F.cross_entropy(single(row)[-count - 1 : -1], torch.tensor(row[-count:]), reduction="sum")
         for row, count in zip(ROWS, TARGETS, strict=True)
     ) / sum(TARGETS)
-    wanted = gradient(expected, model)
+    expected_gradient = gradient(expected, model)
     for batch in (right_padded(), left_padded()):
         loss = model(**batch).loss
         assert abs(loss.item() - expected.item()) < 1e-5
-        assert (gradient(loss, model) - wanted).norm() / wanted.norm() < 1e-4
+        assert (gradient(loss, model) - expected_gradient).norm() / expected_gradient.norm() < 1e-4
 
     together = written(model, ROWS, max_new_tokens=4)
     for row, new in zip(ROWS, together, strict=True):
@@ -138,25 +138,25 @@ def test_the_prompt_is_computed_once_for_a_batch(method):
     model = soft(base, method)
     encoder = model.prompt_encoder["default"]
     seen = []
-    encoder.register_forward_hook(lambda module, given, output: seen.append(output.shape[0]))
+    encoder.register_forward_hook(lambda module, args, output: seen.append(output.shape[0]))
     model(**right_padded()).loss.backward()
-    if method != "prompt_tuning":  # whose embedding is looked up without a call
+    if method != "prompt_tuning":  # The embedding of prompt_tuning is read without a call.
         assert seen == [1]
         seen.clear()
         PeftModelForCausalLM.forward(model, **right_padded())
         assert seen == [1 if method.startswith("p_tuning") else len(ROWS)]
 
 
-def test_linear_layers_see_no_padding_and_a_common_prefix_once_and_only_targets_have_logits():
+def test_layers_see_no_padding_and_a_common_prefix_once_and_only_targets_have_logits():
     base = build("llama")
     model = soft(base)
     widths = {}
-    base.model.layers[0].mlp.register_forward_hook(lambda module, given, output: widths.update(layer=output.shape))
-    base.lm_head.register_forward_hook(lambda module, given, output: widths.update(head=output.shape))
+    base.model.layers[0].mlp.register_forward_hook(lambda module, args, output: widths.update(layer=output.shape))
+    base.lm_head.register_forward_hook(lambda module, args, output: widths.update(head=output.shape))
     rows = [ROWS[0], *ROWS[2:]]
     batch = right_padded(rows, [2, 3, 1])
     model(**batch)
-    # All rows open with the same two tokens, and a row's last token predicts nothing.
+    # All rows start with the same two tokens, and a row's last token predicts nothing.
     assert widths["layer"][1] == PROMPT + 2 + sum(len(row) - 2 - 1 for row in rows)
     assert widths["head"][-2] == 6
     PeftModelForCausalLM.forward(model, **batch)
@@ -168,8 +168,8 @@ def test_the_common_prefix_of_all_rows_joins_the_prompt(architecture):
     base = build(architecture)
     model = soft(base)
     weight = weights(model)[0]
-    opening = [7, 20, 33, 41]
-    rows = [opening + row for row in ROWS]
+    common_prefix = [7, 20, 33, 41]
+    rows = [common_prefix + row for row in ROWS]
     total = 0
     for row, count in zip(rows, TARGETS, strict=True):
         embeds = torch.cat([weight, base.get_input_embeddings()(torch.tensor(row))])[None]
@@ -178,8 +178,8 @@ def test_the_common_prefix_of_all_rows_joins_the_prompt(architecture):
     expected = total / sum(TARGETS)
     loss = model(**right_padded(rows)).loss
     assert abs(loss.item() - expected.item()) < 1e-5
-    wanted = gradient(expected, model)
-    assert (gradient(loss, model) - wanted).norm() / wanted.norm() < 1e-4
+    expected_gradient = gradient(expected, model)
+    assert (gradient(loss, model) - expected_gradient).norm() / expected_gradient.norm() < 1e-4
 
 
 def test_each_row_may_have_the_prompt_of_its_own_adapter():
@@ -191,8 +191,10 @@ def test_each_row_may_have_the_prompt_of_its_own_adapter():
     loss = model(**right_padded(), adapter_names=names).loss
     expected = reference_loss(base, [prompts[name] for name in names])
     assert abs(loss.item() - expected.item()) < 1e-5
-    wanted = torch.autograd.grad(expected, prompts["default"])[0]
-    assert (torch.autograd.grad(loss, prompts["default"])[0] - wanted).norm() / wanted.norm() < 1e-4
+    expected_gradient = torch.autograd.grad(expected, prompts["default"])[0]
+    assert (
+        torch.autograd.grad(loss, prompts["default"])[0] - expected_gradient
+    ).norm() / expected_gradient.norm() < 1e-4
     together = written(model, ROWS, adapter_names=names)
     assert together == [reference_greedy(base, prompts[n], row, 8) for n, row in zip(names, ROWS, strict=True)]
     assert model.active_adapter == "default"
@@ -205,61 +207,62 @@ def test_each_row_may_have_the_prompt_of_its_own_adapter():
 
 @pytest.mark.parametrize("architecture", ["llama", "opt", "mistral, window 6", "bloom"])
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
-def test_one_cache_serves_a_whole_evaluation(architecture, method, monkeypatch):
+def test_a_whole_evaluation_computes_one_cache_of_the_prompt(architecture, method, monkeypatch):
     model = soft(build(architecture), method)
-    wanted = [written(model, ROWS[:2]), written(model, ROWS[2:]), written(model, [[9, 8, 7], [5, 4]])]
+    expected = [written(model, ROWS[:2]), written(model, ROWS[2:]), written(model, [[9, 8, 7], [5, 4]])]
     computed = []
     get_prompt = model.get_prompt
     monkeypatch.setattr(model, "get_prompt", lambda **kwargs: computed.append(1) or get_prompt(**kwargs))
     with compute_prompt_once(model, ROWS[0][:1]):
-        assert written(model, ROWS[:2]) == wanted[0]
-        assert written(model, ROWS[2:]) == wanted[1]
+        assert written(model, ROWS[:2]) == expected[0]
+        assert written(model, ROWS[2:]) == expected[1]
         # Rows that pass a sliding window in a padded batch take another path.
         assert len(computed) == 1 or "window" in architecture
-        assert written(model, [[9, 8, 7], [5, 4]]) == wanted[2]  # which do not open like that
-    assert written(model, ROWS[:2]) == wanted[0]
+        assert written(model, [[9, 8, 7], [5, 4]]) == expected[2]  # These rows have another first token.
+    assert written(model, ROWS[:2]) == expected[0]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "gemma2"])
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
-def test_a_text_that_opens_several_rows_is_read_once_and_changes_no_token(architecture, method):
+def test_a_common_prefix_of_some_rows_is_read_once_and_changes_no_token(architecture, method):
     model = soft(build(architecture), method)
     passage, other = list(range(30, 48)), list(range(60, 78))
     ends = [passage, [5, 6]], [other, [8]], [passage, [9]], [[7], [20]], [passage, []], [other, [8, 9, 3]]
     rows = [opening + end for opening, end in [*ends, ends[0]]]
     alone = [written(model, [row])[0] for row in rows]
     read = []
-    model.word_embeddings.register_forward_hook(lambda module, given, output: read.append(given[0].shape))
+    model.word_embeddings.register_forward_hook(lambda module, args, output: read.append(args[0].shape))
     assert written(model, rows) == alone
-    # 17 tokens of one passage (a row ends there), 18 of the other, then what is left of each row but its last token,
-    # which `generate` reads for all rows together.
+    # The model reads 17 tokens of one passage (a row ends there), 18 of the other, then the rest of each row without
+    # its last token. `generate` reads the last tokens of all rows together.
     assert sum(shape.numel() for shape in read if shape[0] == 1) == 17 + 18 + sum([2, 0, 1, 1, 0, 2, 2])
     assert {shape[0] for shape in read if len(shape) == 2} == {1, len(rows)}
 
 
-def test_a_common_prefix_is_shared_only_by_rows_behind_one_prompt():
+def test_a_common_prefix_is_shared_only_by_rows_with_the_same_prompt():
     passage, other = list(range(30, 50)), list(range(60, 80))
     rows = [[*passage, 1], [*other, 2], [*passage, 3], [*passage[:10], 4], [*other, 5]]
     assert sorted(shared_prefixes(rows, [0] * 5)) == [(20, [0, 2]), (20, [1, 4])]
     assert shared_prefixes(rows, [0, 0, 1, 0, 0]) == [(20, [1, 4])]
-    # A short common opening does not break up a group with a long one.
+    # A short match with a third row does not shrink the common prefix of the first two.
     long = [*passage, *other]
     assert shared_prefixes([[*long, 1], [*long, 2], [*passage[:17], 3]], [0] * 3) == [(40, [0, 1])]
 
 
-def test_keys_and_values_are_not_copied_with_each_new_token():
+def test_a_new_token_does_not_copy_keys_and_values():
     layer = DynamicLayer()
     first = torch.randn(2, 3, 5, 4)
     layer.update(first, -first)
     roomy = RoomyLayer(layer)
-    places, grown = set(), first
+    places = set()
+    grown = first
     for _ in range(70):
         new = torch.randn(2, 3, 1, 4)
         grown = torch.cat([grown, new], 2)
         keys, values = roomy.update(new, -new)
         assert torch.equal(keys, grown) and torch.equal(values, -grown)
         places.add(keys.data_ptr())
-    assert len(places) == 2  # moved once, when its room was used up
+    assert len(places) == 2  # The layer was moved once, when it was full.
     kept = roomy.keys
     roomy.batch_select_indices(torch.tensor([1]))
     new = torch.randn(1, 3, 1, 4)
@@ -271,11 +274,11 @@ def test_finished_rows_leave_the_batch():
     base = build("llama")
     model = soft(base)
     alone = [written(model, [row], max_new_tokens=24)[0] for row in ROWS]
-    stops = {row[2] for row in alone[:3]}  # rows end at different steps
+    stops = {row[2] for row in alone[:3]}  # With these end tokens rows end at different steps.
     ended = [next((n + 1 for n, token in enumerate(row) if token in stops), 24) for row in alone]
     assert len(set(ended)) > 1
     sizes = []
-    base.register_forward_hook(lambda module, given, output: sizes.append(output.logits.shape[0]))
+    base.register_forward_hook(lambda module, args, output: sizes.append(output.logits.shape[0]))
     together = written(model, ROWS, max_new_tokens=24, eos_token_id=sorted(stops))
     assert sizes[-1] < len(ROWS)
     for new, row, end in zip(together, alone, ended, strict=True):
@@ -292,8 +295,9 @@ def test_beams_and_returned_sequences_are_those_of_a_single_row():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_may_be_padded_further_than_its_rows_and_prompt_reach(side):
-    model, batch = soft(build("llama")), pad_left(ROWS, 0)
+def test_padding_beyond_rows_and_prompt_changes_no_text(side):
+    model = soft(build("llama"))
+    batch = pad_left(ROWS, 0)
     if side == "right":
         batch = right_padded()
     for more in (PROMPT + 1, 40):
@@ -308,10 +312,12 @@ def test_a_repetition_penalty_counts_a_rows_own_tokens():
     together = written(model, ROWS, repetition_penalty=3.0)
     for row, new in zip(ROWS, together, strict=True):
         assert new == written(model, [row], repetition_penalty=3.0)[0]
-        ids, embeddings = list(row), base.get_input_embeddings()
+        ids = list(row)
+        embeddings = base.get_input_embeddings()
         for _ in new:
             logits = base(inputs_embeds=torch.cat([weights(model)[0], embeddings(torch.tensor(ids))])[None]).logits
-            scores, seen = logits[0, -1], torch.tensor(ids)
+            scores = logits[0, -1]
+            seen = torch.tensor(ids)
             scores[seen] = torch.where(scores[seen] > 0, scores[seen] / 3, scores[seen] * 3)
             ids.append(scores.argmax().item())
         assert new == ids[len(row) :]
@@ -321,7 +327,7 @@ def test_a_repetition_penalty_counts_a_rows_own_tokens():
 def test_n_grams_are_counted_in_a_rows_own_tokens(settings):
     base = build("llama")
     model = soft(base)
-    rows = [[*row, row[-1]] for row in ROWS]  # what stands in the prompt's place was the last token, twice and more
+    rows = [[*row, row[-1]] for row in ROWS]  # The last token fills the prompt's positions, so it is there twice.
     together = written(model, rows, no_repeat_ngram_size=2, **settings)
     assert together == [written(model, [row], no_repeat_ngram_size=2, **settings)[0] for row in rows]
     if settings:
@@ -344,22 +350,23 @@ def test_sampling_follows_the_distribution_of_a_single_row():
     samples = torch.tensor(written(model, ROWS, **settings)).reshape(len(ROWS), 500)
     for row, drawn in zip(ROWS, samples, strict=True):
         embeds = torch.cat([weights(model)[0], base.get_input_embeddings()(torch.tensor(row))])[None]
-        wanted = (base(inputs_embeds=embeds).logits[0, -1] / 0.7).softmax(-1)
-        likely = wanted.argmax()
-        spread = (wanted[likely] * (1 - wanted[likely]) / 500).sqrt()
-        assert abs((drawn == likely).float().mean() - wanted[likely]) < 5 * spread + 1e-3
+        distribution = (base(inputs_embeds=embeds).logits[0, -1] / 0.7).softmax(-1)
+        likely = distribution.argmax()
+        spread = (distribution[likely] * (1 - distribution[likely]) / 500).sqrt()
+        assert abs((drawn == likely).float().mean() - distribution[likely]) < 5 * spread + 1e-3
 
 
-def test_the_models_own_config_decides_what_a_passed_config_leaves_open():
+def test_the_models_generation_config_fills_the_gaps_of_a_passed_one():
     model = soft(build("llama"))
-    base, batch = model.get_base_model(), pad_left(ROWS, 0)
-    given = GenerationConfig(max_new_tokens=5, do_sample=False, eos_token_id=None)
-    expected = model.generate(**batch, generation_config=given, num_beams=3, pad_token_id=0)
+    base = model.get_base_model()
+    batch = pad_left(ROWS, 0)
+    config = GenerationConfig(max_new_tokens=5, do_sample=False, eos_token_id=None)
+    expected = model.generate(**batch, generation_config=config, num_beams=3, pad_token_id=0)
     base.generation_config.update(num_beams=3, pad_token_id=0)
-    assert torch.equal(model.generate(**batch, generation_config=given), expected)
+    assert torch.equal(model.generate(**batch, generation_config=config), expected)
     base.generation_config.update(num_beams=1, max_new_tokens=3)
-    given = GenerationConfig(do_sample=False, eos_token_id=None)
-    assert model.generate(**batch, generation_config=given).shape[1] == batch["input_ids"].shape[1] + 3
+    config = GenerationConfig(do_sample=False, eos_token_id=None)
+    assert model.generate(**batch, generation_config=config).shape[1] == batch["input_ids"].shape[1] + 3
 
 
 def test_a_setting_that_counts_new_tokens_keeps_finished_rows_in_the_batch():
@@ -373,7 +380,7 @@ def test_a_setting_that_counts_new_tokens_keeps_finished_rows_in_the_batch():
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral, window 6"])
-def test_a_model_that_keeps_no_cache_writes_the_same_behind_a_prompt(architecture):
+def test_a_model_without_a_cache_writes_the_same_text_after_a_prompt(architecture):
     model = soft(build(architecture))
     expected = written(model, ROWS)
     assert written(model, ROWS, use_cache=False) == expected
@@ -383,9 +390,9 @@ def test_a_model_that_keeps_no_cache_writes_the_same_behind_a_prompt(architectur
 
 def test_arguments_with_a_cache_of_their_own_are_refused_and_a_models_own_setting_is_ignored():
     model = soft(build("llama"))
-    for given in ({"cache": DynamicCache()}, {"prompt_lookup_num_tokens": 3}, {"assistant_model": model}):
-        with pytest.raises(AdapterError, match=f"generate: {next(iter(given))} knows nothing of the prompt"):
-            written(model, ROWS, **given)
+    for arguments in ({"cache": DynamicCache()}, {"prompt_lookup_num_tokens": 3}, {"assistant_model": model}):
+        with pytest.raises(AdapterError, match=f"generate: {next(iter(arguments))} knows nothing of the prompt"):
+            written(model, ROWS, **arguments)
     expected = written(model, ROWS)
     model.get_base_model().generation_config.cache_implementation = "static"
     assert written(model, ROWS) == expected
@@ -401,11 +408,14 @@ class Recorder(LogitsProcessor):
 
 
 def test_processors_and_criteria_see_the_ids_of_their_rows():
-    """As the base model's `generate` shows them, without what stands in the prompt's places."""
-    model, batch = soft(build("llama")), pad_left(ROWS, 0)
-    recorder, allowed, lengths = Recorder(), [], []
+    """Show them what the base model's `generate` shows, without the ids that fill the prompt's positions."""
+    model = soft(build("llama"))
+    batch = pad_left(ROWS, 0)
+    recorder = Recorder()
+    allowed = []
+    lengths = []
 
-    class Limit(StoppingCriteria):  # of which each row has its own
+    class Limit(StoppingCriteria):  # Every row has another limit.
         limits = torch.tensor([2, 3, 5, 8])
 
         def __call__(self, input_ids, scores, **kwargs):
@@ -426,8 +436,10 @@ def test_processors_and_criteria_see_the_ids_of_their_rows():
 @pytest.mark.parametrize("settings", [{"num_return_sequences": 2, "do_sample": True}, {"repetition_penalty": 1.1}])
 @pytest.mark.parametrize("architecture", ["llama", "mistral, window 6"])
 def test_a_constraint_gets_the_number_of_the_row_whose_ids_it_sees(architecture, settings):
-    model, seen = soft(build(architecture)), {}
-    batch, copies = pad_left(ROWS, 0), settings.get("num_return_sequences", 1)
+    model = soft(build(architecture))
+    seen = {}
+    batch = pad_left(ROWS, 0)
+    copies = settings.get("num_return_sequences", 1)
 
     def allowed(number, ids):
         seen.setdefault(number, ids.tolist())
@@ -440,37 +452,39 @@ def test_a_constraint_gets_the_number_of_the_row_whose_ids_it_sees(architecture,
     assert all(seen[number][-len(row) :] == row for number, row in enumerate(ROWS))
 
 
-def test_a_processor_of_a_setting_takes_its_place():
+def test_a_passed_processor_replaces_the_one_of_a_setting():
     model = soft(build("llama"))
-    own = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(3.0)])
-    assert written(model, ROWS, logits_processor=own, repetition_penalty=3.0) == written(
+    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(3.0)])
+    assert written(model, ROWS, logits_processor=processors, repetition_penalty=3.0) == written(
         model, ROWS, repetition_penalty=3.0
     )
 
 
 def test_a_streamer_gets_the_row_and_then_the_new_tokens():
-    model, given = soft(build("llama")), []
+    model = soft(build("llama"))
+    streamed = []
 
     class Streamer(BaseStreamer):
         def put(self, value):
-            given.append(value.tolist())
+            streamed.append(value.tolist())
 
         def end(self):
-            given.append("end")
+            streamed.append("end")
 
     new = written(model, ROWS[:1], streamer=Streamer())[0]
-    assert given == [[ROWS[0]], *([token] for token in new), "end"]
+    assert streamed == [[ROWS[0]], *([token] for token in new), "end"]
 
 
-def test_names_of_adapters_are_not_dropped_without_a_loss():
-    model, batch = soft(build("llama")), pad_left(ROWS[:2], 0)
+def test_other_adapter_names_without_labels_are_refused_and_not_ignored():
+    model = soft(build("llama"))
+    batch = pad_left(ROWS[:2], 0)
     model.add_adapter("other", METHODS["prompt_tuning"]())
     assert model(**batch, adapter_names=["default"] * 2).logits is not None
     with pytest.raises(AdapterError, match="without input_ids and labels each row is run behind the active adapter's"):
         model(**batch, adapter_names=["default", "other"])
 
 
-def test_disabling_within_disabling_ends_with_the_outer_one():
+def test_a_prompt_disabled_twice_is_on_again_only_after_the_outer_block():
     model = soft(build("llama"))
     alone = model.get_base_model().generate(**pad_left(ROWS, 0), **GREEDY).tolist()
     with model.disable_adapter():
@@ -489,7 +503,10 @@ def test_prompts_of_different_lengths_join_under_a_sliding_window(architecture):
     assert model.execution_path.name == "cache"
     prompts = {name: model.prompt_encoder[name].embedding.weight for name in ("default", "other")}
     names = ["other", "default", "other", "default"]
-    for rows, targets in ((ROWS, TARGETS), ([row[:3] for row in ROWS], [1] * 4)):  # past the window, and near its end
+    for rows, targets in (
+        (ROWS, TARGETS),
+        ([row[:3] for row in ROWS], [1] * 4),
+    ):  # Short rows end near the window's end.
         expected = reference_loss(base, [prompts[name] for name in names], rows, targets)
         loss = model(**right_padded(rows, targets), adapter_names=names).loss
         assert abs(loss.item() - expected.item()) < 1e-5
@@ -505,7 +522,7 @@ def test_a_generation_config_and_returned_scores_are_honoured():
     assert model.generate(**batch, do_sample=False).shape == (4, 14)
 
 
-def test_a_model_that_cannot_be_packed_takes_a_slower_path_and_says_why(caplog):
+def test_a_model_that_cannot_be_packed_takes_a_slower_path_and_logs_the_reason(caplog):
     base = build("llama")
     base.set_attn_implementation("eager")
     model = soft(base)
@@ -525,7 +542,7 @@ def leave_to_peft(base):
     base.config.model_type = "unknown"
 
 
-def test_an_unknown_architecture_takes_pefts_forward_and_says_so(caplog):
+def test_an_unknown_architecture_takes_pefts_forward_and_logs_it(caplog):
     base = build("llama")
     leave_to_peft(base)
     model = soft(base)
@@ -569,12 +586,12 @@ def test_loss_counts_items_as_trainer_does_and_smooths_as_torch_does():
     plain = model(**batch)
     assert plain.logits.shape == (sum(TARGETS), VOCABULARY)
     assert model(**batch, num_items_in_batch=40).loss.item() == pytest.approx(plain.loss.item() * sum(TARGETS) / 40)
-    wanted = batch["labels"][batch["labels"] != -100]
-    expected = F.cross_entropy(plain.logits, wanted, label_smoothing=0.1).item()
+    targets = batch["labels"][batch["labels"] != -100]
+    expected = F.cross_entropy(plain.logits, targets, label_smoothing=0.1).item()
     assert model(**batch, label_smoothing=0.1).loss.item() == pytest.approx(expected)
 
 
-def test_a_batch_with_rows_without_targets_and_a_batch_without_any():
+def test_rows_without_targets_add_nothing_to_the_loss():
     base = build("llama")
     model = soft(base)
     batch = right_padded()
@@ -591,23 +608,23 @@ def test_a_batch_with_rows_without_targets_and_a_batch_without_any():
 @pytest.mark.parametrize("method", METHODS)
 def test_activation_checkpointing_changes_no_gradient(method):
     model = soft(build("llama"), method)
-    wanted = gradient(model(**right_padded()).loss, model)
+    expected = gradient(model(**right_padded()).loss, model)
     model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     model.train()
-    assert (gradient(model(**right_padded()).loss, model) - wanted).norm() / wanted.norm() < 1e-6
+    assert (gradient(model(**right_padded()).loss, model) - expected).norm() / expected.norm() < 1e-6
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # Dynamo causes this warning.
 def test_compiled_layers_change_no_loss_and_no_gradient_to_rounding():
     base = build("llama")
     model = soft(base)
     loss = model(**right_padded()).loss
-    wanted = gradient(loss, model)
-    model.compile_layers(backend="aot_eager")  # the whole path but the C++ compiler, which a user may lack
+    expected_gradient = gradient(loss, model)
+    model.compile_layers(backend="aot_eager")  # This backend needs no C++ compiler, which a user may lack.
     compiled = model(**right_padded()).loss
     assert abs(compiled.item() - loss.item()) < 1e-5
-    assert (gradient(compiled, model) - wanted).norm() / wanted.norm() < 1e-4
-    plain = build("llama")  # the same weights
+    assert (gradient(compiled, model) - expected_gradient).norm() / expected_gradient.norm() < 1e-4
+    plain = build("llama")  # It has the same weights.
     assert written(model, ROWS) == [reference_greedy(plain, weights(model)[0], row, 8) for row in ROWS]
 
 
@@ -648,11 +665,11 @@ def test_the_saved_adapter_predicts_the_same_in_plain_peft(method, tmp_path):
 def test_a_minimum_length_counts_the_same_tokens_with_and_without_a_prompt():
     base = build("llama")
     model = add_soft_prompt(base, prompt_config(base, PROMPT), torch.randn(PROMPT, 32))
-    given = {"input_ids": torch.tensor([ROWS[0]]), "attention_mask": torch.ones(1, len(ROWS[0]), dtype=torch.long)}
+    batch = {"input_ids": torch.tensor([ROWS[0]]), "attention_mask": torch.ones(1, len(ROWS[0]), dtype=torch.long)}
     settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": list(range(1, 97))}
-    for each in (base, model):
-        written = each.generate(**given, min_length=len(ROWS[0]) + 6, **settings)
-        assert written.shape[1] == len(ROWS[0]) + 7  # six that are no end, and then one
+    for model_or_base in (base, model):
+        written = model_or_base.generate(**batch, min_length=len(ROWS[0]) + 6, **settings)
+        assert written.shape[1] == len(ROWS[0]) + 7  # The row has six ordinary tokens and an end token.
 
 
 def test_a_penalty_counts_a_rows_own_tokens_past_a_sliding_window():
