@@ -1,4 +1,4 @@
-"""Tiny encoder-decoder models of several geometries, their rows and soft prompts."""
+"""Build tiny encoder-decoder models of several geometries, their rows and soft prompts."""
 
 import torch
 from peft import PromptTuningConfig, TaskType
@@ -64,6 +64,15 @@ BASES = {
     "pegasus": lambda: seeded(PegasusForConditionalGeneration, PegasusConfig(**BART)),
 }
 
+SCALED = BART | {"scale_embedding": True}
+SCALED_BASES = {
+    "marian": lambda: seeded(MarianMTModel, MarianConfig(**SCALED)),
+    "pegasus": lambda: seeded(PegasusForConditionalGeneration, PegasusConfig(**SCALED)),
+}
+TEXT = torch.tensor([[11, 12, 13]])
+ROW = torch.tensor([[5, 9, 20, 31, 1]])
+LABELS = torch.tensor([[7, 8, 1]])
+
 
 def soft_config(kind=PromptTuningConfig, **changes):
     return kind(**({"task_type": TaskType.SEQ_2_SEQ_LM, "num_virtual_tokens": VIRTUAL} | changes))
@@ -98,7 +107,7 @@ def summed_loss(model, inputs):
 
 
 def greedy(model, inputs, **changes):
-    # Without repetition, so that every step says which tokens came close.
+    # Without repeated tokens every step shows which tokens were close.
     settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "no_repeat_ngram_size": 1} | changes
     if isinstance(model, T5ForConditionalGeneration) and model.config.num_decoder_layers > model.config.num_layers:
         settings["cache"] = EncoderDecoderCache(DynamicCache(), DynamicCache())

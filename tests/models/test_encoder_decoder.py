@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -10,6 +11,10 @@ from datasets import Dataset
 from helpers.encoder_decoder import (
     BART,
     BASES,
+    LABELS,
+    ROW,
+    SCALED_BASES,
+    TEXT,
     VIRTUAL,
     VOCABULARY,
     batch,
@@ -33,15 +38,11 @@ from safetensors.torch import load_file
 from transformers import (
     LongT5Config,
     LongT5ForConditionalGeneration,
-    MarianConfig,
-    MarianMTModel,
     MBart50Tokenizer,
     MBartConfig,
     MBartForConditionalGeneration,
     MBartTokenizer,
     NllbTokenizer,
-    PegasusConfig,
-    PegasusForConditionalGeneration,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
 )
@@ -97,7 +98,7 @@ def attentions(base):
 
 
 def by_hand(module, first, hidden, memory, visible, prefix):
-    """Compute one row's attention `[1, T, H]` from the weights; the layer `first` holds T5's position bias."""
+    """Compute one row's attention `[1, T, H]` from the weights. The layer `first` holds T5's position bias."""
     of_t5 = module.config.model_type in T5_LIKE
     names = ("q", "k", "v", "o") if of_t5 else ("q_proj", "k_proj", "v_proj", "out_proj")
     to_query, to_key, to_value, to_output = (module.get_submodule(name) for name in names)
@@ -124,7 +125,7 @@ def saved_calls(base, run):
         hidden = args[0] if args else kwargs["hidden_states"]
         calls[module] = (hidden, kwargs.get("key_value_states"), output[0])
 
-    modules = [module for place in attentions(base).values() for module in place]
+    modules = chain.from_iterable(attentions(base).values())
     handles = [module.register_forward_hook(record, with_kwargs=True) for module in modules]
     run()
     for handle in handles:
@@ -137,7 +138,8 @@ def test_every_attention_equals_one_computed_by_hand_from_the_saved_tensor(base)
     model = prefixed(base)
     inputs = batch(rows())
     calls = saved_calls(base, lambda: model(**inputs))
-    flat, start = weight(model), 0
+    flat = weight(model)
+    start = 0
     for place, modules in attentions(base).items():
         for module in modules:
             heads, size = model.active_peft_config.places[place][1:]
@@ -147,9 +149,9 @@ def test_every_attention_equals_one_computed_by_hand_from_the_saved_tensor(base)
             for row, mask in enumerate(inputs["attention_mask"].bool()):
                 length = hidden.shape[1]
                 visible = torch.ones(length, length).tril().bool() if place == "decoder" else mask.expand(length, -1)
-                own = hidden[row : row + 1]
-                seen = own if memory is None else memory[row : row + 1]
-                expected = by_hand(module, modules[0], own, seen, visible, prefix)
+                row_hidden = hidden[row : row + 1]
+                row_memory = row_hidden if memory is None else memory[row : row + 1]
+                expected = by_hand(module, modules[0], row_hidden, row_memory, visible, prefix)
                 torch.testing.assert_close(output[row : row + 1], expected, rtol=1e-4, atol=1e-5)
     assert start == flat.shape[1]
 
@@ -186,7 +188,7 @@ def test_every_slot_of_the_prefix_gets_a_gradient(base, projected):
 
     model.prompt_encoder["default"].transform.register_forward_hook(keep)
     model(**batch(rows())).loss.backward()
-    assert len(written) == 1  # The prefix is computed once a step, not once a row.
+    assert len(written) == 1  # The prefix is computed once for all rows.
     gradient = weight(model).grad if not projected else written[0].grad
     assert gradient.shape == (VIRTUAL, sum(2 * n * h * s for n, h, s in model.active_peft_config.places.values()))
     assert (gradient != 0).all()
@@ -204,17 +206,22 @@ def test_a_padded_batch_has_the_loss_and_the_gradient_of_its_single_rows(base):
     assert (gradient - expected).norm() / expected.norm() < 1e-4
 
 
-def test_left_padding_does_not_change_a_row_behind_a_prefix(base):
-    model, given = prefixed(base), batch(rows())
-    order = given["attention_mask"].argsort(dim=1, stable=True)
-    left = given | {name: given[name].gather(1, order) for name in ("input_ids", "attention_mask")}
-    torch.testing.assert_close(model(**left).loss, model(**given).loss, rtol=1e-5, atol=1e-5)
-    padded = [{name: each[name] for name in ("input_ids", "attention_mask")} for each in (left, given)]
+def test_left_padding_does_not_change_a_row_after_a_prefix(base):
+    model = prefixed(base)
+    right_padded = batch(rows())
+    order = right_padded["attention_mask"].argsort(dim=1, stable=True)
+    left_padded = right_padded | {
+        name: right_padded[name].gather(1, order) for name in ("input_ids", "attention_mask")
+    }
+    torch.testing.assert_close(model(**left_padded).loss, model(**right_padded).loss, rtol=1e-5, atol=1e-5)
+    padded = [
+        {name: inputs[name] for name in ("input_ids", "attention_mask")} for inputs in (left_padded, right_padded)
+    ]
     assert greedy(model, padded[0]).tolist() == greedy(model, padded[1]).tolist()
 
 
 @torch.no_grad()
-def test_generation_is_the_same_alone_and_in_a_padded_batch(base):
+def test_generation_in_a_padded_batch_is_that_of_single_rows(base):
     model = prefixed(base)
     pairs = rows()
     together = greedy(model, sources(pairs))
@@ -227,7 +234,8 @@ def test_generation_is_the_same_alone_and_in_a_padded_batch(base):
 def test_generation_with_a_cache_equals_a_full_forward_at_every_step(base):
     model = prefixed(base)
     inputs = sources(rows())
-    cached, scores = greedy(model, inputs), None
+    cached = greedy(model, inputs)
+    scores = None
     written = cached[:, :1]
     for _ in range(8):
         scores = model(**inputs, decoder_input_ids=written).logits[:, -1]
@@ -238,7 +246,7 @@ def test_generation_with_a_cache_equals_a_full_forward_at_every_step(base):
     steps = greedy(model, inputs, return_dict_in_generate=True, output_logits=True).logits
     torch.testing.assert_close(steps[-1], scores, rtol=1e-4, atol=1e-4)
     layers = model.active_peft_config.places
-    if layers["encoder"][0] == layers["decoder"][0]:  # transformers sizes a static cache by the encoder.
+    if layers["encoder"][0] == layers["decoder"][0]:  # transformers gives a static cache the encoder's size.
         static = greedy(model, inputs, cache_implementation="static", disable_compile=True)
         assert cached.tolist() == static.tolist()
 
@@ -275,7 +283,8 @@ def test_a_prefix_that_is_switched_off_everywhere_is_refused():
 @torch.no_grad()
 def test_the_base_model_is_unchanged(base):
     inputs = batch(rows())
-    logits, text = base(**inputs).logits, greedy(base, sources(rows()))
+    logits = base(**inputs).logits
+    text = greedy(base, sources(rows()))
     model = prefixed(base)
     model(**inputs)
     greedy(model, sources(rows()))
@@ -287,7 +296,8 @@ def test_the_base_model_is_unchanged(base):
 @torch.no_grad()
 def test_a_disabled_prompt_is_off_in_forward_and_in_generate(one_of_each, config):
     inputs = batch(rows())
-    logits, text = one_of_each(**inputs).logits, greedy(one_of_each, sources(rows()))
+    logits = one_of_each(**inputs).logits
+    text = greedy(one_of_each, sources(rows()))
     torch.manual_seed(1)
     model = EncoderDecoderPromptModel(one_of_each, config())
     weight(model).mul_(5)
@@ -300,7 +310,7 @@ def test_a_disabled_prompt_is_off_in_forward_and_in_generate(one_of_each, config
 
 
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PromptEncoderConfig])
-def test_every_row_of_a_soft_prompt_is_trained_and_padding_changes_nothing(one_of_each, kind):
+def test_every_row_of_a_soft_prompt_is_trained_and_padding_changes_no_result(one_of_each, kind):
     torch.manual_seed(1)
     model = EncoderDecoderPromptModel(one_of_each, soft_config(kind))
     assert weight(model).shape == (VIRTUAL, 32)
@@ -312,11 +322,13 @@ def test_every_row_of_a_soft_prompt_is_trained_and_padding_changes_nothing(one_o
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     expected = torch.cat([greedy(model, sources([pair])) for pair in pairs])
     assert greedy(model, sources(pairs)).tolist() == expected.tolist()
-    given = batch(pairs)
-    order = given["attention_mask"].argsort(dim=1, stable=True)  # T5 counts positions, also of padding in between.
-    left = given | {name: given[name].gather(1, order) for name in ("input_ids", "attention_mask")}
-    torch.testing.assert_close(summed_loss(model, left), alone, rtol=1e-5, atol=1e-5)
-    padded = {name: left[name] for name in ("input_ids", "attention_mask")}
+    right_padded = batch(pairs)
+    order = right_padded["attention_mask"].argsort(dim=1, stable=True)  # T5 also counts the positions of padding.
+    left_padded = right_padded | {
+        name: right_padded[name].gather(1, order) for name in ("input_ids", "attention_mask")
+    }
+    torch.testing.assert_close(summed_loss(model, left_padded), alone, rtol=1e-5, atol=1e-5)
+    padded = {name: left_padded[name] for name in ("input_ids", "attention_mask")}
     assert greedy(model, padded).tolist() == expected.tolist()
 
 
@@ -344,7 +356,8 @@ def test_a_saved_prefix_predicts_the_same_and_holds_only_keys_and_values(base, t
     torch.manual_seed(1)
     model = EncoderDecoderPromptModel(base, config())
     inputs = batch(rows())
-    logits, text = model(**inputs).logits, greedy(model, sources(rows()))
+    logits = model(**inputs).logits
+    text = greedy(model, sources(rows()))
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
     width = sum(2 * math.prod(shape) for shape in model.active_peft_config.places.values())
@@ -375,7 +388,7 @@ def test_a_saved_soft_prompt_predicts_the_same_here_and_in_plain_peft(one_of_eac
     assert type(loaded) is EncoderDecoderPromptModel
     torch.testing.assert_close(loaded(**inputs).logits, logits)
     torch.testing.assert_close(PeftModel.from_pretrained(one_of_each, tmp_path)(**inputs).logits, logits)
-    model.load_adapter(tmp_path, "default")  # Trainer loads the best checkpoint in place, too.
+    model.load_adapter(tmp_path, "default")  # Trainer loads the best checkpoint in the same way.
     torch.testing.assert_close(model(**inputs).logits, logits)
 
 
@@ -408,17 +421,17 @@ def test_training_continues_from_a_saved_prefix(one_of_each, tmp_path):
     inputs = batch(rows())
     loss = model(**inputs).loss.item()
     model.save_pretrained(tmp_path)
-    further = EncoderDecoderPromptModel.from_pretrained(one_of_each, tmp_path, is_trainable=True)
-    resumed = further(**inputs).loss
+    continued = EncoderDecoderPromptModel.from_pretrained(one_of_each, tmp_path, is_trainable=True)
+    resumed = continued(**inputs).loss
     resumed.backward()
     assert resumed.item() == pytest.approx(loss, abs=1e-6)
-    assert (weight(further).grad != 0).all()
+    assert (weight(continued).grad != 0).all()
     in_place = prefixed(one_of_each, seed=2)
     in_place.load_adapter(tmp_path, "default", is_trainable=True)
     assert in_place(**inputs).loss.item() == pytest.approx(loss, abs=1e-6)
 
 
-def test_a_projected_prefix_can_be_restored_in_place_but_not_trained_on(one_of_each, tmp_path):
+def test_a_projected_prefix_is_restored_in_place_but_not_trained_further(one_of_each, tmp_path):
     model = prefixed(one_of_each, prefix_projection=True)
     inputs = batch(rows())
     loss = model(**inputs).loss.item()
@@ -431,7 +444,8 @@ def test_a_projected_prefix_can_be_restored_in_place_but_not_trained_on(one_of_e
 
 
 def test_several_prefixes_can_be_loaded_and_switched(one_of_each, tmp_path):
-    inputs, losses = batch(rows()), {}
+    inputs = batch(rows())
+    losses = {}
     for seed, name in enumerate(("one", "two")):
         model = prefixed(one_of_each, seed=seed)
         losses[name] = model(**inputs).loss.item()
@@ -454,10 +468,10 @@ def test_activation_checkpointing_changes_no_gradient(base, projected):
     expected = torch.autograd.grad(model(**inputs).loss, parameters)
     base.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
-    got = torch.autograd.grad(model(**inputs, use_cache=False).loss, parameters)
-    for one, other in zip(got, expected, strict=True):
+    gradients = torch.autograd.grad(model(**inputs, use_cache=False).loss, parameters)
+    for one, other in zip(gradients, expected, strict=True):
         assert (one - other).norm() <= 1e-5 * other.norm()
-    prefixed(base)(**inputs)  # Plain PEFT creates no prefix in a model that checkpoints activations.
+    prefixed(base)(**inputs)  # Plain PEFT refuses a prefix here, because the model checkpoints activations.
 
 
 def test_accumulated_gradients_are_those_of_one_batch(one_of_each):
@@ -501,11 +515,11 @@ def test_a_prefix_starts_at_the_scale_of_the_models_own_keys_and_values(base, pr
     calls = saved_calls(base, lambda: base(input_ids=ids, decoder_input_ids=ids))
     slots = iter(model.prompt_encoder["default"].slots())
     names = ("k", "v") if base.config.model_type in T5_LIKE else ("k_proj", "v_proj")
-    for module in (module for place in attentions(base).values() for module in place):
+    for module in chain.from_iterable(attentions(base).values()):
         hidden, memory, _ = calls[module]
         for name in names:
-            own = module.get_submodule(name)(hidden if memory is None else memory).std()
-            assert 0.5 < next(slots).std() / own < 2
+            deviation = module.get_submodule(name)(hidden if memory is None else memory).std()
+            assert 0.5 < next(slots).std() / deviation < 2
     zero = prefixed(base, init_weights="zero", prefix_projection=projected)
     assert not any(slot.any() for slot in zero.prompt_encoder["default"].slots())
 
@@ -545,29 +559,28 @@ def test_a_few_steps_of_training_lower_the_loss(one_of_each):
     assert loss.item() < 0.9 * first.item()
 
 
-@pytest.mark.parametrize("kind", [(MarianMTModel, MarianConfig), (PegasusForConditionalGeneration, PegasusConfig)])
-def test_a_prompt_of_a_texts_embeddings_equals_the_text_in_encoders_that_scale(kind):
-    model_class, config_class = kind
-    base = seeded(model_class, config_class(**(BART | {"scale_embedding": True})))
-    text, row, labels = torch.tensor([[11, 12, 13]]), torch.tensor([[5, 9, 20, 31, 1]]), torch.tensor([[7, 8, 1]])
-    whole = torch.cat([text, row], 1)
-    given = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+@pytest.mark.parametrize("name", SCALED_BASES)
+def test_a_prompt_of_a_texts_embeddings_equals_the_text_when_the_encoder_scales_embeddings(name):
+    base = SCALED_BASES[name]()
+    whole = torch.cat([TEXT, ROW], 1)
+    inputs = {"input_ids": ROW, "attention_mask": torch.ones_like(ROW)}
     settings = {"max_new_tokens": 6, "do_sample": False}
-    wanted, written = base(input_ids=whole, labels=labels).loss, base.generate(input_ids=whole, **settings)
-    embeddings = base.get_input_embeddings().weight[text[0]].clone()
+    expected = base(input_ids=whole, labels=LABELS).loss
+    written = base.generate(input_ids=whole, **settings)
+    embeddings = base.get_input_embeddings().weight[TEXT[0]].clone()
     model = add_soft_prompt(base, prompt_config(base, 3), embeddings)
-    assert model(**given, labels=labels).loss.item() == pytest.approx(wanted.item(), abs=1e-5)
-    assert model.generate(**given, **settings).tolist() == written.tolist()
+    assert model(**inputs, labels=LABELS).loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert model.generate(**inputs, **settings).tolist() == written.tolist()
     with model.disable_adapter():
-        alone = base(input_ids=row, labels=labels).loss.item()
-        assert model(**given, labels=labels).loss.item() == pytest.approx(alone, abs=1e-5)
+        alone = base(input_ids=ROW, labels=LABELS).loss.item()
+        assert model(**inputs, labels=LABELS).loss.item() == pytest.approx(alone, abs=1e-5)
 
 
 PIECES = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{letter}", -1.0) for letter in "abcdef")]
 
 
 @pytest.mark.parametrize(
-    ("tokenizer_class", "codes", "source", "target", "given"),
+    ("tokenizer_class", "codes", "source", "target", "setting"),
     [
         (MBartTokenizer, ("fr_XX", "ro_RO"), "▁a ▁b </s> fr_XX", "▁c </s> ro_RO", "decoder_start_token_id"),
         (MBart50Tokenizer, ("fr_XX", "ro_RO"), "fr_XX ▁a ▁b </s>", "ro_RO ▁c </s>", "forced_bos_token_id"),
@@ -575,14 +588,14 @@ PIECES = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{
     ],
 )
 def test_a_tokenizer_that_marks_languages_marks_the_recipes_languages(
-    tokenizer_class, codes, source, target, given, tmp_path
+    tokenizer_class, codes, source, target, setting, tmp_path
 ):
-    given_to = {"vocab": PIECES}
-    if tokenizer_class is NllbTokenizer:  # NLLB's tokenizer takes merges.
+    arguments = {"vocab": PIECES}
+    if tokenizer_class is NllbTokenizer:  # NLLB's tokenizer also needs merges.
         merges = [("▁", letter) for letter in "abcdef"]
         names = ["<s>", "<pad>", "</s>", "<unk>", "▁", *"abcdef", *map("".join, merges)]
-        given_to = {"vocab": {name: number for number, name in enumerate(names)}, "merges": merges}
-    tokenizer_class(**given_to).save_pretrained(tmp_path)
+        arguments = {"vocab": {name: number for number, name in enumerate(names)}, "merges": merges}
+    tokenizer_class(**arguments).save_pretrained(tmp_path)
     MBartConfig(**BART).save_pretrained(tmp_path)
     model = ModelArguments(model_name_or_path=str(tmp_path))
     tokenizer = load_tokenizer(model, *codes)
@@ -591,7 +604,7 @@ def test_a_tokenizer_that_marks_languages_marks_the_recipes_languages(
     row = encoder.row({"translation": dict(zip(codes, ("a b", "c"), strict=True))})
     assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == source.split()
     assert tokenizer.convert_ids_to_tokens(row["labels"]) == target.split()
-    assert target_language(tokenizer) == {given: tokenizer.convert_tokens_to_ids(codes[1])}
+    assert target_language(tokenizer) == {setting: tokenizer.convert_tokens_to_ids(codes[1])}
     with pytest.raises(RecipeError, match="target_lang ro: the tokenizer marks languages and does not know it"):
         load_tokenizer(model, codes[0], "ro")
     closed = replace(encoder, template=replace(template, answer_choices="c ||| d"))
@@ -601,9 +614,8 @@ def test_a_tokenizer_that_marks_languages_marks_the_recipes_languages(
     base = seeded(MBartForConditionalGeneration, MBartConfig(**(BART | marks)))
     logits = base(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).logits[0]
     expected = sum(logits.log_softmax(-1)[place, token].item() for place, token in enumerate(choices[0]))
-    found = choice_scores(base, tokenizer, [row["input_ids"]], [["c", "d"]], [choices])
-    assert found[0][0] == pytest.approx(expected, abs=1e-4)
-    ranked = log_likelihoods_without_end(
-        base, [(Dataset.from_list([row]), 0)]
-    )  # The ranking has no end-of-sequence token either.
+    scores = choice_scores(base, tokenizer, [row["input_ids"]], [["c", "d"]], [choices])
+    assert scores[0][0] == pytest.approx(expected, abs=1e-4)
+    # The ranking has no end-of-sequence token either.
+    ranked = log_likelihoods_without_end(base, [(Dataset.from_list([row]), 0)])
     assert ranked[0] == pytest.approx(expected, abs=1e-4)
