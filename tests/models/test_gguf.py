@@ -1,4 +1,4 @@
-"""Refuse sources before a GGUF file is read; test_real_model.py imports a real one."""
+"""Refuse sources before a GGUF file is read; tests/runs/test_real_model.py uses an imported one."""
 
 import pytest
 

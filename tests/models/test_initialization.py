@@ -28,13 +28,13 @@ def started(args, tokenizer):
     return ids, prompt_length(args, ids)
 
 
-def test_random_has_the_deviation_of_the_embeddings(llama, tokenizer):
+def test_a_random_prompt_has_the_deviation_of_the_embeddings(llama, tokenizer):
     prompt = initial_prompt(llama, tokenizer, PromptArguments(init="random"), 400, seed=0)
     embeddings = llama.get_input_embeddings().weight
     assert prompt.shape == (400, 32) and prompt.std().item() == pytest.approx(embeddings.std().item(), rel=0.1)
 
 
-def test_vocab_draws_different_ordinary_tokens_by_the_seed(llama, tokenizer):
+def test_init_vocab_draws_different_ordinary_tokens_by_the_seed(llama, tokenizer):
     arguments = PromptArguments(init="vocab")
     prompt = initial_prompt(llama, tokenizer, arguments, 30, seed=0)
     rows = [(llama.get_input_embeddings().weight == row).all(1).nonzero()[0].item() for row in prompt]
@@ -43,7 +43,7 @@ def test_vocab_draws_different_ordinary_tokens_by_the_seed(llama, tokenizer):
     assert not torch.equal(prompt, initial_prompt(llama, tokenizer, arguments, 30, seed=1))
 
 
-def test_a_text_decides_the_length_or_is_repeated_and_never_cut(llama, tokenizer):
+def test_a_text_sets_the_length_or_is_repeated_and_is_never_cut(llama, tokenizer):
     embeddings = llama.get_input_embeddings().weight
     arguments = PromptArguments(init="text", init_text=TEXT)
     ids, length = started(arguments, tokenizer)
@@ -58,10 +58,10 @@ def test_a_text_decides_the_length_or_is_repeated_and_never_cut(llama, tokenizer
         started(PromptArguments(init="text", init_text=""), tokenizer)
 
 
-def test_class_labels_and_the_targets_most_frequent_tokens(tokenizer):
+def test_prompts_start_from_class_labels_or_from_the_targets_most_frequent_tokens(tokenizer):
     labels = PromptArguments(init="class_labels", init_labels=["Turin", "Oslo"])
     assert tokenizer.decode(started(labels, tokenizer)[0]) == "Turin Oslo"
-    rows = [[-100, 7, 8, 1], [-100, 8, 9, 8, 1], [7, 1]]  # 1 is the end of a target.
+    rows = [[-100, 7, 8, 1], [-100, 8, 9, 8, 1], [7, 1]]  # Token 1 is the end of a target.
     assert frequent_ids(rows, tokenizer, 2) == [8, 7]
     assert frequent_ids(rows, tokenizer, 9) == [8, 7, 9]
 
@@ -118,7 +118,8 @@ def test_a_prompt_starts_from_another_adapter_of_any_length(llama, tokenizer, tm
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text", "qwen3"])
 def test_a_prefix_of_a_text_equals_the_text_before_the_row(architecture, tokenizer):
     base = build(architecture)
-    ids, row = [5, 6, 7, 8], torch.tensor([[9, 10, 11]])
+    ids = [5, 6, 7, 8]
+    row = torch.tensor([[9, 10, 11]])
     arguments = PromptArguments(method="prefix_tuning", init="text")
     model = add_soft_prompt(
         base, prompt_config(base, 4, arguments), initial_prefix(base, tokenizer, arguments, 4, seed=0, ids=ids)
@@ -145,7 +146,7 @@ def test_a_prefix_longer_than_a_sliding_window_is_refused(tokenizer):
         initial_prefix(build("mistral, window 3"), tokenizer, arguments, 6, seed=0, ids=[5, 6, 7])
 
 
-def test_random_has_the_deviation_of_scaled_embeddings(tokenizer):
+def test_a_random_prompt_has_the_deviation_of_scaled_embeddings(tokenizer):
     base = build("gemma", vocabulary=len(tokenizer))
     noise = initial_prompt(base, tokenizer, PromptArguments(init="random"), 200, seed=0)
     taken = base.get_input_embeddings()(torch.arange(len(tokenizer)))

@@ -1,5 +1,7 @@
 """Check every method in every model family: it learns, resumes bit for bit, loads, and writes the same in a batch."""
 
+from itertools import product
+
 import pytest
 import torch
 from datasets import Dataset
@@ -25,6 +27,7 @@ FAMILIES = {
     "bart": lambda: tiny_bart(VOCABULARY),
 }
 ENCODER_DECODER = ("t5", "bart")
+NO_CPT = [(family, "cpt") for family in ENCODER_DECODER]
 SETTINGS = {
     "prompt_tuning": {},
     "residual": dict(residual=True, encoder_hidden_size=16),
@@ -35,13 +38,11 @@ SETTINGS = {
     "cpt": dict(method="cpt"),
     "lora": dict(method="lora", lora_r=2),
 }
-CELLS = [
-    (family, method) for family in FAMILIES for method in SETTINGS if method != "cpt" or family not in ENCODER_DECODER
-]
+CELLS = [(family, method) for family, method in product(FAMILIES, SETTINGS) if (family, method) not in NO_CPT]
 
 
 def test_every_method_with_an_adapter_is_checked_here():
-    """Multitask prompt tuning has a file of its own, tests/runs/test_multitask.py."""
+    """Except multitask prompt tuning, which tests/runs/test_multitask.py checks."""
     checked = {settings.get("method", "prompt_tuning") for settings in SETTINGS.values()}
     assert checked == {name for name in CONFIGS if not METHODS[name].trains_several_tasks}
 
@@ -82,7 +83,13 @@ def trainer(model, tokenizer, folder, steps=4, **settings):
 
 
 def trained(model):
-    return {name: each.detach().clone() for name, each in model.named_parameters() if each.requires_grad}
+    return {
+        name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+
+
+def flat_gradient(model):
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
 
 @pytest.mark.parametrize(("family", "method"), CELLS)
@@ -95,7 +102,7 @@ def test_every_trainable_tensor_learns_and_resuming_changes_nothing(family, meth
     for name, tensor in straight.items():
         changed = (tensor != start[name]).flatten(1).any(1) if tensor.ndim > 1 else tensor != start[name]
         assert changed.all() if name.endswith("embedding.weight") else changed.any(), name
-    assert all(each.dtype == torch.float32 for each in straight.values())
+    assert all(tensor.dtype == torch.float32 for tensor in straight.values())
 
     resumed = trainable_model(family, method)
     trainer(resumed, tokenizer, tmp_path / "parts").train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
@@ -104,7 +111,7 @@ def test_every_trainable_tensor_learns_and_resuming_changes_nothing(family, meth
 
 
 def greedy_by_forward(model, ids, count=4, eos=1):
-    """Return the new tokens of plain PEFT's forward: its `generate` loses the cache of transformers 5.24."""
+    """Return the new tokens of plain PEFT's forward, because its `generate` loses the cache of transformers 5.24."""
     new = []
     while len(new) < count and eos not in new:
         with torch.no_grad():
@@ -114,12 +121,13 @@ def greedy_by_forward(model, ids, count=4, eos=1):
 
 
 @pytest.mark.parametrize(("family", "method"), CELLS)
-def test_a_saved_adapter_writes_the_same_alone_and_in_a_batch(family, method, tokenizer, tmp_path):
+def test_a_saved_adapter_writes_the_same_for_a_single_row_and_in_a_batch(family, method, tokenizer, tmp_path):
     model = trainable_model(family, method)
     rate = 0.3 if method != "lora" else 0.01
     run = trainer(model, tokenizer, tmp_path / "run", learning_rate=rate, save_strategy="no")
     run.train()
-    before, rows = run.evaluate()["eval_loss"], run.eval_dataset
+    before = run.evaluate()["eval_loss"]
+    rows = run.eval_dataset
     written = run.predict(rows).predictions.tolist()
     model.save_pretrained(tmp_path / "adapter")
 
@@ -147,35 +155,34 @@ def test_activation_checkpointing_accumulation_and_bfloat16_change_no_gradient(f
     def gradient():
         model.zero_grad()
         run.compute_loss(model, dict(batch)).backward()
-        return torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
+        return flat_gradient(model)
 
     model.train()
-    wanted = gradient()
+    expected = gradient()
     model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
-    if method == "lora":  # Its gradient starts below frozen embeddings.
+    if method == "lora":  # Otherwise frozen embeddings give the layers no gradient.
         model.enable_input_require_grads()
-    assert (gradient() - wanted).norm() / wanted.norm() < 1e-5
+    assert (gradient() - expected).norm() / expected.norm() < 1e-5
     model.get_base_model().activation_checkpointing_disable()
 
     items = (batch["labels"] != -100).sum()
     model.zero_grad()
-    for half_batch in zip(*(each.chunk(2) for each in batch.values()), strict=True):
+    for half_batch in zip(*(tensor.chunk(2) for tensor in batch.values()), strict=True):
         part = dict(zip(batch, half_batch, strict=True))
         run.compute_loss(model, part, num_items_in_batch=items).backward()
-    parts = torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
-    assert (parts - wanted).norm() / wanted.norm() < 1e-4
+    assert (flat_gradient(model) - expected).norm() / expected.norm() < 1e-4
 
     if method == "p_tuning, lstm" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("all but bfloat16 was tested: torch's LSTM takes none on this processor")
     with torch.autocast("cpu", torch.bfloat16):
         half = gradient()
-    assert torch.cosine_similarity(half, wanted, 0) > 0.97
+    assert torch.cosine_similarity(half, expected, 0) > 0.97
 
 
 @pytest.mark.parametrize(("family", "method"), CELLS)
 def test_the_best_checkpoint_is_loaded_at_the_end(family, method, tokenizer, tmp_path):
     model = trainable_model(family, method)
-    rate = 0.3 if method == "lora" else 3.0  # The rate is so high that the last is not the best.
+    rate = 0.3 if method == "lora" else 3.0  # At so high a rate the last checkpoint is not the best.
     run = trainer(
         model, tokenizer, tmp_path, steps=6, learning_rate=rate, eval_strategy="steps", eval_steps=2,
         load_best_model_at_end=True, metric_for_best_model="loss", predict_with_generate=False, save_total_limit=None,
@@ -195,14 +202,14 @@ def test_disable_adapter_is_the_base_model_in_forward_and_generate(family, metho
     model.eval()
     base = FAMILIES[family]()
     ids = torch.tensor([[7, 20, 30, 31], [7, 21, 32, 33]])
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     settings = dict(max_new_tokens=5, do_sample=False, pad_token_id=0)
     labels = {"labels": ids} if family in ENCODER_DECODER else {}
     with model.disable_adapter():
-        assert torch.allclose(model(**given, **labels).logits, base(**given, **labels).logits, atol=1e-6)
-        assert torch.equal(model.generate(**given, **settings), base.generate(**given, **settings))
-    tuned = model(**given, **labels).logits[:, -ids.shape[1] :]
-    assert not torch.allclose(tuned, base(**given, **labels).logits, atol=1e-4)
+        assert torch.allclose(model(**inputs, **labels).logits, base(**inputs, **labels).logits, atol=1e-6)
+        assert torch.equal(model.generate(**inputs, **settings), base.generate(**inputs, **settings))
+    tuned = model(**inputs, **labels).logits[:, -ids.shape[1] :]
+    assert not torch.allclose(tuned, base(**inputs, **labels).logits, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_a_saved_prompt_loads_only_on_its_own_model(llama, tokenizer, tmp_path, 
     base = tiny_llama(len(tokenizer))
     base.config._name_or_path = "somewhere/else/tiny-llama"  # The folder of a model may move.
     loaded = load_adapter(base, tmp_path)
-    weights = [each.prompt_encoder["default"].embedding.weight for each in (model, loaded)]
+    weights = [prompted.prompt_encoder["default"].embedding.weight for prompted in (model, loaded)]
     assert torch.equal(*weights)
     saved = PeftConfig.from_pretrained(tmp_path)
     check_adapter(saved, tmp_path, config)
@@ -67,7 +67,7 @@ def test_a_model_with_another_name_for_its_heads_takes_a_prompt(config):
     assert add_soft_prompt(base, prompt_config(base, 4))(input_ids=ids, labels=ids).loss.isfinite()
 
 
-def test_saved_lora_loads_too(llama, tokenizer, tmp_path, model_folders):
+def test_a_saved_lora_adapter_loads_on_its_own_model(llama, tokenizer, tmp_path, model_folders):
     llama.name_or_path = str(model_folders["llama"])
     model = add_adapter(llama, prompt_config(llama, 0, PromptArguments(method="lora")))
     for parameter in model.parameters():
