@@ -276,7 +276,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Give a checkpoint its name only when it is whole; Trainer writes file by file under the final name.
 
-        Needed by test_a_run_killed_over_and_over_ends_with_the_adapter_of_an_uninterrupted_one.
+        Needed by test_a_run_killed_many_times_ends_with_the_adapter_of_an_uninterrupted_one.
         """
         self.divergence.check()
         run = Path(self._get_output_dir(trial))
@@ -302,7 +302,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
     def _get_output_dir(self, trial: Any) -> str:
         """Return the folder in which `_save_checkpoint` makes a checkpoint, which Trainer asks for by this method.
 
-        Needed by test_no_checkpoint_is_made_or_removed_file_by_file_under_its_name.
+        Needed by test_a_checkpoint_is_never_written_or_removed_file_by_file_under_its_name.
         """
         return str(self._partial_run or super()._get_output_dir(trial))
 
@@ -330,7 +330,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """Return a sampler with the same order in a resumed run and in every process; Trainer's own has another one.
 
-        Needed by test_a_run_stopped_in_a_later_epoch_resumes_with_its_rows_and_with_trainer_it_does_not.
+        Needed by test_a_run_stopped_in_a_later_epoch_resumes_with_the_rows_that_are_due.
         """
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):

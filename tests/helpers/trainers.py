@@ -1,4 +1,4 @@
-"""Trainers on tiny models and rows that a template encodes, made without a recipe."""
+"""Build trainers on tiny models and rows that a template encodes, without a recipe."""
 
 import torch
 from datasets import Dataset
@@ -17,6 +17,13 @@ from prompt_tuning import (
 )
 
 BUILDERS = {"llama": tiny_llama, "t5": tiny_t5, "bart": tiny_bart}
+LARGE_BATCH = dict(per_device_train_batch_size=8)
+SMALL_BATCHES = dict(per_device_train_batch_size=2, gradient_accumulation_steps=4)
+# No score is better than the first one, so that a patience of 3 ends with the fourth evaluation.
+PATIENT = dict(
+    max_steps=8, save_steps=1, eval_steps=1, eval_strategy="steps", load_best_model_at_end="true", learning_rate=0,
+    early_stopping_patience=3, max_eval_samples=2,
+)  # fmt: skip
 
 
 def encoded(tokenizer, rows, is_encoder_decoder=False):
@@ -30,6 +37,10 @@ def soft(architecture, tokenizer):
     base = BUILDERS[architecture](len(tokenizer))
     torch.manual_seed(2)
     return add_soft_prompt(base, prompt_config(base, 6))
+
+
+def prompt_of(model):
+    return model.prompt_encoder["default"].embedding.weight.detach().clone()
 
 
 def trainer(model, tokenizer, output_dir, train=24, evaluation=7, callbacks=None, score=None, **settings):
@@ -48,6 +59,30 @@ def trainer(model, tokenizer, output_dir, train=24, evaluation=7, callbacks=None
         stop=("\n",),
         callbacks=callbacks,
     )
+
+
+def one_step(architecture, tokenizer, folder, **settings):
+    """Return how far one step of plain gradient descent moves the prompt."""
+    model = soft(architecture, tokenizer)
+    start = prompt_of(model)
+    descent = dict(optim="sgd", max_grad_norm=0.0, learning_rate=1.0, warmup_steps=0, max_steps=1)
+    run = trainer(model, tokenizer, folder, train_sampling_strategy="sequential", **descent, **settings)
+    if settings.get("per_device_train_batch_size") == 2:
+        assert run.args.gradient_accumulation_steps == 4
+    run.train()
+    return prompt_of(model) - start
+
+
+def interrupt_training(monkeypatch, step):
+    """Let the training step after `step` raise KeyboardInterrupt."""
+    training_step = PromptTuningTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(PromptTuningTrainer, "training_step", interrupted)
 
 
 def soft_trainer(llama, tokenizer, folder, **settings):

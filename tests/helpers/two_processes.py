@@ -2,9 +2,7 @@
 
     cd tests; torchrun --nproc_per_node 2 -m helpers.two_processes ddp|fsdp2 FOLDER
 
-
-The functions run in one process as well, to be compared with. Each process writes what it found to
-FOLDER/<kind>-<rank>.json.
+The same functions run in one process for comparison. Each process writes its outcome to FOLDER/<kind>-<rank>.json.
 """
 
 import json
@@ -64,7 +62,7 @@ METHODS = {
     "LoRA": PromptArguments(method="lora"),
 }
 RATES = {"prompt tuning": 3e-2, "P-tuning": 3e-3, "prefix tuning": 1e-2, "projected prefix": 3e-3, "LoRA": 1e-3}
-TRAIN_ROWS, BATCH, STEPS = 20, 8, 7  # the last batch of an epoch has 4 rows: of two processes one has none
+TRAIN_ROWS, BATCH, STEPS = 20, 8, 7  # The last batch has 4 rows, all for one of two processes.
 REMAINDERS = (1, 2, 7)
 RESUMED = {"ddp": ["prompt tuning", "P-tuning"], "fsdp2": ["prompt tuning", "P-tuning", "LoRA"]}
 FSDP2 = {
@@ -78,10 +76,11 @@ FSDP2 = {
 
 
 class Watched(PromptTuningTrainer):
-    """A trainer that keeps which rows it trained on, by their tokens, and how many it scored."""
+    """Keep the tokens of the rows that a trainer trains on, and the numbers of rows that it scores."""
 
     def __init__(self, *args, compute_metrics, **kwargs):
-        self.trained_on, self.scored = [], []
+        self.trained_on = []
+        self.scored = []
 
         def score(predictions, references):
             self.scored.append(len(predictions))
@@ -106,10 +105,8 @@ def trainer(folder, method, output, architecture="llama", rows=7, model=None, **
     encoder = Encoder(
         Template.load("question_answering/plain"), tokenizer, architecture != "llama", max_target_tokens=12
     )
-    train, evaluated = (
-        encode(Dataset.from_list(question_rows(count, shift)), encoder, training=True)[0]
-        for count, shift in ((TRAIN_ROWS, 0), (rows, 3))
-    )
+    train, _ = encode(Dataset.from_list(question_rows(TRAIN_ROWS)), encoder, training=True)
+    evaluated, _ = encode(Dataset.from_list(question_rows(rows, 3)), encoder, training=True)
     if model is None:
         base = base_model(folder, architecture)
         torch.manual_seed(2)
@@ -138,7 +135,7 @@ def fit(folder, method, output, resume=None, **settings):
 
 
 def fit_all(folder, kind):
-    """Train all methods. Those that are resumed are saved within their second epoch, which ends after step 6."""
+    """Train all methods, and save those that are resumed within their second epoch, which ends after step 6."""
     saved = dict(save_strategy="steps", save_steps=4, save_total_limit=None)
     return {
         method: fit(folder, method, f"{kind} {method}", **(saved if method in RESUMED.get(kind, ()) else {}))
@@ -154,12 +151,12 @@ def resume(folder, kind):
 
 def remainders(folder):
     """Return the predictions and the number of scored rows, by the number of rows."""
-    found = {}
+    outcomes = {}
     for rows in REMAINDERS:
         run = trainer(folder, "prompt tuning", "remainders", rows=rows, per_device_eval_batch_size=2)
         run.evaluate()
-        found[str(rows)] = {"texts": run.predict_texts(run.eval_dataset), "scored": run.scored}
-    return found
+        outcomes[str(rows)] = {"texts": run.predict_texts(run.eval_dataset), "scored": run.scored}
+    return outcomes
 
 
 def sent(folder):
@@ -186,7 +183,7 @@ def rows_with_dropout(folder):
 
 def stopped(folder):
     """Return how each process ends if only the second gets a signal, or an infinite loss, in its second step."""
-    found = []
+    errors = []
     for cause in ("signal", "loss"):
         run = trainer(folder, "prompt tuning", f"stopped by {cause}", logging_steps=3)
         compute_loss = run.compute_loss
@@ -203,19 +200,21 @@ def stopped(folder):
                 run.add_callback(callback)
                 run.train()
         except (Stopped, TrainingError) as error:
-            found.append(str(error))
-    return found
+            errors.append(str(error))
+    return errors
 
 
-def evaluated_alone(folder, adapter):
-    """Return what a saved adapter and the base model predict without training."""
-    soft = trainer(folder, "prompt tuning", "alone", model=load_adapter(base_model(folder, "llama"), folder / adapter))
-    hard = trainer(folder, "prompt tuning", "alone", model=base_model(folder, "llama"))
+def predict_without_training(folder, adapter):
+    """Return the predictions of a saved adapter and of the base model, without training."""
+    soft = trainer(
+        folder, "prompt tuning", "untrained", model=load_adapter(base_model(folder, "llama"), folder / adapter)
+    )
+    hard = trainer(folder, "prompt tuning", "untrained", model=base_model(folder, "llama"))
     return [run.predict_texts(run.eval_dataset) for run in (soft, hard)]
 
 
 def as_on_gpus():
-    """Tell accelerate that CPUs are GPUs, because it would not split a model on CPUs."""
+    """Let accelerate take CPUs for GPUs, because it does not split a model on CPUs."""
     start = PartialState.__init__
 
     def started(self, *args, **kwargs):
@@ -228,19 +227,19 @@ def as_on_gpus():
 
 def main(kind, folder):
     if kind == "ddp":
-        found = {"methods": fit_all(folder, kind), "remainders": remainders(folder), "sent": sent(folder)}
-        found |= {"rows with dropout": rows_with_dropout(folder), "stopped": stopped(folder)}
+        outcome = {"methods": fit_all(folder, kind), "remainders": remainders(folder), "sent": sent(folder)}
+        outcome |= {"rows with dropout": rows_with_dropout(folder), "stopped": stopped(folder)}
         resume(folder, kind)
     else:
         as_on_gpus()
         PartialState(cpu=True)
         os.environ |= FSDP2
-        found = {"methods": fit_all(folder, kind)}
+        outcome = {"methods": fit_all(folder, kind)}
         resume(folder, kind)
-        found["alone"] = evaluated_alone(folder, "one prompt tuning/adapter")
+        outcome["without training"] = predict_without_training(folder, "one prompt tuning/adapter")
         recipe = [str(folder / "recipe.yaml"), "--output_dir", str(folder / "split run")]
         assert prompt_tuning(["train", *recipe, "--per_device_train_batch_size", "4"]) == 0
-    (folder / f"{kind}-{PartialState().process_index}.json").write_text(json.dumps(found))
+    (folder / f"{kind}-{PartialState().process_index}.json").write_text(json.dumps(outcome))
     dist.destroy_process_group()
 
 
@@ -249,4 +248,4 @@ if __name__ == "__main__":
         main(sys.argv[1], Path(sys.argv[2]))
     except BaseException:
         traceback.print_exc()
-        os._exit(1)  # else the other process would be waited for
+        os._exit(1)  # Otherwise torchrun waits for the other process.

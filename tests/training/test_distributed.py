@@ -1,4 +1,4 @@
-"""Two processes over gloo: the same steps as one, every row evaluated once, one writer; FSDP2 as far as a CPU goes."""
+"""Compare two processes over gloo with one process, with DDP and, as far as a CPU can run it, with FSDP2."""
 
 import json
 import subprocess
@@ -16,8 +16,8 @@ from helpers.two_processes import (
     REMAINDERS,
     RESUMED,
     TRAIN_ROWS,
-    evaluated_alone,
     fit_all,
+    predict_without_training,
     remainders,
 )
 from peft import PeftModel
@@ -28,11 +28,11 @@ from prompt_tuning.cli.main import main
 from prompt_tuning.errors import ProcessError
 from prompt_tuning.training.distributed import explain_lost_process
 
-PROMPT = 6 * 32  # numbers
+PROMPT = 6 * 32  # A prompt has so many numbers.
 
 
 def run(*command, folder=ROOT):
-    """Return the output of a command; two processes print to one place."""
+    """Return the output and the errors of a command, together for both processes."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout + done.stderr
@@ -57,11 +57,11 @@ def folder(model_folders, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(folder):
-    found = {"methods": fit_all(folder, "one"), "remainders": remainders(folder)}
-    found["alone"] = evaluated_alone(folder, "one prompt tuning/adapter")
+    outcome = {"methods": fit_all(folder, "one"), "remainders": remainders(folder)}
+    outcome["without training"] = predict_without_training(folder, "one prompt tuning/adapter")
     batch = ["--per_device_train_batch_size", "8", "--disable_tqdm", "true"]
     assert main(["train", str(folder / "recipe.yaml"), "--output_dir", str(folder / "one run"), *batch]) == 0
-    return found
+    return outcome
 
 
 @pytest.fixture(scope="module")
@@ -81,22 +81,25 @@ def adapter(folder, name):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_take_the_steps_of_one(kind, method, one, folder, request):
-    found, alone = request.getfixturevalue(kind), one["methods"][method]
-    for process in found:
-        assert process["methods"][method]["losses"] == pytest.approx(alone["losses"], abs=1e-5)
-        assert process["methods"][method]["loss"] == pytest.approx(alone["loss"], abs=1e-5)
-        assert process["methods"][method]["texts"] == alone["texts"]
+    processes = request.getfixturevalue(kind)
+    expected = one["methods"][method]
+    for process in processes:
+        assert process["methods"][method]["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+        assert process["methods"][method]["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+        assert process["methods"][method]["texts"] == expected["texts"]
     ours, theirs = adapter(folder, f"{kind} {method}"), adapter(folder, f"one {method}")
     assert ours.keys() == theirs.keys()
-    # Half of LoRA's numbers start at 0, where AdamW makes a whole step of a gradient's last digits.
+    # Half of LoRA's numbers start at 0, where the last digits of a gradient decide about a whole step of AdamW.
     within = 5e-6 if method == "LoRA" else 1e-6
     assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=within) for name in ours)
 
 
-def test_every_row_is_evaluated_once_whatever_the_remainder(ddp, one):
+def test_every_row_is_evaluated_once_for_any_number_of_rows(ddp, one):
     for process in ddp:
         assert process["remainders"] == one["remainders"]
-    assert {rows: found["scored"] for rows, found in one["remainders"].items()} == {str(n): [n] for n in REMAINDERS}
+    assert {rows: outcome["scored"] for rows, outcome in one["remainders"].items()} == {
+        str(n): [n] for n in REMAINDERS
+    }
 
 
 def test_only_the_prompt_crosses_the_network(ddp):
@@ -104,17 +107,16 @@ def test_only_the_prompt_crosses_the_network(ddp):
         sizes = Counter((operation, size) for operation, size in process["sent"])
         assert sizes.pop(("all_reduce", PROMPT)) == 3  # The gradient is sent once a step.
         assert sizes.pop(("broadcast", PROMPT)) == 1  # The start is sent once.
-        assert (
-            sum(size * times for (_, size), times in sizes.items()) < 40
-        )  # Targets are counted, losses and lengths are sent.
+        # Target counts, losses and lengths are sent too.
+        assert sum(size * times for (_, size), times in sizes.items()) < 40
 
 
-def test_processes_agree_on_the_order_of_rows_where_dropout_draws_different_numbers(ddp):
+def test_processes_agree_on_the_order_of_rows_when_dropout_draws_different_numbers(ddp):
     together = Counter(ddp[0]["rows with dropout"] + ddp[1]["rows with dropout"])
-    assert len(together) == TRAIN_ROWS and set(together.values()) == {2}  # in two epochs
+    assert len(together) == TRAIN_ROWS and set(together.values()) == {2}  # Every row is in two epochs.
 
 
-def test_processes_stop_together_where_one_has_a_signal_or_no_finite_loss(ddp, folder):
+def test_processes_stop_together_when_one_has_a_signal_or_a_loss_that_is_not_finite(ddp, folder):
     for process, problem in zip(ddp, ("the norm of the gradient is nan", "the loss is nan"), strict=True):
         signalled, diverged = process["stopped"]
         assert signalled == "SIGTERM: stopped after step 3, whose checkpoint is saved"
@@ -152,7 +154,7 @@ os._exit(0)
 """
 
 
-def test_a_lost_process_is_reported_and_no_other_error_is_taken_for_one(tmp_path):
+def test_a_lost_process_is_reported_and_other_errors_stay_as_they_are(tmp_path):
     commands = [[sys.executable, "-c", LOST, str(rank), str(tmp_path / "store")] for rank in (0, 1)]
     with subprocess.Popen(commands[1]):
         done = subprocess.run(commands[0], capture_output=True, text=True, timeout=120)
@@ -167,13 +169,13 @@ def test_a_lost_process_is_reported_and_no_other_error_is_taken_for_one(tmp_path
 
 def test_a_launched_run_writes_and_prints_everything_once(one, folder):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
-    # Without use_cpu, as recipes are; the configuration's own does not reach the processes.
+    # Recipes have no use_cpu, and that of accelerate's configuration does not reach the processes.
     (folder / "launched.yaml").write_text((folder / "recipe.yaml").read_text().replace("use_cpu: true\n", ""))
     recipe = [str(folder / "launched.yaml"), "--output_dir", str(folder / "two run")]
     recipe += ["--per_device_train_batch_size", "4"]
-    said = run(*launch, "recipes/accelerate/cpu_2.yaml", "-m", "prompt_tuning", "train", *recipe)
+    output = run(*launch, "recipes/accelerate/cpu_2.yaml", "-m", "prompt_tuning", "train", *recipe)
     for once in ("train: 20 rows", "training 192 of", "with the soft prompt", "written to", "0/6 ["):
-        assert said.count(once) == 1, once
+        assert output.count(once) == 1, once
     assert_same_run(folder / "one run", folder / "two run")
 
 
@@ -185,7 +187,7 @@ def test_a_launched_run_writes_and_prints_everything_once(one, folder):
         ({"model": "bloom"}, "a prompt of a bloom model does not run under FSDP"),
     ],
 )
-def test_what_fsdp_would_train_wrongly_or_not_at_all_is_refused(
+def test_models_and_methods_that_fsdp_cannot_train_are_refused(
     changes, message, recipe_file, model_folders, tokenizer, tmp_path, monkeypatch, capsys
 ):
     bloom = tmp_path / "tiny-bloom"
@@ -197,7 +199,7 @@ def test_what_fsdp_would_train_wrongly_or_not_at_all_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_predict_is_for_one_process(monkeypatch, capsys):
+def test_predict_refuses_two_processes(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["predict", "--adapter", "run"]) == 2
     assert "predict: it runs in one process" in capsys.readouterr().err
@@ -205,10 +207,10 @@ def test_predict_is_for_one_process(monkeypatch, capsys):
 
 def test_a_split_model_generates_what_a_whole_one_does(fsdp2, one):
     for process in fsdp2:
-        assert process["alone"] == one["alone"]
+        assert process["without training"] == one["without training"]
 
 
-def test_a_split_run_is_saved_whole_and_plain_peft_loads_it(fsdp2, folder, tokenizer):
+def test_a_split_model_is_saved_as_one_adapter_that_plain_peft_loads(fsdp2, folder, tokenizer):
     assert_same_run(folder / "one run", folder / "split run")
     for saved in (folder / "split run", folder / "split run" / "checkpoint-6"):
         plain = PeftModel.from_pretrained(tiny_llama(len(tokenizer)), saved)
@@ -217,14 +219,14 @@ def test_a_split_run_is_saved_whole_and_plain_peft_loads_it(fsdp2, folder, token
 
 
 def assert_same_run(one, other):
-    """Two runs' folders hold the same files, but for checkpoints', with the same weights, predictions and scores."""
+    """Check that two runs have the same files, weights, predictions and scores, except in their checkpoints."""
     names = [sorted(path.name for path in folder.iterdir()) for folder in (one, other)]
-    assert names[0] == names[1]  # and so no half-written file
+    assert names[0] == names[1]  # This excludes half-written files.
     assert (one / "predictions/test.jsonl").read_text() == (other / "predictions/test.jsonl").read_text()
     results = [json.loads((folder / "results.json").read_text()) for folder in (one, other)]
-    for each in results:
-        del each["train_seconds"], each["evaluation_seconds"], each["prediction_seconds"]
-        each.pop("processes", None)
+    for result in results:
+        del result["train_seconds"], result["evaluation_seconds"], result["prediction_seconds"]
+        result.pop("processes", None)
     assert results[0] == results[1]
     weights = [load_file(folder / "adapter_model.safetensors") for folder in (one, other)]
     assert all(torch.allclose(weights[0][name], weights[1][name], rtol=0, atol=1e-6) for name in weights[0])

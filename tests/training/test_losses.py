@@ -1,4 +1,4 @@
-"""A short soft prompt learns from a long hard one: the teacher's logits are right, and the student follows them."""
+"""Check distillation from a long hard prompt: the teacher's logits are right, and the student follows them."""
 
 import json
 
@@ -47,11 +47,11 @@ def test_the_teachers_logits_are_those_of_single_rows(architecture, template, to
         assert torch.allclose(ours, logits, atol=1e-4)
 
 
-def test_the_losses_are_those_of_torch_and_zero_for_the_teacher_itself():
+def test_the_losses_equal_torchs_and_are_zero_for_the_teacher_itself():
     torch.manual_seed(0)
     student, teacher = torch.randn(5, 11), torch.randn(5, 11)
-    wanted = (teacher.softmax(-1) * (teacher.log_softmax(-1) - student.log_softmax(-1))).sum() / 5
-    assert distillation_loss(student, teacher, "kl").item() == pytest.approx(wanted.item(), abs=1e-5)
+    expected = (teacher.softmax(-1) * (teacher.log_softmax(-1) - student.log_softmax(-1))).sum() / 5
+    assert distillation_loss(student, teacher, "kl").item() == pytest.approx(expected.item(), abs=1e-5)
     assert distillation_loss(student, teacher, "mse").item() == pytest.approx(
         torch.nn.functional.mse_loss(student, teacher).item(), abs=1e-6
     )
@@ -62,11 +62,12 @@ def test_the_losses_are_those_of_torch_and_zero_for_the_teacher_itself():
 
 
 @pytest.mark.parametrize("loss", ["kl", "mse"])
-def test_the_student_comes_nearer_to_its_teacher_and_the_teacher_reads_once(loss, llama, tokenizer, tmp_path):
+def test_the_student_approaches_its_teacher_which_reads_every_row_once(loss, llama, tokenizer, tmp_path):
     model = add_soft_prompt(llama, prompt_config(llama, 6), torch.zeros(6, 32))
     teacher = teacher_states(llama, encoded(SHOWN, tokenizer), max_tokens=4000)
-    rows, calls = encoded(PLAIN, tokenizer), []
-    llama.model.register_forward_hook(lambda *given: calls.append(1))
+    rows = encoded(PLAIN, tokenizer)
+    calls = []
+    llama.model.register_forward_hook(lambda *args: calls.append(1))
     run = PromptTuningTrainer(
         model=model, processing_class=tokenizer, train_dataset=rows, eval_dataset=rows, teacher=teacher,
         distillation=loss, args=PromptTuningArguments(
@@ -75,10 +76,10 @@ def test_the_student_comes_nearer_to_its_teacher_and_the_teacher_reads_once(loss
         ),
     )  # fmt: skip
     run.train()
-    assert len(calls) == 80  # the student's steps alone
+    assert len(calls) == 80  # Only the student's steps call the model.
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
     assert losses[-1] < 0.7 * losses[0]
-    assert run.evaluate()["eval_loss"] > 0  # cross entropy, without a teacher
+    assert run.evaluate()["eval_loss"] > 0  # An evaluation needs no teacher.
 
 
 def test_a_row_that_another_process_repeats_is_distilled_only_once(llama, tokenizer, tmp_path):
@@ -98,9 +99,9 @@ def test_a_row_that_another_process_repeats_is_distilled_only_once(llama, tokeni
         return run.compute_loss(model.train(), batch, num_items_in_batch=10)
 
     assert loss(0, 1, without=[1]).item() == pytest.approx(loss(0).item(), abs=1e-6)
-    none = loss(0, 1, without=[0, 1])
-    none.backward()
-    assert none.item() == 0 and not model.prompt_encoder["default"].embedding.weight.grad.any()
+    loss_of_no_row = loss(0, 1, without=[0, 1])
+    loss_of_no_row.backward()
+    assert loss_of_no_row.item() == 0 and not model.prompt_encoder["default"].embedding.weight.grad.any()
 
 
 def test_a_recipe_distils_and_a_wrong_teacher_is_refused(recipe_file, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The private methods of Trainer that PromptTuningTrainer overrides, each with its reason and a test that needs it."""
+"""Limit the private methods of Trainer that PromptTuningTrainer overrides to those with a reason and a test."""
 
 import inspect
 import re
@@ -9,19 +9,19 @@ from transformers import Seq2SeqTrainer
 from prompt_tuning import PromptTuningTrainer
 
 OVERRIDDEN = {
-    "_get_output_dir",  # Trainer asks for the folder of a checkpoint by it, so that one can be made elsewhere first.
-    "_get_train_sampler",  # Only by it does Trainer take a sampler; the order of its own is lost when a run resumes.
-    "_load_from_checkpoint",  # Under FSDP Trainer would load PEFT's whole tensors into split ones.
-    "_save_checkpoint",  # Trainer writes file by file under the final name, so that a killed run leaves a half one.
-    "_set_signature_columns_if_needed",  # Trainer keeps only the columns of forward, and errors could name no row.
+    "_get_output_dir",  # Trainer asks it where a checkpoint goes, so one can be made elsewhere first.
+    "_get_train_sampler",  # Trainer takes a sampler only from it, and loses its own order when a run resumes.
+    "_load_from_checkpoint",  # Under FSDP Trainer loads PEFT's whole tensors into split ones.
+    "_save_checkpoint",  # Trainer writes file by file under the final name, so a kill leaves half of them.
+    "_set_signature_columns_if_needed",  # Trainer keeps only forward's columns, so errors cannot name rows.
 }
 
 
 def private_overrides(trainer):
-    """Return the private methods of Seq2SeqTrainer that the classes below it define anew."""
+    """Return the private methods of Seq2SeqTrainer that its subclasses define again."""
     names = set()
-    for each in trainer.__mro__[: trainer.__mro__.index(Seq2SeqTrainer)]:
-        private = {name for name in vars(each) if re.match("_[^_]", name)}
+    for cls in trainer.__mro__[: trainer.__mro__.index(Seq2SeqTrainer)]:
+        private = {name for name in vars(cls) if re.match("_[^_]", name)}
         names |= private & set(dir(Seq2SeqTrainer))
     return names
 

@@ -1,4 +1,4 @@
-"""The order of training rows: drawn from the seed and the epoch, and once from what version 0.1.0 saved."""
+"""Check the order of training rows: it depends on the seed and the epoch, or on an order that 0.1.0 saved."""
 
 import torch
 from torch.utils.data import DataLoader
@@ -9,7 +9,7 @@ from prompt_tuning.training.sampling import ORDER, EpochSampler, interrupted_ord
 LENGTHS = [7 * number % 31 for number in range(40)]
 
 
-def test_an_epoch_has_its_own_order_whatever_is_drawn_from_torchs_generator():
+def test_the_order_of_an_epoch_does_not_depend_on_torchs_generator():
     sampler = EpochSampler(4, LENGTHS, seed=3)
     first = list(sampler)
     torch.rand(5)

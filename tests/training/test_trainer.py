@@ -1,4 +1,4 @@
-"""The trainer: what it feeds the model, how it scores, and that a stop and a resumption change nothing."""
+"""Check what the trainer feeds the model, how it scores, and that a stop and a resumption change nothing."""
 
 import copy
 
@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from helpers.models import tiny_llama
 from helpers.rows import question_rows
-from helpers.trainers import BUILDERS, encoded, soft, trainer
+from helpers.trainers import BUILDERS, LARGE_BATCH, SMALL_BATCHES, encoded, one_step, prompt_of, soft, trainer
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch._dynamo.utils import counters
 from transformers import (
@@ -17,7 +17,6 @@ from transformers import (
     GenerationConfig,
     MistralConfig,
     MistralForCausalLM,
-    Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerCallback,
 )
@@ -33,10 +32,6 @@ from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.engine.stop_texts import decode
 from prompt_tuning.errors import AdapterError, DataError, RecipeError
-
-
-def prompt_of(model):
-    return model.prompt_encoder["default"].embedding.weight.detach().clone()
 
 
 @pytest.mark.parametrize("architecture", BUILDERS)
@@ -62,7 +57,7 @@ def test_loss_falls_generation_scores_and_plain_peft_loads_the_adapter(architect
 
 def test_every_row_of_an_encoder_decoder_prompt_gets_a_gradient(tokenizer, tmp_path):
     model = soft("t5", tokenizer)
-    assert prompt_of(model).shape == (6, 32)  # plain PEFT allocates 12
+    assert prompt_of(model).shape == (6, 32)  # Plain PEFT allocates 12 rows.
     run = trainer(model, tokenizer, tmp_path)
     batch = next(iter(run.get_train_dataloader()))
     run.compute_loss(model, batch).backward()
@@ -71,20 +66,21 @@ def test_every_row_of_an_encoder_decoder_prompt_gets_a_gradient(tokenizer, tmp_p
 
 @pytest.mark.parametrize("tuned", ["soft", "nothing"])
 @pytest.mark.parametrize("architecture", BUILDERS)
-def test_labels_change_no_prediction_of_any_model(architecture, tuned, tokenizer, tmp_path):
-    seen, many = [], architecture != "llama"
+def test_labels_change_no_prediction(architecture, tuned, tokenizer, tmp_path):
+    seen = []
+    many = architecture != "llama"
     model = soft(architecture, tokenizer) if tuned == "soft" else BUILDERS[architecture](len(tokenizer))
     run = trainer(model, tokenizer, tmp_path, score=lambda texts, _: seen.append(sorted(texts)) or {"f1": 0.0})
     rows = question_rows(7, 3)
     other = [row | {"answers": {"text": ["Dakar and Riga"], "answer_start": [0]}} for row in rows]
-    one, two = (encoded(tokenizer, each, many) for each in (rows, other))
+    one, two = (encoded(tokenizer, version, many) for version in (rows, other))
     assert run.predict_texts(one) == run.predict_texts(two)
     run.evaluate(one)
     run.evaluate(two)
     assert seen[0] == seen[1]
 
 
-def test_predictions_keep_the_order_of_the_data_and_depend_on_no_batch(tokenizer, tmp_path):
+def test_predictions_have_the_order_of_the_data_and_do_not_depend_on_the_batch(tokenizer, tmp_path):
     model = soft("llama", tokenizer)
     rows = encoded(tokenizer, question_rows(11, 3))
     together = trainer(model, tokenizer, tmp_path, per_device_eval_batch_size=5).predict_texts(rows)
@@ -94,14 +90,14 @@ def test_predictions_keep_the_order_of_the_data_and_depend_on_no_batch(tokenizer
 
 
 @pytest.mark.parametrize("architecture", BUILDERS)
-def test_an_evaluation_is_the_same_whatever_its_batches(architecture, tokenizer, tmp_path):
+def test_an_evaluation_is_the_same_with_batches_of_any_size(architecture, tokenizer, tmp_path):
     model = soft(architecture, tokenizer)
     runs = [trainer(model, tokenizer, tmp_path, evaluation=11, per_device_eval_batch_tokens=n) for n in (1, 400, 9999)]
     scores = [run.evaluate() for run in runs]
     for other in scores[1:]:
         assert other["eval_loss"] == pytest.approx(scores[0]["eval_loss"], abs=1e-5)
         assert other["eval_f1"] == scores[0]["eval_f1"]
-    # Trainer's own is the mean of the batches' means, which rows of unlike length show.
+    # Trainer's own loss is the mean of the batches' means, so rows of different lengths tell them apart.
     one_by_one = [runs[0].evaluate(runs[0].eval_dataset.select([number])) for number in range(11)]
     targets = [sum(label != -100 for label in labels) for labels in runs[0].eval_dataset["labels"]]
     total = sum(score["eval_loss"] * count for score, count in zip(one_by_one, targets, strict=True))
@@ -114,21 +110,21 @@ def test_an_evaluation_computes_its_prompt_once(tokenizer, tmp_path, monkeypatch
     model = soft("llama", tokenizer)
     run = trainer(model, tokenizer, tmp_path, per_device_eval_batch_size=2)
     run.eval_dataset = encoded(tokenizer, [row | {"context": "Read. " + row["context"]} for row in question_rows(7)])
-    wanted = [run.predict_texts(run.eval_dataset.select([number]))[0] for number in range(7)]
-    computed, get_prompt = [], model.get_prompt
+    expected = [run.predict_texts(run.eval_dataset.select([number]))[0] for number in range(7)]
+    computed = []
+    get_prompt = model.get_prompt
     monkeypatch.setattr(model, "get_prompt", lambda **kwargs: computed.append(1) or get_prompt(**kwargs))
-    assert run.predict_texts(run.eval_dataset) == wanted
+    assert run.predict_texts(run.eval_dataset) == expected
     assert len(run.get_eval_dataloader()) == 4 and len(computed) == 1
-    assert tokenizer.decode(run._evaluated.common_prefix).startswith(
-        "Read."
-    )  # The common prefix is in that cache too.
+    # The common prefix is in that cache too.
+    assert tokenizer.decode(run._evaluated.common_prefix).startswith("Read.")
     model.prompt_encoder["default"].embedding.weight.data.add_(1.0)
-    assert run.predict_texts(run.eval_dataset) != wanted
+    assert run.predict_texts(run.eval_dataset) != expected
 
 
 @pytest.mark.parametrize("window", [None, 60])
 @pytest.mark.parametrize("tuned", ["nothing", "lora"])
-def test_without_a_prompt_too_rows_are_predicted_as_alone_and_their_common_prefix_is_read_once(
+def test_without_a_prompt_a_batch_predicts_the_texts_of_single_rows_and_reads_a_common_prefix_once(
     tuned, window, tokenizer, tmp_path
 ):
     if window:
@@ -154,23 +150,24 @@ def test_without_a_prompt_too_rows_are_predicted_as_alone_and_their_common_prefi
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=0
         )
         alone += decode(new[:, ids.shape[1] :].tolist(), tokenizer, ("\n",))
-    read, graphs = [], []
+    read = []
+    graphs = []
 
-    def note(module, given, output):
-        read.append(given[0].shape)
+    def note(module, args, output):
+        read.append(args[0].shape)
         graphs.append(output.requires_grad)
 
     base.get_input_embeddings().register_forward_hook(note)
     assert run.predict_texts(rows) == alone and len(set(alone)) > 1
-    assert not any(graphs)  # else the activations of all rows stay in memory
-    if not window:  # Padded rows would reach beyond a window.
-        opening = len(run._evaluated.common_prefix)
-        sources = [source_length(labels) - 1 - opening for labels in rows["labels"]]
-        assert sum(shape.numel() for shape in read if shape[0] == 1) == opening + sum(sources)
+    assert not any(graphs)  # Graphs would keep the activations of all rows in memory.
+    if not window:  # Rows that would pass a window in a padded batch take another path.
+        prefix_length = len(run._evaluated.common_prefix)
+        sources = [source_length(labels) - 1 - prefix_length for labels in rows["labels"]]
+        assert sum(shape.numel() for shape in read if shape[0] == 1) == prefix_length + sum(sources)
     assert run.predict_texts(rows.select([3])) == alone[3:4]
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # Dynamo causes this warning.
 def test_torch_compile_compiles_layers_and_trains_to_the_same_prompt(tokenizer, tmp_path):
     prompts = []
     for settings in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}):
@@ -181,7 +178,7 @@ def test_torch_compile_compiles_layers_and_trains_to_the_same_prompt(tokenizer, 
         prompts.append(prompt_of(model))
         graphs = counters["stats"]["unique_graphs"]
         hard = trainer(model.get_base_model(), tokenizer, tmp_path, **settings)
-        hard.predict_texts(run.eval_dataset)  # by the layers that were compiled in place, of shapes of its own
+        hard.predict_texts(run.eval_dataset)  # The compiled layers take its other shapes without another graph.
         assert counters["stats"]["unique_graphs"] == graphs
     assert (prompts[0] - prompts[1]).abs().max() < 1e-4
 
@@ -206,7 +203,7 @@ def test_each_row_is_scored_against_its_own_references(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", BUILDERS)
-def test_stopped_and_resumed_ends_where_an_uninterrupted_run_does(architecture, tokenizer, tmp_path):
+def test_a_stopped_and_resumed_run_ends_with_the_prompt_of_an_uninterrupted_one(architecture, tokenizer, tmp_path):
     whole = soft(architecture, tokenizer)
     trainer(whole, tokenizer, tmp_path / "whole", save_steps=3, max_steps=6).train()
 
@@ -221,27 +218,17 @@ def test_stopped_and_resumed_ends_where_an_uninterrupted_run_does(architecture, 
     assert torch.equal(prompt_of(resumed), prompt_of(whole))
 
 
-@pytest.mark.parametrize("save_steps", [3, 4])  # at the end of the first epoch, in the middle of the second
-def test_a_run_stopped_in_a_later_epoch_resumes_with_its_rows_and_with_trainer_it_does_not(
-    save_steps, tokenizer, tmp_path
-):
-    def prompt(plain, **resume):
-        settings = dict(train=10, max_steps=7, save_steps=save_steps, save_total_limit=None)
+# Step 3 ends the first epoch, and step 4 is in the middle of the second.
+@pytest.mark.parametrize("save_steps", [3, 4])
+def test_a_run_stopped_in_a_later_epoch_resumes_with_the_rows_that_are_due(save_steps, tokenizer, tmp_path):
+    def train(**resume):
         model = soft("llama", tokenizer)
-        run = trainer(model, tokenizer, tmp_path / str(plain), **settings)
-        if plain:
-            args, data = run.args, run.train_dataset.select_columns(["input_ids", "labels"])
-            run = Seq2SeqTrainer(model=model, args=args, train_dataset=data, data_collator=run.data_collator)
-        run.train(**resume)
+        settings = dict(train=10, max_steps=7, save_steps=save_steps, save_total_limit=None)
+        trainer(model, tokenizer, tmp_path, **settings).train(**resume)
         return prompt_of(model)
 
-    def equal(plain):
-        whole = prompt(plain)
-        checkpoint = str(tmp_path / str(plain) / f"checkpoint-{save_steps}")
-        return torch.equal(whole, prompt(plain, resume_from_checkpoint=checkpoint))
-
-    assert equal(plain=False)
-    assert equal(plain=True) == (save_steps == 3)
+    whole = train()
+    assert torch.equal(whole, train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{save_steps}")))
 
 
 class StopAfter(EarlyStoppingCallback):
@@ -278,41 +265,15 @@ def test_the_best_checkpoint_is_restored_and_training_stops_early(tokenizer, tmp
     assert torch.equal(prompt_of(best), prompt_of(model))
 
 
-def one_step(architecture, tokenizer, folder, **settings):
-    """How far one step of plain gradient descent moves the prompt."""
-    model = soft(architecture, tokenizer)
-    start = prompt_of(model)
-    descent = dict(optim="sgd", max_grad_norm=0.0, learning_rate=1.0, warmup_steps=0, max_steps=1)
-    run = trainer(model, tokenizer, folder, train_sampling_strategy="sequential", **descent, **settings)
-    if settings.get("per_device_train_batch_size") == 2:
-        assert run.args.gradient_accumulation_steps == 4
-    run.train()
-    return prompt_of(model) - start
-
-
-LARGE = dict(per_device_train_batch_size=8)
-SMALL = dict(per_device_train_batch_size=2, gradient_accumulation_steps=4)
-
-
 @pytest.mark.parametrize("architecture", BUILDERS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_accumulated_small_batches_take_the_step_of_a_large_one(architecture, smoothing, tokenizer, tmp_path):
-    large = one_step(architecture, tokenizer, tmp_path, label_smoothing_factor=smoothing, **LARGE)
-    small = one_step(architecture, tokenizer, tmp_path, label_smoothing_factor=smoothing, **SMALL)
+    large = one_step(architecture, tokenizer, tmp_path, label_smoothing_factor=smoothing, **LARGE_BATCH)
+    small = one_step(architecture, tokenizer, tmp_path, label_smoothing_factor=smoothing, **SMALL_BATCHES)
     assert ((small - large).norm() / large.norm()).item() < 1e-4
 
 
-@pytest.mark.parametrize("architecture", ["t5", "bart"])
-def test_plain_accumulation_of_an_encoder_decoder_takes_a_step_four_times_too_large(
-    architecture, tokenizer, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(PromptTuningTrainer, "compute_loss", Seq2SeqTrainer.compute_loss)
-    large = one_step(architecture, tokenizer, tmp_path, **LARGE)
-    small = one_step(architecture, tokenizer, tmp_path, **SMALL)
-    assert (small.norm() / large.norm()).item() == pytest.approx(4, rel=0.1)
-
-
-def test_trainers_own_arguments_lose_no_row_of_an_evaluation_and_their_beams_count(tokenizer, tmp_path):
+def test_plain_training_arguments_evaluate_every_row_with_their_number_of_beams(tokenizer, tmp_path):
     run = trainer(soft("llama", tokenizer), tokenizer, tmp_path)
     args = dict(output_dir=str(tmp_path), use_cpu=True, predict_with_generate=True, per_device_eval_batch_size=4)
     args |= dict(report_to="none", disable_tqdm=True, dataloader_drop_last=True, generation_num_beams=2)
@@ -326,7 +287,7 @@ def test_trainers_own_arguments_lose_no_row_of_an_evaluation_and_their_beams_cou
     assert theirs.evaluate(run.eval_dataset)["eval_f1"] == run.evaluate()["eval_f1"]
 
 
-def test_sources_of_a_single_token_are_written_for_without_a_prompt(tokenizer, tmp_path):
+def test_sources_of_a_single_token_get_the_same_text_in_a_batch(tokenizer, tmp_path):
     run = trainer(tiny_llama(len(tokenizer)), tokenizer, tmp_path)
     rows = Dataset.from_list([{"input_ids": [number, 9, 1], "labels": [-100, 9, 1]} for number in (30, 40, 50)])
     assert run.predict_texts(rows) == [run.predict_texts(rows.select([number]))[0] for number in range(3)]
@@ -361,23 +322,27 @@ def test_rows_of_a_users_data_set_may_be_padded_on_either_side(method, tokenizer
     model = {"soft": lambda: soft("llama", tokenizer), "lora": lambda: get_peft_model(base, lora)}.get(method)
     run = trainer(model() if model else base, tokenizer, tmp_path)
     rows = run.eval_dataset.select_columns(["input_ids", "labels"])
-    expected, loss = run.predict_texts(rows), run.evaluate(rows)["eval_loss"]
+    expected = run.predict_texts(rows)
+    loss = run.evaluate(rows)["eval_loss"]
     assert len(set(expected)) > 2
     for side in ("left", "right"):
         padded = []
         for row in rows:
-            ids, labels, space = row["input_ids"], row["labels"], 120 - len(row["input_ids"])
+            ids = row["input_ids"]
+            labels = row["labels"]
+            space = 120 - len(ids)
             mask = [1] * len(ids)
-            left, right = (space, 0) if side == "left" else (0, space)
+            left_space, right_space = (space, 0) if side == "left" else (0, space)
             padded.append({
-                "input_ids": [0] * left + ids + [0] * right, "attention_mask": [0] * left + mask + [0] * right,
-                "labels": [-100] * left + labels + [-100] * right,
+                "input_ids": [0] * left_space + ids + [0] * right_space,
+                "attention_mask": [0] * left_space + mask + [0] * right_space,
+                "labels": [-100] * left_space + labels + [-100] * right_space,
             })  # fmt: skip
         assert run.predict_texts(Dataset.from_list(padded)) == expected
-        assert run.evaluate(padded)["eval_loss"] == pytest.approx(loss, rel=1e-5)  # a list of rows, too
+        assert run.evaluate(padded)["eval_loss"] == pytest.approx(loss, rel=1e-5)  # A list of rows works too.
 
 
-def test_the_loss_depends_on_no_batch_where_a_rows_first_token_is_a_target(tokenizer, tmp_path):
+def test_the_loss_does_not_depend_on_the_batch_when_a_rows_first_token_is_a_target(tokenizer, tmp_path):
     rows = [
         {"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in encoded(tokenizer, question_rows(7))
     ]
@@ -392,7 +357,7 @@ def test_the_loss_depends_on_no_batch_where_a_rows_first_token_is_a_target(token
         trainer(soft("llama", tokenizer), tokenizer, tmp_path).evaluate(rows)
 
 
-def test_several_texts_for_a_row_are_refused_and_rows_without_a_number_too(tokenizer, tmp_path):
+def test_several_texts_for_a_row_and_a_data_set_without_a_length_are_refused(tokenizer, tmp_path):
     run = trainer(soft("llama", tokenizer), tokenizer, tmp_path)
     with pytest.raises(RecipeError, match="num_return_sequences is 2, and a row has one prediction"):
         run.evaluate(num_beams=2, num_return_sequences=2)
@@ -426,12 +391,12 @@ def test_the_best_checkpoint_of_an_adapter_by_another_name_is_restored_and_resum
     best = losses.index(max(losses))
     assert best < len(losses) - 1
     resumed = run(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    for each in (whole, resumed):
-        for name, tensor in each.model.prompt_encoder["mine"].state_dict().items():
+    for trained in (whole, resumed):
+        for name, tensor in trained.model.prompt_encoder["mine"].state_dict().items():
             assert torch.equal(tensor, seen[best][name])
 
 
-def test_of_several_sets_each_is_evaluated_on_its_own_rows_with_workers_that_persist_too(tokenizer, tmp_path):
+def test_several_evaluation_sets_are_evaluated_on_their_own_rows_with_persistent_workers(tokenizer, tmp_path):
     seen = []
     run = trainer(
         soft("llama", tokenizer), tokenizer, tmp_path, per_device_eval_batch_tokens=100, dataloader_num_workers=1,
@@ -444,7 +409,7 @@ def test_of_several_sets_each_is_evaluated_on_its_own_rows_with_workers_that_per
     for rows, references in zip((few, many), seen, strict=True):
         assert sorted(references) == sorted(rows["references"])
     assert metrics["eval_few_loss"] != metrics["eval_many_loss"]
-    for _ in range(2):  # Training evaluates more than once.
+    for _ in range(2):  # Workers persist, because training evaluates more than once.
         assert max(len(batch["input_ids"]) for batch in run.get_eval_dataloader(many)) == 2
 
 
@@ -466,27 +431,27 @@ def test_an_impossible_evaluation_is_refused_with_its_reason(tokenizer, tmp_path
     assert PromptTuningTrainer(run.model, run.args, collate, processing_class=tokenizer).data_collator is collate
 
 
-def test_a_generation_config_is_that_of_a_prompt_and_of_its_base_model(tokenizer, tmp_path):
+def test_a_passed_generation_config_changes_the_predictions_of_a_prompt(tokenizer, tmp_path):
     penalty = GenerationConfig(repetition_penalty=50.0)
     model = soft("llama", tokenizer)
     plain, penalised = (
-        trainer(model, tokenizer, tmp_path, generation_config=given).predict_texts(
+        trainer(model, tokenizer, tmp_path, generation_config=config).predict_texts(
             encoded(tokenizer, question_rows(7, 3))
         )
-        for given in (None, penalty)
+        for config in (None, penalty)
     )
     assert plain != penalised
 
 
-def test_an_evaluation_ends_rows_where_training_would(tokenizer, tmp_path):
-    """Trainer tells the model the tokenizer's end when it trains, and so other rows would be written afterwards."""
+def test_an_evaluation_before_training_ends_rows_with_the_tokenizers_end_token(tokenizer, tmp_path):
+    """Use the tokenizer's end token before training, because Trainer adds it to the model when training starts."""
     model = soft("llama", tokenizer)
     model.get_base_model().generation_config.eos_token_id = 7
     trainer(model, tokenizer, tmp_path)
     assert model.get_base_model().generation_config.eos_token_id == [tokenizer.eos_token_id, 7]
 
 
-def test_generation_max_length_counts_new_tokens_whatever_the_batch(tokenizer, tmp_path):
+def test_generation_max_length_counts_new_tokens_in_any_batch(tokenizer, tmp_path):
     rows = encoded(tokenizer, question_rows(6, 3))
     args = PromptTuningArguments(str(tmp_path), generation_max_length=5, use_cpu=True, disable_tqdm=True)
     run = PromptTuningTrainer(soft("llama", tokenizer), args, processing_class=tokenizer, eval_dataset=rows)
@@ -494,7 +459,7 @@ def test_generation_max_length_counts_new_tokens_whatever_the_batch(tokenizer, t
     assert together == [run.predict_texts(rows.select([number]))[0] for number in range(len(rows))]
 
 
-def test_what_would_be_evaluated_wrongly_is_refused(tokenizer, tmp_path, caplog):
+def test_a_plain_peft_model_and_texts_without_generation_are_refused(tokenizer, tmp_path, caplog):
     args = PromptTuningArguments(str(tmp_path), use_cpu=True)
     base = tiny_llama(len(tokenizer))
     plain = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))

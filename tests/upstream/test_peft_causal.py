@@ -1,6 +1,6 @@
-"""What PEFT 0.21.2 gets wrong for prompts of causal models; each test fails as soon as PEFT mends it.
+"""Show what PEFT 0.21.2 gets wrong for prompts of causal models. Each test fails as soon as PEFT mends it.
 
-Where a test names an issue of github.com/huggingface/peft, its users reported it there.
+A number such as peft#2123 is the issue of github.com/huggingface in which users reported the defect.
 """
 
 import pytest
@@ -32,7 +32,7 @@ from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.encoding.batching import pad_left
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 
-# PEFT warns so each time it generates behind a prompt.
+# PEFT gives this warning each time it generates with a prompt.
 pytestmark = pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
 CAUSAL = {"task_type": "CAUSAL_LM", "num_virtual_tokens": PROMPT}
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -40,7 +40,7 @@ PROJECTION = {"encoder_hidden_size": 16}
 
 
 def plain_model(config, base=None):
-    """Plain PEFT's model with a prompt that changes what the base model writes."""
+    """Return plain PEFT's model with a prompt that changes what the base model writes."""
     torch.manual_seed(1)
     model = PeftModelForCausalLM(base or build("llama"), config)
     for parameter in model.prompt_encoder.parameters():
@@ -55,15 +55,15 @@ def written(model, rows, **settings):
 
 
 def written_step_by_step(model, row):
-    """Return the new tokens of one row by PEFT's forward alone, which is right."""
+    """Return the new tokens of one row by PEFT's forward, which is right, without `generate`."""
     ids = list(row)
     for _ in range(GREEDY["max_new_tokens"]):
         ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
     return ids[len(row) :]
 
 
-def test_a_prompt_is_put_before_every_new_token_unless_no_cache_is_kept():
-    """Transformers 5.24 hands over `cache`, and PEFT looks for `past_key_values`. peft#2123 was the same before."""
+def test_with_a_cache_a_prompt_comes_again_before_every_new_token():
+    """See peft#2123. Now transformers 5.24 passes `cache`, and PEFT looks for `past_key_values`."""
     model = plain_model(PromptTuningConfig(**CAUSAL))
     expected = written_step_by_step(model, ROWS[0])
     assert written(model, ROWS[:1], use_cache=False) == [expected]
@@ -79,14 +79,15 @@ def test_a_prefix_is_lost_after_the_first_new_token():
 
 
 def test_a_left_padded_row_has_another_loss():
-    """The row becomes [prompt, padding, text], and its position ids are dropped."""
+    """See peft#1093. The row becomes [prompt, padding, text], and its position ids are dropped."""
     base = build("llama")
     model = plain_model(PromptTuningConfig(**CAUSAL), base)
     weight = model.prompt_encoder["default"].embedding.weight
     assert abs(model(**left_padded()).loss.item() - reference_loss(base, weight).item()) > 1e-2
 
 
-def test_a_left_padded_row_writes_other_text_than_alone():
+def test_a_left_padded_row_gets_another_text_than_a_single_row():
+    """See peft#1093."""
     model = plain_model(PromptTuningConfig(**CAUSAL))
     alone = written(model, ROWS[1:2], use_cache=False)[0]
     assert alone != written(model, ROWS[1:3], use_cache=False)[0]
@@ -96,7 +97,7 @@ def test_the_prompt_is_computed_for_every_row_and_logits_for_every_position():
     base = build("llama")
     model = plain_model(PrefixTuningConfig(**CAUSAL, prefix_projection=True, **PROJECTION), base)
     rows = []
-    model.prompt_encoder["default"].register_forward_hook(lambda module, given, output: rows.append(len(output)))
+    model.prompt_encoder["default"].register_forward_hook(lambda module, args, output: rows.append(len(output)))
     assert model(**right_padded()).logits.shape[:2] == right_padded()["labels"].shape
     assert rows == [len(ROWS)]
 
@@ -131,14 +132,14 @@ def test_mamba_reads_a_prompt_at_every_new_token():
     ids=lambda config: config.peft_type.value,
 )
 def test_training_never_continues_from_a_saved_prompt(config, tmp_path):
-    """peft#2256: "no good way around this"."""
+    """See peft#2256, which found "no good way around this"."""
     plain_model(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError):
         PeftModel.from_pretrained(build("llama"), tmp_path, is_trainable=True)
 
 
 def test_p_tuning_resumes_to_another_model(tmp_path):
-    """PEFT loads what the encoder wrote under the encoder."""
+    """Show that PEFT loads the output of the encoder as its input."""
     model = plain_model(PromptEncoderConfig(**CAUSAL, **PROJECTION))
     prompt = model.get_prompt(1)
     model.save_pretrained(tmp_path)
@@ -147,7 +148,7 @@ def test_p_tuning_resumes_to_another_model(tmp_path):
 
 
 def test_a_projected_prefix_never_resumes(tmp_path):
-    """peft#2256: the file holds what the MLP wrote, and the MLP is built again."""
+    """See peft#2256. The file holds the output of the MLP, and the MLP is built again."""
     model = plain_model(PrefixTuningConfig(**CAUSAL, prefix_projection=True, **PROJECTION))
     model.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError):
@@ -155,6 +156,7 @@ def test_a_projected_prefix_never_resumes(tmp_path):
 
 
 def test_a_model_that_checkpoints_activations_takes_no_prefix():
+    """See peft#869."""
     base = build("llama")
     base.activation_checkpointing_enable({"use_reentrant": False})
     with pytest.raises(ValueError):
@@ -177,7 +179,7 @@ def test_cpt_works_only_under_the_name_default():
 
 
 @pytest.mark.parametrize(("model_class", "changed"), [(PeftModelForCausalLM, True), (SharedPrefixModel, False)])
-def test_cpt_changes_the_mask_that_it_is_given(model_class, changed):
+def test_cpt_changes_the_mask_that_a_caller_passes(model_class, changed):
     ids = torch.tensor([ROWS[3]])
     mask = torch.full(ids.shape, 4.0)
     model = model_class(build("llama"), cpt_config())
@@ -195,7 +197,7 @@ def test_cpt_adds_its_change_twice_when_it_loads_in_place(tmp_path):
     assert torch.allclose(load_adapter(build("llama"), tmp_path).get_prompt(1), prompt, atol=1e-6)
 
 
-def test_every_task_of_a_multitask_prompt_starts_at_next_to_nothing():
+def test_the_prompts_of_all_tasks_start_near_zero():
     base = build("llama")
     model = PeftModelForCausalLM(
         base, MultitaskPromptTuningConfig(**CAUSAL, num_tasks=3, num_transformer_submodules=1)
@@ -205,15 +207,15 @@ def test_every_task_of_a_multitask_prompt_starts_at_next_to_nothing():
 
 
 def test_the_names_of_adapters_are_ignored():
-    """peft#759: a prompt for each row of a batch, as LoRA has."""
+    """See peft#759, which asked for a prompt for each row of a batch. LoRA has this."""
     model = plain_model(PromptTuningConfig(**CAUSAL))
     model.add_adapter("other", PromptTuningConfig(**CAUSAL))
     loss = model(**right_padded()).loss
     assert torch.equal(model(**right_padded(), adapter_names=["other"] * len(ROWS)).loss, loss)
 
 
-def test_a_model_that_fsdp2_splits_never_generates():
-    """peft#1633: the hook of the root module never fires; here one process splits it."""
+def test_a_model_split_by_fsdp2_never_generates():
+    """See peft#1633. The hook of the root module never runs. Here one process splits the model."""
     model = plain_model(PromptTuningConfig(**CAUSAL))
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
