@@ -1,4 +1,4 @@
-"""Fixtures of all tests: tiny models and tokenizers, built in memory, and a recipe over tiny files."""
+"""Provide tiny models and tokenizers, built in memory, and a recipe over tiny files to all tests."""
 
 import atexit
 import gc
@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # No test may ask the hub.
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")  # The user's cache stays as it is.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")  # No test may change the user's cache.
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# A shell starts a suite in its background without this handler.
+# A shell that starts the suite in the background removes this handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch
@@ -26,7 +26,7 @@ from helpers.rows import question_rows, write_jsonl
 TESTS = Path(__file__).parent
 
 disable_progress_bar()
-torch.set_num_threads(1)  # Tiny models gain nothing by more threads.
+torch.set_num_threads(1)  # More threads do not make tiny models faster.
 
 
 LONGEST = (
@@ -42,7 +42,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
-    """Run the longest files first, so that no process has one of them left when the other is done."""
+    """Run the longest files first, so that two processes finish at about the same time."""
 
     def order(item):
         path = item.path.relative_to(TESTS).as_posix()

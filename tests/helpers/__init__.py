@@ -1,1 +1,1 @@
-"""What several test files use."""
+"""Share code between test files."""

@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 VOCABULARY, PROMPT = 97, 5
 ROWS = [[7, 20, 31, 4, 55, 66], [7, 20], [7, 20, 12, 13, 14, 15, 16, 17, 18, 19, 21], [7, 20, 44, 5]]
-TARGETS = [3, 1, 4, 2]  # how many of a row's last tokens carry loss
+TARGETS = [3, 1, 4, 2]  # So many of a row's last tokens count in the loss.
 
 TOKENS = dict(vocab_size=VOCABULARY, pad_token_id=0, eos_token_id=1, bos_token_id=1)
 SIZES = TOKENS | dict(
@@ -40,16 +40,18 @@ SETTINGS = {
     "smollm3": dict(no_rope_layer_interval=2),
     "starcoder2": dict(sliding_window=None),
 }
-NO_GROUPS = ("bloom", "gpt2", "gpt_neox", "opt")  # a key head for each query head
+NO_GROUPS = ("bloom", "gpt2", "gpt_neox", "opt")  # They have a key head for each query head.
 WINDOWS = [name for name in SETTINGS if "window" in name]
 
 
 def build(architecture, vocabulary=VOCABULARY, positions=64):
     torch.manual_seed(0)
     name = architecture.split(",")[0]
-    sizes = {key: value for key, value in SIZES.items() if name not in NO_GROUPS or key != "num_key_value_heads"}
-    sizes |= {"vocab_size": vocabulary, "max_position_embeddings": positions}
-    sizes |= {"n_positions": positions} if name == "gpt2" else {}
+    sizes = SIZES | {"vocab_size": vocabulary, "max_position_embeddings": positions}
+    if name in NO_GROUPS:
+        del sizes["num_key_value_heads"]
+    if name == "gpt2":
+        sizes["n_positions"] = positions
     config = AutoConfig.for_model(name, **(sizes | SETTINGS[architecture]))
     for name, value in config.to_dict().items():
         if name.endswith(("dropout", "pdrop")) and isinstance(value, float):
@@ -70,11 +72,11 @@ def right_padded(rows=ROWS, targets=TARGETS):
 
 
 def left_padded(rows=ROWS, targets=TARGETS):
-    return {name: _to_the_left(each, rows) for name, each in right_padded(rows, targets).items()}
+    return {name: _to_the_left(tensor, rows) for name, tensor in right_padded(rows, targets).items()}
 
 
 def _to_the_left(padded, rows):
-    return torch.stack([each.roll(len(each) - len(row)) for each, row in zip(padded, rows, strict=True)])
+    return torch.stack([row_ids.roll(len(row_ids) - len(row)) for row_ids, row in zip(padded, rows, strict=True)])
 
 
 def row_logits(base, prompt, row):

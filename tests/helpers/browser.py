@@ -12,26 +12,29 @@ CHROMIUM = shutil.which("chromium")
 
 
 class Browser:
-    """One page. `requests` are the URLs that it asked for, `errors` the complaints of its console."""
+    """Open one page. `requests` are the URLs that the page requested, and `errors` the errors in its console."""
 
     def __enter__(self):
         self.profile = tempfile.mkdtemp(prefix="chromium-")
         to_browser, self.write_end = os.pipe()
         self.read_end, from_browser = os.pipe()
-        # Chromium reads descriptor 3 and writes 4; the shell puts them there, from numbers that are in nobody's way.
-        ours = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser)]
+        # Chromium reads descriptor 3 and writes 4. The shell copies them from numbers that nothing else uses.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser)]
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]
         quiet = ["--disable-background-networking", "--disable-dev-shm-usage", f"--user-data-dir={self.profile}"]
         self.process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3</dev/fd/{ours[0]} 4>/dev/fd/{ours[1]}', "sh", CHROMIUM, *flags, *quiet],
-            pass_fds=ours,
+            ["sh", "-c", f'exec "$@" 3</dev/fd/{ends[0]} 4>/dev/fd/{ends[1]}', "sh", CHROMIUM, *flags, *quiet],
+            pass_fds=ends,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        for end in (to_browser, from_browser, *ours):
+        for end in (to_browser, from_browser, *ends):
             os.close(end)
-        self.replies, self.number, self.session = os.fdopen(self.read_end, "rb"), 0, None
-        self.events, self.rest = [], b""
+        self.replies = os.fdopen(self.read_end, "rb")
+        self.number = 0
+        self.session = None
+        self.events = []
+        self.rest = b""
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -39,7 +42,7 @@ class Browser:
         return self
 
     def __exit__(self, *_):
-        os.close(self.write_end)  # without its pipe Chromium ends
+        os.close(self.write_end)  # Chromium ends when its pipe is closed.
         self.replies.close()
         self.process.wait(timeout=30)
         shutil.rmtree(self.profile, ignore_errors=True)
@@ -49,8 +52,10 @@ class Browser:
         message = {"id": self.number, "method": method, "params": params}
         message |= {"sessionId": self.session} if self.session else {}
         os.write(self.write_end, json.dumps(message).encode() + b"\0")
-        while (reply := self._read()).get("id") != self.number:
+        reply = self._read()
+        while reply.get("id") != self.number:
             self.events.append(reply)
+            reply = self._read()
         assert "error" not in reply, reply
         return reply["result"]
 
@@ -83,8 +88,8 @@ class Browser:
 
     @property
     def requests(self):
-        found = [event for event in self.events if event.get("method") == "Network.requestWillBeSent"]
-        return [event["params"]["request"]["url"] for event in found]
+        events = [event for event in self.events if event.get("method") == "Network.requestWillBeSent"]
+        return [event["params"]["request"]["url"] for event in events]
 
     @property
     def errors(self):

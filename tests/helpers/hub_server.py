@@ -1,7 +1,7 @@
 """Serve a hub on the loopback interface for the real huggingface_hub client, with repositories in memory.
 
-It speaks what create_repo, create_commit (preupload, LFS, commit), model_info, snapshot_download, from_pretrained and
-load_dataset ask for, keeps every request, and fails where a test tells it to.
+It answers create_repo, create_commit (preupload, LFS, commit), model_info, snapshot_download, from_pretrained and
+load_dataset, keeps every request, and fails when a test asks it to.
 """
 
 import base64
@@ -18,7 +18,7 @@ LFS_SUFFIXES = (".safetensors", ".bin")
 
 @dataclass
 class Repository:
-    """A repository of files in memory. A branch points to a commit, which has all files by path."""
+    """Hold a repository of files in memory. A branch points to a commit, and a commit has all files by path."""
 
     kind: str
     name: str
@@ -27,10 +27,11 @@ class Repository:
     commits: dict = field(default_factory=lambda: {"0" * 40: {}})
 
     def commit(self, branch, files):
-        files = self.commits[self.branches[branch]] | files  # None: it is deleted
+        files = self.commits[self.branches[branch]] | files  # A file that is None is deleted.
         files = {path: content for path, content in files.items() if content is not None}
         sha = hashlib.sha1(f"{self.name} {branch} {len(self.commits)}".encode()).hexdigest()
-        self.commits[sha], self.branches[branch] = files, sha
+        self.commits[sha] = files
+        self.branches[branch] = sha
         return sha
 
     def files(self, branch="main"):
@@ -62,8 +63,12 @@ class HubServer(ThreadingHTTPServer):
 
     def __init__(self, tokens):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.tokens, self.lock = tokens, threading.Lock()
-        self.repositories, self.objects, self.requests, self.failures = {}, {}, [], []
+        self.tokens = tokens
+        self.lock = threading.Lock()
+        self.repositories = {}
+        self.objects = {}
+        self.requests = []
+        self.failures = []
         self.url = f"http://localhost:{self.server_port}"
 
     def __enter__(self):
@@ -111,8 +116,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_request(self):
         url = urlsplit(self.path)
-        asked = f"{self.command} {unquote(url.path)}"
-        failure = next((each for each in self.server.failures if each.times and re.search(each.pattern, asked)), None)
+        failure = self.find_failure(f"{self.command} {unquote(url.path)}")
         if failure:
             failure.times -= 1
         if failure and failure.status == "cut":
@@ -122,23 +126,32 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(request)
         self.mute = failure is not None and failure.status == "cut after"
         if failure and not self.mute:
-            return self.answer({"error": "told to fail"}, failure.status, **failure.headers)
+            return self.answer({"error": "asked to fail"}, failure.status, **failure.headers)
         for method, pattern, action in self.ROUTES:
-            if method == self.command and (found := re.fullmatch(pattern, url.path)):
-                values = {key: unquote(value) for key, value in found.groupdict().items() if value is not None}
+            match = re.fullmatch(pattern, url.path) if method == self.command else None
+            if match:
+                values = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
                 with self.server.lock:
                     return getattr(self, action)(request, **values)
         self.answer({"error": "no such endpoint"}, 404)
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
+    def find_failure(self, request):
+        for failure in self.server.failures:
+            if failure.times and re.search(failure.pattern, request):
+                return failure
+        return None
+
     def read_body(self):
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         body = b""
-        while size := int(self.rfile.readline(), 16):
+        size = int(self.rfile.readline(), 16)
+        while size:
             body += self.rfile.read(size)
             self.rfile.readline()
+            size = int(self.rfile.readline(), 16)
         self.rfile.readline()
         return body
 
@@ -162,7 +175,7 @@ class Handler(BaseHTTPRequestHandler):
 
     mute = False
 
-    # who, and what of
+    # These find the user, the repository and the commit.
 
     def user(self):
         return self.server.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
@@ -175,7 +188,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"error": f"You don't have the rights to write to {owner}"}, 403)
         return self.user() == owner
 
-    def found(self, name, kind="models", revision="main"):
+    def visible(self, name, kind="models", revision="main"):
         """Return the repository and the commit, if this user may see them. Send an error if not."""
         repository = self.server.repositories.get((kind, name))
         if repository is None or (repository.private and self.user() != name.split("/")[0]):
@@ -187,7 +200,7 @@ class Handler(BaseHTTPRequestHandler):
             return None, None
         return repository, sha
 
-    # writing
+    # These write to repositories.
 
     def whoami(self, request):
         if self.user():
@@ -196,23 +209,24 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"error": "Invalid user token."}, 401)
 
     def create(self, request):
-        wanted = json.loads(request.body)
-        owner, kind = wanted["organization"] or self.user(), f"{wanted.get('type') or 'model'}s"
+        settings = json.loads(request.body)
+        owner = settings["organization"] or self.user()
+        kind = f"{settings.get('type') or 'model'}s"
         if not self.writable(owner):
             return
-        name = f"{owner}/{wanted['name']}"
+        name = f"{owner}/{settings['name']}"
         url = f"{self.server.url}/{name}" if kind == "models" else f"{self.server.url}/{kind}/{name}"
-        there = (kind, name) in self.server.repositories
-        if not there:
-            private = wanted.get("visibility") == "private"
+        exists = (kind, name) in self.server.repositories
+        if not exists:
+            private = settings.get("visibility") == "private"
             self.server.repositories[kind, name] = Repository(kind, name, private)
-        self.answer({"url": url, "name": name, "id": name}, 409 if there else 200)
+        self.answer({"url": url, "name": name, "id": name}, 409 if exists else 200)
 
     def validate(self, request):
         self.answer({"errors": [], "warnings": []})
 
     def branch(self, request, kind, name, revision):
-        repository, sha = self.found(name, kind)
+        repository, sha = self.visible(name, kind)
         if repository is None or not self.writable(name.split("/")[0]):
             return
         status = 409 if revision in repository.branches else 200
@@ -220,7 +234,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({}, status)
 
     def preupload(self, request, kind, name, revision):
-        repository, sha = self.found(name, kind, revision)
+        repository, sha = self.visible(name, kind, revision)
         if repository is None or not self.writable(name.split("/")[0]):
             return
         files = repository.commits[sha]
@@ -228,12 +242,12 @@ class Handler(BaseHTTPRequestHandler):
             {
                 "files": [
                     {
-                        "path": each["path"],
-                        "uploadMode": "lfs" if each["path"].endswith(LFS_SUFFIXES) else "regular",
+                        "path": file["path"],
+                        "uploadMode": "lfs" if file["path"].endswith(LFS_SUFFIXES) else "regular",
                         "shouldIgnore": False,
                     }
-                    | ({"oid": oid(each["path"], files[each["path"]])} if each["path"] in files else {})
-                    for each in json.loads(request.body)["files"]
+                    | ({"oid": oid(file["path"], files[file["path"]])} if file["path"] in files else {})
+                    for file in json.loads(request.body)["files"]
                 ]
             }
         )
@@ -242,10 +256,10 @@ class Handler(BaseHTTPRequestHandler):
         if not self.writable(name.split("/")[0]):
             return
         objects = json.loads(request.body)["objects"]
-        for each in objects:
-            if each["oid"] not in self.server.objects:
-                upload, verify = f"{self.server.url}/lfs/{each['oid']}", f"{self.server.url}/lfs/verify"
-                each["actions"] = {"upload": {"href": upload}, "verify": {"href": verify}}
+        for item in objects:
+            if item["oid"] not in self.server.objects:
+                upload, verify = f"{self.server.url}/lfs/{item['oid']}", f"{self.server.url}/lfs/verify"
+                item["actions"] = {"upload": {"href": upload}, "verify": {"href": verify}}
         self.answer({"transfer": "basic", "objects": objects})
 
     def lfs_put(self, request, oid):
@@ -255,62 +269,64 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({})
 
     def lfs_verify(self, request):
-        asked = json.loads(request.body)
-        self.answer({}, 200 if len(self.server.objects.get(asked["oid"], b"")) == asked["size"] else 404)
+        item = json.loads(request.body)
+        self.answer({}, 200 if len(self.server.objects.get(item["oid"], b"")) == item["size"] else 404)
 
     def commit(self, request, kind, name, revision):
-        repository, sha = self.found(name, kind, revision)
+        repository, sha = self.visible(name, kind, revision)
         if repository is None or not self.writable(name.split("/")[0]):
             return
         header, *operations = [json.loads(line) for line in request.body.splitlines()]
         if header["value"].get("parentCommit", sha) != sha:
             return self.answer({"error": "the branch has moved"}, 412)
         files = {}
-        for each in operations:
-            value = each["value"]
-            if each["key"] == "deletedFile":
+        for operation in operations:
+            value = operation["value"]
+            if operation["key"] == "deletedFile":
                 files[value["path"]] = None
-            elif each["key"] == "lfsFile":
+            elif operation["key"] == "lfsFile":
                 files[value["path"]] = self.server.objects[value["oid"]]
             else:
                 files[value["path"]] = base64.b64decode(value["content"])
         new = repository.commit(revision, files)
         self.answer({"commitUrl": f"{self.server.url}/{name}/commit/{new}", "commitOid": new})
 
-    # reading
+    # These read from repositories.
 
     def info(self, request, kind, name, revision="main"):
-        repository, sha = self.found(name, kind, revision)
+        repository, sha = self.visible(name, kind, revision)
         if repository:
             siblings = [{"rfilename": path} for path in repository.commits[sha]]
             facts = {"id": name, "sha": sha, "private": repository.private, "siblings": siblings, "tags": []}
             self.answer(facts)
 
     def tree(self, request, kind, name, revision, path=""):
-        repository, sha = self.found(name, kind, revision)
+        repository, sha = self.visible(name, kind, revision)
         if repository is None:
             return
         recursive = parse_qs(urlsplit(self.path).query).get("recursive") in (["True"], ["true"])
         folder = f"{path}/" if path else ""
-        inside = {each: data for each, data in repository.commits[sha].items() if each.startswith(folder)}
-        flat = {each: data for each, data in inside.items() if recursive or "/" not in each.removeprefix(folder)}
-        if path and not inside:
+        files = {name: data for name, data in repository.commits[sha].items() if name.startswith(folder)}
+        if not recursive:
+            files = {name: data for name, data in files.items() if "/" not in name.removeprefix(folder)}
+        if path and not files:
             return self.answer({"error": "no such folder"}, 404, X_Error_Code="EntryNotFound")
-        self.answer([entry(each, data) for each, data in flat.items()])
+        self.answer([entry(name, data) for name, data in files.items()])
 
     def paths_info(self, request, kind, name, revision):
-        repository, sha = self.found(name, kind, revision)
+        repository, sha = self.visible(name, kind, revision)
         if repository:
-            files, found = repository.commits[sha], []
+            files = repository.commits[sha]
+            entries = []
             for path in parse_qs(request.body.decode())["paths"]:
                 if path in files:
-                    found.append(entry(path, files[path]))
-                elif any(each.startswith(f"{path}/") for each in files):
-                    found.append({"type": "directory", "path": path, "oid": "0" * 40, "size": 0})
-            self.answer(found)
+                    entries.append(entry(path, files[path]))
+                elif any(name.startswith(f"{path}/") for name in files):
+                    entries.append({"type": "directory", "path": path, "oid": "0" * 40, "size": 0})
+            self.answer(entries)
 
     def resolve(self, request, name, revision, path, kind="models"):
-        repository, sha = self.found(name, kind, revision)
+        repository, sha = self.visible(name, kind, revision)
         if repository is None:
             return
         data = repository.commits[sha].get(path)

@@ -3,8 +3,8 @@
 cd tests; python -m helpers.killed_runs FOLDER [KILLS]
 
 Imports once and forks a process for each leg; all run `prompt-tuning train` with `--resume_from_checkpoint auto`.
-Every other leg is killed some steps on, at a random part of a step, most of which is saving. The others kill
-themselves at a random one of the calls by which files in the run's folder are opened, renamed and removed.
+Every other leg is killed after some steps, in a random part of a step. Most of a step is saving. The others kill
+themselves at a random call that opens, renames or removes a file in the run's folder.
 """
 
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import prompt_tuning.runs.train  # noqa: F401  before forking, for all of them
+import prompt_tuning.runs.train  # noqa: F401  All forked processes share this import.
 from helpers.models import tiny_llama, tiny_tokenizer
 from helpers.rows import question_rows, write_jsonl
 from prompt_tuning.cli.main import main
@@ -50,20 +50,21 @@ def leg(folder, name, before_a_step=None, calls=None):
     """Train in a forked process from the last checkpoint of the run, and return the process's id.
 
     Args:
-        folder: holds the model, the rows and the recipe.
-        name: of the run's folder in it.
-        before_a_step: a pipe that hears a byte before each step.
-        calls: the number of such calls after which the process kills itself.
+        folder: The folder of the model, the rows and the recipe.
+        name: The name of the run's folder in it.
+        before_a_step: A pipe that gets a byte before each step.
+        calls: The number of file calls after which the process kills itself.
     """
-    if process := os.fork():
+    process = os.fork()
+    if process:
         return process
-    left = calls
+    remaining = calls
 
     def kill(event, args):
-        nonlocal left
-        if left and event in CALLS and str(folder / name) in str(args[0]):
-            left -= 1
-            if not left:
+        nonlocal remaining
+        if remaining and event in CALLS and str(folder / name) in str(args[0]):
+            remaining -= 1
+            if not remaining:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     step = PromptTuningTrainer.training_step
@@ -116,8 +117,10 @@ def last_step(run):
 
 
 def killed_again_and_again(folder, kills, seed=0):
-    """Return the checkpoints that the killed legs left, from which the next legs resumed."""
-    chance, run, at = random.Random(seed), folder / "killed", []
+    """Return where each leg was killed, and the checkpoint from which the next leg resumed."""
+    chance = random.Random(seed)
+    run = folder / "killed"
+    at = []
     for number in range(kills):
         if number % 2:
             code = ended(leg(folder, run.name, calls=chance.randrange(1, 60)))

@@ -1,6 +1,6 @@
-"""`python loopback.py '[["push", ...], ["predict", ...]]'`: commands one after the other, in one process.
+"""Run commands one after the other in one process: `python loopback.py '[["push", ...], ["predict", ...]]'`.
 
-The hub's client waits no second before it tries again, and no address but the loopback one is reached.
+The hub's client tries again without waiting, and no address except the loopback one is reached.
 """
 
 import json
@@ -11,14 +11,15 @@ import time
 real_getaddrinfo = socket.getaddrinfo
 
 
-def loopback_alone(host, *args, **kwargs):
+def only_loopback(host, *args, **kwargs):
     host = host.decode() if isinstance(host, bytes) else host
     if host != "localhost" and not host.endswith(".localhost"):
         raise AssertionError(f"a test asked for {host}")
     return real_getaddrinfo("127.0.0.1", *args, **kwargs)
 
 
-socket.getaddrinfo, time.sleep = loopback_alone, lambda seconds: None
+socket.getaddrinfo = only_loopback
+time.sleep = lambda seconds: None
 
 from prompt_tuning.cli.main import main  # noqa: E402
 

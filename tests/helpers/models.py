@@ -1,4 +1,4 @@
-"""Tiny models and tokenizers, built in memory."""
+"""Build tiny models and tokenizers in memory."""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -51,7 +51,7 @@ def tiny_llama(vocab_size, seed=0, **settings):
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 512,
-        "initializer_range": 0.3,  # larger than usual, so that outputs depend on their inputs
+        "initializer_range": 0.3,  # It is larger than usual, so that outputs depend on their inputs.
         "pad_token_id": 0,
         "eos_token_id": 1,
         "bos_token_id": None,
@@ -80,7 +80,7 @@ def tiny_bart(vocab_size):
 
 
 def forbid_model_loading(monkeypatch):
-    """Let no base model load, which shows that an error comes before the weights are read."""
+    """Fail if a base model is loaded, to show that an error comes before the weights are read."""
 
     def load(*args, **kwargs):
         raise AssertionError("a base model was loaded")

@@ -1,4 +1,4 @@
-"""Where the project lies."""
+"""Name the project's folder."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rows of our own, and files of them."""
+"""Make questions with short answers, and write rows to files."""
 
 import json
 

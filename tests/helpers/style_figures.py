@@ -36,7 +36,7 @@ yield
 
 @dataclass
 class Figures:
-    """Counts over modules, and the places behind those that have to be few."""
+    """Hold the counts over modules, and the places of those that have to be few."""
 
     lines: int = 0
     comprehensions: int = 0
@@ -55,7 +55,7 @@ class Figures:
 
     @property
     def comprehensions_per_1000_lines(self) -> float:
-        """The number of comprehensions and generator expressions in 1,000 lines."""
+        """Return the number of comprehensions and generator expressions in 1,000 lines."""
         return 1000 * self.comprehensions / max(self.lines, 1)
 
     def count(self, figure: str) -> int:

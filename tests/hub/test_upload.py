@@ -255,7 +255,7 @@ def test_a_revision_is_created_and_main_is_unchanged(run, hub, commands):
         ({}, ("POST .*/commit/", 403), "this token may not write to ann/squad"),
         ({}, ("POST .*/commit/", 412), "another user changed it at the same time, and nothing was overwritten"),
         ({}, ("POST .*/preupload/", 503), "answers 503, and nothing was changed. Wait, and run the same"),
-        ({}, ("POST .*/commit/", 400), "answers 400: told to fail"),
+        ({}, ("POST .*/commit/", 400), "answers 400: asked to fail"),
     ],
 )  # fmt: skip
 def test_a_refusal_of_the_hub_says_what_to_do(run, hub, commands, environment, failure, message):
