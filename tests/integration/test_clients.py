@@ -1,4 +1,4 @@
-"""What others do with a run: PEFT's and transformers' own loaders, lm-evaluation-harness, and trackers of experiments.
+"""Use a run with PEFT's and transformers' own loaders, lm-evaluation-harness and experiment trackers.
 
 lm_eval and trackio are not among the test requirements: `pip install lm_eval trackio` lets their tests run.
 """
@@ -20,17 +20,17 @@ from transformers import AutoTokenizer, pipeline
 from prompt_tuning import Template
 from prompt_tuning.cli.main import main
 
-# PEFT warns so each time it generates behind a prompt.
+# PEFT gives this warning each time it generates with a prompt.
 pytestmark = pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
 
 
 def installed(package):
-    found = importlib.util.find_spec(package) is not None
-    return pytest.mark.skipif(not found, reason=f"{package} is not installed: pip install {package}")
+    is_installed = importlib.util.find_spec(package) is not None
+    return pytest.mark.skipif(not is_installed, reason=f"{package} is not installed: pip install {package}")
 
 
 def run_python(*words, **environment):
-    """Run a process of its own, since these packages warn on import."""
+    """Run Python in another process, because these packages warn on import."""
     done = subprocess.run(
         [sys.executable, *map(str, words)], env=os.environ | environment, capture_output=True, text=True, timeout=500
     )
@@ -67,8 +67,8 @@ def test_plain_peft_and_a_pipeline_write_what_the_run_wrote(
         assert written[0]["generated_text"].lstrip().split("\n")[0].strip() == row[name]
 
 
-def test_plain_pefts_forward_behind_a_prefix_writes_what_the_run_wrote(recipe_file, model_folders, tmp_path):
-    """PEFT's `generate` puts a prefix before every new token, with and without a cache; its forward is right."""
+def test_plain_pefts_forward_with_a_prefix_writes_what_the_run_wrote(recipe_file, model_folders, tmp_path):
+    """Use PEFT's forward, because its `generate` puts a prefix before every new token."""
     train_briefly(recipe_file, method="prefix_tuning")
     model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run").eval()
     tokenizer = AutoTokenizer.from_pretrained(model_folders["llama"])
@@ -91,7 +91,7 @@ def closed_rows(count):
 
 
 def harness_task(folder, template, test_file):
-    """Return a task of lm-evaluation-harness that asks as the template does."""
+    """Write a task of lm-evaluation-harness with the template's texts and choices, and return its folder."""
     template = Template.load(template)
     choices = [choice.strip() for choice in template.answer_choices.split("|||")]
     task = {
@@ -106,7 +106,7 @@ def harness_task(folder, template, test_file):
 
 
 def harness(model, adapter, task, batch_size=1):
-    """Accuracy, and which choice it took for each row, by the harness's own command."""
+    """Return the accuracy of the harness's own command, and its scores of each row's choices."""
     output = task / f"batch-{batch_size}"
     arguments = f"pretrained={model},peft={adapter},dtype=float32"
     run_python(
@@ -126,17 +126,19 @@ def test_lm_evaluation_harness_reaches_the_same_accuracy(recipe_file, model_fold
         write_jsonl(tmp_path / f"{split}.jsonl", closed_rows(20))
     assert main(["train", str(recipe), "--save_strategy", "no", "--learning_rate", "0.01"]) == 0
     ours = lines(tmp_path / "run" / "predictions" / "test.jsonl")
-    assert {row["soft_prompt"] for row in ours} == {"yes", "no"}  # else nothing would be compared
+    assert {row["soft_prompt"] for row in ours} == {"yes", "no"}  # Equal answers would show nothing.
 
     task = harness_task(tmp_path / "task", "question_answering/yes_no", tmp_path / "test.jsonl")
     accuracy, scores = harness(model_folders["llama"], tmp_path / "run", task)
-    assert [row["soft_prompt"] for row in ours] == [("yes", "no")[torch.tensor(each).argmax()] for each in scores]
+    assert [row["soft_prompt"] for row in ours] == [
+        ("yes", "no")[torch.tensor(row_scores).argmax()] for row_scores in scores
+    ]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert accuracy == pytest.approx(results["soft_prompt"]["exact_match"] / 100, abs=1e-4)
 
 
 @installed("trackio")
-def test_trackio_hears_the_metrics_by_report_to(recipe_file, tmp_path):
+def test_report_to_sends_the_metrics_to_trackio(recipe_file, tmp_path):
     recipe = recipe_file(eval_strategy="steps", eval_steps=2, logging_steps=2, report_to="trackio", project="cards")
     path = os.pathsep.join(sys.path)
     run_python("-m", "prompt_tuning", "train", recipe, TRACKIO_DIR=str(tmp_path / "trackio"), PYTHONPATH=path)
@@ -146,7 +148,7 @@ def test_trackio_hears_the_metrics_by_report_to(recipe_file, tmp_path):
     assert "eval/f1" in logged and "train/loss" in logged
 
 
-def test_tensorboard_hears_the_metrics_of_a_recipe(recipe_file, tmp_path, monkeypatch):
+def test_report_to_sends_the_metrics_of_a_recipe_to_tensorboard(recipe_file, tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
     recipe = recipe_file(eval_strategy="steps", eval_steps=2, logging_steps=2, report_to="tensorboard")
     assert main(["train", str(recipe), "--save_strategy", "no"]) == 0

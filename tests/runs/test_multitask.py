@@ -1,4 +1,4 @@
-"""Multitask prompts: a shared one times a low-rank matrix of each task, and every task's own taken out again."""
+"""Check multitask prompts: a shared prompt times a low-rank matrix of each task, and the extracted prompts."""
 
 import json
 
@@ -44,7 +44,7 @@ def multitask_model(base, tasks=3, ranks=1, initial=None):
 
 
 def scattered(base, **settings):
-    """One whose tasks have prompts of their own, as after training."""
+    """Return a model whose tasks have different prompts, such as after training."""
     model = multitask_model(base, **settings)
     for parameter in model.prompt_encoder.parameters():
         parameter.data += 0.5 * torch.randn_like(parameter)
@@ -52,19 +52,20 @@ def scattered(base, **settings):
 
 
 def written(model, task_ids):
-    given = {name: each for name, each in right_padded().items() if name != "labels"}
+    inputs = {name: tensor for name, tensor in right_padded().items() if name != "labels"}
     settings = dict(max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
-    return model.generate(**given, task_ids=task_ids, **settings)[:, given["input_ids"].shape[1] :].tolist()
+    return model.generate(**inputs, task_ids=task_ids, **settings)[:, inputs["input_ids"].shape[1] :].tolist()
 
 
 def gradients(model):
-    return torch.cat([each.grad.flatten() for each in model.prompt_encoder.parameters()])
+    return torch.cat([parameter.grad.flatten() for parameter in model.prompt_encoder.parameters()])
 
 
 def token_rows(encoder_decoder, count=12):
     rows = []
     for number in range(count):
-        source, target = [7, 20 + number, *range(30, 31 + number % 5)], [40 + number % 3, 41, 1]
+        source = [7, 20 + number, *range(30, 31 + number % 5)]
+        target = [40 + number % 3, 41, 1]
         labels = target if encoder_decoder else [-100] * len(source) + target
         ids = source if encoder_decoder else source + target
         rows.append({"input_ids": ids, "labels": labels, "task_ids": number % 3, "row": number})
@@ -98,19 +99,20 @@ def test_a_mixed_batch_gives_every_row_the_prompt_of_its_task(architecture, rank
     model = scattered(base, ranks=ranks)
     assert model.execution_path.name == ("cache" if architecture == "bloom" else "packed")
     prompts = [model.get_prompt(1, task_ids=task[None])[0] for task in TASKS]
-    wanted = reference_loss(base, prompts)
-    wanted.backward()
+    expected = reference_loss(base, prompts)
+    expected.backward()
     reference = gradients(model)
     model.zero_grad()
     loss = model(**right_padded(), task_ids=TASKS).loss
     loss.backward()
-    assert loss.item() == pytest.approx(wanted.item(), abs=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     assert (gradients(model) - reference).norm() / reference.norm() < 1e-4
     model.zero_grad()
-    # PEFT's own forward runs row by row, because its batches depend on their padding.
-    total, targets = 0, 0
+    # PEFT's own forward is run row by row, because padding changes its result.
+    total = 0
+    targets = 0
     for number, task in enumerate(TASKS):
-        row = {name: each[number : number + 1, : len(ROWS[number])] for name, each in right_padded().items()}
+        row = {name: tensor[number : number + 1, : len(ROWS[number])] for name, tensor in right_padded().items()}
         count = int((row["labels"] != -100).sum())
         base.set_attn_implementation("sdpa")
         total += PeftModelForCausalLM.forward(model, **row, task_ids=task[None]).loss * count
@@ -121,7 +123,8 @@ def test_a_mixed_batch_gives_every_row_the_prompt_of_its_task(architecture, rank
 
 
 def test_the_prompt_of_a_task_is_computed_once_for_all_its_rows(monkeypatch):
-    model, computed = scattered(build("llama")), []
+    model = scattered(build("llama"))
+    computed = []
     monkeypatch.setattr(
         model, "get_prompt", lambda batch_size, task_ids: computed.append(int(task_ids)) or torch.zeros(1, LENGTH, 32)
     )
@@ -134,7 +137,9 @@ def test_rows_of_several_tasks_are_generated_together(architecture):
     base = build(architecture)
     model = scattered(base).eval()
     prompts = [task_prompt(model, int(task)) for task in TASKS]
-    assert written(model, TASKS) == [reference_greedy(base, *each, 6) for each in zip(prompts, ROWS, strict=True)]
+    assert written(model, TASKS) == [
+        reference_greedy(base, *prompt_and_row, 6) for prompt_and_row in zip(prompts, ROWS, strict=True)
+    ]
 
 
 def test_pefts_forward_takes_the_task_ids_of_an_unknown_architecture():
@@ -145,7 +150,9 @@ def test_pefts_forward_takes_the_task_ids_of_an_unknown_architecture():
     prompts = [task_prompt(model, int(task)) for task in TASKS]
     loss = model(**right_padded(), task_ids=TASKS).loss
     assert loss.item() == pytest.approx(reference_loss(base, prompts).item(), abs=1e-5)
-    assert written(model, TASKS) == [reference_greedy(base, *each, 6) for each in zip(prompts, ROWS, strict=True)]
+    assert written(model, TASKS) == [
+        reference_greedy(base, *prompt_and_row, 6) for prompt_and_row in zip(prompts, ROWS, strict=True)
+    ]
 
 
 def test_missing_unknown_or_too_few_task_ids_are_an_error():
@@ -160,14 +167,15 @@ def test_missing_unknown_or_too_few_task_ids_are_an_error():
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("family", ["llama", "t5", "bart"])
-def test_every_tensor_is_trained_and_resuming_changes_nothing(family, ranks, tokenizer, tmp_path):
+def test_every_tensor_is_trained_and_a_resumed_run_has_the_same_ones(family, ranks, tokenizer, tmp_path):
     def fresh():
         return multitask_model(base_model(family), ranks=ranks)
 
     def tensors(model):
-        return {name: each.detach().clone() for name, each in model.prompt_encoder.named_parameters()}
+        return {name: tensor.detach().clone() for name, tensor in model.prompt_encoder.named_parameters()}
 
-    model, start = fresh(), tensors(fresh())
+    model = fresh()
+    start = tensors(fresh())
     before = trainer(model, tokenizer, tmp_path / "start").evaluate()["eval_loss"]
     plain = add_soft_prompt(
         base_model(family), prompt_config(model.get_base_model(), LENGTH), start["default.embedding.weight"]
@@ -178,23 +186,22 @@ def test_every_tensor_is_trained_and_resuming_changes_nothing(family, ranks, tok
     straight = tensors(model)
     assert len(straight) == 3 and run.evaluate()["eval_loss"] < before
     for name, tensor in straight.items():
-        assert (tensor != start[name]).flatten(1).any(1).all(), (
-            name
-        )  # This holds for every virtual token and every task.
+        # Every virtual token and every task has changed.
+        assert (tensor != start[name]).flatten(1).any(1).all(), name
     for rank in range(ranks):
         assert (straight["default.prefix_task_cols"] != start["default.prefix_task_cols"])[:, :, rank].all()
         assert (straight["default.prefix_task_rows"] != start["default.prefix_task_rows"])[:, rank].all()
 
     resumed = fresh()
     trainer(resumed, tokenizer, tmp_path / "parts").train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
-    assert all(torch.equal(each, straight[name]) for name, each in tensors(resumed).items())
+    assert all(torch.equal(tensor, straight[name]) for name, tensor in tensors(resumed).items())
 
     # PEFT's file holds the same tensors.
     wrapper = EncoderDecoderPromptModel if family in ENCODER_DECODER else SharedPrefixModel
     for cls, folder in ((wrapper, tmp_path / "parts/checkpoint-4"), (PeftModel, tmp_path / "saved")):
         model.save_pretrained(tmp_path / "saved")
         again = cls.from_pretrained(base_model(family), folder)
-        assert all(torch.equal(each, straight[name]) for name, each in tensors(again).items())
+        assert all(torch.equal(tensor, straight[name]) for name, tensor in tensors(again).items())
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
@@ -222,20 +229,20 @@ def test_a_trainer_without_a_recipe_evaluates_by_generation(family, tokenizer, t
 @pytest.mark.parametrize("family", ["llama", "t5", "bart"])
 def test_the_extracted_prompt_of_a_task_gives_its_logits(family, tmp_path):
     model = scattered(base_model(family)).eval()
-    batch = {name: each[:1, : len(ROWS[0])] for name, each in right_padded().items()}
+    batch = {name: tensor[:1, : len(ROWS[0])] for name, tensor in right_padded().items()}
     batch["labels"] = batch["input_ids"]
     for task in range(3):
-        wanted = model(**batch, task_ids=torch.tensor([task])).logits
+        expected = model(**batch, task_ids=torch.tensor([task])).logits
         base = base_model(family)
-        own = add_soft_prompt(base, prompt_config(base, LENGTH), task_prompt(model, task))
-        own.save_pretrained(tmp_path / str(task))
+        single_task = add_soft_prompt(base, prompt_config(base, LENGTH), task_prompt(model, task))
+        single_task.save_pretrained(tmp_path / str(task))
         logits = PeftModel.from_pretrained(base_model(family), tmp_path / str(task))(**batch).logits
-        if family == "llama":  # SharedPrefixModel gives only those of the targets.
+        if family == "llama":  # SharedPrefixModel gives only the logits of the targets.
             logits = logits[0, LENGTH:-1]
-        assert torch.allclose(logits, wanted, atol=1e-5)
+        assert torch.allclose(logits, expected, atol=1e-5)
 
 
-# Tests of the command line.
+# The tests below use the command line.
 
 
 def summary_rows(count, shift=0):
@@ -249,7 +256,7 @@ def summary_rows(count, shift=0):
 
 @pytest.fixture
 def recipes(recipe_file, model_folders, tmp_path, monkeypatch):
-    """qa.yaml, summaries.yaml and a multitask recipe over both; returns a function that writes the last."""
+    """Write qa.yaml and summaries.yaml, and return a function that writes a multitask recipe over both."""
     monkeypatch.chdir(tmp_path)
     recipe_file().rename(tmp_path / "qa.yaml")
     for split, count, shift in (("train", 20, 0), ("validation", 5, 3), ("test", 7, 5)):
@@ -258,7 +265,7 @@ def recipes(recipe_file, model_folders, tmp_path, monkeypatch):
     (tmp_path / "summaries.yaml").write_text(
         f"model_name_or_path: {model_folders['llama']}\ntask: summarization\ntemplate: summarization/plain\n{files}"
         "max_source_tokens: 64\nmax_target_tokens: 24\ngeneration_num_beams: 2\nmetrics: [rouge]\n"
-        "init: text\ninit_text: Only for it alone.\n"
+        "init: text\ninit_text: Only for this task.\n"
     )
 
     def write(**changes):
@@ -321,8 +328,8 @@ def test_two_tasks_train_together_and_every_task_has_a_run_folder(family, recipe
         assert main(["predict", "--adapter", str(run / name), "--input", source]) == 0
         predicted = [json.loads(line)["prediction"] for line in capsys.readouterr().out.splitlines()]
         assert predicted == [row["soft_prompt"] for row in rows]
-        own = str(run / name / "recipe.yaml")
-        assert main(["evaluate", own, "--adapter", str(run / name), "--output_dir", str(tmp_path / name)]) == 0
+        task_recipe = str(run / name / "recipe.yaml")
+        assert main(["evaluate", task_recipe, "--adapter", str(run / name), "--output_dir", str(tmp_path / name)]) == 0
         assert json.loads((tmp_path / name / "results.json").read_text())["soft_prompt"] == of_task["soft_prompt"]
         assert main(["inspect", str(run / name)]) == 0 and "moved" in capsys.readouterr().out
 
@@ -358,15 +365,8 @@ def test_the_folder_of_all_tasks_names_their_folders(recipes, tmp_path, capsys):
 
 
 def test_an_interrupted_run_resumes_and_its_saved_recipe_runs_again(recipes, tmp_path):
-    best = [
-        "--eval_strategy",
-        "steps",
-        "--eval_steps",
-        "2",
-        "--load_best_model_at_end",
-        "--early_stopping_patience",
-        "1",
-    ]
+    best = ["--eval_strategy", "steps", "--eval_steps", "2", "--load_best_model_at_end"]
+    best += ["--early_stopping_patience", "1"]
     assert main(["train", str(recipes()), *best]) == 0
     run = tmp_path / "run"
     results = json.loads((run / "results.json").read_text())
@@ -454,14 +454,15 @@ def test_mistakes_of_a_multitask_recipe_are_named(changes, messages, recipes, tm
         assert message in str(caught.value)
 
 
-def test_a_loss_that_is_not_a_number_names_rows_by_the_file_of_their_task(recipes, tmp_path, capsys, monkeypatch):
-    compute_loss, rows = PromptTuningTrainer.compute_loss, []
+def test_a_loss_that_is_not_finite_names_rows_by_the_file_of_their_task(recipes, tmp_path, capsys, monkeypatch):
+    compute_loss = PromptTuningTrainer.compute_loss
+    rows = []
 
-    def no_number(self, model, inputs, *args, **kwargs):
+    def not_finite(self, model, inputs, *args, **kwargs):
         rows.extend(zip(inputs["task_ids"].tolist(), inputs["row"].tolist(), strict=True))
         return compute_loss(self, model, inputs, *args, **kwargs) * torch.nan
 
-    monkeypatch.setattr(PromptTuningTrainer, "compute_loss", no_number)
+    monkeypatch.setattr(PromptTuningTrainer, "compute_loss", not_finite)
     assert main(["train", str(recipes(save_steps=1))]) == 1
     files = [load_recipe(f"{name}.yaml", for_prediction=True).data.train_file for name in ("qa", "summaries")]
     named = ", ".join(f"{files[task]}, line {row + 1}" for task, row in rows)

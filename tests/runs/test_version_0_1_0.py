@@ -1,4 +1,4 @@
-"""Runs, adapters, recipes and checkpoints that version 0.1.0 saved (tests/fixtures/v0.1.0) work as they did."""
+"""Check that runs, adapters, recipes and checkpoints of version 0.1.0 (tests/fixtures/v0.1.0) work as before."""
 
 import json
 import shutil
@@ -54,12 +54,13 @@ def test_a_training_that_0_1_0_stopped_resumes_to_the_same_prompt(method, old):
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_a_training_of_0_1_0_that_stops_again_in_the_same_epoch_resumes_to_the_same_prompt(old):
+def test_a_training_of_0_1_0_that_stops_twice_in_an_epoch_resumes_to_the_same_prompt(old):
     train = ["train", "recipes/stopped_prompt_tuning.yaml", "--output_dir", "runs/stopped_prompt_tuning"]
     train += ["--save_total_limit", "9", "--resume_from_checkpoint"]
     run = old / "runs" / "stopped_prompt_tuning"
     state = run / "checkpoint-8" / "trainer_state.json"
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"save_steps": 1}))  # Trainer takes it from there.
+    # Trainer reads save_steps from the state.
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"save_steps": 1}))
     assert main([*train, "true"]) == 0
     # An epoch has 6 steps, and 0.1.0 stopped after step 8.
     assert [number for number in range(9, 13) if (run / f"checkpoint-{number}" / "order.pt").exists()] == [9, 10, 11]
@@ -78,7 +79,7 @@ def test_a_saved_prompt_is_trained_further(old):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_every_recipe_of_0_1_0_is_read(old):
+def test_every_recipe_of_0_1_0_passes_check(old):
     recipes = [str(path) for path in sorted((old / "recipes").glob("*.yaml"))]
     assert len(recipes) == 12
     assert main(["check", *recipes]) == 0
