@@ -114,9 +114,8 @@ def test_half_precision_set_by_accelerate_is_in_the_recipe_and_in_predictions(
     recipe = str(recipe_file(max_predict_samples=3, use_cpu=None))
     assert main(["train", recipe]) == 0
     saved_recipe = (tmp_path / "run" / "recipe.yaml").read_text()
-    assert (
-        "bf16: true" in saved_recipe and "use_cpu: true" in saved_recipe
-    )  # Without use_cpu, bf16 is refused on a machine without a GPU.
+    # Without use_cpu, bf16 is refused on a machine without a GPU.
+    assert "bf16: true" in saved_recipe and "use_cpu: true" in saved_recipe
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     assert Predictor.load(tmp_path / "run").autocast == torch.bfloat16
     assert main(["train", recipe, "--resume_from_checkpoint", "auto"]) == 0
@@ -205,9 +204,8 @@ def test_a_quantized_run_trains_evaluates_with_and_without_its_prompt_and_predic
     recipe = str(recipe_file(**changes))
     assert main(["train", recipe]) == 0
     run = tmp_path / "run"
-    assert (
-        json.loads((run / "results.json").read_text())["total_parameters"] > 120_000
-    )  # Packed weights are counted one by one.
+    # Packed weights are counted one by one.
+    assert json.loads((run / "results.json").read_text())["total_parameters"] > 120_000
     output = str(tmp_path / "predicted.jsonl")
     assert main(["predict", "--adapter", str(run), "--input", str(tmp_path / "test.jsonl"), "--output", output]) == 0
     assert main(["evaluate", recipe]) == 0  # Trainer refuses a quantized model without an adapter.

@@ -9,7 +9,7 @@ from prompt_tuning.training.sampling import ORDER, EpochSampler, interrupted_ord
 LENGTHS = [7 * number % 31 for number in range(40)]
 
 
-def test_the_order_of_an_epoch_does_not_depend_on_torchs_generator():
+def test_an_epoch_has_its_own_order_that_does_not_depend_on_torchs_generator():
     sampler = EpochSampler(4, LENGTHS, seed=3)
     first = list(sampler)
     torch.rand(5)
