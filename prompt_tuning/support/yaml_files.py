@@ -79,14 +79,14 @@ def read_text_pairs(path: Path, error: type[PromptTuningError]) -> list[TextPair
         PromptTuningError: of the kind `error`. The file is not UTF-8 or not YAML, is not a mapping, sets a key twice
             within a value, or nests too deeply. The message names the file and the line.
     """
-    yaml = _reader("base", _TextConstructor)
+    yaml = _reader("base", BaseConstructor)  # texts, lists and mappings, whatever tags say
     pairs = []
     with _explain(path, error):
         root = yaml.compose(path.read_text(encoding="utf-8"))
         if not isinstance(root, MappingNode):
             kind = "an empty file" if root is None else "a list" if root.id == "sequence" else "one text"
             raise error(f"{path}: expected `key: value` pairs, found {kind}. Write one pair a line.")
-        _check_size(root)
+        _check(root)
         for key_node, value_node in root.value:
             value = yaml.constructor.construct_object(value_node, deep=True)
             is_quoted = isinstance(value_node, ScalarNode) and value_node.style is not None
@@ -142,8 +142,8 @@ def _explain(path: Path, error: type[PromptTuningError]) -> Iterator[None]:
         raise error(f"{path}: not YAML: {first_line(problem)}") from None
 
 
-def _check_size(root: Node) -> None:
-    """Raise ConstructorError if aliases make the document endless, too deep or too large."""
+def _check(root: Node) -> None:
+    """Raise ConstructorError if a key is set twice, or aliases make the document endless, too deep or too large."""
     _measure(root, {})
 
 
@@ -174,9 +174,14 @@ def _measure(node: Node, measured: dict[Node, tuple[int, int] | None]) -> tuple[
 def _children(node: Node) -> list[Node]:
     """Return the keys and values, or the items, of a node."""
     if isinstance(node, MappingNode):
+        lines: dict[str, int] = {}
         for key_node, _ in node.value:
             if not isinstance(key_node, ScalarNode):
                 raise _error("a key must be one text. Quote a value that begins with { or [", key_node)
+            key = key_node.value
+            if key in lines:
+                raise _error(f"{key} was set on line {lines[key]} already. Keep one of the two", key_node)
+            lines[key] = key_node.start_mark.line + 1
         return list(itertools.chain.from_iterable(node.value))
     return [] if isinstance(node, ScalarNode) else node.value
 
@@ -185,24 +190,11 @@ def _error(problem: str, node: Node) -> ConstructorError:
     return ConstructorError(problem=f"{problem}.", problem_mark=node.start_mark)
 
 
-class _StrictConstructor(BaseConstructor):
-    """Say in one line that a key is set twice."""
-
-    def check_mapping_key(self, node: Node, key_node: Node, mapping: dict, key: Any, value: Any) -> bool:
-        if key in mapping:
-            raise _error(f"{key!r} is set twice. Keep one of the two", key_node)
-        return True
-
-
-class _TextConstructor(_StrictConstructor):
-    """Construct texts, lists and mappings, whatever tags say."""
-
-
-class _PlainConstructor(_StrictConstructor, SafeConstructor):
+class _PlainConstructor(SafeConstructor):
     """Construct plain values, and texts from scalars that would be written in another way."""
 
     def construct_document(self, node: Node) -> Any:
-        _check_size(node)
+        _check(node)
         return super().construct_document(node)
 
     def construct_as_written(self, node: Node) -> Any:

@@ -196,7 +196,7 @@ def test_all_errors_of_all_runs_are_raised_before_a_model_loads(recipe_file, tmp
             "recipe: r.yaml\nruns: {a: {test_file: null}}",
             "run a: test_file is null, which cannot take back a setting",
         ),
-        ("recipe: r.yaml\nruns:\n  a: {}\n  a: {seed: 1}", "line 4: 'a' is set twice"),
+        ("recipe: r.yaml\nruns:\n  a: {}\n  a: {seed: 1}", "line 4: a was set on line 3 already"),
     ],
 )
 def test_a_file_that_is_not_a_sweep_is_refused(text, message, tmp_path, capsys):

@@ -58,7 +58,9 @@ def aliases(kind):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a: {b: 1,\n  b: 2}", "line 2: 'b' is set twice. Keep one of the two."),
+        ("a: {b: 1,\n  b: 2}", "line 2: b was set on line 1 already. Keep one of the two."),
+        ("a: &a {b: 1}\nc:\n  <<: *a\n  d: 1\n  d: 2", "line 5: d was set on line 4 already. Keep one of the two."),
+        ("a: {1: x,\n  '1': y}", "line 2: 1 was set on line 1 already. Keep one of the two."),
         ("a: 1\nb: [", "line 2: not YAML: "),
         ("a: 1\n---\nb: 2", "line 2: not YAML: expected a single document"),
         ("a: {{b}}", "line 1: a key must be one text. Quote a value that begins with { or ["),

@@ -263,7 +263,7 @@ def test_demonstrations_and_system_come_before_the_source():
             "line 1: tag !!python/object/apply:os",
         ),
         ("source: a\ntarget: !!binary aGk=", "line 2: tag !!binary"),
-        ("source: a\ntarget: b\nsource: c", "line 3: 'source' is set twice"),
+        ("source: a\ntarget: b\nsource: c", "line 3: source was set on line 1 already"),
         ("source: a\ntarget: b\nanswer_choices: true", "expected text as answer_choices, found bool"),
         ("source: a\ntarget: b\nstop: END", "expected a list of texts as stop, found 'END'"),
         ("source: a\ntarget: b\nstop: ['']", "expected a list of texts as stop, found ['']"),
