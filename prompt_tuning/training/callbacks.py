@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
@@ -134,14 +136,15 @@ class Divergence(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: torch.nn.Module,
+        optimizer: Optimizer,
         **kwargs: Any,
     ) -> None:
         """Record the norm of the gradient, unless the scaler of float16 skipped the step, which is ordinary."""
         if self.accelerator.optimizer_step_was_skipped:
             return
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        # To look for them among the frozen parameters takes two milliseconds a step in a model of 30 layers.
+        trained = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+        norm = torch.nn.utils.get_total_norm([tensor.grad for tensor in trained if tensor.grad is not None])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.steps.setdefault(state.global_step + 1, Step()).gradient_norm = norm
 

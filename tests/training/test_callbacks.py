@@ -361,10 +361,11 @@ def test_a_step_that_the_scaler_of_float16_skipped_is_ordinary():
     model(torch.full((1, 1), torch.inf)).sum().backward()
     accelerator = SimpleNamespace(optimizer_step_was_skipped=True)
     divergence = Divergence(accelerator, "row {}".format)
-    divergence.on_optimizer_step(None, TrainerState(), None, model=model)
+    optimizer = torch.optim.SGD(model.parameters())
+    divergence.on_optimizer_step(None, TrainerState(), None, optimizer=optimizer)
     divergence.check()
     accelerator.optimizer_step_was_skipped = False
-    divergence.on_optimizer_step(None, TrainerState(), None, model=model)
+    divergence.on_optimizer_step(None, TrainerState(), None, optimizer=optimizer)
     with pytest.raises(TrainingError, match="step 1: the norm of the gradient is inf"):
         divergence.check()
 
