@@ -203,8 +203,8 @@ class StopOnSignal(TrainerCallback):
     Trainer's `enable_jit_checkpoint` waits three seconds and knows only SIGTERM. It saves before the optimiser's step
     and resumes as if after it, and then continues as if the training were done.
 
-    All processes stop if one of them gets a signal. They ask each other at a step that logs, evaluates or saves, when
-    they meet anyway.
+    All processes stop if one of them gets a signal. They ask each other at the end of an epoch, and at a step that
+    logs, evaluates or saves, when they meet anyway.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -228,10 +228,26 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask for a checkpoint if a signal came."""
+        """Ask for a checkpoint if a signal came; after an epoch's last step its evaluation still belongs to it."""
+        if not float(state.epoch).is_integer():
+            self._check_signals(
+                args, control, meets=control.should_log or control.should_evaluate or control.should_save
+            )
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for a checkpoint after the epoch's evaluation if a signal came."""
+        self._check_signals(args, control, meets=True)
+
+    def _check_signals(self, args: TrainingArguments, control: TrainerControl, *, meets: bool) -> None:
+        """Ask for a checkpoint if a signal came to a process; several ask each other only where each of them `meets`.
+
+        An evaluation at this step is made, since the resumed run would not make it.
+        """
         if self.accelerator.num_processes == 1:
             self.stopping = self.received is not None
-        elif control.should_log or control.should_evaluate or control.should_save:
+        elif meets:
             if self.received:
                 self.accelerator.set_trigger()
             self.stopping = self.accelerator.check_trigger()
@@ -239,9 +255,7 @@ class StopOnSignal(TrainerCallback):
             control.should_save = True
             self.save_strategy = args.save_strategy
             if args.save_strategy == SaveStrategy.BEST:
-                # An evaluation without a better score would cancel this checkpoint. It cannot be left out, since the
-                # resumed run would not make it.
-                args.save_strategy = SaveStrategy.STEPS
+                args.save_strategy = SaveStrategy.STEPS  # Else an evaluation without a better score cancels it.
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Raise `Stopped` now that the checkpoint is saved."""

@@ -97,19 +97,29 @@ def test_a_signal_saves_where_only_better_checkpoints_are_saved(last, recipe_fil
     assert (tmp_path / "run" / f"checkpoint-{last}").is_dir()
 
 
-def test_the_evaluation_that_a_signal_skips_is_made_when_the_run_resumes(recipe_file, tmp_path, monkeypatch):
-    best = dict(save_strategy="best", eval_strategy="steps", eval_steps=2, load_best_model_at_end="true", max_steps=6)
-    recipe = str(recipe_file(**best, metric_for_best_model="loss", learning_rate=1e-4))
+@pytest.mark.parametrize(
+    ("strategy", "evaluations", "at_step"),
+    [
+        (dict(save_strategy="best", eval_strategy="steps", eval_steps=2, max_steps=6), [2, 4, 6], 4),
+        (dict(save_strategy="epoch", eval_strategy="epoch", num_train_epochs=2), [6, 12], 6),
+    ],
+)
+def test_the_evaluation_at_a_signals_step_is_made_and_counts_after_a_resumption(
+    strategy, evaluations, at_step, recipe_file, tmp_path, monkeypatch
+):
+    best = dict(load_best_model_at_end="true", metric_for_best_model="loss", learning_rate=1e-4)
+    recipe = str(recipe_file(**best, **({"max_steps": -1} | strategy)))
     assert main(["train", recipe, "--output_dir", str(tmp_path / "whole")]) == 0
     with monkeypatch.context() as patch:
-        signalled(patch, signal.SIGINT, at_step=4)
+        signalled(patch, signal.SIGINT, at_step=at_step)
         assert main(["train", recipe]) == 130
+    assert (tmp_path / "run" / f"checkpoint-{at_step}").is_dir()
     assert main(["train", recipe, "--resume_from_checkpoint", "true"]) == 0
     evaluated = []
     for name in ("whole", "run"):
         history = json.loads((tmp_path / name / "log_history.json").read_text())
         evaluated.append({entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry})
-    assert list(evaluated[0]) == [2, 4, 6] and evaluated[0] == evaluated[1]
+    assert list(evaluated[0]) == evaluations and evaluated[0] == evaluated[1]
     assert adapter(tmp_path / "run") == adapter(tmp_path / "whole")
 
 
