@@ -157,17 +157,17 @@ class Encoder:
                 f"template {self.template.name}: answer_choices gives {_listed(texts)}; expected two or more texts, "
                 "none of them empty, with ||| between them"
             )
+        targets = [self._target_ids(source, source_ids, text) for text in texts]
+        longest = max(targets, key=len)
+        if len(longest) > self.max_target_tokens:
+            raise OverlongError(
+                f"the choice {texts[targets.index(longest)]!r} has {len(longest)} tokens with its end, "
+                f"max_target_tokens is {self.max_target_tokens}; raise it"
+            )
         end = self.tokenizer.eos_token_id
-        ids: list[list[int]] = []
+        ids = [target[: target.index(end)] if end in target else target[:-1] for target in targets]
         texts_of_ids: dict[tuple[int, ...], str] = {}
-        for text in texts:
-            choice = self._target_ids(source, source_ids, text)
-            if len(choice) > self.max_target_tokens:
-                raise OverlongError(
-                    f"the choice {text!r} has {len(choice)} tokens with its end, max_target_tokens is "
-                    f"{self.max_target_tokens}; raise it"
-                )
-            choice = choice[: choice.index(end)] if end in choice else choice[:-1]
+        for choice, text in zip(ids, texts, strict=True):
             if not choice:
                 raise TemplateError(f"template {self.template.name}: the choice {text!r} has no token of its own")
             other = texts_of_ids.setdefault(tuple(choice), text)
@@ -176,7 +176,6 @@ class Encoder:
                     f"template {self.template.name}: the choices {other!r} and {text!r} have the same tokens in this "
                     "tokenizer; word them differently"
                 )
-            ids.append(choice)
         return texts, ids
 
     def source(self, row: dict[str, Any]) -> tuple[list[int], int, str]:

@@ -81,6 +81,13 @@ def test_an_empty_source_is_an_error_of_the_row(tokenizer):
         encoder.row({"text": "", "label": "yes"})
 
 
+def test_the_longest_of_the_choices_that_do_not_fit_is_named(tokenizer):
+    choices = " ||| ".join(["no", "it is a long story", "it is a long story of old trees and young birds"])
+    encoder = Encoder(Template("{{ text }}", "no", answer_choices=choices), tokenizer, max_target_tokens=3)
+    with pytest.raises(OverlongError, match="the choice 'it is a long story of old trees and young birds' has"):
+        encoder.row({"text": "Ada"})
+
+
 def test_cuts_drops_and_bad_rows_are_all_counted(tokenizer):
     rows = question_rows(4)
     rows[1]["answers"] = {"text": ["a very long answer that goes on and on " * 3], "answer_start": [0]}
