@@ -45,18 +45,17 @@ def check_preparable(recipe: Recipe, splits: tuple[str, ...]) -> None:
 def check_architecture(recipe: Recipe, config: PretrainedConfig) -> None:
     """Raise a RecipeError for settings of a prefix that do nothing in this kind of model."""
     prompt = recipe.prompt
-    errors = ErrorList()
-    if not config.is_encoder_decoder:
-        for name in PREFIX_PLACES:
-            if not vars(prompt)[name]:
-                errors.append(RecipeError(f"{name} false has no effect: {config.model_type} has no encoder"))
-    elif METHODS[prompt.method].trains_keys_and_values and prompt.init not in ("random", "vocab"):
-        errors.append(
-            RecipeError(
+    if config.is_encoder_decoder:
+        if METHODS[prompt.method].trains_keys_and_values and prompt.init not in ("random", "vocab"):
+            raise RecipeError(
                 f"init {prompt.init} has no effect: an encoder-decoder's prefix starts from noise; leave it out, or "
                 "take method: prompt_tuning"
             )
-        )
+        return
+    errors = ErrorList()
+    for name in PREFIX_PLACES:
+        if not vars(prompt)[name]:
+            errors.append(RecipeError(f"{name} false has no effect: {config.model_type} has no encoder"))
     errors.raise_all()
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +179,6 @@ def _initial_shared_prompt(base: PreTrainedModel, recipe: Recipe, tasks: dict[st
     first, *_ = tasks.values()
     ids, length = first.init_ids, first.num_virtual_tokens
     if recipe.prompt.init == "frequent":
-        ids = frequent_ids(_train_labels(tasks), first.tokenizer, length)
+        labels = chain.from_iterable(prepared.encoded["train"]["labels"] for prepared in tasks.values())
+        ids = frequent_ids(labels, first.tokenizer, length)
     return initial_prompt(base, first.tokenizer, recipe.prompt, length, seed=recipe.training.seed, ids=ids)
-
-
-def _train_labels(tasks: dict[str, Prepared]) -> Iterator[list[int]]:
-    for prepared in tasks.values():
-        yield from prepared.encoded["train"]["labels"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from prompt_tuning.encoding.dataset import EncodingReport
@@ -38,7 +37,7 @@ def rank_facts(
         prepared.keys() - scores.keys(), key=lambda name: (-len(table.by_candidate[name]), -means[name], name)
     )
     winner = finalists[0]
-    tests = _test_finalists({name: texts[name] for name in finalists}, references, first, metric)
+    test, by_finalist = _test_finalists({name: texts[name] for name in finalists}, references, first, metric)
     candidates = {}
     for name in [*finalists, *stopped]:
         facts = _likelihood_facts(table, name, winner)
@@ -46,9 +45,9 @@ def rank_facts(
         if isinstance(report, EncodingReport) and report.rows_with_fewer_demonstrations:
             facts["lacking_rows"] = report.rows_with_fewer_demonstrations
         if name in scores:
-            facts[metric] = {"score": scores[name], **tests.by_candidate[name]}
+            facts[metric] = {"score": scores[name], **by_finalist[name]}
         candidates[name] = facts
-    return {"winner": winner, "test": tests.description, "candidates": candidates}
+    return {"winner": winner, "test": test, "candidates": candidates}
 
 
 def _likelihood_facts(table: LikelihoodTable, name: str, winner: str) -> dict[str, Any]:
@@ -62,18 +61,10 @@ def _likelihood_facts(table: LikelihoodTable, name: str, winner: str) -> dict[st
     return {"rows": len(rows), "log_likelihood": facts}
 
 
-@dataclass(frozen=True)
-class _Tests:
-    """The intervals of the finalists' scores and their tests against the winner, and what the test is."""
-
-    description: str
-    by_candidate: dict[str, dict[str, Any]]
-
-
 def _test_finalists(
     texts: Mapping[str, list[str]], references: Sequence[list[str]], prepared: Prepared, metric: str
-) -> _Tests:
-    """Test finalists against the winner, which is the first; the winner has no `p`."""
+) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Return the name of the test, and the facts of each finalist; the winner, which is the first, has no `p`."""
     winner = next(iter(texts))
     by_row = {}
     for name, predictions in texts.items():
@@ -88,15 +79,15 @@ def _test_finalists(
         if name != winner:
             against = difference(scores, by_row[winner])
             by_candidate[name] |= {"against_winner": against, "p": against["p"]}
-    return _Tests(f"{DRAWS} draws of rows", by_candidate)
+    return f"{DRAWS} draws of rows", by_candidate
 
 
 def _test_corpus_metric(
     texts: Mapping[str, list[str]], references: Sequence[list[str]], prepared: Prepared, metric: str
-) -> _Tests:
+) -> tuple[str, dict[str, dict[str, Any]]]:
     """Test finalists by a metric that is not a mean over rows. sacreBLEU tests only two systems or more."""
     by_candidate: dict[str, dict[str, Any]] = {next(iter(texts)): {}}
     if len(texts) > 1:
         language = prepared.recipe.data.metric_language
         by_candidate = dict(corpus_significance(metric, texts, references, language))
-    return _Tests("sacreBLEU's paired bootstrap", by_candidate)
+    return "sacreBLEU's paired bootstrap", by_candidate
