@@ -142,7 +142,8 @@ def print_table(*rows: tuple) -> None:
 
 def check() -> None:
     """Print calculated and measured figures of the benchmarks side by side."""
-    model, rows = SMOLLM2_135M, [("batch", "times PEFT's speed, calculated", "measured", "off by")]
+    model = SMOLLM2_135M
+    rows = [("batch", "times PEFT's speed, calculated", "measured", "off by")]
     memory = [("batch", "way", "MiB, calculated", "measured", "off by")]
     for name, batch, ratio, measured_mib in measured():
         calculated = flops(model, batch, False) / flops(model, batch, True)

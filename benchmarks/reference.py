@@ -146,9 +146,11 @@ def main() -> None:
         }
     if args.few_shot:
         ranked["few_shot"] = {"template": args.few_shot[0], "num_demonstrations": int(args.few_shot[1])}
-    into, rows = ROOT / "runs" / "reference" / args.recipe.stem, ROWS
+    into = ROOT / "runs" / "reference" / args.recipe.stem
+    rows = ROWS
     if args.train_rows:
-        into, rows = into / "curve", ROWS | {"train": max(args.train_rows)}
+        into = into / "curve"
+        rows = ROWS | {"train": max(args.train_rows)}
     settings = yaml.load(args.recipe.read_text(encoding="utf-8"), yaml.BaseLoader)
     settings |= drawn_rows(args.folder, into / "rows", rows, args.longest)
     settings |= {"model_name_or_path": str(MODEL.relative_to(ROOT)), "save_strategy": "no"}

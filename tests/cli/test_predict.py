@@ -46,7 +46,8 @@ def test_a_predictor_repeats_the_predictions_of_train(run, tmp_path):
 def test_threads_share_a_predictor(architecture, tokenizer):
     """Share it safely, although PEFT's `generate` changes the running model and a hook scales Marian's input."""
     torch.manual_seed(3)
-    size, common = len(tokenizer), {"pad_token_id": 0, "eos_token_id": 1}
+    size = len(tokenizer)
+    common = {"pad_token_id": 0, "eos_token_id": 1}
     config = {
         "cohere2": Cohere2Config(
             vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,

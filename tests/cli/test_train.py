@@ -66,7 +66,8 @@ def test_the_saved_recipe_trains_the_same_adapter_again(run, tmp_path):
     ids=str,
 )
 def test_every_method_trains_evaluates_and_predicts_the_same(settings, recipe_file, tmp_path, capsys):
-    recipe, run = recipe_file(**settings), tmp_path / "run"
+    recipe = recipe_file(**settings)
+    run = tmp_path / "run"
     assert main(["train", str(recipe), "--save_strategy", "no"]) == 0
     results = json.loads((run / "results.json").read_text())
     name = settings.get("method") if settings.get("method") in ("lora", "full") else "soft_prompt"

@@ -84,7 +84,8 @@ def test_empty_lines_of_a_csv_do_not_shift_line_numbers(tmp_path):
 @pytest.mark.parametrize("first", ["Paris", "2024-01-02"])
 def test_dates_stay_texts_in_a_file_of_several_chunks(tmp_path, first):
     """Write 10 MB, because Arrow reads that much at a time and makes times of a chunk that has only dates."""
-    path, other = tmp_path / "rows.jsonl", "2024-01-02" if first == "Paris" else "Paris"
+    path = tmp_path / "rows.jsonl"
+    other = "2024-01-02" if first == "Paris" else "Paris"
     texts = [first] * 6000 + [other] * 6000
     write_jsonl(path, [{"document": "x" * 2000, "summary": text, "answers": {"text": [text]}} for text in texts])
     rows = load_splits(arguments(path))["train"]

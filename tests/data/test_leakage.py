@@ -107,7 +107,8 @@ def rows_of(rows):
 
 
 def test_a_translation_is_compared_only_by_its_source():
-    template, languages = Template.load("translation/plain"), language_variables("fr", "en")
+    template = Template.load("translation/plain")
+    languages = language_variables("fr", "en")
     train = [{"translation": {"fr": "Bonjour.", "en": "Good morning."}}]
     rows = [
         {"translation": {"fr": "bonjour.", "en": "Hello."}},
@@ -119,7 +120,8 @@ def test_a_translation_is_compared_only_by_its_source():
 
 def test_a_language_without_spaces_is_compared_by_its_characters():
     text = "船在黎明前离开港口，船上有九箱橙子、一架钢琴和市长最小的女儿，她答应从沿途的每个城镇写信回家。"
-    train, other = [{"document": text, "summary": "s"}], text[::-1]
+    train = [{"document": text, "summary": "s"}]
+    other = text[::-1]
     report = leaks(
         SUMMARY, [{"document": document, "summary": "s"} for document in (text.replace("九", "十"), other)], train
     )

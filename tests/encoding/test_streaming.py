@@ -60,7 +60,8 @@ def test_a_streamed_run_takes_the_same_steps_as_rows_that_are_read_whole(streame
     assert torch.equal(adapter(tmp_path / "stream"), adapter(tmp_path / "whole"))
     results = json.loads((tmp_path / "stream" / "results.json").read_text())
     assert results["train_steps"] == 4 and results["stream"]["rows"] >= 16 and "train_rows" not in results
-    card, read = (tmp_path / "stream" / "README.md").read_text(), results["stream"]["rows"]
+    card = (tmp_path / "stream" / "README.md").read_text()
+    read = results["stream"]["rows"]
     assert f"{read} read of a stream |" in card and f"{read} rows" not in card
     assert "a stream, 4 steps" in (tmp_path / "stream" / "report.html").read_text()
     assert main(["check", str(tmp_path / "stream" / "recipe.yaml")]) == 0  # The saved recipe runs again.

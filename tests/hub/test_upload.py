@@ -133,7 +133,8 @@ def test_a_pushed_run_is_accepted_wherever_a_folder_is(
 
     write_rows(tmp_path)
     recipe = write_recipe(tmp_path, settings(BASE, tmp_path, save_strategy="no", num_virtual_tokens=None))
-    rows, outputs = tmp_path / "test.jsonl", [tmp_path / "squad.jsonl", tmp_path / "whole.jsonl"]
+    rows = tmp_path / "test.jsonl"
+    outputs = [tmp_path / "squad.jsonl", tmp_path / "whole.jsonl"]
     by_id = ["--adapter", "ann/squad"]
     commands(
         ["predict", *by_id, "--input", rows, "--output", outputs[0]],

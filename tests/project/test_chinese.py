@@ -38,7 +38,8 @@ def test_the_recipe_trains_and_is_scored_as_chinese(model_folders, tmp_path, mon
         f"--{split}_file={write_jsonl(tmp_path / f'{split}.jsonl', rows(count, shift))}"
         for split, count, shift in (("train", 8, 0), ("validation", 2, 1), ("test", 4, 2))
     ]
-    model, run = f"--model_name_or_path={model_folders['llama']}", tmp_path / "run"
+    model = f"--model_name_or_path={model_folders['llama']}"
+    run = tmp_path / "run"
     quick = [
         "--max_steps=2",
         "--max_source_tokens=256",

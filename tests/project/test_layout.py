@@ -36,7 +36,8 @@ def imports():
 
 
 def test_imports_go_one_way_and_in_no_circle():
-    graph, wrong = {}, []
+    graph = {}
+    wrong = []
     for module, imported in imports():
         if module.endswith("__init__") or module == "__main__":
             continue
@@ -49,7 +50,8 @@ def test_imports_go_one_way_and_in_no_circle():
 
 def test_imports_within_functions_are_the_two_of_the_trainer():
     """Exclude the command line, which imports a command's work within a function so that --help answers at once."""
-    package, pairs = ROOT / "prompt_tuning", set()
+    package = ROOT / "prompt_tuning"
+    pairs = set()
     for path in package.rglob("*.py"):
         module = ".".join(path.relative_to(package).with_suffix("").parts)
         if module.startswith("cli."):

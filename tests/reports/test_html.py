@@ -29,7 +29,10 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.elements, self.texts, self.inside, self.rows = [], {}, [], []
+        self.elements = []
+        self.texts = {}
+        self.inside = []
+        self.rows = []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -92,9 +95,11 @@ def shown(text):
 
 
 def test_train_and_evaluate_write_a_report_of_their_results(recipe_file, tmp_path, capsys):
-    recipe, run = str(recipe_file(eval_strategy="steps", eval_steps=2, logging_steps=1)), tmp_path / "run"
+    recipe = str(recipe_file(eval_strategy="steps", eval_steps=2, logging_steps=1))
+    run = tmp_path / "run"
     assert main(["train", recipe, "--max_source_tokens", "30", "--learning_rate", "0.3"]) == 0
-    text, results = (run / "report.html").read_text(), json.loads((run / "results.json").read_text())
+    text = (run / "report.html").read_text()
+    results = json.loads((run / "results.json").read_text())
     page = Page(text)
     saved = [json.loads(line) for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
     assert [cell[2] for cell in page.column("reference")] == [row["references"][0] for row in saved]

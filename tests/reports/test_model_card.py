@@ -55,7 +55,8 @@ def run(home, monkeypatch):
 
 def outside_fences(text):
     """Return the lines of a card that are not in a fenced block (CommonMark 0.31, section 4.5)."""
-    lines, fence = [], None
+    lines = []
+    fence = None
     for line in text.splitlines():
         ticks = re.match(r" {0,3}(`{3,}|~{3,})", line)
         if fence is None and ticks:
@@ -211,7 +212,8 @@ def test_a_failing_card_or_report_does_not_fail_the_run(broken, run, tmp_path, m
     def fail(folder):
         raise ValueError("no luck")
 
-    folder, names = shutil.copytree(run, tmp_path / "copy"), {"card": "README.md", "report": "report.html"}
+    folder = shutil.copytree(run, tmp_path / "copy")
+    names = {"card": "README.md", "report": "report.html"}
     for name in names.values():
         (folder / name).unlink()
     monkeypatch.setattr(run_results, f"write_{broken}", fail)

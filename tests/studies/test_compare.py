@@ -60,7 +60,8 @@ def test_recipes_are_run_once_with_each_seed_and_compared_in_a_table(recipes, tm
     for split, rows in (("train", question_rows(24, 1)), ("test", question_rows(9, 2))):
         write_jsonl(tmp_path / f"{split}.jsonl", rows)
         assert compared(recipes, tmp_path, "--max_steps", "3") == 1
-        errors, name = capsys.readouterr().err, "soft" if split == "train" else "hard"
+        errors = capsys.readouterr().err
+        name = "soft" if split == "train" else "hard"
         assert (
             f"{name}-seed1 was run before this changed: " in errors and f"{split}.jsonl, or the template's" in errors
         )
@@ -95,7 +96,8 @@ def test_a_finished_run_is_refused_if_its_inputs_changed(recipe_file, tokenizer,
     command = ["compare", str(soft), "--output_dir", str(tmp_path / "runs"), "--seeds", "1"]
     assert main(command) == 0 and main(command) == 0
     capsys.readouterr()
-    text, adapter = template.read_text(), start / "adapter_model.safetensors"
+    text = template.read_text()
+    adapter = start / "adapter_model.safetensors"
     for old, new in (("[x]", "[y]"), ("Turin", "Turin ||| Rome")):
         errors = refused(
             command, template, lambda old=old, new=new: template.write_text(text.replace(old, new)), capsys

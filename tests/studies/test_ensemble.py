@@ -64,7 +64,8 @@ def together_by_hand(base, prompts, row):
 
 
 def test_logits_write_the_same_as_a_mean_by_hand(adapters, recipe, model_folders):
-    written, folder = recipe(), ensemble(recipe(), adapters, "logits")
+    written = recipe()
+    folder = ensemble(recipe(), adapters, "logits")
     prepared = prepare(written, ("test",))
     base = AutoModelForCausalLM.from_pretrained(model_folders["llama"]).requires_grad_(False)
     model = load_adapters(prepared, adapters)
@@ -142,7 +143,8 @@ def test_a_row_gets_the_same_text_by_itself_and_in_any_batch(adapters, recipe, c
 )
 def test_copies_count_in_the_size_of_an_evaluation_batch(adapters, recipe, monkeypatch, overrides, rows, tokens):
     prepared = prepare(recipe(*overrides), ("test",))
-    trainer, shapes = trainer_for(load_adapters(prepared, adapters), prepared), []
+    trainer = trainer_for(load_adapters(prepared, adapters), prepared)
+    shapes = []
     generate = trainer.model.generate
 
     def noted(**kwargs):

@@ -76,11 +76,13 @@ def rank_facts(tmp_path):
 
 def test_the_likelihood_of_a_target_leaves_out_its_end_and_is_the_same_in_any_batch(tokenizer):
     rows = Dataset.from_list(question_rows(5))
-    base, names = tiny_llama(len(tokenizer)), ("plain", "chat", "instruction_last", "few_shot")
+    base = tiny_llama(len(tokenizer))
+    names = ("plain", "chat", "instruction_last", "few_shot")
     encoded = [encode(rows, Encoder(Template.load(f"question_answering/{name}"), tokenizer))[0] for name in names]
     places = [(rows_of_template, number) for number, rows_of_template in product(range(5), encoded)]
     for score, (rows_of_template, number) in zip(log_likelihoods_without_end(base, places), places, strict=True):
-        ids, start = rows_of_template[number]["input_ids"][:-1], source_length(rows_of_template[number]["labels"])
+        ids = rows_of_template[number]["input_ids"][:-1]
+        start = source_length(rows_of_template[number]["labels"])
         assert rows_of_template[number]["input_ids"][-1] == tokenizer.eos_token_id
         logits = row_logits(base, base.get_input_embeddings().weight[:0], ids)[start - 1 : -1].log_softmax(-1)
         expected = logits[torch.arange(len(ids) - start), ids[start:]].sum().item()
@@ -167,7 +169,8 @@ def test_a_rank_stopped_among_the_likelihoods_loses_only_the_last_rows(recipe_fi
     templates = write_templates(tmp_path / "mine.yaml", WORDS[:4])
     rows = write_jsonl(tmp_path / "many.jsonl", question_rows(40, 2))
     flags = ["--templates", templates, "--num_demonstrations", 0, 1, "--validation_file", rows, "--disable_tqdm", "no"]
-    recipe, asked = recipe_file(), []
+    recipe = recipe_file()
+    asked = []
 
     def likelihoods(model, places):
         if len(asked) == 3:
@@ -320,7 +323,8 @@ def test_the_common_prefix_of_an_encoder_is_where_every_row_begins(tokenizer):
     rows = question_rows(6)
     for name in ("few_shot", "few_shot_chat", "instruction", "chat_long"):
         template = Template.load(f"question_answering/{name}")
-        encoder, text = Encoder(template, tokenizer), opening(template, tokenizer)
+        encoder = Encoder(template, tokenizer)
+        text = opening(template, tokenizer)
         sources = [encoder.row(row)["source"] for row in rows]
         assert text and all(source.startswith(text) for source in sources)
         assert not any(
