@@ -17,7 +17,7 @@ from prompt_tuning.errors import first_line
 
 NO_AUTO_FIND_BATCH_SIZE = (
     "auto_find_batch_size: smaller batches would make other steps. Set activation_checkpointing: true, or lower "
-    "per_device_train_batch_size and raise gradient_accumulation_steps"
+    "per_device_train_batch_size and raise gradient_accumulation_steps."
 )
 
 
@@ -120,7 +120,7 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
             try:
                 check()
             except (ImportError, RuntimeError, TypeError, ValueError) as error:
-                errors.append(f"{name}: {first_line(error)}. Change it, or leave it out.")
+                errors.append(f"{name}: {first_line(error).rstrip('.')}. Change it, or leave it out.")
         return errors
 
     def _create_reporters(self) -> None:

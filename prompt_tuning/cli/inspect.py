@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from prompt_tuning.cli.parsing import Commands, add_adapter, add_command, positive
+from prompt_tuning.cli.parsing import Commands, add_command, add_moved_model, positive
 
 EXAMPLES = """\
   prompt-tuning inspect runs/quickstart
@@ -24,7 +24,8 @@ def add_parser(commands: Commands) -> None:
         help="Show the nearest tokens, norms and moves of a trained prompt.",
         examples=EXAMPLES,
     )
-    add_adapter(parser)
+    parser.add_argument("adapter", metavar="ADAPTER", help="folder or hub id of a trained run")
+    add_moved_model(parser)
     parser.add_argument(
         "-n", metavar="N", type=positive, default=5, help="nearest tokens of a virtual token (default: 5)"
     )

@@ -50,12 +50,6 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file")
 
 
-def add_adapter(parser: argparse.ArgumentParser) -> None:
-    """Add the argument ADAPTER, and the flag for a base model that was moved."""
-    parser.add_argument("adapter", metavar="ADAPTER", help="folder or hub id of a trained run")
-    add_moved_model(parser)
-
-
 def add_moved_model(parser: argparse.ArgumentParser) -> None:
     """Add the flag for a base model that is not where the adapter was trained."""
     parser.add_argument(

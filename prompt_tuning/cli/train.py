@@ -88,5 +88,5 @@ def _flags_of_this_package() -> str:
         lines.append("")
         for flag in dataclasses.fields(block):
             default = "" if flag.default is None or flag.default is False else f" (default: {flag.default})"
-            lines.append(f"  --{flag.name:27}{flag.metadata['help']}{default}")
+            lines.append(f"  --{flag.name:31} {flag.metadata['help']}{default}")
     return "\n".join(lines)

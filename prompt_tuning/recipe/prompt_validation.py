@@ -58,7 +58,7 @@ def prompt_errors(recipe: Recipe) -> list[str]:
         return []
     rules: Rules = []
     for name in sorted(recipe.explicitly_set):
-        methods = " and ".join(methods_of_setting(name))
+        methods = ", ".join(methods_of_setting(name))
         message = f"{name} has no effect with method {prompt.method}; it belongs to {methods}"
         rules.append((not method.takes(name), message))
     checkpointing = recipe.training.activation_checkpointing_kwargs or {}

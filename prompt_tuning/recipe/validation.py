@@ -87,7 +87,7 @@ def _training_errors(recipe: Recipe) -> list[str]:
         ),
         (
             training.fsdp and training.world_size == 1,
-            "fsdp splits a model over several processes. Start them by `accelerate launch`, such as with "
+            "fsdp splits a model over several processes. Start them by `accelerate launch`, for example with "
             "recipes/accelerate/fsdp2.yaml.",
         ),
     ]

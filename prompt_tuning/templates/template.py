@@ -183,7 +183,7 @@ class Template:
             flag = f" (--{setting} NAME)" if setting else ""
             raise TemplateError(
                 f"template {self.name} needs the column {missing[0]!r}, and {where} has "
-                f"{', '.join(map(repr, available))}. Choose another template, or name the column to read "
+                f"{', '.join(map(repr, available)) or 'none'}. Choose another template, or name the column to read "
                 f"instead{flag}."
             )
 

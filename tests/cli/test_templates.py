@@ -67,6 +67,7 @@ def test_templates_that_are_left_out_are_named_and_recipes_take_the_rest(recipe_
         (["none.yaml"], 2, "none.yaml: no such file"),
         (["summarization/t5", "--row", "none.jsonl"], 1, "--row none.jsonl: no such file"),
         (["summarization/t5", "--row", '{"document": '], 1, "--row: not JSON"),
+        (["summarization/t5", "--row", "{}"], 2, "needs the column 'document', and the row has none. Choose"),
         (["summarization/t5", "--row", '{"text": "a"}'], 2, "needs the column 'document', and the row has 'text'"),
         (
             ["summarization/t5", "--row", '{"a": "b"}', "--text_column", "c"],

@@ -70,7 +70,11 @@ from prompt_tuning.runs.prepare import prepare
             [],
             ["load_best_model_at_end needs evaluations"],
         ),
-        ({"report_to": "wandb"}, [], ["report_to: WandbCallback requires wandb to be installed"]),
+        (
+            {"report_to": "wandb"},
+            [],
+            ["report_to: WandbCallback requires wandb to be installed", "`pip install wandb`. Change it"],
+        ),
         ({"optim_args": "foo"}, [], ["optim: "]),
         ({"bf16_full_eval": "true"}, [], ["bf16_full_eval would evaluate in other numbers than `predict` computes"]),
         ({"optim": "adamw_bnb_8bit"}, [], ["optim: ", "bitsandbytes"]),
