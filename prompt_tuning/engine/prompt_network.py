@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding
 from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.module import _IncompatibleKeys
@@ -23,8 +24,8 @@ PROMPT_ENCODER = "prompt_encoder.safetensors"
 def has_network(model: torch.nn.Module) -> bool:
     """Return whether checkpoints need `PROMPT_ENCODER`: more is trained than what PEFT saves of a prompt.
 
-    That is so for P-tuning's encoder, a projection, a residual network and a multitask prompt's matrices. A model that
-    FSDP splits is saved whole in any case.
+    That is so for P-tuning's encoder, a projection and a residual network. A model that FSDP splits is saved whole in
+    any case.
     """
     if not has_prompt(model) or isinstance(model, FSDPModule):
         return False
@@ -76,4 +77,5 @@ def load_network(
 
 
 def _is_network(encoder: torch.nn.Module) -> bool:
-    return len(list(encoder.parameters())) > 1
+    # PEFT saves the matrices of a multitask prompt, too.
+    return len(list(encoder.parameters())) > 1 and not isinstance(encoder, MultitaskPromptEmbedding)

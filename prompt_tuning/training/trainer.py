@@ -243,6 +243,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
         A run that resumes after its last step gets no batch, since Trainer would take one more step.
         """
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            logger.info("no step is left to train")  # Trainer says that the epoch seems to have no sample.
             self.control.should_training_stop = True
             return [], None
         return super().get_batch_samples(map(self._without_repeated, epoch_iterator), num_batches, device)

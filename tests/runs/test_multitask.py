@@ -196,12 +196,15 @@ def test_every_tensor_is_trained_and_a_resumed_run_has_the_same_ones(family, ran
     trainer(resumed, tokenizer, tmp_path / "parts").train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
     assert all(torch.equal(tensor, straight[name]) for name, tensor in tensors(resumed).items())
 
-    # PEFT's file holds the same tensors.
+    # PEFT's file holds the same tensors, so that training can resume from it, too.
     wrapper = EncoderDecoderPromptModel if family in ENCODER_DECODER else SharedPrefixModel
     for cls, folder in ((wrapper, tmp_path / "parts/checkpoint-4"), (PeftModel, tmp_path / "saved")):
         model.save_pretrained(tmp_path / "saved")
         again = cls.from_pretrained(base_model(family), folder)
         assert all(torch.equal(tensor, straight[name]) for name, tensor in tensors(again).items())
+    continued = fresh()
+    continued.load_adapter(tmp_path / "saved", "default", is_trainable=True)
+    assert all(torch.equal(tensor, straight[name]) for name, tensor in tensors(continued).items())
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
