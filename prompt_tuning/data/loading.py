@@ -114,8 +114,8 @@ def _load_split(args: DataArguments, split: str) -> Dataset | IterableDataset | 
     else:
         return None
     origin = split_origin(args, split)
-    if streaming and dataset.column_names is None:
-        # A stream does not know its columns if its first rows cannot be read; reading them raises the reason.
+    if streaming and not dataset.column_names:
+        # A stream does not know its columns if it has no rows, or cannot read the first; reading raises the reason.
         next(streamed_rows(dataset, args))
     dataset = _standard_columns(dataset, args, origin)
     limit = getattr(args, LIMITS[split])

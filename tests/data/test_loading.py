@@ -52,6 +52,9 @@ def test_a_split_without_rows_is_reported(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", PAIRS)
     with pytest.raises(DataError, match=r"rows.jsonl: no rows; the train split needs at least one"):
         load_splits(arguments(path, max_train_samples=0))
+    path.write_text("\n\n")
+    with pytest.raises(DataError, match=r"rows.jsonl: no rows"):
+        load_splits(arguments(path, streaming=True), ("train",))
 
 
 def test_every_bad_split_is_reported_at_once(tmp_path):
