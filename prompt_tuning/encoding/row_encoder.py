@@ -45,6 +45,7 @@ class Encoder:
         languages: `language_variables(...)`, for a translation.
         score_choices: answer a template with answer_choices by the likeliest choice; False lets the model write.
         num_chosen: the number of the template's demonstrations, its last, that are training rows a recipe chose.
+        source_setting: the setting that the budget of a source is from, for messages.
     """
 
     template: Template
@@ -56,6 +57,7 @@ class Encoder:
     languages: dict[str, str] | None = None
     score_choices: bool = True
     num_chosen: int = 0
+    source_setting: str = "max_source_tokens"
 
     @classmethod
     def from_recipe(
@@ -228,7 +230,7 @@ class Encoder:
                 ids = self.tokenize(text)
         if len(ids) > self.max_source_tokens:
             raise OverlongError(
-                f"the source has {len(ids)} tokens with nothing left to cut, max_source_tokens is "
+                f"the source has {len(ids)} tokens with nothing left to cut, {self.source_setting} is "
                 f"{self.max_source_tokens}; raise it, name a column in truncate, or set drop_overlong"
             )
         if not ids:

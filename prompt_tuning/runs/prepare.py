@@ -281,11 +281,17 @@ def _encode_for_teacher(recipe: Recipe, config: PretrainedConfig, encoder: Encod
     checks.check_teacher_model(recipe, config)
     template = Template.load(str(recipe.prompt.teacher_template))
     template.check_columns(rows.column_names, split_origin(recipe.data, "train"))
+    teacher = replace(
+        encoder,
+        template=template,
+        max_source_tokens=recipe.prompt.max_teacher_tokens,
+        source_setting="max_teacher_tokens",
+        truncate=None,
+        num_chosen=0,
+    )
     teacher_rows, report = encode(
         rows,
-        replace(
-            encoder, template=template, max_source_tokens=recipe.prompt.max_teacher_tokens, truncate=None, num_chosen=0
-        ),
+        teacher,
         training=True,
         drop_overlong=recipe.prompt.drop_overlong,
         num_proc=recipe.data.preprocessing_num_workers,
