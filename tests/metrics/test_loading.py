@@ -227,15 +227,13 @@ def test_rouge_of_other_languages_equals_rouge_score_on_spelled_out_tokens(langu
     assert ours == pytest.approx(directly)
 
 
-def test_rouge_finds_chinese_words_that_rouge_score_misses():
+def test_rouge_finds_chinese_words():
     text = "渡船离开了港口。"
-    assert set(rouge_directly([text], [[text]], use_stemmer=True).values()) == {0.0}
     assert set(load_metrics(["rouge"], language="zh")([text], [[text]]).values()) == {100.0}
 
 
-def test_squad_finds_chinese_words_that_its_script_misses():
-    plain, ours = (load_metrics(["squad"], language=language) for language in ("en", "zh"))
-    assert plain(["渡船"], [["渡船离开"]])["f1"] == 0 < ours(["渡船"], [["渡船离开"]])["f1"]
+def test_squad_finds_a_chinese_word_in_a_longer_answer():
+    assert load_metrics(["squad"], language="zh")(["渡船"], [["渡船离开"]])["f1"] > 0
 
 
 def test_rouge_splits_words_of_any_script():

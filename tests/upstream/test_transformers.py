@@ -22,7 +22,7 @@ from helpers.trainers import (
     soft,
     trainer,
 )
-from peft import PromptTuningConfig, get_peft_model
+from peft import PeftModelForCausalLM, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Trainer, TrainingArguments
 
@@ -166,3 +166,9 @@ def test_accelerate_ignores_float16_on_a_cpu_without_a_warning(tokenizer, tmp_pa
         run.train()
         losses.append([entry["loss"] for entry in run.state.log_history if "loss" in entry])
     assert losses[0] == losses[1]
+
+
+def test_trainer_writes_a_model_card_with_placeholders(llama, tmp_path):
+    model = PeftModelForCausalLM(llama, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    Trainer(model, TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)).create_model_card()
+    assert "More information needed" in (tmp_path / "README.md").read_text()
