@@ -40,13 +40,14 @@ def translate(path: Path, pairs: list[TextPair]) -> list[TextPair]:
     old_pairs = []
     settings: dict[str, Any] = {}
     for pair in pairs:
-        if pair.key in GONE:
+        if pair.key not in GONE:
+            kept.append(pair)
+        elif not pair.key.startswith("load_in_") or str(pair.value).lower() != "false":
+            # A switch that is off is left out, since an unquantized model needs no package.
             old_pairs.append(pair)
             settings[pair.key] = pair.value
-        else:
-            kept.append(pair)
     if not old_pairs:
-        return pairs
+        return kept
     if "quant_type" in settings:
         settings = {
             "quant_method": "torchao",

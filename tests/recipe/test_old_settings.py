@@ -55,3 +55,8 @@ def test_a_quantized_run_of_0_1_0_predicts_with_the_replacement_of_its_settings(
     if settings.pop("quant_method") == "torchao":
         settings = settings["quant_type"]["default"]
     assert settings == quantization
+
+
+def test_a_run_of_0_1_0_that_switched_quantization_off_predicts_without_it(recipe_file):
+    path = recipe_file(load_in_4bit=False, load_in_8bit=False)
+    assert load_recipe(path, for_prediction=True).model.quantization_config is None
