@@ -144,7 +144,7 @@ def _has_no_rows(file: Path) -> bool:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             if file.suffix == ".csv":
                 return len(list(islice(filter(None, csv.reader(lines)), 2))) < 2
-            return not any(line.strip("[]{}, \t\r\n") for line in lines)
+            return not any(line.replace("{}", "").strip("[], \t\r\n") for line in lines)
     except (pa.ArrowException, csv.Error):
         return False
 
