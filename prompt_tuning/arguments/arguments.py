@@ -41,7 +41,7 @@ class ModelArguments:
         if not isinstance(self.quantization_config, dict | None):
             raise ValueError(
                 f"quantization_config: expected a mapping, found {self.quantization_config!r}. "
-                "Set {quant_method: bitsandbytes, load_in_4bit: true}, or leave it out."
+                'Set {"quant_method": "bitsandbytes", "load_in_4bit": true}, or leave it out.'
             )
 
 

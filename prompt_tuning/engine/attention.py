@@ -22,8 +22,8 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 ATTENTION = "shared_prefix"
 
 # `scaled_dot_product_attention` runs these on a CPU; they have no public names.
-flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001
-flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
+flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 - no public name
+flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001 - no public name
 
 
 @dataclass(frozen=True)

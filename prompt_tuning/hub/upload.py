@@ -147,9 +147,7 @@ def plan_upload(
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise HubError(
-            f"--repo_id {repo_id}: {str(error).split(':')[0].rstrip('.')}. Write NAME or USER/NAME."
-        ) from error
+        raise HubError(f"--repo_id {repo_id}: not a name that the hub takes. Write NAME or USER/NAME.") from error
     _check_complete(folder, finished=finished)
     _base_model(folder, base_model)
     content = folder.ADAPTER_FILES if folder.adapter_config.is_file() else folder.MODEL_FILES

@@ -194,7 +194,7 @@ def read_pairs(path: Path) -> list[TextPair]:
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe. Name a YAML file, such as recipes/quickstart/qa.yaml.") from None
     except IsADirectoryError:
-        raise RecipeError(f"{path} is a folder. Name a recipe in it.") from None
+        raise RecipeError(f"{path}: this is a folder. Name a recipe in it.") from None
     lines: dict[str, int] = {}
     for number, pair in enumerate(pairs):
         key = pair.key.replace("-", "_")

@@ -10,18 +10,19 @@ from typing import Any
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.support.yaml_files import TextPair
 
-_BITSANDBYTES = "quantization_config: {quant_method: bitsandbytes, "
+_BITSANDBYTES = 'quantization_config: {"quant_method": "bitsandbytes", '
 _TORCHAO = (
-    "quantization_config: {quant_method: torchao, quant_type: {default: {_type: Int8WeightOnlyConfig, _data: {}}}}"
+    'quantization_config: {"quant_method": "torchao", '
+    '"quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_data": {}}}}'
 )
 
-# What to write instead of each setting.
+# What to write instead of each setting, as JSON: a recipe and a command line both read it.
 GONE = {
-    "load_in_8bit": f"{_BITSANDBYTES}load_in_8bit: true}}",
-    "load_in_4bit": f"{_BITSANDBYTES}load_in_4bit: true}}",
-    "bnb_4bit_quant_type": f"{_BITSANDBYTES}load_in_4bit: true, bnb_4bit_quant_type: nf4}}",
-    "bnb_4bit_compute_dtype": f"{_BITSANDBYTES}load_in_4bit: true, bnb_4bit_compute_dtype: bfloat16}}",
-    "bnb_4bit_use_double_quant": f"{_BITSANDBYTES}load_in_4bit: true, bnb_4bit_use_double_quant: true}}",
+    "load_in_8bit": f'{_BITSANDBYTES}"load_in_8bit": true}}',
+    "load_in_4bit": f'{_BITSANDBYTES}"load_in_4bit": true}}',
+    "bnb_4bit_quant_type": f'{_BITSANDBYTES}"load_in_4bit": true, "bnb_4bit_quant_type": "nf4"}}',
+    "bnb_4bit_compute_dtype": f'{_BITSANDBYTES}"load_in_4bit": true, "bnb_4bit_compute_dtype": "bfloat16"}}',
+    "bnb_4bit_use_double_quant": f'{_BITSANDBYTES}"load_in_4bit": true, "bnb_4bit_use_double_quant": true}}',
     "quant_type": _TORCHAO,
 }
 

@@ -99,9 +99,11 @@ def find_entries(where: str | Path | None = None) -> tuple[list[Entry], dict[str
 
 
 def describe(values: Any) -> str:
-    """Return the keys of a mapping, or the type of anything else, for a message."""
-    if not isinstance(values, dict) or not values:
-        return type(values).__name__
+    """Return the keys of a mapping, or what else it is, for a message."""
+    if not values:
+        return "nothing"
+    if not isinstance(values, dict):
+        return "a list" if isinstance(values, list) else "one value"
     keys = ", ".join(map(str, list(values)[:MAX_KEYS_NAMED]))
     return f"{keys}, ..." if len(values) > MAX_KEYS_NAMED else keys
 

@@ -333,7 +333,7 @@ def test_an_unfinished_run_is_refused(run, tmp_path, capsys):
     assert main(["push", str(run / "checkpoint-2"), "--repo_id", "ann/squad"]) == 1
     assert "no recipe.yaml. Name the folder of a finished" in capsys.readouterr().err
     assert main(["push", str(run), "--repo_id", "a/b/c"]) == 1
-    assert "--repo_id a/b/c: " in capsys.readouterr().err
+    assert "--repo_id a/b/c: not a name that the hub takes. Write NAME or USER/NAME." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

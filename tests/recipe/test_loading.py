@@ -64,7 +64,7 @@ def test_a_file_that_is_not_a_recipe_is_refused_with_its_line(tmp_path, content,
     with pytest.raises(RecipeError, match=r"bad.yaml") as caught:
         load_recipe(tmp_path / "bad.yaml")
     assert message in str(caught.value)
-    with pytest.raises(RecipeError, match=r"is a folder\. Name a recipe in it"):
+    with pytest.raises(RecipeError, match=r": this is a folder\. Name a recipe in it"):
         load_recipe(tmp_path)
     with pytest.raises(RecipeError, match="no such recipe"):
         load_recipe(tmp_path / "none.yaml")

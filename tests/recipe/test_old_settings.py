@@ -11,9 +11,12 @@ from prompt_tuning.recipe.old_settings import GONE
 @pytest.mark.parametrize(
     ("key", "replacement"),
     [
-        ("load_in_4bit", "quantization_config: {quant_method: bitsandbytes, load_in_4bit: true}"),
-        ("bnb-4bit-quant-type", "load_in_4bit: true, bnb_4bit_quant_type: nf4}"),
-        ("quant_type", "quantization_config: {quant_method: torchao, quant_type: {default: {_type: Int8Weight"),
+        ("load_in_4bit", 'quantization_config: {"quant_method": "bitsandbytes", "load_in_4bit": true}'),
+        ("bnb-4bit-quant-type", '"load_in_4bit": true, "bnb_4bit_quant_type": "nf4"}'),
+        (
+            "quant_type",
+            'quantization_config: {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8Weight',
+        ),
     ],
 )
 def test_a_setting_of_0_1_0_that_is_gone_names_its_replacement(recipe_file, key, replacement, capsys):
@@ -27,7 +30,10 @@ def test_a_setting_of_0_1_0_that_is_gone_names_its_replacement(recipe_file, key,
 @pytest.mark.parametrize("setting", GONE.values())
 def test_the_replacement_of_a_setting_is_a_setting(recipe_file, setting):
     name, _, value = setting.partition(": ")
-    assert load_recipe(recipe_file(**{name: value})).model.quantization_config["quant_method"]
+    path = recipe_file()
+    path.write_text(f"{path.read_text()}{setting}\n")
+    for recipe in (load_recipe(path), load_recipe(recipe_file(), [f"--{name}", value])):
+        assert recipe.model.quantization_config["quant_method"]
 
 
 @pytest.mark.parametrize(

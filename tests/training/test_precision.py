@@ -128,7 +128,7 @@ def test_half_precision_set_by_accelerate_is_in_the_recipe_and_in_predictions(
         ({"load_in_8bit": True, "load_in_4bit": True}, 2, "load_in_4bit and load_in_8bit exclude each other"),
         ({"load_in_8bit": True, "bnb_4bit_quant_type": "nf4"}, 2, "bnb_4bit_quant_type has no effect without"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": "yes"}, 2, "load_in_4bit is 'yes'. Set true or false."),
-        ("nf4", 2, "quantization_config: expected a mapping, found 'nf4'. Set {quant_method: bitsandbytes"),
+        ("nf4", 2, 'quantization_config: expected a mapping, found \'nf4\'. Set {"quant_method": "bitsandbytes", '),
         ({"load_in_4bit": True}, 1, "bitsandbytes needs bitsandbytes>=0.46.1, which is not installed. Run `pip"),
         (INT8, 1, "torchao needs torchao>=0.15.0, which is not installed. Run `pip install 'torchao>=0.15.0'`."),
         ({"quant_method": "guess"}, 2, "quantization_config: Unknown quantization type, got guess"),
