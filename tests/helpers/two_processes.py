@@ -246,6 +246,8 @@ def main(kind, folder):
 if __name__ == "__main__":
     try:
         main(sys.argv[1], Path(sys.argv[2]))
+        sys.stdout.flush()
+        os._exit(0)  # A thread of torch that still runs at Python's exit now and then aborts the process.
     except BaseException:
         traceback.print_exc()
         os._exit(1)  # Otherwise torchrun waits for the other process.
