@@ -64,7 +64,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Rank the candidates, and print the table."""
-    from prompt_tuning.studies.rank import rank
+    from prompt_tuning.studies.rank import WINNER, rank
     from prompt_tuning.studies.rank_table import rank_text
 
     folder = args.output_dir
@@ -79,4 +79,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         finalists=args.finalists,
     )
     if is_first_process():
-        print(f"{rank_text(ranked)}\nwritten: {folder / 'winner.yaml'}")
+        print(f"{rank_text(ranked)}\nwritten: {folder / WINNER}")
