@@ -38,6 +38,14 @@ def test_every_package_offers_the_names_that_it_lists():
             assert getattr(package, name) is not None, f"{module.name}.{name}"
 
 
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-latest.txt"])
+def test_constraints_pin_the_versions_that_decide_results(name):
+    # An empty file lets pip take any torch, such as a CUDA build of gigabytes.
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    assert pins.keys() == {"torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "huggingface_hub"}
+
+
 def test_the_citation_is_of_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # The format requires these.
