@@ -52,7 +52,9 @@ class DataArguments:
     task: Literal["question_answering", "summarization", "translation"] | None = field(
         default=None, metadata={"help": "The task, which decides the metrics and the usual columns."}
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "Hub id of a data set."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub id of a data set, or a folder that save_to_disk wrote."}
+    )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of that data set."})
     train_split: str = field(default="train", metadata={"help": "Name of the training split on the hub."})

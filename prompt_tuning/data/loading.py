@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -13,8 +14,11 @@ from httpx2 import HTTPError
 
 from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.data.files import line_of_row, load_file, unreadable
+from prompt_tuning.data.saved import is_saved, load_saved, saved_splits
 from prompt_tuning.errors import DataError, ErrorList, first_line
 from prompt_tuning.templates.template import COLUMN_SETTINGS
+
+logger = logging.getLogger(__name__)
 
 LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
 """The setting that limits the number of rows of every split."""
@@ -29,7 +33,7 @@ def load_splits(args: DataArguments, splits: tuple[str, ...] = SPLITS) -> Datase
     translation {language code: text}.
 
     Args:
-        args: names files or a data set of the hub.
+        args: names files, a data set of the hub, or a folder that `save_to_disk` wrote.
         splits: the splits to load; one that `args` does not name is left out.
 
     Returns:
@@ -109,6 +113,10 @@ def _load_split(args: DataArguments, split: str) -> Dataset | IterableDataset | 
     streaming = args.streaming and split == "train"
     if file:
         dataset = load_file(Path(file), streaming=streaming)
+    elif args.dataset_name and is_saved(args.dataset_name):
+        dataset = _load_saved(args, split, streaming=streaming)
+        if dataset is None:
+            return None
     elif args.dataset_name:
         dataset = _load_from_hub(args, split, streaming=streaming)
     else:
@@ -135,6 +143,20 @@ def _holds_time(value: Any) -> bool:
     if isinstance(value, list):
         return any(map(_holds_time, value))
     return isinstance(value, datetime)
+
+
+def _load_saved(args: DataArguments, split: str, *, streaming: bool) -> Dataset | IterableDataset | None:
+    """Return a split of a folder that `save_to_disk` wrote; None if it lacks the split and the recipe names none."""
+    folder = str(args.dataset_name)
+    for setting in ("dataset_config_name", "dataset_revision"):
+        if getattr(args, setting):
+            raise DataError(f"{setting} has no effect: {folder} is a folder of save_to_disk. Leave it out.")
+    name = getattr(args, f"{split}_split")
+    splits = saved_splits(folder)
+    if name == split and name not in splits:
+        logger.info("%s: no split %s; it has %s", folder, name, ", ".join(splits))
+        return None
+    return load_saved(folder, name, streaming=streaming)
 
 
 def _load_from_hub(args: DataArguments, split: str, *, streaming: bool) -> Dataset | IterableDataset:

@@ -1,0 +1,80 @@
+"""Read a folder that `save_to_disk` wrote: of its files only those that its state.json names."""
+
+from __future__ import annotations
+
+import glob
+import json
+from pathlib import Path
+
+import pyarrow as pa
+from datasets import Dataset, IterableDataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
+
+from prompt_tuning.errors import DataError, first_line
+
+STATE = "state.json"
+SPLITS_OF_FOLDER = "dataset_dict.json"
+UNREADABLE = (OSError, KeyError, TypeError, ValueError, pa.ArrowException, DatasetGenerationError)
+"""The errors of a folder whose files are damaged."""
+
+
+def is_saved(folder: str) -> bool:
+    """Return True if `save_to_disk` of a Dataset or a DatasetDict wrote this folder."""
+    return (Path(folder) / STATE).is_file() or (Path(folder) / SPLITS_OF_FOLDER).is_file()
+
+
+def load_saved(folder: str, name: str, *, streaming: bool = False) -> Dataset | IterableDataset:
+    """Return the rows of one split of a folder that `save_to_disk` wrote.
+
+    The folder may come from a stranger, so that no file outside of it is read. Files that `map` left there, and those
+    of an earlier save, are not read either.
+
+    Args:
+        folder: the folder of a DatasetDict, or of one Dataset, which is its split `saved_splits` names.
+        name: the name of the split.
+        streaming: return an IterableDataset.
+
+    Raises:
+        DataError: there is no such split, or a file is missing, damaged or outside of the folder.
+    """
+    splits = saved_splits(folder)
+    if name not in splits:
+        raise DataError(
+            f"dataset {folder}, split {name}: the folder has {', '.join(splits)}. Name one of them, or name a file."
+        )
+    where = splits[name]
+    try:
+        names = [file["filename"] for file in json.loads((where / STATE).read_text(encoding="utf-8"))["_data_files"]]
+        files = [str(_inside(where, file)) for file in names]
+        return load_dataset(
+            "arrow", data_files={"train": list(map(glob.escape, files))}, split="train", streaming=streaming
+        )
+    except UNREADABLE as error:
+        raise DataError(
+            f"dataset {folder}, split {name}: {first_line(error.__cause__ or error)}. Save it again by save_to_disk."
+        ) from error
+
+
+def saved_splits(folder: str) -> dict[str, Path]:
+    """Return the folder of every split; one Dataset is its `_split`, or train if it has none.
+
+    Raises:
+        DataError: dataset_dict.json or state.json is damaged, or names a split outside of the folder.
+    """
+    path = Path(folder)
+    try:
+        if (path / STATE).is_file():
+            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+            return {state.get("_split") or "train": path}
+        names = json.loads((path / SPLITS_OF_FOLDER).read_text(encoding="utf-8"))["splits"]
+        return {name: _inside(path, name) for name in names}
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"dataset {folder}: {first_line(error)}. Save it again by save_to_disk.") from error
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return the path of a file or folder; raise a DataError if it leads out of its folder."""
+    path = folder / name
+    if path.resolve().parent != folder.resolve():
+        raise DataError(f"{folder}: it names {name}, which is outside of it. Save it again by save_to_disk.")
+    return path
