@@ -63,6 +63,17 @@ class DataArguments:
     train_file: str | None = field(default=None, metadata={"help": "Local json, jsonl, csv or parquet file."})
     validation_file: str | None = field(default=None, metadata={"help": "The same for the validation rows."})
     test_file: str | None = field(default=None, metadata={"help": "The same for the test rows."})
+    validation_size: float | None = field(
+        default=None,
+        metadata={
+            "help": "Cut the validation split from the training rows instead: a share below 1, or a number of rows. "
+            "Rows with the same context or document stay on one side."
+        },
+    )
+    test_size: float | None = field(default=None, metadata={"help": "The same for the test split."})
+    split_seed: int | None = field(
+        default=None, metadata={"help": "validation_size, test_size: decides which rows they take (42)."}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use the first N training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first N validation rows."})
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first N test rows."})
@@ -90,6 +101,13 @@ class DataArguments:
         default=None,
         metadata={"help": "streaming: number of rows that are shuffled together (1000); 1 keeps their order."},
     )
+
+    def __post_init__(self) -> None:
+        """Make whole numbers of sizes that are numbers of rows."""
+        for name in ("validation_size", "test_size"):
+            size = getattr(self, name)
+            if size is not None and size >= 1 and size % 1 == 0:
+                setattr(self, name, int(size))
 
     @property
     def metric_language(self) -> str | None:

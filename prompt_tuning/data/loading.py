@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from httpx2 import HTTPError
 from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.data.files import line_of_row, load_file, unreadable
 from prompt_tuning.data.saved import is_saved, load_saved, saved_splits
+from prompt_tuning.data.splitting import description, is_cut, split_numbers, split_size
 from prompt_tuning.errors import DataError, ErrorList, first_line
 from prompt_tuning.templates.template import COLUMN_SETTINGS
 
@@ -45,22 +49,33 @@ def load_splits(args: DataArguments, splits: tuple[str, ...] = SPLITS) -> Datase
     """
     loaded = DatasetDict()
     errors = ErrorList()
+    cut: dict[str, Dataset] = {}
+    with errors.collect():
+        if is_cut(args):
+            cut = _cut_training_rows(args)
     for split in splits:
         with errors.collect():
-            dataset = _load_split(args, split)
+            dataset = cut[split] if split in cut else _read_split(args, split)
             if dataset is not None:
-                loaded[split] = dataset
+                loaded[split] = _limited(dataset, args, split)
     errors.raise_all()
     return loaded
 
 
 def split_origin(args: DataArguments, split: str) -> str:
-    """Return what messages call a split: its file, or `dataset_name[split]`."""
+    """Return what messages call a split: its file, or `dataset_name[split]`, and the size of one that is cut."""
+    size = split_size(args, split)
+    if size:
+        return f"{split_origin(args, 'train')}, {split}_size {size}"
     return getattr(args, f"{split}_file") or f"{args.dataset_name}[{getattr(args, f'{split}_split')}]"
 
 
 def row_origin(args: DataArguments, split: str, index: int) -> str:
     """Return what messages call row `index`, from 0, of a split: `train.jsonl, line 12`, or `squad[train], row 12`."""
+    if is_cut(args) and (split == "train" or split_size(args, split)):
+        changed = Path(args.train_file).stat().st_mtime_ns if args.train_file else 0
+        index = _numbers_for_messages(json.dumps(asdict(args)), changed)[split][index]
+        split = "train"
     file = getattr(args, f"{split}_file")
     line = line_of_row(Path(file), index) if file else None
     return f"{file}, line {line}" if line else f"{split_origin(args, split)}, row {index}"
@@ -108,7 +123,32 @@ def with_standard_columns(row: dict[str, Any], args: DataArguments) -> dict[str,
     return row
 
 
-def _load_split(args: DataArguments, split: str) -> Dataset | IterableDataset | None:
+def _cut_training_rows(args: DataArguments) -> dict[str, Dataset]:
+    """Return the splits that are cut from the training rows, with the rest as train, and log their sizes."""
+    rows = _read_split(args, "train")
+    if rows is None:
+        raise DataError("validation_size, test_size: no training rows to cut them from. Set train_file.")
+    origin = split_origin(args, "train")
+    numbers = split_numbers(rows, args, origin)
+    logger.info("%s: %s", origin, description(numbers, rows, args))
+    return {split: rows.select(numbers[split]) for split in numbers}
+
+
+@functools.lru_cache(maxsize=4)
+def _numbers_for_messages(settings: str, changed: int) -> dict[str, list[int]]:
+    """Return the numbers of the rows of splits that are cut, for the messages about single rows.
+
+    Args:
+        settings: DataArguments as JSON.
+        changed: the time at which the file was changed, so that another content is read again.
+    """
+    args = DataArguments(**json.loads(settings))
+    rows = _read_split(args, "train")
+    return {} if rows is None else split_numbers(rows, args, split_origin(args, "train"))
+
+
+def _read_split(args: DataArguments, split: str) -> Dataset | IterableDataset | None:
+    """Return all rows of a split with the standard columns; None if the recipe has no such split."""
     file = getattr(args, f"{split}_file")
     streaming = args.streaming and split == "train"
     if file:
@@ -121,18 +161,21 @@ def _load_split(args: DataArguments, split: str) -> Dataset | IterableDataset | 
         dataset = _load_from_hub(args, split, streaming=streaming)
     else:
         return None
-    origin = split_origin(args, split)
     if streaming and not dataset.column_names:
         # A stream does not know its columns if it has no rows, or cannot read the first; reading raises the reason.
         next(streamed_rows(dataset, args))
-    dataset = _standard_columns(dataset, args, origin)
+    return _standard_columns(dataset, args, split_origin(args, split))
+
+
+def _limited(dataset: Dataset | IterableDataset, args: DataArguments, split: str) -> Dataset | IterableDataset:
+    """Return the first rows of a split, as many as its limit allows."""
     limit = getattr(args, LIMITS[split])
-    if streaming:
+    if isinstance(dataset, IterableDataset):
         return dataset if limit is None else dataset.take(limit)
     if limit is not None:
         dataset = dataset.select(range(min(limit, len(dataset))))
     if len(dataset) == 0:
-        raise DataError(f"{origin}: no rows; the {split} split needs at least one")
+        raise DataError(f"{split_origin(args, split)}: no rows; the {split} split needs at least one")
     return dataset
 
 

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prompt_tuning.arguments.arguments import LOCAL_FORMATS
+from prompt_tuning.arguments.arguments import LOCAL_FORMATS, DataArguments
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.recipe.prompt_validation import multitask_errors, prompt_errors
 from prompt_tuning.recipe.rules import Rules, broken_rules
@@ -44,7 +44,7 @@ def validation_errors(recipe: Recipe) -> list[str]:
     if METHODS[recipe.prompt.method].trains_several_tasks:
         errors += multitask_errors(recipe)
     else:
-        errors += _task_errors(recipe) + _demonstration_errors(recipe)
+        errors += _task_errors(recipe) + _split_errors(recipe.data) + _demonstration_errors(recipe)
     errors += prompt_errors(recipe) + _precision_errors(recipe) + _range_errors(recipe)
     errors += _training_errors(recipe) + recipe.training.validation_errors()
     return errors + _hub_errors(recipe) + _stream_errors(recipe) + _dependency_errors(recipe)
@@ -273,6 +273,42 @@ def _task_errors(recipe: Recipe) -> list[str]:
         rules += [
             (not has_format, f"{file}: cannot tell its format. Expected a name ending in {formats}."),
             (has_format and not Path(file).is_file(), f"{file}: no such file (looked in {Path.cwd()})"),
+        ]
+    return broken_rules(rules)
+
+
+def _split_errors(data: DataArguments) -> list[str]:
+    """Return what is wrong with the splits that are cut from the training rows."""
+    sizes = {"validation_size": data.validation_size, "test_size": data.test_size}
+    cut = {name: size for name, size in sizes.items() if size is not None}
+    has_rows = data.train_file or data.dataset_name
+    rules: Rules = [
+        (
+            data.split_seed is not None and not cut,
+            "split_seed has no effect without validation_size or test_size. Leave it out, or set one of them.",
+        ),
+        (
+            cut and not has_rows,
+            f"{' and '.join(cut)}: there are no training rows to cut. Set train_file.",
+        ),
+        (
+            cut and data.streaming,
+            f"streaming: {' and '.join(cut)} needs all training rows before training. Leave out one of the two.",
+        ),
+        (
+            sum(size for size in cut.values() if size < 1) >= 1,
+            f"{' and '.join(cut)} take all rows, and leave none for training. Lower one of them.",
+        ),
+    ]
+    for name, size in cut.items():
+        split = name.removesuffix("_size")
+        is_named = getattr(data, f"{split}_file") or getattr(data, f"{split}_split") != split
+        rules += [
+            (
+                not (0 < size < 1 or (size >= 1 and size % 1 == 0)),
+                f"{name} is {size}; it must be a share between 0 and 1, or a whole number of rows",
+            ),
+            (is_named, f"{name} and {split}_file or {split}_split both give the {split} rows. Leave out one."),
         ]
     return broken_rules(rules)
 

@@ -269,7 +269,8 @@ def _eval_results(results: dict[str, Any], settings: dict[str, Any], task: str) 
 def _evaluated_data(results: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of EvalResult that name the evaluated rows."""
     split = results.get("split")
-    file = settings.get(f"{split}_file")
+    read = "train" if f"{split}_size" in settings else split
+    file = settings.get(f"{read}_file")
     if file:
         path = Path(file)
         return {"dataset_type": LOCAL_FORMATS[path.suffix], "dataset_name": path.name, "dataset_split": split}
@@ -277,7 +278,7 @@ def _evaluated_data(results: dict[str, Any], settings: dict[str, Any]) -> dict[s
         "dataset_type": settings.get("dataset_name"),
         "dataset_name": settings.get("dataset_name"),
         "dataset_config": settings.get("dataset_config_name"),
-        "dataset_split": settings.get(f"{split}_split"),
+        "dataset_split": settings.get(f"{read}_split"),
         "dataset_revision": results.get("dataset_commit"),
     }
 
@@ -314,7 +315,10 @@ def _results_table(systems: dict[str, Scores]) -> tuple[list[str], list[list[Any
 def _data_table(results: dict[str, Any], settings: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     rows = []
     for split, size in results["splits"].items():
-        origin = _code(settings.get(f"{split}_file") or settings[f"{split}_split"])
+        read = "train" if f"{split}_size" in settings else split
+        origin = _code(settings.get(f"{read}_file") or settings[f"{read}_split"])
+        if read != split:
+            origin += f", {split}_size {settings[f'{split}_size']}"
         count = f"{size['rows']:,}{' read of a stream' if split == 'train' and 'stream' in results else ''}"
         leaked = leakage_text(results["leakage"][split]) if split in results["leakage"] else ""
         rows.append([origin, count, size["longest"], size["cut_rows"], leaked])

@@ -256,7 +256,7 @@ def check_splits(recipe: Recipe, encoded: Mapping[str, Dataset | IterableDataset
     if training.eval_strategy != "no" and "validation" not in encoded:
         raise DataError(
             f"{recipe.path}: eval_strategy is {training.eval_strategy.value} but there are no "
-            "validation rows; set validation_file, or eval_strategy: 'no'"
+            "validation rows; set validation_file or validation_size, or eval_strategy: 'no'"
         )
     rows = encoded.get("train")
     rows_per_step = training.per_device_train_batch_size * training.world_size
@@ -266,4 +266,4 @@ def check_splits(recipe: Recipe, encoded: Mapping[str, Dataset | IterableDataset
             f"{rows_per_step}; set it to false, or lower per_device_train_batch_size"
         )
     if "validation" not in encoded and "test" not in encoded:
-        raise DataError(f"{recipe.path}: no rows to evaluate on; set test_file or validation_file")
+        raise DataError(f"{recipe.path}: no rows to evaluate on; set test_file or validation_file, or test_size")

@@ -22,6 +22,15 @@ def gap_after(source: str) -> str:
     return "" if last.isspace() or (last and unicodedata.east_asian_width(last) in ("W", "F")) else " "
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun, which gets an s unless the number is one.
+
+    >>> counted(1, "row"), counted(0, "row"), counted(1200, "row")
+    ('1 row', '0 rows', '1,200 rows')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def normalised(text: str) -> str:
     """Return a text in lower case with single spaces. Rows are compared in this form."""
     return " ".join(text.casefold().split())

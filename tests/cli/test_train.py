@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from prompt_tuning.cli.main import main
+from prompt_tuning.support.files import read_json_lines
 
 
 def test_train_writes_every_file_of_a_run(run, recipe_file, model_folders, capsys):
@@ -196,3 +197,25 @@ def test_a_partial_checkpoint_is_removed_and_the_one_before_is_kept(recipe_file,
     assert main(["train", str(recipe_file()), "--save_steps", "2"]) == 1
     assert "run: No space left on device; no partial file was left" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-2", "recipe.yaml"}
+
+
+def test_one_file_is_cut_into_splits_that_every_command_sees(recipe_file, tmp_path, capsys):
+    recipe = str(recipe_file(validation_file=None, test_file=None, validation_size=4, test_size=0.25, split_seed=3))
+    assert main(["check", recipe]) == 0
+    checked = capsys.readouterr()
+    assert "train: 14 rows" in checked.out and "validation: 4 rows" in checked.out and "test: 6 rows" in checked.out
+    assert "train.jsonl: cut by test_size 0.25, validation_size 4 into 14 train, 4 validation, 6 test" in checked.err
+    assert main(["train", recipe]) == 0
+    trained = read_json_lines(tmp_path / "run" / "predictions" / "test.jsonl")
+    saved = str(tmp_path / "run" / "recipe.yaml")
+    adapter = str(tmp_path / "run")
+    assert main(["evaluate", saved, "--adapter", adapter, "--output_dir", str(tmp_path / "again"), "--seed", "7"]) == 0
+    evaluated = read_json_lines(tmp_path / "again" / "predictions" / "test.jsonl")
+    assert [row["source"] for row in evaluated] == [row["source"] for row in trained]
+    assert ", test_size 0.25" in (tmp_path / "run" / "README.md").read_text()
+    capsys.readouterr()
+    assert main(["render", recipe, "--split", "test", "-n", "1"]) == 0
+    shown = capsys.readouterr().out
+    line = int(shown.split("train.jsonl, line ")[1].split()[0])
+    context = read_json_lines(tmp_path / "train.jsonl")[line - 1]["context"]
+    assert context in shown

@@ -32,6 +32,29 @@ from prompt_tuning.runs.prepare import prepare
         ({"train_file": None, "validation_file": None, "test_file": None}, [], ["no data: set dataset_name"]),
         ({"init": "text"}, [], ["init is text but init_text is missing"]),
         ({"init_text": "Answer."}, [], ["init_text is set but init is vocab"]),
+        ({"test_size": 0.2}, [], ["test_size and test_file or test_split both give the test rows. Leave out one."]),
+        (
+            {"validation_file": None, "validation_size": 1.5},
+            [],
+            ["validation_size is 1.5; it must be a share between 0 and 1, or a whole number of rows"],
+        ),
+        ({"test_file": None, "test_size": "nan"}, [], ["test_size is nan; it must be a share"]),
+        (
+            {"test_file": None, "test_size": 0.5, "validation_file": None, "validation_size": 0.5},
+            [],
+            ["validation_size and test_size take all rows, and leave none for training"],
+        ),
+        ({"split_seed": 3}, [], ["split_seed has no effect without validation_size or test_size"]),
+        (
+            {"train_file": None, "test_file": None, "test_size": 5},
+            [],
+            ["test_size: there are no training rows to cut. Set train_file."],
+        ),
+        (
+            {"test_file": None, "test_size": 5, "streaming": "true", "max_steps": 4},
+            [],
+            ["streaming: test_size needs all training rows before training"],
+        ),
         ({"lang": "Chinese"}, [], ["lang Chinese: expected a code, such as zh"]),
         (
             {"init": "class_labels", "init_labels": "['yes', --bf16]"},
