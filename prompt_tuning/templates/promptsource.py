@@ -15,10 +15,13 @@ import jinja2
 import jinja2.nodes
 
 from prompt_tuning.errors import TemplateError
+from prompt_tuning.templates.sandbox import SEPARATOR, changes_value
 
-SEPARATOR = "|||"
+# promptsource writes this for each separator in the texts of a row. So its templates read it where a row has one.
+PIPE_PROTECTOR = "3ed2dface8203c4c9dfb1a5dc58e41e0"
 RANDOM_FILTERS = frozenset({"choice", "random"})
 OPENING_TAGS = frozenset({"if", "for", "call", "filter", "with"})
+_METHOD = re.compile(r"\.\s*(\w+)\s*\(")
 # promptsource strips white space from the ends of choices.
 _CHOICE = re.compile(r"\{\{\s*answer_choices\s*\[[^{}]*\]\s*\}\}")
 
@@ -60,8 +63,8 @@ def convert(entry: Any, name: str) -> dict[str, str]:
         choices = f" {SEPARATOR} ".join(map(str, choices))
     if choices is None and any(node.name == "answer_choices" for node in tree.find_all(jinja2.nodes.Name)):
         raise TemplateError(f"template {name}: it reads answer_choices and its field answer_choices is empty")
-    fields = {"source": source, "target": target}
-    return fields if choices is None else fields | {"answer_choices": choices}
+    fields = {"source": source, "target": target} | ({} if choices is None else {"answer_choices": choices})
+    return {key: text.replace(PIPE_PROTECTOR, SEPARATOR) for key, text in fields.items()}
 
 
 def _split(jinja: str) -> tuple[str, str]:
@@ -97,8 +100,8 @@ def _divide(pieces: Iterator[_Piece], side: int | None, parts: tuple[list[str], 
             raise ValueError(f"it has a {piece.keyword} block")
         else:
             parts[side].append(piece.text)
-            if piece.keyword == "set" and side == 0:
-                parts[1].append(piece.text)  # The target may read what the source sets.
+            if side == 0:
+                parts[1].append(_without_printing(piece))  # The target may read what the source sets or changes.
     return side, ""
 
 
@@ -137,7 +140,7 @@ def _divide_block(
         raise ValueError(f"its {SEPARATOR} stands inside a {opening.keyword} block")
     if not has_else:
         ends.add(side)
-    sets = any(_keyword(text) == "set" for text in inner[1])
+    sets = any(_keyword(text) == "set" or _changes(text) for text in inner[1])
     if side == 0:
         parts[0].extend(inner[0])
     if side == 1 or ends != {0} or sets:
@@ -159,6 +162,21 @@ def _pieces(jinja: str) -> Iterator[_Piece]:
             held = []
         elif not kind.startswith("comment"):
             held.append("{%+" if kind == "block_begin" and value == "{%" else value)
+
+
+def _without_printing(piece: _Piece) -> str:
+    """Return a piece that sets or changes a variable as a tag that prints nothing, and any other piece as nothing."""
+    if piece.keyword == "set":
+        return piece.text
+    if piece.keyword or not _changes(piece.text):
+        return ""
+    expression = re.sub(r"^\{\{[+-]?|-?\}\}$", "", piece.text)
+    return f"{{%+ set changed = {expression} +%}}"
+
+
+def _changes(text: str) -> bool:
+    """Return True if a printed expression or a tag changes a list or a mapping."""
+    return any(map(changes_value, _METHOD.findall(text)))
 
 
 def _keyword(text: str) -> str:

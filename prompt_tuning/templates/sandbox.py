@@ -10,16 +10,32 @@ from typing import Any
 import jinja2
 import jinja2.meta
 import jinja2.nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment, modifies_known_mutable
 
-VALUE_END = "\ue001"  # a code point for private use
+SEPARATOR = "|||"
+# They hold code points for private use, so that no row holds them by accident.
+CHOICE_END = f"\ue000{SEPARATOR}\ue000"
+VALUE_END = "\ue001"
 PRINTED_NULL = "a value it prints is null"
+
+# The lists and mappings of a row. Jinja's messages name the type of a value.
+RowList = type("list", (list,), {"__module__": "builtins"})
+RowDict = type("dict", (dict,), {"__module__": "builtins"})
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """A sandbox in which a template may change the lists and mappings that it makes, but not those of a row."""
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if type(obj) in (list, dict):
+            return SandboxedEnvironment.is_safe_attribute(self, obj, attr, value)
+        return super().is_safe_attribute(obj, attr, value)
 
 
 @functools.cache
 def environment() -> ImmutableSandboxedEnvironment:
     """Return the sandbox of all templates: strict about missing values and nulls, and the same for equal rows."""
-    sandbox = ImmutableSandboxedEnvironment(
+    sandbox = _Sandbox(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_refuse_null, cache_size=400
     )
     sandbox.filters["most_frequent"] = _most_frequent  # promptsource has this filter
@@ -60,6 +76,24 @@ def compiled_expression(text: str) -> Callable[..., Any]:
         jinja2.TemplateError: the text is not a valid expression of Jinja.
     """
     return environment().compile_expression(text, undefined_to_none=False)
+
+
+@functools.lru_cache(maxsize=512)
+def compiled_choices(text: str) -> jinja2.Template:
+    """Return a compiled template that writes CHOICE_END for each of its separators, and never for one of a row.
+
+    A text that is an argument of a method, such as that of `split`, is compared with a row and stays as it is.
+    """
+    tree = environment().parse(text)
+    compared: set[int] = set()
+    for call in tree.find_all(jinja2.nodes.Call):
+        compared.update(map(id, jinja2.nodes.Output(call.args).find_all(jinja2.nodes.Const)))
+    for words in tree.find_all(jinja2.nodes.TemplateData):
+        words.data = words.data.replace(SEPARATOR, CHOICE_END)
+    for constant in tree.find_all(jinja2.nodes.Const):
+        if isinstance(constant.value, str) and id(constant) not in compared:
+            constant.value = constant.value.replace(SEPARATOR, CHOICE_END)
+    return environment().from_string(tree)
 
 
 @functools.lru_cache(maxsize=512)
@@ -133,10 +167,29 @@ def needed_columns(text: str, constants: frozenset[str]) -> frozenset[str]:
         constants: variables that are not columns.
 
     Raises:
-        jinja2.TemplateError: the text is not valid Jinja, or has a filter that does not exist.
+        jinja2.TemplateError: the text is not valid Jinja, has a filter that does not exist, or changes a row.
     """
     compiled(text)
-    return frozenset(_needed_names(environment().parse(text).body, set(constants)))
+    tree = environment().parse(text)
+    columns = _needed_names(tree.body, set(constants))
+    for call in tree.find_all(jinja2.nodes.Call):
+        method = call.node
+        root = _root_name(method)
+        if isinstance(method, jinja2.nodes.Getattr) and changes_value(method.attr) and root in columns | constants:
+            raise jinja2.TemplateError(f"its {method.attr} would change the row's {root}; change a list of its own")
+    return frozenset(columns)
+
+
+def changes_value(method: str) -> bool:
+    """Return True if a method of this name changes a list or a mapping, such as `append`."""
+    return modifies_known_mutable([], method) or modifies_known_mutable({}, method)
+
+
+def _root_name(node: jinja2.nodes.Node) -> str | None:
+    """Return the variable that attributes and items are taken from; None of another expression."""
+    while isinstance(node, (jinja2.nodes.Getattr, jinja2.nodes.Getitem)):
+        node = node.node
+    return node.name if isinstance(node, jinja2.nodes.Name) else None
 
 
 def _needed_names(body: list[jinja2.nodes.Node], defined: set[str]) -> set[str]:
@@ -243,11 +296,11 @@ def _null_of_json(value: Any) -> None:
 
 
 def with_nulls(value: Any) -> Any:
-    """Return a row, or a value in it, with NULL instead of each None."""
+    """Return a row, or a value in it, with NULL instead of each None. A template cannot change its lists."""
     if isinstance(value, dict):
-        return {key: with_nulls(item) for key, item in value.items()}
+        return RowDict({key: with_nulls(item) for key, item in value.items()})
     if isinstance(value, list):
-        return [with_nulls(item) for item in value]
+        return RowList([with_nulls(item) for item in value])
     return NULL if value is None else value
 
 
@@ -256,5 +309,5 @@ def replaced(value: Any, old: str, new: str) -> Any:
     if isinstance(value, str):
         return value.replace(old, new)
     if isinstance(value, dict):
-        return {key: replaced(item, old, new) for key, item in value.items()}
-    return [replaced(item, old, new) for item in value] if isinstance(value, list) else value
+        return type(value)({key: replaced(item, old, new) for key, item in value.items()})
+    return type(value)([replaced(item, old, new) for item in value]) if isinstance(value, list) else value

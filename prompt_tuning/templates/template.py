@@ -15,10 +15,11 @@ from prompt_tuning.support.text import gap_after, normalised
 from prompt_tuning.support.yaml_files import to_yaml
 from prompt_tuning.templates.languages import LANGUAGE_VARIABLES
 from prompt_tuning.templates.loading import describe, find_entries, find_entry
-from prompt_tuning.templates.promptsource import SEPARATOR
 from prompt_tuning.templates.sandbox import (
+    CHOICE_END,
     VALUE_END,
     compiled,
+    compiled_choices,
     compiled_expression,
     compiled_prefix,
     needed_columns,
@@ -44,9 +45,6 @@ COLUMN_SETTINGS = {
 JINJA_ERRORS = (
     jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError,
 )  # fmt: skip
-
-# A code point for private use replaces separators in a row's own text while choices are split.
-_HELD_SEPARATOR = "\ue000"
 
 
 @dataclass(frozen=True)
@@ -276,9 +274,8 @@ class Template:
         """
         if self.answer_choices is None:
             return []
-        values = replaced(with_nulls({**row, **(languages or {})}), SEPARATOR, _HELD_SEPARATOR)
-        text = self._render(self.answer_choices, values)
-        return [choice.strip().replace(_HELD_SEPARATOR, SEPARATOR) for choice in text.split(SEPARATOR)]
+        text = self._render(self.answer_choices, with_nulls({**row, **(languages or {})}), compiled_choices)
+        return [choice.strip() for choice in text.split(CHOICE_END)]
 
     def _messages(self, languages: dict[str, str] | None, write: Callable[[str], str]) -> tuple[dict[str, str], ...]:
         """Return system message, demonstrations and source as turns; `write` makes text of a field."""
@@ -306,7 +303,9 @@ class Template:
     def _values(self, row: Mapping[str, Any], languages: dict[str, str] | None) -> dict[str, Any]:
         """Return the variables of source and target. A row of `datasets` is a mapping, but not a dict."""
         values = with_nulls({**row, **(languages or {})})
-        return values if self.answer_choices is None else values | {"answer_choices": self.choices(row, languages)}
+        if self.answer_choices is None:
+            return values
+        return values | {"answer_choices": with_nulls(self.choices(row, languages))}
 
     def _variables(self, text: str) -> frozenset[str]:
         """Return the columns that a field needs; raise TemplateError if it is not valid Jinja."""

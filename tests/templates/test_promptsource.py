@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from prompt_tuning.errors import TemplateError
+from prompt_tuning.templates.promptsource import PIPE_PROTECTOR, convert
 from prompt_tuning.templates.template import Template, load_templates
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "promptsource" / "harbour"
@@ -134,6 +135,66 @@ def test_a_template_cannot_leave_the_sandbox(tmp_path, field):
     template = Template.load(f"{path}:x")
     with pytest.raises(TemplateError, match="unsafe"):
         template.render({"entry": "e"})
+
+
+PRINTED = "{% for sail in sails %}{{ names.append(sail | upper) | default('', True) }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("jinja", "source", "target"),
+    [
+        ("{% set names = [] %}" + PRINTED + "{{ names | join(', ') }} ||| {{ names[0] }}", "JIB, FORE", "JIB"),
+        ("{% set names = [] %}{{ sails | length }} ||| " + PRINTED + "{{ names | join }}", "2", "JIBFORE"),
+        (
+            "{% set names = {'a': 1} %}{% if sails %}{{- names.update({'b': sails[1]}) or 'x' -}}{% endif %} "
+            "{{ names.b }}{{ names.pop('a') }} ||| {{ names | length }} {{ names.b }}",
+            "x fore1", "1 fore",
+        ),
+        (
+            "{% set ns = namespace(names=[]) %}{% for sail in sails %}{% set _ = ns.names.append(sail) %}{% endfor %}"
+            "{{ ns.names.pop() }} ||| {{ ns.names | join }}",
+            "fore", "jib",
+        ),
+    ],
+)  # fmt: skip
+def test_a_template_changes_the_lists_and_mappings_that_it_makes(jinja, source, target):
+    row = {"sails": ["jib", "fore"]}
+    template = Template.from_dict(convert({"jinja": jinja}, "x"))
+    rendered = template.render(row)
+    assert [rendered.source, rendered.target] == [source, target] == list(as_promptsource({"jinja": jinja}, row)[:2])
+    assert Template.from_dict(yaml.safe_load(template.to_yaml())).render(row) == rendered
+
+
+def test_a_template_that_changes_a_row_is_refused_when_it_is_loaded():
+    for text in ("{{ votes.append('x') or '' }}", "{{ answers.text.pop() }}", "{{ answer_choices.clear() or '' }}"):
+        with pytest.raises(
+            TemplateError, match=r"would change the row's (votes|answers|answer_choices); change a list"
+        ):
+            Template.from_dict({"source": f"a{text}", "target": "x", "answer_choices": "x ||| y"})
+    row = {"votes": ["a"], "nested": [["b"]]}
+    for text in ("{% set v = votes %}{{ v.append('x') }}", "{% set v = nested | list %}{{ v[0].pop() }}"):
+        with pytest.raises(TemplateError, match=r"access to attribute '(append|pop)' of 'list' object is unsafe"):
+            Template.from_dict({"source": text, "target": "x"}).render(row)
+    copied = Template.from_dict({"source": "{% set v = votes | list %}{{ v.pop() }}{{ v | length }}", "target": "x"})
+    assert copied.render(row).source == "a0" and row == {"votes": ["a"], "nested": [["b"]]}
+
+
+def test_a_separator_in_a_row_arrives_as_it_was_written():
+    """Render a template of promptsource, which reads a separator as PIPE_PROTECTOR and may split a text there."""
+    row = {"text": "Fog.|||||Rain ||| snow.|||||", "parts": ["a|||b", "c"]}
+    jinja = (
+        "{% set parts = text.split('"
+        + PIPE_PROTECTOR
+        + "||') %}{{ parts | join(' / ') }}: {{ text }} ||| {{ parts[1] }}"
+    )
+    template = Template.from_dict(convert({"jinja": jinja}, "x"))
+    assert template.render(row).source == "Fog. / Rain ||| snow. / : Fog.|||||Rain ||| snow.|||||"
+    assert template.render(row).target == "Rain ||| snow."
+    closed = Template(
+        "{{ text }}", "a", answer_choices="{{ parts | join(' ||| ') }}||| {{ text.split('|||||')[1] }}|||\ue000"
+    )
+    assert closed.choices(row) == ["a|||b", "c", "Rain ||| snow.", "\ue000"]
+    assert closed.render(row).source == row["text"]
 
 
 @pytest.mark.parametrize("templates", ["{}", "[]", "text"])
