@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from prompt_tuning.encoding.control_tokens import ControlTokens, control_tokens
 from prompt_tuning.errors import OverlongError, TemplateError
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.support.text import gap_after
@@ -77,6 +78,11 @@ class Encoder:
         )
 
     @property
+    def control(self) -> ControlTokens:
+        """The control tokens of the tokenizer, by which rows are marked."""
+        return control_tokens(self.tokenizer)
+
+    @property
     def closed(self) -> bool:
         """True if rows are answered by one of their choices."""
         return self.score_choices and self.template.answer_choices is not None
@@ -98,20 +104,21 @@ class Encoder:
             OverlongError: the source does not fit its budget.
         """
         encoder, omitted = self.fit_demonstrations(row, nearest)
-        ids, cut, text = encoder.cut_source(row)
-        target, references = self.template.render_target(row, self.languages)
-        target_ids = self._target_ids(text, ids, target)
+        ids, cut, source = encoder.cut_source(row)
+        marked_target, references = self._render_target(row)
+        target = self.control.plain(marked_target)
+        target_ids = self._target_ids(source, ids, marked_target)
         encoded = {
             "input_ids": ids if self.is_encoder_decoder else ids + target_ids,
             "labels": target_ids if self.is_encoder_decoder else [-100] * len(ids) + target_ids,
-            "source": text,
+            "source": self.control.plain(source),
             "references": list(references),
             "cut_tokens": cut,
             "shown_demonstrations": len(encoder.template.demonstrations) - self._num_permanent,
             "omitted_demonstrations": omitted,
         }
         if self.closed:
-            choices, choice_ids = self.choices(row, text, ids)
+            choices, choice_ids = self.choices(row, source, ids)
             if target.strip() not in choices:
                 raise TemplateError(
                     f"the target {target!r} is not among the row's choices ({_listed(choices)}); correct the row or "
@@ -143,7 +150,7 @@ class Encoder:
 
         Args:
             row: the row.
-            source: its source as text, which decides how a choice after it is split into tokens.
+            source: its source as marked text, which decides how a choice after it is split into tokens.
             source_ids: the token ids of the source.
 
         Returns:
@@ -153,13 +160,14 @@ class Encoder:
             TemplateError: there are fewer than two choices, one is empty, or two have the same tokens.
             OverlongError: one does not fit the budget of a target.
         """
-        texts = self.template.choices(row, self.languages)
+        marked = self.template.choices(self.control.mark({**row}), self.languages)
+        texts = list(map(self.control.plain, marked))
         if len(texts) < 2 or not all(texts):
             raise TemplateError(
                 f"template {self.template.name}: answer_choices gives {_listed(texts)}; expected two or more texts, "
                 "none of them empty, with ||| between them"
             )
-        targets = [self._target_ids(source, source_ids, text) for text in texts]
+        targets = [self._target_ids(source, source_ids, text) for text in marked]
         longest = max(targets, key=len)
         if len(longest) > self.max_target_tokens:
             raise OverlongError(
@@ -187,7 +195,7 @@ class Encoder:
         end. The rest of the prompt is never cut.
 
         Returns:
-            Token ids `[T]`, the number of tokens that were cut, and the source as text.
+            Token ids `[T]`, the number of tokens that were cut, and the source as marked text (see control_tokens.py).
 
         Raises:
             TemplateError: the row cannot be rendered or is rendered as nothing, or a column in `truncate` is not text.
@@ -241,26 +249,60 @@ class Encoder:
         return ids, max(full - len(ids), 0), text
 
     def demonstration(self, row: dict[str, Any]) -> str:
-        """Return a row's source and target as one text, the source within its budget; raises as `source` does."""
+        """Return a row's source, within its budget, and target as one marked text; raises as `source` does."""
         _, _, source = self.source(row)
-        target, _ = self.template.render_target(row, self.languages)
+        target, _ = self._render_target(row)
         return source + self._gap(source) + target
 
     def common_prefix(self) -> str:
-        """Return the text that every source starts with: system message, demonstrations, the template's first words.
+        """Return the marked text that every source starts with: system message, demonstrations, the first words.
 
         A space at its end is left out, because it belongs to the token of the next word.
         """
-        return self._as_text(self.template.common_prefix(self.languages)).split(VALUE_END)[0].rstrip(" ")
+        return self._as_text(self._marked_template().common_prefix(self.languages)).split(VALUE_END)[0].rstrip(" ")
 
     def source_text(self, row: dict[str, Any]) -> str:
-        """Return a row's source as the template and the chat template write it, of any length."""
-        return self._as_text(self.template.render(row, self.languages, with_target=False))
+        """Return a row's source as the template and the chat template write it: a marked text of any length.
+
+        Raises:
+            TemplateError: the row cannot be rendered, or the template compares a value with a control token.
+        """
+        marked_row = self.control.mark({**row})
+        template = self._marked_template()
+        rendered = template.render(marked_row, self.languages, with_target=False)
+        if marked_row != {**row}:
+            unmarked = template.render(row, self.languages, with_target=False)
+            self._check_marks(rendered.source, unmarked.source)
+        return self._as_text(rendered)
+
+    def _render_target(self, row: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+        """Return a row's target as marked text, and its references; raise TemplateError as `source_text` does."""
+        target, references = self.template.render_target(row, self.languages)
+        marked_row = self.control.mark({**row})
+        if marked_row == {**row}:
+            return target, references
+        marked, _ = self.template.render_target(marked_row, self.languages)
+        self._check_marks(marked, target)
+        return marked, references
+
+    def _marked_template(self) -> Template:
+        """Return the template with marked demonstrations, which are data."""
+        if not self.template.demonstrations:
+            return self.template
+        return replace(self.template, demonstrations=tuple(self.control.mark([*self.template.demonstrations])))
+
+    def _check_marks(self, marked: str, unmarked: str) -> None:
+        """Raise a TemplateError if a template writes another text because its values are marked."""
+        if self.control.plain(marked) != self.control.plain(unmarked):
+            raise TemplateError(
+                f"template {self.template.name}: it compares or changes the text of a special token in the row, which "
+                "reaches the model as plain text; take the token out of the row"
+            )
 
     def tokenize(self, text: str) -> list[int]:
-        """Return the token ids of a source, without an end-of-sequence token that a tokenizer appends."""
+        """Return the token ids of a source, a marked text, without an end token that a tokenizer appends."""
         # A chat template writes its own special tokens.
-        ids = self.tokenizer(text, add_special_tokens=not self.template.chat).input_ids
+        ids = self.control.encode(text, add_special_tokens=not self.template.chat)
         end = self.tokenizer.eos_token_id
         appended = not self.is_encoder_decoder and ids[-1:] == [end] and not text.endswith(self.tokenizer.eos_token)
         return ids[:-1] if appended else ids
@@ -292,10 +334,10 @@ class Encoder:
             ) from error
 
     def _target_ids(self, source: str, source_ids: list[int], target: str) -> list[int]:
-        """Return the target's token ids as they follow the source, with the end-of-sequence token."""
+        """Return the token ids of a marked target as they follow a marked source, with the end-of-sequence token."""
         end = self.tokenizer.eos_token_id
         if self.is_encoder_decoder:
-            ids = self.tokenizer(text_target=target).input_ids
+            ids = self.control.encode(target, target=True)
             return ids if end in ids else [*ids, end]  # mBART writes the language after the end.
         gap = self._gap(source)
         joint = self.tokenize(source + gap + target)
@@ -303,18 +345,20 @@ class Encoder:
             ids = joint[len(source_ids) :]
         else:
             # The tokenizer merged across the boundary. Generation cannot do that, so training must not either.
-            ids = self.tokenizer(gap + target, add_special_tokens=False).input_ids
+            ids = self.control.encode(gap + target, add_special_tokens=False)
         return [*ids, end]
 
     def _shorten(self, text: str, column: str, tokens: int) -> str:
         """Return a column's text without its last tokens."""
         if not isinstance(text, str):
             raise TemplateError(f"column {column!r} is not text, so it cannot be cut; take it out of truncate")
+        # The text of a control token has several tokens, in the source too.
+        settings = {"add_special_tokens": False, "split_special_tokens": bool(self.control.pattern.search(text))}
         if not self.tokenizer.is_fast:
             # Only a fast tokenizer knows where its tokens are in the text.
-            kept = self.tokenizer(text, add_special_tokens=False).input_ids[:-tokens]
+            kept = self.tokenizer(text, **settings).input_ids[:-tokens]
             return self.tokenizer.decode(kept, clean_up_tokenization_spaces=False).rstrip()
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+        offsets = self.tokenizer(text, **settings, return_offsets_mapping=True).offset_mapping
         keep = len(offsets) - tokens
         return text[: offsets[keep][0]].rstrip() if keep > 0 else ""
 

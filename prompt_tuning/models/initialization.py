@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.encoding.control_tokens import control_tokens
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import AdapterError, OverlongError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
@@ -28,7 +29,7 @@ DEFAULT_VIRTUAL_TOKENS = 20
 def initial_text(
     args: PromptArguments, encoder: Encoder, train_rows: Dataset | IterableDataset | None, seed: int
 ) -> str | None:
-    """Return the text that the prompt starts from, or None if `init` does not name a text.
+    """Return the marked text that the prompt starts from, or None if `init` does not name a text.
 
     Demonstrations are training rows that the seed draws, written by the template with their targets. A row over its
     budget is replaced by another, and the log says so.
@@ -88,14 +89,14 @@ def _draw_demonstrations(encoder: Encoder, rows: Dataset, count: int, seed: int)
 
 
 def initial_ids(text: str | None, tokenizer: PreTrainedTokenizerBase, init: str) -> list[int] | None:
-    """Return the token ids of the text that the prompt starts from, or None if there is no text.
+    """Return the token ids of the marked text that the prompt starts from, or None if there is no text.
 
     Raises:
         RecipeError: the text has no tokens.
     """
     if text is None:
         return None
-    ids = tokenizer(text, add_special_tokens=False).input_ids
+    ids = control_tokens(tokenizer).encode(text, add_special_tokens=False)
     if not ids:
         raise RecipeError(f"init {init}: its text has no tokens. Write the words that the prompt starts from.")
     return ids

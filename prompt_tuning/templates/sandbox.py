@@ -306,8 +306,13 @@ def with_nulls(value: Any) -> Any:
 
 def replaced(value: Any, old: str, new: str) -> Any:
     """Return a row, or a value in it, with one text replaced by another."""
+    return map_texts(value, lambda text: text.replace(old, new))
+
+
+def map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a row, or a value in it, with every text changed."""
     if isinstance(value, str):
-        return value.replace(old, new)
+        return change(value)
     if isinstance(value, dict):
-        return type(value)({key: replaced(item, old, new) for key, item in value.items()})
-    return type(value)([replaced(item, old, new) for item in value]) if isinstance(value, list) else value
+        return type(value)({key: map_texts(item, change) for key, item in value.items()})
+    return type(value)([map_texts(item, change) for item in value]) if isinstance(value, list) else value

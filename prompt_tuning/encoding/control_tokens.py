@@ -1,0 +1,148 @@
+"""Keep the text of control tokens in data apart from the control tokens that a template writes.
+
+Control tokens are the tokenizer's special tokens and the added tokens that its chat template writes. A marked text has
+a stand-in for the first character of every control token that came from data. So the length of a text stays the same,
+and what still looks like a control token is the template's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerBase
+
+from prompt_tuning.errors import TemplateError
+from prompt_tuning.templates.sandbox import map_texts
+
+# Unicode reserves U+FDD0 to U+FDEF for the inside of programs; no text may hold them.
+MARKER = "\ufdd0"
+STAND_INS = tuple(map(chr, range(0xFDD1, 0xFDF0)))
+_RESERVED = re.compile("[\ufdd0-\ufdef]")
+
+
+@dataclass(frozen=True)
+class ControlTokens:
+    """The control tokens of a tokenizer, and how texts with them are marked and encoded.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        ids: the id of every control token by its text.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    ids: dict[str, int]
+
+    @functools.cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """A pattern of every control token, the longest first."""
+        return re.compile("|".join(map(re.escape, sorted(self.ids, key=len, reverse=True))) or "(?!)")
+
+    @functools.cached_property
+    def _stand_ins(self) -> dict[str, str]:
+        """The stand-in of every character that a control token starts with."""
+        return dict(zip(sorted({token[0] for token in self.ids}), STAND_INS, strict=False))
+
+    def mark(self, value: Any) -> Any:
+        """Return a row, or a value in it, with stand-ins.
+
+        Raises:
+            TemplateError: a text holds a character that is reserved for stand-ins.
+        """
+        return map_texts(value, self._mark_text)
+
+    def _mark_text(self, text: str) -> str:
+        reserved = _RESERVED.search(text)
+        if reserved:
+            raise TemplateError(f"a text holds U+{ord(reserved[0]):04X}, which is not a character; take it out")
+        return self.pattern.sub(lambda token: self._stand_ins[token[0][0]] + token[0][1:], text)
+
+    def plain(self, marked: str) -> str:
+        """Return a marked text with its own characters."""
+        return marked.translate({ord(stand_in): first for first, stand_in in self._stand_ins.items()})
+
+    def encode(self, marked: str, **settings: Any) -> list[int]:
+        """Return the token ids of a marked text, in which data has no control token.
+
+        A text without stand-ins is encoded as the tokenizer always does.
+
+        Args:
+            marked: the text.
+            settings: other arguments of the tokenizer; `target=True` encodes the text as `text_target`.
+
+        Raises:
+            TemplateError: the tokenizer cannot write a control token's text as plain text.
+        """
+        name = "text_target" if settings.pop("target", False) else "text"
+        if not _RESERVED.search(marked):
+            return self.tokenizer(**{name: marked}, **settings).input_ids
+        numbers = {token: number for number, token in enumerate(self.ids)}
+        text = self.pattern.sub(lambda token: f"{MARKER}{numbers[token[0]]}{MARKER}", marked)
+        if self.tokenizer.is_fast:
+            return self._encode_apart({name: self.plain(text)}, settings)
+        if text != marked:
+            raise TemplateError(
+                f"the row holds the text of a special token, and this tokenizer ({type(self.tokenizer).__name__}) "
+                "cannot tell it from the template's own; take it out of the row, or out of the template"
+            )
+        return self.tokenizer(**{name: self.plain(text)}, split_special_tokens=True, **settings).input_ids
+
+    def _encode_apart(self, text: dict[str, str], settings: dict[str, Any]) -> list[int]:
+        """Encode a text whose own control tokens are written by number, and any other control token as plain text."""
+        tokenizer, own_ids = self._numbered
+        encoded = tokenizer(**text, split_special_tokens=True, return_special_tokens_mask=True, **settings)
+        control_ids = set(self.ids.values()) - {self.tokenizer.unk_token_id}
+        ids: list[int] = []
+        for token, added in zip(encoded.input_ids, encoded.special_tokens_mask, strict=True):
+            if token in control_ids and not added:
+                ids += self._characters(token)
+            else:
+                ids.append(own_ids.get(token, token))
+        return ids
+
+    @functools.cached_property
+    def _numbered(self) -> tuple[PreTrainedTokenizerBase, dict[int, int]]:
+        """A copy of the tokenizer that also reads control tokens by their numbers, and what its new ids mean."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+        tokenizer.add_special_tokens({"extra_special_tokens": list(self.ids)})
+        own_ids = {}
+        for number, (text, id) in enumerate(self.ids.items()):
+            written = f"{MARKER}{number}{MARKER}"
+            # The copy does not call these tokens special, so split_special_tokens leaves them whole.
+            strips = {"lstrip": added[text].lstrip, "rstrip": added[text].rstrip}
+            tokenizer.add_tokens([AddedToken(written, special=False, normalized=False, **strips)])
+            own_ids[tokenizer.convert_tokens_to_ids(written)] = id
+        return tokenizer, own_ids
+
+    def _characters(self, token: int) -> list[int]:
+        """Return the ids of a control token's characters, because some vocabularies also find it in plain text."""
+        text = self.tokenizer.convert_ids_to_tokens(token)
+        ids = self.tokenizer.convert_tokens_to_ids(list(text))
+        if None in ids:
+            raise TemplateError(f"the tokenizer cannot write {text!r} as plain text; take it out of the row")
+        return ids
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Return the ids of the tokens that decoding leaves out, by their texts."""
+    ids = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    return ids | {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
+    """Return the control tokens of a tokenizer."""
+    return _control_tokens(tokenizer, str(tokenizer.chat_template))
+
+
+@functools.lru_cache(maxsize=8)
+def _control_tokens(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> ControlTokens:
+    ids = special_tokens(tokenizer)
+    for id, token in tokenizer.added_tokens_decoder.items():
+        if token.content in chat_template and not token.content.isspace():
+            ids[token.content] = id
+    return ControlTokens(tokenizer, ids)
