@@ -20,6 +20,7 @@ from prompt_tuning.data.files import line_of_row, load_file, unreadable
 from prompt_tuning.data.saved import is_saved, load_saved, saved_splits
 from prompt_tuning.data.splitting import description, is_cut, split_numbers, split_size
 from prompt_tuning.errors import DataError, ErrorList, first_line
+from prompt_tuning.templates.shapes import language_pair, with_translation
 from prompt_tuning.templates.template import COLUMN_SETTINGS
 
 logger = logging.getLogger(__name__)
@@ -117,9 +118,8 @@ def with_standard_columns(row: dict[str, Any], args: DataArguments) -> dict[str,
     """
     renamed = {standard: row[name] for standard, name in _column_settings(args).items() if name in row}
     row = row | renamed
-    if args.task == "translation" and "translation" not in row and args.source_lang in row:
-        codes = (args.source_lang, args.target_lang)
-        row = row | {"translation": {code: row[code] for code in codes if code in row}}
+    if args.task == "translation":
+        row = dict(with_translation(row, args.source_lang, args.target_lang))
     return row
 
 
@@ -227,7 +227,7 @@ def _not_from_hub(args: DataArguments, split: str, error: Exception) -> DataErro
 def _standard_columns(
     dataset: Dataset | IterableDataset, args: DataArguments, origin: str
 ) -> Dataset | IterableDataset:
-    """Rename columns to the standard ones, and make a translation of two columns that are named by language codes."""
+    """Rename columns to the standard ones, and make a translation of two columns, one for each language."""
     names = list(column_names(dataset))
     for standard, name in _column_settings(args).items():
         if not name or name == standard:
@@ -239,9 +239,10 @@ def _standard_columns(
             names.remove(standard)
         dataset = dataset.rename_column(name, standard)
         names[names.index(name)] = standard
-    codes = [args.source_lang, args.target_lang]
-    if args.task == "translation" and "translation" not in names and set(codes) <= set(names):
-        dataset = dataset.map(lambda row: {"translation": {code: row[code] for code in codes}})
+    codes = (args.source_lang, args.target_lang)
+    makes_pair = args.task == "translation" and "translation" not in names
+    if makes_pair and set(codes) <= set(language_pair(next(iter(dataset), {}), *codes)):
+        dataset = dataset.map(lambda row: {"translation": language_pair(row, *codes)})
     return dataset
 
 

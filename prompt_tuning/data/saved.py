@@ -44,11 +44,9 @@ def load_saved(folder: str, name: str, *, streaming: bool = False) -> Dataset | 
         )
     where = splits[name]
     try:
-        names = [file["filename"] for file in json.loads((where / STATE).read_text(encoding="utf-8"))["_data_files"]]
-        files = [str(_inside(where, file)) for file in names]
-        return load_dataset(
-            "arrow", data_files={"train": list(map(glob.escape, files))}, split="train", streaming=streaming
-        )
+        state = json.loads((where / STATE).read_text(encoding="utf-8"))
+        files = [glob.escape(str(_inside(where, file["filename"]))) for file in state["_data_files"]]
+        return load_dataset("arrow", data_files={"train": files}, split="train", streaming=streaming)
     except UNREADABLE as error:
         raise DataError(
             f"dataset {folder}, split {name}: {first_line(error.__cause__ or error)}. Save it again by save_to_disk."

@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 from collections import defaultdict
+from collections.abc import Iterable
+from itertools import chain
 
 from datasets import Dataset
 
@@ -30,7 +32,7 @@ def split_size(args: DataArguments, split: str) -> float | None:
 
 def is_cut(args: DataArguments) -> bool:
     """Return True if the training rows are cut into several splits."""
-    return any(split_size(args, split) for split in CUT)
+    return args.validation_size is not None or args.test_size is not None
 
 
 def split_numbers(rows: Dataset, args: DataArguments, origin: str) -> dict[str, list[int]]:
@@ -58,9 +60,9 @@ def split_numbers(rows: Dataset, args: DataArguments, origin: str) -> dict[str, 
             continue
         wanted = math.ceil(size * len(rows)) if size < 1 else int(size)
         taken = _fill(order, groups, wanted)
-        numbers[split] = sorted(number for key in taken for number in groups[key])
+        numbers[split] = _rows_of(taken, groups)
         order = [key for key in order if key not in taken]
-    numbers["train"] = sorted(number for key in order for number in groups[key])
+    numbers["train"] = _rows_of(order, groups)
     for split, rows_of_split in numbers.items():
         if not rows_of_split:
             raise DataError(
@@ -72,9 +74,7 @@ def split_numbers(rows: Dataset, args: DataArguments, origin: str) -> dict[str, 
 
 def description(numbers: dict[str, list[int]], rows: Dataset, args: DataArguments) -> str:
     """Return one line for the log with the number of rows of every split, and what keeps rows together."""
-    counts = ", ".join(
-        f"{len(numbers[split])} {split}" for split in ("train", "validation", "test") if split in numbers
-    )
+    counts = ", ".join(f"{len(numbers[split])} {split}" for split in sorted(numbers))
     column = _group_column(rows)
     together = f"; rows with the same {column} stay together" if column else ""
     return f"cut by {', '.join(_settings(args))} into {counts} rows{together}"
@@ -102,6 +102,10 @@ def _groups(rows: Dataset, args: DataArguments) -> dict[str, list[int]]:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
         groups[f"row {number}" if value is None else f"text {normalised(text)}"].append(number)
     return groups
+
+
+def _rows_of(keys: Iterable[str], groups: dict[str, list[int]]) -> list[int]:
+    return sorted(chain.from_iterable(map(groups.__getitem__, keys)))
 
 
 def _fill(order: list[str], groups: dict[str, list[int]], wanted: int) -> set[str]:

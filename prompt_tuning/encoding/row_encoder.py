@@ -228,6 +228,7 @@ class Encoder:
 
     def cut_source(self, row: dict[str, Any]) -> tuple[list[int], int, str]:
         """Encode a row's source with all of the template's demonstrations; returns and raises as `source` does."""
+        row = self.template.standard_row(row)
         text = self.source_text(row)
         ids = self.tokenize(text)
         full = len(ids)

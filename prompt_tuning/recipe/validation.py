@@ -296,7 +296,7 @@ def _split_errors(data: DataArguments) -> list[str]:
             f"streaming: {' and '.join(cut)} needs all training rows before training. Leave out one of the two.",
         ),
         (
-            sum(size for size in cut.values() if size < 1) >= 1,
+            len(cut) == 2 and max(cut.values()) < 1 and sum(cut.values()) >= 1,
             f"{' and '.join(cut)} take all rows, and leave none for training. Lower one of them.",
         ),
     ]

@@ -10,6 +10,7 @@ from typing import Any
 from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.support.tables import text_table
 from prompt_tuning.templates.languages import language_variables
+from prompt_tuning.templates.shapes import with_translation
 from prompt_tuning.templates.template import COLUMN_SETTINGS, Template
 
 FIRST_WORDS_WIDTH = 60
@@ -114,8 +115,7 @@ def rename_columns(
             value = row[column]
             row = {key: item for key, item in row.items() if key != column}
             row[usual_name] = value
-    if "translation" not in row and source_lang in row and target_lang in row:
-        row = row | {"translation": {source_lang: row[source_lang], target_lang: row[target_lang]}}
+    row = dict(with_translation(row, source_lang, target_lang))
     pair = row.get("translation")
     others = [code for code in pair if code not in (source_lang, target_lang)] if isinstance(pair, dict) else []
     source_lang = source_lang or (others.pop(0) if others else None)

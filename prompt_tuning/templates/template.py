@@ -13,8 +13,9 @@ import jinja2
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.support.text import gap_after, normalised
 from prompt_tuning.support.yaml_files import to_yaml
+from prompt_tuning.templates.fields import LIST_FIELDS, check_fields, checked_list
 from prompt_tuning.templates.languages import LANGUAGE_VARIABLES
-from prompt_tuning.templates.loading import describe, find_entries, find_entry
+from prompt_tuning.templates.loading import find_entries, find_entry
 from prompt_tuning.templates.sandbox import (
     CHOICE_END,
     VALUE_END,
@@ -27,10 +28,7 @@ from prompt_tuning.templates.sandbox import (
     replaced,
     with_nulls,
 )
-
-TEXT_FIELDS = ("source", "target", "references", "system", "answer_choices")
-REQUIRED_FIELDS = ("source", "target")
-LIST_FIELDS = {"demonstrations": (dict, "rows"), "stop": (str, "texts"), "truncate": (str, "texts")}
+from prompt_tuning.templates.shapes import standard_shapes
 
 # The setting that reads a column under another name, by the usual name of the column.
 COLUMN_SETTINGS = {
@@ -127,8 +125,8 @@ class Template:
         Raises:
             TemplateError: a field is unknown, missing, of another type or not valid Jinja.
         """
-        _check_fields(values, {field.name for field in fields(cls)} - {"name"}, name)
-        lists = {key: _checked_list(values[key], key, name) for key in LIST_FIELDS if key in values}
+        check_fields(values, {field.name for field in fields(cls)} - {"name"}, name)
+        lists = {key: checked_list(values[key], key, name) for key in LIST_FIELDS if key in values}
         template = cls(**(values | lists), name=name)
         template.columns  # noqa: B018 - Compiles every field, so that a mistake is reported here.
         template.check_truncate(template.truncate)
@@ -161,8 +159,7 @@ class Template:
     @property
     def columns(self) -> frozenset[str]:
         """The columns that a row needs for training."""
-        expression = f"{{{{ {self.references} }}}}" if self.references else ""
-        return self.source_columns | self._variables(self.target) | self._variables(expression)
+        return self.source_columns | self._variables(self.target) | self._variables(self._references)
 
     def check_columns(self, available: Sequence[str], where: str, *, for_prediction: bool = False) -> None:
         """Check that the data has the columns that the template reads.
@@ -274,8 +271,19 @@ class Template:
         """
         if self.answer_choices is None:
             return []
-        text = self._render(self.answer_choices, with_nulls({**row, **(languages or {})}), compiled_choices)
+        values = with_nulls(self.standard_row(row) | (languages or {}))
+        text = self._render(self.answer_choices, values, compiled_choices)
         return [choice.strip() for choice in text.split(CHOICE_END)]
+
+    def standard_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a row with answers, translation and document in the shape that the fields of this template expect."""
+        fields = (self.source, self.target, self._references, self.system, self.answer_choices)
+        return standard_shapes(row, tuple(filter(None, fields)))
+
+    @property
+    def _references(self) -> str:
+        """The expression `references` as Jinja text, which prints nothing."""
+        return f"{{% set references = {self.references} %}}" if self.references else ""
 
     def _messages(self, languages: dict[str, str] | None, write: Callable[[str], str]) -> tuple[dict[str, str], ...]:
         """Return system message, demonstrations and source as turns; `write` makes text of a field."""
@@ -301,8 +309,8 @@ class Template:
         return messages
 
     def _values(self, row: Mapping[str, Any], languages: dict[str, str] | None) -> dict[str, Any]:
-        """Return the variables of source and target. A row of `datasets` is a mapping, but not a dict."""
-        values = with_nulls({**row, **(languages or {})})
+        """Return the variables of source and target."""
+        values = with_nulls(self.standard_row(row) | (languages or {}))
         if self.answer_choices is None:
             return values
         return values | {"answer_choices": with_nulls(self.choices(row, languages))}
@@ -362,38 +370,3 @@ def load_templates(where: str | Path | None = None) -> tuple[dict[str, Template]
         except TemplateError as error:
             unreadable[entry.name] = str(error)
     return templates, unreadable
-
-
-def _check_fields(values: Any, names: set[str], template: str) -> None:
-    """Raise TemplateError if fields are missing, unknown or of another type."""
-    if not isinstance(values, dict) or not set(REQUIRED_FIELDS) <= set(values):
-        raise TemplateError(
-            f"template {template}: expected the fields source and target, found {describe(values)}. Set both."
-        )
-    unknown = sorted(map(str, set(values) - names))
-    if unknown:
-        raise TemplateError(
-            f"template {template}: unknown field {unknown[0]}. The fields are {', '.join(sorted(names))}."
-        )
-    for key in TEXT_FIELDS:
-        value = values.get(key, "")
-        if not isinstance(value, str) and (value is not None or key in REQUIRED_FIELDS):
-            raise TemplateError(
-                f"template {template}: expected text as {key}, found {type(value).__name__}. Put it in quotes."
-            )
-    if not isinstance(values.get("chat", False), bool):
-        raise TemplateError(
-            f"template {template}: expected true or false as chat, found {values['chat']!r}. Write it without quotes."
-        )
-
-
-def _checked_list(value: Any, key: str, template: str) -> tuple[Any, ...]:
-    """Return the items of a field that is a list; raise TemplateError if one is empty or of another type."""
-    if value is None:
-        return ()
-    item_type, items = LIST_FIELDS[key]
-    if not isinstance(value, list) or not all(isinstance(item, item_type) and item for item in value):
-        raise TemplateError(
-            f"template {template}: expected a list of {items} as {key}, found {value!r}. Leave no item empty."
-        )
-    return tuple(value)

@@ -204,7 +204,7 @@ def test_one_file_is_cut_into_splits_that_every_command_sees(recipe_file, tmp_pa
     assert main(["check", recipe]) == 0
     checked = capsys.readouterr()
     assert "train: 14 rows" in checked.out and "validation: 4 rows" in checked.out and "test: 6 rows" in checked.out
-    assert "train.jsonl: cut by test_size 0.25, validation_size 4 into 14 train, 4 validation, 6 test" in checked.err
+    assert "cut by test_size 0.25, validation_size 4 into 6 test, 14 train, 4 validation rows" in checked.err
     assert main(["train", recipe]) == 0
     trained = read_json_lines(tmp_path / "run" / "predictions" / "test.jsonl")
     saved = str(tmp_path / "run" / "recipe.yaml")

@@ -39,7 +39,7 @@ def test_rows_of_one_passage_are_in_one_split_and_every_row_is_in_one(file, capl
     assert sum(len(passages(rows)) for rows in splits.values()) == 20
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 23, "validation": 8, "test": 8}
     assert (
-        f"{file}: cut by test_size 8, validation_size 0.2 into 23 train, 8 validation, 8 test rows; "
+        f"{file}: cut by test_size 8, validation_size 0.2 into 8 test, 23 train, 8 validation rows; "
         "rows with the same context stay together"
     ) in caplog.text
 

@@ -182,7 +182,7 @@ def test_several_workers_encode_the_same_rows_and_the_cache_repeats_them(recipe_
 def test_too_few_rows_that_the_template_can_write_are_an_error(tokenizer):
     rows = question_rows(4)
     rows[1]["question"] = None
-    rows[2]["answers"] = {"text": [], "answer_start": []}
+    rows[2]["answers"] = {"text": [""], "answer_start": [0]}
     assert set(choose(tokenizer, rows, "random", 2).fixed) == {0, 3}
     with pytest.raises(DataError, match="num_demonstrations is 3 and the training split has 2 rows of different"):
         choose(tokenizer, rows, "random", 3)

@@ -57,6 +57,15 @@ def test_only_the_column_in_truncate_is_cut_from_its_end(tokenizer):
         assert cut["labels"][-2:] == whole["labels"][-2:]
 
 
+def test_a_document_of_sentences_is_cut_like_one_text(tokenizer):
+    template = Template.load("summarization/plain")
+    sentences = ["Ada lives in Turin.", "The garden is full of old trees and young birds."]
+    whole = {"document": " ".join(sentences), "summary": "Ada"}
+    encoder = Encoder(template, tokenizer, max_source_tokens=12)
+    cut = encoder.row({"document": sentences, "summary": ["Ada"]})
+    assert cut == encoder.row(whole) and cut["cut_tokens"] > 0
+
+
 def test_columns_are_cut_in_the_order_of_truncate(tokenizer):
     template = Template(source="{{ a }} | {{ b }} |", target="x")
     row = {"a": "Ada lives in Turin " * 5, "b": "Emil lives in Riga " * 5}

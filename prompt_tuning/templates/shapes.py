@@ -1,0 +1,148 @@
+"""Read answers, translations and documents in the shapes that public data sets have.
+
+A template says which shape it expects by what it reads: one that reads `answers.text` takes answers of any shape, and
+one that reads `answers[0]` gets the column as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import jinja2.nodes
+
+from prompt_tuning.templates.sandbox import environment
+
+
+def standard_shapes(row: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+    """Return a row with the columns answers, translation and document in the shape that a template expects.
+
+    A value of an unknown shape stays as it is, so that the template names it when it needs it.
+
+    Args:
+        row: values by column.
+        texts: the Jinja texts of the template.
+    """
+    row = dict(row)
+    for text in texts:
+        for column, reader in _readers(text).items():
+            if column in row:
+                row[column] = reader(row[column])
+    return row
+
+
+def with_translation(row: Mapping[str, Any], source_lang: str | None, target_lang: str | None) -> Mapping[str, Any]:
+    """Return a row with a column `translation` made of its `language_pair`, if it has none.
+
+    Args:
+        row: values by column. One to predict on may lack the target.
+        source_lang: code of the language to translate from.
+        target_lang: code of the language to translate into.
+    """
+    pair = language_pair(row, source_lang, target_lang)
+    return row if "translation" in row or source_lang not in pair else {**row, "translation": pair}
+
+
+def language_pair(row: Mapping[str, Any], *codes: str | None) -> dict[str, Any]:
+    """Return by language what a row holds in a column for each language.
+
+    It is named by its code, as in FLORES (`sentence_eng_Latn`), or as in TICO-19 (`sourceString`, with `sourceLang`).
+    """
+    pair = {}
+    for code in filter(None, codes):
+        columns = [code, f"sentence_{code}"]
+        for side in ("source", "target"):
+            if row.get(f"{side}Lang") == code:
+                columns.append(f"{side}String")
+        for column in columns:
+            if column in row:
+                pair[code] = row[column]
+    return pair
+
+
+@functools.lru_cache(maxsize=512)
+def _readers(text: str) -> dict[str, Callable[[Any], Any]]:
+    """Return the function that reads each column of which a Jinja text expects a shape."""
+    tree = environment().parse(text)
+    printed: list[jinja2.nodes.Node] = []
+    for output in tree.find_all(jinja2.nodes.Output):
+        printed += output.nodes
+    readers: dict[str, Callable[[Any], Any]] = {}
+    items: list[Any] = [*tree.find_all(jinja2.nodes.Getattr), *tree.find_all(jinja2.nodes.Getitem)]
+    prints_text = False
+    for item in items:
+        if _is_name(item.node, "translation"):
+            readers["translation"] = _translation
+        if _is_name(item.node, "answers") and _key(item) == "text":
+            readers["answers"] = _answers
+            prints_text = prints_text or item in printed
+    if prints_text:
+        # A template that prints `answers.text` expects one text there.
+        del readers["answers"]
+    for node in printed:
+        if _is_name(node, "document"):
+            readers["document"] = _document
+    return readers
+
+
+def _is_name(node: jinja2.nodes.Node, name: str) -> bool:
+    return isinstance(node, jinja2.nodes.Name) and node.name == name
+
+
+def _key(node: jinja2.nodes.Getattr | jinja2.nodes.Getitem) -> Any:
+    """Return the attribute or the constant item that a node reads; None of a computed one."""
+    if isinstance(node, jinja2.nodes.Getattr):
+        return node.attr
+    return node.arg.value if isinstance(node.arg, jinja2.nodes.Const) else None
+
+
+def _answers(value: Any) -> Any:
+    """Return answers as `{text: [...]}`. An empty list of them is a question without an answer."""
+    if isinstance(value, Mapping):
+        texts = value.get("text")
+        answers = {**value, "text": [texts] if isinstance(texts, str) else texts}
+    else:
+        answers = {"text": list(map(_answer, value if isinstance(value, list) else [value]))}
+    return answers if _is_texts(answers["text"]) else value
+
+
+def _answer(value: Any) -> Any:
+    """Return one answer as a text: yes or no for a truth value, a number as it is printed, the text of a mapping."""
+    if isinstance(value, Mapping):
+        return value.get("text")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str) and value.startswith(("{'text'", '{"text"')):
+        return None  # It is a cell of a csv file that a program filled with a mapping.
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _translation(value: Any) -> Any:
+    """Return a translation as `{code: text}`, or `{code: [text, ...]}` for a language with several."""
+    if isinstance(value, Mapping) and set(value) == {"language", "translation"}:
+        pairs = list(zip(value["language"], value["translation"], strict=False))
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        pairs = list(chain.from_iterable(map(_pairs, value)))
+    else:
+        return value
+    texts: dict[str, list[Any]] = {}
+    for code, text in pairs:
+        texts.setdefault(code, []).append(text)
+    return {code: several if len(several) > 1 else several[0] for code, several in texts.items()}
+
+
+def _pairs(item: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the codes and texts of an item: `{language: fr, text: ...}` or `{fr: ...}`."""
+    code = item.get("language", item.get("lang"))
+    return list(item.items()) if code is None else [(code, item.get("text", item.get("translation")))]
+
+
+def _document(value: Any) -> Any:
+    """Return a document that is a list of sentences as one text."""
+    return " ".join(value) if value and _is_texts(value) else value
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
