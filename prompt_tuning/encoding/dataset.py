@@ -46,6 +46,7 @@ class EncodingReport:
         rows_with_fewer_demonstrations: the number of rows in which some of their demonstrations do not fit.
         omitted_demonstrations: the number of demonstrations that do not fit, of all rows together.
         rows_without_demonstrations: the number of rows in which not one of their demonstrations fits.
+        rows_without_reference: the number of rows without a reference answer, or with empty ones only.
     """
 
     rows: int
@@ -59,6 +60,7 @@ class EncodingReport:
     rows_with_fewer_demonstrations: int = 0
     omitted_demonstrations: int = 0
     rows_without_demonstrations: int = 0
+    rows_without_reference: int = 0
 
     def __str__(self) -> str:
         """Return one line for the log."""
@@ -73,6 +75,8 @@ class EncodingReport:
                 f"{self.omitted_demonstrations} in all did not fit, {self.rows_without_demonstrations} rows have none"
             )
             parts.append(f"{self.rows_with_fewer_demonstrations} with fewer demonstrations ({counts})")
+        if self.rows_without_reference:
+            parts.append(f"{self.rows_without_reference} without a reference answer")
         if self.problems:
             row, message = self.problems[0]
             parts.append(f"{len(self.problems)} left out because they have problems (row {row}: {message})")
@@ -160,6 +164,7 @@ def _select_rows(
         rows_with_fewer_demonstrations=int((omitted > 0).sum()),
         omitted_demonstrations=int(omitted.sum()),
         rows_without_demonstrations=int(((omitted > 0) & (shown == 0)).sum()),
+        rows_without_reference=sum(not any(map(str.strip, texts)) for texts in encoded["references"]),
     )
     return encoded.remove_columns(["problem", "overlong", "shown_demonstrations"]), report
 

@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import PartialState
 
 from prompt_tuning.encoding.batching import source_length
+from prompt_tuning.encoding.dataset import EncodingReport
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.reports.facts import machine_facts, origin_facts
 from prompt_tuning.reports.html import write_report
@@ -30,6 +31,8 @@ def describe(prepared: Prepared, split: str) -> dict[str, Any]:
     sizes = {}
     for name, of_split in prepared.reports.items():
         sizes[name] = {"rows": of_split.rows, "cut_rows": of_split.cut_rows, "longest": of_split.longest}
+        if isinstance(of_split, EncodingReport) and of_split.rows_without_reference:
+            sizes[name]["rows_without_reference"] = of_split.rows_without_reference
     if prepared.encoder.closed:
         decoding: dict[str, Any] = {"choice_normalization": recipe.prompt.choice_normalization}
     else:

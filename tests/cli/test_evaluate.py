@@ -8,6 +8,7 @@ from helpers.models import forbid_model_loading
 from transformers import GenerationConfig
 
 from prompt_tuning.cli.main import main
+from prompt_tuning.metrics.loading import load_metrics
 
 
 def test_evaluate_repeats_the_scores_of_train(run, recipe_file, tmp_path):
@@ -93,3 +94,47 @@ def test_a_split_that_the_recipe_does_not_have_is_reported(recipe_file, capsys):
     recipe = str(recipe_file(test_file=None))
     assert main(["evaluate", recipe]) == main(["render", recipe, "--split", "test"]) == 1
     assert capsys.readouterr().err.count("no test rows; set test_file") == 2
+
+
+def test_evaluate_predict_and_the_report_have_the_same_scores(recipe_file, tmp_path):
+    """Corpus metrics are those of all rows together, though rows are predicted in batches."""
+    metrics = ["squad", "sacrebleu", "chrf", "ter", "rouge"]
+    recipe = str(recipe_file(metrics=f"[{', '.join(metrics)}]"))
+    assert main(["train", recipe, "--learning_rate", "0.3"]) == 0
+    run, evaluated = tmp_path / "run", tmp_path / "evaluated"
+    small = ["--per_device_eval_batch_size", "2", "--output_dir", str(evaluated)]
+    assert main(["evaluate", recipe, "--adapter", str(run), *small]) == 0
+    scores = json.loads((evaluated / "results.json").read_text())["soft_prompt"]
+    assert scores == json.loads((run / "results.json").read_text())["soft_prompt"]
+
+    predicted = tmp_path / "predicted.jsonl"
+    command = ["predict", "--adapter", str(run), "--input", str(tmp_path / "test.jsonl"), "--output", str(predicted)]
+    assert main([*command, "--batch_size", "4"]) == 0
+    rows = [json.loads(line) for line in predicted.read_text().splitlines()]
+    texts = [row["prediction"] for row in rows]
+    assert any(texts)
+    again = load_metrics(metrics)(texts, [row["answers"]["text"] for row in rows])
+    assert scores == {name: value if isinstance(value, str) else round(value, 2) for name, value in again.items()}
+    report = (evaluated / "report.html").read_text()
+    assert all(f"{scores[name]:.2f}</td>" in report for name in ("f1", "bleu", "chrf", "ter", "rougeL"))
+
+
+def test_rows_without_a_reference_are_counted(recipe_file, tmp_path, capsys):
+    recipe = recipe_file(template=tmp_path / "mine.yaml", method="none", num_virtual_tokens=None, max_steps=None)
+    (tmp_path / "mine.yaml").write_text(
+        "source: 'Q: {{ question }} A:'\nreferences: answers.text\n"
+        "target: '{% if answers.text | join %} {{ answers.text[0] }}{% else %} none{% endif %}'\n"
+    )
+    lines = (tmp_path / "test.jsonl").read_text().splitlines()
+    for number, texts in ((2, []), (5, []), (7, [""])):
+        row = json.loads(lines[number])
+        lines[number] = json.dumps(row | {"answers": row["answers"] | {"text": texts}})
+    (tmp_path / "test.jsonl").write_text("\n".join(lines) + "\n")
+    assert main(["check", str(recipe)]) == 0
+    assert "test: 9 rows, none cut, 3 without a reference answer" in capsys.readouterr().out
+    assert main(["evaluate", str(recipe)]) == 0
+    assert "3 of these rows have no reference answer" in capsys.readouterr().out
+    results = json.loads((tmp_path / "run" / "evaluate-test-hard_prompt" / "results.json").read_text())
+    assert results["splits"]["test"]["rows_without_reference"] == 3
+    assert main(["evaluate", str(recipe), "--metrics", "chrf"]) == 1
+    assert "line 3: row has no reference answer; 1 more rows have none either" in capsys.readouterr().err
