@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from prompt_tuning.errors import RecipeError, first_line
+from prompt_tuning.metrics.language import language_of_script
 from prompt_tuning.metrics.scores import MetricFunction, Scores
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule
+
+logger = logging.getLogger(__name__)
 
 TASK_METRICS: dict[str, tuple[str, ...]] = {
     "translation": ("sacrebleu", "chrf"),
@@ -25,8 +30,24 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
 MAIN_METRIC: dict[str, str] = {"translation": "bleu", "summarization": "rougeL", "question_answering": "f1"}
 """The score of a task that chooses the best checkpoint. More is better."""
 
-OWN_METRICS = ("chrf", "exact_match", "rouge", "sacrebleu", "squad", "ter")
-_TAKES_LANGUAGE = frozenset({"rouge", "sacrebleu", "squad", "ter"})
+_SHIPPED: dict[str, tuple[str, dict[str, str]]] = {
+    "chrf": ("chrf", {}),
+    "exact_match": ("exact_match", {}),
+    "mlqa": ("squad", {"script": "mlqa"}),
+    "rouge": ("rouge", {}),
+    "sacrebleu": ("sacrebleu", {}),
+    "squad": ("squad", {}),
+    "squad_v1": ("squad", {"script": "v1.1"}),
+    "squad_v2": ("squad", {"script": "v2.0"}),
+    "ter": ("ter", {}),
+}
+"""The names of the metrics of this package, each with its folder and the options that it is computed with."""
+
+OWN_METRICS = tuple(_SHIPPED)
+HALF_CHARACTER = "\ufffd"
+"""Tokenizers write it for bytes that are no character."""
+
+_TAKES_LANGUAGE = frozenset({"mlqa", "rouge", "sacrebleu", "squad", "ter"})
 
 
 def score_example_row(score: MetricFunction) -> Scores:
@@ -40,6 +61,11 @@ def main_metric(task: str, scores: Scores) -> str:
     return main if main in scores.values else next(iter(scores.values))
 
 
+def takes_language(names: Iterable[str]) -> bool:
+    """Return whether the language of the texts changes what one of these metrics computes."""
+    return not _TAKES_LANGUAGE.isdisjoint(names)
+
+
 def load_metrics(names: Iterable[str], *, language: str | None = None) -> MetricFunction:
     """Load metrics and return `score(predictions, references)`, which returns their results in one flat dict.
 
@@ -48,7 +74,10 @@ def load_metrics(names: Iterable[str], *, language: str | None = None) -> Metric
             their owner, such as "evaluate-metric/bertscore". Only a name with an owner is looked up on the hub, so
             that a misspelt name of this package is not.
         language: the language of the texts: ISO 639-1 with or without a region, or NLLB's codes. Only the metrics of
-            this package receive it.
+            this package receive it. Without it they follow the rules for English, and references in another script
+            are reported once.
+
+    A prediction that ends at its limit of tokens may end within a character. These bytes are not scored.
 
     The references of a row are a list of one or more texts. A foreign module that takes one reference a row receives
     the first. The numbers and texts that it returns are kept, and all else is dropped.
@@ -61,9 +90,16 @@ def load_metrics(names: Iterable[str], *, language: str | None = None) -> Metric
     """
     locations = {name: _location(name) for name in names}
     modules = {name: _load_module(name, location) for name, location in locations.items()}
+    reports_script = not language and takes_language(modules)
 
     def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float | str]:
+        nonlocal reports_script
         _check_rows(predictions, references)
+        code = language_of_script(chain.from_iterable(references)) if reports_script else None
+        if code:
+            reports_script = False
+            logger.warning("metrics: references are in the script of language %s. Set it, or scores may be 0.", code)
+        predictions = [text.rstrip(HALF_CHARACTER) for text in predictions]
         result: dict[str, float | str] = {}
         sources: dict[str, str] = {}
         for name, module in modules.items():
@@ -86,7 +122,7 @@ def _location(name: str) -> str:
     The metrics of this package are absolute paths, for which `evaluate` does not ask the hub.
     """
     if name in OWN_METRICS:
-        return str(Path(__file__).resolve().parent / name)
+        return str(Path(__file__).resolve().parent / _SHIPPED[name][0])
     if Path(name).exists():
         return str(Path(name).resolve())
     if "/" in name:
@@ -130,7 +166,9 @@ def _compute(
     references: Sequence[Sequence[str]],
     language: str | None,
 ) -> Scores:
-    options = {"language": language} if name in _TAKES_LANGUAGE else {}
+    options: dict[str, str | None] = {"language": language} if name in _TAKES_LANGUAGE else {}
+    if name in OWN_METRICS:
+        options |= _SHIPPED[name][1]
     if _takes_one_reference(module):
         references = [texts[0] if texts else "" for texts in references]
     # A metric of this package needs no Arrow table, which takes longer to build than one row takes to score.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from prompt_tuning.arguments.arguments import (
 )
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import RecipeError
+from prompt_tuning.metrics.loading import TASK_METRICS
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import read_yaml
 
@@ -46,6 +48,11 @@ class Recipe:
     prompt: PromptArguments
     training: PromptTuningArguments
     explicitly_set: frozenset[str]
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """The names of the metrics, by default those of the task."""
+        return self.prompt.metrics or TASK_METRICS[str(self.data.task)]
 
     @property
     def decoding(self) -> dict[str, int]:

@@ -6,6 +6,7 @@ Every function raises one PromptTuningError, whose message has a line for each p
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 
 from datasets import Dataset, IterableDataset
@@ -19,8 +20,8 @@ from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.encoding.dataset import EncodingReport
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import DataError, ErrorList, RecipeError
-from prompt_tuning.metrics.language import primary_language
-from prompt_tuning.metrics.loading import score_example_row
+from prompt_tuning.metrics.language import is_english, language_of_script, primary_language
+from prompt_tuning.metrics.loading import score_example_row, takes_language
 from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.templates.languages import LANGUAGES
@@ -186,6 +187,28 @@ def check_references(recipe: Recipe, split: str, encoded: Dataset, score: Metric
         more = f"; {len(without) - 1} more rows have none either" if len(without) > 1 else ""
         origin = row_origin(recipe.data, split, without[0])
         raise DataError(f"{origin}: row has no reference answer{more}") from None
+
+
+def check_language(recipe: Recipe, split: str, encoded: Dataset) -> None:
+    """Raise a RecipeError if most references are in a script that the metrics would split by the rules for English.
+
+    Fewer such rows, or a language that is set to English, are reported.
+    """
+    language = primary_language(recipe.data.metric_language)
+    if not is_english(language) or not takes_language(recipe.metrics):
+        return
+    codes = Counter(map(language_of_script, encoded["references"]))
+    del codes[None]
+    if not codes:
+        return
+    code = max(codes, key=codes.__getitem__)
+    origin = split_origin(recipe.data, split)
+    count = f"{codes.total()} of {len(encoded)} rows have references in another script than English"
+    if language is None and 2 * codes.total() > len(encoded):
+        raise RecipeError(
+            f"{origin}: {count}, and metrics split them by `lang`. Set the code of theirs, as lang: {code}."
+        )
+    logger.warning("%s: %s, by whose rules metrics split them", origin, count)
 
 
 def check_teacher_model(recipe: Recipe, config: PretrainedConfig) -> None:

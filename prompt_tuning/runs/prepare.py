@@ -20,7 +20,7 @@ from prompt_tuning.encoding.demonstrations import Demonstrations
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.streaming import StreamReport, encode_stream
 from prompt_tuning.errors import DataError, ErrorList
-from prompt_tuning.metrics.loading import TASK_METRICS, load_metrics
+from prompt_tuning.metrics.loading import load_metrics
 from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.models.initialization import initial_ids, initial_text, prompt_length
 from prompt_tuning.models.loading import check_method, load_config, load_tokenizer
@@ -78,8 +78,7 @@ class Prepared:
 
 def score_of(recipe: Recipe) -> MetricFunction:
     """Load the recipe's metrics, or those of its task, for the language of its targets."""
-    names = recipe.prompt.metrics or TASK_METRICS[str(recipe.data.task)]
-    return load_metrics(names, language=recipe.data.metric_language)
+    return load_metrics(recipe.metrics, language=recipe.data.metric_language)
 
 
 def prepare_run(recipe: Recipe) -> Prepared:
@@ -250,6 +249,7 @@ def _encode_splits(
                 checks.check_encoding(recipe, split, report)
             if split != "train":
                 checks.check_references(recipe, split, encoded[split], score)
+                checks.check_language(recipe, split, encoded[split])
     errors.raise_all()
     return encoded, reports
 

@@ -6,9 +6,9 @@ import functools
 import re
 import unicodedata
 
-# Thai and Lao; Burmese; Khmer; the CJK marks, kana and bopomofo; CJK ideographs and their extensions.
+# Thai, Lao and Tibetan; Burmese; Khmer; the CJK marks, kana and bopomofo; CJK ideographs and their extensions.
 UNSPACED_SCRIPTS = (
-    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u312f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
+    r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u312f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
     r"\U00020000-\U0003ffff"
 )
 

@@ -9,7 +9,8 @@ LANGUAGE_VARIABLES = frozenset({"source_lang", "target_lang", "source_language",
 # The codes are those of ISO 639-1, and of ISO 639-3, which NLLB and Tatoeba use.
 _LANGUAGE_NAMES = {
     "af afr": "Afrikaans", "am amh": "Amharic", "ar ara arb": "Arabic", "az aze azj": "Azerbaijani",
-    "be bel": "Belarusian", "bg bul": "Bulgarian", "bn ben": "Bengali", "bs bos": "Bosnian", "ca cat": "Catalan",
+    "be bel": "Belarusian", "bg bul": "Bulgarian", "bn ben": "Bengali", "bo bod": "Tibetan", "bs bos": "Bosnian",
+    "ca cat": "Catalan",
     "cs ces": "Czech", "cy cym": "Welsh", "da dan": "Danish", "de deu": "German", "el ell": "Greek",
     "en eng": "English", "eo epo": "Esperanto", "es spa": "Spanish", "et est ekk": "Estonian", "eu eus": "Basque",
     "fa fas pes": "Persian", "fi fin": "Finnish", "fr fra": "French", "ga gle": "Irish", "gl glg": "Galician",

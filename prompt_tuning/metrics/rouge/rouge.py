@@ -6,7 +6,7 @@ import evaluate
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 
-from prompt_tuning.metrics.language import UNSPACED, characters, is_english, primary_language
+from prompt_tuning.metrics.language import UNSPACED, characters, is_english, narrow, primary_language
 from prompt_tuning.metrics.references import FEATURES, require_references
 from prompt_tuning.support.text import without_signs
 
@@ -42,7 +42,7 @@ class UnicodeTokenizer(Tokenizer):
 
     Unlike rouge_score's tokenizer, which keeps only a to z and 0 to 9, it finds words in all scripts. Letters, digits
     and their marks make a word; the vowel signs of Hindi are marks. Invisible format characters vanish, and all other
-    characters separate words. Words are not stemmed.
+    characters separate words. Full-width letters and digits equal ordinary ones. Words are not stemmed.
 
     Args:
         language: ISO 639-1.
@@ -54,7 +54,7 @@ class UnicodeTokenizer(Tokenizer):
 
     def tokenize(self, text: str) -> list[str]:
         """Return the tokens of a text."""
-        return self._split(without_signs(text.lower()))
+        return self._split(without_signs(narrow(text).lower()))
 
 
 class Rouge(evaluate.Metric):
@@ -71,7 +71,7 @@ Args:
     predictions: one text a row.
     references: one or more texts a row; rows may differ in their number. The best one counts for each ROUGE type.
     language: none or "en" is rouge_score's tokenizer with the Porter stemmer. Other languages have words of any
-        script, and characters for Chinese, Japanese, Thai, Lao, Khmer and Burmese.
+        script, and characters for Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan.
 Returns:
     rouge1, rouge2, rougeL, rougeLsum: 0 to 100; for rougeLsum the text is split into sentences if it has no lines.
 """,

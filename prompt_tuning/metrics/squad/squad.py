@@ -1,51 +1,88 @@
-"""Exact match and F1 of the SQuAD scripts v1.1 (Rajpurkar et al., 2016) and v2.0 (2018), for other languages too."""
+"""Exact match and F1 of the SQuAD scripts v1.1 (Rajpurkar et al., 2016) and v2.0 (2018), and of MLQA's (2020)."""
 
 import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import compress
 
 import evaluate
 
-from prompt_tuning.metrics.language import UNSPACED, characters, is_english, primary_language
-from prompt_tuning.metrics.references import FEATURES
+from prompt_tuning.errors import RecipeError
+from prompt_tuning.metrics.language import UNSPACED, characters, is_english, narrow, primary_language
+from prompt_tuning.metrics.references import FEATURES, require_references
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
+_ENGLISH_ARTICLES = re.compile(r"\b(a|an|the)\b")
+# The languages of MLQA with the articles that its script removes. It reads the Arabic pattern as it stands here.
+_MLQA_ARTICLES = {
+    "en": _ENGLISH_ARTICLES,
+    "es": re.compile(r"\b(un|una|unos|unas|el|la|los|las)\b"),
+    "hi": None,
+    "vi": re.compile(r"\b(của|là|cái|chiếc|những)\b"),
+    "de": re.compile(r"\b(ein|eine|einen|einem|eines|einer|der|die|das|den|dem|des)\b"),
+    "ar": re.compile(r"\sال^|ال"),
+    "zh": None,
+}
+_MLQA_CHINESE = re.compile(r"[\u4e00-\u9fa5]|[^\s\u4e00-\u9fa5]+")
+# These scripts know no question without an answer.
+_ALL_ANSWERED = ("v1.1", "mlqa")
 
 
 def answer_tokens(text: str, language: str | None = None) -> list[str]:
-    """Normalise an answer to the tokens that are compared.
+    """Normalise an answer to the tokens that are compared, if no script is named.
 
     English, and no language, follow SQuAD's scripts: lower case without ASCII punctuation and articles, split at
-    whitespace. Other languages follow MLQA's script: all Unicode punctuation goes, articles stay. Unspaced languages
-    are split into characters, as the scripts of MLQA and CMRC 2018 do.
+    whitespace. Other languages lose all Unicode punctuation and keep their articles. Full-width letters and digits
+    equal ordinary ones. Unspaced languages are split into characters, as the scripts of MLQA and CMRC 2018 do.
 
-    >>> answer_tokens("The U.S. Army!"), answer_tokens("《西游记》", "zh")
-    (['us', 'army'], ['西', '游', '记'])
+    >>> answer_tokens("The U.S. Army!"), answer_tokens("《西游记》", "zh"), answer_tokens("１９８７年", "zh")
+    (['us', 'army'], ['西', '游', '记'], ['1987', '年'])
     """
-    text = text.lower()
     if is_english(language):
-        text = "".join(character for character in text if character not in _ASCII_PUNCTUATION)
-        return _ARTICLES.sub(" ", text).split()
-    text = "".join(character for character in text if not _is_punctuation(character))
+        return _squad_tokens(text)
+    text = _without_punctuation(narrow(text).lower())
     return characters(text) if language in UNSPACED else text.split()
 
 
-def _is_punctuation(character: str) -> bool:
-    # Unicode counts the full-width ～ and ＋ as symbols. NFKC maps them to the ASCII signs that are punctuation here.
-    return (
-        unicodedata.category(character).startswith("P")
-        or unicodedata.normalize("NFKC", character) in _ASCII_PUNCTUATION
-    )
+def _squad_tokens(text: str) -> list[str]:
+    text = "".join(character for character in text.lower() if character not in _ASCII_PUNCTUATION)
+    return _ENGLISH_ARTICLES.sub(" ", text).split()
 
 
-def overlap_f1(prediction: Sequence[str], gold: Sequence[str]) -> float:
-    """Return the F1 of two bags of tokens: 1 for two empty answers, 0 for an empty one and another."""
-    if not prediction or not gold:
-        return float(prediction == gold)
+def _mlqa_tokens(text: str, language: str | None) -> list[str]:
+    if language not in _MLQA_ARTICLES:
+        languages = ", ".join(_MLQA_ARTICLES)
+        raise RecipeError(
+            f"metric mlqa: its script has no rule for language {language}. Set lang to one of {languages}."
+        )
+    text = _without_punctuation(text.lower())
+    articles = _MLQA_ARTICLES[language]
+    if articles:
+        text = articles.sub(" ", text)
+    return _MLQA_CHINESE.findall(text) if language == "zh" else text.split()
+
+
+def _without_punctuation(text: str) -> str:
+    kept = []
+    for character in text:
+        if character not in _ASCII_PUNCTUATION and not unicodedata.category(character).startswith("P"):
+            kept.append(character)
+    return "".join(kept)
+
+
+def overlap_f1(prediction: Sequence[str], gold: Sequence[str], *, empty: float = 1.0) -> float:
+    """Return the F1 of two bags of tokens: 0 for an empty answer and another.
+
+    Args:
+        prediction: tokens.
+        gold: tokens.
+        empty: the F1 of two empty answers. It is 1 in SQuAD v2.0, and 0 in v1.1 and MLQA.
+    """
+    if not prediction and not gold:
+        return empty
     common = (Counter(prediction) & Counter(gold)).total()
     return 2 * common / (len(prediction) + len(gold))
 
@@ -70,38 +107,51 @@ Args:
     references: the answers of a row. A question without an answer has none, or only empty texts.
     language: decides how answers are normalised and split, see `answer_tokens`. F1 is SQuAD's overlap of tokens for
         all languages. The script of CMRC 2018 takes the longest common substring of characters instead.
-    no_answer: the words for "there is no answer" in a prediction. They count as the empty answer if some row has no
-        answer, and as ordinary words if all rows have one.
+    script: "v1.1" or "v2.0" follows that script of SQuAD in every language, though its rules are for English. "mlqa"
+        follows MLQA's script in its languages. None is v2.0 for English, and `answer_tokens` for other languages.
+        v1.1 and mlqa need an answer to each question.
+    no_answer: the words for "there is no answer" in a prediction. They count as the empty answer to a question that
+        has no answer, and as ordinary words otherwise. v1.1 and mlqa do not read them.
 Returns:
     exact_match, f1: 0 to 100.
     has_answer_exact_match, has_answer_f1, no_answer_exact_match, no_answer_f1: the same for the rows with and the
-        rows without an answer, if there are rows without.
+        rows without an answer, if there are rows without. The script calls them HasAns and NoAns.
 """,
             features=FEATURES,
             reference_urls=["https://rajpurkar.github.io/SQuAD-explorer/", "https://github.com/facebookresearch/MLQA"],
         )
 
-    def _compute(self, predictions, references, language=None, no_answer="unanswerable"):
+    def _compute(self, predictions, references, language=None, script=None, no_answer="unanswerable"):
         language = primary_language(language)
-        answerable = [any(map(str.strip, texts)) for texts in references]
-        no_answer_tokens = None if all(answerable) else answer_tokens(no_answer, language)
-
+        if script in _ALL_ANSWERED:
+            require_references(references)
+        tokenizers: dict[str | None, Callable[[str], list[str]]] = {
+            None: partial(answer_tokens, language=language),
+            "v1.1": _squad_tokens,
+            "v2.0": _squad_tokens,
+            "mlqa": partial(_mlqa_tokens, language=language),
+        }
+        tokens = tokenizers[script]
+        no_answer_tokens = tokens(no_answer)
         exact = []
         f1 = []
         for prediction, texts in zip(predictions, references, strict=True):
-            predicted = answer_tokens(prediction, language)
-            if predicted == no_answer_tokens:
-                predicted = []
-            golds = [answer_tokens(text, language) for text in texts]
-            # The script of v2.0 does not count a reference that is empty after normalisation beside others.
-            golds = list(filter(None, golds)) or [[]]
+            predicted = tokens(prediction)
+            golds = [tokens(text) for text in texts]
+            if script not in _ALL_ANSWERED:
+                # The script of v2.0 does not count a reference that is empty after normalisation beside others.
+                golds = list(filter(None, golds)) or [[]]
+                if golds == [[]] and predicted == no_answer_tokens:
+                    predicted = []
             exact.append(float(predicted in golds))
-            f1.append(max(overlap_f1(predicted, gold) for gold in golds))
+            empty = 0.0 if script in _ALL_ANSWERED else 1.0
+            f1.append(max(overlap_f1(predicted, gold, empty=empty) for gold in golds))
 
         result = {"exact_match": _percent(exact), "f1": _percent(f1)}
-        if not all(answerable):
-            without = [not has_answer for has_answer in answerable]
-            for prefix, selectors in (("has_answer", answerable), ("no_answer", without)):
+        has_answer = [any(map(str.strip, texts)) for texts in references]
+        if script not in _ALL_ANSWERED and not all(has_answer):
+            no_answer_rows = [not answered for answered in has_answer]
+            for prefix, selectors in (("has_answer", has_answer), ("no_answer", no_answer_rows)):
                 if any(selectors):
                     result[f"{prefix}_exact_match"] = _percent(list(compress(exact, selectors)))
                     result[f"{prefix}_f1"] = _percent(list(compress(f1, selectors)))
