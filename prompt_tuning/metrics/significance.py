@@ -7,17 +7,22 @@ metric is not a mean over rows, and has sacreBLEU's own paired bootstrap.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from sacrebleu.metrics.base import Metric
 
 from prompt_tuning.errors import RecipeError
+from prompt_tuning.metrics.chrf.chrf import corpus_chrf
 from prompt_tuning.metrics.references import reference_streams
-from prompt_tuning.metrics.sacrebleu.sacrebleu import tokenizer_for
+from prompt_tuning.metrics.sacrebleu.sacrebleu import corpus_bleu
 from prompt_tuning.metrics.scores import MetricFunction
+from prompt_tuning.metrics.ter.ter import corpus_ter
 
 DRAWS = 2000
 FEW_ROWS = 16  # p is exact for at most so many rows.
+# The scores that sacreBLEU tests, and what computes each of them here and in its `evaluate` module.
+CORPUS_METRICS: dict[str, Callable[..., Metric]] = {"bleu": corpus_bleu, "chrf": corpus_chrf, "ter": corpus_ter}
 
 
 def rows_scored_alone(
@@ -50,8 +55,8 @@ def row_scores(
 
 
 def interval(scores: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the mean of scores `[seeds, rows]`."""
-    return _percentiles(_means(scores))
+    """Return the 95 % confidence interval of the mean of scores `[seeds, rows]`, which it contains."""
+    return _containing(*_percentiles(_means(scores)), float(scores.mean()))
 
 
 def difference(scores: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
@@ -68,14 +73,15 @@ def difference(scores: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
     """
     differences = scores - baseline
     drawn = _means(differences).round(9)  # Equal means differ in their last digits.
-    low, high = _percentiles(drawn)
+    difference = float(differences.mean())
+    low, high = _containing(*_percentiles(drawn), difference)
     p = min(1.0, 2 * min((drawn <= 0).mean(), (drawn >= 0).mean()) + 1 / DRAWS)
     seeds, rows = differences.shape
     if rows <= FEW_ROWS:
         # The exact test sees the mean over seeds, and not how seeds differ.
         exact = _exact_p(differences.mean(0))
         p = max(p, exact) if seeds > 1 else exact
-    return {"difference": float(differences.mean()), "low": low, "high": high, "p": float(p)}
+    return {"difference": difference, "low": low, "high": high, "p": float(p)}
 
 
 def corpus_significance(
@@ -84,32 +90,27 @@ def corpus_significance(
     """Run sacreBLEU's paired bootstrap.
 
     Args:
-        metric: bleu or chrf.
+        metric: one of CORPUS_METRICS, computed as the metric of that name is.
         systems: the predictions of each system, one text a row. All are compared with the first system.
         references: one or more texts a row.
-        language: of the texts; it chooses BLEU's tokenizer.
+        language: of the texts, as the metric takes it.
 
     Returns:
-        For each system `low` and `high` of its 95 % interval, and for all except the first `p` against the first. `p`
-        is at least 2 / 2 ** rows, the least that an exact test of so many rows returns.
+        For each system its `score`, `low` and `high` of the 95 % interval, which contains the score, and for all
+        except the first `p` against the first. `p` is at least 2 / 2 ** rows, the least that an exact test of so many
+        rows returns.
 
     Raises:
-        RecipeError: a metric other than bleu and chrf.
+        RecipeError: a metric that sacreBLEU does not test.
     """
-    if metric not in ("bleu", "chrf"):
+    if metric not in CORPUS_METRICS:
+        names = ", ".join(CORPUS_METRICS)
         raise RecipeError(
-            f"{metric} is not a mean over rows, and of such metrics only bleu and chrf have a test. Name one of them."
+            f"{metric} is not a mean over rows, and of such metrics only {names} have a test. Name one of them."
         )
-    from sacrebleu.metrics import BLEU, CHRF
-    from sacrebleu.metrics.base import Metric
     from sacrebleu.significance import PairedTest, Result
 
-    streams = reference_streams(references)
-    corpus_metric: Metric
-    if metric == "bleu":
-        corpus_metric = BLEU(tokenize=tokenizer_for(language), references=streams)
-    else:
-        corpus_metric = CHRF(2, references=streams)
+    corpus_metric = CORPUS_METRICS[metric](language, references=reference_streams(references))
     _, columns = PairedTest(list(systems.items()), {metric: corpus_metric}, None, test_type="bs", n_samples=1000)()
     del columns["System"]
     (results,) = columns.values()
@@ -117,7 +118,8 @@ def corpus_significance(
     first_score = None
     for name, result in zip(systems, results, strict=True):
         assert isinstance(result, Result) and result.mean is not None and result.ci is not None
-        significance[name] = {"low": result.mean - result.ci, "high": result.mean + result.ci}
+        low, high = _containing(result.mean - result.ci, result.mean + result.ci, result.score)
+        significance[name] = {"score": result.score, "low": low, "high": high}
         if result.p_value is None:
             first_score = result.score
             continue
@@ -160,6 +162,11 @@ def _means(scores: np.ndarray) -> np.ndarray:
     seed_weights = (drawn_seeds[..., None] == np.arange(seeds)).mean(1)  # [draws, seeds]
     row_means = seed_weights @ scores  # [draws, rows]
     return np.take_along_axis(row_means, drawn_rows, 1).mean(1)
+
+
+def _containing(low: float, high: float, score: float) -> tuple[float, float]:
+    """Widen an interval to its score, which rounding or the skew of few draws may leave outside."""
+    return min(low, score), max(high, score)
 
 
 def _percentiles(drawn: np.ndarray) -> tuple[float, float]:

@@ -17,7 +17,7 @@ import numpy as np
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.data.loading import SPLITS
 from prompt_tuning.errors import DataError, RecipeError
-from prompt_tuning.metrics.loading import MAIN_METRIC, TASK_METRICS
+from prompt_tuning.metrics.loading import MAIN_METRIC
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.metrics.significance import corpus_significance, difference, interval, row_scores, test_description
 from prompt_tuning.recipe.loading import load_recipe
@@ -150,9 +150,8 @@ def _check_metric(recipes: Mapping[str, Recipe], metric: str) -> None:
 
 
 def _scoring(recipe: Recipe) -> str:
-    metrics = sorted(recipe.prompt.metrics or TASK_METRICS[str(recipe.data.task)])
     language = recipe.data.metric_language
-    return ", ".join(metrics) + (f" (language {language})" if language else "")
+    return ", ".join(sorted(recipe.metrics)) + (f" (language {language})" if language else "")
 
 
 def _check_rows(recipes: Mapping[str, Recipe]) -> None:
@@ -232,7 +231,6 @@ def _compare_runs(runs: Sequence[RecipeRuns], metric: str) -> dict[str, Any]:
     for recipe_runs in runs:
         seed_scores = [results[recipe_runs.results_key][metric] for results in recipe_runs.results]
         parts[recipe_runs.name] = {
-            "score": float(np.mean(seed_scores)),
             "of_seeds": seed_scores,
             **tests[recipe_runs.name],
             **_costs(recipe_runs),
@@ -256,12 +254,12 @@ def _scores_by_row(runs: Sequence[RecipeRuns], metric: str) -> dict[str, np.ndar
 
 
 def _test_by_row(scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Return the interval of each recipe, and for all except the first the difference from the first."""
+    """Return the mean of each recipe with its interval, and for all except the first the difference from the first."""
     first = next(iter(scores))
     tests: dict[str, dict[str, Any]] = {}
     for name, recipe_scores in scores.items():
         low, high = interval(recipe_scores)
-        tests[name] = {"low": low, "high": high}
+        tests[name] = {"score": float(recipe_scores.mean()), "low": low, "high": high}
         if name != first:
             tests[name]["against_first"] = difference(recipe_scores, scores[first])
     return tests
@@ -280,7 +278,7 @@ def _test_each_seed(runs: Sequence[RecipeRuns], metric: str, num_seeds: int) -> 
 
 
 def mean_over_seeds(tests: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Return the mean interval and the largest p of each recipe.
+    """Return the mean score, the mean interval and the largest p of each recipe.
 
     Args:
         tests: of `corpus_significance`, for each seed.

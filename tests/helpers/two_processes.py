@@ -52,6 +52,7 @@ max_steps: 6
 save_steps: 3
 eval_strategy: steps
 eval_steps: 3
+metrics: [squad, sacrebleu, chrf, ter, rouge]
 use_cpu: true
 """
 METHODS = {
@@ -120,7 +121,7 @@ def trainer(folder, method, output, architecture="llama", rows=7, model=None, **
     )
     return Watched(
         model=model, args=args, processing_class=tokenizer, train_dataset=train, eval_dataset=evaluated,
-        compute_metrics=load_metrics(["squad"]), generation_kwargs={"max_new_tokens": 6}, stop=("\n",),
+        compute_metrics=load_metrics(["squad", "chrf", "ter"]), generation_kwargs={"max_new_tokens": 6}, stop=("\n",),
     )  # fmt: skip
 
 
@@ -154,8 +155,9 @@ def remainders(folder):
     outcomes = {}
     for rows in REMAINDERS:
         run = trainer(folder, "prompt tuning", "remainders", rows=rows, per_device_eval_batch_size=2)
-        run.evaluate()
-        outcomes[str(rows)] = {"texts": run.predict_texts(run.eval_dataset), "scored": run.scored}
+        metrics = run.evaluate()
+        scores = {name: metrics[f"eval_{name}"] for name in ("f1", "chrf", "ter")}  # Two are of the whole corpus.
+        outcomes[str(rows)] = {"texts": run.predict_texts(run.eval_dataset), "scored": run.scored, "scores": scores}
     return outcomes
 
 

@@ -1,10 +1,12 @@
 """Intervals hold their mean, and tests find a difference where there is one and none in noise."""
 
+import random
+
 import numpy as np
 import pytest
 
 from prompt_tuning.metrics.loading import load_metrics
-from prompt_tuning.metrics.significance import corpus_significance, difference, interval, row_scores
+from prompt_tuning.metrics.significance import CORPUS_METRICS, corpus_significance, difference, interval, row_scores
 
 
 def test_a_95_percent_interval_holds_the_mean_in_95_percent_of_draws():
@@ -61,3 +63,90 @@ def test_corpus_metrics_are_not_means_over_rows_and_have_the_test_of_sacrebleu()
         of_two = {"poor": poor[:2], "good": good[:2]}
         assert corpus_significance(metric, of_two, references[:2])["good"]["p"] == 0.5  # Two rows cannot show more.
         assert report["poor"]["low"] <= report["poor"]["high"] < 100
+
+
+ENGLISH = [
+    "the",
+    "a",
+    "ferry",
+    "left",
+    "harbour",
+    "before",
+    "fog",
+    "trees",
+    "bridge",
+    "two",
+    "weeks",
+    ",",
+    ".",
+    "1,250",
+]
+CHINESE = [*"渡船在大雾散去之前离开了港口邻居家的蜜蜂", "GPU", "１９８７", "。"]
+
+
+def systems_and_references(case, words):
+    """Return the predictions of two systems and references, some with several texts, of the case's kind."""
+    rng = random.Random(len(case))
+    separator = " " if words is ENGLISH else ""
+
+    def text():
+        return separator.join(rng.choices(words, k=rng.randrange(4, 12)))
+
+    rows = {"one row": 1, "two rows": 2}.get(case, 24)
+    references = [
+        [text() for _ in range(rng.choice((1, 3)) if case == "several references" else 1)] for _ in range(rows)
+    ]
+    first = [texts[-1] if rng.random() < 0.4 else text() for texts in references]
+    second = [texts[0] if rng.random() < 0.5 else text() for texts in references]
+    if case == "equal rows":
+        first, second, references = [first[0]] * rows, [second[0]] * rows, [references[0]] * rows
+    if case == "empty predictions":
+        first = [""] * rows
+    if case == "one good row":
+        first, second = ["x"] * rows, ["x"] * (rows - 1) + references[-1]
+    return {"first": first, "second": second}, references
+
+
+CASES = ["rows", "several references", "one row", "two rows", "equal rows", "empty predictions", "one good row"]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("language", [None, "zh"])
+@pytest.mark.parametrize(("module", "metric"), [("sacrebleu", "bleu"), ("chrf", "chrf"), ("ter", "ter")])
+def test_the_interval_of_a_corpus_metric_belongs_to_its_score_and_contains_it(module, metric, language, case):
+    systems, references = systems_and_references(case, CHINESE if language else ENGLISH)
+    score = load_metrics([module], language=language)
+    report = corpus_significance(metric, systems, references, language)
+    for name, predictions in systems.items():
+        assert report[name]["score"] == pytest.approx(score(predictions, references)[metric], abs=1e-9)
+        assert report[name]["low"] <= report[name]["score"] <= report[name]["high"]
+
+
+def test_every_corpus_metric_has_a_test():
+    systems, references = systems_and_references("rows", ENGLISH)
+    for name in ("sacrebleu", "chrf", "ter", "rouge", "squad", "squad_v1", "squad_v2", "exact_match", "mlqa"):
+        score = load_metrics([name], language="en")
+        for metric, value in score(systems["first"], references).items():
+            if not isinstance(value, str) and row_scores(score, metric, systems["first"], references) is None:
+                assert metric in CORPUS_METRICS
+
+
+@pytest.mark.parametrize("case", ["several references", "one row", "equal rows", "empty predictions"])
+@pytest.mark.parametrize("name", ["rouge", "squad", "squad_v1", "squad_v2", "mlqa", "exact_match"])
+def test_intervals_of_a_mean_and_of_a_difference_contain_them(name, case):
+    systems, references = systems_and_references(case, ENGLISH)
+    score = load_metrics([name], language="en")
+    for metric in score(systems["first"], references):
+        first, second = (row_scores(score, metric, texts, references)[None] for texts in systems.values())
+        for scores in (first, second):
+            low, high = interval(scores)
+            assert low <= scores.mean() <= high
+        compared = difference(second, first)
+        assert compared["low"] <= compared["difference"] <= compared["high"] and 0 < compared["p"] <= 1
+
+
+def test_the_interval_of_several_seeds_contains_their_mean():
+    thirds = np.array([[200 / 3] * 7, [100 / 3] * 7])
+    for scores in (thirds, thirds[:1]):
+        low, high = interval(scores)
+        assert low <= scores.mean() <= high

@@ -181,8 +181,11 @@ def test_errors_that_would_follow_training_are_raised_before_it(recipes, tmp_pat
     forbid_model_loading(monkeypatch)
     assert compared(recipes, tmp_path, "--metric", "rougeL") == 2
     assert "metric rougeL: the metrics of hard give exact_match, f1. Name one of them." in capsys.readouterr().err
-    assert compared(recipes, tmp_path, "--metrics", "ter", "--metric", "ter") == 2
-    assert "ter is not a mean over rows, and of such metrics only bleu and chrf have a test" in capsys.readouterr().err
+    metric = tmp_path / "mine.py"
+    metric.write_text(METRIC.replace("1.0", "len(predictions)"))
+    assert compared(recipes, tmp_path, "--metrics", str(metric), "--metric", "length") == 2
+    error = capsys.readouterr().err
+    assert "length is not a mean over rows, and of such metrics only bleu, chrf, ter have a test" in error
     several = tmp_path / "several.yaml"
     model = next(line for line in recipes["soft"].read_text().splitlines() if line.startswith("model_name"))
     tasks = f"tasks: [{recipes['soft']}, {recipes['hard']}]"

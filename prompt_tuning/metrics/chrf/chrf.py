@@ -1,9 +1,22 @@
 """chrF++ (Popović, 2017): the F-score of character and word n-grams, computed by sacreBLEU."""
 
+from typing import Any
+
 import evaluate
 from sacrebleu.metrics import CHRF
 
 from prompt_tuning.metrics.references import FEATURES, reference_streams
+
+
+def corpus_chrf(language: str | None = None, word_order: int = 2, **options: Any) -> CHRF:
+    """Return sacreBLEU's chrF++, which is the same for every language.
+
+    Args:
+        language: has no effect; BLEU and TER take it.
+        word_order: the longest word n-gram; 2 is chrF++, 0 is chrF.
+        **options: of `sacrebleu.metrics.CHRF`.
+    """
+    return CHRF(word_order=word_order, **options)
 
 
 class Chrf(evaluate.Metric):
@@ -28,6 +41,6 @@ Returns:
         )
 
     def _compute(self, predictions, references, word_order=2, **options):
-        chrf = CHRF(word_order=word_order, **options)
+        chrf = corpus_chrf(word_order=word_order, **options)
         score = chrf.corpus_score(predictions, reference_streams(references))
         return {"chrf": score.score, "chrf_signature": str(chrf.get_signature())}

