@@ -17,7 +17,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import TemplateError
-from prompt_tuning.templates.sandbox import map_texts
+from prompt_tuning.templates.values import map_texts
 
 # Unicode reserves U+FDD0 to U+FDEF for the inside of programs; no text may hold them.
 MARKER = "\ufdd0"

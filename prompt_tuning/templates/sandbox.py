@@ -12,15 +12,18 @@ import jinja2.meta
 import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment, modifies_known_mutable
 
+from prompt_tuning.templates.values import NULL, null_of_json, of_printable, printable
+
 SEPARATOR = "|||"
 # They hold code points for private use, so that no row holds them by accident.
 CHOICE_END = f"\ue000{SEPARATOR}\ue000"
 VALUE_END = "\ue001"
-PRINTED_NULL = "a value it prints is null"
 
-# The lists and mappings of a row. Jinja's messages name the type of a value.
-RowList = type("list", (list,), {"__module__": "builtins"})
-RowDict = type("dict", (dict,), {"__module__": "builtins"})
+# These filters make a text of their value, and so would print a list.
+TEXT_FILTERS = (
+    "string", "format", "replace", "upper", "lower", "title", "capitalize", "trim", "indent", "center", "wordwrap",
+    "wordcount", "truncate", "escape", "e", "striptags", "urlize",
+)  # fmt: skip
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -36,13 +39,15 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 def environment() -> ImmutableSandboxedEnvironment:
     """Return the sandbox of all templates: strict about missing values and nulls, and the same for equal rows."""
     sandbox = _Sandbox(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_refuse_null, cache_size=400
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=printable, cache_size=400
     )
     sandbox.filters["most_frequent"] = _most_frequent  # promptsource has this filter
-    sandbox.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": _null_of_json}
+    sandbox.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": null_of_json}
     sandbox.tests["none"] = lambda value: value is None or value is NULL
     sandbox.tests["sameas"] = lambda value, other: value is other or (value is NULL and other is None)
     sandbox.globals["zip"] = zip
+    for name in TEXT_FILTERS:
+        sandbox.filters[name] = of_printable(sandbox.filters[name])
     del sandbox.filters["random"]
     del sandbox.globals["lipsum"]
     return sandbox
@@ -65,7 +70,7 @@ def compiled(text: str) -> jinja2.Template:
     Raises:
         jinja2.TemplateError: the text is not valid Jinja.
     """
-    return environment().from_string(text)
+    return environment().from_string(_parse(text))
 
 
 @functools.lru_cache(maxsize=512)
@@ -84,7 +89,7 @@ def compiled_choices(text: str) -> jinja2.Template:
 
     A text that is an argument of a method, such as that of `split`, is compared with a row and stays as it is.
     """
-    tree = environment().parse(text)
+    tree = _parse(text)
     compared: set[int] = set()
     for call in tree.find_all(jinja2.nodes.Call):
         compared.update(map(id, jinja2.nodes.Output(call.args).find_all(jinja2.nodes.Const)))
@@ -136,6 +141,16 @@ def compiled_prefix(text: str, constants: frozenset[str]) -> jinja2.Template:
     return environment().from_string(tree)
 
 
+def _parse(text: str) -> jinja2.nodes.Template:
+    """Parse a text so that `~` makes texts by the filter `string`, which does not print a list."""
+    tree = environment().parse(text)
+    for node in tree.find_all(jinja2.nodes.Concat):
+        node.nodes = [
+            jinja2.nodes.Filter(part, "string", [], [], None, None, lineno=part.lineno) for part in node.nodes
+        ]
+    return tree
+
+
 def _pieces(node: jinja2.nodes.Node) -> list[jinja2.nodes.Expr]:
     """Return the words and expressions that a node prints; none of a branch, loop or assignment."""
     return node.nodes if isinstance(node, jinja2.nodes.Output) else []
@@ -143,7 +158,7 @@ def _pieces(node: jinja2.nodes.Node) -> list[jinja2.nodes.Expr]:
 
 def _without_trim_blocks(text: str) -> jinja2.nodes.Template:
     """Parse a text, and replace `{% filter trim %}` blocks, which promptsource's templates have, by what they hold."""
-    tree = environment().parse(text)
+    tree = _parse(text)
     body = []
     for node in tree.body:
         if isinstance(node, jinja2.nodes.FilterBlock) and _is_trim(node.filter):
@@ -170,7 +185,7 @@ def needed_columns(text: str, constants: frozenset[str]) -> frozenset[str]:
         jinja2.TemplateError: the text is not valid Jinja, has a filter that does not exist, or changes a row.
     """
     compiled(text)
-    tree = environment().parse(text)
+    tree = _parse(text)
     columns = _needed_names(tree.body, set(constants))
     for call in tree.find_all(jinja2.nodes.Call):
         method = call.node
@@ -254,65 +269,3 @@ def _most_frequent(items: Any) -> list[Any]:
     counts = Counter(items)
     highest = max(counts.values(), default=0)
     return [item for item, count in counts.items() if count == highest]
-
-
-def _refuse_null(value: Any) -> Any:
-    """Return a printed value; raise ValueError if it is null."""
-    if value is None:
-        raise ValueError(PRINTED_NULL)
-    return value
-
-
-class _Null:
-    """The null of a row: None to Jinja's tests and branches, and an error to filters and `~`, which would print it."""
-
-    def __eq__(self, other: object) -> bool:
-        return other is None or other is self
-
-    def __hash__(self) -> int:
-        return hash(None)
-
-    def __bool__(self) -> bool:
-        return False
-
-    def __str__(self) -> str:
-        raise ValueError(PRINTED_NULL)
-
-    def __repr__(self) -> str:
-        return "null"
-
-
-# Jinja's messages name the type of a value.
-_Null.__module__ = "builtins"
-_Null.__qualname__ = "null"
-_Null.__name__ = "null"
-NULL = _Null()
-
-
-def _null_of_json(value: Any) -> None:
-    """Return None for the null of a row, and raise TypeError for what JSON does not have."""
-    if value is not NULL:
-        raise TypeError(f"{value!r} is not a value of JSON")
-
-
-def with_nulls(value: Any) -> Any:
-    """Return a row, or a value in it, with NULL instead of each None. A template cannot change its lists."""
-    if isinstance(value, dict):
-        return RowDict({key: with_nulls(item) for key, item in value.items()})
-    if isinstance(value, list):
-        return RowList([with_nulls(item) for item in value])
-    return NULL if value is None else value
-
-
-def replaced(value: Any, old: str, new: str) -> Any:
-    """Return a row, or a value in it, with one text replaced by another."""
-    return map_texts(value, lambda text: text.replace(old, new))
-
-
-def map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a row, or a value in it, with every text changed."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return type(value)({key: map_texts(item, change) for key, item in value.items()})
-    return type(value)([map_texts(item, change) for item in value]) if isinstance(value, list) else value

@@ -25,10 +25,9 @@ from prompt_tuning.templates.sandbox import (
     compiled_prefix,
     needed_columns,
     printed_values,
-    replaced,
-    with_nulls,
 )
 from prompt_tuning.templates.shapes import standard_shapes
+from prompt_tuning.templates.values import kind_of, replaced, with_nulls
 
 # The setting that reads a column under another name, by the usual name of the column.
 COLUMN_SETTINGS = {
@@ -347,7 +346,8 @@ class Template:
         for text in texts:
             if not isinstance(text, str | int | float):
                 raise TemplateError(
-                    f"template {self.name}: references holds {text!r}, which is not a text. Name texts of the row."
+                    f"template {self.name}: references holds {kind_of(text)}, which is not a text. Name texts of the "
+                    "row."
                 )
         return tuple(map(str, texts))
 

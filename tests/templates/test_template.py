@@ -288,7 +288,7 @@ def test_a_broken_template_file_is_named_with_what_is_wrong(tmp_path, content, m
     ("references", "message"),
     [
         ("answers.text", "references holds null, which is not a text"),
-        ("answers", "references holds ('text', ["),
+        ("answers", "references holds a list, which is not a text"),
         ("[1 // nothing]", "references: integer division"),
     ],
 )
