@@ -27,6 +27,10 @@ class ModelArguments:
             "the command line it is JSON. Not tested on GPUs."
         },
     )
+    chat_template: str | None = field(
+        default=None,
+        metadata={"help": "Name of the chat template, for a tokenizer that has several; by default `default`."},
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the Python code of a hub model."})
 
     def __post_init__(self) -> None:

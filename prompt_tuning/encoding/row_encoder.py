@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from prompt_tuning.encoding.chat import chat_format, chat_text
 from prompt_tuning.encoding.control_tokens import ControlTokens, control_tokens
 from prompt_tuning.errors import OverlongError, TemplateError
 from prompt_tuning.recipe.recipe import Recipe
@@ -21,12 +17,10 @@ from prompt_tuning.templates.languages import language_variables
 from prompt_tuning.templates.sandbox import VALUE_END
 from prompt_tuning.templates.template import Rendered, Template
 
-logger = logging.getLogger(__name__)
-
 CHOICES_NAMED = 8
 
-CHAT_DAY = datetime(2024, 7, 26)
-"""The date that chat templates with today's date write, so that rows are the same tomorrow: Llama's own default."""
+# SentencePiece writes a space at the start of a word so.
+SPACE_MARK = "\u2581"
 
 
 @dataclass(frozen=True)
@@ -167,14 +161,14 @@ class Encoder:
                 f"template {self.template.name}: answer_choices gives {_listed(texts)}; expected two or more texts, "
                 "none of them empty, with ||| between them"
             )
-        targets = [self._target_ids(source, source_ids, text) for text in marked]
+        targets = [self._target_ids(source, source_ids, text, tail="") for text in marked]
         longest = max(targets, key=len)
         if len(longest) > self.max_target_tokens:
             raise OverlongError(
                 f"the choice {texts[targets.index(longest)]!r} has {len(longest)} tokens with its end, "
                 f"max_target_tokens is {self.max_target_tokens}; raise it"
             )
-        end = self.tokenizer.eos_token_id
+        _, end = self._end()
         ids = [target[: target.index(end)] if end in target else target[:-1] for target in targets]
         texts_of_ids: dict[tuple[int, ...], str] = {}
         for choice, text in zip(ids, texts, strict=True):
@@ -310,7 +304,14 @@ class Encoder:
 
     def _gap(self, source: str) -> str:
         """Return what separates a source from its target."""
-        return "" if self.template.chat else gap_after(source)
+        return chat_format(self.tokenizer).gap if self.template.chat else gap_after(source)
+
+    def _end(self) -> tuple[str, int]:
+        """Return the text between a target and its end token, and the end token."""
+        if not self.template.chat or self.is_encoder_decoder:
+            return "", self.tokenizer.eos_token_id
+        chat = chat_format(self.tokenizer)
+        return chat.tail, chat.end_id
 
     def _as_text(self, rendered: Rendered) -> str:
         if not self.template.chat:
@@ -320,34 +321,36 @@ class Encoder:
                 f"template {self.template.name} wants a chat template and this tokenizer has none; "
                 "use one without chat: true"
             )
-        messages = list(rendered.messages)
         try:
-            chat_template = _with_fixed_date(self.tokenizer.get_chat_template())
-            return self.tokenizer.apply_chat_template(
-                messages, chat_template=chat_template, tokenize=False, add_generation_prompt=True
-            )
-        except jinja2.TemplateError as error:
-            # For example, some chat templates take no system message.
-            roles = ", ".join(message["role"] for message in messages)
-            raise TemplateError(
-                f"template {self.template.name}: the tokenizer's chat template refuses its messages ({roles}): "
-                f"{error}; use a template without them"
-            ) from error
+            return chat_text(self.tokenizer, rendered.messages)
+        except TemplateError as error:
+            raise TemplateError(f"template {self.template.name}: {error}") from error
 
-    def _target_ids(self, source: str, source_ids: list[int], target: str) -> list[int]:
-        """Return the token ids of a marked target as they follow a marked source, with the end-of-sequence token."""
-        end = self.tokenizer.eos_token_id
+    def _target_ids(self, source: str, source_ids: list[int], target: str, tail: str | None = None) -> list[int]:
+        """Return the token ids of a marked target as they follow a marked source, with its end token.
+
+        `tail` stands between target and end token, and is the chat template's by default.
+        """
+        usual_tail, end = self._end()
         if self.is_encoder_decoder:
             ids = self.control.encode(target, target=True)
             return ids if end in ids else [*ids, end]  # mBART writes the language after the end.
-        gap = self._gap(source)
-        joint = self.tokenize(source + gap + target)
+        text = self._gap(source) + target + (usual_tail if tail is None else tail)
+        joint = self.tokenize(source + text)
         if joint[: len(source_ids)] == source_ids:
-            ids = joint[len(source_ids) :]
-        else:
-            # The tokenizer merged across the boundary. Generation cannot do that, so training must not either.
-            ids = self.control.encode(gap + target, add_special_tokens=False)
-        return [*ids, end]
+            return [*joint[len(source_ids) :], end]
+        # The tokenizer merged across the boundary. Generation cannot do that, so training must not either.
+        return [*self._continuation(text), end]
+
+    def _continuation(self, text: str) -> list[int]:
+        """Return the token ids of a marked text within a longer one, without the space SentencePiece puts first."""
+        ids = self.control.encode(text, add_special_tokens=False)
+        first = "".join(self.tokenizer.convert_ids_to_tokens(ids[:1]))
+        if text.startswith(" ") or not first.startswith(SPACE_MARK):
+            return ids
+        line_break = self.tokenizer("\n", add_special_tokens=False).input_ids
+        after = self.control.encode("\n" + text, add_special_tokens=False)
+        return after[len(line_break) :] if after[: len(line_break)] == line_break else ids
 
     def _shorten(self, text: str, column: str, tokens: int) -> str:
         """Return a column's text without its last tokens."""
@@ -362,16 +365,6 @@ class Encoder:
         offsets = self.tokenizer(text, **settings, return_offsets_mapping=True).offset_mapping
         keep = len(offsets) - tokens
         return text[: offsets[keep][0]].rstrip() if keep > 0 else ""
-
-
-@functools.cache
-def _with_fixed_date(chat_template: str) -> str:
-    """Return a chat template in which today is CHAT_DAY."""
-    today = r"""strftime_now\(\s*(?:format\s*=\s*)?(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*,?\s*\)"""
-    fixed = re.sub(today, lambda call: repr(CHAT_DAY.strftime(call["format"])), chat_template)
-    if "strftime_now(" in fixed:
-        logger.warning("the chat template writes today's date in a way that cannot be fixed: rows change with the day")
-    return fixed
 
 
 def _listed(choices: Sequence[str]) -> str:

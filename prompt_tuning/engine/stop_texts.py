@@ -12,6 +12,8 @@ from transformers import (
     StoppingCriteria,
 )
 
+from prompt_tuning.encoding.chat import answer_ends
+
 
 class StopTexts(StoppingCriteria):
     r"""A criterion that ends a row as soon as it has written a stop text; for one call of `generate`.
@@ -48,9 +50,10 @@ def decode(ids: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, sto
     return [min((text.split(end)[0] for end in stop), key=len, default=text).strip() for text in texts]
 
 
-def add_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let `generate` end at the tokenizer's end token, with which targets end, and at the model's own."""
+def add_end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let `generate` end at the tokens with which targets end, and at the model's own."""
     ends = model.generation_config.eos_token_id
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    if tokenizer.eos_token_id not in ends:
-        model.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
+    missing = [end for end in answer_ends(tokenizer) if end not in ends]
+    if missing:
+        model.generation_config.eos_token_id = [*missing, *ends]

@@ -61,7 +61,8 @@ def load_tokenizer(
 
     Raises:
         ModelError: the tokenizer cannot be loaded, or has no end-of-sequence token.
-        RecipeError: the tokenizer marks languages and does not know one of the codes.
+        RecipeError: the tokenizer marks languages and does not know one of the codes, or has no chat template of the
+            name that the recipe sets.
     """
     tokenizer = _from_pretrained(AutoTokenizer, args)
     if tokenizer.eos_token_id is None:
@@ -70,6 +71,8 @@ def load_tokenizer(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if args.chat_template is not None:
+        _choose_chat_template(tokenizer, args.chat_template)
     if hasattr(tokenizer, "src_lang") and source_lang and target_lang:
         for name, code in (("source_lang", source_lang), ("target_lang", target_lang)):
             if language_id(tokenizer, code) is None:
@@ -80,6 +83,18 @@ def load_tokenizer(
         tokenizer.src_lang = source_lang
         tokenizer.tgt_lang = target_lang
     return tokenizer
+
+
+def _choose_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Make one of a tokenizer's chat templates its default; raise RecipeError if it has none of that name."""
+    templates = tokenizer.chat_template
+    names = templates if isinstance(templates, dict) else {}
+    if name not in names:
+        has = ", ".join(sorted(names)) or "no chat templates with names"
+        raise RecipeError(
+            f"chat_template {name}: the tokenizer has {has}. Name one of them, or leave the setting out."
+        )
+    tokenizer.chat_template = names | {"default": names[name]}
 
 
 def load_base_model(args: ModelArguments, config: PretrainedConfig) -> PreTrainedModel:

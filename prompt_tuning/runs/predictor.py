@@ -21,7 +21,7 @@ from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.dispatch import autocast_dtype, autocasting, get_base
 from prompt_tuning.engine.generation import check_one_sequence
 from prompt_tuning.engine.likelihood import Normalization, choose
-from prompt_tuning.engine.stop_texts import add_end_token, decode, stopping
+from prompt_tuning.engine.stop_texts import add_end_tokens, decode, stopping
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
@@ -101,7 +101,7 @@ class Predictor:
         encoder = Encoder.from_recipe(recipe, template, tokenizer, is_encoder_decoder=config.is_encoder_decoder)
         num_chosen = min(recipe.prompt.num_demonstrations, len(template.demonstrations))
         model = load_base_model(recipe.model, config).to(recipe.training.device)
-        add_end_token(model, tokenizer)
+        add_end_tokens(model, tokenizer)
         if adapter_config is not None:
             model = load_adapter(model, run.path, config=adapter_config)
         return cls(

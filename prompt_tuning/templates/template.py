@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from prompt_tuning.errors import TemplateError
+from prompt_tuning.support.jinja import JINJA_ERRORS
 from prompt_tuning.support.text import gap_after, normalised
 from prompt_tuning.support.yaml_files import to_yaml
 from prompt_tuning.templates.fields import LIST_FIELDS, check_fields, checked_list
@@ -37,11 +38,6 @@ COLUMN_SETTINGS = {
     "question": "question_column",
     "answers": "answer_column",
 }
-
-# Jinja of others may raise any of these; `items|dictsort` of a text and a macro that calls itself are examples.
-JINJA_ERRORS = (
-    jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from prompt_tuning.engine.dispatch import get_base, has_prompt
 from prompt_tuning.engine.likelihood import Normalization
 from prompt_tuning.engine.prompt_network import has_network, save_network
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel, target_loss
-from prompt_tuning.engine.stop_texts import add_end_token
+from prompt_tuning.engine.stop_texts import add_end_tokens
 from prompt_tuning.errors import AdapterError, RecipeError
 from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.models.quantization import allow_quantized_evaluation
@@ -155,7 +155,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
         base = get_base(self.model)
         if self.args.generation_config is not None:
             base.generation_config = self.model.generation_config  # A prompt generates by its base model.
-        add_end_token(base, tokenizer)
+        add_end_tokens(base, tokenizer)
         tokenizer.padding_side = "right"  # This is for training. An evaluation pads the sources on the left.
         if isinstance(self.model, SharedPrefixModel):
             if has_prompt(self.model):

@@ -253,10 +253,3 @@ def test_a_slow_tokenizer_also_cuts():
     encoder = Encoder(template, ByT5Tokenizer(), True, max_source_tokens=40)
     row = encoder.row({"document": "a long text " * 20, "summary": "x"})
     assert len(row["input_ids"]) == 40 and row["cut_tokens"] > 100 and row["source"].endswith("\nSummary:")
-
-
-def test_a_chat_template_that_refuses_the_messages_is_an_error(tokenizer):
-    refusing = copy.deepcopy(tokenizer)
-    refusing.chat_template = "{{ raise_exception('System role not supported') }}"
-    with pytest.raises(TemplateError, match=r"chat template refuses its messages \(.*\): System role not supported"):
-        Encoder(Template.load("question_answering/chat"), refusing).row(question_rows(1)[0])

@@ -41,6 +41,25 @@ def tiny_tokenizer():
     )
 
 
+def tiny_sentencepiece(scheme="first"):
+    """Train a tokenizer that puts a space before a text, such as those of Llama 2 and T5."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200,
+        special_tokens=["<unk>", "<pad>", "<bos>", "<eos>"],
+        unk_token="<unk>",
+        initial_alphabet=[chr(number) for number in (10, *range(33, 127))],
+        show_progress=False,
+    )
+    texts = [row["context"] + "\n" + row["question"] for row in question_rows(40)]
+    tokenizer.train_from_iterator(texts * 3, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
 def tiny_llama(vocab_size, seed=0, **settings):
     torch.manual_seed(seed)
     config = {
