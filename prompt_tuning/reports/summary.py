@@ -25,7 +25,7 @@ NAMES = {row.results_key: row.label for row in ROWS} | {"ensemble": "prompts tog
 LABEL_WIDTH = 20
 LINE_WIDTH = 110
 ANSWER_WIDTH = 100
-NOT_SHOWN = ("epoch", "step", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+NOT_SHOWN = ("epoch", "step", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "changed_settings")
 LEAKAGE = {
     "same_target": "with a training row's source and target",
     "other_target": "with a training row's source and another target",
@@ -147,11 +147,9 @@ def logged_steps(log_history: list[dict[str, float]]) -> dict[int, dict[str, flo
     """
     steps: dict[int, dict[str, float]] = {}
     for entry in log_history:
-        if "train_runtime" not in entry:
-            numbers = steps.setdefault(int(entry["step"]), {})
-            numbers |= entry
-            for key in NOT_SHOWN:
-                numbers.pop(key, None)
+        numbers = {key: value for key, value in entry.items() if key not in NOT_SHOWN}
+        if numbers and "train_runtime" not in entry:
+            steps.setdefault(int(entry["step"]), {}).update(numbers)
     return steps
 
 

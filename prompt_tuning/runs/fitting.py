@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.facts import training_facts
+from prompt_tuning.runs.resume import changes_since
 from prompt_tuning.support.files import atomic_folder, atomic_write
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import to_yaml
@@ -21,6 +22,7 @@ from prompt_tuning.templates.template import Template
 from prompt_tuning.training.callbacks import EarlyStopping, stopping_on_signals
 from prompt_tuning.training.checkpoints import remove_partial
 from prompt_tuning.training.memory import IN_TRAINING, explain_out_of_memory
+from prompt_tuning.training.resuming import CHANGED_SETTINGS
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) ->
     if trainer.is_world_process_zero():
         folder = Path(recipe.training.output_dir)
         remove_partial(folder)
+        if checkpoint:
+            trainer.training_start.changed_settings = changes_since(recipe, checkpoint)
         # A resumed run is no longer finished.
         RunFolder(folder).results.unlink(missing_ok=True)
         save_recipe(recipe, folder)
@@ -57,6 +61,9 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) ->
     if checkpoint:
         # The seconds are those since the checkpoint, as the card says.
         facts["resumed_from"] = Path(checkpoint).name
+    changed = [entry for entry in trainer.state.log_history if CHANGED_SETTINGS in entry]
+    if changed:
+        facts[CHANGED_SETTINGS] = {str(entry["step"]): entry[CHANGED_SETTINGS] for entry in changed}
     return facts | training_facts(trainer)
 
 

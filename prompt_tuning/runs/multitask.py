@@ -36,6 +36,7 @@ from prompt_tuning.runs.resume import checkpoint_to_resume
 from prompt_tuning.runs.sharding import check_sharding
 from prompt_tuning.support.files import write_json
 from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.training.resuming import check_position
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ def train_tasks(recipe: Recipe, *, evaluate_hard_prompt: bool = True) -> Path:
     check_sharding(recipe)
     checkpoint = checkpoint_to_resume(recipe, folder)
     tasks = prepare_tasks(recipe)
+    if checkpoint:
+        check_position(Path(checkpoint), join_rows(tasks, "train"), recipe.training)
 
     set_seed(recipe.training.seed)
     first, *_ = tasks.values()

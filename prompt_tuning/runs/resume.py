@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
+from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.yaml_files import read_yaml
+from prompt_tuning.training.resuming import check_whole
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +28,21 @@ MODEL_SETTINGS = (
     "lora_target_modules",
 )  # fmt: skip
 """The settings that a checkpoint's weights depend on: with other values they do not fit, or mean something else."""
+
+STATE_SETTINGS = (
+    "optim", "optim_args", "seed", "data_seed", "train_sampling_strategy", "length_column_name",
+    "dataloader_drop_last", "buffer_size",
+)  # fmt: skip
+"""The settings that a checkpoint's state depends on: the optimiser's, and the order of the rows."""
+
+SCORE_SETTINGS = ("metric_for_best_model", "greater_is_better")
+"""The settings that chose the best checkpoint, if one was chosen."""
+
+STREAM_SETTINGS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+"""The settings by which Trainer counts the rows of a stream that were trained on."""
+
+SCORED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
+"""The schedules whose learning rate depends on earlier scores, so that no other one can replace them."""
 
 
 def checkpoint_to_resume(recipe: Recipe, folder: Path) -> str | None:
@@ -73,24 +93,50 @@ def _check_resumable(recipe: Recipe, checkpoint: str) -> None:
     """Warn of settings that differ from those of the run that saved a checkpoint.
 
     Raises:
-        RecipeError: the settings are those of another model, or the checkpoint has no state of the optimiser.
+        RecipeError: the settings do not fit the checkpoint's weights or state, or it lacks a state.
     """
     folder = Path(checkpoint)
     if not (folder / TRAINER_STATE_NAME).is_file():
         last = get_last_checkpoint(checkpoint)
         advice = f"name {last}, which is in it" if last else "name a folder checkpoint-N, or true for the last one"
         raise RecipeError(f"resume_from_checkpoint {checkpoint}: no checkpoint; {advice}")
-    if not any(folder.glob("optimizer*")):
-        raise RecipeError(
-            f"{checkpoint}: no state of the optimiser there, which save_only_model leaves out, so that no training "
-            "can continue it; name another --output_dir"
-        )
-    run = RunFolder(folder.parent)
-    changed = recipe.changed_since(run.path) if run.recipe.is_file() else []
-    of_model = [name for name in changed if name in MODEL_SETTINGS]
-    if of_model:
-        raise RecipeError(f"{checkpoint} is of a run with another {' and '.join(of_model)}; name another --output_dir")
+    check_whole(folder)
+    changed = changes_since(recipe, checkpoint)
+    unfit = [name for name in changed if name in MODEL_SETTINGS] + _changed_state(recipe, changed)
+    if unfit:
+        raise RecipeError(f"{checkpoint} is of a run with another {' and '.join(unfit)}; name another --output_dir")
     if changed:
         logger.warning(
             "%s is continued with other settings than the run in its folder had: %s", checkpoint, ", ".join(changed)
         )
+
+
+def changes_since(recipe: Recipe, checkpoint: str) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ from those of the run that saved a checkpoint, with both values."""
+    run = RunFolder(Path(checkpoint).parent)
+    if not run.recipe.is_file():
+        return {}
+    saved, settings = read_yaml(run.recipe, RecipeError), recipe.resolved()
+    return {name: (saved.get(name), settings.get(name)) for name in recipe.changed_since(run.path)}
+
+
+def _changed_state(recipe: Recipe, changed: dict[str, tuple[Any, Any]]) -> list[str]:
+    """Return those of the changed settings that a checkpoint's state depends on."""
+    defaults = {field.name: field.default for field in fields(PromptTuningArguments)}
+    values = recipe.training.to_dict()
+    names = []
+    for name in changed:
+        # A recipe leaves a setting out that has its default.
+        before = defaults.get(name) if changed[name][0] is None else changed[name][0]
+        after = values.get(name, changed[name][1])
+        if name == "lr_scheduler_type":
+            depends = before in SCORED_SCHEDULES or after in SCORED_SCHEDULES
+        elif name == "learning_rate":
+            depends = values["lr_scheduler_type"] in SCORED_SCHEDULES
+        elif name in SCORE_SETTINGS:
+            depends = before is not None
+        else:
+            depends = name in STATE_SETTINGS or (recipe.data.streaming and name in STREAM_SETTINGS)
+        if depends and before != after:
+            names.append(name)
+    return names

@@ -36,6 +36,7 @@ from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.training.distributed import full_state_dict
 from prompt_tuning.training.losses import teacher_states
 from prompt_tuning.training.memory import explain_out_of_memory
+from prompt_tuning.training.resuming import check_position
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ def train(recipe: Recipe, *, evaluate_hard_prompt: bool = True, base: PreTrained
     check_sharding(recipe)
     checkpoint = checkpoint_to_resume(recipe, folder)
     prepared = prepare_run(recipe)
+    if checkpoint:
+        check_position(Path(checkpoint), prepared.encoded["train"], recipe.training)
     pushes = recipe.training.push_to_hub and PartialState().is_main_process
     if pushes:
         # A hub that refuses the repository does so now, not after hours of training.

@@ -18,11 +18,13 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from prompt_tuning.errors import Stopped, TrainingError
 from prompt_tuning.training.distributed import keep_gathered_outside_layers, remove_duplicate_embedding_name
+from prompt_tuning.training.resuming import CHANGED_SETTINGS, restore_hyperparameters, restore_intervals
 from prompt_tuning.training.sampling import EpochSampler
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ class TrainingStart(TrainerCallback):
 
     Attributes:
         checkpoint: the folder that the training resumes from.
+        changed_settings: its settings that differ from those of the resumed run, each with both values.
+        hyperparameters: the settings of the optimiser's groups before its state is loaded.
         sampler: the order of the rows, if they are grouped by length.
         first_step: the steps that were taken before.
     """
@@ -44,6 +48,8 @@ class TrainingStart(TrainerCallback):
     def __init__(self) -> None:
         """Expect a training from the start."""
         self.checkpoint: Path | None = None
+        self.changed_settings: dict[str, tuple[Any, Any]] = {}
+        self.hyperparameters: list[dict[str, Any]] = []
         self.sampler: EpochSampler | None = None
         self.first_step = 0
 
@@ -52,14 +58,27 @@ class TrainingStart(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         model: torch.nn.Module,
+        optimizer: Optimizer,
+        lr_scheduler: LRScheduler,
         **kwargs: Any,
     ) -> None:
-        """Find the best checkpoint of a run whose folder was moved; Trainer would do without it."""
+        """Resume with the present settings, and find the best checkpoint of a run whose folder was moved.
+
+        Raises:
+            RecipeError: the checkpoint is of an optimiser of another kind.
+        """
         keep_gathered_outside_layers(model)
         remove_duplicate_embedding_name(model)
         self.first_step = state.global_step
-        if self.checkpoint and not state.best_model_checkpoint:
+        if self.checkpoint is None:
+            return
+        restore_hyperparameters(optimizer, lr_scheduler, self.hyperparameters, args)
+        restore_intervals(state, args)
+        if self.changed_settings:
+            state.log_history.append({"step": state.global_step, CHANGED_SETTINGS: self.changed_settings})
+        if not state.best_model_checkpoint:
             best = self.checkpoint.with_name(f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}")
             if best.is_dir():
                 logger.info("the best checkpoint is %s", best)

@@ -45,6 +45,7 @@ from prompt_tuning.training.checkpoints import KeepOnlyBest, atomic_checkpoint, 
 from prompt_tuning.training.distributed import full_state_dict, num_real_rows
 from prompt_tuning.training.evaluation import EvaluatingTrainer, trains_several_tasks
 from prompt_tuning.training.losses import distillation_loss, teacher_logits
+from prompt_tuning.training.resuming import check_position, check_whole, hyperparameters
 from prompt_tuning.training.sampling import EpochSampler, interrupted_order
 
 logger = logging.getLogger(__name__)
@@ -181,11 +182,15 @@ class PromptTuningTrainer(EvaluatingTrainer):
 
         Raises:
             TrainingError: a loss or gradient is not finite. Stopped: a signal came, and a checkpoint is saved.
+            RecipeError: the checkpoint lacks a state, or these settings do not fit it.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True  # Trainer refuses True.
         named = resume_from_checkpoint not in (None, True, False)
         self.training_start.checkpoint = Path(str(resume_from_checkpoint)) if named else None
+        if self.training_start.checkpoint:
+            check_whole(self.training_start.checkpoint)
+            check_position(self.training_start.checkpoint, self.train_dataset, self.args)
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best and isinstance(self.model, PeftModel):
@@ -194,6 +199,12 @@ class PromptTuningTrainer(EvaluatingTrainer):
             if folder.is_dir():
                 self.model.load_adapter(str(folder), self.model.active_adapter, is_trainable=True)
         return output
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
+        """Create the optimiser, and note its settings before a checkpoint replaces them."""
+        optimizer = super().create_optimizer(model)
+        self.training_start.hyperparameters = hyperparameters(optimizer)
+        return optimizer
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None

@@ -1,0 +1,175 @@
+"""Resume with other settings: each one is applied from the checkpoint on and recorded, or refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers.models import forbid_model_loading
+from helpers.trainers import prompt_of, soft, trainer
+from transformers import TrainerCallback
+
+from prompt_tuning.cli.main import main
+from prompt_tuning.errors import RecipeError
+
+SAVED = dict(max_steps=4, save_steps=2, save_total_limit=5, learning_rate=3e-2)
+
+
+class Settings(TrainerCallback):
+    """Record, at the end of each step, what the optimiser and the schedule train with."""
+
+    def __init__(self):
+        self.rates = {}
+        self.groups = []
+        self.events = {"log": [], "evaluate": [], "save": []}
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer, **kwargs):
+        self.rates[state.global_step + 1] = [group["lr"] for group in optimizer.param_groups]
+        self.groups = [
+            {k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups
+        ]
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if "learning_rate" in logs:
+            self.events["log"].append((state.global_step, logs["learning_rate"]))
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.events["evaluate"].append(state.global_step)
+
+    def on_save(self, args, state, control, **kwargs):
+        self.events["save"].append(state.global_step)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tokenizer, tmp_path_factory):
+    """Return the checkpoint of step 2 of a run of four steps."""
+    folder = tmp_path_factory.mktemp("first")
+    trainer(soft("llama", tokenizer), tokenizer, folder, **SAVED).train()
+    return folder / "checkpoint-2"
+
+
+def recorded(tokenizer, folder, checkpoint=None, **settings):
+    record = Settings()
+    run = trainer(soft("llama", tokenizer), tokenizer, folder, callbacks=[record], **(SAVED | settings))
+    run.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    return record, run
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(learning_rate=1e-4),
+        dict(learning_rate=1e-4, lr_scheduler_type="polynomial"),
+        dict(weight_decay=0.1),
+        dict(adam_beta1=0.5, adam_beta2=0.9),
+        dict(adam_epsilon=1e-3),
+        dict(lr_scheduler_type="linear"),
+        dict(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 1e-3}),
+        dict(warmup_steps=3),
+        dict(max_steps=8),
+        dict(max_steps=-1, num_train_epochs=2),
+        dict(logging_steps=2),
+        dict(eval_strategy="steps", eval_steps=1),
+        dict(save_steps=1),
+        dict(max_grad_norm=0.0),
+        dict(gradient_accumulation_steps=2, per_device_train_batch_size=2),
+    ],
+    ids=lambda settings: ",".join(settings),
+)
+def test_a_resumed_run_takes_its_steps_with_the_settings_of_an_uninterrupted_one(
+    settings, checkpoint, tokenizer, tmp_path
+):
+    resumed, run = recorded(tokenizer, tmp_path / "resumed", checkpoint, **settings)
+    whole, other = recorded(tokenizer, tmp_path / "whole", **settings)
+    assert resumed.rates == {step: rates for step, rates in whole.rates.items() if step > 2}
+    assert resumed.groups == whole.groups
+    for name, steps in whole.events.items():
+        assert resumed.events[name] == [step for step in steps if (step[0] if name == "log" else step) > 2]
+    assert run.state.max_steps == other.state.max_steps and run.state.global_step == other.state.global_step
+
+
+def test_settings_of_an_optimiser_by_name_are_applied(tokenizer, tmp_path):
+    descent = dict(optim="sgd", optim_args="momentum=0.9")
+    recorded(tokenizer, tmp_path / "first", **descent)
+    record, _ = recorded(
+        tokenizer, tmp_path / "run", tmp_path / "first" / "checkpoint-2", optim="sgd", optim_args="momentum=0.5"
+    )
+    assert [group["momentum"] for group in record.groups] == [0.5, 0.5]
+
+
+def test_a_resumed_run_with_the_same_settings_is_unchanged(checkpoint, tokenizer, tmp_path):
+    _, resumed = recorded(tokenizer, tmp_path / "resumed", checkpoint)
+    _, whole = recorded(tokenizer, tmp_path / "whole")
+    assert torch.equal(prompt_of(resumed.model), prompt_of(whole.model))
+    assert resumed.state.log_history[:4] == whole.state.log_history[:4]
+
+
+def test_an_optimiser_of_another_kind_is_refused(checkpoint, tokenizer, tmp_path):
+    for optim in ("sgd", "adafactor", "rmsprop"):
+        with pytest.raises(RecipeError, match=f"optim {optim}: the checkpoint is of an optimiser of another kind"):
+            recorded(tokenizer, tmp_path, checkpoint, optim=optim)
+
+
+def test_batches_that_make_other_steps_of_an_epoch_are_refused_unless_a_new_pass_is_asked_for(
+    checkpoint, tokenizer, tmp_path
+):
+    with pytest.raises(RecipeError, match="an epoch had 6 steps, and these rows and batches make 3"):
+        recorded(tokenizer, tmp_path, checkpoint, per_device_train_batch_size=8)
+    _, run = recorded(tokenizer, tmp_path, checkpoint, per_device_train_batch_size=8, ignore_data_skip=True)
+    assert run.state.global_step == 4
+
+
+def test_a_score_of_another_metric_is_not_compared(tokenizer, tmp_path):
+    best = dict(eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, learning_rate=1e-3)
+    recorded(tokenizer, tmp_path / "first", metric_for_best_model="loss", greater_is_better=True, **best)
+    first = tmp_path / "first" / "checkpoint-2"
+    assert json.loads((first / "trainer_state.json").read_text())["best_metric"] > 1
+    _, run = recorded(tokenizer, tmp_path / "run", first, metric_for_best_model="f1", greater_is_better=True, **best)
+    assert run.state.best_metric == run.state.log_history[-2]["eval_f1"]
+    assert run.state.best_global_step == 4
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("scheduler.pt", "the learning rate's schedule"), ("rng_state.pth", "the random numbers"),
+     ("optimizer.pt", "the optimiser")],
+)  # fmt: skip
+def test_a_checkpoint_without_a_state_is_refused(file, name, checkpoint, tokenizer, tmp_path):
+    copy = tmp_path / checkpoint.name
+    shutil.copytree(checkpoint, copy)
+    (copy / file).unlink()
+    with pytest.raises(RecipeError, match=f"checkpoint-2: no state of {name} there"):
+        recorded(tokenizer, tmp_path, copy)
+
+
+@pytest.fixture
+def stopped(recipe_file, tmp_path):
+    recipe = str(recipe_file(save_steps=2, metric_for_best_model="loss"))
+    assert main(["train", recipe]) == 0
+    return ["train", recipe, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-2")]
+
+
+def test_a_command_refuses_settings_that_do_not_fit_the_checkpoints_state_before_the_model_loads(
+    stopped, capsys, monkeypatch
+):
+    forbid_model_loading(monkeypatch)
+    for name, value in {
+        "optim": "sgd", "optim_args": "momentum=0.9", "seed": "7", "train_sampling_strategy": "random",
+        "lr_scheduler_type": "reduce_lr_on_plateau", "dataloader_drop_last": "true",
+        "metric_for_best_model": "f1", "num_virtual_tokens": "9",
+    }.items():  # fmt: skip
+        assert main([*stopped, f"--{name}", value, "--eval_strategy", "epoch", "--greater_is_better", "false"]) == 2
+        assert f"checkpoint-2 is of a run with another {name}" in capsys.readouterr().err
+    assert main([*stopped, "--per_device_train_batch_size", "8"]) == 2
+    assert "an epoch had 6 steps, and these rows and batches make 3" in capsys.readouterr().err
+
+
+def test_settings_that_changed_are_in_results_and_card_also_after_a_second_resumption(stopped, tmp_path):
+    run = tmp_path / "run"
+    assert main([*stopped, "--learning_rate", "1e-4", "--weight_decay", "0.1", "--save_steps", "1"]) == 0
+    last = [*stopped[:3], str(run / "checkpoint-3"), "--learning_rate", "1e-4", "--weight_decay", "0.1"]
+    assert main([*last, "--save_steps", "1"]) == 0
+    changed = json.loads((run / "results.json").read_text())["changed_settings"]
+    assert changed == {"2": {"learning_rate": [0.03, 1e-4], "save_steps": [2, 1], "weight_decay": [None, 0.1]}}
+    card = (run / "README.md").read_text()
+    assert "From step 2 on it was trained with other settings: `learning_rate` 0.0001 (0.03 before)" in card
