@@ -34,6 +34,8 @@ REQUIRED_VALUES = {
     "prediction_loss_only": (False, ": true leaves nothing to score at the end"),
     "batch_eval_metrics": (False, ": true leaves nothing to score at the end"),
     "eval_do_concat_batches": (True, ": false leaves nothing to score at the end"),
+    "include_for_metrics": ([], ": metrics get predicted texts and references, and nothing else"),
+    "label_names": (None, ": targets are encoded into the column labels"),
     "enable_jit_checkpoint": (False, ": SIGTERM saves a checkpoint here in any case"),
 }
 

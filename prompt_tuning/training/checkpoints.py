@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import sort_checkpoints
 
@@ -58,6 +59,13 @@ def rotate_checkpoints(run: Path, limit: int | None, best: str | None) -> None:
     num_kept = max(limit, len({best or checkpoints[-1], checkpoints[-1]}))
     for old in checkpoints[:-num_kept]:
         remove_folder(Path(old))
+
+
+def load_named_adapter(model: PeftModel, checkpoint: Path) -> None:
+    """Load an adapter that is not called default from its own folder in a checkpoint, where Trainer does not look."""
+    folder = checkpoint / model.active_adapter
+    if folder.is_dir():
+        model.load_adapter(str(folder), model.active_adapter, is_trainable=True)
 
 
 class KeepOnlyBest(TrainerCallback):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
+from accelerate.state import GradientState
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
@@ -95,6 +97,25 @@ def num_real_rows(rows_left: int, batch_rows: int, rank: int) -> int:
         rank: the number of this process, from 0.
     """
     return min(max(rows_left - batch_rows * rank, 0), batch_rows)
+
+
+def without_repeated(
+    batches: Iterable[dict[str, Any]], num_rows: int, state: GradientState, args: TrainingArguments
+) -> Iterator[dict[str, Any]]:
+    """Yield training batches without the targets of rows that accelerate repeats to fill the last one.
+
+    Args:
+        batches: of this process.
+        num_rows: of an epoch, of all processes together.
+        state: knows the last batch.
+        args: the training arguments.
+    """
+    left_over = num_rows % (args.train_batch_size * args.world_size)
+    for batch in batches:
+        if left_over and state.end_of_dataloader:
+            num_real = num_real_rows(left_over, len(batch["labels"]), args.process_index)
+            batch["labels"][num_real:] = -100
+        yield batch
 
 
 def keep_gathered_outside_layers(model: torch.nn.Module) -> list[FSDPModule]:

@@ -24,6 +24,7 @@ class EvaluatedRows:
         common_prefix: ids that open the source of every row of a causal model.
         references: the texts that count as right, if the rows have them.
         choices: for closed questions, the texts and the ids of the choices, by the row's number.
+        labelled: the rows have labels.
         with_loss: the evaluation also computes a loss.
         num_unread: rows that all processes together have not read yet.
         summed_loss: the loss of all target tokens that were read.
@@ -36,6 +37,7 @@ class EvaluatedRows:
     common_prefix: list[int]
     references: list[list[str]] | None
     choices: dict[int, tuple[list[str], list[list[int]]]] | None
+    labelled: bool
     with_loss: bool
     num_unread: int
     summed_loss: float = 0.0
@@ -54,6 +56,9 @@ class EvaluatedRows:
                 raise DataError(f"evaluation needs to know all rows, and a {type(rows).__name__} has no length")
             rows = Dataset.from_list([dict(rows[number]) for number in range(len(rows))])
         rows = rows.with_format(None)
+        labelled = "labels" in rows.column_names
+        if not labelled:  # All of a causal row is then its source.
+            rows = rows.add_column("labels", [[-100] * len(ids) for ids in rows["input_ids"]])
         prefix = common_prefix(rows) if causal else []
         order = np.array(length_order(list(rows["input_ids"]), share=causal), dtype=int)
         rows = rows.select(order)
@@ -64,7 +69,14 @@ class EvaluatedRows:
             choices = dict(zip(rows["row"], pairs, strict=True))
             if len(choices) < len(rows):
                 raise DataError("rows with choices need a number each in the column row, and some have the same")
-        return cls(rows, order, prefix, references, choices, with_loss, num_unread=len(rows))
+        return cls(rows, order, prefix, references, choices, labelled, with_loss and labelled, num_unread=len(rows))
+
+    def in_order(self, values: np.ndarray) -> np.ndarray:
+        """Return values of the rows as they were read in the order of the data set.
+
+        Those after the rows are of repeated ones, which filled the last batch of several processes.
+        """
+        return values[: len(self.rows)][np.argsort(self.order)]
 
     def add_loss(self, mean: float, items: int) -> None:
         """Add the mean loss of a batch over so many target tokens."""

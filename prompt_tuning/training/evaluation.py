@@ -26,7 +26,7 @@ from prompt_tuning.engine.likelihood import Normalization, choose
 from prompt_tuning.engine.shared_prefix import compute_prompt_once
 from prompt_tuning.engine.stop_texts import decode, stopping
 from prompt_tuning.errors import DataError, RecipeError
-from prompt_tuning.metrics.scores import MetricFunction, Scores
+from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.training.distributed import (
     batches_of_process,
     gather_outside_layers,
@@ -36,20 +36,21 @@ from prompt_tuning.training.distributed import (
 )
 from prompt_tuning.training.evaluated_rows import EvaluatedRows
 from prompt_tuning.training.memory import IN_EVALUATION, explain_out_of_memory
+from prompt_tuning.training.preparation import takes_eval_prediction
 
 
 class EvaluatingTrainer(Seq2SeqTrainer):
     """The half of `PromptTuningTrainer` that evaluates; it has all that differs from Seq2SeqTrainer there.
 
     Attributes:
-        score: `(predictions, references) -> metrics`.
+        score: `(predictions, references) -> metrics`, or `eval_prediction -> metrics`.
         generation_kwargs: for `generate`.
         stop: the texts that end a prediction.
         choice_normalization: how the choices of a closed question are compared.
     """
 
     processing_class: PreTrainedTokenizerBase
-    score: MetricFunction
+    score: Callable[..., Any]
     generation_kwargs: dict[str, Any]
     stop: tuple[str, ...]
     choice_normalization: Normalization
@@ -96,18 +97,18 @@ class EvaluatingTrainer(Seq2SeqTrainer):
         A row with choices gets the number of its choice instead, `[rows, 1]`. A loss would cost another forward.
 
         Raises:
-            RecipeError: predict_with_generate is False.
+            RecipeError: predict_with_generate is False, or prediction_loss_only is True.
         """
         if not self.args.predict_with_generate:
             raise RecipeError("predict_with_generate is False, so that nothing is written; set it to True")
+        if self.args.prediction_loss_only:
+            raise RecipeError("prediction_loss_only is True, so that nothing is written; set it to False")
         self._evaluated = EvaluatedRows.of(test_dataset, causal=self._is_causal, with_loss=False)
-        rows = self._evaluated.rows
         gen_kwargs = self.generation_kwargs | gen_kwargs
-        output = super().predict(rows, ignore_keys, metric_key_prefix, **gen_kwargs)
-        original_order = np.argsort(self._evaluated.order)
-        # Rows after these are repeated ones, which filled the last batch of several processes.
-        predictions = output.predictions[: len(rows)][original_order]
-        return PredictionOutput(predictions, output.label_ids[: len(rows)][original_order], output.metrics)
+        output = super().predict(self._evaluated.rows, ignore_keys, metric_key_prefix, **gen_kwargs)
+        predictions = self._evaluated.in_order(output.predictions)
+        label_ids = self._evaluated.in_order(output.label_ids) if self._evaluated.labelled else None
+        return PredictionOutput(predictions, label_ids, output.metrics)
 
     def predict_texts(self, dataset: Dataset) -> list[str]:
         """Return what the model writes for each row, or the choice that it takes, in the order of the data set."""
@@ -162,10 +163,12 @@ class EvaluatingTrainer(Seq2SeqTrainer):
         if prediction_loss_only or not self.args.predict_with_generate:
             return loss, None, None
         inputs = self._prepare_inputs(inputs)
+        # Without labels Trainer computes no metrics.
+        labels = inputs["labels"] if evaluated.labelled or evaluated.references is not None else None
         if evaluated.choices:
             best = self._best_choices(self._sources(inputs), [evaluated.choices[number] for number in row_numbers])
-            return loss, inputs["labels"].new_tensor(best)[:, None], inputs["labels"]
-        return loss, self._generate_targets(inputs, gen_kwargs or self._gen_kwargs), inputs["labels"]
+            return loss, inputs["labels"].new_tensor(best)[:, None], labels
+        return loss, self._generate_targets(inputs, gen_kwargs or self._gen_kwargs), labels
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """Return a loader for one evaluation; Trainer would keep it, and use it for other data sets too.
@@ -292,6 +295,10 @@ class EvaluatingTrainer(Seq2SeqTrainer):
     def _score(self, output: EvalPrediction) -> dict[str, float]:
         """Score an evaluation; the references are the rows' own, or else the texts of their labels."""
         evaluated = self._evaluated
+        if takes_eval_prediction(self.score):
+            inputs = None if output.inputs is None else evaluated.in_order(output.inputs)
+            predictions = evaluated.in_order(output.predictions)
+            return self.score(EvalPrediction(predictions, evaluated.in_order(output.label_ids), inputs))
         num_rows = len(evaluated.rows)
         references = evaluated.references
         if references is None:

@@ -1,4 +1,4 @@
-"""Context distillation: a short soft prompt learns to do what a long hard prompt does.
+"""Losses other than the model's: a user's, and context distillation, by which a soft prompt learns from a hard one.
 
 The teacher is the frozen model itself, which reads a row as `teacher_template` renders it: with a system message, a
 style guide, demonstrations. The student is the same model, which reads the recipe's template after the trained prompt.
@@ -9,7 +9,7 @@ vocabulary (Askell et al. 2021, section 2.2; Snell et al. 2022, Learning by Dist
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 from transformers.utils.logging import tqdm
 
-from prompt_tuning.encoding.batching import batches_within, common_prefix
+from prompt_tuning.encoding.batching import batches_within, common_prefix, move_padding
 from prompt_tuning.engine.dispatch import has_recurrent_layers
 from prompt_tuning.errors import ModelError
 
@@ -95,6 +95,28 @@ def teacher_logits(head: torch.nn.Module, states: list[torch.Tensor], like: torc
     Without a row, return the student's logits `like`, `[0, V]`.
     """
     return head(torch.cat(states).to(like.device)) if states else like
+
+
+def aligned_outputs(
+    model: torch.nn.Module, inputs: dict[str, torch.Tensor], *, causal: bool
+) -> tuple[Any, torch.Tensor]:
+    """Return a prompted model's outputs with logits `[B, T, V]`, and the labels `[B, T]` of the same positions.
+
+    Args:
+        model: behind its prompt.
+        inputs: a batch, padded on either side.
+        causal: the model has no decoder of its own, so that the logits of its virtual tokens come first.
+    """
+    if not causal:
+        outputs = model(**inputs)
+        return outputs, inputs["labels"]
+    ids = inputs["input_ids"]
+    mask = inputs.get("attention_mask", torch.ones_like(ids))
+    mask, ids, labels = move_padding("right", mask, ids, inputs["labels"])
+    others = {name: inputs[name] for name in inputs if name not in ("input_ids", "attention_mask", "labels")}
+    outputs = model(input_ids=ids, attention_mask=mask, **others)
+    outputs.logits = outputs.logits[:, -ids.shape[1] :]
+    return outputs, labels
 
 
 def distillation_loss(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +14,12 @@ from accelerate.utils import DynamoBackend, load_fsdp_model
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import (
     DataCollatorForSeq2Seq,
+    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainingArguments,
@@ -29,22 +30,21 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
 
-from prompt_tuning.arguments.training_args import NO_AUTO_FIND_BATCH_SIZE
-from prompt_tuning.engine.dispatch import get_base, has_prompt
+from prompt_tuning.engine.dispatch import has_prompt
 from prompt_tuning.engine.likelihood import Normalization
 from prompt_tuning.engine.prompt_network import has_network, save_network
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel, target_loss
-from prompt_tuning.engine.stop_texts import add_end_tokens
-from prompt_tuning.errors import AdapterError, RecipeError
+from prompt_tuning.errors import RecipeError
 from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.models.quantization import allow_quantized_evaluation
 from prompt_tuning.support.files import explain_full_disk
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.training.callbacks import Divergence, TrainingStart
-from prompt_tuning.training.checkpoints import KeepOnlyBest, atomic_checkpoint, rotate_checkpoints
-from prompt_tuning.training.distributed import full_state_dict, num_real_rows
+from prompt_tuning.training.checkpoints import KeepOnlyBest, atomic_checkpoint, load_named_adapter, rotate_checkpoints
+from prompt_tuning.training.distributed import full_state_dict, without_repeated
 from prompt_tuning.training.evaluation import EvaluatingTrainer, trains_several_tasks
-from prompt_tuning.training.losses import distillation_loss, teacher_logits
+from prompt_tuning.training.losses import aligned_outputs, distillation_loss, teacher_logits
+from prompt_tuning.training.preparation import check_arguments, check_model, prepare_model
 from prompt_tuning.training.resuming import check_position, check_whole, hyperparameters
 from prompt_tuning.training.sampling import EpochSampler, interrupted_order
 
@@ -71,12 +71,15 @@ class PromptTuningTrainer(EvaluatingTrainer):
     - `torch_compile` compiles each decoder layer by itself. `push_to_hub` uploads no training state.
 
     Rows for a multitask prompt also have the number of their task, in a column `task_ids`. The arguments up to
-    `preprocess_logits_for_metrics` are those of Seq2SeqTrainer, except `model_init`: a prompt is added to a loaded
-    model.
+    `preprocess_logits_for_metrics`, which is refused since no logits are kept, are those of Seq2SeqTrainer.
 
     Args:
+        model_init: `model_init()` or `model_init(trial)` returns the model with its prompt, for each training anew.
+        compute_loss_func: `(outputs, labels, num_items_in_batch) -> loss`, with logits `[B, T, V]` for labels
+            `[B, T]`. As in transformers, a causal model predicts label t by the logits of t - 1.
         compute_metrics: `(predictions, references) -> metrics`, as `metrics.load_metrics` returns. References come
-            from the rows' column `references`, or from their labels if they have none.
+            from the rows' column `references`, or from their labels if they have none. A function of one argument
+            gets Trainer's `EvalPrediction`: new ids `[rows, new]` and labels, padded with -100, in the rows' order.
         generation_kwargs: for `generate`, such as `dict(max_new_tokens=32, num_beams=4)`.
         stop: a prediction ends at the first of these texts that follows something other than white space.
         choice_normalization: how choices are compared, for rows with `choices`, `choice_ids` and their number as
@@ -87,20 +90,22 @@ class PromptTuningTrainer(EvaluatingTrainer):
 
     Raises:
         AdapterError: PEFT's own model of a causal prompt, which gives a row other predictions than alone.
-        RecipeError: `auto_find_batch_size` is set.
+        RecipeError: an argument would have no effect here, or another one than in Trainer.
+        DataError: an evaluation set without a length.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
-        args: Seq2SeqTrainingArguments,
+        model: PreTrainedModel | PeftModel | None = None,
+        args: Seq2SeqTrainingArguments | None = None,
         data_collator: DataCollator | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         *,
         processing_class: PreTrainedTokenizerBase,
+        model_init: Callable[..., PreTrainedModel | PeftModel] | None = None,
         compute_loss_func: Callable[..., torch.Tensor] | None = None,
-        compute_metrics: MetricFunction | None = None,
+        compute_metrics: MetricFunction | Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Optimizer | None, LambdaLR | None] = (None, None),
         preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
@@ -112,14 +117,13 @@ class PromptTuningTrainer(EvaluatingTrainer):
         name_row: Callable[..., str] = "row {}".format,
     ) -> None:
         """Check the arguments and prepare model and tokenizer."""
-        if args.auto_find_batch_size:
-            raise RecipeError(NO_AUTO_FIND_BATCH_SIZE)
-        if has_prompt(model) and not (model.config.is_encoder_decoder or isinstance(model, SharedPrefixModel)):
-            raise AdapterError(
-                f"a {type(model).__name__} pads its rows before the prompt and so gives them other predictions than "
-                "alone; make it by add_soft_prompt(model, config)"
-            )
-        with allow_quantized_evaluation(model):
+        check_arguments(args, eval_dataset, compute_metrics, preprocess_logits_for_metrics)
+        if teacher is not None and compute_loss_func is not None:
+            raise RecipeError("compute_loss_func: the loss is the divergence from the teacher. Leave one of them out")
+        if model is not None:
+            check_model(model, args)
+        self._tokenizer = processing_class
+        with allow_quantized_evaluation(model) if model is not None else nullcontext():
             super().__init__(
                 model=model,
                 args=args,
@@ -127,11 +131,11 @@ class PromptTuningTrainer(EvaluatingTrainer):
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
                 processing_class=processing_class,
+                model_init=model_init,
                 compute_loss_func=compute_loss_func,
                 compute_metrics=self._score if compute_metrics else None,
                 callbacks=callbacks,
                 optimizers=optimizers,
-                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )
         if compute_metrics and not self.args.predict_with_generate:
             logger.warning("evaluations give a loss and no metric, since predict_with_generate is False")
@@ -148,29 +152,23 @@ class PromptTuningTrainer(EvaluatingTrainer):
         for callback in (self.training_start, KeepOnlyBest(), self.divergence):
             self.add_callback(callback)
         self._partial_run: Path | None = None
-        self._prepare_model(processing_class)
-        self.generation_kwargs = self._default_generation_kwargs() | (generation_kwargs or {})
-
-    def _prepare_model(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Set what training and evaluation need of the model and the tokenizer."""
-        base = get_base(self.model)
-        if self.args.generation_config is not None:
-            base.generation_config = self.model.generation_config  # A prompt generates by its base model.
-        add_end_tokens(base, tokenizer)
-        tokenizer.padding_side = "right"  # This is for training. An evaluation pads the sources on the left.
+        if model is not None:
+            prepare_model(model, processing_class, args)
         if isinstance(self.model, SharedPrefixModel):
             if has_prompt(self.model):
                 # The model smooths. Trainer could not match labels with logits of targets only.
                 self.label_smoother = None
             if self.args.torch_compile:
                 # The whole forward would be compiled anew for the layout of each batch.
-                self.model.compile_layers(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
                 self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
-        if self.args.world_size > 1:
-            # Each process reads the frozen weights from the same files. DDP would send them all once more.
-            frozen = [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad]
-            frozen += [name for name, _ in self.model.named_buffers()]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, frozen)  # noqa: SLF001 - no public name
+        self.generation_kwargs = self._default_generation_kwargs() | (generation_kwargs or {})
+
+    def call_model_init(self, trial: Any = None) -> PreTrainedModel | PeftModel:
+        """Return a new model from `model_init`, prepared as a model that is given."""
+        model = super().call_model_init(trial)
+        check_model(model, self.args)
+        prepare_model(model, self._tokenizer, self.args)
+        return model
 
     def train(
         self,
@@ -194,10 +192,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best and isinstance(self.model, PeftModel):
-            # PEFT saves an adapter that is not called default in a folder of its own, where Trainer does not look.
-            folder = Path(best, self.model.active_adapter)
-            if folder.is_dir():
-                self.model.load_adapter(str(folder), self.model.active_adapter, is_trainable=True)
+            load_named_adapter(self.model, Path(best))
         return output
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
@@ -221,7 +216,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Return the cross entropy over target tokens, or the divergence from the teacher in a distillation.
+        """Return the cross entropy over target tokens, the divergence from a teacher, or what compute_loss_func does.
 
         The sum over targets is divided by `num_items_in_batch`, the targets of the whole accumulated batch. By default
         it is divided by the targets of this batch.
@@ -229,17 +224,22 @@ class PromptTuningTrainer(EvaluatingTrainer):
         rows = inputs.pop("row", None)
         smoothing = self.args.label_smoothing_factor
         teacher = self.teacher if model.training else None
-        if self._is_causal and teacher is None:
+        aligned = self.compute_loss_func is not None and (has_prompt(self.model) or not self._is_causal)
+        if self._is_causal and teacher is None and not aligned:
             if isinstance(self.model, SharedPrefixModel):
                 inputs = inputs | {"label_smoothing": smoothing}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        outputs = model(**inputs)
-        if teacher is not None:
+        if aligned:
+            outputs, labels = aligned_outputs(model, inputs, causal=self._is_causal)
+            loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+        elif teacher is not None:
+            outputs = model(**inputs)
             targeted = (inputs["labels"] != -100).any(1)  # A row that another process has, too, has no target here.
             states = [teacher[row] for row in rows[targeted].tolist()]
             expected = teacher_logits(self.model.get_base_model().get_output_embeddings(), states, outputs.logits)
             loss = distillation_loss(outputs.logits, expected, self.distillation, num_items_in_batch)
         else:
+            outputs = model(**inputs)
             targets = inputs["labels"].flatten()
             loss = target_loss(outputs.logits.flatten(0, 1), targets, num_items_in_batch, smoothing)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -257,18 +257,11 @@ class PromptTuningTrainer(EvaluatingTrainer):
             logger.info("no step is left to train")  # Trainer says that the epoch seems to have no sample.
             self.control.should_training_stop = True
             return [], None
-        return super().get_batch_samples(map(self._without_repeated, epoch_iterator), num_batches, device)
-
-    def _without_repeated(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Remove the targets of rows that accelerate repeats to fill the last batch of all processes."""
         whole = self.args.dataloader_drop_last or self.args.train_sampling_strategy == "batch_rebalance"
-        if whole or not isinstance(self.train_dataset, Dataset):  # A stream has no last batch.
-            return batch
-        left_over = len(self.train_dataset) % (self.args.train_batch_size * self.args.world_size)
-        if left_over and self.accelerator.gradient_state.end_of_dataloader:
-            num_real = num_real_rows(left_over, len(batch["labels"]), self.args.process_index)
-            batch["labels"][num_real:] = -100
-        return batch
+        if isinstance(self.train_dataset, Dataset) and not whole:  # A stream has no last batch.
+            ends = self.accelerator.gradient_state
+            epoch_iterator = without_repeated(epoch_iterator, len(self.train_dataset), ends, self.args)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model; a checkpoint also gets the network that writes the prompt, and no card."""

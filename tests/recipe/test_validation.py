@@ -75,6 +75,8 @@ from prompt_tuning.runs.prepare import prepare
         ),
         ({"generation_config": "folder"}, [], ["generation_config would not reach `predict`"]),
         ({"eval_do_concat_batches": "false"}, [], ["eval_do_concat_batches: false leaves nothing to score"]),
+        ({"include_for_metrics": "[loss]"}, [], ["include_for_metrics: metrics get predicted texts and references"]),
+        ({"label_names": "[targets]"}, [], ["label_names: targets are encoded into the column labels"]),
         (
             {"enable_jit_checkpoint": "true"},
             [],

@@ -1,0 +1,109 @@
+"""Refuse what a PromptTuningTrainer cannot do as soon as it is built, and prepare its model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from peft import PeftModel
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTrainingArguments
+from transformers.trainer_utils import has_length
+
+from prompt_tuning.arguments.training_args import NO_AUTO_FIND_BATCH_SIZE
+from prompt_tuning.engine.dispatch import get_base, has_prompt
+from prompt_tuning.engine.shared_prefix import SharedPrefixModel
+from prompt_tuning.engine.stop_texts import add_end_tokens
+from prompt_tuning.errors import AdapterError, DataError, ErrorList, RecipeError
+
+
+def takes_eval_prediction(compute_metrics: Callable[..., Any]) -> bool:
+    """Return whether metrics are computed from Trainer's `EvalPrediction`, not from predicted texts and references."""
+    parameters = inspect.signature(compute_metrics).parameters.values()
+    required = [
+        parameter
+        for parameter in parameters
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    return len(required) == 1
+
+
+def check_arguments(
+    args: Any,
+    eval_dataset: Any,
+    compute_metrics: Callable[..., Any] | None,
+    preprocess_logits_for_metrics: Callable[..., Any] | None,
+) -> None:
+    """Raise a PromptTuningError for training arguments and rows that an evaluation would fail with, or ignore.
+
+    Args:
+        args: the training arguments.
+        eval_dataset: one evaluation set, several by name, or None.
+        compute_metrics: in either form.
+        preprocess_logits_for_metrics: Trainer's argument, or None.
+    """
+    if not isinstance(args, Seq2SeqTrainingArguments):
+        raise RecipeError(
+            f"args: {type(args).__name__} has no predict_with_generate. Pass PromptTuningArguments or "
+            "Seq2SeqTrainingArguments, which take the same settings"
+        )
+    reasons = {
+        NO_AUTO_FIND_BATCH_SIZE: args.auto_find_batch_size,
+        "batch_eval_metrics: metrics are computed over all rows together. Leave it out.": (
+            args.batch_eval_metrics and compute_metrics
+        ),
+        "eval_do_concat_batches false: predictions are given in the order of the rows. Leave it out.": (
+            not args.eval_do_concat_batches
+        ),
+        "include_for_metrics loss: Trainer repeats the mean loss of a batch. Leave it out; evaluate gives the loss.": (
+            "loss" in args.include_for_metrics
+        ),
+        "include_for_metrics inputs: compute_metrics(predictions, references) gets no inputs. Leave it out, or give a "
+        "compute_metrics(eval_prediction).": (
+            "inputs" in args.include_for_metrics and compute_metrics and not takes_eval_prediction(compute_metrics)
+        ),
+        "preprocess_logits_for_metrics: evaluations keep no logits; compute_metrics gets what is generated. Leave it "
+        "out.": preprocess_logits_for_metrics,
+        f"label_names {args.label_names}: targets are read from the column labels. Rename the column, and leave "
+        "label_names out.": args.label_names not in (None, ["labels"]),
+    }
+    errors = ErrorList(RecipeError(reason) for reason in reasons if reasons[reason])
+    for rows in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
+        if rows is not None and not has_length(rows):
+            errors.append(DataError(f"evaluation needs to know all rows, and a {type(rows).__name__} has no length"))
+    errors.raise_all()
+
+
+def check_model(model: PreTrainedModel | PeftModel, args: Seq2SeqTrainingArguments) -> None:
+    """Raise a PromptTuningError for a model that rows are not exact in, or that an argument has no meaning for."""
+    if not has_prompt(model):
+        return
+    if not (model.config.is_encoder_decoder or isinstance(model, SharedPrefixModel)):
+        raise AdapterError(
+            f"a {type(model).__name__} pads its rows before the prompt and so gives them other predictions than "
+            "alone; make it by add_soft_prompt(model, config)"
+        )
+    if args.neftune_noise_alpha is not None:
+        raise RecipeError(
+            "neftune_noise_alpha: noise on embeddings is for fine-tuning; rows that share a prompt have no padded "
+            "length to scale it by. Leave it out, or train LoRA or the whole model"
+        )
+
+
+def prepare_model(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, args: Seq2SeqTrainingArguments
+) -> None:
+    """Set what training and evaluation need of the model and the tokenizer."""
+    base = get_base(model)
+    if args.generation_config is not None:
+        base.generation_config = model.generation_config  # A prompt generates by its base model.
+    add_end_tokens(base, tokenizer)
+    tokenizer.padding_side = "right"  # This is for training. An evaluation pads the sources on the left.
+    if args.torch_compile and isinstance(model, SharedPrefixModel):
+        model.compile_layers(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+    if args.world_size > 1:
+        # Each process reads the frozen weights from the same files. DDP would send them all once more.
+        frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+        frozen += [name for name, _ in model.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)  # noqa: SLF001 - no public name
