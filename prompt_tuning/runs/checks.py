@@ -92,7 +92,8 @@ def check_template_columns(recipe: Recipe, template: Template, rows: Mapping[str
         template.check_truncate(recipe.prompt.truncate or ())
     for split in rows:
         with errors.collect():
-            template.check_columns(column_names(rows[split]), split_origin(recipe.data, split))
+            needed = template.training_columns if split == "train" else template.columns
+            template.check_columns(column_names(rows[split]), split_origin(recipe.data, split), needed)
     errors.raise_all()
 
 

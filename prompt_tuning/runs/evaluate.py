@@ -67,6 +67,8 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
     folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-{name}"
     _check_same_adapter(folder, adapter and str(adapter))
     prepared = prepare(recipe, (split,))
+    # Training rows need no references until they are evaluated.
+    prepared.template.check_columns(prepared.rows[split].column_names, split_origin(recipe.data, split))
 
     set_seed(recipe.training.seed)
     model = load_base_model(recipe.model, prepared.config)

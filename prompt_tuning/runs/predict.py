@@ -114,7 +114,7 @@ def _predict_batch(predictor: Predictor, batch: list[OriginAndRow], file: TextIO
 def _read_row(predictor: Predictor, origin: str, row: dict[str, Any]) -> Question:
     """Return a row as token ids, or raise a DataError that says where it is from."""
     template = predictor.encoder.template
-    missing = sorted(template.source_columns - with_standard_columns(row, predictor.data).keys())
+    missing = template.missing_columns(template.source_columns, with_standard_columns(row, predictor.data))
     if missing:
         names = ", ".join(map(repr, row))
         raise DataError(

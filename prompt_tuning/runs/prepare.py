@@ -280,7 +280,7 @@ def _encode_for_teacher(recipe: Recipe, config: PretrainedConfig, encoder: Encod
     """
     checks.check_teacher_model(recipe, config)
     template = Template.load(str(recipe.prompt.teacher_template))
-    template.check_columns(rows.column_names, split_origin(recipe.data, "train"))
+    template.check_columns(rows.column_names, split_origin(recipe.data, "train"), template.training_columns)
     teacher = replace(
         encoder,
         template=template,

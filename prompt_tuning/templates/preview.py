@@ -48,7 +48,7 @@ def render_on_row(
     problems = []
     num_unfit = 0
     for name, template in templates.items():
-        if not template.source_columns <= set(row):
+        if template.missing_columns(template.source_columns, row):
             num_unfit += 1
             continue
         try:
@@ -56,7 +56,8 @@ def render_on_row(
         except TemplateError as error:
             problems.append(str(error))
     if num_unfit == len(templates):
-        next(iter(templates.values())).check_columns(list(row), "the row", for_prediction=True)
+        template = next(iter(templates.values()))
+        template.check_columns(list(row), "the row", template.source_columns)
     if not texts:
         raise TemplateError("\n".join(problems))
     if num_unfit:
@@ -134,7 +135,7 @@ def _kind(template: Template) -> str:
 
 def _render_one(name: str, template: Template, row: dict[str, Any], languages: dict[str, str]) -> str:
     """Return source, target, references and choices of a row under the template's name."""
-    missing = sorted(template.columns - set(row))
+    missing = template.missing_columns(template.training_columns, row)
     rendered = template.render(row, languages, with_target=not missing)
     source = rendered.source
     if template.chat:

@@ -15,6 +15,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment, 
 from prompt_tuning.templates.values import NULL, null_of_json, of_printable, printable
 
 SEPARATOR = "|||"
+ROW = "row"
+"""The variable that has the whole row, for columns whose names are not names of Jinja."""
+
 # They hold code points for private use, so that no row holds them by accident.
 CHOICE_END = f"\ue000{SEPARATOR}\ue000"
 VALUE_END = "\ue001"
@@ -192,7 +195,28 @@ def needed_columns(text: str, constants: frozenset[str]) -> frozenset[str]:
         root = _root_name(method)
         if isinstance(method, jinja2.nodes.Getattr) and changes_value(method.attr) and root in columns | constants:
             raise jinja2.TemplateError(f"its {method.attr} would change the row's {root}; change a list of its own")
+    if ROW in columns and columns_of_row(text):
+        columns = columns - {ROW} | columns_of_row(text)
     return frozenset(columns)
+
+
+@functools.lru_cache(maxsize=512)
+def columns_of_row(text: str) -> frozenset[str]:
+    """Return the columns that a text reads as items of `row`, such as `row["passage-text"]`."""
+    columns = set()
+    tree = _parse(text)
+    items: list[Any] = [*tree.find_all(jinja2.nodes.Getitem), *tree.find_all(jinja2.nodes.Getattr)]
+    for item in items:
+        if isinstance(item.node, jinja2.nodes.Name) and item.node.name == ROW:
+            columns.add(item_key(item))
+    return frozenset(columns - {None})
+
+
+def item_key(node: jinja2.nodes.Getattr | jinja2.nodes.Getitem) -> Any:
+    """Return the attribute or the constant item that a node reads; None of a computed one."""
+    if isinstance(node, jinja2.nodes.Getattr):
+        return node.attr
+    return node.arg.value if isinstance(node.arg, jinja2.nodes.Const) else None
 
 
 def changes_value(method: str) -> bool:

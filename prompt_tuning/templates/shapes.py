@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2.nodes
 
-from prompt_tuning.templates.sandbox import environment
+from prompt_tuning.templates.sandbox import environment, item_key
 
 
 def standard_shapes(row: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _readers(text: str) -> dict[str, Callable[[Any], Any]]:
     for item in items:
         if _is_name(item.node, "translation"):
             readers["translation"] = _translation
-        if _is_name(item.node, "answers") and _key(item) == "text":
+        if _is_name(item.node, "answers") and item_key(item) == "text":
             readers["answers"] = _answers
             prints_text = prints_text or item in printed
     if prints_text:
@@ -89,13 +89,6 @@ def _readers(text: str) -> dict[str, Callable[[Any], Any]]:
 
 def _is_name(node: jinja2.nodes.Node, name: str) -> bool:
     return isinstance(node, jinja2.nodes.Name) and node.name == name
-
-
-def _key(node: jinja2.nodes.Getattr | jinja2.nodes.Getitem) -> Any:
-    """Return the attribute or the constant item that a node reads; None of a computed one."""
-    if isinstance(node, jinja2.nodes.Getattr):
-        return node.attr
-    return node.arg.value if isinstance(node.arg, jinja2.nodes.Const) else None
 
 
 def _answers(value: Any) -> Any:

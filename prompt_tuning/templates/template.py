@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,7 +21,9 @@ from prompt_tuning.templates.languages import LANGUAGE_VARIABLES
 from prompt_tuning.templates.loading import find_entries, find_entry
 from prompt_tuning.templates.sandbox import (
     CHOICE_END,
+    ROW,
     VALUE_END,
+    columns_of_row,
     compiled,
     compiled_choices,
     compiled_expression,
@@ -29,6 +33,8 @@ from prompt_tuning.templates.sandbox import (
 )
 from prompt_tuning.templates.shapes import standard_shapes
 from prompt_tuning.templates.values import kind_of, replaced, with_nulls
+
+UNNAMED_HINT = '. A column with a space or a dash in its name is row["its name"]'
 
 # The setting that reads a column under another name, by the usual name of the column.
 COLUMN_SETTINGS = {
@@ -152,29 +158,41 @@ class Template:
         return frozenset().union(*map(self._variables, texts))
 
     @property
-    def columns(self) -> frozenset[str]:
+    def training_columns(self) -> frozenset[str]:
         """The columns that a row needs for training."""
-        return self.source_columns | self._variables(self.target) | self._variables(self._references)
+        return self.source_columns | self._variables(self.target)
 
-    def check_columns(self, available: Sequence[str], where: str, *, for_prediction: bool = False) -> None:
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns that a row needs for evaluation, which are those for training and those of references."""
+        return self.training_columns | self._variables(self._references)
+
+    def missing_columns(self, needed: Iterable[str], available: Iterable[str]) -> list[str]:
+        """Return the columns that are needed and not available. A column named row is read for what `row` is read."""
+        missing = set(needed) - set(available)
+        if ROW in available:
+            missing -= frozenset().union(*map(columns_of_row, self._texts))
+        return sorted(missing)
+
+    def check_columns(self, available: Sequence[str], where: str, needed: Iterable[str] | None = None) -> None:
         """Check that the data has the columns that the template reads.
 
         Args:
             available: the columns of the data.
             where: where the data came from, for the message.
-            for_prediction: only the source is rendered.
+            needed: source_columns or training_columns; None for all columns.
 
         Raises:
             TemplateError: a column is missing.
         """
-        missing = sorted((self.source_columns if for_prediction else self.columns) - set(available))
+        missing = self.missing_columns(self.columns if needed is None else needed, available)
         if missing:
             setting = COLUMN_SETTINGS.get(missing[0])
             flag = f" (--{setting} NAME)" if setting else ""
             raise TemplateError(
                 f"template {self.name} needs the column {missing[0]!r}, and {where} has "
                 f"{', '.join(map(repr, available)) or 'none'}. Choose another template, or name the column to read "
-                f"instead{flag}."
+                f"instead{flag}.{_hint(missing[0], available)}"
             )
 
     def check_truncate(self, columns: Sequence[str]) -> None:
@@ -223,7 +241,7 @@ class Template:
     def render_target(
         self, row: Mapping[str, Any], languages: dict[str, str] | None = None
     ) -> tuple[str, tuple[str, ...]]:
-        """Return only the target and the references of a row.
+        """Return only the target and the references of a row, which has none if it lacks a column of theirs.
 
         Args:
             row: values by column.
@@ -236,7 +254,10 @@ class Template:
         target = self._render(self.target, values)
         if not target.strip():
             raise TemplateError(f"template {self.name}: the target is empty")
-        return target, self._evaluate(self.references, values) if self.references else (target,)
+        if not self.references:
+            return target, (target,)
+        has_references = not self.missing_columns(self._variables(self._references), row)
+        return target, self._evaluate(self.references, values) if has_references else ()
 
     def source_key(self, row: Mapping[str, Any], languages: dict[str, str] | None = None) -> tuple[str, ...]:
         """Return the values that the source prints of a row, without case and white space. Equal rows share the key.
@@ -266,14 +287,18 @@ class Template:
         """
         if self.answer_choices is None:
             return []
-        values = with_nulls(self.standard_row(row) | (languages or {}))
-        text = self._render(self.answer_choices, values, compiled_choices)
+        text = self._render(self.answer_choices, self._row_values(row, languages), compiled_choices)
         return [choice.strip() for choice in text.split(CHOICE_END)]
 
     def standard_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return a row with answers, translation and document in the shape that the fields of this template expect."""
+        return standard_shapes(row, self._texts)
+
+    @property
+    def _texts(self) -> tuple[str, ...]:
+        """The fields that are Jinja texts."""
         fields = (self.source, self.target, self._references, self.system, self.answer_choices)
-        return standard_shapes(row, tuple(filter(None, fields)))
+        return tuple(filter(None, fields))
 
     @property
     def _references(self) -> str:
@@ -305,10 +330,15 @@ class Template:
 
     def _values(self, row: Mapping[str, Any], languages: dict[str, str] | None) -> dict[str, Any]:
         """Return the variables of source and target."""
-        values = with_nulls(self.standard_row(row) | (languages or {}))
+        values = self._row_values(row, languages)
         if self.answer_choices is None:
             return values
         return values | {"answer_choices": with_nulls(self.choices(row, languages))}
+
+    def _row_values(self, row: Mapping[str, Any], languages: dict[str, str] | None) -> dict[str, Any]:
+        """Return the columns of a row and its languages, and the row as a whole for the columns of other names."""
+        values = with_nulls(self.standard_row(row) | (languages or {}))
+        return {ROW: values} | values if any(ROW in text for text in self._texts) else values
 
     def _variables(self, text: str) -> frozenset[str]:
         """Return the columns that a field needs; raise TemplateError if it is not valid Jinja."""
@@ -316,7 +346,8 @@ class Template:
         try:
             return needed_columns(text, frozenset(constants))
         except (*JINJA_ERRORS, SyntaxError) as error:  # Loops nested too deeply are a SyntaxError of Python.
-            raise TemplateError(f"template {self.name}: {error} in {text.strip()[:80]!r}") from None
+            hint = UNNAMED_HINT if str(error).startswith("expected token 'end of print statement'") else ""
+            raise TemplateError(f"template {self.name}: {error} in {text.strip()[:80]!r}{hint}") from None
 
     def _render(
         self,
@@ -346,6 +377,14 @@ class Template:
                     "row."
                 )
         return tuple(map(str, texts))
+
+
+def _hint(missing: str, available: Iterable[str]) -> str:
+    """Return how to write the column that a missing name is a part of, such as `passage-text`."""
+    for column in available:
+        if not column.isidentifier() and missing in re.split(r"\W+", column):
+            return f" In a template, that column is row[{json.dumps(column, ensure_ascii=False)}]."
+    return ""
 
 
 def load_templates(where: str | Path | None = None) -> tuple[dict[str, Template], dict[str, str]]:

@@ -5,6 +5,7 @@ import re
 import shutil
 
 from helpers.models import forbid_model_loading
+from helpers.rows import question_rows, write_jsonl
 from transformers import GenerationConfig
 
 from prompt_tuning.cli.main import main
@@ -138,3 +139,20 @@ def test_rows_without_a_reference_are_counted(recipe_file, tmp_path, capsys):
     assert results["splits"]["test"]["rows_without_reference"] == 3
     assert main(["evaluate", str(recipe), "--metrics", "chrf"]) == 1
     assert "line 3: row has no reference answer; 1 more rows have none either" in capsys.readouterr().err
+
+
+def test_a_column_of_references_is_needed_only_in_evaluated_rows(recipe_file, tmp_path, capsys, monkeypatch):
+    (tmp_path / "mine.yaml").write_text(
+        "source: '{{ question }}'\ntarget: '{{ answers.text[0] }}'\nreferences: 'answers.text + others'\n"
+    )
+    recipe = recipe_file(template=tmp_path / "mine.yaml", validation_file=None)
+    write_jsonl(tmp_path / "test.jsonl", [row | {"others": ["there"]} for row in question_rows(3)])
+    assert main(["train", str(recipe), "--max_steps", "1"]) == 0
+    first = json.loads((tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()[0])
+    assert first["references"] == ["Turin", "there"]
+    forbid_model_loading(monkeypatch)
+    assert main(["evaluate", str(recipe), "--split", "train"]) == 2
+    assert "mine.yaml needs the column 'others', and " in capsys.readouterr().err
+    write_jsonl(tmp_path / "test.jsonl", question_rows(3))
+    assert main(["check", str(recipe)]) == 2
+    assert "test.jsonl has 'id', 'context', 'question', 'answers'" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from prompt_tuning.errors import TemplateError
 from prompt_tuning.metrics.loading import MAIN_METRIC
 from prompt_tuning.templates.languages import LANGUAGES, language_variables
 from prompt_tuning.templates.loading import shipped_templates
+from prompt_tuning.templates.sandbox import VALUE_END
 from prompt_tuning.templates.template import Template, load_templates
 
 FRENCH = language_variables("fr", "en")
@@ -353,3 +354,50 @@ def test_boolq_as_the_hub_has_it_reads_like_files_with_squads_columns(truth, wor
     same = {"question": row["question"], "context": row["passage"], "answers": {"text": [word], "answer_start": [-1]}}
     assert theirs.render(row) == usual.render(same) and theirs.render(row).target == word
     assert theirs.choices(row) == usual.choices(same) == ["yes", "no"]
+
+
+ODD = {"passage-text": "Ada lives in Turin.", "the question": "Where?", "2nd": "x", "answers": {"text": ["Turin"]}}
+
+
+def test_columns_whose_names_are_not_words_are_items_of_row():
+    template = Template.from_dict(
+        {
+            "source": "{{ row['passage-text'] }} {{ row['the question'] }} {{ row['2nd'] }}",
+            "target": "{{ row.answers.text[0] }}",
+            "truncate": ["passage-text"],
+        }
+    )
+    assert template.source_columns == {"passage-text", "the question", "2nd"}
+    assert template.columns == template.source_columns | {"answers"}
+    rendered = template.render(ODD)
+    assert rendered.source == "Ada lives in Turin. Where? x" and rendered.target == "Turin"
+    assert template.source_key(ODD) == ("ada lives in turin.", "where?", "x")
+    assert template.common_prefix().source == VALUE_END
+    with pytest.raises(TemplateError, match="needs the column '2nd'"):
+        template.check_columns(["passage-text", "the question", "answers"], "rows.jsonl")
+
+
+def test_a_column_that_is_called_row_is_read_for_row():
+    template = Template("{{ row.question }}{% for row in table %}{{ row.cell }}{% endfor %}", "{{ row['answer'] }}")
+    values = {"row": {"question": "Where?", "answer": "Turin"}, "table": [{"cell": 1}]}
+    template.check_columns(list(values), "rows.jsonl")
+    assert template.render(values).source == "Where?1" and template.render(values).target == "Turin"
+    loop = Template("{% for row in table %}{{ row.cell }}{% endfor %}", "x")
+    assert loop.columns == {"table"}
+    assert (
+        Template("{{ row }}", "x").columns == {"row"} and Template("{{ row }}", "x").render({"row": "a"}).source == "a"
+    )
+
+
+def test_messages_say_how_to_write_a_column_whose_name_is_not_a_word():
+    with pytest.raises(TemplateError, match=r"""In a template, that column is row\["passage-text"\]"""):
+        Template("{{ passage-text }}", "x").check_columns(list(ODD), "rows.jsonl")
+    with pytest.raises(TemplateError, match=r"""A column with a space or a dash in its name is row\["its name"\]"""):
+        Template.from_dict({"source": "{{ the question }}", "target": "x"})
+
+
+def test_references_are_needed_only_where_a_row_is_evaluated():
+    template = Template("{{ q }}", "{{ a }}", "[a] + others")
+    assert template.training_columns == {"q", "a"} and template.columns == {"q", "a", "others"}
+    assert template.render({"q": "b", "a": "c"}).references == ()
+    assert template.render({"q": "b", "a": "c", "others": ["d"]}).references == ("c", "d")
