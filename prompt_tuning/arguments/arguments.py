@@ -64,7 +64,10 @@ class DataArguments:
     train_split: str = field(default="train", metadata={"help": "Name of the training split on the hub."})
     validation_split: str = field(default="validation", metadata={"help": "Name of the validation split on the hub."})
     test_split: str = field(default="test", metadata={"help": "Name of the test split on the hub."})
-    train_file: str | None = field(default=None, metadata={"help": "Local json, jsonl, csv or parquet file."})
+    train_file: str | None = field(
+        default=None,
+        metadata={"help": "Local json, jsonl, csv, tsv or parquet file, or a pattern such as rows/*.jsonl."},
+    )
     validation_file: str | None = field(default=None, metadata={"help": "The same for the validation rows."})
     test_file: str | None = field(default=None, metadata={"help": "The same for the test rows."})
     validation_size: float | None = field(
@@ -305,4 +308,3 @@ ENCODING_SETTINGS = (
 )  # fmt: skip
 GENERATION_SETTINGS = ("generation_max_length", "generation_num_beams")
 TASK_SETTINGS = frozenset(field.name for field in fields(DataArguments)).union(ENCODING_SETTINGS, GENERATION_SETTINGS)
-LOCAL_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}

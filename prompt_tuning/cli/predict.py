@@ -26,7 +26,7 @@ def add_parser(commands: Commands) -> None:
         "--input",
         metavar="FILE",
         default="-",
-        help="JSON Lines, plain text with one source a line, or a json, csv or parquet file (default: standard input)",
+        help="a file that train reads, or JSON Lines or plain text with one source a line (default: standard input)",
     )
     parser.add_argument(
         "--output",

@@ -37,7 +37,9 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--show", action="store_true", help="print templates in full instead of a table")
     parser.add_argument(
-        "--row", metavar="ROW", help="render them on a row: written as JSON, or the first of a json or jsonl file"
+        "--row",
+        metavar="ROW",
+        help="render them on a row: written as JSON, or the first of a file that train reads",
     )
     for field in dataclasses.fields(DataArguments):
         if field.name.endswith("_column") or field.name in ("source_lang", "target_lang"):
@@ -60,9 +62,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         templates |= readable
         problems += unreadable.values()
     if args.row and templates:
-        row, languages = preview.rename_columns(
-            preview.read_row(args.row), vars(args), args.source_lang, args.target_lang
-        )
+        from prompt_tuning.data.rows import read_row
+
+        row, languages = preview.rename_columns(read_row(args.row), vars(args), args.source_lang, args.target_lang)
         texts, unrendered = preview.render_on_row(templates, row, languages)
         problems += unrendered
     elif args.show or len(templates) == 1:

@@ -8,18 +8,19 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
+from datasets import Dataset, DatasetDict, Features, IterableDataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from httpx2 import HTTPError
 
 from prompt_tuning.arguments.arguments import DataArguments
-from prompt_tuning.data.files import line_of_row, load_file, unreadable
+from prompt_tuning.data.files import WrittenJson, load_file
+from prompt_tuning.data.formats import name_of_row
 from prompt_tuning.data.saved import is_saved, load_saved, saved_splits
 from prompt_tuning.data.splitting import description, is_cut, split_numbers, split_size
 from prompt_tuning.errors import DataError, ErrorList, first_line
+from prompt_tuning.support.data_files import matching_files
 from prompt_tuning.templates.shapes import language_pair, with_translation
 from prompt_tuning.templates.template import COLUMN_SETTINGS
 
@@ -74,12 +75,12 @@ def split_origin(args: DataArguments, split: str) -> str:
 def row_origin(args: DataArguments, split: str, index: int) -> str:
     """Return what messages call row `index`, from 0, of a split: `train.jsonl, line 12`, or `squad[train], row 12`."""
     if is_cut(args) and (split == "train" or split_size(args, split)):
-        changed = Path(args.train_file).stat().st_mtime_ns if args.train_file else 0
+        changed = tuple(file.stat().st_mtime_ns for file in matching_files(args.train_file or ""))
         index = _numbers_for_messages(json.dumps(asdict(args)), changed)[split][index]
         split = "train"
     file = getattr(args, f"{split}_file")
-    line = line_of_row(Path(file), index) if file else None
-    return f"{file}, line {line}" if line else f"{split_origin(args, split)}, row {index}"
+    name = name_of_row(matching_files(file), index) if file else None
+    return name or f"{split_origin(args, split)}, row {index}"
 
 
 def column_names(rows: Dataset | IterableDataset) -> list[str]:
@@ -96,17 +97,15 @@ def streamed_rows(rows: IterableDataset, args: DataArguments) -> Iterator[dict[s
     number = -1
     try:
         for number, row in enumerate(rows):
-            if _holds_time(row):
+            if not args.train_file and _holds_time(row):
                 raise DataError(
-                    f"{row_origin(args, 'train', number)}: a text that is a date was read as a time; set streaming: "
-                    "false, which reads it as it is written"
+                    f"{row_origin(args, 'train', number)}: a text that is a date was read as a time; name a local "
+                    "train_file, whose texts are read as they are written"
                 )
             yield row
     except (ValueError, ConnectionError, HTTPError) as error:
-        # The readers of json, csv, parquet and the hub raise different errors, and pyarrow's are ValueErrors.
-        if not args.train_file:
-            raise _not_from_hub(args, "train", error) from error
-        raise unreadable(Path(args.train_file), error) from error
+        # pyarrow's errors are ValueErrors. The reader of local files raises DataErrors only.
+        raise _not_from_hub(args, "train", error) from error
     if number < 0:
         raise DataError(f"{split_origin(args, 'train')}: no rows; the train split needs at least one")
 
@@ -135,12 +134,12 @@ def _cut_training_rows(args: DataArguments) -> dict[str, Dataset]:
 
 
 @functools.lru_cache(maxsize=4)
-def _numbers_for_messages(settings: str, changed: int) -> dict[str, list[int]]:
+def _numbers_for_messages(settings: str, changed: tuple[int, ...]) -> dict[str, list[int]]:
     """Return the numbers of the rows of splits that are cut, for the messages about single rows.
 
     Args:
         settings: DataArguments as JSON.
-        changed: the time at which the file was changed, so that another content is read again.
+        changed: the times at which the files were changed, so that another content is read again.
     """
     args = DataArguments(**json.loads(settings))
     rows = _read_split(args, "train")
@@ -152,7 +151,7 @@ def _read_split(args: DataArguments, split: str) -> Dataset | IterableDataset | 
     file = getattr(args, f"{split}_file")
     streaming = args.streaming and split == "train"
     if file:
-        dataset = load_file(Path(file), streaming=streaming)
+        dataset = load_file(file, streaming=streaming)
     elif args.dataset_name and is_saved(args.dataset_name):
         dataset = _load_saved(args, split, streaming=streaming)
         if dataset is None:
@@ -242,7 +241,13 @@ def _standard_columns(
     codes = (args.source_lang, args.target_lang)
     makes_pair = args.task == "translation" and "translation" not in names
     if makes_pair and set(codes) <= set(language_pair(next(iter(dataset), {}), *codes)):
-        dataset = dataset.map(lambda row: {"translation": language_pair(row, *codes)})
+        if isinstance(dataset, IterableDataset):
+            return dataset.map(lambda row: {"translation": language_pair(row, *codes)})
+        # map would guess a type from the first rows, and does not encode its result itself.
+        features = Features(dataset.features | {"translation": WrittenJson()})
+        dataset = dataset.map(
+            lambda row: {"translation": WrittenJson().encode_example(language_pair(row, *codes))}, features=features
+        )
     return dataset
 
 

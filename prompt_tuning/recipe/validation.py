@@ -10,10 +10,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prompt_tuning.arguments.arguments import LOCAL_FORMATS, DataArguments
+from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.recipe.prompt_validation import multitask_errors, prompt_errors
 from prompt_tuning.recipe.rules import Rules, broken_rules
+from prompt_tuning.support.data_files import file_format, matching_files, other_format
 
 if TYPE_CHECKING:
     from prompt_tuning.recipe.recipe import Recipe
@@ -270,11 +271,10 @@ def _task_errors(recipe: Recipe) -> list[str]:
         ),
     ]
     for file in files:
-        has_format = Path(file).suffix in LOCAL_FORMATS
-        formats = ", ".join(LOCAL_FORMATS)
+        has_format = file_format(file) is not None
         rules += [
-            (not has_format, f"{file}: cannot tell its format. Expected a name ending in {formats}."),
-            (has_format and not Path(file).is_file(), f"{file}: no such file (looked in {Path.cwd()})"),
+            (not has_format, other_format(file)),
+            (has_format and not matching_files(file), f"{file}: no such file (looked in {Path.cwd()})"),
         ]
     return broken_rules(rules)
 

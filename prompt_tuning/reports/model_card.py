@@ -20,7 +20,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from transformers import Trainer
 
-from prompt_tuning.arguments.arguments import LOCAL_FORMATS, DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import DataError
@@ -36,6 +36,7 @@ from prompt_tuning.reports.summary import (
     scores_of_systems,
     systems_in,
 )
+from prompt_tuning.support.data_files import file_format
 from prompt_tuning.support.files import atomic_write, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import markdown_table
@@ -273,7 +274,7 @@ def _evaluated_data(results: dict[str, Any], settings: dict[str, Any]) -> dict[s
     file = settings.get(f"{read}_file")
     if file:
         path = Path(file)
-        return {"dataset_type": LOCAL_FORMATS[path.suffix], "dataset_name": path.name, "dataset_split": split}
+        return {"dataset_type": file_format(path), "dataset_name": path.name, "dataset_split": split}
     return {
         "dataset_type": settings.get("dataset_name"),
         "dataset_name": settings.get("dataset_name"),

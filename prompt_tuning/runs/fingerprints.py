@@ -14,6 +14,7 @@ from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.metrics.loading import OWN_METRICS
 from prompt_tuning.runs.prepare import Prepared
+from prompt_tuning.support.data_files import matching_files
 from prompt_tuning.support.run_folder import RunFolder
 
 WEIGHTS = (".safetensors", ".bin")
@@ -35,7 +36,7 @@ def input_fingerprints(prepared: Prepared) -> dict[str, str]:
         if isinstance(rows, Dataset):
             digests[split] = rows_fingerprint(rows, prepared.template.stop)
         elif data.train_file:
-            digests[split] = files_fingerprint([Path(data.train_file)])
+            digests[split] = files_fingerprint(matching_files(data.train_file))
     if prepared.teacher_rows is not None:
         digests["teacher_template"] = rows_fingerprint(prepared.teacher_rows)
     if prepared.init_ids is not None:

@@ -14,22 +14,15 @@ from typing import Any, TextIO
 
 from transformers.utils import logging as transformers_logging
 
-from prompt_tuning.arguments.arguments import LOCAL_FORMATS
-from prompt_tuning.data.files import load_file, utf8_lines
+from prompt_tuning.data.formats import parse_object, utf8_lines
 from prompt_tuning.data.loading import with_standard_columns
+from prompt_tuning.data.rows import open_rows
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.engine.shared_prefix import compute_prompt_once
 from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.runs.predictor import Predictor, Question
+from prompt_tuning.support.data_files import OTHER_TABLES, file_format, matching_files, other_format
 from prompt_tuning.support.files import atomic_write
-
-SUFFIXES = LOCAL_FORMATS.keys()
-
-WHOLE_SUFFIXES = SUFFIXES - {".jsonl"}
-"""The formats that are read whole, as `train` reads them. The lines of other files are read one by one."""
-
-TABLE_SUFFIXES = {".tsv", ".xlsx", ".xls", ".ods", ".arrow", ".feather", ".orc", ".gz", ".zip"}
-"""The formats that are refused: they are tables or archives, not plain text."""
 
 OriginAndRow = tuple[str, dict[str, Any]]
 """Where a row is from, for messages, and the row."""
@@ -42,8 +35,8 @@ def predict(
 
     Args:
         adapter: the folder of a run, or its hub id.
-        source: JSON Lines, plain text with one source a line, or a json, csv or parquet file as `train` reads it; "-"
-            is standard input.
+        source: a file or pattern as `train` reads it, or another file, of JSON Lines or plain text with one source a
+            line; "-" is standard input.
         output: the file to write, JSON Lines with a column `prediction`; "-" is standard output.
         batch_size: the number of rows that are predicted together.
         model_name_or_path: the base model, if it is no longer where it was.
@@ -52,14 +45,14 @@ def predict(
         DataError: a row is bad, with its line. No output file is written then.
         PromptTuningError: as `Predictor.load` does.
     """
-    _check_files(source, output)
+    path = _checked_path(source, output)
+    # A pipe may have the name of a file, and can be read only once.
+    rows = iter(open_rows(source)) if file_format(source) and path and path.is_file() else None
     transformers_logging.disable_progress_bar()
     predictor = Predictor.load(adapter, model_name_or_path)
     with ExitStack() as files:
-        if Path(source).suffix in WHOLE_SUFFIXES:
-            rows = _table_rows(Path(source))
-        else:
-            stream = sys.stdin.buffer if source == "-" else files.enter_context(Path(source).open("rb"))
+        if rows is None:
+            stream = files.enter_context(path.open("rb")) if path else sys.stdin.buffer
             rows = _line_rows(utf8_lines(stream, _name(source)), predictor.encoder, source)
         file = sys.stdout if output == "-" else files.enter_context(atomic_write(Path(output)))
         files.enter_context(predictor.autocasting())
@@ -78,20 +71,19 @@ def predict(
             print(f"{count} of {counts['rows']} rows {message}", file=sys.stderr)
 
 
-def _check_files(source: str, output: str) -> None:
-    """Raise a DataError for a file that cannot be read or written."""
-    if source != "-" and not Path(source).exists():
+def _checked_path(source: str, output: str) -> Path | None:
+    """Return the first file of the input, None for standard input; raise a DataError if it cannot be read."""
+    paths: list[Path | None] = [None] if source == "-" else [*matching_files(source)]
+    if not paths:
         raise DataError(f"--input {source}: no such file")
-    suffix = Path(source).suffix
-    capitals = suffix not in SUFFIXES and suffix.lower() in WHOLE_SUFFIXES
-    if suffix.lower() in TABLE_SUFFIXES or capitals:
-        suffixes = ", ".join(sorted(SUFFIXES))
-        raise DataError(
-            f"--input {source}: not read; save it as one of {suffixes}, in small letters, or as plain text"
-        )
-    for name, path in (("--input", source), ("--output", output)):
-        if Path(path).is_dir():
+    if Path(source).suffix.lower() in OTHER_TABLES:
+        raise DataError(f"--input {other_format(source)}")
+    for name, path in (("--input", paths[0]), ("--output", Path(output))):
+        if path and path.is_dir():
             raise DataError(f"{name} {path}: a folder; name a file")
+    if len(paths) > 1 and not file_format(source):
+        raise DataError(f"--input {source}: {len(paths)} files of plain text; name one")
+    return paths[0]
 
 
 def _predict_batch(predictor: Predictor, batch: list[OriginAndRow], file: TextIO) -> Counter[str]:
@@ -127,11 +119,6 @@ def _read_row(predictor: Predictor, origin: str, row: dict[str, Any]) -> Questio
         raise DataError(f"{origin}: {error}") from error
 
 
-def _table_rows(file: Path) -> Iterator[OriginAndRow]:
-    for number, row in enumerate(load_file(file), 1):
-        yield f"{file}, row {number}", row
-
-
 def _line_rows(lines: Iterator[tuple[int, str]], encoder: Encoder, source: str) -> Iterator[OriginAndRow]:
     """Yield the rows of JSON Lines, or of plain text with one source a line. The first line tells which it is."""
     is_json = True if source.endswith(".jsonl") else None
@@ -146,7 +133,7 @@ def _line_rows(lines: Iterator[tuple[int, str]], encoder: Encoder, source: str) 
         if is_json is False and first_empty:
             raise DataError(f"{first_empty}: empty; plain text needs one source on every line")
         if not empty:
-            yield origin, _json_row(line, origin) if is_json else _text_row(line.rstrip("\r\n"), encoder)
+            yield origin, parse_object(line, _name(source), number) if is_json else _text_row(line, encoder)
 
 
 def _is_json(line: str, origin: str) -> bool:
@@ -156,22 +143,9 @@ def _is_json(line: str, origin: str) -> bool:
     return line.lstrip().startswith("{")
 
 
-def _json_row(line: str, origin: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-        # JSON can escape half of a character, which UTF-8 cannot write.
-        json.dumps(row, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise DataError(f"{origin}: not JSON: {error.msg} (column {error.colno})") from None
-    except UnicodeEncodeError as error:
-        raise DataError(f"{origin}: half a character, {error.object[error.start]!r}, is not text") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{origin}: expected a JSON object, found {type(row).__name__}")
-    return row
-
-
 def _text_row(line: str, encoder: Encoder) -> dict[str, Any]:
     """Return a line of plain text as a row of the one column that the template reads."""
+    text = line.rstrip("\r\n")
     columns = sorted(encoder.template.source_columns)
     if len(columns) != 1:
         raise DataError(
@@ -180,8 +154,8 @@ def _text_row(line: str, encoder: Encoder) -> dict[str, Any]:
             f'give JSON Lines, as {{"{columns[0]}": "..."}}'
         )
     if columns == ["translation"]:
-        return {"translation": {(encoder.languages or {})["source_lang"]: line}}
-    return {columns[0]: line}
+        return {"translation": {(encoder.languages or {})["source_lang"]: text}}
+    return {columns[0]: text}
 
 
 def _name(source: str) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
 from typing import Any
 
 from prompt_tuning.errors import DataError, TemplateError
@@ -63,35 +61,6 @@ def render_on_row(
     if num_unfit:
         problems.append(f"{num_unfit} of {len(templates)} templates, which read columns that the row does not have")
     return texts, problems
-
-
-def read_row(argument: str) -> dict[str, Any]:
-    """Return a row from JSON, or the first row of a json or jsonl file.
-
-    Args:
-        argument: the value of --row, a JSON object or a path.
-
-    Raises:
-        DataError: the argument is neither.
-    """
-    is_json = argument.lstrip().startswith("{")
-    where = "--row" if is_json else f"--row {argument}"
-    if not is_json and not Path(argument).is_file():
-        raise DataError(
-            f"{where}: no such file. Name a json or jsonl file, or write the row as '{{\"column\": ...}}'."
-        )
-    try:
-        text = argument if is_json else Path(argument).read_text(encoding="utf-8-sig").lstrip()
-        row = json.loads(text) if is_json else json.JSONDecoder().raw_decode(text)[0]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 text (byte {error.start}). Save it as UTF-8.") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
-    if isinstance(row, list) and row:
-        row = row[0]
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}. Write one object a row.")
-    return row
 
 
 def rename_columns(

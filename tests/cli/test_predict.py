@@ -86,10 +86,11 @@ def test_a_run_predicts_without_the_hardware_and_services_of_its_training(run, m
 
 
 def test_predict_refuses_tables_and_reports_a_replaced_column(run, tmp_path, capsys):
-    for name in ("rows.tsv", "rows.CSV"):
-        (tmp_path / name).write_text("context,question\na,b\n")
-        assert main(["predict", "--adapter", str(run), "--input", str(tmp_path / name)]) == 1
-        assert f"{name}: not read; save it as one of .csv, .json, .jsonl, .parquet" in capsys.readouterr().err
+    table = tmp_path / "rows.xlsx"
+    table.write_bytes(b"PK")
+    assert main(["predict", "--adapter", str(run), "--input", str(table)]) == 1
+    call = f'pandas.read_excel("{table}", dtype=str, keep_default_na=False).to_csv("{tmp_path}/rows.csv", index=False)'
+    assert f"{table}: .xlsx is not read. Convert it with pandas: `{call}`" in capsys.readouterr().err
     rows = write_jsonl(tmp_path / "rows.jsonl", [row | {"prediction": "x"} for row in question_rows(2)])
     assert main(["predict", "--adapter", str(run), "--input", str(rows)]) == 0
     assert "2 of 2 rows had a column 'prediction', which is replaced" in capsys.readouterr().err
@@ -159,7 +160,7 @@ def test_predict_reads_files_in_the_formats_and_columns_of_training(recipe_file,
     frame.drop(columns="passage").to_csv(tmp_path / "rows.csv", index=False)
     assert main(["predict", "--adapter", str(tmp_path / "run"), "--input", str(tmp_path / "rows.csv")]) == 1
     errors = capsys.readouterr().err
-    assert "reads the column 'context', and " in errors and "rows.csv, row 1, has 'question'" in errors
+    assert "reads the column 'context', and " in errors and "rows.csv, line 2, has 'question'" in errors
     (tmp_path / "lines.txt").write_text("Where is Ada?\n")
     assert main(["predict", "--adapter", str(tmp_path / "run"), "--input", str(tmp_path / "lines.txt")]) == 1
     assert "plain text has one column" in capsys.readouterr().err
@@ -186,11 +187,12 @@ def test_predict_writes_to_a_pipe_or_a_link_and_keeps_it(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"context": "a", "question": "b"}\n{"context": "a"}\n', "line 2, has 'context'"),
+        ('{"context": "a", "question": "b"}\n{"context": "a"}\n', "line 2: template"),
+        ('{"context": "a"}\n', "line 1, has 'context'"),
         ('{"context": "a", "question": "b"}\n{"context": \n', "line 2: not JSON"),
         ('{"context": "a", "question": null}\n', "line 1: template"),
         ("Where is Ada?\n", "line 1: not JSON"),
-        ("", "no rows"),
+        ("", "the file is empty"),
         ('[\n{"context": "a", "question": "b"}]', "line 1: not JSON"),
         ('{"context": "\\ud800", "question": "b"}', "line 1: half a character, '\\ud800', is not text"),
         ('{"context": "a", "question": "b"}\n[1]\n', "line 2: expected a JSON object, found list"),

@@ -66,7 +66,7 @@ def test_templates_that_are_left_out_are_named_and_recipes_take_the_rest(recipe_
         (["translation/nothing"], 2, "Did you mean translation/"),
         (["none.yaml"], 2, "none.yaml: no such file"),
         (["summarization/t5", "--row", "none.jsonl"], 1, "--row none.jsonl: no such file"),
-        (["summarization/t5", "--row", '{"document": '], 1, "--row: not JSON"),
+        (["summarization/t5", "--row", '{"document": '], 1, "--row, line 1: not JSON"),
         (["summarization/t5", "--row", "{}"], 2, "needs the column 'document', and the row has none. Choose"),
         (["summarization/t5", "--row", '{"text": "a"}'], 2, "needs the column 'document', and the row has 'text'"),
         (

@@ -1,0 +1,317 @@
+"""Parse json, jsonl, csv, tsv and parquet files row by row, and name the line of what cannot be read.
+
+Every command reads rows here: numbers and texts of JSON are those of Python's reader, and a csv cell is its text.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prompt_tuning.errors import DataError
+from prompt_tuning.support.data_files import file_format
+
+Row = dict[str, Any]
+
+MAX_DEPTH = 100
+"""The number of lists and objects that a value may have inside each other."""
+
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+"""The escape of half a character, which JSON can write and UTF-8 cannot."""
+
+SPACE = re.compile(r"[ \t\r\n]*")
+
+csv.field_size_limit(2**31 - 1)  # A cell may hold a book, and the default limit is 128 kB.
+
+
+def numbered_rows(file: Path) -> Iterator[tuple[int, Row]]:
+    """Yield the rows of a file, each with its line, from 1; in a parquet file with its number, from 0.
+
+    A row of several lines has the line on which it ends in a csv file, and on which it starts in a json file.
+
+    Raises:
+        DataError: the file or a row cannot be read, with file and line.
+    """
+    kind = file_format(file)
+    if kind == "csv":
+        yield from _csv_rows(file)
+    elif kind == "parquet":
+        yield from enumerate(_parquet_rows(file))
+    elif file.suffix.lower() == ".jsonl":
+        for number, line in _filled_lines(file):
+            yield number, parse_object(line, str(file), number)
+    else:
+        yield from _json_rows("".join(line for _, line in _lines(file)), str(file))
+
+
+def row_name(file: Path, number: int) -> str:
+    """Return what messages call a row of `numbered_rows`: `train.jsonl, line 12`."""
+    return f"{file}, {'row' if file_format(file) == 'parquet' else 'line'} {number}"
+
+
+def name_of_row(files: Iterable[Path], index: int) -> str | None:
+    """Return what messages call row `index`, from 0, of files; None if there are fewer rows."""
+    return next(islice(chain.from_iterable(map(_row_names, files)), index, None), None)
+
+
+def parse_object(text: str, name: str, line: int) -> Row:
+    """Return the JSON object that a line holds.
+
+    Args:
+        text: the line.
+        name: what an error calls the file.
+        line: the number of the line.
+
+    Raises:
+        DataError: the line is not one JSON object, with what was found.
+    """
+    text = text.rstrip()
+    start = _after_space(text, 0)
+    value, end = _decode(text, start, name, line)
+    if _after_space(text, end) < len(text):
+        raise _not_json("Extra data", f"{name}, line {line}", end + 1)
+    return _checked(value, text[start:end], f"{name}, line {line}")
+
+
+def utf8_lines(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
+    """Yield the number, from 1, and the text of every line, without a byte-order mark.
+
+    Args:
+        stream: the lines as bytes.
+        name: what an error calls the stream.
+
+    Raises:
+        DataError: a line is not UTF-8, or has a NUL.
+    """
+    for number, line in enumerate(stream, 1):
+        if number == 1 and line.startswith(UTF16):
+            raise DataError(f"{name}, line 1: UTF-16 text, not UTF-8; save it as UTF-8")
+        if b"\0" in line:
+            raise DataError(f"{name}, line {number}: a NUL byte, as in UTF-16; save it as UTF-8 text")
+        try:
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{name}, line {number}: not UTF-8 text (byte {error.start} of the line); save it as UTF-8"
+            ) from None
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    with file.open("rb") as stream:
+        yield from utf8_lines(stream, str(file))
+
+
+def _filled_lines(file: Path) -> Iterator[tuple[int, str]]:
+    return ((number, line) for number, line in _lines(file) if line.strip())
+
+
+def _row_names(file: Path) -> Iterator[str]:
+    # The lines of a jsonl file are counted without parsing them.
+    lines = file.suffix.lower() == ".jsonl"
+    for number, _ in _filled_lines(file) if lines else numbered_rows(file):
+        yield row_name(file, number)
+
+
+def _json_rows(text: str, name: str) -> Iterator[tuple[int, Row]]:
+    """Yield the objects of an array, or those that follow each other, with the line on which each starts."""
+    place = _after_space(text, 0)
+    is_array = text.startswith("[", place)
+    if is_array:
+        place = _after_space(text, place + 1)
+    line, counted = 1, 0
+    is_last = place == len(text) or (is_array and text.startswith("]", place))
+    while not is_last:
+        line += text.count("\n", counted, place)
+        counted = place
+        value, end = _decode(text, place, name, 1)
+        yield line, _checked(value, text[place:end], f"{name}, line {line}")
+        place = _after_space(text, end)
+        is_last = not text.startswith(",", place) if is_array else place == len(text)
+        if is_array and not is_last:
+            place = _after_space(text, place + 1)
+    if is_array and not text.startswith("]", place):
+        raise _json_error(json.JSONDecodeError("Expecting ',' delimiter", text, place), name, 1)
+    if is_array and _after_space(text, place + 1) < len(text):
+        raise _json_error(json.JSONDecodeError("Extra data", text, _after_space(text, place + 1)), name, 1)
+
+
+def _after_space(text: str, place: int) -> int:
+    match = SPACE.match(text, place)
+    return match.end() if match else place
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; raise ValueError if a key is there twice, of which Python would drop the first."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in value if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is there twice; rename or remove one")
+    return value
+
+
+def _finite(text: str) -> float:
+    """Return a number; raise ValueError if Python takes it for infinity."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is too large a number; write it as a text")
+    return value
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not a value of JSON; write null or a text")
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_refuse_constant)
+
+
+def _decode(text: str, place: int, name: str, first_line: int) -> tuple[Any, int]:
+    """Return the JSON value at a place of a text, and the place of its end.
+
+    Raises:
+        DataError: there is no valid value.
+    """
+    try:
+        return DECODER.raw_decode(text, place)
+    except json.JSONDecodeError as error:
+        raise _json_error(error, name, first_line) from None
+    except (RecursionError, ValueError) as error:
+        reason = str(error)
+        if isinstance(error, RecursionError):
+            reason = _TOO_DEEP
+        elif "digits" in reason:
+            reason = "a number of more than 4300 digits; write it as a text"
+        raise DataError(f"{name}, line {first_line + text.count(chr(10), 0, place)}: {reason}") from None
+
+
+_TOO_DEEP = f"lists and objects inside each other deeper than {MAX_DEPTH}; make the value a text"
+
+
+def _json_error(error: json.JSONDecodeError, name: str, first_line: int) -> DataError:
+    return _not_json(error.msg, f"{name}, line {first_line + error.lineno - 1}", error.colno)
+
+
+def _not_json(reason: str, origin: str, column: int) -> DataError:
+    return DataError(f"{origin}: not JSON: {reason} (column {column})")
+
+
+def _checked(value: Any, text: str, origin: str) -> Row:
+    """Return a value that was read from a text, if it is an object that every later step can take.
+
+    Raises:
+        DataError: it is no object, is nested too deeply, or has half a character.
+    """
+    if not isinstance(value, dict):
+        found = "null" if value is None else type(value).__name__
+        raise DataError(f"{origin}: expected a JSON object, found {found}")
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+        raise DataError(f"{origin}: {_TOO_DEEP}")
+    if HALF_CHARACTER.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{origin}: half a character, {error.object[error.start]!r}, is not text") from None
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = list(chain.from_iterable(map(_items, level)))
+    return bool(level)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[int, Row]]:
+    """Yield the rows of a csv file with the line on which each ends. A cell is text, and null if it is empty."""
+    separator = _separator(file)
+    reader = csv.reader(_csv_lines(file), delimiter=separator, strict=True)
+    empty_line: int | None = None
+    names: list[str] | None = None
+    try:
+        for cells in reader:
+            if not cells:
+                empty_line = empty_line or (reader.line_num if names else None)
+            elif names is None:
+                names = _checked_names(cells, file)
+            else:
+                if empty_line and len(names) == 1:
+                    raise DataError(
+                        f'{file}, line {empty_line}: empty; of one column each line is a row: write "" or leave it out'
+                    )
+                if len(cells) != len(names):
+                    raise DataError(
+                        f"{file}, line {reader.line_num}: {len(cells)} cells, and the first line names {len(names)} "
+                        f'columns; quote a text that has a line break or the separator, as "a{separator} b"'
+                    )
+                values = [cell or None for cell in cells]
+                yield reader.line_num, dict(zip(names, values, strict=True))
+    except csv.Error as error:
+        raise DataError(
+            f'{file}, line {reader.line_num}: not csv: {error}. Write a quote inside a quoted cell as "".'
+        ) from None
+
+
+def _csv_lines(file: Path) -> Iterator[str]:
+    """Yield the lines of a csv file, of which a carriage return alone may end one."""
+    for _, line in _lines(file):
+        if "\r" in line[:-2]:
+            yield from io.StringIO(line, newline="")
+        else:
+            yield line
+
+
+def _separator(file: Path) -> str:
+    """Return what separates the cells: a tab in a tsv file; else the first of , ; and tab that the first line has."""
+    if file.suffix.lower() == ".tsv":
+        return "\t"
+    for separator in ",;\t":
+        header = next(filter(None, csv.reader(_csv_lines(file), delimiter=separator)), [])
+        if len(header) > 1:
+            return separator
+    return ","
+
+
+def _checked_names(names: list[str], file: Path) -> list[str]:
+    """Return the names of the columns. A first one without a name is the index that pandas writes, as pandas reads it.
+
+    Raises:
+        DataError: two columns have the same name, or another has none.
+    """
+    names = [names[0] or "Unnamed: 0", *names[1:]]
+    if "" in names:
+        raise DataError(
+            f"{file}: column {names.index('') + 1} has no name in the first line; name it, or with pandas write the "
+            "file without its index, by to_csv(..., index=False)"
+        )
+    twice = sorted({repr(name) for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{file}: columns named twice: {', '.join(twice)}; rename one")
+    return names
+
+
+def _parquet_rows(file: Path) -> Iterator[Row]:
+    try:
+        with pq.ParquetFile(file) as table:
+            for batch in table.iter_batches(1000):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file}: not a parquet file that can be read: {error}. Write it again.") from error

@@ -1,0 +1,48 @@
+"""Find local data files by their name or pattern, and say how other tables become one of them."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+
+LOCAL_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+"""The format of a data file by the end of its name, in capitals too."""
+
+CONVERSIONS = {
+    ".xlsx": 'read_excel("{name}", dtype=str, keep_default_na=False).to_csv("{stem}.csv", index=False)',
+    ".feather": 'read_feather("{name}").to_parquet("{stem}.parquet")',
+    ".orc": 'read_orc("{name}").to_parquet("{stem}.parquet")',
+}
+CONVERSIONS |= dict.fromkeys((".xls", ".ods"), CONVERSIONS[".xlsx"])
+"""What pandas makes a readable file with, by the end of the name of another table."""
+
+OTHER_TABLES = {*CONVERSIONS, ".arrow", ".gz", ".zip", ".bz2", ".xz", ".zst"}
+"""Tables and archives, which are not plain text either."""
+
+
+def file_format(name: str | Path) -> str | None:
+    """Return json, csv or parquet by the end of a file's name; None for another format."""
+    return LOCAL_FORMATS.get(Path(name).suffix.lower())
+
+
+def matching_files(name: str | Path) -> list[Path]:
+    """Return the file of that name, or else the files that match it as a pattern, sorted; none if there is none.
+
+    A name may start with `~`, and a pattern may have `**`.
+    """
+    name = os.path.expanduser(name)
+    if os.path.exists(name):
+        return [Path(name)]
+    return sorted(map(Path, filter(os.path.isfile, glob.iglob(name, recursive=True))))
+
+
+def other_format(name: str | Path) -> str:
+    """Return the message for a file whose format is not read, with the line that converts it if pandas can."""
+    path = Path(name)
+    formats = ", ".join(LOCAL_FORMATS)
+    conversion = CONVERSIONS.get(path.suffix.lower())
+    if not conversion:
+        return f"{name}: cannot tell its format. Expected a name ending in {formats}."
+    call = conversion.format(name=name, stem=path.with_suffix(""))
+    return f"{name}: {path.suffix} is not read. Convert it with pandas: `pandas.{call}`."
