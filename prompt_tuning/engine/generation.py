@@ -12,12 +12,16 @@ from transformers import (
     Cache,
     LogitsProcessor,
     LogitsProcessorList,
+    MinLengthLogitsProcessor,
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
+    StopStringCriteria,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -26,6 +30,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation import EosTokenCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from prompt_tuning.engine.calls import setting
 from prompt_tuning.engine.kv_cache import RoomyLayer, cache_of_rows, join_caches
 from prompt_tuning.engine.stop_texts import StopTexts
 from prompt_tuning.errors import RecipeError
@@ -41,44 +46,18 @@ ROW_WISE = {
     "do_sample", "temperature", "top_k", "top_p", "max_new_tokens", "pad_token_id", "eos_token_id",
     "stopping_criteria", "num_beams", "repetition_penalty", "synced_gpus", "use_cache",
 }  # fmt: skip
-# These arguments bring a cache of their own, without the prompt.
-CACHE_ARGUMENTS = (
-    "cache",
-    "past_key_values",
-    "cache_implementation",
-    "assistant_model",
-    "prompt_lookup_num_tokens",
-)
+# These settings look at the ids of a row. Each is given with the value that changes nothing.
+READ_IDS = {
+    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0,
+    "sequence_bias": None, "bad_words_ids": None, "stop_strings": None, "watermarking_config": None,
+}  # fmt: skip
 # A model's generation_config.json may hold these, too: names of tokens, and limits that are counted here.
 WITHOUT_EFFECT_ON_ROWS = {"_from_model_config", "transformers_version", "bos_token_id", "max_length", "use_cache"}
 
 
-def setting(model: PreTrainedModel, kwargs: dict[str, Any], name: str, default: Any = None) -> Any:
-    """Return the value that `generate` will use: the argument, else that of the generation config."""
-    if name in kwargs:
-        return kwargs[name] if kwargs[name] is not None else default
-    # The model's own config decides what the config that was passed leaves open.
-    for config in (kwargs.get("generation_config"), model.generation_config):
-        value = getattr(config, name, None)
-        if value is not None:
-            return value
-    return default
-
-
 def reads_ids(model: PreTrainedModel, kwargs: dict[str, Any]) -> bool:
-    """Return whether a setting of `generate` penalises ids that stand in the row already."""
-    penalty = setting(model, kwargs, "repetition_penalty", 1.0)
-    return penalty != 1.0 or bool(setting(model, kwargs, "no_repeat_ngram_size"))
-
-
-def uses_own_cache(model: PreTrainedModel, kwargs: dict[str, Any]) -> str | None:
-    """Return the first argument that brings a cache of its own, or None."""
-    for name in CACHE_ARGUMENTS:
-        # The model's own `cache_implementation` is not meant for a prompt, and is ignored.
-        ignored = name == "cache_implementation" and name not in kwargs
-        if setting(model, kwargs, name) is not None and not ignored:
-            return name
-    return None
+    """Return whether a setting of `generate` looks at ids that stand in the row already."""
+    return any(setting(model, kwargs, name, neutral) != neutral for name, neutral in READ_IDS.items())
 
 
 def check_one_sequence(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
@@ -89,11 +68,11 @@ def check_one_sequence(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
 
 
 def count_new_tokens(model: PreTrainedModel, width: int, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `generate` with lengths that count only new tokens.
+    """Return the arguments of `generate` with a longest length that counts only new tokens.
 
     Args:
         model: the base model, whose generation config holds the settings that are not passed.
-        width: T, the length of the longest source, which `max_length` and `min_length` count, too.
+        width: T, the length of the longest source, which `max_length` counts, too.
         kwargs: the arguments that were passed.
 
     Raises:
@@ -105,12 +84,7 @@ def count_new_tokens(model: PreTrainedModel, width: int, kwargs: dict[str, Any])
         new = DEFAULT_NEW_TOKENS if longest is None else longest - width
         if new < 1:
             raise ValueError(f"max_length is {longest} and the longest source has {width} tokens; set max_new_tokens")
-    counted = {name: value for name, value in kwargs.items() if name != "max_length"} | {"max_new_tokens": new}
-    shortest = setting(model, kwargs, "min_length", 0)
-    if shortest:
-        fewest = max(setting(model, kwargs, "min_new_tokens", 0), shortest - width, 0)
-        counted |= {"min_length": 0, "min_new_tokens": fewest}
-    return counted
+    return {name: value for name, value in kwargs.items() if name != "max_length"} | {"max_new_tokens": new}
 
 
 def generate_with_cache(
@@ -156,13 +130,9 @@ def generate_with_cache(
     copies = max(setting(base, kwargs, "num_beams", 1), setting(base, kwargs, "num_return_sequences", 1))
     cache.batch_repeat_interleave(copies)
     cache.layers = [RoomyLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    kwargs = _showing_own_ids(kwargs, input_ids, mask.shape[1])
+    kwargs = _showing_own_ids(base, kwargs, input_ids, mask.shape[1])
+    kwargs = _with_settings_of_ids(base, kwargs, mask.shape[1] - attention_mask.sum(1))
     kwargs |= {"use_cache": True, "cache_implementation": None}
-    size = setting(base, kwargs, "no_repeat_ngram_size")
-    if size:
-        starts = mask.shape[1] - attention_mask.sum(1)
-        processors = [*(kwargs.get("logits_processor") or []), NoRepeatedNGram(size, starts.tolist())]
-        kwargs |= {"no_repeat_ngram_size": 0, "logits_processor": LogitsProcessorList(processors)}
     # Ids in the places of prompt and padding are never embedded, but a repetition penalty reads them.
     row_ids = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
     row_ids = row_ids[:, -mask.shape[1] :]  # Further columns are all padding.
@@ -197,7 +167,7 @@ def generate_from_embeddings(
     place = torch.arange(joined.shape[1], device=input_ids.device)[None].expand(rows, -1)
     moved = torch.where(place < padding, place + len(prompt), place - padding)
     order = torch.where(place < padding + len(prompt), moved, place)
-    kwargs = _showing_own_ids(kwargs, input_ids, 0) | {"use_cache": True}
+    kwargs = _showing_own_ids(base, kwargs, input_ids, 0) | {"use_cache": True}
     output = base.generate(
         inputs_embeds=joined.gather(1, order[..., None].expand(-1, -1, joined.shape[2])),
         attention_mask=(place >= padding).long(),
@@ -207,20 +177,25 @@ def generate_from_embeddings(
 
 
 def with_sources(output: Any, sources: torch.Tensor, width: int) -> Any:
-    """Return the output of `generate` with its sources `[B, T]` instead of its first `width` columns."""
+    """Return the output of `generate` with its sources `[B, T]` instead of its first `width` columns.
+
+    A dictionary loses its cache, which holds the prompt and the rows' padding in another order than the rows.
+    """
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
     sources = sources.repeat_interleave(len(sequences) // len(sources), 0)
     joined = torch.cat([sources, sequences[:, width:]], 1)
     if isinstance(output, torch.Tensor):
         return joined
-    output.sequences = joined
-    return output
+    return type(output)(**dict(output) | {"sequences": joined, "cache": None})
 
 
-def _showing_own_ids(kwargs: dict[str, Any], sources: torch.Tensor, width: int) -> dict[str, Any]:
+def _showing_own_ids(
+    base: PreTrainedModel, kwargs: dict[str, Any], sources: torch.Tensor, width: int
+) -> dict[str, Any]:
     """Return the arguments of `generate` such that a user's code sees the ids of its rows, without placeholders.
 
     Args:
+        base: the model without its prompt.
         kwargs: the arguments that were passed.
         sources: `[B, T]`, padded on the left.
         width: how many columns stand instead of them, prompt and padding included.
@@ -232,7 +207,11 @@ def _showing_own_ids(kwargs: dict[str, Any], sources: torch.Tensor, width: int) 
         shown["logits_processor"] = LogitsProcessorList(
             [item if type(item) in SETTING_PROCESSORS else OwnIdsProcessor(item, replace) for item in processors]
         )
-    criteria = kwargs.get("stopping_criteria")
+    criteria = [*(kwargs.get("stopping_criteria") or [])]
+    texts = setting(base, kwargs, "stop_strings")
+    if texts and kwargs.get("tokenizer") is not None:  # `generate` itself asks for the tokenizer.
+        criteria.append(StopStringCriteria(kwargs["tokenizer"], texts))
+        shown["stop_strings"] = None
     if criteria:
         shown["stopping_criteria"] = StoppingCriteriaList(
             [item if isinstance(item, StopTexts) else OwnIdsCriterion(item, replace) for item in criteria]
@@ -289,22 +268,58 @@ class OwnIdsStreamer(BaseStreamer):
         self.streamer.end()
 
 
-class NoRepeatedNGram(NoRepeatNGramLogitsProcessor):
-    """A processor that counts the n-grams of each row's ids, without placeholders of prompt and padding."""
+class RowProcessor(LogitsProcessor):
+    """A processor that is called with each row's own ids, without placeholders of prompt and padding."""
 
-    def __init__(self, ngram_size: int, starts: Sequence[int]) -> None:
-        """Set n, and for each row the place of its first id."""
-        super().__init__(ngram_size)
+    def __init__(self, processor: LogitsProcessor, starts: Sequence[int]) -> None:
+        """Wrap a processor; for each row give the place of its first id."""
+        self.processor = processor
         self.starts = starts
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return the scores `[B * beams, V]` without tokens that would repeat an n-gram."""
+        """Return the processed scores `[B * beams, V]`."""
         beams = len(input_ids) // len(self.starts)
         rows = []
         for number in range(len(input_ids)):
             ids = input_ids[number : number + 1, self.starts[number // beams] :]
-            rows.append(super().__call__(ids, scores[number : number + 1]))
+            rows.append(self.processor(ids, scores[number : number + 1]))
         return torch.cat(rows)
+
+
+def _with_settings_of_ids(base: PreTrainedModel, kwargs: dict[str, Any], starts: torch.Tensor) -> dict[str, Any]:
+    """Return the arguments of `generate` with processors of rows instead of settings that look at ids.
+
+    Args:
+        base: the model without its prompt.
+        kwargs: the arguments that were passed.
+        starts: `[B]`, the place of each row's first id.
+    """
+    processors: list[LogitsProcessor] = []
+    neutral: dict[str, Any] = {}
+    ends = setting(base, kwargs, "eos_token_id")
+    size = setting(base, kwargs, "no_repeat_ngram_size")
+    if size:
+        neutral["no_repeat_ngram_size"] = 0
+        processors.append(NoRepeatNGramLogitsProcessor(size))
+    bias = setting(base, kwargs, "sequence_bias")
+    if bias:
+        neutral["sequence_bias"] = None
+        processors.append(SequenceBiasLogitsProcessor(bias))
+    words = setting(base, kwargs, "bad_words_ids")
+    if words:
+        neutral["bad_words_ids"] = None
+        processors.append(NoBadWordsLogitsProcessor(words, ends))
+    length = setting(base, kwargs, "min_length")
+    if length:
+        neutral["min_length"] = 0
+        # In transformers, too, the fewest new tokens take precedence.
+        if ends is not None and setting(base, kwargs, "min_new_tokens") is None:
+            processors.append(MinLengthLogitsProcessor(length, ends, device=base.device))
+    if not neutral:
+        return kwargs
+    of_rows = [RowProcessor(processor, starts.tolist()) for processor in processors]
+    shown = LogitsProcessorList([*of_rows, *(kwargs.get("logits_processor") or [])])
+    return kwargs | neutral | {"logits_processor": shown}
 
 
 class HalfFinished(StoppingCriteria):

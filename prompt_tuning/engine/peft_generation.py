@@ -10,10 +10,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, StoppingCriteriaList
+from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation import GenerateDecoderOnlyOutput
 
+from prompt_tuning.engine.calls import setting
 from prompt_tuning.engine.dispatch import is_stateful
-from prompt_tuning.engine.generation import setting, with_sources
+from prompt_tuning.engine.generation import with_sources
+from prompt_tuning.engine.stop_texts import StopTexts
+from prompt_tuning.errors import AdapterError
+
+ONE_AT_A_TIME = "Rows of this model are generated one at a time. Call generate for each."
 
 
 @contextmanager
@@ -52,30 +58,64 @@ def generate_row_by_row(
         **kwargs: as for `generate`.
 
     Returns:
-        For one row what `generate` returns; for several only ids `[B, T + new]`, whatever was asked for.
+        What `generate` returns.
+
+    Raises:
+        AdapterError: of several rows scores are asked for, a streamer is given, or an object that cannot be copied.
     """
+    num_rows = len(input_ids)
+    if num_rows > 1:
+        _check_several_rows(base, kwargs)
     # PEFT looks for a cache of keys. Without one it puts an embedded prompt before each new token, which is right
     # for a recurrent state that is not kept, and fails for a prefix.
     kwargs["use_cache"] = not is_stateful(base)
-    criteria = kwargs.pop("stopping_criteria", None) or ()
     allowed = kwargs.pop("prefix_allowed_tokens_fn", None)
     written: list[torch.Tensor] = []
     for number, (ids, mask) in enumerate(zip(input_ids, attention_mask.bool(), strict=True)):
         row = ids[mask][None]
-        settings = dict(kwargs)
-        if criteria:  # A criterion may remember where a row starts, so each row has a copy.
-            settings["stopping_criteria"] = StoppingCriteriaList(map(copy.copy, criteria))
+        settings = dict(kwargs) if num_rows == 1 else kwargs | _own_copies(kwargs)
         if allowed:
             settings["prefix_allowed_tokens_fn"] = functools.partial(_allowed_in_row, allowed, number)
         with peft_warnings_ignored():
             output = generate_row(number, input_ids=row, attention_mask=row.new_ones(row.shape), **settings)
-        if len(input_ids) == 1:
+        if num_rows == 1:
             return with_sources(output, input_ids, row.shape[1])
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         written += [sequence[row.shape[1] :] for sequence in sequences]
     pad = setting(base, kwargs, "pad_token_id", 0)
     new = torch.nn.utils.rnn.pad_sequence(written, batch_first=True, padding_value=pad)
-    return with_sources(new, input_ids, 0)
+    joined = with_sources(new, input_ids, 0)
+    as_dictionary = setting(base, kwargs, "return_dict_in_generate")
+    return GenerateDecoderOnlyOutput(sequences=joined) if as_dictionary else joined
+
+
+def _check_several_rows(base: PreTrainedModel, kwargs: dict[str, Any]) -> None:
+    """Raise an AdapterError if `generate` is asked for what only a batch or a single row has."""
+    scores = setting(base, kwargs, "output_scores") or setting(base, kwargs, "output_logits")
+    if setting(base, kwargs, "return_dict_in_generate") and scores:
+        raise AdapterError(f"generate: scores cannot be returned for several rows. {ONE_AT_A_TIME}")
+    if kwargs.get("streamer") is not None:
+        raise AdapterError(f"generate: a streamer cannot be told several rows apart. {ONE_AT_A_TIME}")
+
+
+def _own_copies(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return copies of a user's processors and criteria for one row, since they may remember what they have seen."""
+    copies: dict[str, Any] = {}
+    for name, make_list in (("logits_processor", LogitsProcessorList), ("stopping_criteria", StoppingCriteriaList)):
+        if kwargs.get(name):
+            copies[name] = make_list([_copy(item) for item in kwargs[name]])
+    return copies
+
+
+def _copy(item: Any) -> Any:
+    if isinstance(item, StopTexts):  # It holds a tokenizer.
+        return copy.copy(item)
+    try:
+        return copy.deepcopy(item)
+    except Exception as error:
+        raise AdapterError(
+            f"generate: {type(item).__name__} cannot be copied for each row ({error}). {ONE_AT_A_TIME}"
+        ) from error
 
 
 def _allowed_in_row(

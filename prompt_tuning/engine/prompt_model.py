@@ -185,7 +185,12 @@ class PromptModel(PeftModelForCausalLM):
         return caches
 
     def _run_after_cache(
-        self, cache: DynamicCache, mask: torch.Tensor, input_ids: torch.Tensor, logits_to_keep: torch.Tensor | int
+        self,
+        cache: DynamicCache,
+        mask: torch.Tensor,
+        input_ids: torch.Tensor,
+        logits_to_keep: torch.Tensor | int,
+        **kwargs: Any,
     ) -> Any:
         """Run the base model over rows `[B, T]` behind a cache of C positions; the mask `[B, C + T]` covers both."""
         base = self.get_base_model()
@@ -194,14 +199,8 @@ class PromptModel(PeftModelForCausalLM):
         if "position_ids" in inspect.signature(base.forward).parameters:
             starts = mask[:, :-width].sum(1, keepdim=True)
             positions["position_ids"] = starts + torch.arange(width, device=mask.device)
-        return base(
-            input_ids=input_ids,
-            attention_mask=mask,
-            cache=cache,
-            use_cache=True,
-            logits_to_keep=logits_to_keep,
-            **positions,
-        )
+        behind = {"attention_mask": mask, "cache": cache, "use_cache": True}
+        return base(input_ids=input_ids, logits_to_keep=logits_to_keep, **behind, **positions | kwargs)
 
     def _generation_caches(
         self, names: list[PromptName], input_ids: torch.Tensor, attention_mask: torch.Tensor

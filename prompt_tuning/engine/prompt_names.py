@@ -30,13 +30,15 @@ def index_prompts(
     Args:
         configs: the loaded adapters by name.
         adapter_names: for each of the B rows the adapter whose prompt stands before it.
-        task_ids: `[B]`, the task of each row for multitask prompts, else None.
+        task_ids: `[B]`, or `[1]` for all rows: the task, for multitask prompts, else None.
         num_rows: B.
 
     Raises:
         AdapterError: names or tasks are missing, too few, or not loaded.
     """
-    tasks = [None] * num_rows if task_ids is None else task_ids.tolist()
+    tasks = [None] if task_ids is None else task_ids.reshape(-1).tolist()
+    if len(tasks) == 1:
+        tasks = tasks * num_rows
     if len(adapter_names) != num_rows:
         raise AdapterError(f"adapter_names: {len(adapter_names)} names for {num_rows} rows; give one for each row")
     if len(tasks) != num_rows:

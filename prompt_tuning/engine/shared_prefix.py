@@ -16,26 +16,38 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import move_padding, pad_left
 from prompt_tuning.engine.attention import Batch, RowLayout
+from prompt_tuning.engine.calls import (
+    check_generate_arguments,
+    check_positions,
+    forward_rows,
+    full_mask,
+    further_arguments,
+    generate_arguments,
+)
 from prompt_tuning.engine.dispatch import CACHE_ARCHITECTURES, ExecutionPath, within_window
 from prompt_tuning.engine.generation import (
     count_new_tokens,
     generate_from_embeddings,
     generate_with_cache,
     reads_ids,
-    uses_own_cache,
     with_sources,
 )
 from prompt_tuning.engine.kv_cache import join_caches
 from prompt_tuning.engine.peft_generation import generate_row_by_row, peft_warnings_ignored
+from prompt_tuning.engine.places import put_back, rows_first, select
 from prompt_tuning.engine.prompt_model import PromptModel
 from prompt_tuning.engine.prompt_names import PromptName
 from prompt_tuning.errors import AdapterError
+
+# These arguments ask for the logits of other positions than the targets, or stand for rows that are read already.
+NOT_WITH_LABELS = {"logits_to_keep", "cache"}
+NO_CACHE = "Call generate, or run the rows again with their new tokens."
 
 
 class SharedPrefixModel(PromptModel):
@@ -50,59 +62,141 @@ class SharedPrefixModel(PromptModel):
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        *,
+        *args: Any,
         num_items_in_batch: torch.Tensor | int | None = None,
         label_smoothing: float = 0.0,
         adapter_names: Sequence[str] | None = None,
         task_ids: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Compute the loss over the target positions of a batch, padded on either side.
 
         Args:
             input_ids: `[B, T]`.
-            attention_mask: `[B, T]`.
-            labels: `[B, T]`, -100 for positions without a loss; position t is predicted by t - 1.
+            attention_mask: `[B, T]`; by default every token counts.
+            *args: the other arguments in the order of the base model's forward, which differs from PEFT's.
             num_items_in_batch: the divisor of the summed loss; by default the number of targets here.
             label_smoothing: as in `torch.nn.functional.cross_entropy`.
             adapter_names: for each row the adapter whose prompt stands before it; by default the active one.
-            task_ids: `[B]`, the task of each row, for multitask prompts. The prompt of a task is computed once.
-            **kwargs: as for PEFT's forward, which any of them makes the one that runs.
+            task_ids: `[B]`, or `[1]` for all rows: the task, for multitask prompts. Its prompt is computed once.
+            **kwargs: as for the base model's forward. `labels` `[B, T]` are -100 for positions without a loss, and
+                position t is predicted by t - 1; a row's first token never counts. Any other argument makes PEFT's
+                forward run. A `cache` that this forward returned holds the prompt, and the rows continue behind it.
 
         Returns:
             With labels: `loss`, and `logits` only of the target positions, `[targets, V]` in the order of the batch.
-            Without labels: what PEFT's forward returns.
+            Without labels: what PEFT's forward returns for rows alone, `[B, P + T, ...]` with the caller's padding.
 
         Raises:
-            AdapterError: rows with different adapters cannot be run, or names or tasks are wrong.
+            AdapterError: rows with different adapters cannot be run, an argument does not hold behind a prompt, or the
+                mask, a name or a task is wrong.
         """
-        if "input_type_mask" in kwargs:  # CPT has one, and PEFT's forward changes it in place.
-            kwargs["input_type_mask"] = kwargs["input_type_mask"].clone()
-        if labels is None or input_ids is None or not self.active_peft_config.is_prompt_learning:
+        kwargs = further_arguments(self.get_base_model().forward, args, kwargs)
+        labels = kwargs.pop("labels", None)
+        if not self.active_peft_config.is_prompt_learning:
             kwargs |= self._names_for_peft(adapter_names)
             if labels is not None:
                 kwargs |= {"labels": labels, "num_items_in_batch": num_items_in_batch}
             with peft_warnings_ignored():
                 return super().forward(input_ids=input_ids, attention_mask=attention_mask, task_ids=task_ids, **kwargs)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+        as_dictionary = kwargs.pop("return_dict", True)
+        rows = forward_rows(input_ids, kwargs.pop("inputs_embeds", None))
+        if labels is None:
+            kwargs |= self._names_for_peft(adapter_names)
+            output = self._forward_to_all(rows, attention_mask, task_ids=task_ids, **kwargs)
+        else:
+            given: dict[str, Any] = {"adapter_names": adapter_names, "task_ids": task_ids}
+            given |= {"num_items_in_batch": num_items_in_batch, "label_smoothing": label_smoothing}
+            output = self._forward_to_targets(rows, attention_mask, labels.long(), **given, **kwargs)
+        return output if as_dictionary else output.to_tuple()
+
+    def _forward_to_targets(
+        self,
+        rows: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        labels: torch.Tensor,
+        *,
+        num_items_in_batch: torch.Tensor | int | None,
+        label_smoothing: float,
+        adapter_names: Sequence[str] | None,
+        task_ids: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return the loss, and the logits `[targets, V]` of a batch `[B, T]` or `[B, T, H]`."""
+        for name in kwargs.keys() & NOT_WITH_LABELS:
+            raise AdapterError(f"forward: {name} given with labels, which give logits of targets only. Leave one out.")
+        mask = full_mask(rows, attention_mask)
+        check_positions(kwargs.pop("position_ids", None), mask)
+        kwargs = {name: value for name, value in kwargs.items() if value is not False and name != "use_cache"}
         # A row starts right after the prompt wherever its padding stands.
-        attention_mask, input_ids, labels = move_padding("right", attention_mask, input_ids, labels)
-        is_target = (labels != -100) & attention_mask.bool()
+        order = rows_first(mask)
+        mask, rows, labels = (select(tensor, order) for tensor in (mask, rows, labels))
+        is_target = (labels != -100) & mask.bool()
         is_target[:, 0] = False  # A row's first token is never a target, as transformers counts.
-        self._log_limits(self.active_peft_config.num_virtual_tokens + input_ids.shape[1])
-        path = ExecutionPath("plain", f"{', '.join(kwargs)} given") if kwargs else self.execution_path
+        self._log_limits(self.active_peft_config.num_virtual_tokens + rows.shape[1])
+        path = self.execution_path
+        if kwargs or rows.dim() > 2:
+            path = ExecutionPath("plain", f"{', '.join(kwargs) or 'inputs_embeds'} given")
+        further: dict[str, Any] = {}
         if path.name == "plain" or not is_target.any():
             if adapter_names is not None and path.name == "plain":
                 raise AdapterError(f"adapter_names: rows with prompts of their own cannot be run: {path.reason}")
-            logits = self._plain_logits(input_ids, attention_mask, is_target, task_ids=task_ids, **kwargs)
+            output = self._peft_forward(rows, mask, task_ids=task_ids, **kwargs)
+            logits = output.logits[:, -rows.shape[1] :][:, :-1][is_target[:, 1:]]
+            further = put_back(output, order) if kwargs else {}
         else:
             compute = self._packed_logits if path.name == "packed" else self._cache_logits
-            names, prompt_index = self._index_prompts(adapter_names, task_ids, len(input_ids))
-            logits = compute(Batch.from_targets(input_ids, is_target), names, prompt_index)
+            names, prompt_index = self._index_prompts(adapter_names, task_ids, len(rows))
+            logits = compute(Batch.from_targets(rows, is_target), names, prompt_index)
         loss = target_loss(logits, labels[is_target], num_items_in_batch, label_smoothing)
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
+        return CausalLMOutputWithPast(**further | {"loss": loss, "logits": logits})
+
+    def _forward_to_all(
+        self,
+        rows: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        cache: Cache | None = None,
+        position_ids: torch.Tensor | None = None,
+        logits_to_keep: torch.Tensor | int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return PEFT's output for rows `[B, T]` or `[B, T, H]`, each as if it were alone."""
+        base = self.get_base_model()
+        prompt = self.active_peft_config.num_virtual_tokens
+        length = 0 if cache is None else cache.get_seq_length()
+        mask = full_mask(rows, attention_mask, max(length - prompt, 0))
+        check_positions(position_ids, mask)
+        padded_left = bool((mask[:, 1:] > mask[:, :-1]).any())
+        reach = prompt + mask.shape[1]
+        known = base.config.get_text_config().model_type in CACHE_ARCHITECTURES
+        keeps_places = known and (within_window(base, reach) or bool(mask.all()))
+        if length:
+            kwargs.pop("task_ids", None)  # The prompt is in the cache already.
+            if not keeps_places or rows.dim() > 2:
+                raise AdapterError(f"forward: these rows cannot continue behind a cache. {NO_CACHE}")
+            mask = F.pad(mask, (length + rows.shape[1] - mask.shape[1], 0), value=1)
+            return self._run_after_cache(cache, mask, rows, logits_to_keep, **kwargs)
+        if cache is not None and self._prompt_is_cache:
+            raise AdapterError("forward: an empty cache cannot take a trained prefix. Set use_cache=True instead.")
+        self._log_limits(reach)
+        if not padded_left:
+            return self._peft_forward(rows, mask, cache=cache, logits_to_keep=logits_to_keep, **kwargs)
+        keeps_cache = cache is not None or kwargs.get("use_cache", False)
+        if keeps_cache and not keeps_places:
+            raise AdapterError(f"forward: no cache can be kept of rows with padding before their tokens. {NO_CACHE}")
+        order = rows_first(mask)
+        output = self._peft_forward(select(rows, order), select(mask, order), cache=cache, **kwargs)
+        states = put_back(output, order, with_cache=keeps_cache)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return CausalLMOutputWithPast(**states | {"logits": states["logits"][:, kept]})
+
+    def _peft_forward(self, rows: torch.Tensor, mask: torch.Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
+        """Call PEFT's forward for rows `[B, T]` or `[B, T, H]` that have no padding before their tokens."""
+        name = "input_ids" if rows.dim() == 2 else "inputs_embeds"
+        given = {argument: value for argument, value in kwargs.items() if value is not None}
+        with peft_warnings_ignored():
+            return super().forward(**{name: rows}, attention_mask=mask, return_dict=True, **given)
 
     def _names_for_peft(self, adapter_names: Sequence[str] | None) -> dict[str, Any]:
         """Return PEFT's argument for the adapters of rows, which it does not have for prompts."""
@@ -116,14 +210,6 @@ class SharedPrefixModel(PromptModel):
                 f"{self.active_adapter}; give labels, or call generate"
             )
         return {}
-
-    def _plain_logits(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, is_target: torch.Tensor, **kwargs: Any
-    ) -> torch.Tensor:
-        """Return the logits `[targets, V]` of a right-padded batch `[B, T]`, by PEFT's forward."""
-        with peft_warnings_ignored():
-            output = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        return output.logits[:, -input_ids.shape[1] :][:, :-1][is_target[:, 1:]]
 
     def _packed_logits(self, batch: Batch, names: list[PromptName], prompt_index: list[int]) -> torch.Tensor:
         """Return the logits `[targets, V]` of a batch from one sequence `[1, P + N, H]` of prompts and rows."""
@@ -175,8 +261,7 @@ class SharedPrefixModel(PromptModel):
     @torch.no_grad()
     def generate(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        *args: Any,
         adapter_names: Sequence[str] | None = None,
         task_ids: torch.Tensor | None = None,
         **kwargs: Any,
@@ -184,30 +269,31 @@ class SharedPrefixModel(PromptModel):
         """Call `generate` of the base model behind the prompt; rows may be padded on either side.
 
         Args:
-            input_ids: `[B, T]`.
-            attention_mask: `[B, T]`.
+            *args: as for the base model's `generate`, in its order.
             adapter_names: for each row the adapter whose prompt stands before it; by default the active one.
-            task_ids: `[B]`, the task of each row, for multitask prompts.
-            **kwargs: as for the base model's `generate`.
+            task_ids: `[B]`, or `[1]` for all rows: the task, for multitask prompts.
+            **kwargs: as for the base model's `generate`: `inputs` or `input_ids` `[B, T]`, `attention_mask` `[B, T]`,
+                which is by default 0 for padding tokens, and settings.
 
         Returns:
-            What the base model's `generate` would for these `input_ids`: `[B, T + new]`, without virtual tokens.
+            What the base model's `generate` would for these ids: `[B, T + new]`, without virtual tokens. A dictionary
+            has no cache.
 
         Raises:
-            AdapterError: an argument brings its own cache, or names or tasks are wrong.
+            AdapterError: an argument or a setting does not hold behind a prompt, a row has no token, or the mask, a
+                name or a task is wrong.
         """
+        base = self.get_base_model()
         with self.eagerly():
             if self.disabled:
-                return self.get_base_model().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-            if input_ids is None or not find_method(self.active_peft_config.peft_type).has_prompt:
-                kwargs |= self._names_for_peft(adapter_names)
-                return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-            own_cache = uses_own_cache(self.get_base_model(), kwargs)
-            if own_cache:
-                raise AdapterError(f"generate: {own_cache} knows nothing of the prompt; leave it out")
+                return base.generate(*args, **kwargs)
+            if not find_method(self.active_peft_config.peft_type).has_prompt:
+                return super().generate(*args, **kwargs, **self._names_for_peft(adapter_names))
+            kwargs = generate_arguments(base, args, kwargs)
+            check_generate_arguments(base, kwargs)
+            input_ids = kwargs.pop("input_ids")
+            attention_mask = kwargs.pop("attention_mask")
             names, prompt_index = self._index_prompts(adapter_names, task_ids, len(input_ids))
-            if attention_mask is None:
-                attention_mask = torch.ones_like(input_ids)
             if not bool((attention_mask[:, 1:] < attention_mask[:, :-1]).any()):
                 return self._generate_left_padded(input_ids, attention_mask, names, prompt_index, **kwargs)
             # Padding stands after tokens, and is moved before them.

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import PeftConfig, PeftModelForSeq2SeqLM
 from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from prompt_tuning.arguments.methods import find_method
-from prompt_tuning.encoding.batching import move_padding
+from prompt_tuning.engine.calls import full_mask, further_arguments, generate_arguments, setting
+from prompt_tuning.engine.places import rows_first, select
 from prompt_tuning.engine.prompt_network import load_network
 from prompt_tuning.errors import AdapterError, ModelError
 from prompt_tuning.models.encoder_decoder_attention import (
@@ -38,7 +40,6 @@ from prompt_tuning.models.encoder_decoder_prefix import (
     load_prompt_config,
 )
 
-# The encoders of these models scale embeddings that they look up, but not embeddings that they receive.
 RECEIVES_UNSCALED = ("blenderbot-small", "marian", "mvp", "pegasus")
 
 
@@ -154,60 +155,98 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
         base.set_attn_implementation(PREFIXED_ATTENTION)
 
     def forward(
-        self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *args: Any,
+        task_ids: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Run the base model behind the prompt.
 
         Args:
             input_ids: `[B, T]`, padded on either side.
-            attention_mask: `[B, T]`.
-            kwargs: the other arguments of the base model, such as labels `[B, U]`.
+            attention_mask: `[B, T]`; by default every token counts.
+            *args: the other arguments in the order of the base model's forward, which differs from PEFT's.
+            task_ids: `[B]`, or `[1]` for all rows: the task, for multitask prompts.
+            **kwargs: the other arguments of the base model, such as labels `[B, U]`.
 
         Returns:
-            The output of the base model, with logits `[B, U, V]`.
+            The output of the base model, with logits `[B, U, V]`. States of the encoder, `[B, P + T, H]`, are those of
+            rows that are padded on the right.
+
+        Raises:
+            AdapterError: the mask has another shape than the rows, or the encoder's states lack a soft prompt.
         """
-        inputs = _move_padding_right({"input_ids": input_ids, "attention_mask": attention_mask} | kwargs)
+        further = further_arguments(self.base_model.forward, args, kwargs)
+        inputs = _move_padding_right({"input_ids": input_ids, "attention_mask": attention_mask} | further)
         if isinstance(self.active_peft_config, EncoderDecoderPrefixConfig):
             with self._pass_prefix():
                 return self.base_model(**inputs)
-        with self._scale_embeddings():
-            return super().forward(**inputs)
+        return self.base_model(**self._put_before_rows(inputs, task_ids))
 
     @torch.no_grad()
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the base model's `generate` behind the prompt; without it while the adapter is disabled."""
-        config = self.base_model.config
-        deeper_decoder = config.model_type in T5_LIKE and config.num_layers < config.num_decoder_layers
+    def generate(self, *args: Any, task_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """Run the base model's `generate` behind the prompt; without it while the adapter is disabled.
+
+        Args:
+            *args: as for the base model's `generate`, in its order.
+            task_ids: `[B]`, or `[1]` for all rows: the task, for multitask prompts.
+            **kwargs: as for the base model's `generate`: `inputs` or `input_ids` `[B, T]`, `attention_mask` `[B, T]`,
+                which is by default 0 for padding tokens, and settings.
+
+        Raises:
+            AdapterError: a row has no token, the mask has another shape, or an argument would miss a soft prompt.
+        """
+        base = self.base_model
+        inputs = generate_arguments(base, args, kwargs)
+        deeper_decoder = base.config.model_type in T5_LIKE and base.config.num_layers < base.config.num_decoder_layers
         if deeper_decoder and kwargs.get("use_cache", True) and "cache_implementation" not in kwargs:
             # transformers creates a cache with as many layers as the encoder has. This cache grows as needed.
-            kwargs.setdefault("cache", EncoderDecoderCache(DynamicCache(), DynamicCache()))
+            inputs.setdefault("cache", EncoderDecoderCache(DynamicCache(), DynamicCache()))
         if self._adapters_disabled:
-            return self.base_model.generate(*args, **kwargs)
-        kwargs = _move_padding_right(kwargs)
+            return base.generate(**inputs)
+        inputs = _move_padding_right(inputs)
         if isinstance(self.active_peft_config, EncoderDecoderPrefixConfig):
             with self._pass_prefix():
-                return self.base_model.generate(*args, **kwargs)
-        with self._scale_embeddings():
-            return super().generate(*args, **kwargs)
+                return base.generate(**inputs)
+        if inputs.get("assistant_model") is not None:
+            raise AdapterError("generate: assistant_model knows nothing of the prompt. Leave it out.")
+        ids = inputs.get("input_ids")
+        inputs = self._put_before_rows(inputs, task_ids)
+        states = base.get_encoder()(
+            inputs_embeds=inputs.pop("inputs_embeds"),
+            attention_mask=inputs.get("attention_mask"),
+            output_attentions=setting(base, inputs, "output_attentions"),
+            output_hidden_states=setting(base, inputs, "output_hidden_states"),
+            return_dict=True,
+        )
+        # Settings that look at the ids of a source get them, although the encoder has read them already.
+        return base.generate(**inputs, input_ids=ids, encoder_outputs=states)
 
-    @contextmanager
-    def _scale_embeddings(self) -> Iterator[None]:
-        """Let the base model's encoder scale the prompt and the rows in the block, as it scales what it looks up."""
-        if self._adapters_disabled or self.base_model.config.model_type not in RECEIVES_UNSCALED:
-            yield
-            return
+    def _put_before_rows(self, inputs: dict[str, Any], task_ids: torch.Tensor | None) -> dict[str, Any]:
+        """Return the arguments with `inputs_embeds` `[B, P + T, H]` of soft prompt and rows, and the mask of both.
 
-        def scale(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-            embeds = kwargs.get("inputs_embeds")
-            if embeds is None:
-                return args, kwargs
-            return args, kwargs | {"inputs_embeds": embeds * module.embed_scale}
-
-        handle = self.base_model.get_encoder().register_forward_pre_hook(scale, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
+        Raises:
+            AdapterError: the encoder's states are given, which lack the prompt.
+        """
+        if inputs.get("encoder_outputs") is not None:
+            raise AdapterError(
+                "encoder_outputs: they lack the soft prompt, which the encoder reads. Give input_ids instead, or give "
+                "the states of a forward behind the prompt to the base model."
+            )
+        base = self.base_model
+        # These encoders scale embeddings that they look up, but not embeddings that they receive.
+        scale = base.get_encoder().embed_scale if base.config.model_type in RECEIVES_UNSCALED else 1
+        embeds = inputs.get("inputs_embeds")
+        if embeds is None:
+            embeds = self.word_embeddings(inputs["input_ids"]) * scale
+        length = self.active_peft_config.num_virtual_tokens
+        prompt = self.get_prompt(batch_size=len(embeds), task_ids=task_ids)[:, :length].to(embeds.dtype) * scale
+        prompted = {"input_ids": None, "inputs_embeds": torch.cat([prompt, embeds], 1)}
+        if inputs.get("attention_mask") is not None:
+            prompted["attention_mask"] = F.pad(inputs["attention_mask"], (length, 0), value=1)
+        return {name: value for name, value in (inputs | prompted).items() if value is not None}
 
     @contextmanager
     def _pass_prefix(self) -> Iterator[None]:
@@ -266,10 +305,16 @@ def _flat(modules: dict[str, list[nn.Module]]) -> list[nn.Module]:
 
 
 def _move_padding_right(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments with the padding of `input_ids` `[B, T]` on the right, so that rows follow the prompt."""
-    ids = inputs.get("input_ids")
+    """Return the arguments with the padding of rows `[B, T]` or `[B, T, H]` on the right; the rows follow the prompt.
+
+    Raises:
+        AdapterError: the mask has another shape.
+    """
+    rows = {name: inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None}
     mask = inputs.get("attention_mask")
-    if ids is None or mask is None or not bool((mask[:, 1:] > mask[:, :-1]).any()):
+    if not rows or mask is None:
         return inputs
-    mask, ids = move_padding("right", mask, ids)
-    return inputs | {"input_ids": ids, "attention_mask": mask}
+    name, row = next(iter(rows.items()))
+    mask = full_mask(row, mask)
+    order = rows_first(mask)
+    return inputs | {name: select(row, order), "attention_mask": select(mask, order)}

@@ -19,8 +19,9 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import pad_left, source_rows, start_with, tokens_in_batch
 from prompt_tuning.engine.attention import ATTENTION
+from prompt_tuning.engine.calls import without_prompt
 from prompt_tuning.engine.dispatch import get_base, has_prompt, packing_obstacle, within_window
-from prompt_tuning.engine.generation import check_one_sequence, count_new_tokens, generate_with_cache, uses_own_cache
+from prompt_tuning.engine.generation import check_one_sequence, count_new_tokens, generate_with_cache
 from prompt_tuning.engine.kv_cache import common_prefix_cache
 from prompt_tuning.engine.likelihood import Normalization, choose
 from prompt_tuning.engine.shared_prefix import compute_prompt_once
@@ -272,7 +273,7 @@ class EvaluatingTrainer(Seq2SeqTrainer):
             has_prompt(self.model)
             or not self._is_causal
             or packing_obstacle(base)
-            or uses_own_cache(base, kwargs)
+            or without_prompt(base, kwargs)
             or input_ids.shape[1] == 1  # Nothing of such a row is read before generation.
         ):
             return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
