@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +58,15 @@ def user_example(folder: Path, file: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is not one row that the run's template can read.
     """
+    from prompt_tuning.data.formats import parse_object
     from prompt_tuning.data.loading import with_standard_columns
     from prompt_tuning.reports.summary import read_results
     from prompt_tuning.runs.predictor import Predictor
 
     results, predictor = read_results(folder), Predictor.load(folder)
     try:
-        row = with_standard_columns(json.loads(file.read_text(encoding="utf-8")), predictor.data)
+        row = parse_object(file.read_text(encoding="utf-8-sig"), f"--example {file}", 1)
+        row = with_standard_columns(row, predictor.data)
         encoded = predictor.encoder.row(row)
     except (OSError, ValueError, TypeError, TemplateError) as error:
         raise DataError(f"--example {file}: expected one row as JSON, with the template's columns: {error}") from error

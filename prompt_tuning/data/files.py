@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import warnings
@@ -11,8 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import Dataset, Features, IterableDataset
+from datasets import Dataset, Features, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.features.features import register_feature
 
@@ -65,23 +65,24 @@ def load_file(name: str | Path, *, streaming: bool = False) -> Dataset | Iterabl
     rows = open_rows(name, streaming=streaming)
     if streaming:
         return IterableDataset.from_generator(_rows_alone, gen_kwargs={"rows": rows})
-    features = _features(rows)
-    digest = hashlib.sha256(f"{__version__} {features!r}".encode())
+    digest = hashlib.sha256(f"{__version__} {rows.columns}".encode())
     for file in rows.files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     fingerprint = digest.hexdigest()[:16]
     try:
+        if file_format(name) == "parquet":
+            files = [glob.escape(str(file)) for file in rows.files]
+            # The name of the configuration makes the content a part of the key of the cache.
+            return load_dataset("parquet", fingerprint, data_files=files, split="train")
+        features = _features(rows.columns or {})
         return Dataset.from_generator(_rows_alone, features, gen_kwargs={"rows": rows}, fingerprint=fingerprint)
-    except DatasetGenerationError as error:
+    except (DatasetGenerationError, ValueError) as error:
         raise DataError(f"{name}: {error.__cause__ or error}") from error
 
 
-def _features(rows: LocalRows) -> Features:
-    """Return the features of rows: Arrow's types, and JSON texts where no type gives all values back."""
-    if file_format(rows.files[0]) == "parquet":
-        return Features.from_arrow_schema(pq.read_schema(rows.files[0]))
-    columns = rows.columns or {}
+def _features(columns: dict[str, pa.DataType | None]) -> Features:
+    """Return the features of columns: Arrow's types, and JSON texts where no type gives all values back."""
     types = {name: kind or pa.null() for name, kind in columns.items()}
     features = Features.from_arrow_schema(pa.schema(types))
     for name, kind in columns.items():

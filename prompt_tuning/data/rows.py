@@ -139,8 +139,8 @@ def _common_type(kind: pa.DataType | None, values: list[Any]) -> pa.DataType | N
         array = pa.array(values)
     except NO_ARRAY:
         return None
-    # Equal values may differ in type or order, such as 1 and 1.0, and texts of JSON do not.
-    if json.dumps(array.to_pylist()) != json.dumps(values):
+    # `datasets` cannot write uint64. Equal values may differ in type or order, such as 1 and 1.0; their JSON does not.
+    if "uint64" in str(array.type) or json.dumps(array.to_pylist()) != json.dumps(values):
         return None
     if kind == pa.null():
         return array.type

@@ -12,6 +12,7 @@ from itertools import chain
 import pandas as pd
 import pytest
 import torch
+from helpers.models import forbid_model_loading
 from helpers.rows import question_rows, write_jsonl
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Cohere2Config, MarianConfig
 
@@ -94,6 +95,53 @@ def test_predict_refuses_tables_and_reports_a_replaced_column(run, tmp_path, cap
     rows = write_jsonl(tmp_path / "rows.jsonl", [row | {"prediction": "x"} for row in question_rows(2)])
     assert main(["predict", "--adapter", str(run), "--input", str(rows)]) == 0
     assert "2 of 2 rows had a column 'prediction', which is replaced" in capsys.readouterr().err
+
+
+def test_predict_reads_patterns_and_a_pipe_with_the_name_of_a_file(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rows = question_rows(4)
+    (tmp_path / "parts").mkdir()
+    write_jsonl(tmp_path / "parts" / "1.jsonl", rows[:2])
+    write_jsonl(tmp_path / "parts" / "2.jsonl", rows[2:])
+    command = ["predict", "--adapter", str(run), "--input"]
+    capsys.readouterr()
+    assert main([*command, "~/parts/*.jsonl"]) == 0
+    predicted = capsys.readouterr().out
+    assert [json.loads(line)["id"] for line in predicted.splitlines()] == ["0", "1", "2", "3"]
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["sh", "-c", f"cat {tmp_path}/parts/*.jsonl > {pipe}"]):
+        assert main([*command, str(pipe)]) == 0
+    assert capsys.readouterr().out == predicted
+    for name in ("1.txt", "2.txt"):
+        (tmp_path / "parts" / name).write_text("a text")
+    assert main([*command, "~/parts/*.txt"]) == 1
+    assert "2 files of plain text; name one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ('{"context": "\\ud800", "question": "b"}', "line 2: half a character"),
+        ("null", "line 2: expected a JSON object, found null"),
+        (f'{{"context": {"[" * 100_000}', "line 2: lists and objects inside each other"),
+        (f'{{"context": {"9" * 5000}}}', "line 2: a number of more than 4300 digits"),
+        ('{"context": "\0"}', "line 2: a NUL byte"),
+    ],
+)
+def test_standard_input_is_read_as_files_are(run, capsys, monkeypatch, second, message):
+    text = f'{{"context": "a", "question": "b"}}\n{second}\n'
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert main(["predict", "--adapter", str(run)]) == 1
+    assert f"standard input, {message}" in capsys.readouterr().err
+
+
+def test_predict_reads_a_file_before_it_loads_a_model(run, tmp_path, capsys, monkeypatch):
+    forbid_model_loading(monkeypatch)
+    rows = write_jsonl(tmp_path / "rows.jsonl", question_rows(20))
+    rows.write_text(rows.read_text() + "[]\n")
+    assert main(["predict", "--adapter", str(run), "--input", str(rows)]) == 1
+    assert "rows.jsonl, line 21: expected a JSON object, found list" in capsys.readouterr().err
 
 
 def test_predict_names_a_missing_file(run, tmp_path, capsys):

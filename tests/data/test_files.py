@@ -4,6 +4,8 @@ import csv
 import json
 import os
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from helpers.rows import write_jsonl
@@ -176,6 +178,24 @@ def test_the_types_of_csv_columns_are_those_of_all_files_together(tmp_path, stre
     (tmp_path / "b.csv").write_text("document,label,more\nB,no,2\n")
     rows = [{"document": "A", "label": "1", "more": None}, {"document": "B", "label": "no", "more": 2}]
     assert [*load_file(tmp_path / "*.csv", streaming=streaming)] == rows
+
+
+def test_a_parquet_file_keeps_its_types(tmp_path):
+    path = tmp_path / "rows [1].parquet"
+    times = pa.array([1704164645000000123], pa.timestamp("ns"))
+    table = pa.table({"document": ["a"], "at": times, "number": pa.array([2**64 - 1], pa.uint64())})
+    pq.write_table(table, path)
+    expected = table.to_pylist()
+    assert [*load_file(path)] == [*load_file(path, streaming=True)] == expected
+    assert expected[0]["number"] == 2**64 - 1 and expected[0]["at"].nanosecond == 123
+
+
+def test_numbers_from_two_to_the_63_are_kept(tmp_path):
+    rows = [
+        {"document": "a", "number": 2**63, "numbers": [2**64 - 1, 1]},
+        {"document": "b", "number": 1, "numbers": []},
+    ]
+    assert [*load_file(write_jsonl(tmp_path / "rows.jsonl", rows))] == rows
 
 
 def test_texts_of_two_languages_stay_as_they_are_written(tmp_path):

@@ -29,6 +29,15 @@ from prompt_tuning.runs.prepare import prepare
             [],
             ["rows.txt: cannot tell its format. Expected a name ending in .json, .jsonl"],
         ),
+        (
+            {"train_file": "my/rows.XLSX"},
+            [],
+            [
+                "my/rows.XLSX: .XLSX is not read. Convert it with pandas: ",
+                'read_excel("my/rows.XLSX", dtype=str, keep_default_na=False).to_csv("my/rows.csv", index=False)`.',
+            ],
+        ),
+        ({"train_file": "~/gone/*.csv"}, [], ["~/gone/*.csv: no such file (looked in "]),
         ({"train_file": None, "validation_file": None, "test_file": None}, [], ["no data: set dataset_name"]),
         ({"init": "text"}, [], ["init is text but init_text is missing"]),
         ({"init_text": "Answer."}, [], ["init_text is set but init is vocab"]),

@@ -187,7 +187,11 @@ def test_a_row_of_the_user_replaces_the_row_of_the_data(run, tmp_path, capsys):
     assert main(["card", str(renamed), "--example", str(file)]) == 0
 
     capsys.readouterr()
-    for wrong, reason in (("{", "Expecting property name"), ("{}", "context"), ("[1]", "expected one row as JSON")):
+    for wrong, reason in (
+        ("{", "Expecting property name"),
+        ("{}", "context"),
+        ("[1]", "row.json, line 1: expected a JSON object, found list"),
+    ):
         file.write_text(wrong)
         assert main(["card", str(run), "--example", str(file), "--output", str(card)]) == 1
         assert reason in capsys.readouterr().err
