@@ -11,7 +11,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prompt_tuning.data.nested import NESTED_KEYS, Row, nested_rows, rows_of_file
 from prompt_tuning.errors import DataError
 from prompt_tuning.support.data_files import file_format
-
-Row = dict[str, Any]
 
 MAX_DEPTH = 100
 """The number of lists and objects that a value may have inside each other."""
@@ -37,10 +36,15 @@ SPACE = re.compile(r"[ \t\r\n]*")
 csv.field_size_limit(2**31 - 1)  # A cell may hold a book, and the default limit is 128 kB.
 
 
-def numbered_rows(file: Path) -> Iterator[tuple[int, Row]]:
+Number = int | str
+"""The line of a row, from 1, or its number in a parquet file, from 0; `1, row 7` if an object has several rows."""
+
+
+def numbered_rows(file: Path) -> Iterator[tuple[Number, Row]]:
     """Yield the rows of a file, each with its line, from 1; in a parquet file with its number, from 0.
 
-    A row of several lines has the line on which it ends in a csv file, and on which it starts in a json file.
+    A row of several lines has the line on which it ends in a csv file, and on which it starts in a json file. The
+    questions of an article and the rows of a table are rows, as `nested` says.
 
     Raises:
         DataError: the file or a row cannot be read, with file and line.
@@ -52,12 +56,22 @@ def numbered_rows(file: Path) -> Iterator[tuple[int, Row]]:
         yield from enumerate(_parquet_rows(file))
     elif file.suffix.lower() == ".jsonl":
         for number, line in _filled_lines(file):
-            yield number, parse_object(line, str(file), number)
+            yield from rows_of_line(line, str(file), number)
     else:
-        yield from _json_rows("".join(line for _, line in _lines(file)), str(file))
+        text = "".join(line for _, line in _lines(file))
+        objects = _json_rows(text, str(file))
+        first = list(islice(objects, 2))
+        is_one_object = len(first) == 1 and not text.startswith("[", _after_space(text, 0))
+        for number, value in chain(first, objects):
+            yield from _rows_within(value, str(file), number, rows_of_file if is_one_object else nested_rows)
 
 
-def row_name(file: Path, number: int) -> str:
+def rows_of_line(text: str, name: str, line: int) -> Iterator[tuple[Number, Row]]:
+    """Yield the rows of the JSON object that a line holds; its arguments and errors are those of `parse_object`."""
+    yield from _rows_within(parse_object(text, name, line), name, line, nested_rows)
+
+
+def row_name(file: Path, number: Number) -> str:
     """Return what messages call a row of `numbered_rows`: `train.jsonl, line 12`."""
     return f"{file}, {'row' if file_format(file) == 'parquet' else 'line'} {number}"
 
@@ -118,11 +132,31 @@ def _filled_lines(file: Path) -> Iterator[tuple[int, str]]:
     return ((number, line) for number, line in _lines(file) if line.strip())
 
 
+def _rows_within(
+    value: Row, name: str, number: int, find: Callable[[Row], list[Row] | None]
+) -> Iterator[tuple[Number, Row]]:
+    """Yield the rows of an object that has several, with their place in it, or the object."""
+    try:
+        rows = find(value)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"an item has no {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"{name}, line {number}: {reason}") from None
+    if rows is None:
+        yield number, value
+    for index, row in enumerate(rows or ()):
+        yield f"{number}, row {index}", row
+
+
 def _row_names(file: Path) -> Iterator[str]:
-    # The lines of a jsonl file are counted without parsing them.
-    lines = file.suffix.lower() == ".jsonl"
-    for number, _ in _filled_lines(file) if lines else numbered_rows(file):
-        yield row_name(file, number)
+    if file.suffix.lower() != ".jsonl":
+        for number, _ in numbered_rows(file):
+            yield row_name(file, number)
+        return
+    for line, text in _filled_lines(file):
+        # A line that has no key of an article is counted without parsing it.
+        may_be_nested = any(map(text.__contains__, NESTED_KEYS))
+        for number, _ in rows_of_line(text, str(file), line) if may_be_nested else ((line, text),):
+            yield row_name(file, number)
 
 
 def _json_rows(text: str, name: str) -> Iterator[tuple[int, Row]]:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prompt_tuning.data.formats import Row, numbered_rows, parse_object, row_name
+from prompt_tuning.data.formats import Number, Row, numbered_rows, row_name, rows_of_line
 from prompt_tuning.errors import DataError
 from prompt_tuning.support.data_files import file_format, matching_files, other_format
 
@@ -103,7 +103,7 @@ def read_row(argument: str) -> Row:
         DataError: the argument is neither.
     """
     if argument.lstrip().startswith("{"):
-        return parse_object(argument, "--row", 1)
+        return next((row for _, row in rows_of_line(argument, "--row", 1)), {})
     if not matching_files(argument):
         raise DataError(
             f"--row {argument}: no such file. Name a json, jsonl, csv or parquet file, or write the row as "
@@ -124,7 +124,7 @@ def _json_columns(files: Iterable[Path]) -> dict[str, pa.DataType | None]:
     return columns
 
 
-def _batches(rows: Iterator[tuple[int, Row]]) -> Iterator[list[Row]]:
+def _batches(rows: Iterator[tuple[Number, Row]]) -> Iterator[list[Row]]:
     batch = [row for _, row in islice(rows, BATCH)]
     while batch:
         yield batch

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from transformers.utils import logging as transformers_logging
 
-from prompt_tuning.data.formats import parse_object, utf8_lines
+from prompt_tuning.data.formats import rows_of_line, utf8_lines
 from prompt_tuning.data.loading import with_standard_columns
 from prompt_tuning.data.rows import open_rows
 from prompt_tuning.encoding.row_encoder import Encoder
@@ -132,8 +132,11 @@ def _line_rows(lines: Iterator[tuple[int, str]], encoder: Encoder, source: str) 
             is_json = _is_json(line, origin)
         if is_json is False and first_empty:
             raise DataError(f"{first_empty}: empty; plain text needs one source on every line")
-        if not empty:
-            yield origin, parse_object(line, _name(source), number) if is_json else _text_row(line, encoder)
+        if is_json and not empty:
+            for place, row in rows_of_line(line, _name(source), number):
+                yield f"{_name(source)}, line {place}", row
+        elif not empty:
+            yield origin, _text_row(line, encoder)
 
 
 def _is_json(line: str, origin: str) -> bool:
