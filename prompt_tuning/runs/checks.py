@@ -69,6 +69,20 @@ def warn_of_unknown_language(language: str | None) -> None:
         )
 
 
+def warn_of_trimmed_lines(template: Template) -> None:
+    """Warn of a template's lines that hold more than tags and lose a line break or spaces beside a tag."""
+    lines = template.trimmed_lines
+    if lines:
+        more = f", and so in {len(lines) - 1} more lines" if len(lines) > 1 else ""
+        logger.warning(
+            "template %s: %r is written without the line break after its tag, or the spaces before it%s. "
+            "Write +%%} or {%%+ to keep them, -%%} or {%%- to leave them out.",
+            template.name,
+            lines[0],
+            more,
+        )
+
+
 def check_metrics(recipe: Recipe, score: MetricFunction) -> None:
     """Score one made-up row, so that a bad choice of metrics shows before training.
 

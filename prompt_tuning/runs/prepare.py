@@ -179,6 +179,7 @@ def _load(
     template = None
     with errors.collect():
         template = Template.load(str(prompt.template))
+        checks.warn_of_trimmed_lines(template)
     checks.warn_of_unknown_language(data.metric_language)
     with errors.collect():
         score = score_of(recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ ROW = "row"
 # They hold code points for private use, so that no row holds them by accident.
 CHOICE_END = f"\ue000{SEPARATOR}\ue000"
 VALUE_END = "\ue001"
+_TAG = re.compile(r"\{%.*?%\}|\{#.*?#\}")
 
 # These filters make a text of their value, and so would print a list.
 TEXT_FILTERS = (
@@ -74,6 +76,21 @@ def compiled(text: str) -> jinja2.Template:
         jinja2.TemplateError: the text is not valid Jinja.
     """
     return environment().from_string(_parse(text))
+
+
+def trimmed_lines(text: str) -> list[str]:
+    """Return the lines that hold more than tags and lose the line break after a tag, or the spaces before one.
+
+    Jinja leaves them out by `trim_blocks` and `lstrip_blocks`, the same as in chat templates of transformers.
+    """
+    lines = text.split("\n")
+    trimmed = []
+    for number, line in enumerate(lines, 1):
+        loses_break = number < len(lines) and re.search(r"(?<![+-])[%#]\}$", line)
+        loses_spaces = re.match(r"[ \t]+\{[%#](?![+-])", line)
+        if (loses_break or loses_spaces) and _TAG.sub("", line).strip():
+            trimmed.append(line)
+    return trimmed
 
 
 @functools.lru_cache(maxsize=512)

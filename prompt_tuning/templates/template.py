@@ -30,6 +30,7 @@ from prompt_tuning.templates.sandbox import (
     compiled_prefix,
     needed_columns,
     printed_values,
+    trimmed_lines,
 )
 from prompt_tuning.templates.shapes import standard_shapes
 from prompt_tuning.templates.values import kind_of, replaced, with_nulls
@@ -161,6 +162,14 @@ class Template:
     def training_columns(self) -> frozenset[str]:
         """The columns that a row needs for training."""
         return self.source_columns | self._variables(self.target)
+
+    @property
+    def trimmed_lines(self) -> list[str]:
+        """The lines of its texts that are written without a line break or spaces beside one of their tags."""
+        lines = []
+        for text in self._texts:
+            lines += trimmed_lines(text)
+        return lines
 
     @property
     def columns(self) -> frozenset[str]:

@@ -156,3 +156,13 @@ def test_rows_without_a_reference_are_refused_before_generation(recipe_file, tmp
     assert "test.jsonl, line 1: row has no reference answer; 2 more rows have none either" in (capsys.readouterr().err)
     assert main(["check", recipe, "--truncate", "documents"]) == 2
     assert "truncate names 'documents', and its source reads 'document'" in capsys.readouterr().err
+
+
+def test_a_line_break_that_a_tag_takes_away_is_a_warning(recipe_file, tmp_path, caplog):
+    template = tmp_path / "own.yaml"
+    template.write_text(
+        "source: |-\n  {% if context %}{{ context }}{% endif %}\n  {{ question }}\ntarget: '{{ answers.text[0] }}'\n"
+    )
+    assert main(["check", str(recipe_file(template=template))]) == 0
+    assert "'{% if context %}{{ context }}{% endif %}' is written without the line break after its tag" in caplog.text
+    assert "Write +%} or {%+ to keep them" in caplog.text

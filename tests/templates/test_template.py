@@ -2,6 +2,7 @@
 
 import random
 
+import jinja2
 import pytest
 import yaml
 from helpers.paths import ROOT
@@ -401,3 +402,28 @@ def test_references_are_needed_only_where_a_row_is_evaluated():
     assert template.training_columns == {"q", "a"} and template.columns == {"q", "a", "others"}
     assert template.render({"q": "b", "a": "c"}).references == ()
     assert template.render({"q": "b", "a": "c", "others": ["d"]}).references == ("c", "d")
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("{% if a %}\n{{ a }}\n{% endif %}\nEnd", []),
+        ("{% if a %}{% if b %}\n  {% set c = 1 %}\n{{ a }}{% endif +%}\nx{% endif -%}\nEnd", []),
+        ("Title: {% if a %}{{ a }}{% endif %}\nEnd", ["Title: {% if a %}{{ a }}{% endif %}"]),
+        ("Title: {% if a %}{{ a }}{% endif %}", []),
+        ("a {# of b #}\nEnd {{ a }}", ["a {# of b #}"]),
+        ("List:\n  {% if a %}- {{ a }}{% endif +%}\nEnd", ["  {% if a %}- {{ a }}{% endif +%}"]),
+        ("List:\n  {%+ if a %}- {{ a }}{% endif +%}\nEnd", []),
+    ],
+)
+def test_lines_that_lose_white_space_beside_a_tag_are_found(source, lines):
+    template = Template.from_dict({"source": source, "target": "x"})
+    assert template.trimmed_lines == lines
+    plain = jinja2.Environment().from_string(source).render(a="A", b="B")
+    if lines:
+        assert template.render({"a": "A", "b": "B"}).source != plain
+
+
+def test_no_shipped_template_loses_white_space_unsaid():
+    for name in shipped_templates():
+        assert not Template.load(name).trimmed_lines
