@@ -28,6 +28,7 @@ class WrittenJson:
     """A feature of `datasets` for any values of JSON, which it gives back as they are.
 
     Unlike datasets.Json, a text such as "null" or "7" stays a text, and numbers keep their digits and their type.
+    `Dataset.map` does not encode what a function returns for such a column, and `to_list` gives its JSON texts.
     """
 
     pa_type: ClassVar[pa.DataType] = pa.string()

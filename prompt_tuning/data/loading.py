@@ -241,14 +241,25 @@ def _standard_columns(
     codes = (args.source_lang, args.target_lang)
     makes_pair = args.task == "translation" and "translation" not in names
     if makes_pair and set(codes) <= set(language_pair(next(iter(dataset), {}), *codes)):
-        if isinstance(dataset, IterableDataset):
-            return dataset.map(lambda row: {"translation": language_pair(row, *codes)})
-        # map would guess a type from the first rows, and does not encode its result itself.
-        features = Features(dataset.features | {"translation": WrittenJson()})
-        dataset = dataset.map(
-            lambda row: {"translation": WrittenJson().encode_example(language_pair(row, *codes))}, features=features
-        )
+        return _with_translation(dataset, codes)
     return dataset
+
+
+def _with_translation(
+    dataset: Dataset | IterableDataset, codes: tuple[str | None, str | None]
+) -> Dataset | IterableDataset:
+    """Add a column `translation` of every row's `language_pair`."""
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(lambda row: {"translation": language_pair(row, *codes)})
+    names = dataset.column_names
+
+    def pair(*values: Any) -> dict[str, str]:
+        row = dict(zip(names, values, strict=True))
+        return {"translation": WrittenJson().encode_example(language_pair(row, *codes))}
+
+    # map does not encode its result, and with input_columns it leaves the columns that it reads as they are.
+    features = Features(dataset.features | {"translation": WrittenJson()})
+    return dataset.map(pair, input_columns=names, features=features)
 
 
 def _column_settings(args: DataArguments) -> dict[str, str | None]:

@@ -74,13 +74,13 @@ def predict(
 def _checked_path(source: str, output: str) -> Path | None:
     """Return the first file of the input, None for standard input; raise a DataError if it cannot be read."""
     paths: list[Path | None] = [None] if source == "-" else [*matching_files(source)]
+    for name, path in (("--input", source), ("--output", output)):
+        if Path(path).expanduser().is_dir():
+            raise DataError(f"{name} {path}: a folder; name a file")
     if not paths:
         raise DataError(f"--input {source}: no such file")
     if Path(source).suffix.lower() in OTHER_TABLES:
         raise DataError(f"--input {other_format(source)}")
-    for name, path in (("--input", paths[0]), ("--output", Path(output))):
-        if path and path.is_dir():
-            raise DataError(f"{name} {path}: a folder; name a file")
     if len(paths) > 1 and not file_format(source):
         raise DataError(f"--input {source}: {len(paths)} files of plain text; name one")
     return paths[0]

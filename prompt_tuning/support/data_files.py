@@ -29,12 +29,11 @@ def file_format(name: str | Path) -> str | None:
 def matching_files(name: str | Path) -> list[Path]:
     """Return the file of that name, or else the files that match it as a pattern, sorted; none if there is none.
 
-    A name may start with `~`, and a pattern may have `**`.
+    A name may start with `~`, and a pattern may have `**`. A folder is not a file, a pipe is one.
     """
     name = os.path.expanduser(name)
-    if os.path.exists(name):
-        return [Path(name)]
-    return sorted(map(Path, filter(os.path.isfile, glob.iglob(name, recursive=True))))
+    names = [name] if os.path.exists(name) else glob.iglob(name, recursive=True)
+    return sorted(Path(name) for name in names if not os.path.isdir(name))
 
 
 def other_format(name: str | Path) -> str:

@@ -115,6 +115,7 @@ def test_predict_reads_patterns_and_a_pipe_with_the_name_of_a_file(run, tmp_path
     assert capsys.readouterr().out == predicted
     for name in ("1.txt", "2.txt"):
         (tmp_path / "parts" / name).write_text("a text")
+    assert main([*command, "~/parts"]) == 1 and "--input ~/parts: a folder" in capsys.readouterr().err
     assert main([*command, "~/parts/*.txt"]) == 1
     assert "2 files of plain text; name one" in capsys.readouterr().err
 
