@@ -488,7 +488,7 @@ def test_a_metric_on_disk_that_returns_no_score_is_refused(tmp_path):
 
 
 SCORE_OFFLINE = """
-import json, sys
+import json, logging, sys
 
 def refuse(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo"):
@@ -502,6 +502,7 @@ import evaluate
 del sys.modules["transformers"]
 names = ["chrf", "rouge", "sacrebleu", "squad", "ter"]
 print(json.dumps(prompt_tuning.metrics.load_metrics(names)(["a ferry"], [["the ferry", "a boat"]])))
+assert not logging.root.handlers, "messages would be printed twice"
 """
 
 

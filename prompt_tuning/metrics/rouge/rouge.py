@@ -4,7 +4,7 @@ import re
 
 import evaluate
 from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import Tokenizer
+from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
 from prompt_tuning.metrics.language import UNSPACED, characters, is_english, narrow, primary_language
 from prompt_tuning.metrics.references import FEATURES, require_references
@@ -82,8 +82,10 @@ Returns:
     def _compute(self, predictions, references, language=None):
         require_references(references)
         language = primary_language(language)
-        tokenizer = None if is_english(language) else UnicodeTokenizer(language)
-        scorer = RougeScorer(_TYPES, use_stemmer=True, tokenizer=tokenizer)
+        # Without a tokenizer RougeScorer logs a line, for which absl gives the root logger a handler: then every
+        # message of the process is printed twice.
+        tokenizer = DefaultTokenizer(use_stemmer=True) if is_english(language) else UnicodeTokenizer(language)
+        scorer = RougeScorer(_TYPES, tokenizer=tokenizer)
         rows = []
         for prediction, texts in zip(predictions, references, strict=True):
             rows.append(scorer.score_multi(list(map(split_sentences, texts)), split_sentences(prediction)))
