@@ -21,6 +21,7 @@ from prompt_tuning.metrics.loading import MAIN_METRIC
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.metrics.significance import corpus_significance, difference, interval, row_scores, test_description
 from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.recipe.other_names import flag_name, split_flags
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs.prepare import Prepared, prepare, score_of
 from prompt_tuning.studies.figures import new_figure, write_png
@@ -87,6 +88,8 @@ def compare(
         RecipeError: the recipes have different tasks or equal names, or do not give the metric.
         DataError: they would be evaluated on different rows, or a finished run was.
     """
+    if any(flag_name(words[0]) == "seed" for words in split_flags(overrides)):
+        raise RecipeError("seed has no effect, since every recipe is trained with every one of --seeds. Set --seeds.")
     seeds = list(dict.fromkeys(seeds))
     recipes = {Path(path).stem: load_recipe(path, overrides) for path in paths}
     if len(recipes) < len(paths):
