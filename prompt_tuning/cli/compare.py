@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from prompt_tuning.cli.parsing import SAME_COMMAND_RESUMES, Commands, add_command, add_output_folder
+from prompt_tuning.cli.parsing import SAME_COMMAND_RESUMES, Commands, add_command, add_output_folder, number_in
 from prompt_tuning.cli.processes import is_first_process
+from prompt_tuning.recipe.ranges import SEED
 
 EXAMPLES = """\
   prompt-tuning compare hard.yaml soft.yaml lora.yaml --seeds 42 43 44 --output_dir runs/compared
@@ -27,7 +28,7 @@ def add_parser(commands: Commands) -> None:
         usage="RECIPE ... [options]",
     )
     parser.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files")
-    parser.add_argument("--seeds", metavar="N", nargs="+", type=int, default=[42], help="default: 42")
+    parser.add_argument("--seeds", metavar="N", nargs="+", type=number_in(SEED), default=[42], help="default: 42")
     parser.add_argument("--metric", metavar="NAME", help="default: the task's main metric")
     add_output_folder(parser, "RUNS", "runs/compare", "the runs and the comparison")
     parser.set_defaults(when_interrupted=SAME_COMMAND_RESUMES)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from prompt_tuning.cli.parsing import Commands, add_command, add_moved_model, positive
+from prompt_tuning.cli.parsing import Commands, add_command, add_moved_model, number_in
+from prompt_tuning.recipe.ranges import COUNT
 
 EXAMPLES = """\
   prompt-tuning inspect runs/quickstart
@@ -27,7 +28,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("adapter", metavar="ADAPTER", help="folder or hub id of a trained run")
     add_moved_model(parser)
     parser.add_argument(
-        "-n", metavar="N", type=positive, default=5, help="nearest tokens of a virtual token (default: 5)"
+        "-n", metavar="N", type=number_in(COUNT), default=5, help="nearest tokens of a virtual token (default: 5)"
     )
     parser.add_argument(
         "--output", metavar="DIR", help="folder for inspection.json and inspection.png (default: ADAPTER)"

@@ -31,6 +31,7 @@ from prompt_tuning.cli import (
     templates,
     train,
 )
+from prompt_tuning.cli.parsing import usage_errors
 from prompt_tuning.cli.processes import (
     explain_lost_process,
     has_several_processes,
@@ -66,8 +67,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and not args.takes_overrides:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    errors = usage_errors(args, rest)
+    if errors:
+        args.parser.error("\n".join(errors))
     set_up_messages()
     # peft 0.21 asks transformers for a name that transformers has renamed; a user cannot change that.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

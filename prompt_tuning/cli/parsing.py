@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from prompt_tuning.recipe.other_names import FLAG, NEAR, flag_name, split_flags
+from prompt_tuning.recipe.ranges import Range
 
 if TYPE_CHECKING:
     from prompt_tuning.recipe.recipe import Recipe
@@ -41,7 +47,9 @@ def add_command(
         allow_abbrev=False,
         usage=f"%(prog)s {usage} [--key value ...]" if usage else None,
     )
-    parser.set_defaults(run=run, takes_overrides=bool(usage), when_interrupted="", resuming_command=_same_command)
+    parser.set_defaults(
+        run=run, parser=parser, takes_overrides=bool(usage), when_interrupted="", resuming_command=_same_command
+    )
     return parser
 
 
@@ -85,20 +93,67 @@ def output_folder(recipe: Recipe, overrides: list[str]) -> Path | None:
     return None
 
 
-def positive(text: str) -> int:
-    """Parse a number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+@dataclass(frozen=True)
+class WrongNumber:
+    """The value of a flag that is not a number of its range. argparse would report only the first one."""
+
+    message: str
+
+
+def number_in(allowed: Range) -> Callable[[str], int | WrongNumber]:
+    """Return a function that parses a whole number of a range, for argparse."""
+
+    def number(text: str) -> int | WrongNumber:
+        try:
+            value = int(text)
+        except ValueError:
+            return WrongNumber(f"expected a whole number, found {text!r}")
+        return value if value in allowed else WrongNumber(f"it is {value}, and must be {allowed}")
+
     return number
 
 
-def not_negative(text: str) -> int:
-    """Parse a number of at least 0."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is negative")
-    return number
+def usage_errors(args: argparse.Namespace, rest: list[str]) -> list[str]:
+    """Return what is wrong with a command line that argparse has read, a message for each flag.
+
+    Args:
+        args: what argparse read.
+        rest: the words that it did not know.
+    """
+    errors = []
+    for name, value in vars(args).items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, WrongNumber):
+                errors.append(f"{'-' if len(name) == 1 else '--'}{name}: {item.message}")
+    unknown = [word.split("=")[0] for word in rest if re.match(FLAG, word)]
+    if not args.takes_overrides:
+        return errors + [_unknown_flag(args.parser, flag) for flag in unknown or rest]
+    if not errors and not any(_nearest_flag(args.parser, flag) for flag in unknown):
+        return []  # The recipe's flags are checked together with the recipe.
+    from prompt_tuning.recipe.parser import RecipeParser  # It imports torch.
+
+    settings = RecipeParser()
+    for words in split_flags(rest):
+        is_setting = settings.has_setting(flag_name(words[0]))
+        if is_setting or not _nearest_flag(args.parser, words[0]):
+            errors += settings.flag_errors(words)
+        else:
+            errors.append(_unknown_flag(args.parser, words[0]))
+    return errors
+
+
+def _nearest_flag(parser: argparse.ArgumentParser, flag: str) -> str | None:
+    """Return the flag of a command itself whose name is nearest to another one, if one is near."""
+    flags = [word for action in parser._actions for word in action.option_strings if "-" not in word[2:]]  # noqa: SLF001 - no public name
+    name = flag.split("=")[0].replace("-", "_").replace("__", "--", 1)
+    nearest = difflib.get_close_matches(name, flags, n=1, cutoff=NEAR)
+    return nearest[0] if nearest else None
+
+
+def _unknown_flag(parser: argparse.ArgumentParser, flag: str) -> str:
+    nearest = _nearest_flag(parser, flag)
+    advice = f"Did you mean {nearest}?" if nearest else f"`{parser.prog} --help` lists its flags."
+    return f"unrecognized arguments: {flag.split('=')[0]}. {advice}"
 
 
 def _same_command(command: list[str], checkpoint: str) -> list[str]:

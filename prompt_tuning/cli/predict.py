@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from prompt_tuning.cli.parsing import Commands, add_command, add_moved_model, positive
+from prompt_tuning.cli.parsing import Commands, add_command, add_moved_model, number_in
 from prompt_tuning.cli.processes import has_several_processes
 from prompt_tuning.errors import RecipeError
+from prompt_tuning.recipe.ranges import COUNT
 
 EXAMPLES = """\
   prompt-tuning predict --adapter runs/quickstart --input rows.jsonl --output predicted.jsonl
@@ -34,7 +35,9 @@ def add_parser(commands: Commands) -> None:
         default="-",
         help="JSON Lines: the rows, with their `prediction` (default: standard output)",
     )
-    parser.add_argument("--batch_size", "--batch-size", metavar="N", type=positive, default=8, help="default: 8")
+    parser.add_argument(
+        "--batch_size", "--batch-size", metavar="N", type=number_in(COUNT), default=8, help="default: 8"
+    )
     add_moved_model(parser)
 
 

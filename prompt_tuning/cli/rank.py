@@ -10,10 +10,10 @@ from prompt_tuning.cli.parsing import (
     add_command,
     add_output_folder,
     add_recipe,
-    not_negative,
-    positive,
+    number_in,
 )
 from prompt_tuning.cli.processes import is_first_process
+from prompt_tuning.recipe.ranges import COUNT, NOT_NEGATIVE, SEED
 
 EXAMPLES = """\
   prompt-tuning rank recipes/quickstart/qa.yaml
@@ -50,13 +50,21 @@ def add_parser(commands: Commands) -> None:
         "--num-demonstrations",
         metavar="N",
         nargs="+",
-        type=not_negative,
+        type=number_in(NOT_NEGATIVE),
         help="training rows shown before a source (default: the recipe's)",
     )
-    parser.add_argument("--seeds", metavar="N", nargs="+", type=int, help="to draw these with (default: the recipe's)")
-    parser.add_argument("--rows", metavar="N", type=positive, help="the first N validation rows (default: all)")
     parser.add_argument(
-        "--finalists", metavar="N", type=positive, default=3, help="candidates that write predictions (default: 3)"
+        "--seeds", metavar="N", nargs="+", type=number_in(SEED), help="to draw these with (default: the recipe's)"
+    )
+    parser.add_argument(
+        "--rows", metavar="N", type=number_in(COUNT), help="the first N validation rows (default: all)"
+    )
+    parser.add_argument(
+        "--finalists",
+        metavar="N",
+        type=number_in(COUNT),
+        default=3,
+        help="candidates that write predictions (default: 3)",
     )
     add_output_folder(parser, "DIR", "runs/rank", "the table, the scores and winner.yaml")
     parser.set_defaults(when_interrupted=SAME_COMMAND_RESUMES)

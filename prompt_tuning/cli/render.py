@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, positive
+from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, number_in
 
 if TYPE_CHECKING:
     from prompt_tuning.runs.prepare import Prepared
+from prompt_tuning.recipe.ranges import COUNT
 
 EXAMPLES = """\
   prompt-tuning render recipes/quickstart/qa.yaml -n 3
@@ -28,7 +29,7 @@ def add_parser(commands: Commands) -> None:
         usage="RECIPE [options]",
     )
     add_recipe(parser)
-    parser.add_argument("-n", metavar="N", type=positive, default=3, help="rows to show (default: 3)")
+    parser.add_argument("-n", metavar="N", type=number_in(COUNT), default=3, help="rows to show (default: 3)")
     add_split(parser, "train")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from prompt_tuning.cli.parsing import Commands, add_command
+from prompt_tuning.cli.parsing import Commands, add_command, number_in
+from prompt_tuning.recipe.ranges import NOT_NEGATIVE
 
 EXAMPLES = """\
   prompt-tuning show runs/quickstart
@@ -17,7 +18,7 @@ def add_parser(commands: Commands) -> None:
     """Add the command to the command line."""
     parser = add_command(commands, "show", run, help="Print the results of a run again.", examples=EXAMPLES)
     parser.add_argument("folder", metavar="RUN", type=Path, help="folder that train or evaluate wrote")
-    parser.add_argument("-n", metavar="N", type=int, default=3, help="example rows (default: 3)")
+    parser.add_argument("-n", metavar="N", type=number_in(NOT_NEGATIVE), default=3, help="example rows (default: 3)")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:

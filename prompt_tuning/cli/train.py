@@ -10,6 +10,7 @@ from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, Pro
 from prompt_tuning.cli.parsing import Commands, add_command
 from prompt_tuning.cli.processes import is_first_process
 from prompt_tuning.errors import RecipeError
+from prompt_tuning.recipe.ranges import RANGES
 
 EXAMPLES = """\
   prompt-tuning train recipes/quickstart/qa.yaml
@@ -87,6 +88,8 @@ def _flags_of_this_package() -> str:
     for block in (ModelArguments, DataArguments, PromptArguments):
         lines.append("")
         for flag in dataclasses.fields(block):
-            default = "" if flag.default is None or flag.default is False else f" (default: {flag.default})"
-            lines.append(f"  --{flag.name:31} {flag.metadata['help']}{default}")
+            facts = [] if flag.default is None or flag.default is False else [f"default: {flag.default}"]
+            facts += [str(RANGES[flag.name])] if flag.name in RANGES else []
+            shown = f" ({'; '.join(facts)})" if facts else ""
+            lines.append(f"  --{flag.name:31} {flag.metadata['help']}{shown}")
     return "\n".join(lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from typing import Any, NoReturn
@@ -13,6 +12,8 @@ from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, Pro
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.old_settings import GONE
+from prompt_tuning.recipe.other_names import flag_name, hint, split_flags
+from prompt_tuning.recipe.ranges import RANGES, range_error
 
 TRUTH_VALUES = {"True": True, "TRUE": True, "False": False, "FALSE": False}  # JSON has them in lower case
 
@@ -24,6 +25,9 @@ class RecipeParser(HfArgumentParser):
         """Add a flag for every setting, without abbreviations."""
         blocks = (ModelArguments, DataArguments, PromptArguments, PromptTuningArguments)
         super().__init__(blocks, allow_abbrev=False, add_help=False)
+        for action in self._actions:
+            if action.dest in RANGES:
+                action.help = f"{action.help} It is {RANGES[action.dest]}."
 
     def error(self, message: str) -> NoReturn:
         """Raise RecipeError with argparse's message.
@@ -33,6 +37,10 @@ class RecipeParser(HfArgumentParser):
         """
         raise RecipeError(message)
 
+    def has_setting(self, name: str) -> bool:
+        """Return whether a name is that of a setting."""
+        return f"--{name}" in self._option_string_actions
+
     def pair_error(self, key: str, value: Any) -> str | None:
         """Return what is wrong with one setting of a recipe, or None.
 
@@ -40,28 +48,44 @@ class RecipeParser(HfArgumentParser):
             key: the name of the setting.
             value: its value with every scalar as text.
         """
-        if f"--{key}" not in self._option_string_actions:
+        if not self.has_setting(key):
             return self._unknown(key)
         for item in value if isinstance(value, list) else ():
             if re.match(r"--?[A-Za-z]\S*$|--$", str(item)):
                 return f"{key}: the item {item!r} looks like a flag. Word it in another way."
         try:
-            _, rest = self.parse_known_args(to_argv(key, value))
+            values, rest = self.parse_known_args(to_argv(key, value))
         except RecipeError as error:
             return str(error)
-        return f"{key}: expected one value, found a list of {len(value)}. Set one value." if rest else None
+        if rest:
+            return f"{key}: expected one value, found a list of {len(value)}. Set one value."
+        return range_error(key, vars(values).get(key))
 
     def flag_errors(self, flags: list[str]) -> list[str]:
-        """Return what is wrong with the flags of a command line."""
-        try:
-            _, rest = self.parse_known_args(flags)
-        except RecipeError as error:
-            return [f"command line: {error}"]
-        unknown = [item for item in rest if item.startswith("-")]
+        """Return what is wrong with the flags of a command line, a message for each flag."""
         errors = []
-        for item in unknown or rest:
-            errors.append(f"command line: {self._unknown(item.lstrip('-').split('=')[0])}")
+        for words in split_flags(flags):
+            error = self._flag_error(words)
+            if error:
+                errors.append(f"command line: {error}")
         return errors
+
+    def _flag_error(self, words: list[str]) -> str | None:
+        """Return what is wrong with one flag and its values."""
+        name = flag_name(words[0])
+        if not words[0].startswith("-"):
+            return f"{words[0]} belongs to no flag. Write --name before it."
+        if words[0].split("=")[0] not in self._option_string_actions:
+            return self._unknown(words[0].lstrip("-").split("=")[0])
+        if len(words) == 2 and "=" not in words[0]:
+            words = ["=".join(words)]  # argparse takes -1e-3 for a flag, unless it follows "=".
+        try:
+            values, rest = self.parse_known_args(words)
+        except RecipeError as error:
+            return str(error)
+        if rest:
+            return f"{name}: expected one value, found {len(words) - 1}. Set one value."
+        return range_error(name, vars(values).get(name))
 
     def _unknown(self, name: str) -> str:
         """Return the message for a setting that does not exist, with what to write instead."""
@@ -69,9 +93,7 @@ class RecipeParser(HfArgumentParser):
         if usual in GONE:
             return f"{name} is not a setting any more. Set {GONE[usual]}."
         names = [option.removeprefix("--") for option in self._option_string_actions if "-" not in option[2:]]
-        nearest = difflib.get_close_matches(name, names, n=1)
-        hint = f"Did you mean {nearest[0]}?" if nearest else "`prompt-tuning train --help_all` lists all settings."
-        return f"unknown setting {name}. {hint}"
+        return f"unknown setting {name}. {hint(name, names, '`prompt-tuning train --help_all` lists all settings.')}"
 
 
 def to_argv(key: str, value: Any) -> list[str]:

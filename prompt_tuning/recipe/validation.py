@@ -19,15 +19,6 @@ from prompt_tuning.support.data_files import file_format, matching_files, other_
 if TYPE_CHECKING:
     from prompt_tuning.recipe.recipe import Recipe
 
-# These settings are at least 1 if they are set.
-POSITIVE = (
-    "num_virtual_tokens", "init_demonstrations", "lora_r", "num_ranks", "encoder_hidden_size", "max_source_tokens",
-    "max_teacher_tokens", "max_target_tokens", "max_train_samples", "buffer_size", "max_eval_samples",
-    "max_predict_samples", "per_device_train_batch_size", "per_device_eval_batch_size",
-    "per_device_eval_batch_tokens", "gradient_accumulation_steps", "generation_max_length", "generation_num_beams",
-    "early_stopping_patience", "preprocessing_num_workers",
-)  # fmt: skip
-
 # No other value of these settings of Trainer fits an evaluation by generation, and why.
 REQUIRED_VALUES = {
     "predict_with_generate": (True, "is false; evaluation here is by generation, from rows with references"),
@@ -48,7 +39,7 @@ def validation_errors(recipe: Recipe) -> list[str]:
         errors += multitask_errors(recipe)
     else:
         errors += _task_errors(recipe) + _split_errors(recipe.data) + _demonstration_errors(recipe)
-    errors += prompt_errors(recipe) + _precision_errors(recipe) + _range_errors(recipe)
+    errors += prompt_errors(recipe) + _precision_errors(recipe)
     errors += _training_errors(recipe) + recipe.training.validation_errors()
     return errors + _hub_errors(recipe) + _stream_errors(recipe) + _dependency_errors(recipe)
 
@@ -103,29 +94,6 @@ def _training_errors(recipe: Recipe) -> list[str]:
     for name in ("bf16_full_eval", "fp16_full_eval"):
         message = f"{name} would evaluate in other numbers than `predict` computes. Set bf16: true or dtype: bfloat16."
         rules.append((getattr(training, name), message))
-    return broken_rules(rules)
-
-
-def _range_errors(recipe: Recipe) -> list[str]:
-    """Return the numbers that train nothing, or fail when they are used."""
-    training = recipe.training
-    settings = vars(recipe.data) | vars(recipe.prompt) | vars(training)
-    rules: Rules = []
-    for name in POSITIVE:
-        value = settings[name]
-        rules.append((value is not None and value < 1, f"{name} is {value}; it must be at least 1"))
-    rules += [
-        (
-            training.max_steps == 0 or (training.max_steps < 0 and training.num_train_epochs <= 0),
-            f"max_steps {training.max_steps} and num_train_epochs {training.num_train_epochs:g} train nothing. Set "
-            "one of them, or method: none for the hard prompt alone.",
-        ),
-        (training.seed < 0, f"seed is {training.seed}; it must be at least 0"),
-        (
-            not 0 <= recipe.prompt.lora_dropout < 1,
-            f"lora_dropout is {recipe.prompt.lora_dropout}; it must be at least 0 and below 1",
-        ),
-    ]
     return broken_rules(rules)
 
 
@@ -322,7 +290,6 @@ def _demonstration_errors(recipe: Recipe) -> list[str]:
     has_rows = recipe.data.train_file or recipe.data.dataset_name
     return broken_rules(
         [
-            (count < 0, f"num_demonstrations is {count}; it must be at least 0"),
             (
                 count == 0 and selection != "random",
                 f"demonstration_selection is {selection} but num_demonstrations is 0. Set it to at least 1.",

@@ -42,6 +42,8 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) ->
     counts = training_facts(trainer)
     trainable, total = counts["trainable_parameters"], counts["total_parameters"]
     logger.info("training %s of %s parameters (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
+    if recipe.training.max_steps > 0 and "num_train_epochs" in recipe.explicitly_set:
+        logger.warning("num_train_epochs has no effect: max_steps %s ends the training", recipe.training.max_steps)
     started = time.perf_counter()
     if trainer.is_world_process_zero():
         folder = Path(recipe.training.output_dir)
