@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from prompt_tuning import Encoder, PromptTuningArguments, PromptTuningTrainer, Template, encode
 from prompt_tuning.encoding.batching import pad_left, source_length
-from prompt_tuning.engine.stop_texts import decode
+from prompt_tuning.encoding.decoding import decode
 from prompt_tuning.support.files import read_json_lines
 
 NEW_TOKENS, LENGTH = 16, 20

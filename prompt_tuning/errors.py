@@ -4,6 +4,7 @@
     ├── RecipeError             exit code 2: a recipe, a flag or a metric's name
     ├── TemplateError           exit code 2: a hard prompt that cannot be read or does not fit the data
     │   └── OverlongError       exit code 2: a row that is longer than its limit
+    │       └── OverlongTargetError    exit code 2: a target that is longer than its limit
     ├── DataError               exit code 1: files, splits, rows
     ├── ModelError              exit code 1: a base model or its tokenizer
     ├── AdapterError            exit code 1: a saved soft prompt
@@ -40,6 +41,10 @@ class TemplateError(PromptTuningError):
 
 class OverlongError(TemplateError):
     """A row is longer than its limit, and nothing is left to cut."""
+
+
+class OverlongTargetError(OverlongError):
+    """A target is longer than its limit; it is never cut."""
 
 
 class DataError(PromptTuningError):

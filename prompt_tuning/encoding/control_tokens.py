@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
+from prompt_tuning.encoding.decoding import special_tokens
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.templates.values import map_texts
 
@@ -80,8 +81,8 @@ class ControlTokens:
         name = "text_target" if settings.pop("target", False) else "text"
         if not _RESERVED.search(marked):
             return self.tokenizer(**{name: marked}, **settings).input_ids
-        numbers = {token: number for number, token in enumerate(self.ids)}
-        text = self.pattern.sub(lambda token: f"{MARKER}{numbers[token[0]]}{MARKER}", marked)
+        tokens = list(self.ids)
+        text = self.pattern.sub(lambda token: f"{MARKER}{tokens.index(token[0])}{MARKER}", marked)
         if self.tokenizer.is_fast:
             return self._encode_apart({name: self.plain(text)}, settings)
         if text != marked:
@@ -128,19 +129,13 @@ class ControlTokens:
         return ids
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Return the ids of the tokens that decoding leaves out, by their texts."""
-    ids = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    return ids | {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-
-
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
     """Return the control tokens of a tokenizer."""
-    return _control_tokens(tokenizer, str(tokenizer.chat_template))
+    return _control_tokens(tokenizer, len(tokenizer), str(tokenizer.chat_template))
 
 
 @functools.lru_cache(maxsize=8)
-def _control_tokens(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> ControlTokens:
+def _control_tokens(tokenizer: PreTrainedTokenizerBase, size: int, chat_template: str) -> ControlTokens:
     ids = special_tokens(tokenizer)
     for id, token in tokenizer.added_tokens_decoder.items():
         if token.content in chat_template and not token.content.isspace():

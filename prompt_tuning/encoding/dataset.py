@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,9 @@ from datasets import Dataset, Features, List, Value
 
 from prompt_tuning import __version__
 from prompt_tuning.encoding.batching import common_prefix
+from prompt_tuning.encoding.row_checks import UNREACHABLE_SHOWN, counted_losses
 from prompt_tuning.encoding.row_encoder import Encoder
-from prompt_tuning.errors import OverlongError, TemplateError
+from prompt_tuning.errors import OverlongError, OverlongTargetError, TemplateError
 
 COLUMNS = {
     "input_ids": List(Value("int32")),
@@ -25,8 +27,14 @@ COLUMNS = {
     "omitted_demonstrations": Value("int64"),
     "row": Value("int64"),
     "problem": Value("string"),
-    "overlong": Value("bool"),
+    "overlong": Value("string"),  # "source", "target" or ""
+    "unreachable": Value("string"),
+    "reference_tokens": Value("int64"),
+    "answer_cut": Value("bool"),
 }
+REPORTED_ONLY = [
+    "problem", "overlong", "shown_demonstrations", "unreachable", "reference_tokens", "answer_cut"
+]  # fmt: skip
 CHOICE_COLUMNS = {"choices": List(Value("string")), "choice_ids": List(List(Value("int64")))}
 
 
@@ -47,6 +55,12 @@ class EncodingReport:
         omitted_demonstrations: the number of demonstrations that do not fit, of all rows together.
         rows_without_demonstrations: the number of rows in which not one of their demonstrations fits.
         rows_without_reference: the number of rows without a reference answer, or with empty ones only.
+        dropped_targets: the number of dropped_rows whose target is too long, not their source.
+        overlong_problems: the number of problems of rows that are too long.
+        cut_answers: the number of rows in which the answer was in the cut columns, and is not after the cut.
+        long_references: the number of rows of which every reference is longer than a prediction may be.
+        unreachable_targets: the number of rows whose target no prediction can be.
+        unreachable: (row, reason) of the first of these rows.
     """
 
     rows: int
@@ -61,13 +75,18 @@ class EncodingReport:
     omitted_demonstrations: int = 0
     rows_without_demonstrations: int = 0
     rows_without_reference: int = 0
+    dropped_targets: int = 0
+    overlong_problems: int = 0
+    cut_answers: int = 0
+    long_references: int = 0
+    unreachable_targets: int = 0
+    unreachable: tuple[tuple[int, str], ...] = ()
 
     def __str__(self) -> str:
         """Return one line for the log."""
         parts = [f"{self.rows} rows"]
         parts.append(f"{self.cut_rows} cut by {self.cut_tokens} tokens in all" if self.cut_rows else "none cut")
-        if self.dropped_rows:
-            parts.append(f"{self.dropped_rows} left out")
+        parts += counted_losses(self.dropped_rows, self.dropped_targets, self.cut_answers, self.unreachable_targets)
         if self.held_out_rows:
             parts.append(f"{self.held_out_rows} left out as they are demonstrations")
         if self.rows_with_fewer_demonstrations:
@@ -80,6 +99,8 @@ class EncodingReport:
         if self.problems:
             row, message = self.problems[0]
             parts.append(f"{len(self.problems)} left out because they have problems (row {row}: {message})")
+        if self.long_references:
+            parts.append(f"{self.long_references} with references over generation_max_length")
         parts.append(f"longest {self.longest} tokens")
         if self.common_prefix_length and self.rows > 1:
             parts.append(f"all start with the same {self.common_prefix_length}")
@@ -96,6 +117,7 @@ def encode(
     candidates: Dataset | None = None,
     nearest: Sequence[Sequence[int]] | None = None,
     held_out: Set[int] = frozenset(),
+    max_new_tokens: int | None = None,
 ) -> tuple[Dataset, EncodingReport]:
     """Encode every row of a split.
 
@@ -108,6 +130,7 @@ def encode(
         candidates: the rows that `nearest` chooses demonstrations from.
         nearest: for every row the numbers of its own demonstrations in `candidates`, the nearest first.
         held_out: numbers of rows that are left out and counted, because they are demonstrations.
+        max_new_tokens: the number of tokens of a prediction, to count longer references; None counts none.
 
     Returns:
         The encoded rows and the report. A row has `input_ids`, `labels`, `source`, `references`, `cut_tokens`,
@@ -131,14 +154,17 @@ def encode(
         num_proc=num_proc,
         desc="encode",
     )
-    return _select_rows(encoded, encoder, held_out, drop_overlong=drop_overlong)
+    return _select_rows(
+        encoded, encoder, held_out, drop_overlong=drop_overlong, max_new_tokens=max_new_tokens or sys.maxsize
+    )
 
 
 def _select_rows(
-    encoded: Dataset, encoder: Encoder, held_out: Set[int], *, drop_overlong: bool
+    encoded: Dataset, encoder: Encoder, held_out: Set[int], *, drop_overlong: bool, max_new_tokens: int
 ) -> tuple[Dataset, EncodingReport]:
     """Return the rows without problems that are not held out, and the report of all rows."""
-    overlong = _numbers(encoded, "overlong")
+    overlong_part = encoded.data.column("overlong")
+    overlong = pc.not_equal(overlong_part, "").to_numpy()
     failed = pc.not_equal(encoded.data.column("problem"), "").to_numpy()
     held = np.isin(np.arange(len(failed)), list(held_out))
     dropped = overlong & drop_overlong
@@ -150,6 +176,10 @@ def _select_rows(
     omitted = _numbers(encoded, "omitted_demonstrations")[kept]
     shown = _numbers(encoded, "shown_demonstrations")[kept]
     lengths = pc.list_value_length(encoded.data.column("input_ids")).to_numpy()[kept]
+    too_long = _numbers(encoded, "reference_tokens")[kept] > max_new_tokens
+    cut_answers = _numbers(encoded, "answer_cut")[kept]
+    unreachable = np.flatnonzero(pc.not_equal(encoded.data.column("unreachable"), "").to_numpy() & kept)
+    first_unreachable = [(row, encoded[row]["unreachable"]) for row in unreachable[:UNREACHABLE_SHOWN].tolist()]
     if not kept.all():
         encoded = encoded.select(np.flatnonzero(kept))
     report = EncodingReport(
@@ -165,8 +195,14 @@ def _select_rows(
         omitted_demonstrations=int(omitted.sum()),
         rows_without_demonstrations=int(((omitted > 0) & (shown == 0)).sum()),
         rows_without_reference=sum(not any(map(str.strip, texts)) for texts in encoded["references"]),
+        dropped_targets=int((pc.equal(overlong_part, "target").to_numpy() & dropped & ~held).sum()),
+        overlong_problems=int((overlong & ~dropped).sum()),
+        cut_answers=int(cut_answers.sum()),
+        long_references=0 if encoder.closed else int(too_long.sum()),
+        unreachable_targets=len(unreachable),
+        unreachable=tuple(first_unreachable),
     )
-    return encoded.remove_columns(["problem", "overlong", "shown_demonstrations"]), report
+    return encoded.remove_columns(REPORTED_ONLY), report
 
 
 def _numbers(encoded: Dataset, column: str) -> np.ndarray:
@@ -189,11 +225,13 @@ def _encode_row(
         demonstrations = [candidates[number] for number in nearest[index]]
     try:
         encoded = (encoder.training_row if training else encoder.row)(row, demonstrations)
-        return encoded | {"row": index, "problem": "", "overlong": False}
+        return encoded | {"row": index, "problem": "", "overlong": ""}
     except TemplateError as error:
         encoded = {"input_ids": [], "labels": [], "source": "", "references": []}
         if encoder.closed:
             encoded |= {"choices": [], "choice_ids": []}
-        counts = {"cut_tokens": 0, "shown_demonstrations": 0, "omitted_demonstrations": 0}
-        problem = {"problem": str(error), "overlong": isinstance(error, OverlongError)}
+        counts = {"cut_tokens": 0, "shown_demonstrations": 0, "omitted_demonstrations": 0, "reference_tokens": 0}
+        overlong = isinstance(error, OverlongError)
+        part = "target" if isinstance(error, OverlongTargetError) else "source"
+        problem = {"problem": str(error), "overlong": part if overlong else "", "unreachable": "", "answer_cut": False}
         return encoded | counts | {"row": index} | problem

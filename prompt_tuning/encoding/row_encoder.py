@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.encoding.chat import chat_format, chat_text
 from prompt_tuning.encoding.control_tokens import ControlTokens, control_tokens
-from prompt_tuning.errors import OverlongError, TemplateError
+from prompt_tuning.encoding.row_checks import answer_is_cut, shortest_reference, unreachable_target
+from prompt_tuning.errors import OverlongError, OverlongTargetError, TemplateError
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.support.text import gap_after
 from prompt_tuning.templates.languages import language_variables
@@ -91,14 +92,16 @@ class Encoder:
         Returns:
             `input_ids`, `labels`, the `source` as text, `references`, `cut_tokens`, the number of chosen
             `shown_demonstrations` and of `omitted_demonstrations`, which do not fit; of a closed question also
-            `choices` as texts and `choice_ids`.
+            `choices` as texts and `choice_ids`. Three more are for the report: `unreachable` says why no prediction
+            can be the target, `reference_tokens` is the length of the shortest reference, and `answer_cut` is true if
+            the cut columns lost every reference.
 
         Raises:
             TemplateError: the row cannot be rendered, or its target is not among its choices.
             OverlongError: the source does not fit its budget.
         """
         encoder, omitted = self.fit_demonstrations(row, nearest)
-        ids, cut, source = encoder.cut_source(row)
+        ids, cut, source, fitted = encoder.cut_source(row)
         marked_target, references = self._render_target(row)
         target = self.control.plain(marked_target)
         target_ids = self._target_ids(source, ids, marked_target)
@@ -108,6 +111,9 @@ class Encoder:
             "source": self.control.plain(source),
             "references": list(references),
             "cut_tokens": cut,
+            "unreachable": "",
+            "reference_tokens": shortest_reference(references, self.tokenizer),
+            "answer_cut": False,
             "shown_demonstrations": len(encoder.template.demonstrations) - self._num_permanent,
             "omitted_demonstrations": omitted,
         }
@@ -118,7 +124,10 @@ class Encoder:
                     f"the target {target!r} is not among the row's choices ({_listed(choices)}); correct the row or "
                     "answer_choices, or set score_choices: false, and the model writes its answer"
                 )
-            encoded |= {"choices": choices, "choice_ids": choice_ids}
+            return encoded | {"choices": choices, "choice_ids": choice_ids}
+        stop = self.template.stop
+        encoded["unreachable"] = unreachable_target(target_ids, target, references, self.tokenizer, stop)
+        encoded["answer_cut"] = answer_is_cut(self.template.standard_row(row), fitted, self._cut_columns, references)
         return encoded
 
     def training_row(self, row: dict[str, Any], nearest: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
@@ -128,12 +137,16 @@ class Encoder:
 
         Raises:
             TemplateError: as `row` does.
-            OverlongError: as `row` does; or the target is longer than max_target_tokens.
+            OverlongError: as `row` does.
+            OverlongTargetError: the target is longer than max_target_tokens.
         """
-        encoded = self.row(row, nearest)
+        try:
+            encoded = self.row(row, nearest)
+        except OverlongError as error:
+            raise OverlongError(f"{error}, or set drop_overlong") from error
         length = sum(label != -100 for label in encoded["labels"])
         if length > self.max_target_tokens:
-            raise OverlongError(
+            raise OverlongTargetError(
                 f"the target has {length} tokens with its end, max_target_tokens is {self.max_target_tokens}; "
                 "raise it, or set drop_overlong"
             )
@@ -195,7 +208,7 @@ class Encoder:
             TemplateError: the row cannot be rendered or is rendered as nothing, or a column in `truncate` is not text.
             OverlongError: the source does not fit its budget with nothing left to cut.
         """
-        return self.fit_demonstrations(row)[0].cut_source(row)
+        return self.fit_demonstrations(row)[0].cut_source(row)[:3]
 
     @property
     def _num_permanent(self) -> int:
@@ -220,28 +233,41 @@ class Encoder:
                 break
         return encoder, len(others) - count
 
-    def cut_source(self, row: dict[str, Any]) -> tuple[list[int], int, str]:
-        """Encode a row's source with all of the template's demonstrations; returns and raises as `source` does."""
+    @property
+    def _cut_columns(self) -> tuple[str, ...]:
+        return self.template.truncate if self.truncate is None else self.truncate
+
+    def cut_source(self, row: dict[str, Any]) -> tuple[list[int], int, str, dict[str, Any]]:
+        """Encode a row's source with all of the template's demonstrations.
+
+        Returns:
+            What `source` returns, and the row with its cut columns.
+
+        Raises:
+            TemplateError: as `source` does.
+        """
         row = self.template.standard_row(row)
         text = self.source_text(row)
         ids = self.tokenize(text)
         full = len(ids)
-        for column in self.template.truncate if self.truncate is None else self.truncate:
+        for column in self._cut_columns:
             while len(ids) > self.max_source_tokens and row.get(column):
                 row = row | {column: self._shorten(row[column], column, len(ids) - self.max_source_tokens)}
                 text = self.source_text(row)
                 ids = self.tokenize(text)
         if len(ids) > self.max_source_tokens:
+            columns = sorted(self.template.source_columns - set(self._cut_columns))
+            name_column = f", or name {' or '.join(columns)} in truncate" if columns else ""
             raise OverlongError(
                 f"the source has {len(ids)} tokens with nothing left to cut, {self.source_setting} is "
-                f"{self.max_source_tokens}; raise it, name a column in truncate, or set drop_overlong"
+                f"{self.max_source_tokens}; raise it{name_column}"
             )
         if not ids:
             raise TemplateError(
                 f"template {self.template.name}: the source is empty, so that a model has nothing to continue; give "
                 "the row a text, or add a word to the template"
             )
-        return ids, max(full - len(ids), 0), text
+        return ids, max(full - len(ids), 0), text, row
 
     def demonstration(self, row: dict[str, Any]) -> str:
         """Return a row's source, within its budget, and target as one marked text; raises as `source` does."""

@@ -10,8 +10,9 @@ from typing import Any
 from datasets import IterableDataset
 
 from prompt_tuning.data.loading import row_origin, split_origin, streamed_rows
+from prompt_tuning.encoding.row_checks import UNREACHABLE_SHOWN, counted_losses
 from prompt_tuning.encoding.row_encoder import Encoder
-from prompt_tuning.errors import DataError, OverlongError, TemplateError
+from prompt_tuning.errors import DataError, OverlongError, OverlongTargetError, TemplateError
 from prompt_tuning.recipe.recipe import Recipe
 
 FIRST_ROWS = 100
@@ -34,6 +35,10 @@ class StreamReport:
         cut_tokens: the number of tokens that were cut, of all rows together.
         dropped_rows: the number of rows that were left out because they do not fit their budget.
         longest: the number of tokens of the longest encoded row.
+        dropped_targets: the number of dropped_rows whose target is too long, not their source.
+        cut_answers: the number of rows in which the answer was in the cut columns, and is not after the cut.
+        unreachable_targets: the number of rows whose target no prediction can be.
+        unreachable: (row, reason) of the first of these rows.
     """
 
     rows: int = 0
@@ -41,14 +46,30 @@ class StreamReport:
     cut_tokens: int = 0
     dropped_rows: int = 0
     longest: int = 0
+    dropped_targets: int = 0
+    cut_answers: int = 0
+    unreachable_targets: int = 0
+    unreachable: tuple[tuple[int, str], ...] = ()
 
     def __str__(self) -> str:
         """Return one line for the log."""
         if not self.rows:
             return f"a stream, of which the first {FIRST_ROWS} rows were read"
         cut = f"{self.cut_rows} cut by {self.cut_tokens} tokens in all" if self.cut_rows else "none cut"
-        dropped = f", {self.dropped_rows} left out" if self.dropped_rows else ""
-        return f"a stream: {self.rows} rows read, {cut}{dropped}, longest {self.longest} tokens"
+        counts = counted_losses(self.dropped_rows, self.dropped_targets, self.cut_answers, self.unreachable_targets)
+        return ", ".join([f"a stream: {self.rows} rows read", cut, *counts, f"longest {self.longest} tokens"])
+
+    def add(self, number: int, encoded: dict[str, Any]) -> None:
+        """Count an encoded row."""
+        self.rows += 1
+        self.cut_rows += encoded["cut_tokens"] > 0
+        self.cut_tokens += encoded["cut_tokens"]
+        self.longest = max(self.longest, len(encoded["input_ids"]))
+        self.cut_answers += encoded["answer_cut"]
+        if encoded["unreachable"]:
+            self.unreachable_targets += 1
+            if len(self.unreachable) < UNREACHABLE_SHOWN:
+                self.unreachable += ((number, encoded["unreachable"]),)
 
 
 @dataclass(frozen=True)
@@ -61,22 +82,25 @@ class Stream:
     report: StreamReport
 
 
-def encode_stream(recipe: Recipe, rows: IterableDataset, encoder: Encoder) -> tuple[IterableDataset, StreamReport]:
+def encode_stream(
+    recipe: Recipe, rows: IterableDataset, encoder: Encoder
+) -> tuple[IterableDataset, StreamReport, StreamReport]:
     """Return the training rows of a stream, pass after pass without an end, and their report, which training fills.
 
     Order and shuffling depend only on the seed, so that a resumed training skips the rows it was trained on. All
     passes are one epoch to Trainer: in a second epoch it would lose its place, because a stream has no length.
 
     Returns:
-        Rows with `input_ids`, `labels` and their number `row`; and the report.
+        Rows with `input_ids`, `labels` and their number `row`; their report; and the report of the first rows.
 
     Raises:
         DataError: one of the first rows cannot be read or encoded. A bad later row raises when it is read.
     """
-    for _ in islice(encoded_rows(Stream(recipe, rows, encoder, StreamReport())), FIRST_ROWS):
+    first = StreamReport()
+    for _ in islice(encoded_rows(Stream(recipe, rows, encoder, first)), FIRST_ROWS):
         pass
     stream = Stream(recipe, rows, encoder, StreamReport())
-    return IterableDataset.from_generator(_passes, gen_kwargs={"stream": stream}), stream.report
+    return IterableDataset.from_generator(_passes, gen_kwargs={"stream": stream}), stream.report, first
 
 
 def _passes(stream: Stream) -> Iterator[dict[str, Any]]:
@@ -102,13 +126,11 @@ def encoded_rows(stream: Stream) -> Iterator[dict[str, Any]]:
             if not stream.recipe.prompt.drop_overlong:
                 raise DataError(f"{row_origin(data, 'train', number)}: {error}") from error
             report.dropped_rows += 1
+            report.dropped_targets += isinstance(error, OverlongTargetError)
             continue
         except TemplateError as error:
             raise DataError(f"{row_origin(data, 'train', number)}: {error}") from error
-        report.rows += 1
-        report.cut_rows += encoded["cut_tokens"] > 0
-        report.cut_tokens += encoded["cut_tokens"]
-        report.longest = max(report.longest, len(encoded["input_ids"]))
+        report.add(number, encoded)
         yield {"input_ids": encoded["input_ids"], "labels": encoded["labels"], "row": number}
     if report.rows == before:
         raise DataError(f"{split_origin(data, 'train')}: all rows were left out as too long")

@@ -19,6 +19,7 @@ from prompt_tuning.data.loading import column_names, row_origin, split_origin
 from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.encoding.dataset import EncodingReport
 from prompt_tuning.encoding.row_encoder import Encoder
+from prompt_tuning.encoding.streaming import StreamReport
 from prompt_tuning.errors import DataError, ErrorList, RecipeError
 from prompt_tuning.metrics.language import is_english, language_of_script, primary_language
 from prompt_tuning.metrics.loading import score_example_row, takes_language
@@ -171,12 +172,21 @@ def check_encoding(recipe: Recipe, split: str, report: EncodingReport) -> None:
     """Raise a DataError for the rows of a split that could not be encoded, or if none is left."""
     errors = ErrorList()
     origin = split_origin(recipe.data, split)
+    if split != "train" and report.overlong_problems and recipe.prompt.drop_overlong:
+        errors.append(
+            DataError(
+                f"{origin}: drop_overlong leaves out training rows only, and {report.overlong_problems} rows here are "
+                "too long; raise max_source_tokens, or name a column in truncate"
+            )
+        )
     for row, message in report.problems[:PROBLEMS_SHOWN]:
         errors.append(DataError(f"{row_origin(recipe.data, split, row)}: {message}"))
     if len(report.problems) > PROBLEMS_SHOWN:
         errors.append(DataError(f"{origin}: {len(report.problems) - PROBLEMS_SHOWN} more rows have problems"))
     if not report.rows and not report.problems:
-        reason = "they are all demonstrations" if report.held_out_rows else "too long"
+        reason = "too long; raise max_source_tokens or max_target_tokens, or name a column in truncate"
+        if report.held_out_rows:
+            reason = "they are all demonstrations"
         errors.append(DataError(f"{origin}: all rows were left out as {reason}"))
     if report.rows and report.rows_without_demonstrations == report.rows:
         errors.append(
@@ -186,6 +196,21 @@ def check_encoding(recipe: Recipe, split: str, report: EncodingReport) -> None:
             )
         )
     errors.raise_all()
+
+
+def check_targets(recipe: Recipe, split: str, report: EncodingReport | StreamReport) -> None:
+    """Report the targets that no prediction can be: an error if they are all rows of a split, else a warning.
+
+    Raises:
+        DataError: no row has a target that a prediction can be.
+    """
+    if not report.unreachable:
+        return
+    origins = [f"{row_origin(recipe.data, split, row)}: {reason}" for row, reason in report.unreachable]
+    problem = f"{report.unreachable_targets} of {report.rows} targets are texts that no prediction can be"
+    if report.unreachable_targets == report.rows:
+        raise DataError(f"{split_origin(recipe.data, split)}: {problem}. The first: {origins[0]}")
+    logger.warning("%s: %s. The first: %s", split, problem, "; ".join(origins))
 
 
 def check_references(recipe: Recipe, split: str, encoded: Dataset, score: MetricFunction) -> None:

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.data.loading import with_standard_columns
 from prompt_tuning.encoding.batching import pad_left
+from prompt_tuning.encoding.decoding import decode
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.dispatch import autocast_dtype, autocasting, get_base
 from prompt_tuning.engine.generation import check_one_sequence
 from prompt_tuning.engine.likelihood import Normalization, choose
-from prompt_tuning.engine.stop_texts import add_end_tokens, decode, stopping
+from prompt_tuning.engine.stop_texts import add_end_tokens, stopping
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer

@@ -16,6 +16,7 @@ from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.data.leakage import count_leaks
 from prompt_tuning.data.loading import SPLITS, load_splits, row_origin, split_origin
 from prompt_tuning.encoding.dataset import EncodingReport, encode
+from prompt_tuning.encoding.decoding import check_stop
 from prompt_tuning.encoding.demonstrations import Demonstrations
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.streaming import StreamReport, encode_stream
@@ -239,15 +240,20 @@ def _encode_splits(
     encoded: dict[str, Dataset | IterableDataset] = {}
     reports: dict[str, EncodingReport | StreamReport] = {}
     errors = ErrorList()
+    with errors.collect():
+        check_stop(encoder.tokenizer, encoder.template.stop, encoder.template.name)
     for split in rows:
         with errors.collect():
             if isinstance(rows[split], IterableDataset):
-                encoded[split], reports[split] = encode_stream(recipe, rows[split], encoder)
+                encoded[split], reports[split], first_rows = encode_stream(recipe, rows[split], encoder)
+                checks.check_targets(recipe, split, first_rows)
                 continue
             encoded[split], report = _encode_split(recipe, split, rows[split], encoder, demonstrations)
             reports[split] = report
             with errors.collect():
                 checks.check_encoding(recipe, split, report)
+            with errors.collect():
+                checks.check_targets(recipe, split, report)
             if split != "train":
                 checks.check_references(recipe, split, encoded[split], score)
                 checks.check_language(recipe, split, encoded[split])
@@ -268,6 +274,7 @@ def _encode_split(
         candidates=demonstrations.train if demonstrations else None,
         nearest=demonstrations.nearest(rows) if demonstrations else None,
         held_out=demonstrations.held_out() if demonstrations and training else frozenset(),
+        max_new_tokens=recipe.decoding["max_new_tokens"],
     )
     logger.info("%s: %s", split, report)
     return encoded, report

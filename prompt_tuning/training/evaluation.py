@@ -18,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import pad_left, source_rows, start_with, tokens_in_batch
+from prompt_tuning.encoding.decoding import decode
 from prompt_tuning.engine.attention import ATTENTION
 from prompt_tuning.engine.calls import without_prompt
 from prompt_tuning.engine.dispatch import get_base, has_prompt, packing_obstacle, within_window
@@ -25,7 +26,7 @@ from prompt_tuning.engine.generation import check_one_sequence, count_new_tokens
 from prompt_tuning.engine.kv_cache import common_prefix_cache
 from prompt_tuning.engine.likelihood import Normalization, choose
 from prompt_tuning.engine.shared_prefix import compute_prompt_once
-from prompt_tuning.engine.stop_texts import decode, stopping
+from prompt_tuning.engine.stop_texts import stopping
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.training.distributed import (

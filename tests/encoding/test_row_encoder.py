@@ -17,8 +17,9 @@ from transformers import ByT5Tokenizer
 from prompt_tuning.data.loading import SPLITS
 from prompt_tuning.encoding.batching import batches_within, common_prefix, pad_left, source_length
 from prompt_tuning.encoding.dataset import encode
+from prompt_tuning.encoding.decoding import decode
 from prompt_tuning.encoding.row_encoder import Encoder
-from prompt_tuning.engine.stop_texts import StopTexts, decode
+from prompt_tuning.engine.stop_texts import StopTexts
 from prompt_tuning.errors import OverlongError, TemplateError
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs.prepare import prepare

@@ -12,7 +12,7 @@ from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from prompt_tuning.encoding.batching import source_length
-from prompt_tuning.engine.stop_texts import decode
+from prompt_tuning.encoding.decoding import decode
 from prompt_tuning.errors import AdapterError, DataError, PromptTuningError, RecipeError
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 from prompt_tuning.recipe.loading import load_recipe

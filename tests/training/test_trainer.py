@@ -29,8 +29,8 @@ from prompt_tuning import (
 )
 from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.encoding.batching import source_length
+from prompt_tuning.encoding.decoding import decode
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
-from prompt_tuning.engine.stop_texts import decode
 from prompt_tuning.errors import AdapterError, DataError, RecipeError
 
 

@@ -1,0 +1,100 @@
+"""Say what a row loses on its way to the model and back: a target, a reference, an answer."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from prompt_tuning.encoding.decoding import decode, special_stop_ids, special_tokens
+from prompt_tuning.support.text import normalised
+
+DIFFERENCE_SHOWN = 12  # characters
+UNREACHABLE_SHOWN = 3  # targets of a split that are named with their reason
+
+
+def counted_losses(dropped_rows: int, dropped_targets: int, cut_answers: int, unreachable_targets: int) -> list[str]:
+    """Return what a split lost, for the log; nothing for what did not happen. EncodingReport has the arguments."""
+    counts = []
+    if dropped_rows:
+        of_targets = f" ({dropped_targets} for their target)" if dropped_targets else ""
+        counts.append(f"{dropped_rows} left out{of_targets}")
+    if cut_answers:
+        counts.append(f"{cut_answers} whose answer was cut away")
+    if unreachable_targets:
+        counts.append(f"{unreachable_targets} with a target that no prediction can be")
+    return counts
+
+
+def unreachable_target(
+    ids: Sequence[int],
+    target: str,
+    references: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    stop: Sequence[str] = (),
+) -> str:
+    """Say why no prediction can be the target; "" if a prediction of its ids is the target or a reference.
+
+    Spaces around a text, around its lines and between its words are not compared, because metrics ignore them.
+
+    Args:
+        ids: the token ids of the target with its end.
+        target: its text.
+        references: the texts that count as right.
+        tokenizer: the model's tokenizer.
+        stop: the stop texts.
+    """
+    expected = _lines(target)
+    [text] = decode([ids], tokenizer, stop)
+    if _lines(text) in (expected, *map(_lines, references)):
+        return ""
+    whole = [token for token in ids if token not in special_stop_ids(tokenizer, stop)]
+    [unstopped] = decode([whole], tokenizer)
+    for end in stop:
+        if end in unstopped.lstrip():
+            return f"a prediction ends at the stop text {end!r} within it; take it out of stop, or out of the target"
+    written = [token for token, id in special_tokens(tokenizer).items() if token in target and id in ids]
+    if written:
+        return f"decoding leaves out the special token {written[0]!r} in it; take it out of the target"
+    plain = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if _lines(plain) == expected:
+        return "the tokenizer's clean_up_tokenization_spaces changes its spaces; set it to false in its file"
+    before, after = _difference(expected, _lines(unstopped))
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        return f"the tokenizer has no token for a character of {before.strip()!r}; write it in characters that it has"
+    return f"the tokenizer changes {before!r} to {after!r}; write the target as the tokenizer does"
+
+
+def _lines(text: str) -> str:
+    """Return a text with single spaces between words, and line breaks between lines."""
+    return "\n".join(map(str.strip, re.sub(r"[^\S\n]+", " ", text.strip()).split("\n")))
+
+
+def _difference(one: str, other: str) -> tuple[str, str]:
+    """Return what two texts read from their first difference on, shortened."""
+    start = len(os.path.commonprefix([one, other]))  # noqa: RUF071  They are texts, not paths.
+    return one[start : start + DIFFERENCE_SHOWN], other[start : start + DIFFERENCE_SHOWN]
+
+
+def shortest_reference(references: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the number of tokens of the shortest reference without its end, 0 if there is none."""
+    return min((len(tokenizer(text, add_special_tokens=False).input_ids) for text in references), default=0)
+
+
+def answer_is_cut(row: dict[str, Any], cut: dict[str, Any], columns: Sequence[str], references: Sequence[str]) -> bool:
+    """Return whether the columns that were cut held a reference before the cut, and hold none after it.
+
+    Args:
+        row: the row.
+        cut: the same row with its cut columns.
+        columns: the columns that may be cut.
+        references: the texts that count as right.
+    """
+    changed = [column for column in columns if row.get(column) != cut.get(column)]
+    before = normalised("\n".join(map(row.__getitem__, changed)))
+    after = normalised("\n".join(map(cut.__getitem__, changed)))
+    answers = list(map(normalised, references))
+    return any(map(before.__contains__, answers)) and not any(map(after.__contains__, answers))
