@@ -13,6 +13,7 @@ import math
 import pprint
 import re
 import shlex
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -95,24 +96,34 @@ def write_card(source: Path, output: Path | None = None, own_example: dict[str, 
 
 
 def write_trainer_card(
-    trainer: Trainer, *, language: str | None = None, license: str | None = None, model_name: str | None = None
+    trainer: Trainer,
+    language: str | list[str] | None = None,
+    license: str | None = None,
+    tags: str | list[str] | None = None,
+    model_name: str | None = None,
+    *,
+    finetuned_from: str | None = None,
+    dataset_tags: str | list[str] | None = None,
+    **kwargs: Any,
 ) -> None:
-    """Write README.md for a training without a recipe.
+    """Write README.md in a trainer's output folder; the arguments are those of `Trainer.create_model_card`.
 
-    Args:
-        trainer: after its training.
-        language: code of the texts' language.
-        license: identifier of the adapter's license.
-        model_name: the card's title. Default: the name of the output folder.
+    The folder of a run keeps the card of its own facts. Arguments that have no place in the card are logged.
     """
+    run = RunFolder(Path(trainer.args.output_dir))
+    settings = {"lang": language, "license": license}
+    added = {"tags": tags, "name": model_name, "base_model": finetuned_from, "datasets": dataset_tags}
+    unused = kwargs | (settings | added if run.results.is_file() else {})
+    names = [name for name, value in unused.items() if value]
+    if names:
+        logger.warning("%s: %s not in the card, which has the facts of the training", run.card, ", ".join(names))
+    if run.results.is_file():
+        write_card(run.path)
+        return
     facts = trainer_facts(trainer)
-    if language:
-        facts["settings"]["lang"] = language
-    if license:
-        facts["settings"]["license"] = license
-    if model_name:
-        facts["name"] = model_name
-    _write_text(RunFolder(Path(trainer.args.output_dir)).card, card_text(facts))
+    facts["settings"] |= {name: value for name, value in settings.items() if value}
+    facts |= {name: value for name, value in added.items() if value}
+    _write_text(run.card, card_text(facts))
 
 
 def card_for_hub(folder: Path, repo_id: str, base_model: str | None = None) -> str | None:
@@ -219,14 +230,14 @@ def _metadata(facts: dict[str, Any]) -> ModelCardData:
         tags.insert(0, "prompt-tuning")
     pipeline = task if task in ("summarization", "translation") else "text-generation"
     return ModelCardData(
-        base_model=results.get("base_model"),
-        datasets=[settings["dataset_name"]] if "dataset_commit" in results else None,
+        base_model=facts.get("base_model") or results.get("base_model"),
+        datasets=[settings["dataset_name"]] if "dataset_commit" in results else _listed(facts.get("datasets")) or None,
         language=_languages(settings) or None,
         library_name="transformers" if method.trains_whole_model else "peft",
         license=settings.get("license"),
         model_name=facts["name"],
         pipeline_tag=pipeline,
-        tags=list(filter(None, tags)),
+        tags=list(dict.fromkeys(filter(None, [*tags, *_listed(facts.get("tags"))]))),
         eval_results=_eval_results(results, settings, task) or None,
     )
 
@@ -234,11 +245,16 @@ def _metadata(facts: dict[str, Any]) -> ModelCardData:
 def _languages(settings: dict[str, Any]) -> list[str]:
     """Return the languages' codes without their regions, each once."""
     languages = []
-    for key in ("source_lang", "target_lang", "lang"):
-        code = re.split("[-_]", settings.get(key) or "")[0]
+    for code in chain.from_iterable(_listed(settings.get(key)) for key in ("source_lang", "target_lang", "lang")):
+        code = re.split("[-_]", code)[0]
         if code and code not in languages:
             languages.append(code)
     return languages
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    """Return one text, several or none as a list."""
+    return [value] if isinstance(value, str) else value or []
 
 
 def _eval_results(results: dict[str, Any], settings: dict[str, Any], task: str) -> list[EvalResult]:

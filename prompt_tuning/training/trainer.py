@@ -381,19 +381,12 @@ class PromptTuningTrainer(EvaluatingTrainer):
             card=partial(card_for_hub, Path(self.args.output_dir)),
         )
 
-    def create_model_card(
-        self, language: str | None = None, license: str | None = None, model_name: str | None = None, **kwargs: Any
-    ) -> None:
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card from the facts of `prompt-tuning train`, or else from what the trainer knows.
 
-        Trainer's other arguments, `kwargs`, have no effect.
+        The arguments are those of Trainer, as `reports.model_card.write_trainer_card` uses them.
         """
-        from prompt_tuning.reports.model_card import write_card, write_trainer_card
+        from prompt_tuning.reports.model_card import write_trainer_card
 
-        folder = RunFolder(Path(self.args.output_dir))
-        if not self.is_world_process_zero():
-            return
-        if folder.results.is_file():
-            write_card(folder.path)
-        else:
-            write_trainer_card(self, language=language, license=license, model_name=model_name)
+        if self.is_world_process_zero():
+            write_trainer_card(self, *args, **kwargs)

@@ -447,10 +447,12 @@ def test_a_trainer_without_a_recipe_creates_its_repository_and_pushes_no_checkpo
     trainer = soft_trainer(llama, tokenizer, tmp_path / "run", save_steps=1, push_to_hub=True)
     trainer.train()
     assert hub.files("ann/run") == {}
-    assert trainer.push_to_hub().startswith(f"{hub.url}/ann/run/commit/")
+    url = trainer.push_to_hub("Done", language=["en"], tags=["qa"], dataset=["rows"])
+    assert url.startswith(f"{hub.url}/ann/run/commit/")
     assert set(hub.files("ann/run")) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
     assert len(hub.asked("POST .*/commit/")) == 1
-    check_card(tmp_path / "run" / "README.md")
+    card = check_card(tmp_path / "run" / "README.md")
+    assert card.data.language == ["en"] and card.data.tags[-1] == "qa"
 
 
 def test_a_downloaded_recipe_cannot_run_the_code_of_a_model(run, hub, commands, tmp_path):

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.cards import check_card
@@ -18,7 +19,7 @@ from huggingface_hub import ModelCard
 from prompt_tuning.cli.main import main
 from prompt_tuning.hub.upload import plan_upload
 from prompt_tuning.reports.facts import card_facts
-from prompt_tuning.reports.model_card import card_text, write_card
+from prompt_tuning.reports.model_card import card_text, write_card, write_trainer_card
 from prompt_tuning.runs import results as run_results
 
 EVIL = "```\n# Evil\n````python\n</details>\n| a | `b` |\n~~~\n---\n[More Information Needed]"
@@ -244,10 +245,33 @@ def test_no_card_of_peft_or_trainer_remains(run, llama, tokenizer, tmp_path):
     trainer.train()
     trainer.save_model()
     assert "[More Information Needed]" in (tmp_path / "ours" / "README.md").read_text()
-    trainer.create_model_card(language="en", license="mit", model_name="mine")
+    trainer.create_model_card("en", "mit", model_name="mine")
     card = check_card(tmp_path / "ours" / "README.md")
     assert card.data.license == "mit" and card.data.language == ["en"] and "# mine\n" in card.text
     assert "A soft prompt of 4 virtual tokens" in card.text and "| **2, saved** " in card.text
+
+
+def test_every_argument_of_trainers_own_card_is_in_the_card_or_named(llama, tokenizer, tmp_path, caplog):
+    trainer = soft_trainer(llama, tokenizer, tmp_path)
+    trainer.train()
+    trainer.create_model_card(
+        language=["en", "pt-BR"], license="mit", tags=["qa", "short"], model_name="mine", finetuned_from="org/base",
+        tasks=["question-answering"], dataset_tags=["squad", "org/rows"], dataset=["SQuAD"], dataset_args=["plain"],
+    )  # fmt: skip
+    card = check_card(tmp_path / "README.md")
+    assert card.data.language == ["en", "pt"] and card.data.license == "mit" and card.data.base_model == "org/base"
+    assert card.data.tags[-2:] == ["qa", "short"] and card.data.datasets == ["squad", "org/rows"]
+    assert "README.md: tasks, dataset, dataset_args not in the card" in caplog.text
+    trainer.create_model_card(tags="qa", dataset_tags="squad", language="en")
+    card = check_card(tmp_path / "README.md")
+    assert card.data.tags[-1] == "qa" and card.data.datasets == ["squad"] and card.data.language == ["en"]
+
+
+def test_the_card_of_a_run_keeps_its_facts_and_names_the_arguments_that_it_does_not_use(run, caplog):
+    written = (run / "README.md").read_text()
+    stub = SimpleNamespace(args=SimpleNamespace(output_dir=str(run)))
+    write_trainer_card(stub, language=["de"], tags=["qa"])
+    assert (run / "README.md").read_text() == written and "README.md: lang, tags not in the card" in caplog.text
 
 
 CARDS = sorted((ROOT / "model_cards").glob("*.json"))
