@@ -125,6 +125,8 @@ def _advice(name: str) -> str:
         return " and give input_ids"
     if name in ("output_attentions", "output_hidden_states"):
         return " and call the model itself on the ids that generate returns"
+    if name == "labels":
+        return ", and the answers out of input_ids; PromptTuningTrainer generates from the sources alone"
     if name == "token_healing":
         return " and give the ids that heal_tokens of the base model returns"
     if name == "position_ids":

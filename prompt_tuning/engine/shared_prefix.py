@@ -131,6 +131,8 @@ class SharedPrefixModel(PromptModel):
         # A row starts right after the prompt wherever its padding stands.
         order = rows_first(mask)
         mask, rows, labels = (select(tensor, order) for tensor in (mask, rows, labels))
+        if "fused_lm_head" in kwargs:  # TRL's forward of the base model takes labels, and returns fields of its own.
+            return self._peft_forward(rows, mask, labels=labels, task_ids=task_ids, **kwargs)
         is_target = (labels != -100) & mask.bool()
         is_target[:, 0] = False  # A row's first token is never a target, as transformers counts.
         self._log_limits(self.active_peft_config.num_virtual_tokens + rows.shape[1])
