@@ -3,8 +3,9 @@
     PromptTuningError           exit code 1
     ├── RecipeError             exit code 2: a recipe, a flag or a metric's name
     ├── TemplateError           exit code 2: a hard prompt that cannot be read or does not fit the data
-    │   └── OverlongError       exit code 2: a row that is longer than its limit
-    │       └── OverlongTargetError    exit code 2: a target that is longer than its limit
+    │   ├── OverlongError       exit code 2: a row that is longer than its limit
+    │   │   └── OverlongTargetError    exit code 2: a target that is longer than its limit
+    │   └── EmptyRowError       exit code 2: a row for which a template writes no source or no target
     ├── DataError               exit code 1: files, splits, rows
     ├── ModelError              exit code 1: a base model or its tokenizer
     ├── AdapterError            exit code 1: a saved soft prompt
@@ -45,6 +46,10 @@ class OverlongError(TemplateError):
 
 class OverlongTargetError(OverlongError):
     """A target is longer than its limit; it is never cut."""
+
+
+class EmptyRowError(TemplateError):
+    """A template writes no source or no target for a row."""
 
 
 class DataError(PromptTuningError):

@@ -266,6 +266,13 @@ class PromptArguments:
     drop_overlong: bool = field(
         default=False, metadata={"help": "Leave out and count training rows that do not fit, instead of stopping."}
     )
+    drop_empty: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave out and count rows for which the template writes no source or no target, such as those "
+            "that its `if` excludes, instead of stopping."
+        },
+    )
     score_choices: bool = field(
         default=True,
         metadata={
@@ -303,7 +310,8 @@ class PromptArguments:
 PREFIX_PLACES = ("prefix_encoder", "prefix_decoder", "prefix_cross")
 # The recipe of each task in `tasks` sets these; the multitask recipe sets everything else.
 ENCODING_SETTINGS = (
-    "template", "metrics", "truncate", "max_source_tokens", "max_target_tokens", "drop_overlong", "score_choices",
+    "template", "metrics", "truncate", "max_source_tokens", "max_target_tokens", "drop_overlong", "drop_empty",
+    "score_choices",
     "choice_normalization", "num_demonstrations", "demonstration_selection",
 )  # fmt: skip
 GENERATION_SETTINGS = ("generation_max_length", "generation_num_beams")

@@ -15,7 +15,7 @@ from prompt_tuning import __version__
 from prompt_tuning.encoding.batching import common_prefix
 from prompt_tuning.encoding.row_checks import UNREACHABLE_SHOWN, counted_losses
 from prompt_tuning.encoding.row_encoder import Encoder
-from prompt_tuning.errors import OverlongError, OverlongTargetError, TemplateError
+from prompt_tuning.errors import EmptyRowError, OverlongError, OverlongTargetError, TemplateError
 
 COLUMNS = {
     "input_ids": List(Value("int32")),
@@ -31,9 +31,10 @@ COLUMNS = {
     "unreachable": Value("string"),
     "reference_tokens": Value("int64"),
     "answer_cut": Value("bool"),
+    "empty": Value("bool"),
 }
 REPORTED_ONLY = [
-    "problem", "overlong", "shown_demonstrations", "unreachable", "reference_tokens", "answer_cut"
+    "problem", "overlong", "empty", "shown_demonstrations", "unreachable", "reference_tokens", "answer_cut"
 ]  # fmt: skip
 CHOICE_COLUMNS = {"choices": List(Value("string")), "choice_ids": List(List(Value("int64")))}
 
@@ -61,6 +62,8 @@ class EncodingReport:
         long_references: the number of rows of which every reference is longer than a prediction may be.
         unreachable_targets: the number of rows whose target no prediction can be.
         unreachable: (row, reason) of the first of these rows.
+        empty_rows: the number of rows that were left out because the template writes no source or no target for them.
+        empty_problems: the number of such rows that are among `problems`.
     """
 
     rows: int
@@ -81,12 +84,16 @@ class EncodingReport:
     long_references: int = 0
     unreachable_targets: int = 0
     unreachable: tuple[tuple[int, str], ...] = ()
+    empty_rows: int = 0
+    empty_problems: int = 0
 
     def __str__(self) -> str:
         """Return one line for the log."""
         parts = [f"{self.rows} rows"]
         parts.append(f"{self.cut_rows} cut by {self.cut_tokens} tokens in all" if self.cut_rows else "none cut")
         parts += counted_losses(self.dropped_rows, self.dropped_targets, self.cut_answers, self.unreachable_targets)
+        if self.empty_rows:
+            parts.append(f"{self.empty_rows} left out as empty")
         if self.held_out_rows:
             parts.append(f"{self.held_out_rows} left out as they are demonstrations")
         if self.rows_with_fewer_demonstrations:
@@ -113,6 +120,7 @@ def encode(
     *,
     training: bool = False,
     drop_overlong: bool = False,
+    drop_empty: bool = False,
     num_proc: int | None = None,
     candidates: Dataset | None = None,
     nearest: Sequence[Sequence[int]] | None = None,
@@ -126,6 +134,7 @@ def encode(
         encoder: writes one row as token ids.
         training: report a target that is longer than the encoder's max_target_tokens as a problem; it is never cut.
         drop_overlong: leave out rows that do not fit and count them, instead of reporting each as a problem.
+        drop_empty: the same for rows for which the template writes no source or no target.
         num_proc: the number of processes; None encodes in this one.
         candidates: the rows that `nearest` chooses demonstrations from.
         nearest: for every row the numbers of its own demonstrations in `candidates`, the nearest first.
@@ -155,21 +164,33 @@ def encode(
         desc="encode",
     )
     return _select_rows(
-        encoded, encoder, held_out, drop_overlong=drop_overlong, max_new_tokens=max_new_tokens or sys.maxsize
+        encoded,
+        encoder,
+        held_out,
+        drop_overlong=drop_overlong,
+        drop_empty=drop_empty,
+        max_new_tokens=max_new_tokens or sys.maxsize,
     )
 
 
 def _select_rows(
-    encoded: Dataset, encoder: Encoder, held_out: Set[int], *, drop_overlong: bool, max_new_tokens: int
+    encoded: Dataset,
+    encoder: Encoder,
+    held_out: Set[int],
+    *,
+    drop_overlong: bool,
+    drop_empty: bool,
+    max_new_tokens: int,
 ) -> tuple[Dataset, EncodingReport]:
     """Return the rows without problems that are not held out, and the report of all rows."""
     overlong_part = encoded.data.column("overlong")
     overlong = pc.not_equal(overlong_part, "").to_numpy()
+    empty = _numbers(encoded, "empty")
     failed = pc.not_equal(encoded.data.column("problem"), "").to_numpy()
     held = np.isin(np.arange(len(failed)), list(held_out))
     dropped = overlong & drop_overlong
     problems = []
-    for row in np.flatnonzero(failed & ~dropped).tolist():
+    for row in np.flatnonzero(failed & ~dropped & ~(empty & drop_empty)).tolist():
         problems.append((row, encoded[row]["problem"]))
     kept = ~(failed | held)
     cut = _numbers(encoded, "cut_tokens")[kept]
@@ -201,6 +222,8 @@ def _select_rows(
         long_references=0 if encoder.closed else int(too_long.sum()),
         unreachable_targets=len(unreachable),
         unreachable=tuple(first_unreachable),
+        empty_rows=int((empty & ~held).sum()) if drop_empty else 0,
+        empty_problems=0 if drop_empty else int(empty.sum()),
     )
     return encoded.remove_columns(REPORTED_ONLY), report
 
@@ -225,7 +248,7 @@ def _encode_row(
         demonstrations = [candidates[number] for number in nearest[index]]
     try:
         encoded = (encoder.training_row if training else encoder.row)(row, demonstrations)
-        return encoded | {"row": index, "problem": "", "overlong": ""}
+        return encoded | {"row": index, "problem": "", "overlong": "", "empty": False}
     except TemplateError as error:
         encoded = {"input_ids": [], "labels": [], "source": "", "references": []}
         if encoder.closed:
@@ -234,4 +257,5 @@ def _encode_row(
         overlong = isinstance(error, OverlongError)
         part = "target" if isinstance(error, OverlongTargetError) else "source"
         problem = {"problem": str(error), "overlong": part if overlong else "", "unreachable": "", "answer_cut": False}
+        problem["empty"] = isinstance(error, EmptyRowError)
         return encoded | counts | {"row": index} | problem

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from prompt_tuning.encoding.chat import chat_format, chat_text
 from prompt_tuning.encoding.control_tokens import ControlTokens, control_tokens
 from prompt_tuning.encoding.row_checks import answer_is_cut, shortest_reference, unreachable_target
-from prompt_tuning.errors import OverlongError, OverlongTargetError, TemplateError
+from prompt_tuning.errors import EmptyRowError, OverlongError, OverlongTargetError, TemplateError
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.support.text import gap_after
 from prompt_tuning.templates.languages import language_variables
@@ -262,11 +262,6 @@ class Encoder:
                 f"the source has {len(ids)} tokens with nothing left to cut, {self.source_setting} is "
                 f"{self.max_source_tokens}; raise it{name_column}"
             )
-        if not ids:
-            raise TemplateError(
-                f"template {self.template.name}: the source is empty, so that a model has nothing to continue; give "
-                "the row a text, or add a word to the template"
-            )
         return ids, max(full - len(ids), 0), text, row
 
     def demonstration(self, row: dict[str, Any]) -> str:
@@ -287,10 +282,16 @@ class Encoder:
 
         Raises:
             TemplateError: the row cannot be rendered, or the template compares a value with a control token.
+            EmptyRowError: the template writes nothing but white space.
         """
         marked_row = self.control.mark({**row})
         template = self._marked_template()
         rendered = template.render(marked_row, self.languages, with_target=False)
+        if not rendered.source.strip():
+            raise EmptyRowError(
+                f"template {self.template.name}: the source is empty, so that a model has nothing to continue; give "
+                "the row a text, or add a word to the template"
+            )
         if marked_row != {**row}:
             unmarked = template.render(row, self.languages, with_target=False)
             self._check_marks(rendered.source, unmarked.source)

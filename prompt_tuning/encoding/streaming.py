@@ -12,7 +12,7 @@ from datasets import IterableDataset
 from prompt_tuning.data.loading import row_origin, split_origin, streamed_rows
 from prompt_tuning.encoding.row_checks import UNREACHABLE_SHOWN, counted_losses
 from prompt_tuning.encoding.row_encoder import Encoder
-from prompt_tuning.errors import DataError, OverlongError, OverlongTargetError, TemplateError
+from prompt_tuning.errors import DataError, EmptyRowError, OverlongError, OverlongTargetError, TemplateError
 from prompt_tuning.recipe.recipe import Recipe
 
 FIRST_ROWS = 100
@@ -34,6 +34,7 @@ class StreamReport:
         cut_rows: the number of rows of which tokens were cut.
         cut_tokens: the number of tokens that were cut, of all rows together.
         dropped_rows: the number of rows that were left out because they do not fit their budget.
+        empty_rows: the number of rows that were left out because the template writes no source or no target for them.
         longest: the number of tokens of the longest encoded row.
         dropped_targets: the number of dropped_rows whose target is too long, not their source.
         cut_answers: the number of rows in which the answer was in the cut columns, and is not after the cut.
@@ -45,6 +46,7 @@ class StreamReport:
     cut_rows: int = 0
     cut_tokens: int = 0
     dropped_rows: int = 0
+    empty_rows: int = 0
     longest: int = 0
     dropped_targets: int = 0
     cut_answers: int = 0
@@ -57,6 +59,8 @@ class StreamReport:
             return f"a stream, of which the first {FIRST_ROWS} rows were read"
         cut = f"{self.cut_rows} cut by {self.cut_tokens} tokens in all" if self.cut_rows else "none cut"
         counts = counted_losses(self.dropped_rows, self.dropped_targets, self.cut_answers, self.unreachable_targets)
+        if self.empty_rows:
+            counts.append(f"{self.empty_rows} left out as empty")
         return ", ".join([f"a stream: {self.rows} rows read", cut, *counts, f"longest {self.longest} tokens"])
 
     def add(self, number: int, encoded: dict[str, Any]) -> None:
@@ -128,9 +132,15 @@ def encoded_rows(stream: Stream) -> Iterator[dict[str, Any]]:
             report.dropped_rows += 1
             report.dropped_targets += isinstance(error, OverlongTargetError)
             continue
+        except EmptyRowError as error:
+            if not stream.recipe.prompt.drop_empty:
+                message = f"{row_origin(data, 'train', number)}: {error}. Set drop_empty: true to leave such rows out."
+                raise DataError(message) from error
+            report.empty_rows += 1
+            continue
         except TemplateError as error:
             raise DataError(f"{row_origin(data, 'train', number)}: {error}") from error
         report.add(number, encoded)
         yield {"input_ids": encoded["input_ids"], "labels": encoded["labels"], "row": number}
     if report.rows == before:
-        raise DataError(f"{split_origin(data, 'train')}: all rows were left out as too long")
+        raise DataError(f"{split_origin(data, 'train')}: all rows were left out as too long or empty")

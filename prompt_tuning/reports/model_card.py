@@ -337,6 +337,10 @@ def _data_table(results: dict[str, Any], settings: dict[str, Any]) -> tuple[list
         if read != split:
             origin += f", {split}_size {settings[f'{split}_size']}"
         count = f"{size['rows']:,}{' read of a stream' if split == 'train' and 'stream' in results else ''}"
+        reasons = {"too long": size.get("dropped_rows"), "empty": size.get("empty_rows")}
+        omitted = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items() if number)
+        if omitted:
+            count += f" (left out: {omitted})"
         leaked = leakage_text(results["leakage"][split]) if split in results["leakage"] else ""
         rows.append([origin, count, size["longest"], size["cut_rows"], leaked])
     return ["", "rows", "longest row, tokens", "cut to fit", "rows that are also elsewhere"], rows

@@ -175,9 +175,12 @@ def _facts(results: dict[str, Any]) -> str:
         )
     if "answers" in results:
         facts += answers_text(results["answers"])
-    without_reference = results.get("splits", {}).get(results["split"], {}).get("rows_without_reference")
+    size = results.get("splits", {}).get(results["split"], {})
+    without_reference = size.get("rows_without_reference")
     if without_reference:
         facts.append(f"{without_reference} of these rows have no reference answer")
+    if size.get("empty_rows"):
+        facts.append(f"{size['empty_rows']} more rows were left out, as the template writes nothing for them")
     if results["cut_rows"]:
         facts.append(f"{results['cut_rows']} of these rows were cut to fit max_source_tokens")
     return "\n".join(facts)

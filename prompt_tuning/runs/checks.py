@@ -6,7 +6,7 @@ Every function raises one PromptTuningError, whose message has a line for each p
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from datasets import Dataset, IterableDataset
@@ -32,7 +32,7 @@ from prompt_tuning.training.losses import SCALED_LOGITS
 logger = logging.getLogger(__name__)
 
 PROBLEMS_SHOWN = 5
-"""The number of bad rows of a split that are reported one by one."""
+"""The number of problems of a split's rows that are reported one by one."""
 
 
 def check_preparable(recipe: Recipe, splits: tuple[str, ...]) -> None:
@@ -179,14 +179,26 @@ def check_encoding(recipe: Recipe, split: str, report: EncodingReport) -> None:
                 "too long; raise max_source_tokens, or name a column in truncate"
             )
         )
-    for row, message in report.problems[:PROBLEMS_SHOWN]:
-        errors.append(DataError(f"{row_origin(recipe.data, split, row)}: {message}"))
-    if len(report.problems) > PROBLEMS_SHOWN:
-        errors.append(DataError(f"{origin}: {len(report.problems) - PROBLEMS_SHOWN} more rows have problems"))
+    rows_by_message = defaultdict(list)
+    for row, message in report.problems:
+        rows_by_message[message].append(row)
+    for message, rows in list(rows_by_message.items())[:PROBLEMS_SHOWN]:
+        # A mistake in a template is the same in every row.
+        more = f" (the same in {len(rows) - 1} more rows)" if len(rows) > 1 else ""
+        errors.append(DataError(f"{row_origin(recipe.data, split, rows[0])}: {message}{more}"))
+    num_hidden = sum(map(len, list(rows_by_message.values())[PROBLEMS_SHOWN:]))
+    if num_hidden:
+        errors.append(DataError(f"{origin}: {num_hidden} more rows have problems"))
+    if report.empty_problems:
+        count = f"{report.empty_problems} row{'s' if report.empty_problems > 1 else ''}"
+        advice = "Correct the rows or the template, or set drop_empty: true to leave them out and count them."
+        errors.append(DataError(f"{origin}: the template writes no source or no target for {count}. {advice}"))
     if not report.rows and not report.problems:
         reason = "too long; raise max_source_tokens or max_target_tokens, or name a column in truncate"
         if report.held_out_rows:
             reason = "they are all demonstrations"
+        if report.empty_rows:
+            reason = "empty"
         errors.append(DataError(f"{origin}: all rows were left out as {reason}"))
     if report.rows and report.rows_without_demonstrations == report.rows:
         errors.append(
@@ -299,7 +311,12 @@ def check_teacher_targets(recipe: Recipe, rows: Dataset, teacher_rows: Dataset) 
             )
         )
     if missing:
-        errors.append(RecipeError(f"{missing} training rows do not fit max_teacher_tokens; raise it"))
+        errors.append(
+            RecipeError(
+                f"{missing} training rows do not fit max_teacher_tokens, or are empty in teacher_template; raise the "
+                "first, or correct the second"
+            )
+        )
     errors.raise_all()
 
 

@@ -270,13 +270,15 @@ def _encode_split(
         encoder,
         training=training,
         drop_overlong=recipe.prompt.drop_overlong and training,
+        drop_empty=recipe.prompt.drop_empty,
         num_proc=recipe.data.preprocessing_num_workers,
         candidates=demonstrations.train if demonstrations else None,
         nearest=demonstrations.nearest(rows) if demonstrations else None,
         held_out=demonstrations.held_out() if demonstrations and training else frozenset(),
         max_new_tokens=recipe.decoding["max_new_tokens"],
     )
-    logger.info("%s: %s", split, report)
+    if not report.problems:  # Otherwise they are reported as errors.
+        logger.info("%s: %s", split, report)
     return encoded, report
 
 
@@ -302,6 +304,7 @@ def _encode_for_teacher(recipe: Recipe, config: PretrainedConfig, encoder: Encod
         teacher,
         training=True,
         drop_overlong=recipe.prompt.drop_overlong,
+        drop_empty=recipe.prompt.drop_empty,
         num_proc=recipe.data.preprocessing_num_workers,
     )
     logger.info("train, as the teacher reads it: %s", report)

@@ -6,13 +6,13 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
 from prompt_tuning.encoding.batching import source_length
-from prompt_tuning.encoding.dataset import EncodingReport
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.reports.facts import machine_facts, origin_facts
 from prompt_tuning.reports.html import write_report
@@ -31,8 +31,9 @@ def describe(prepared: Prepared, split: str) -> dict[str, Any]:
     sizes = {}
     for name, of_split in prepared.reports.items():
         sizes[name] = {"rows": of_split.rows, "cut_rows": of_split.cut_rows, "longest": of_split.longest}
-        if isinstance(of_split, EncodingReport) and of_split.rows_without_reference:
-            sizes[name]["rows_without_reference"] = of_split.rows_without_reference
+        for count in ("dropped_rows", "empty_rows", "rows_without_reference"):
+            if asdict(of_split).get(count):
+                sizes[name][count] = asdict(of_split)[count]
     if prepared.encoder.closed:
         decoding: dict[str, Any] = {"choice_normalization": recipe.prompt.choice_normalization}
     else:

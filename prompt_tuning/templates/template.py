@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from prompt_tuning.errors import TemplateError
+from prompt_tuning.errors import EmptyRowError, TemplateError
 from prompt_tuning.support.jinja import JINJA_ERRORS
 from prompt_tuning.support.text import gap_after, normalised
 from prompt_tuning.support.yaml_files import to_yaml
@@ -262,7 +262,7 @@ class Template:
         values = self._values(row, languages)
         target = self._render(self.target, values)
         if not target.strip():
-            raise TemplateError(f"template {self.name}: the target is empty")
+            raise EmptyRowError(f"template {self.name}: the target is empty")
         if not self.references:
             return target, (target,)
         has_references = not self.missing_columns(self._variables(self._references), row)

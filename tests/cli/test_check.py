@@ -1,5 +1,7 @@
 """The commands check and render, and the errors that train reports before a model loads."""
 
+import json
+
 import pytest
 from helpers.models import forbid_model_loading
 from helpers.rows import question_rows, write_jsonl
@@ -67,7 +69,7 @@ def test_check_names_every_error_at_once_and_reads_no_weights(recipe_file, tmp_p
         ({"dataloader_drop_last": "true", "per_device_train_batch_size": 25}, 1, "leaves out all 24 training rows"),
         ({"validation_file": None, "test_file": None}, 1, "no rows to evaluate on; set test_file"),
         ({"max_source_tokens": 4, "drop_overlong": "true"}, 1, "train.jsonl: all rows were left out as too long"),
-        ({"max_source_tokens": 5, "max_target_tokens": 1}, 1, "train.jsonl: 19 more rows have problems"),
+        ({"max_source_tokens": 5, "max_target_tokens": 1}, 1, "train.jsonl, line 1: the source has"),
     ],
 )  # fmt: skip
 def test_bad_input_stops_before_the_model_loads(recipe_file, tmp_path, capsys, monkeypatch, changes, code, message):
@@ -166,3 +168,47 @@ def test_a_line_break_that_a_tag_takes_away_is_a_warning(recipe_file, tmp_path, 
     assert main(["check", str(recipe_file(template=template))]) == 0
     assert "'{% if context %}{{ context }}{% endif %}' is written without the line break after its tag" in caplog.text
     assert "Write +%} or {%+ to keep them" in caplog.text
+
+
+CONDITIONAL = "source: '{% if label != 2 %}{{ text }}{% endif %}'\ntarget: '{{ names[label] }}'\n"
+
+
+def labelled(tmp_path, labels):
+    """Write the files of a recipe whose template is empty for rows with the label 2."""
+    template = tmp_path / "conditional.yaml"
+    template.write_text(CONDITIONAL)
+    files = {}
+    for split in ("train", "validation", "test"):
+        rows = [
+            {"text": f"Ship {number}", "label": label, "names": ["no", "yes", ""]}
+            for number, label in enumerate(labels)
+        ]
+        files[f"{split}_file"] = write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    return {"template": template, "task": "summarization", "metrics": "[exact_match]"} | files
+
+
+def test_rows_that_a_template_leaves_empty_are_an_error_or_left_out_and_counted(recipe_file, tmp_path, capsys):
+    recipe = str(recipe_file(**labelled(tmp_path, [0, 1, 2, 0, 2, 1, 0, 1])))
+    assert main(["check", recipe]) == 1
+    errors = capsys.readouterr().err
+    assert "train.jsonl, line 3: template" in errors and "the source is empty" in errors
+    assert "(the same in 1 more rows)" in errors and errors.count("the source is empty") == 3
+    assert "train.jsonl: the template writes no source or no target for 2 rows. Correct the rows or" in errors
+    assert "set drop_empty: true" in errors
+    assert main(["check", recipe, "--drop_empty", "true"]) == 0
+    assert "train: 6 rows, none cut, 2 left out as empty" in capsys.readouterr().out
+    settings = {"method": "none", "num_virtual_tokens": None, "drop_empty": "true"}
+    assert main(["train", str(recipe_file(**labelled(tmp_path, [0, 1, 2, 0, 2, 1, 0, 1]), **settings))]) == 0
+    assert "2 more rows were left out, as the template writes nothing for them" in capsys.readouterr().out
+    sizes = json.loads((tmp_path / "run" / "results.json").read_text())["splits"]
+    assert sizes["test"] == {"rows": 6, "cut_rows": 0, "longest": sizes["test"]["longest"], "empty_rows": 2}
+    assert main(["check", str(recipe_file(**labelled(tmp_path, [2, 2]), drop_empty="true"))]) == 1
+    assert "train.jsonl: all rows were left out as empty" in capsys.readouterr().err
+
+
+def test_a_mistake_in_a_template_is_reported_once(recipe_file, tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text("source: '{{ question.first }}'\ntarget: x\n")
+    files = {"test_file": None, "validation_file": None, "eval_strategy": "'no'"}
+    assert main(["check", str(recipe_file(template=tmp_path / "own.yaml", **files))]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "has no attribute 'first'" in line]
+    assert len(lines) == 1 and "train.jsonl, line 1: " in lines[0] and "(the same in 23 more rows)" in lines[0]

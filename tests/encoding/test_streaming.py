@@ -132,6 +132,19 @@ def test_cut_and_dropped_rows_are_counted_at_the_end(streamed, tmp_path, capsys)
     assert f"train: a stream: {facts['rows']} rows read, {facts['cut_rows']} cut by" in capsys.readouterr().err
 
 
+def test_empty_rows_of_a_stream_are_left_out_and_counted(streamed, tmp_path, capsys):
+    rows = question_rows(24)
+    rows[5]["question"] = ""
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    (tmp_path / "own.yaml").write_text("source: '{{ question }}'\ntarget: '{{ answers.text[0] }}'\n")
+    settings = {"template": tmp_path / "own.yaml", "buffer_size": 1, "max_steps": 6, "save_strategy": "'no'"}
+    assert main(["train", str(streamed(**settings))]) == 1
+    assert "train.jsonl, line 6: " in (error := capsys.readouterr().err) and "Set drop_empty: true" in error
+    assert main(["train", str(streamed(**settings, drop_empty="true"))]) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["stream"]["empty_rows"] >= 1
+    assert "left out as empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("place", [3, 150])
 @pytest.mark.parametrize(
     ("change", "message"),
