@@ -23,6 +23,9 @@ BATCH = 1000
 CASTS: dict[pa.DataType, type[int] | type[float]] = {pa.int64(): int, pa.float64(): float}
 """The types of csv columns that hold nothing except numbers."""
 
+NOT_WRITTEN = ("uint64", "struct<>")
+"""Arrow's types that `datasets` does not write."""
+
 NO_ARRAY = (pa.ArrowException, TypeError, ValueError, OverflowError)
 """The errors of values that do not make an array of Arrow."""
 
@@ -139,8 +142,8 @@ def _common_type(kind: pa.DataType | None, values: list[Any]) -> pa.DataType | N
         array = pa.array(values)
     except NO_ARRAY:
         return None
-    # `datasets` cannot write uint64. Equal values may differ in type or order, such as 1 and 1.0; their JSON does not.
-    if "uint64" in str(array.type) or json.dumps(array.to_pylist()) != json.dumps(values):
+    # Equal values may differ in type or order, such as 1 and 1.0, and their JSON does too.
+    if any(name in str(array.type) for name in NOT_WRITTEN) or json.dumps(array.to_pylist()) != json.dumps(values):
         return None
     if kind == pa.null():
         return array.type

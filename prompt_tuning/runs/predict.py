@@ -21,7 +21,7 @@ from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.engine.shared_prefix import compute_prompt_once
 from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.runs.predictor import Predictor, Question
-from prompt_tuning.support.data_files import OTHER_TABLES, file_format, matching_files, other_format
+from prompt_tuning.support.data_files import ARCHIVES, CONVERSIONS, file_format, matching_files, other_format
 from prompt_tuning.support.files import atomic_write
 
 OriginAndRow = tuple[str, dict[str, Any]]
@@ -79,7 +79,7 @@ def _checked_path(source: str, output: str) -> Path | None:
             raise DataError(f"{name} {path}: a folder; name a file")
     if not paths:
         raise DataError(f"--input {source}: no such file")
-    if Path(source).suffix.lower() in OTHER_TABLES:
+    if Path(source).suffix.lower() in (*CONVERSIONS, *ARCHIVES):
         raise DataError(f"--input {other_format(source)}")
     if len(paths) > 1 and not file_format(source):
         raise DataError(f"--input {source}: {len(paths)} files of plain text; name one")

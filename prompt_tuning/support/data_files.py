@@ -10,15 +10,15 @@ LOCAL_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"
 """The format of a data file by the end of its name, in capitals too."""
 
 CONVERSIONS = {
-    ".xlsx": 'read_excel("{name}", dtype=str, keep_default_na=False).to_csv("{stem}.csv", index=False)',
-    ".feather": 'read_feather("{name}").to_parquet("{stem}.parquet")',
-    ".orc": 'read_orc("{name}").to_parquet("{stem}.parquet")',
+    ".xlsx": 'pandas.read_excel("{name}", dtype=str, keep_default_na=False).to_csv("{stem}.csv", index=False)',
+    ".feather": 'pandas.read_feather("{name}").to_parquet("{stem}.parquet")',
+    ".orc": 'pandas.read_orc("{name}").to_parquet("{stem}.parquet")',
+    ".arrow": 'datasets.Dataset.from_file("{name}").to_parquet("{stem}.parquet")',
 }
 CONVERSIONS |= dict.fromkeys((".xls", ".ods"), CONVERSIONS[".xlsx"])
-"""What pandas makes a readable file with, by the end of the name of another table."""
+"""The call that makes a readable file of another table, by the end of its name."""
 
-OTHER_TABLES = {*CONVERSIONS, ".arrow", ".gz", ".zip", ".bz2", ".xz", ".zst"}
-"""Tables and archives, which are not plain text either."""
+ARCHIVES = {".gz", ".zip", ".bz2", ".xz", ".zst", ".tar"}
 
 
 def file_format(name: str | Path) -> str | None:
@@ -37,11 +37,12 @@ def matching_files(name: str | Path) -> list[Path]:
 
 
 def other_format(name: str | Path) -> str:
-    """Return the message for a file whose format is not read, with the line that converts it if pandas can."""
+    """Return the message for a file whose format is not read, with the call that converts it if there is one."""
     path = Path(name)
-    formats = ", ".join(LOCAL_FORMATS)
-    conversion = CONVERSIONS.get(path.suffix.lower())
-    if not conversion:
-        return f"{name}: cannot tell its format. Expected a name ending in {formats}."
-    call = conversion.format(name=name, stem=path.with_suffix(""))
-    return f"{name}: {path.suffix} is not read. Convert it with pandas: `pandas.{call}`."
+    suffix = path.suffix.lower()
+    if suffix in ARCHIVES:
+        return f"{name}: {path.suffix} is not read. Unpack it first."
+    if suffix in CONVERSIONS:
+        call = CONVERSIONS[suffix].format(name=name, stem=path.with_suffix(""))
+        return f"{name}: {path.suffix} is not read. Convert it in Python: `{call}`."
+    return f"{name}: cannot tell its format. Expected a name ending in {', '.join(LOCAL_FORMATS)}."

@@ -91,7 +91,7 @@ def test_predict_refuses_tables_and_reports_a_replaced_column(run, tmp_path, cap
     table.write_bytes(b"PK")
     assert main(["predict", "--adapter", str(run), "--input", str(table)]) == 1
     call = f'pandas.read_excel("{table}", dtype=str, keep_default_na=False).to_csv("{tmp_path}/rows.csv", index=False)'
-    assert f"{table}: .xlsx is not read. Convert it with pandas: `{call}`" in capsys.readouterr().err
+    assert f"{table}: .xlsx is not read. Convert it in Python: `{call}`" in capsys.readouterr().err
     rows = write_jsonl(tmp_path / "rows.jsonl", [row | {"prediction": "x"} for row in question_rows(2)])
     assert main(["predict", "--adapter", str(run), "--input", str(rows)]) == 0
     assert "2 of 2 rows had a column 'prediction', which is replaced" in capsys.readouterr().err

@@ -193,11 +193,9 @@ def test_a_parquet_file_keeps_its_types(tmp_path):
     assert expected[0]["number"] == 2**64 - 1 and expected[0]["at"].nanosecond == 123
 
 
-def test_numbers_from_two_to_the_63_are_kept(tmp_path):
-    rows = [
-        {"document": "a", "number": 2**63, "numbers": [2**64 - 1, 1]},
-        {"document": "b", "number": 1, "numbers": []},
-    ]
+@pytest.mark.parametrize("value", [2**63, [2**64 - 1], {}, {"a": [{}]}, {"_type": "Value"}, [[]], {"": None}])
+def test_values_that_datasets_does_not_write_are_kept(tmp_path, value):
+    rows = [{"document": "a", "value": value}, {"document": "b", "value": value}]
     assert [*load_file(write_jsonl(tmp_path / "rows.jsonl", rows))] == rows
 
 

@@ -33,10 +33,11 @@ from prompt_tuning.runs.prepare import prepare
             {"train_file": "my/rows.XLSX"},
             [],
             [
-                "my/rows.XLSX: .XLSX is not read. Convert it with pandas: ",
+                "my/rows.XLSX: .XLSX is not read. Convert it in Python: `pandas.",
                 'read_excel("my/rows.XLSX", dtype=str, keep_default_na=False).to_csv("my/rows.csv", index=False)`.',
             ],
         ),
+        ({"train_file": "rows.jsonl.gz"}, [], ["rows.jsonl.gz: .gz is not read. Unpack it first."]),
         ({"train_file": "~/gone/*.csv"}, [], ["~/gone/*.csv: no such file (looked in "]),
         ({"train_file": None, "validation_file": None, "test_file": None}, [], ["no data: set dataset_name"]),
         ({"init": "text"}, [], ["init is text but init_text is missing"]),
