@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, number_in
+from prompt_tuning.support.text import agreed, counted
 
 if TYPE_CHECKING:
     from prompt_tuning.runs.prepare import Prepared
@@ -66,11 +67,12 @@ def _row_lines(prepared: Prepared, row: dict[str, Any]) -> list[str]:
     if prepared.encoder.closed:
         lines.append(f"-- choices: {_quoted(row['choices'], ' / ')}")
     num_virtual = prepared.num_virtual_tokens
-    soft_prompt = f"{num_virtual} virtual tokens, then " if num_virtual else ""
+    soft_prompt = f"{counted(num_virtual, 'virtual token')}, then " if num_virtual else ""
+    cut = _cut(row["cut_tokens"], row["omitted_demonstrations"])
     lines += [
-        f"-- {soft_prompt}{len(source_ids)} source tokens, {_cut(row['cut_tokens'], row['omitted_demonstrations'])}:",
+        f"-- {soft_prompt}{counted(len(source_ids), 'source token')}, {cut}:",
         _quoted(tokenizer.convert_ids_to_tokens(source_ids), " "),
-        f"-- {len(labels)} tokens that carry loss:",
+        f"-- {counted(len(labels), 'token')} that {agreed(len(labels), 'carry')} loss:",
         _quoted(tokenizer.convert_ids_to_tokens(labels), " "),
     ]
     return lines
@@ -82,4 +84,4 @@ def _quoted(texts: list[str], separator: str) -> str:
 
 def _cut(tokens: int, demonstrations: int) -> str:
     cut = f"{tokens} cut to fit max_source_tokens" if tokens else "nothing cut"
-    return f"{cut}, {demonstrations} demonstrations left out to fit it" if demonstrations else cut
+    return f"{cut}, {counted(demonstrations, 'demonstration')} left out to fit it" if demonstrations else cut

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from prompt_tuning.data.nested import NESTED_KEYS, Row, nested_rows, rows_of_file
 from prompt_tuning.errors import DataError
 from prompt_tuning.support.data_files import file_format
+from prompt_tuning.support.text import counted
 
 MAX_DEPTH = 100
 """The number of lists and objects that a value may have inside each other."""
@@ -293,8 +294,9 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, Row]]:
                     )
                 if len(cells) != len(names):
                     raise DataError(
-                        f"{file}, line {reader.line_num}: {len(cells)} cells, and the first line names {len(names)} "
-                        f'columns; quote a text that has a line break or the separator, as "a{separator} b"'
+                        f"{file}, line {reader.line_num}: {counted(len(cells), 'cell')}, and the first line names "
+                        f"{counted(len(names), 'column')}; "
+                        f'quote a text that has a line break or the separator, as "a{separator} b"'
                     )
                 values = [cell or None for cell in cells]
                 yield reader.line_num, dict(zip(names, values, strict=True))

@@ -20,7 +20,7 @@ from datasets import Dataset, DatasetDict
 from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.data.loading import row_origin
 from prompt_tuning.errors import TemplateError
-from prompt_tuning.support.text import normalised, words
+from prompt_tuning.support.text import agreed, counted, normalised, words
 from prompt_tuning.templates.template import Template
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ SHOWN = 3
 KINDS = {
     "same_target": "are in the training split with the same target",
     "other_target": "are in the training split with another target",
-    "near": "are nearly rows of the training split",
+    "near": "are nearly in the training split",
     "demonstrated": "have the source of a demonstration",
     "initial_text": "are in init_text",
 }
@@ -128,7 +128,7 @@ def count_leaks(
         for line in _leak_lines(data, split, leaks):
             logger.warning("%s: %s", split, line)
         if train is not None and not (leaks.same_target or leaks.other_target or leaks.near):
-            logger.info("%s: none of its %s rows is in the training split", split, leaks.rows)
+            logger.info("%s: none of its %s is in the training split", split, counted(leaks.rows, "row"))
         facts[split] = leaks.facts()
         if "train" not in loaded:
             facts[split] |= {"same_target": None, "other_target": None, "near": None}
@@ -149,9 +149,12 @@ def _leak_lines(data: DataArguments, split: str, leaks: Leaks) -> list[str]:
             shown.append(" = ".join(origins))
         if len(rows) > SHOWN:
             shown.append(f"{len(rows) - SHOWN} more")
-        lines.append(f"{len(rows)} of {leaks.rows} rows {KINDS[name]} ({'; '.join(shown)})")
+        lines.append(
+            f"{len(rows)} of {counted(leaks.rows, 'row')} {agreed(len(rows), KINDS[name])} ({'; '.join(shown)})"
+        )
     if leaks.shared_passages:
-        lines.append(f"{leaks.shared_passages} of {leaks.rows} rows ask something else about a training row's context")
+        question = agreed(leaks.shared_passages, "ask something else about a training row's context")
+        lines.append(f"{leaks.shared_passages} of {counted(leaks.rows, 'row')} {question}")
     return lines
 
 

@@ -16,6 +16,7 @@ from prompt_tuning.encoding.batching import common_prefix
 from prompt_tuning.encoding.row_checks import UNREACHABLE_SHOWN, counted_losses
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import EmptyRowError, OverlongError, OverlongTargetError, TemplateError
+from prompt_tuning.support.text import counted
 
 COLUMNS = {
     "input_ids": List(Value("int32")),
@@ -89,18 +90,21 @@ class EncodingReport:
 
     def __str__(self) -> str:
         """Return one line for the log."""
-        parts = [f"{self.rows} rows"]
-        parts.append(f"{self.cut_rows} cut by {self.cut_tokens} tokens in all" if self.cut_rows else "none cut")
+        parts = [counted(self.rows, "row")]
+        parts.append(
+            f"{self.cut_rows} cut by {counted(self.cut_tokens, 'token')} in all" if self.cut_rows else "none cut"
+        )
         parts += counted_losses(self.dropped_rows, self.dropped_targets, self.cut_answers, self.unreachable_targets)
         if self.empty_rows:
             parts.append(f"{self.empty_rows} left out as empty")
         if self.held_out_rows:
             parts.append(f"{self.held_out_rows} left out as they are demonstrations")
         if self.rows_with_fewer_demonstrations:
-            counts = (
-                f"{self.omitted_demonstrations} in all did not fit, {self.rows_without_demonstrations} rows have none"
+            without = counted(self.rows_without_demonstrations, "row", "have none")
+            parts.append(
+                f"{self.rows_with_fewer_demonstrations} with fewer demonstrations ({self.omitted_demonstrations} in "
+                f"all did not fit, {without})"
             )
-            parts.append(f"{self.rows_with_fewer_demonstrations} with fewer demonstrations ({counts})")
         if self.rows_without_reference:
             parts.append(f"{self.rows_without_reference} without a reference answer")
         if self.problems:
@@ -108,7 +112,7 @@ class EncodingReport:
             parts.append(f"{len(self.problems)} left out because they have problems (row {row}: {message})")
         if self.long_references:
             parts.append(f"{self.long_references} with references over generation_max_length")
-        parts.append(f"longest {self.longest} tokens")
+        parts.append(f"longest {counted(self.longest, 'token')}")
         if self.common_prefix_length and self.rows > 1:
             parts.append(f"all start with the same {self.common_prefix_length}")
         return ", ".join(parts)

@@ -18,7 +18,7 @@ from datasets import Dataset
 from prompt_tuning.data.leakage import Source
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import DataError, RecipeError, TemplateError
-from prompt_tuning.support.text import words
+from prompt_tuning.support.text import counted, words
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Demonstrations:
         # bm25 needs one more, because one of them may be the row itself.
         if len(numbers) < count + (selection == "bm25"):
             raise DataError(
-                f"num_demonstrations is {count} and the training split has {len(numbers)} rows of different sources; "
-                "lower it, or give more training rows"
+                f"num_demonstrations is {count} and the training split has {counted(len(numbers), 'row')} of "
+                "different sources; lower it, or give more training rows"
             )
         if selection == "bm25":
             _bm25s()

@@ -14,6 +14,7 @@ from prompt_tuning.encoding.row_checks import UNREACHABLE_SHOWN, counted_losses
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import DataError, EmptyRowError, OverlongError, OverlongTargetError, TemplateError
 from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.support.text import counted
 
 FIRST_ROWS = 100
 """The number of rows that are encoded before a model loads, so that most errors show at once."""
@@ -57,11 +58,12 @@ class StreamReport:
         """Return one line for the log."""
         if not self.rows:
             return f"a stream, of which the first {FIRST_ROWS} rows were read"
-        cut = f"{self.cut_rows} cut by {self.cut_tokens} tokens in all" if self.cut_rows else "none cut"
+        cut = f"{self.cut_rows} cut by {counted(self.cut_tokens, 'token')} in all" if self.cut_rows else "none cut"
         counts = counted_losses(self.dropped_rows, self.dropped_targets, self.cut_answers, self.unreachable_targets)
         if self.empty_rows:
             counts.append(f"{self.empty_rows} left out as empty")
-        return ", ".join([f"a stream: {self.rows} rows read", cut, *counts, f"longest {self.longest} tokens"])
+        rows = f"a stream: {counted(self.rows, 'row')} read"
+        return ", ".join([rows, cut, *counts, f"longest {counted(self.longest, 'token')}"])
 
     def add(self, number: int, encoded: dict[str, Any]) -> None:
         """Count an encoded row."""

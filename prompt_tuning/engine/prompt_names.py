@@ -10,6 +10,7 @@ from peft import PeftConfig
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.errors import AdapterError
+from prompt_tuning.support.text import counted
 
 
 class PromptName(NamedTuple):
@@ -40,9 +41,13 @@ def index_prompts(
     if len(tasks) == 1:
         tasks = tasks * num_rows
     if len(adapter_names) != num_rows:
-        raise AdapterError(f"adapter_names: {len(adapter_names)} names for {num_rows} rows; give one for each row")
+        raise AdapterError(
+            f"adapter_names: {counted(len(adapter_names), 'name')} for {counted(num_rows, 'row')}; give one for each"
+        )
     if len(tasks) != num_rows:
-        raise AdapterError(f"task_ids: {len(tasks)} ids for {num_rows} rows; give one for each row")
+        raise AdapterError(
+            f"task_ids: {counted(len(tasks), 'id')} for {counted(num_rows, 'row')}; give one for each row"
+        )
     for name in dict.fromkeys(adapter_names):
         if name not in configs:
             raise AdapterError(f"adapter {name} is not loaded; there are {', '.join(configs)}")

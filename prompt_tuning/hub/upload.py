@@ -38,6 +38,7 @@ from prompt_tuning.hub.download import is_hub_id
 from prompt_tuning.hub.refusal import explain_refusal
 from prompt_tuning.support.files import read_json
 from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.text import counted
 from prompt_tuning.support.yaml_files import read_yaml, to_yaml
 
 # Returns the text of a card that names a repository and a base model; None: README.md is uploaded as it is.
@@ -167,7 +168,7 @@ def list_upload(files: Mapping[str, bytes | Path]) -> str:
         size = content.stat().st_size if isinstance(content, Path) else len(content)
         total += size
         lines.append(f"{size:>13,}  {name}")
-    return "\n".join([*lines, f"{total:>13,}  bytes in {len(files)} files"])
+    return "\n".join([*lines, f"{total:>13,}  bytes in {counted(len(files), 'file')}"])
 
 
 def _check_complete(folder: RunFolder, *, finished: bool) -> None:

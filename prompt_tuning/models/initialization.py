@@ -20,6 +20,7 @@ from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import AdapterError, OverlongError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -80,11 +81,11 @@ def _draw_demonstrations(encoder: Encoder, rows: Dataset, count: int, seed: int)
         raise overlong[-1]
     if len(texts) < count:
         raise RecipeError(
-            f"init_demonstrations is {count}, more than the {len(texts)} training rows that fit max_source_tokens. "
-            "Lower it."
+            f"init_demonstrations is {count}, and "
+            f"{counted(len(texts), 'training row', 'fit max_source_tokens')}. Lower it."
         )
     if overlong:
-        logger.warning("init demonstrations: %d drawn rows are over their budget and were replaced", len(overlong))
+        logger.warning("init demonstrations: %s over budget replaced by others", counted(len(overlong), "drawn row"))
     return texts
 
 
@@ -118,7 +119,7 @@ def prompt_length(args: PromptArguments, ids: Sequence[int] | None) -> int:
     length = args.num_virtual_tokens
     if ids is not None and length and length < len(ids):
         raise RecipeError(
-            f"init {args.init} has {len(ids)} tokens and num_virtual_tokens is {length}. "
+            f"init {args.init} has {counted(len(ids), 'token')} and num_virtual_tokens is {length}. "
             "Leave num_virtual_tokens out to follow the text, or shorten it."
         )
     if ids is not None:
@@ -237,7 +238,8 @@ def initial_prefix(
         states += [layer.keys.float().cpu(), layer.values.float().cpu()]
     if any(state.shape[2] != length for state in states):
         raise RecipeError(
-            f"a prefix of {length} tokens is longer than the model's sliding window. Shorten the text it starts from."
+            f"a prefix of {counted(length, 'token')} is longer than the model's sliding window. Shorten the text it "
+            "starts from."
         )
     if args.init == "random":
         generator = torch.Generator().manual_seed(seed)

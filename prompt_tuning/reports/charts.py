@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from prompt_tuning.support.text import counted
+
 WIDTH, HEIGHT = 480, 280
 LEFT, RIGHT, TOP, BOTTOM = 66, 18, 14, 52
 MOST_TICKS, MOST_BARS = 6, 20
@@ -144,7 +146,7 @@ def histogram(title: str, x_label: str, values: Sequence[int]) -> Chart:
     middle = sorted(values)[len(values) // 2]
     return Chart(
         title=title,
-        description=f"{len(values)} rows, from {low} to {high} {x_label}, the median {middle}.",
+        description=f"{counted(len(values), 'row')}, from {low} to {high} {x_label}, the median {middle}.",
         x_label=x_label,
         y_label="rows",
         x_ticks=_labels(edges[::stride], edges, _x),

@@ -31,6 +31,7 @@ from prompt_tuning.reports.summary import (
 )
 from prompt_tuning.support.files import atomic_write, read_json, read_json_lines
 from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.text import counted
 from prompt_tuning.support.yaml_files import read_yaml, to_yaml
 
 logger = logging.getLogger(__name__)
@@ -157,7 +158,9 @@ def _read_rows(run: RunFolder, results: dict[str, Any]) -> list[Row]:
         raise DataError(f"{file}: no such file. A report shows the predictions that train and evaluate write there.")
     rows = read_json_lines(file)
     if len(rows) != results["rows"]:
-        raise DataError(f"{file}: {len(rows)} rows, but {run.results.name} has {results['rows']}. Evaluate again.")
+        raise DataError(
+            f"{file}: {counted(len(rows), 'row')}, but {run.results.name} has {results['rows']}. Evaluate again."
+        )
     return rows
 
 
@@ -279,9 +282,9 @@ def _facts(results: dict[str, Any]) -> dict[str, str]:
     if "method" in results:
         facts["Method"] = results["method"].replace("_", " ")
     if "train_steps" in results:
-        rows = f"{results['train_rows']:,} rows" if "train_rows" in results else "a stream"
+        rows = counted(results["train_rows"], "row") if "train_rows" in results else "a stream"
         facts["Training"] = (
-            f"{rows}, {results['train_steps']:,} steps, {results['train_seconds']:.0f} s, "
+            f"{rows}, {counted(results['train_steps'], 'step')}, {results['train_seconds']:.0f} s, "
             f"{results['trainable_parameters']:,} trained parameters"
         )
     for label, key in (("Best checkpoint", "best_checkpoint"), ("Adapter", "adapter"), ("Combined by", "combine")):

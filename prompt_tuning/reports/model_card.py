@@ -41,6 +41,7 @@ from prompt_tuning.support.data_files import file_format
 from prompt_tuning.support.files import atomic_write, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import markdown_table
+from prompt_tuning.support.text import counted
 from prompt_tuning.support.yaml_files import to_yaml
 
 logger = logging.getLogger(__name__)
@@ -184,6 +185,7 @@ def _card_template() -> Template:
     )
     environment.filters |= {
         "code": _code,
+        "counted": counted,
         "fence": _fence,
         "literal": _literal,
         "quote": shlex.quote,

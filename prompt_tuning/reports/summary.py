@@ -18,6 +18,7 @@ from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.support.files import read_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import text_table
+from prompt_tuning.support.text import agreed, counted
 
 # The hard prompt comes first in tables, because the others are compared with it.
 ROWS = [METHODS["none"], *METHODS.values()]
@@ -96,7 +97,7 @@ def decoding_text(decoding: dict[str, Any]) -> str:
         suffix = "" if normalization == "none" else f", normalised by {normalization}"
         return f"the most likely of the row's choices{suffix}"
     beams = decoding["num_beams"]
-    parts = ["greedy" if beams == 1 else f"{beams} beams", f"up to {decoding['max_new_tokens']} tokens"]
+    parts = ["greedy" if beams == 1 else f"{beams} beams", f"up to {counted(decoding['max_new_tokens'], 'token')}"]
     for name, value in decoding.items():
         if name not in ("num_beams", "max_new_tokens"):
             parts.append(f"{name} {value}")
@@ -166,10 +167,13 @@ def _table(results: dict[str, Any]) -> str:
 
 
 def _facts(results: dict[str, Any]) -> str:
-    facts = [f"{results['rows']} rows of {results['split']}, template {results['template']}, model {results['model']}"]
+    facts = [
+        f"{counted(results['rows'], 'row')} of {results['split']}, template {results['template']}, "
+        f"model {results['model']}"
+    ]
     if "train_seconds" in results:
         facts.append(
-            f"{results['trainable_parameters']:,} trained parameters, {results['train_steps']} steps in "
+            f"{results['trainable_parameters']:,} trained parameters, {counted(results['train_steps'], 'step')} in "
             f"{results['train_seconds']:.0f} s, evaluated in {results['evaluation_seconds']:.0f} s, "
             f"seed {results['seed']}"
         )
@@ -178,9 +182,10 @@ def _facts(results: dict[str, Any]) -> str:
     size = results.get("splits", {}).get(results["split"], {})
     without_reference = size.get("rows_without_reference")
     if without_reference:
-        facts.append(f"{without_reference} of these rows have no reference answer")
+        facts.append(f"{without_reference} of these rows {agreed(without_reference, 'have')} no reference answer")
     if size.get("empty_rows"):
-        facts.append(f"{size['empty_rows']} more rows were left out, as the template writes nothing for them")
+        left_out = counted(size["empty_rows"], "more row", "were left out")
+        facts.append(f"{left_out}, as the template writes nothing for them")
     if results["cut_rows"]:
         facts.append(f"{results['cut_rows']} of these rows were cut to fit max_source_tokens")
     return "\n".join(facts)

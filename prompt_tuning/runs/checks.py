@@ -25,6 +25,7 @@ from prompt_tuning.metrics.language import is_english, language_of_script, prima
 from prompt_tuning.metrics.loading import score_example_row, takes_language
 from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.support.text import agreed, counted
 from prompt_tuning.templates.languages import LANGUAGES
 from prompt_tuning.templates.template import Template
 from prompt_tuning.training.losses import SCALED_LOGITS
@@ -139,15 +140,14 @@ def check_positions(recipe: Recipe, config: PretrainedConfig, num_virtual_tokens
         (recipe.decoding["max_new_tokens"], "generation_max_length"), (prompt.max_target_tokens, "max_target_tokens")
     )
     virtual = num_virtual_tokens
+    prefix = counted(virtual, "virtual token")
     if not config.is_encoder_decoder:
-        budgets = {
-            f"{virtual} virtual tokens, max_source_tokens {source} and {name} {target}": virtual + source + target
-        }
+        budgets = {f"{prefix}, max_source_tokens {source} and {name} {target}": virtual + source + target}
     elif METHODS[prompt.method].trains_keys_and_values:
         budgets = {f"max_source_tokens {source}": source, f"{name} {target}": target}
     else:
         budgets = {
-            f"{virtual} virtual tokens and max_source_tokens {source}": virtual + source,
+            f"{prefix} and max_source_tokens {source}": virtual + source,
             f"{name} {target}": target,
         }
     errors = ErrorList()
@@ -175,8 +175,9 @@ def check_encoding(recipe: Recipe, split: str, report: EncodingReport) -> None:
     if split != "train" and report.overlong_problems and recipe.prompt.drop_overlong:
         errors.append(
             DataError(
-                f"{origin}: drop_overlong leaves out training rows only, and {report.overlong_problems} rows here are "
-                "too long; raise max_source_tokens, or name a column in truncate"
+                f"{origin}: drop_overlong leaves out training rows only, and here "
+                f"{counted(report.overlong_problems, 'row', 'are too long')}; raise max_source_tokens, or name a "
+                "column in truncate"
             )
         )
     rows_by_message = defaultdict(list)
@@ -184,13 +185,13 @@ def check_encoding(recipe: Recipe, split: str, report: EncodingReport) -> None:
         rows_by_message[message].append(row)
     for message, rows in list(rows_by_message.items())[:PROBLEMS_SHOWN]:
         # A mistake in a template is the same in every row.
-        more = f" (the same in {len(rows) - 1} more rows)" if len(rows) > 1 else ""
+        more = f" (the same in {counted(len(rows) - 1, 'more row')})" if len(rows) > 1 else ""
         errors.append(DataError(f"{row_origin(recipe.data, split, rows[0])}: {message}{more}"))
     num_hidden = sum(map(len, list(rows_by_message.values())[PROBLEMS_SHOWN:]))
     if num_hidden:
-        errors.append(DataError(f"{origin}: {num_hidden} more rows have problems"))
+        errors.append(DataError(f"{origin}: {counted(num_hidden, 'more row', 'have problems')}"))
     if report.empty_problems:
-        count = f"{report.empty_problems} row{'s' if report.empty_problems > 1 else ''}"
+        count = counted(report.empty_problems, "row")
         advice = "Correct the rows or the template, or set drop_empty: true to leave them out and count them."
         errors.append(DataError(f"{origin}: the template writes no source or no target for {count}. {advice}"))
     if not report.rows and not report.problems:
@@ -236,7 +237,7 @@ def check_references(recipe: Recipe, split: str, encoded: Dataset, score: Metric
     try:
         score(["The a."], [[]])
     except ValueError:
-        more = f"; {len(without) - 1} more rows have none either" if len(without) > 1 else ""
+        more = f"; {counted(len(without) - 1, 'more row', 'have none either')}" if len(without) > 1 else ""
         origin = row_origin(recipe.data, split, without[0])
         raise DataError(f"{origin}: row has no reference answer{more}") from None
 
@@ -255,7 +256,8 @@ def check_language(recipe: Recipe, split: str, encoded: Dataset) -> None:
         return
     code = max(codes, key=codes.__getitem__)
     origin = split_origin(recipe.data, split)
-    count = f"{codes.total()} of {len(encoded)} rows have references in another script than English"
+    predicate = agreed(codes.total(), "have references in another script than English")
+    count = f"{codes.total()} of {counted(len(encoded), 'row')} {predicate}"
     if language is None and 2 * codes.total() > len(encoded):
         raise RecipeError(
             f"{origin}: {count}, and metrics split them by `lang`. Set the code of theirs, as lang: {code}."
@@ -307,16 +309,13 @@ def check_teacher_targets(recipe: Recipe, rows: Dataset, teacher_rows: Dataset) 
         errors.append(
             RecipeError(
                 f"{row_origin(recipe.data, 'train', unlike[0])}: its target has other tokens in teacher_template than "
-                f"in template, and so in {len(unlike)} rows; let both write the same target after the same space"
+                f"in template, and so in {counted(len(unlike), 'row')}; let both write the same target after the "
+                "same space"
             )
         )
     if missing:
-        errors.append(
-            RecipeError(
-                f"{missing} training rows do not fit max_teacher_tokens, or are empty in teacher_template; raise the "
-                "first, or correct the second"
-            )
-        )
+        unfit = counted(missing, "training row", "do not fit max_teacher_tokens")
+        errors.append(RecipeError(f"{unfit}, or empty in teacher_template; raise the first, or correct the second"))
     errors.raise_all()
 
 
@@ -342,7 +341,7 @@ def check_splits(recipe: Recipe, encoded: Mapping[str, Dataset | IterableDataset
     rows_per_step = training.per_device_train_batch_size * training.world_size
     if training.dataloader_drop_last and isinstance(rows, Dataset) and len(rows) < rows_per_step:
         raise DataError(
-            f"{recipe.path}: dataloader_drop_last leaves out all {len(rows)} training rows, as a batch has "
+            f"{recipe.path}: dataloader_drop_last leaves out all {counted(len(rows), 'training row')}, as a batch has "
             f"{rows_per_step}; set it to false, or lower per_device_train_batch_size"
         )
     if "validation" not in encoded and "test" not in encoded:

@@ -23,6 +23,7 @@ from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.runs.predictor import Predictor, Question
 from prompt_tuning.support.data_files import ARCHIVES, CONVERSIONS, file_format, matching_files, other_format
 from prompt_tuning.support.files import atomic_write
+from prompt_tuning.support.text import agreed, counted
 
 OriginAndRow = tuple[str, dict[str, Any]]
 """Where a row is from, for messages, and the row."""
@@ -68,7 +69,7 @@ def predict(
         (counts["fewer"], "have fewer demonstrations, to fit max_source_tokens"),
     ):
         if count:
-            print(f"{count} of {counts['rows']} rows {message}", file=sys.stderr)
+            print(f"{count} of {counted(counts['rows'], 'row')} {agreed(count, message)}", file=sys.stderr)
 
 
 def _checked_path(source: str, output: str) -> Path | None:

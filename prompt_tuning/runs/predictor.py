@@ -205,7 +205,7 @@ def _read_run(run: RunFolder, model_name_or_path: str, *, downloaded: bool) -> t
     template = Template.load(run.template)
     if recipe.prompt.num_demonstrations and recipe.prompt.demonstration_selection == "bm25":
         raise AdapterError(
-            f"{run.path}: its {recipe.prompt.num_demonstrations} demonstrations are the training rows nearest to each "
+            f"{run.path}: its demonstrations are the training rows nearest to each "
             "row (bm25), and a run's folder holds no training rows; use `prompt-tuning evaluate` with your rows as "
             "test_file, or train with demonstration_selection: random or balanced"
         )

@@ -33,6 +33,7 @@ from prompt_tuning.runs.sharding import check_sharding
 from prompt_tuning.runs.trainable import add_trainable, soft_prompt_of
 from prompt_tuning.support.files import write_json
 from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.text import counted
 from prompt_tuning.training.distributed import full_state_dict
 from prompt_tuning.training.losses import teacher_states
 from prompt_tuning.training.memory import explain_out_of_memory
@@ -137,7 +138,7 @@ def _read_teacher(trainer: PromptTuningTrainer, prepared: Prepared) -> None:
             args.per_device_eval_batch_tokens,
             disable_tqdm=args.disable_tqdm,
         )
-    logger.info("the teacher read %s rows in %.0f s", len(trainer.teacher), time.perf_counter() - started)
+    logger.info("the teacher read %s in %.0f s", counted(len(trainer.teacher), "row"), time.perf_counter() - started)
 
 
 def _evaluated_models(

@@ -29,6 +29,7 @@ from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, 
 from prompt_tuning.support.files import atomic_write, read_json, read_json_lines, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import markdown_table
+from prompt_tuning.support.text import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -342,7 +343,7 @@ def comparison_text(compared: Mapping[str, Any]) -> str:
             f"{part['seconds_per_100_predictions']:.1f}",
         ))  # fmt: skip
     seeds = ", ".join(map(str, compared["seeds"]))
-    note = f"{compared['rows']} rows; seeds {seeds}; intervals and p: {compared['test']}"
+    note = f"{counted(compared['rows'], 'row')}; seeds {seeds}; intervals and p: {compared['test']}"
     return "\n".join([markdown_table(head, rows), "", note])
 
 

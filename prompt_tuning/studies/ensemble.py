@@ -38,6 +38,7 @@ from prompt_tuning.runs.predictor import generate_texts
 from prompt_tuning.runs.prepare import Prepared, prepare
 from prompt_tuning.runs.results import describe, scores_of, write_pages, write_run
 from prompt_tuning.support.tables import text_table
+from prompt_tuning.support.text import counted
 from prompt_tuning.training.memory import IN_EVALUATION, explain_out_of_memory
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
@@ -326,11 +327,12 @@ def ensemble_text(folder: Path) -> str:
         [
             text_table(["", *metrics], lines, align=["left", *["right"] * len(metrics)]),
             "",
-            f"{results['rows']} rows of {results['split']}, template {results['template']}, model {results['model']}",
+            f"{counted(results['rows'], 'row')} of {results['split']}, template {results['template']}, "
+            f"model {results['model']}",
             f"all {len(results['adapters'])} adapters wrote the same for {results['all_agree']:.1f} % of the rows; "
             f"on average {results['mean_votes']:.2f} wrote the most frequent text",
-            f"cost against {first} alone: {rows['ensemble']} rows for {rows['one_adapter']}, "
-            f"{tokens['ensemble']} virtual tokens for {tokens['one_adapter']}, "
+            f"cost against {first} alone: {counted(rows['ensemble'], 'row')} for {rows['one_adapter']}, "
+            f"{counted(tokens['ensemble'], 'virtual token')} for {tokens['one_adapter']}, "
             f"{seconds['ensemble']:.1f} s for {seconds['one_adapter']:.1f} s",
             f"written to {folder}",
         ]

@@ -30,6 +30,7 @@ from prompt_tuning.studies.figures import new_figure, write_png
 from prompt_tuning.support.files import atomic_folder, read_json, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import text_table
+from prompt_tuning.support.text import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -231,7 +232,10 @@ def inspection_text(report: dict[str, Any]) -> str:
     Args:
         report: of `inspect`.
     """
-    lines = ["{adapter}: {virtual_tokens} virtual tokens ({method}) of {model}".format_map(report)]
+    lines = [
+        f"{report['adapter']}: {counted(report['virtual_tokens'], 'virtual token')} ({report['method']}) of "
+        f"{report['model']}"
+    ]
     is_prefix = "layers" in report
     if is_prefix:
         lines.append("a prefix is keys and values, not embeddings, so nearest tokens do not exist for it")
@@ -296,7 +300,7 @@ def _draw(report: dict[str, Any], path: Path) -> None:
     right.set(xlabel="virtual token", ylabel="virtual token", title="Similarity of virtual tokens")
     for axis in (left.xaxis, right.xaxis, right.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    figure.suptitle(f"{report['adapter']} ({report['method']}, {report['virtual_tokens']} virtual tokens)")
+    figure.suptitle(f"{report['adapter']} ({report['method']}, {counted(report['virtual_tokens'], 'virtual token')})")
     write_png(figure, path)
 
 

@@ -23,6 +23,7 @@ from prompt_tuning.engine.likelihood import target_log_likelihoods
 from prompt_tuning.runs.prepare import Prepared
 from prompt_tuning.studies.rank_candidates import validation_rows
 from prompt_tuning.support.files import read_json_lines, write_json_lines
+from prompt_tuning.support.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,9 @@ def find_finalists(
             if scored:
                 means = {name: table.mean(name, order[:scored]) for name in finalists}
                 finalists = sorted(finalists, key=means.__getitem__, reverse=True)[:kept]
-            logger.info("likelihood: %s candidates on %s of %s rows", len(finalists), reach, num_rows)
+            logger.info(
+                "likelihood: %s on %s of %s", counted(len(finalists), "candidate"), reach, counted(num_rows, "row")
+            )
             for start in range(scored, reach, ROWS_AT_ONCE):
                 rows = order[start : min(start + ROWS_AT_ONCE, reach)]
                 for names in _read_together(finalists, prepared):

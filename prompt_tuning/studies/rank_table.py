@@ -6,6 +6,7 @@ from typing import Any
 
 from prompt_tuning.metrics.significance import DRAWS, FEW_ROWS
 from prompt_tuning.support.tables import markdown_table
+from prompt_tuning.support.text import counted
 
 SIGNIFICANT = 0.05  # The difference of two candidates with a larger p is not significant.
 
@@ -53,12 +54,13 @@ def _notes(ranked: dict[str, Any]) -> list[str]:
     likelihood = f"log-likelihood: of a row's target without its end, in nats, {DRAWS} draws of rows"
     if min(facts["rows"] for facts in candidates.values()) <= FEW_ROWS:
         likelihood += f", p of at most {FEW_ROWS} rows by their signs, their intervals too narrow"
-    lines = [f"{ranked['rows']} rows; {likelihood}; {ranked['metric']}: {ranked['test']}"]
-    steps = [f"{kept} candidates on {reach} rows" for kept, reach in ranked["halving"]]
+    lines = [f"{counted(ranked['rows'], 'row')}; {likelihood}; {ranked['metric']}: {ranked['test']}"]
+    steps = [f"{counted(kept, 'candidate')} on {counted(reach, 'row')}" for kept, reach in ranked["halving"]]
     lines.append(f"halving: {', '.join(steps)}")
     for name, facts in candidates.items():
         if "lacking_rows" in facts:
-            lines.append(f"{name}: {facts['lacking_rows']} rows show fewer; more do not fit max_source_tokens")
+            lacking = counted(facts["lacking_rows"], "row", "show fewer")
+            lines.append(f"{name}: {lacking}; more do not fit max_source_tokens")
     for name, reason in ranked["left_out"].items():
         lines.append(f"left out: {name}: {reason}")
     return lines

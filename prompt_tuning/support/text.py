@@ -22,13 +22,31 @@ def gap_after(source: str) -> str:
     return "" if last.isspace() or (last and unicodedata.east_asian_width(last) in ("W", "F")) else " "
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number and its noun, which gets an s unless the number is one.
+def counted(number: int, noun: str, predicate: str = "") -> str:
+    """Return a number and its noun, which gets an s unless the number is one, and what is said of them.
 
-    >>> counted(1, "row"), counted(0, "row"), counted(1200, "row")
-    ('1 row', '0 rows', '1,200 rows')
+    >>> counted(0, "row"), counted(1200, "row"), counted(1, "row", "have problems")
+    ('0 rows', '1,200 rows', '1 row has problems')
     """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    said = f" {agreed(number, predicate)}" if predicate else ""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}{said}"
+
+
+SINGULAR = {
+    "are": "is", "ask": "asks", "carry": "carries", "do": "does", "fit": "fits", "had": "had", "have": "has",
+    "show": "shows", "were": "was",
+}  # fmt: skip
+"""The verbs of messages about several things, with those about one."""
+
+
+def agreed(number: int, predicate: str) -> str:
+    """Return what is said of some things, with a verb that agrees with their number.
+
+    >>> agreed(1, "are too long"), agreed(2, "are too long")
+    ('is too long', 'are too long')
+    """
+    verb, space, rest = predicate.partition(" ")
+    return f"{SINGULAR[verb]}{space}{rest}" if number == 1 else predicate
 
 
 def normalised(text: str) -> str:

@@ -14,6 +14,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import has_length
 
 from prompt_tuning.errors import RecipeError
+from prompt_tuning.support.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +63,8 @@ def check_position(checkpoint: Path, rows: Any, args: TrainingArguments) -> None
     saved_steps = math.ceil(state.global_step / state.epoch - 1e-6)
     if steps != saved_steps:
         raise RecipeError(
-            f"{checkpoint}: an epoch had {saved_steps} steps, and these rows and batches make {steps}, so that rows "
-            "would be repeated or left out. Keep the rows and the product of per_device_train_batch_size, "
+            f"{checkpoint}: an epoch had {counted(saved_steps, 'step')}, and these rows and batches make {steps}, so "
+            "that rows would be repeated or left out. Keep the rows and the product of per_device_train_batch_size, "
             "gradient_accumulation_steps and processes; or set ignore_data_skip: true, which starts a new pass over "
             "all rows"
         )

@@ -192,7 +192,7 @@ def test_rows_that_a_template_leaves_empty_are_an_error_or_left_out_and_counted(
     assert main(["check", recipe]) == 1
     errors = capsys.readouterr().err
     assert "train.jsonl, line 3: template" in errors and "the source is empty" in errors
-    assert "(the same in 1 more rows)" in errors and errors.count("the source is empty") == 3
+    assert "(the same in 1 more row)" in errors and errors.count("the source is empty") == 3
     assert "train.jsonl: the template writes no source or no target for 2 rows. Correct the rows or" in errors
     assert "set drop_empty: true" in errors
     assert main(["check", recipe, "--drop_empty", "true"]) == 0

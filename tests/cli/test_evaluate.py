@@ -138,7 +138,7 @@ def test_rows_without_a_reference_are_counted(recipe_file, tmp_path, capsys):
     results = json.loads((tmp_path / "run" / "evaluate-test-hard_prompt" / "results.json").read_text())
     assert results["splits"]["test"]["rows_without_reference"] == 3
     assert main(["evaluate", str(recipe), "--metrics", "chrf"]) == 1
-    assert "line 3: row has no reference answer; 1 more rows have none either" in capsys.readouterr().err
+    assert "line 3: row has no reference answer; 1 more row has none either" in capsys.readouterr().err
 
 
 def test_a_column_of_references_is_needed_only_in_evaluated_rows(recipe_file, tmp_path, capsys, monkeypatch):

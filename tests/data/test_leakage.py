@@ -225,10 +225,10 @@ def test_leaks_are_logged_before_the_model_loads_and_saved_in_the_results(recipe
     write_jsonl(tmp_path / "test.jsonl", test)
     assert main(["check", recipe]) == 0
     errors = capsys.readouterr().err
-    assert f"are in the training split with the same target ({tmp_path}/test.jsonl, line 4 = {tmp_path}/" in errors
-    same = f"test: 1 of 5 rows are in the training split with the same target ({tmp_path}/test.jsonl, line 4 = "
+    assert f"is in the training split with the same target ({tmp_path}/test.jsonl, line 4 = {tmp_path}/" in errors
+    same = f"test: 1 of 5 rows is in the training split with the same target ({tmp_path}/test.jsonl, line 4 = "
     assert f"{same}{tmp_path}/train.jsonl, line 8)\n" in errors
-    assert f"1 of 5 rows are in the training split with another target ({tmp_path}/test.jsonl, line 5" in errors
+    assert f"1 of 5 rows is in the training split with another target ({tmp_path}/test.jsonl, line 5" in errors
     assert "validation: none of its 6 rows is in the training split" in errors
     with monkeypatch.context() as patch:
         forbid_model_loading(patch)

@@ -90,8 +90,8 @@ def test_a_demonstration_over_its_budget_is_replaced_and_logged(tokenizer, caplo
     initial_text(arguments, encoder, Dataset.from_list(short), seed=0)
     assert not caplog.text
     initial_text(arguments, encoder, Dataset.from_list([long, *short[:2], long]), seed=0)
-    assert "drawn rows are over their budget and were replaced" in caplog.text
-    with pytest.raises(RecipeError, match="init_demonstrations is 2, more than the 1 training rows that fit"):
+    assert "over budget replaced by others" in caplog.text
+    with pytest.raises(RecipeError, match="init_demonstrations is 2, and 1 training row fits max_source_tokens"):
         initial_text(arguments, encoder, Dataset.from_list([long, short[0], long]), seed=0)
     with pytest.raises(OverlongError, match="max_source_tokens is 64"):
         initial_text(arguments, encoder, Dataset.from_list([long, long]), seed=0)
