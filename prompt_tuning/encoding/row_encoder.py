@@ -15,8 +15,9 @@ from prompt_tuning.errors import EmptyRowError, OverlongError, OverlongTargetErr
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.support.text import gap_after
 from prompt_tuning.templates.languages import language_variables
+from prompt_tuning.templates.rendered import Rendered
 from prompt_tuning.templates.sandbox import VALUE_END
-from prompt_tuning.templates.template import Rendered, Template
+from prompt_tuning.templates.template import Template
 
 CHOICES_NAMED = 8
 

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING
 from prompt_tuning.support.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from prompt_tuning.templates.template import Rendered, Template, load_templates
+    from prompt_tuning.templates.rendered import Rendered
+    from prompt_tuning.templates.template import Template, load_templates
 
 __all__ = ["Rendered", "Template", "load_templates"]
 
-__getattr__ = lazy_names(__name__, {"Rendered": "template", "Template": "template", "load_templates": "template"})
+__getattr__ = lazy_names(__name__, {"Rendered": "rendered", "Template": "template", "load_templates": "template"})
 
 
 def __dir__() -> list[str]:

@@ -67,9 +67,11 @@ def find_entry(name: str) -> Entry:
         return _entry_of_file(Path(in_file[1]), in_file[2])
     shipped = shipped_templates()
     if name not in shipped:
-        nearest = difflib.get_close_matches(name, shipped, n=1, cutoff=0.3)
-        hint = f"Did you mean {nearest[0]}?" if nearest else "The name of a file must end in .yaml."
-        raise TemplateError(f"template {name}: not a shipped template ({', '.join(shipped)}). {hint}")
+        nearest = difflib.get_close_matches(name, shipped, n=3, cutoff=0.3)
+        hint = f"Did you mean {', '.join(nearest)}?" if nearest else "The name of a file must end in .yaml."
+        raise TemplateError(
+            f"template {name}: not a shipped template. {hint} `prompt-tuning templates` lists all {len(shipped)}."
+        )
     return Entry(name, shipped[name])
 
 
@@ -104,8 +106,7 @@ def describe(values: Any) -> str:
         return "nothing"
     if not isinstance(values, dict):
         return "a list" if isinstance(values, list) else "one value"
-    keys = ", ".join(map(str, list(values)[:MAX_KEYS_NAMED]))
-    return f"{keys}, ..." if len(values) > MAX_KEYS_NAMED else keys
+    return _listed(list(map(str, values)))
 
 
 def _entries_of_folder(path: Path) -> tuple[list[Entry], dict[str, str]]:
@@ -133,11 +134,15 @@ def _entry_of_file(path: Path, name: str | None) -> Entry:
     if full_name in entries:
         return entries[full_name]
     names = {entry.removeprefix(f"{path}:"): entry for entry in entries}
-    nearest = difflib.get_close_matches(name or "", names, n=1) or list(names)
+    nearest = list(dict.fromkeys([*difflib.get_close_matches(name or "", names, cutoff=0.3), *names]))
     raise TemplateError(
-        f"template {full_name}: the file holds {len(names)} ({', '.join(names)}). "
+        f"template {full_name}: the file holds {len(names)} ({_listed(nearest)}). "
         f"Name one, such as {names[nearest[0]]}"
     )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:MAX_KEYS_NAMED]) + (", ..." if len(names) > MAX_KEYS_NAMED else "")
 
 
 def _entries_of_file(path: Path) -> list[Entry]:

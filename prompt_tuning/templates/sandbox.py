@@ -202,7 +202,8 @@ def needed_columns(text: str, constants: frozenset[str]) -> frozenset[str]:
         constants: variables that are not columns.
 
     Raises:
-        jinja2.TemplateError: the text is not valid Jinja, has a filter that does not exist, or changes a row.
+        jinja2.TemplateError: the text is not valid Jinja, has a filter that does not exist, changes a row, or
+            prints a list.
     """
     compiled(text)
     tree = _parse(text)
@@ -212,6 +213,11 @@ def needed_columns(text: str, constants: frozenset[str]) -> frozenset[str]:
         root = _root_name(method)
         if isinstance(method, jinja2.nodes.Getattr) and changes_value(method.attr) and root in columns | constants:
             raise jinja2.TemplateError(f"its {method.attr} would change the row's {root}; change a list of its own")
+    for printed in tree.find_all(jinja2.nodes.Output):
+        if any(map(_is_list, printed.nodes)):
+            raise jinja2.TemplateError(
+                "it prints a list. Write `| join(', ')` after it, or take one item, such as [0]"
+            )
     if ROW in columns and columns_of_row(text):
         columns = columns - {ROW} | columns_of_row(text)
     return frozenset(columns)
@@ -239,6 +245,15 @@ def item_key(node: jinja2.nodes.Getattr | jinja2.nodes.Getitem) -> Any:
 def changes_value(method: str) -> bool:
     """Return True if a method of this name changes a list or a mapping, such as `append`."""
     return modifies_known_mutable([], method) or modifies_known_mutable({}, method)
+
+
+def _is_list(node: jinja2.nodes.Node) -> bool:
+    """Return True if an expression is a list for every row, such as a part of `text.split()`."""
+    if isinstance(node, jinja2.nodes.Getitem) and isinstance(node.arg, jinja2.nodes.Slice):
+        return _is_list(node.node)
+    method = node.node if isinstance(node, jinja2.nodes.Call) else None
+    splits = isinstance(method, jinja2.nodes.Getattr) and method.attr in ("split", "rsplit", "splitlines")
+    return splits or isinstance(node, (jinja2.nodes.List, jinja2.nodes.Tuple))
 
 
 def _root_name(node: jinja2.nodes.Node) -> str | None:

@@ -14,11 +14,12 @@ import jinja2
 
 from prompt_tuning.errors import EmptyRowError, TemplateError
 from prompt_tuning.support.jinja import JINJA_ERRORS
-from prompt_tuning.support.text import gap_after, normalised
+from prompt_tuning.support.text import normalised
 from prompt_tuning.support.yaml_files import to_yaml
 from prompt_tuning.templates.fields import LIST_FIELDS, check_fields, checked_list
 from prompt_tuning.templates.languages import LANGUAGE_VARIABLES
 from prompt_tuning.templates.loading import find_entries, find_entry
+from prompt_tuning.templates.rendered import Rendered
 from prompt_tuning.templates.sandbox import (
     CHOICE_END,
     ROW,
@@ -45,32 +46,6 @@ COLUMN_SETTINGS = {
     "question": "question_column",
     "answers": "answer_column",
 }
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """One row as text.
-
-    Args:
-        messages: turns with `role` (system, user or assistant) and `content`.
-        target: the text that the model should write. None if the row was rendered for prediction only.
-        references: all texts that count as right.
-    """
-
-    messages: tuple[dict[str, str], ...]
-    target: str | None
-    references: tuple[str, ...]
-
-    @property
-    def source(self) -> str:
-        """All messages as plain text, without a chat template. A demonstration's target follows its source."""
-        parts: list[str] = []
-        for message in self.messages:
-            if message["role"] == "assistant":
-                parts[-1] += gap_after(parts[-1]) + message["content"]
-            else:
-                parts.append(message["content"])
-        return "\n\n".join(parts)
 
 
 @dataclass(frozen=True)

@@ -427,3 +427,23 @@ def test_lines_that_lose_white_space_beside_a_tag_are_found(source, lines):
 def test_no_shipped_template_loses_white_space_unsaid():
     for name in shipped_templates():
         assert not Template.load(name).trimmed_lines
+
+
+@pytest.mark.parametrize("printed", ["q.split()", "q.strip().split('a')[:2]", "[q]", "q, q", "q.splitlines()[1:]"])
+def test_a_text_that_prints_a_list_for_every_row_is_refused_when_it_is_loaded(printed):
+    with pytest.raises(TemplateError, match=r"it prints a list. Write `\| join\(', '\)` after it"):
+        Template.from_dict({"source": f"a {{{{ {printed} }}}}", "target": "x"})
+    for text in (f"({printed}) | join(' ')", "q.split()[0]", "q[:2]"):
+        Template.from_dict({"source": f"a {{{{ {text} }}}}", "target": "x"})
+
+
+def test_an_unknown_name_gets_the_nearest_first_and_how_to_list_all(tmp_path):
+    with pytest.raises(TemplateError) as caught:
+        Template.load("question_answering/fewshot")
+    assert "Did you mean question_answering/few_shot" in str(caught.value) and len(str(caught.value)) < 250
+    assert f"`prompt-tuning templates` lists all {len(shipped_templates())}." in str(caught.value)
+    path = tmp_path / "many.yaml"
+    path.write_text("".join(f"wording_{number}: {{source: a, target: b}}\n" for number in range(40)))
+    with pytest.raises(TemplateError, match=r"the file holds 40 \(wording_3, ") as caught:
+        Template.load(f"{path}:wording3")
+    assert "Name one, such as" in str(caught.value) and str(caught.value).count("wording_") == 9
