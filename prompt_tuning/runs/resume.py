@@ -134,7 +134,7 @@ def _changed_state(recipe: Recipe, changed: dict[str, tuple[Any, Any]]) -> list[
         elif name == "learning_rate":
             depends = values["lr_scheduler_type"] in SCORED_SCHEDULES
         elif name in SCORE_SETTINGS:
-            depends = before is not None
+            depends = before is not None and after is not None
         else:
             depends = name in STATE_SETTINGS or (recipe.data.streaming and name in STREAM_SETTINGS)
         if depends and before != after:

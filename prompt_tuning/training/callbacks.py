@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -138,9 +139,8 @@ class Divergence(TrainerCallback):
         name_row: names a row by its `row`, and with several tasks also by its `task_ids`.
     """
 
-    def __init__(self, accelerator: Accelerator, name_row: Callable[..., str]) -> None:
+    def __init__(self, name_row: Callable[..., str]) -> None:
         """Start without a step."""
-        self.accelerator = accelerator
         self.name_row = name_row
         self.steps: dict[int, Step] = {}
 
@@ -155,11 +155,11 @@ class Divergence(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        optimizer: Optimizer,
+        optimizer: AcceleratedOptimizer,
         **kwargs: Any,
     ) -> None:
         """Record the norm of the gradient, unless the scaler of float16 skipped the step, which is ordinary."""
-        if self.accelerator.optimizer_step_was_skipped:
+        if optimizer.step_was_skipped:
             return
         # To look for them among the frozen parameters takes two milliseconds a step in a model of 30 layers.
         trained = chain.from_iterable(group["params"] for group in optimizer.param_groups)

@@ -148,7 +148,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
         self.teacher = teacher
         self.distillation = distillation
         self.training_start = TrainingStart()
-        self.divergence = Divergence(self.accelerator, name_row)
+        self.divergence = Divergence(name_row)
         for callback in (self.training_start, KeepOnlyBest(), self.divergence):
             self.add_callback(callback)
         self._partial_run: Path | None = None

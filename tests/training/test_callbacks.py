@@ -369,12 +369,12 @@ def test_a_signal_saves_no_checkpoint_after_a_loss_that_is_not_finite(recipe_fil
 def test_a_step_that_the_scaler_of_float16_skipped_is_ordinary():
     model = torch.nn.Linear(1, 1)
     model(torch.full((1, 1), torch.inf)).sum().backward()
-    accelerator = SimpleNamespace(optimizer_step_was_skipped=True)
-    divergence = Divergence(accelerator, "row {}".format)
-    optimizer = torch.optim.SGD(model.parameters())
+    divergence = Divergence("row {}".format)
+    groups = torch.optim.SGD(model.parameters()).param_groups
+    optimizer = SimpleNamespace(param_groups=groups, step_was_skipped=True)
     divergence.on_optimizer_step(None, TrainerState(), None, optimizer=optimizer)
     divergence.check()
-    accelerator.optimizer_step_was_skipped = False
+    optimizer.step_was_skipped = False
     divergence.on_optimizer_step(None, TrainerState(), None, optimizer=optimizer)
     with pytest.raises(TrainingError, match="step 1: the norm of the gradient is inf"):
         divergence.check()

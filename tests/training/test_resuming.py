@@ -164,6 +164,23 @@ def test_a_command_refuses_settings_that_do_not_fit_the_checkpoints_state_before
     assert "an epoch had 6 steps, and these rows and batches make 3" in capsys.readouterr().err
 
 
+def test_a_stream_is_resumed_only_with_its_own_batches_and_a_scored_schedule_with_its_rate(
+    recipe_file, tmp_path, capsys, monkeypatch
+):
+    settings = dict(streaming="true", buffer_size=4, save_steps=2)
+    plateau = dict(lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="steps", eval_steps=2, warmup_steps=0)
+    recipe = str(recipe_file(**settings, **plateau))
+    assert main(["train", recipe]) == 0
+    forbid_model_loading(monkeypatch)
+    resume = ["train", recipe, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-2")]
+    for name, value in {
+        "per_device_train_batch_size": "8", "gradient_accumulation_steps": "2", "buffer_size": "9",
+        "learning_rate": "0.1", "lr_scheduler_type": "linear",
+    }.items():  # fmt: skip
+        assert main([*resume, f"--{name}", value]) == 2
+        assert f"checkpoint-2 is of a run with another {name}" in capsys.readouterr().err
+
+
 def test_settings_that_changed_are_in_results_and_card_also_after_a_second_resumption(stopped, tmp_path):
     run = tmp_path / "run"
     assert main([*stopped, "--learning_rate", "1e-4", "--weight_decay", "0.1", "--save_steps", "1"]) == 0
