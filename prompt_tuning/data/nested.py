@@ -24,6 +24,8 @@ def nested_rows(value: Row) -> list[Row] | None:
     Raises:
         KeyError: a passage lacks its context, or a question its text.
     """
+    if "question" in value:
+        return None
     if _all_have(value.get("paragraphs"), "qas"):
         rows = []
         for passage in value["paragraphs"]:

@@ -18,8 +18,12 @@ from prompt_tuning.support.text import counted, normalised
 SEED = 42
 """The default of split_seed. `seed` does not count, so that trainings with several seeds have the same rows."""
 
-GROUP_COLUMNS = ("context", "document", "translation", "question")
-"""The first of these columns that the rows have decides which rows stay together."""
+GROUP_COLUMNS = {
+    "question_answering": ("context", "document", "question"),
+    "summarization": ("document",),
+    "translation": ("translation",),
+}
+"""For every task the columns of which the first that the rows have decides which rows stay together."""
 
 CUT = ("test", "validation")
 """The splits that may be cut, the first one first, so that validation_size does not change the test rows."""
@@ -75,7 +79,7 @@ def split_numbers(rows: Dataset, args: DataArguments, origin: str) -> dict[str, 
 def description(numbers: dict[str, list[int]], rows: Dataset, args: DataArguments) -> str:
     """Return one line for the log with the number of rows of every split, and what keeps rows together."""
     counts = ", ".join(f"{len(numbers[split])} {split}" for split in sorted(numbers))
-    column = _group_column(rows)
+    column = _group_column(rows, args)
     together = f"; rows with the same {column} stay together" if column else ""
     return f"cut by {', '.join(_settings(args))} into {counts} rows{together}"
 
@@ -84,8 +88,9 @@ def _settings(args: DataArguments) -> list[str]:
     return [f"{split}_size {split_size(args, split)}" for split in CUT if split_size(args, split)]
 
 
-def _group_column(rows: Dataset) -> str | None:
-    return next((column for column in GROUP_COLUMNS if column in rows.column_names), None)
+def _group_column(rows: Dataset, args: DataArguments) -> str | None:
+    columns = GROUP_COLUMNS[args.task] if args.task else ()
+    return next(filter(rows.column_names.__contains__, columns), None)
 
 
 def _groups(rows: Dataset, args: DataArguments) -> dict[str, list[int]]:
@@ -93,7 +98,7 @@ def _groups(rows: Dataset, args: DataArguments) -> dict[str, list[int]]:
 
     A row without a passage is a group of its own.
     """
-    column = _group_column(rows)
+    column = _group_column(rows, args)
     groups: dict[str, list[int]] = defaultdict(list)
     values = rows[column] if column else [None] * len(rows)
     for number, value in enumerate(values):

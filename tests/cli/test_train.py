@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from helpers.cards import check_card
 from helpers.models import forbid_model_loading
+from helpers.rows import write_jsonl
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -219,3 +220,28 @@ def test_one_file_is_cut_into_splits_that_every_command_sees(recipe_file, tmp_pa
     line = int(shown.split("train.jsonl, line ")[1].split()[0])
     context = read_json_lines(tmp_path / "train.jsonl")[line - 1]["context"]
     assert context in shown
+
+
+def test_columns_that_no_template_reads_are_ignored_by_every_command(recipe_file, tmp_path, capsys):
+    plain = recipe_file()
+    assert main(["train", str(plain), "--output_dir", str(tmp_path / "plain")]) == 0
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Nobody."}]
+    for split in ("train", "validation", "test"):
+        rows = read_json_lines(tmp_path / f"{split}.jsonl")
+        for number, row in enumerate(rows):
+            traces = [number, "text", {"a": [None]}][number % 3]
+            row |= {"messages": turns, "traces": traces, "labels": [1], "input_ids": "x", "row": 7, "prediction": None}
+            row |= {"source": "s", "target": "t", "translation": None, "document": "d", "problem": "p", "overlong": 1}
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    assert main(["train", str(plain)]) == 0
+    names = ("adapter_model.safetensors", "predictions/test.jsonl", "template.yaml")
+    for name in names:
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes(), name
+    out = tmp_path / "out.jsonl"
+    predicting = ["predict", "--adapter", str(tmp_path / "run"), "--input", str(tmp_path / "test.jsonl")]
+    assert main([*predicting, "--output", str(out)]) == 0
+    expected = [row["soft_prompt"] for row in read_json_lines(tmp_path / "run" / "predictions" / "test.jsonl")]
+    assert [row["prediction"] for row in read_json_lines(out)] == expected
+    capsys.readouterr()
+    assert main(["templates", "question_answering/plain", "--row", str(tmp_path / "test.jsonl")]) == 0
+    assert "-- target: 'Porto'" in capsys.readouterr().out

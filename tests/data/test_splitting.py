@@ -56,7 +56,7 @@ def test_a_split_does_not_depend_on_the_command_the_order_or_the_other_split(fil
 
 
 def test_single_rows_are_cut_to_the_exact_number(tmp_path):
-    rows = [{"document": f"Text {number}.", "summary": "T"} for number in range(10)]
+    rows = [{"document": f"Text {number}.", "summary": "T", "context": "the same"} for number in range(10)]
     rows.append({"document": None, "summary": "T"})
     rows.append({"document": None, "summary": "U"})
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
@@ -92,7 +92,8 @@ def test_the_origin_of_a_row_is_its_line_in_the_one_file(file):
 
 def test_a_saved_dataset_is_cut_too(tmp_path):
     Dataset.from_list(QUESTIONS).save_to_disk(tmp_path / "saved")
-    splits = load_splits(DataArguments(dataset_name=str(tmp_path / "saved"), test_size=8))
+    args = DataArguments(task="question_answering", dataset_name=str(tmp_path / "saved"), test_size=8)
+    splits = load_splits(args)
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 31, "test": 8}
 
 
