@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,10 @@ FURTHER_ARGUMENTS = {"tokenizer", "trust_remote_code", "assistant_tokenizer"}
 WITHOUT_PROMPT = (
     "cache", "past_key_values", "cache_params", "cache_implementation", "assistant_model", "assistant_early_exit",
     "prompt_lookup_num_tokens", "use_mtp", "custom_generate", "token_healing", "guidance_scale", "negative_prompt_ids",
-    "negative_prompt_attention_mask", "encoder_no_repeat_ngram_size", "forced_bos_token_id", "output_attentions",
-    "output_hidden_states",
+    "negative_prompt_attention_mask", "encoder_no_repeat_ngram_size", "forced_bos_token_id",
 )  # fmt: skip
+# The states of a prompt that all rows share, and of packed rows, have other places than these would have.
+STATES = ("output_attentions", "output_hidden_states")
 NEUTRAL = {"guidance_scale": 1, "encoder_no_repeat_ngram_size": 0}
 
 
@@ -96,7 +97,7 @@ def _mask_of_padding(base: PreTrainedModel, ids: torch.Tensor, arguments: dict[s
 
 def check_generate_arguments(base: PreTrainedModel, arguments: dict[str, Any]) -> None:
     """Raise an AdapterError if an argument or a setting of `generate` does not hold behind a causal prompt."""
-    name = without_prompt(base, arguments)
+    name = first_set(base, arguments, (*WITHOUT_PROMPT, *STATES))
     if name is not None:
         origin = "generate" if name in arguments else "the model's generation_config"
         raise AdapterError(f"{origin}: {name} knows nothing of the prompt. Leave it out{_advice(name)}.")
@@ -107,9 +108,9 @@ def check_generate_arguments(base: PreTrainedModel, arguments: dict[str, Any]) -
             raise AdapterError(f"generate: {name} knows nothing of the prompt. Leave it out{_advice(name)}.")
 
 
-def without_prompt(base: PreTrainedModel, arguments: dict[str, Any]) -> str | None:
-    """Return the first argument or setting of `generate` that does not hold behind a causal prompt, or None."""
-    for name in WITHOUT_PROMPT:
+def first_set(base: PreTrainedModel, arguments: dict[str, Any], names: Sequence[str] = WITHOUT_PROMPT) -> str | None:
+    """Return the first of these arguments or settings of `generate` that is set, or None."""
+    for name in names:
         value = setting(base, arguments, name)
         # The model's own `cache_implementation` is not meant for a prompt, and is ignored.
         ignored = name == "cache_implementation" and name not in arguments
@@ -123,7 +124,7 @@ def _advice(name: str) -> str:
     """Return what to do instead of giving this argument to `generate`, if there is something."""
     if name == "inputs_embeds":
         return " and give input_ids"
-    if name in ("output_attentions", "output_hidden_states"):
+    if name in STATES:
         return " and call the model itself on the ids that generate returns"
     if name == "labels":
         return ", and the answers out of input_ids; PromptTuningTrainer generates from the sources alone"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import (
     Cache,
     LogitsProcessor,
@@ -31,9 +32,9 @@ from transformers.generation import EosTokenCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from prompt_tuning.engine.calls import setting
+from prompt_tuning.engine.dispatch import get_base, has_prompt
 from prompt_tuning.engine.kv_cache import RoomyLayer, cache_of_rows, join_caches
 from prompt_tuning.engine.stop_texts import StopTexts
-from prompt_tuning.errors import RecipeError
 
 # Transformers makes these processors from settings too, unless one of the same class is passed. Placeholder ids do not
 # mislead them.
@@ -60,13 +61,6 @@ def reads_ids(model: PreTrainedModel, kwargs: dict[str, Any]) -> bool:
     return any(setting(model, kwargs, name, neutral) != neutral for name, neutral in READ_IDS.items())
 
 
-def check_one_sequence(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
-    """Raise a RecipeError if `generate` would return several texts for a row."""
-    several = setting(model, kwargs, "num_return_sequences", 1)
-    if several > 1:
-        raise RecipeError(f"num_return_sequences is {several}, and a row has one prediction; leave it out")
-
-
 def count_new_tokens(model: PreTrainedModel, width: int, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `generate` with a longest length that counts only new tokens.
 
@@ -85,6 +79,23 @@ def count_new_tokens(model: PreTrainedModel, width: int, kwargs: dict[str, Any])
         if new < 1:
             raise ValueError(f"max_length is {longest} and the longest source has {width} tokens; set max_new_tokens")
     return {name: value for name, value in kwargs.items() if name != "max_length"} | {"max_new_tokens": new}
+
+
+def generate_padded(
+    model: PreTrainedModel | PeftModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any
+) -> Any:
+    """Call `generate` for rows `[B, T]`; without a prompt too, settings that look at ids look at those of a row alone.
+
+    Args:
+        model: the model; rows of a causal one are padded on the left.
+        input_ids: `[B, T]`.
+        attention_mask: `[B, T]`.
+        **kwargs: as for `generate`.
+    """
+    base = get_base(model)
+    if not base.config.is_encoder_decoder and not has_prompt(model):
+        kwargs = _with_settings_of_ids(base, kwargs, input_ids.shape[1] - attention_mask.sum(1))
+    return model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
 
 def generate_with_cache(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -14,6 +15,21 @@ from transformers import (
 
 from prompt_tuning.encoding.chat import answer_ends
 from prompt_tuning.encoding.decoding import special_stop_ids
+from prompt_tuning.engine.calls import WITHOUT_PROMPT, first_set, setting
+from prompt_tuning.engine.dispatch import get_base, has_prompt
+from prompt_tuning.errors import ModelError, RecipeError
+
+# These settings return more than ids. Without a dictionary the others return nothing.
+RETURNED = ("return_dict_in_generate", "output_attentions", "output_hidden_states")
+# These settings of `generate` are for a single row, or change the length of sources.
+ONE_ROW = (
+    "token_healing",
+    "prompt_lookup_num_tokens",
+    "assistant_model",
+    "assistant_early_exit",
+    "custom_generate",
+    "use_mtp",
+)
 
 
 class StopTexts(StoppingCriteria):
@@ -41,9 +57,39 @@ class StopTexts(StoppingCriteria):
         return ended.to(input_ids.device) | torch.isin(written, stop_ids).any(1)
 
 
-def stopping(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> dict[str, list[StopTexts]]:
-    """Return the arguments of `generate` that end a row at one of these texts; none without any."""
-    return {"stopping_criteria": [StopTexts(tokenizer, stop)]} if stop else {}
+def text_settings(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of `generate` with which a batch gives ids of one text for each row.
+
+    Args:
+        model: its generation config holds the settings that are not passed.
+        tokenizer: the model's; the model's own `stop_strings` need it.
+        stop: texts that end a row.
+        kwargs: the arguments that are passed to `generate` besides.
+
+    Raises:
+        RecipeError: an argument asks for several texts, or for what does not hold for the rows of a batch.
+        ModelError: a setting of the model does so.
+    """
+    base = get_base(model)
+    several = setting(base, kwargs, "num_return_sequences", 1)
+    if several > 1:
+        raise RecipeError(f"num_return_sequences is {several}, and a row has one prediction; leave it out")
+    prompted = has_prompt(model) and not base.config.is_encoder_decoder
+    name = first_set(base, kwargs, (*ONE_ROW, *WITHOUT_PROMPT) if prompted else ONE_ROW)
+    if name in kwargs:
+        raise RecipeError(f"generate: {name} does not hold for rows of a batch. Leave it out.")
+    if name is not None:
+        raise ModelError(
+            f"generation_config.json of {base.name_or_path}: {name} does not hold for rows of a batch. Remove it."
+        )
+    settings: dict[str, Any] = {name: False for name in RETURNED if setting(base, kwargs, name)}
+    if setting(base, kwargs, "stop_strings"):
+        settings["tokenizer"] = tokenizer
+    if stop:
+        settings["stopping_criteria"] = [StopTexts(tokenizer, stop)]
+    return settings
 
 
 def add_end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

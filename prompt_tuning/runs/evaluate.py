@@ -33,7 +33,10 @@ from prompt_tuning.training.trainer import PromptTuningTrainer
 logger = logging.getLogger(__name__)
 
 NEUTRAL_DECODING = {
-    "repetition_penalty": 1, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "length_penalty": 1
+    "repetition_penalty": 1, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "length_penalty": 1,
+    "encoder_repetition_penalty": 1, "encoder_no_repeat_ngram_size": 0, "suppress_tokens": None, "stop_strings": None,
+    "begin_suppress_tokens": None, "bad_words_ids": None, "sequence_bias": None, "forced_bos_token_id": None,
+    "forced_eos_token_id": None, "exponential_decay_length_penalty": None, "early_stopping": False,
 }  # fmt: skip
 """Settings of a model's generation_config.json with the value that changes nothing; length_penalty is for beams."""
 

@@ -20,9 +20,9 @@ from prompt_tuning.encoding.decoding import decode
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.dispatch import autocast_dtype, autocasting, get_base
-from prompt_tuning.engine.generation import check_one_sequence
+from prompt_tuning.engine.generation import generate_padded
 from prompt_tuning.engine.likelihood import Normalization, choose
-from prompt_tuning.engine.stop_texts import add_end_tokens, stopping
+from prompt_tuning.engine.stop_texts import add_end_tokens, text_settings
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
@@ -87,7 +87,7 @@ class Predictor:
 
         Raises:
             AdapterError: this is not such a folder, the adapter is of another model, or the hub does not have it.
-            ModelError: the base model is not found.
+            ModelError: the base model is not found, or its generation config does not hold for rows of a batch.
         """
         downloaded = not Path(adapter).is_dir()
         run = RunFolder(adapter_folder(adapter))
@@ -105,10 +105,12 @@ class Predictor:
         add_end_tokens(model, tokenizer)
         if adapter_config is not None:
             model = load_adapter(model, run.path, config=adapter_config)
+        generation_kwargs = recipe.decoding | target_language(tokenizer)
+        text_settings(model, tokenizer, template.stop, generation_kwargs)
         return cls(
             model,
             replace(encoder, num_chosen=num_chosen),
-            recipe.decoding | target_language(tokenizer),
+            generation_kwargs,
             recipe.prompt.choice_normalization,
             recipe.data,
             _autocast_dtype(run, recipe.training.device),
@@ -155,7 +157,6 @@ class Predictor:
             return []
         tokenizer = self.encoder.tokenizer
         settings = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id} | self.generation_kwargs
-        check_one_sequence(get_base(self.model), settings)
         with _lock_of(self.model), self.autocasting():
             return generate_texts(self.model, tokenizer, sources, self.encoder.template.stop, **settings)
 
@@ -187,7 +188,8 @@ def generate_texts(
         batch = pad_left(sources, tokenizer.pad_token_id)
         start = batch["input_ids"].shape[1]
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    generated = model.generate(**batch, **stopping(tokenizer, stop), **settings)
+    settings |= text_settings(model, tokenizer, stop, settings)
+    generated = generate_padded(model, **batch, **settings)
     return decode(generated[:, start:].tolist(), tokenizer, stop)
 
 

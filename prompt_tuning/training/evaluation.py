@@ -20,13 +20,13 @@ from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import pad_left, source_rows, start_with, tokens_in_batch
 from prompt_tuning.encoding.decoding import decode
 from prompt_tuning.engine.attention import ATTENTION
-from prompt_tuning.engine.calls import without_prompt
+from prompt_tuning.engine.calls import first_set
 from prompt_tuning.engine.dispatch import get_base, has_prompt, packing_obstacle, within_window
-from prompt_tuning.engine.generation import check_one_sequence, count_new_tokens, generate_with_cache
+from prompt_tuning.engine.generation import count_new_tokens, generate_padded, generate_with_cache
 from prompt_tuning.engine.kv_cache import common_prefix_cache
 from prompt_tuning.engine.likelihood import Normalization, choose
 from prompt_tuning.engine.shared_prefix import compute_prompt_once
-from prompt_tuning.engine.stop_texts import stopping
+from prompt_tuning.engine.stop_texts import text_settings
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.training.distributed import (
@@ -199,14 +199,21 @@ class EvaluatingTrainer(Seq2SeqTrainer):
         )
         return loader_of_batches(loader, batches, self.args)
 
-    def _default_generation_kwargs(self) -> dict[str, Any]:
-        """Return the arguments of `generate` by the training arguments."""
+    def _all_generation_kwargs(self, passed: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `generate` that were passed, and those by the training arguments.
+
+        Raises:
+            RecipeError: an argument does not hold for rows of a batch. ModelError: a setting of the model does not.
+        """
         kwargs = {"do_sample": False, "pad_token_id": self.processing_class.pad_token_id}
         if self.args.generation_max_length and self._is_causal:
             # Trainer would count the source, and so the padding that a row has in its batch.
             kwargs["max_new_tokens"] = self.args.generation_max_length
         if self.args.generation_num_beams:
             kwargs["num_beams"] = self.args.generation_num_beams
+        kwargs |= passed
+        if self.args.predict_with_generate:
+            text_settings(self.model, self.processing_class, self.stop, kwargs)
         return kwargs
 
     @property
@@ -256,7 +263,7 @@ class EvaluatingTrainer(Seq2SeqTrainer):
 
     def _generate_targets(self, inputs: dict[str, torch.Tensor], gen_kwargs: dict[str, Any]) -> torch.Tensor:
         """Return the new tokens `[B, new]` that the model writes after the sources of a batch."""
-        check_one_sequence(get_base(self.model), gen_kwargs)
+        gen_kwargs = gen_kwargs | text_settings(self.model, self.processing_class, self.stop, gen_kwargs)
         sources = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
         if self._is_causal:
             sources = self._prepare_inputs(pad_left(self._sources(inputs), self.processing_class.pad_token_id))
@@ -264,7 +271,7 @@ class EvaluatingTrainer(Seq2SeqTrainer):
         if trains_several_tasks(self.model):
             sources["task_ids"] = inputs["task_ids"]
         with synchronized_forwards(self.model) as synced, self._eagerly():
-            generated = self._generate(**sources, **stopping(self.processing_class, self.stop), **synced, **gen_kwargs)
+            generated = self._generate(**sources, **synced, **gen_kwargs)
         return generated[:, start:].contiguous()
 
     def _generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -274,13 +281,13 @@ class EvaluatingTrainer(Seq2SeqTrainer):
             has_prompt(self.model)
             or not self._is_causal
             or packing_obstacle(base)
-            or without_prompt(base, kwargs)
+            or first_set(base, kwargs)
             or input_ids.shape[1] == 1  # Nothing of such a row is read before generation.
         ):
-            return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            return generate_padded(self.model, input_ids, attention_mask, **kwargs)
         kwargs = count_new_tokens(base, input_ids.shape[1], kwargs)
         if not within_window(base, input_ids.shape[1] + kwargs["max_new_tokens"]):
-            return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            return generate_padded(self.model, input_ids, attention_mask, **kwargs)
         base.set_attn_implementation(ATTENTION)
         evaluated = self._evaluated
         if evaluated.common_prefix_cache is None:

@@ -161,7 +161,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
             if self.args.torch_compile:
                 # The whole forward would be compiled anew for the layout of each batch.
                 self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
-        self.generation_kwargs = self._default_generation_kwargs() | (generation_kwargs or {})
+        self.generation_kwargs = self._all_generation_kwargs(generation_kwargs or {})
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel | PeftModel:
         """Return a new model from `model_init`, prepared as a model that is given."""

@@ -32,12 +32,14 @@ def test_settings_of_a_models_generation_config_are_reported(recipe_file, tmp_pa
     model_folder = tmp_path / "own"
     shutil.copytree(model_folders["llama"], model_folder)
     generation_settings = dict(repetition_penalty=1.3, no_repeat_ngram_size=1, length_penalty=1.0, min_length=0)
+    generation_settings |= dict(suppress_tokens=[7], do_sample=True, temperature=0.7, num_beams=2)
     GenerationConfig(**generation_settings, eos_token_id=1).save_pretrained(model_folder)
     assert (
         main(["train", str(recipe_file(model_name_or_path=model_folder, method="none", num_virtual_tokens=None))]) == 0
     )
     assert json.loads((tmp_path / "run" / "results.json").read_text())["decoding"] == {
         "max_new_tokens": 12, "num_beams": 1, "repetition_penalty": 1.3, "no_repeat_ngram_size": 1,
+        "suppress_tokens": [7],
     }  # fmt: skip
     assert "greedy, up to 12 tokens, repetition_penalty 1.3" in (tmp_path / "run" / "report.html").read_text()
 

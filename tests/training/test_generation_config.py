@@ -1,0 +1,64 @@
+"""Check that settings of a model's generation_config.json hold for each row of an evaluation as if it were alone."""
+
+import pytest
+from helpers.rows import question_rows
+from helpers.trainers import BUILDERS, encoded, soft, trainer
+
+from prompt_tuning.encoding.batching import source_length
+from prompt_tuning.engine.dispatch import get_base
+from prompt_tuning.errors import ModelError, RecipeError
+from prompt_tuning.runs.predictor import generate_texts
+
+SETTINGS = {
+    "stop strings": {"stop_strings": [*"abcdefghijklmnopqrstuvwxyz0123456789"]},
+    "suppressed tokens": {"suppress_tokens": list(range(2, 200))},
+    "the last token": {"forced_eos_token_id": 37},
+    "bad words": {"bad_words_ids": [[number] for number in range(10, 390)]},
+    "the fewest new tokens": {"min_new_tokens": 5, "eos_token_id": list(range(1, 300))},
+    "the fewest tokens": {"min_length": 90, "eos_token_id": list(range(1, 300))},  # Sources count in a causal model.
+    "beams": {"num_beams": 3},
+}
+WITHOUT_EFFECT = {
+    "a dictionary": {"return_dict_in_generate": True, "output_hidden_states": True, "output_scores": True},
+    "sampling": {"do_sample": True, "temperature": 3.0, "top_k": 0},
+}
+
+
+def sources_of(rows, architecture):
+    causal = architecture != "t5"
+    return [
+        ids[: source_length(labels)] if causal else ids
+        for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True)
+    ]
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, *WITHOUT_EFFECT])
+@pytest.mark.parametrize("architecture", ["llama", "t5", "no prompt"])
+def test_a_row_has_the_settings_of_the_model_in_every_batch(architecture, settings, tokenizer, tmp_path):
+    model = BUILDERS["llama"](len(tokenizer)) if architecture == "no prompt" else soft(architecture, tokenizer)
+    run = trainer(model, tokenizer, tmp_path, generation_num_beams=None)
+    rows = encoded(tokenizer, question_rows(5, 3), architecture == "t5")
+    plain = run.predict_texts(rows)
+    changes = (SETTINGS | WITHOUT_EFFECT)[settings]
+    if architecture == "t5" and "min_length" in changes:
+        changes = changes | {"min_length": 5}
+    get_base(model).generation_config.update(**changes)
+    run = trainer(model, tokenizer, tmp_path, generation_num_beams=None)
+    together = run.predict_texts(rows)
+    assert together == [run.predict_texts(rows.select([number]))[0] for number in range(len(rows))]
+    assert together == generate_texts(model, tokenizer, sources_of(rows, architecture), (), **run.generation_kwargs)
+    assert (together == plain) == (settings in WITHOUT_EFFECT)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"token_healing": True}, {"prompt_lookup_num_tokens": 3}, {"forced_bos_token_id": 5}]
+)
+def test_a_setting_that_does_not_hold_for_rows_of_a_batch_is_refused_before_training(setting, tokenizer, tmp_path):
+    model = soft("llama", tokenizer)
+    (name,) = setting
+    run = trainer(model, tokenizer, tmp_path)
+    with pytest.raises(RecipeError, match=f"generate: {name} does not hold for rows of a batch"):
+        run.evaluate(**setting)
+    model.get_base_model().generation_config.update(**setting)
+    with pytest.raises(ModelError, match=rf"generation_config.json of .*: {name} does not hold for rows of a batch"):
+        trainer(model, tokenizer, tmp_path)
