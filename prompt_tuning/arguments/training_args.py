@@ -20,6 +20,11 @@ NO_AUTO_FIND_BATCH_SIZE = (
     "per_device_train_batch_size and raise gradient_accumulation_steps."
 )
 
+NO_DATA_PARALLEL = (
+    "several GPUs in one process: torch's DataParallel would copy the model at each step, and its prompt too. Start "
+    "one process for each GPU by `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
+)
+
 
 @dataclass
 class PromptTuningArguments(Seq2SeqTrainingArguments):

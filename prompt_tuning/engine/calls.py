@@ -161,6 +161,17 @@ def further_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwarg
     return {name: value for name, value in kwargs.items() if value is not None}
 
 
+def arguments_with_labels(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a forward that matter beside labels: no switch that is off, and no cache to be kept.
+
+    Raises:
+        AdapterError: one asks for the logits of other positions than the targets, or for rows that are read already.
+    """
+    for name in kwargs.keys() & {"logits_to_keep", "cache"}:
+        raise AdapterError(f"forward: {name} given with labels, which give logits of targets only. Leave one out.")
+    return {name: value for name, value in kwargs.items() if value is not False and name != "use_cache"}
+
+
 def forward_rows(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
     """Return the rows of a forward: ids `[B, T]` of type long, or embeddings `[B, T, H]`.
 

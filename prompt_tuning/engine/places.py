@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import ModelOutput
+
+from prompt_tuning.errors import AdapterError
+
+
+def starts_with_padding(mask: torch.Tensor) -> bool:
+    """Return whether a row of the mask `[B, T]` has padding before a token."""
+    return bool((mask[:, 1:] > mask[:, :-1]).any())
 
 
 def rows_first(mask: torch.Tensor) -> torch.Tensor:
@@ -24,13 +31,16 @@ def select(states: torch.Tensor, columns: torch.Tensor, dim: int = 1) -> torch.T
     return states.take_along_dim(columns.view(shape), dim)
 
 
-def put_back(output: CausalLMOutputWithPast, order: torch.Tensor, *, with_cache: bool = False) -> dict[str, Any]:
+def put_back(output: ModelOutput, order: torch.Tensor, *, with_cache: bool = False) -> ModelOutput:
     """Return what a forward has returned for rows whose columns are in this order `[B, T]`, with those of the caller.
 
     Args:
         output: tensors `[B, T, ...]` or `[B, P + T, ...]`.
         order: the column of the caller at each column of the output.
         with_cache: return the cache, too, which is changed.
+
+    Raises:
+        AdapterError: the output has tensors of another shape, such as the logits of a router.
     """
     back = order.argsort(dim=1)
 
@@ -39,14 +49,17 @@ def put_back(output: CausalLMOutputWithPast, order: torch.Tensor, *, with_cache:
         first = torch.arange(virtual, device=order.device).expand(len(order), -1)
         return select(states, torch.cat([first, back + virtual], 1), dim)
 
+    further = output.keys() - {"logits", "hidden_states", "attentions", "cache"}
+    if further:
+        raise AdapterError(f"forward: {', '.join(further)} of rows with padding before tokens. Pad them on the right.")
     moved: dict[str, Any] = {"logits": at(output.logits)}
-    if output.hidden_states is not None:
+    if "hidden_states" in output:
         moved["hidden_states"] = tuple(map(at, output.hidden_states))
-    if output.attentions is not None:
+    if "attentions" in output:
         moved["attentions"] = tuple(at(at(weights, 2), 3) for weights in output.attentions)
     if with_cache:
         for layer in output.cache.layers:
             layer.keys = at(layer.keys, 2)
             layer.values = at(layer.values, 2)
         moved["cache"] = output.cache
-    return moved
+    return type(output)(**moved)

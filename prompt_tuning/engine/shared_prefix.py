@@ -23,6 +23,7 @@ from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import move_padding, pad_left
 from prompt_tuning.engine.attention import Batch, RowLayout
 from prompt_tuning.engine.calls import (
+    arguments_with_labels,
     check_generate_arguments,
     check_positions,
     forward_rows,
@@ -40,13 +41,11 @@ from prompt_tuning.engine.generation import (
 )
 from prompt_tuning.engine.kv_cache import join_caches
 from prompt_tuning.engine.peft_generation import generate_row_by_row, peft_warnings_ignored
-from prompt_tuning.engine.places import put_back, rows_first, select
+from prompt_tuning.engine.places import put_back, rows_first, select, starts_with_padding
 from prompt_tuning.engine.prompt_model import PromptModel
 from prompt_tuning.engine.prompt_names import PromptName
 from prompt_tuning.errors import AdapterError
 
-# These arguments ask for the logits of other positions than the targets, or stand for rows that are read already.
-NOT_WITH_LABELS = {"logits_to_keep", "cache"}
 NO_CACHE = "Call generate, or run the rows again with their new tokens."
 
 
@@ -123,11 +122,10 @@ class SharedPrefixModel(PromptModel):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Return the loss, and the logits `[targets, V]` of a batch `[B, T]` or `[B, T, H]`."""
-        for name in kwargs.keys() & NOT_WITH_LABELS:
-            raise AdapterError(f"forward: {name} given with labels, which give logits of targets only. Leave one out.")
         mask = full_mask(rows, attention_mask)
         check_positions(kwargs.pop("position_ids", None), mask)
-        kwargs = {name: value for name, value in kwargs.items() if value is not False and name != "use_cache"}
+        kwargs = arguments_with_labels(kwargs)
+        padded_left = starts_with_padding(mask)
         # A row starts right after the prompt wherever its padding stands.
         order = rows_first(mask)
         mask, rows, labels = (select(tensor, order) for tensor in (mask, rows, labels))
@@ -139,19 +137,21 @@ class SharedPrefixModel(PromptModel):
         path = self.execution_path
         if kwargs or rows.dim() > 2:
             path = ExecutionPath("plain", f"{', '.join(kwargs) or 'inputs_embeds'} given")
-        further: dict[str, Any] = {}
+        output = CausalLMOutputWithPast()
         if path.name == "plain" or not is_target.any():
             if adapter_names is not None and path.name == "plain":
                 raise AdapterError(f"adapter_names: rows with prompts of their own cannot be run: {path.reason}")
-            output = self._peft_forward(rows, mask, task_ids=task_ids, **kwargs)
-            logits = output.logits[:, -rows.shape[1] :][:, :-1][is_target[:, 1:]]
-            further = put_back(output, order) if kwargs else {}
+            whole = self._peft_forward(rows, mask, task_ids=task_ids, **kwargs)
+            logits = whole.logits[:, -rows.shape[1] :][:, :-1][is_target[:, 1:]]
+            if kwargs:
+                output = put_back(whole, order) if padded_left else whole
         else:
             compute = self._packed_logits if path.name == "packed" else self._cache_logits
             names, prompt_index = self._index_prompts(adapter_names, task_ids, len(rows))
             logits = compute(Batch.from_targets(rows, is_target), names, prompt_index)
         loss = target_loss(logits, labels[is_target], num_items_in_batch, label_smoothing)
-        return CausalLMOutputWithPast(**further | {"loss": loss, "logits": logits})
+        returned = {name: value for name, value in output.items() if name != "cache"}
+        return type(output)(**returned | {"loss": loss, "logits": logits})
 
     def _forward_to_all(
         self,
@@ -160,7 +160,7 @@ class SharedPrefixModel(PromptModel):
         *,
         cache: Cache | None = None,
         position_ids: torch.Tensor | None = None,
-        logits_to_keep: torch.Tensor | int = 0,
+        logits_to_keep: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Return PEFT's output for rows `[B, T]` or `[B, T, H]`, each as if it were alone."""
@@ -169,7 +169,6 @@ class SharedPrefixModel(PromptModel):
         length = 0 if cache is None else cache.get_seq_length()
         mask = full_mask(rows, attention_mask, max(length - prompt, 0))
         check_positions(position_ids, mask)
-        padded_left = bool((mask[:, 1:] > mask[:, :-1]).any())
         reach = prompt + mask.shape[1]
         known = base.config.get_text_config().model_type in CACHE_ARCHITECTURES
         keeps_places = known and (within_window(base, reach) or bool(mask.all()))
@@ -178,20 +177,22 @@ class SharedPrefixModel(PromptModel):
             if not keeps_places or rows.dim() > 2:
                 raise AdapterError(f"forward: these rows cannot continue behind a cache. {NO_CACHE}")
             mask = F.pad(mask, (length + rows.shape[1] - mask.shape[1], 0), value=1)
-            return self._run_after_cache(cache, mask, rows, logits_to_keep, **kwargs)
+            return self._run_after_cache(cache, mask, rows, 0 if logits_to_keep is None else logits_to_keep, **kwargs)
         if cache is not None and self._prompt_is_cache:
             raise AdapterError("forward: an empty cache cannot take a trained prefix. Set use_cache=True instead.")
         self._log_limits(reach)
-        if not padded_left:
+        if not starts_with_padding(mask):
             return self._peft_forward(rows, mask, cache=cache, logits_to_keep=logits_to_keep, **kwargs)
         keeps_cache = cache is not None or kwargs.get("use_cache", False)
         if keeps_cache and not keeps_places:
             raise AdapterError(f"forward: no cache can be kept of rows with padding before their tokens. {NO_CACHE}")
         order = rows_first(mask)
         output = self._peft_forward(select(rows, order), select(mask, order), cache=cache, **kwargs)
-        states = put_back(output, order, with_cache=keeps_cache)
+        output = put_back(output, order, with_cache=keeps_cache)
+        if logits_to_keep is None:
+            return output
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return CausalLMOutputWithPast(**states | {"logits": states["logits"][:, kept]})
+        return type(output)(**dict(output) | {"logits": output.logits[:, kept]})
 
     def _peft_forward(self, rows: torch.Tensor, mask: torch.Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
         """Call PEFT's forward for rows `[B, T]` or `[B, T, H]` that have no padding before their tokens."""

@@ -199,13 +199,13 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
             AdapterError: a row has no token, the mask has another shape, or an argument would miss a soft prompt.
         """
         base = self.base_model
-        inputs = generate_arguments(base, args, kwargs)
         deeper_decoder = base.config.model_type in T5_LIKE and base.config.num_layers < base.config.num_decoder_layers
         if deeper_decoder and kwargs.get("use_cache", True) and "cache_implementation" not in kwargs:
             # transformers creates a cache with as many layers as the encoder has. This cache grows as needed.
-            inputs.setdefault("cache", EncoderDecoderCache(DynamicCache(), DynamicCache()))
+            kwargs.setdefault("cache", EncoderDecoderCache(DynamicCache(), DynamicCache()))
         if self._adapters_disabled:
-            return base.generate(**inputs)
+            return base.generate(*args, **kwargs)
+        inputs = generate_arguments(base, args, kwargs)
         inputs = _move_padding_right(inputs)
         if isinstance(self.active_peft_config, EncoderDecoderPrefixConfig):
             with self._pass_prefix():

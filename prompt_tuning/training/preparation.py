@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTrainingArguments
 from transformers.trainer_utils import has_length
 
-from prompt_tuning.arguments.training_args import NO_AUTO_FIND_BATCH_SIZE
+from prompt_tuning.arguments.training_args import NO_AUTO_FIND_BATCH_SIZE, NO_DATA_PARALLEL
 from prompt_tuning.engine.dispatch import get_base, has_prompt
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.engine.stop_texts import add_end_tokens
@@ -50,6 +50,7 @@ def check_arguments(
         )
     reasons = {
         NO_AUTO_FIND_BATCH_SIZE: args.auto_find_batch_size,
+        NO_DATA_PARALLEL: args.n_gpu > 1,
         "batch_eval_metrics: metrics are computed over all rows together. Leave it out.": (
             args.batch_eval_metrics and compute_metrics
         ),

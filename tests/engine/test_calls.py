@@ -537,6 +537,25 @@ def test_a_model_in_half_precision_runs_and_a_copy_is_the_same():
     assert half.generate(batch["input_ids"], attention_mask=batch["attention_mask"], **GREEDY).shape == (4, 17)
 
 
+def test_a_routers_logits_are_refused_where_they_would_have_other_places():
+    model = SharedPrefixModel(build("mixtral"), CONFIGS["soft prompt"]()).eval()
+    for batch in (left_padded(), {name: tensor for name, tensor in left_padded().items() if name != "labels"}):
+        with pytest.raises(AdapterError, match=r"router_logits.* of rows with padding before tokens"):
+            model(**batch, output_router_logits=True)
+    assert model(**right_padded(), output_router_logits=True).router_logits is not None
+
+
+def test_a_disabled_prompt_leaves_generate_to_the_base_model():
+    for name in ("soft prompt, packed", "soft prompt, t5"):
+        model = prompted(name)
+        base = model.get_base_model()
+        ids = left_padded()["input_ids"]
+        positional = ids, GenerationConfig(**GREEDY)
+        with model.disable_adapter():
+            assert torch.equal(model.generate(*positional), base.generate(*positional))
+            assert torch.equal(model(ids, labels=ids).loss, base(ids, labels=ids).loss)
+
+
 def test_one_task_serves_all_rows_of_a_batch():
     config = MultitaskPromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=PROMPT, num_tasks=2)
     model = SharedPrefixModel(build("llama"), config).eval()

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from helpers.architectures import ROWS, TOKENS, reference_greedy, reference_loss, right_padded
+from helpers.architectures import ROWS, TOKENS, left_padded, reference_greedy, reference_loss, right_padded
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prompt_tuning import Encoder, Predictor, Template, add_soft_prompt, prompt_config
@@ -101,3 +101,13 @@ def test_a_stop_text_is_searched_only_after_the_source_of_its_row(tokenizer):
     rows = [{"text": "Ada"}, {"text": "One line.\nAnother line.\nWhere does Ada live?"}]
     assert predictor(rows) == [predictor([row])[0] for row in rows]
     assert all(predictor(rows))
+
+
+def test_padding_changes_no_logits_of_a_forward_without_labels(base):
+    model = add_soft_prompt(base, prompt_config(base, PROMPT), torch.randn(PROMPT, 32)).eval()
+    batch = left_padded()
+    with torch.no_grad():
+        logits = model(batch["input_ids"], batch["attention_mask"]).logits
+        for number, row in enumerate(ROWS):
+            expected = model(torch.tensor([row])).logits[0, PROMPT:]
+            torch.testing.assert_close(logits[number, -len(row) :], expected, rtol=1e-4, atol=1e-4)

@@ -195,6 +195,12 @@ def test_an_argument_without_an_effect_is_refused_at_once(settings, arguments, m
         build(soft("llama", tokenizer), tokenizer, tmp_path, settings=settings, **arguments)
 
 
+def test_several_gpus_in_one_process_are_refused_at_once(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(PromptTuningArguments, "n_gpu", 2)
+    with pytest.raises(RecipeError, match="several GPUs in one process: torch's DataParallel"):
+        build(soft("llama", tokenizer), tokenizer, tmp_path)
+
+
 def test_a_stream_of_evaluation_rows_is_refused_at_once(tokenizer, tmp_path):
     rows = encoded(tokenizer, question_rows(7))
     for evaluated in (rows.to_iterable_dataset(), {"a": rows, "b": rows.to_iterable_dataset()}):
