@@ -54,19 +54,11 @@ def _rows_of_recipe(path: str, overrides: list[str]) -> str:
     Raises:
         PromptTuningError: names all that is wrong.
     """
-    from prompt_tuning.arguments.methods import METHODS
-    from prompt_tuning.data.loading import SPLITS
     from prompt_tuning.recipe.loading import load_recipe
-    from prompt_tuning.runs.checks import check_splits
-    from prompt_tuning.runs.multitask import prepare_tasks
-    from prompt_tuning.runs.prepare import prepare
+    from prompt_tuning.runs.check import check
 
-    recipe = load_recipe(path, overrides)
-    if METHODS[recipe.prompt.method].trains_several_tasks:
-        return "; ".join(f"{name} ({_rows(task)})" for name, task in prepare_tasks(recipe).items())
-    prepared = prepare(recipe, SPLITS)
-    check_splits(recipe, prepared.encoded)
-    return _rows(prepared)
+    tasks = check(load_recipe(path, overrides))
+    return "; ".join(f"{name} ({_rows(task)})" if name else _rows(task) for name, task in tasks.items())
 
 
 def _rows(prepared: Prepared) -> str:
