@@ -21,7 +21,7 @@ from prompt_tuning.encoding.dataset import EncodingReport
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.streaming import StreamReport
 from prompt_tuning.errors import DataError, ErrorList, RecipeError
-from prompt_tuning.metrics.language import is_english, language_of_script, primary_language
+from prompt_tuning.metrics.language import UNSPACED, is_english, language_of_script, primary_language
 from prompt_tuning.metrics.loading import score_example_row, takes_language
 from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.recipe.recipe import Recipe
@@ -243,25 +243,27 @@ def check_references(recipe: Recipe, split: str, encoded: Dataset, score: Metric
 
 
 def check_language(recipe: Recipe, split: str, encoded: Dataset) -> None:
-    """Raise a RecipeError if most references are in a script that the metrics would split by the rules for English.
+    """Raise a RecipeError if metrics would split most references by the rules for another script.
 
-    Fewer such rows, or a language that is set to English, are reported.
+    Fewer such rows, or a known language that is set, are reported.
     """
     language = primary_language(recipe.data.metric_language)
-    if not is_english(language) or not takes_language(recipe.metrics):
+    if not takes_language(recipe.metrics):
         return
     codes = Counter(map(language_of_script, encoded["references"]))
-    del codes[None]
+    for code in list(codes):
+        if code is None or (not is_english(language) and (language in UNSPACED or code not in UNSPACED)):
+            del codes[code]
     if not codes:
         return
     code = max(codes, key=codes.__getitem__)
+    name = "English" if is_english(language) else language
     origin = split_origin(recipe.data, split)
-    predicate = agreed(codes.total(), "have references in another script than English")
+    predicate = agreed(codes.total(), f"have references in another script than {name}")
     count = f"{codes.total()} of {counted(len(encoded), 'row')} {predicate}"
-    if language is None and 2 * codes.total() > len(encoded):
-        raise RecipeError(
-            f"{origin}: {count}, and metrics split them by `lang`. Set the code of theirs, as lang: {code}."
-        )
+    if language not in LANGUAGES and 2 * codes.total() > len(encoded):
+        example = "" if code == "und" else f", such as lang: {code}"
+        raise RecipeError(f"{origin}: {count}, and metrics split them by `lang`. Set it to their code{example}.")
     logger.warning("%s: %s, by whose rules metrics split them", origin, count)
 
 

@@ -60,12 +60,17 @@ def test_rows_in_another_script_ask_for_their_language_before_a_model_loads(
         assert main(command) == 2
         error = capsys.readouterr().err
         assert "3 of 3 rows have references in another script than English" in error
-        assert f"Set the code of theirs, as lang: {code}." in error
+        assert f"Set it to their code, such as lang: {code}." in error
     assert main(["check", str(recipe), "--lang", code]) == 0
     assert main(["check", str(recipe), "--metrics", "exact_match"]) == 0  # It splits nothing.
     assert "another script" not in capsys.readouterr().err
     assert main(["check", str(recipe), "--lang", "en"]) == 0
     assert "3 of 3 rows have references in another script than English" in capsys.readouterr().err
+    if code != "ru":  # Its words have spaces, so that every other language splits them too.
+        assert main(["check", str(recipe), "--lang", "jp"]) == 2
+        assert "another script than jp, and metrics split them by `lang`. Set it to" in capsys.readouterr().err
+        assert main(["check", str(recipe), "--lang", "fr"]) == 0
+        assert "3 of 3 rows have references in another script than fr" in capsys.readouterr().err
 
 
 def test_a_score_without_a_language_reports_another_script_once(caplog):
