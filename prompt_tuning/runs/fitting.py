@@ -42,8 +42,7 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) ->
     counts = training_facts(trainer)
     trainable, total = counts["trainable_parameters"], counts["total_parameters"]
     logger.info("training %s of %s parameters (%.3f %%)", f"{trainable:,}", f"{total:,}", 100 * trainable / total)
-    if recipe.training.max_steps > 0 and "num_train_epochs" in recipe.explicitly_set:
-        logger.warning("num_train_epochs has no effect: max_steps %s ends the training", recipe.training.max_steps)
+    _report_max_steps(recipe)
     started = time.perf_counter()
     if trainer.is_world_process_zero():
         folder = Path(recipe.training.output_dir)
@@ -67,6 +66,17 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) ->
     if changed:
         facts[CHANGED_SETTINGS] = {str(entry["step"]): entry[CHANGED_SETTINGS] for entry in changed}
     return facts | training_facts(trainer)
+
+
+def _report_max_steps(recipe: Recipe) -> None:
+    """Report the settings that max_steps leaves without their effect."""
+    max_steps, warmup_steps = recipe.training.max_steps, recipe.training.warmup_steps
+    if max_steps > 0 and "num_train_epochs" in recipe.explicitly_set:
+        logger.warning("num_train_epochs has no effect: max_steps %s ends the training", max_steps)
+    if 1 <= max_steps <= warmup_steps:
+        logger.warning(
+            "warmup_steps %g: the learning rate does not reach its peak in max_steps %s", warmup_steps, max_steps
+        )
 
 
 def early_stopping(recipe: Recipe) -> list[TrainerCallback]:

@@ -245,3 +245,10 @@ def test_columns_that_no_template_reads_are_ignored_by_every_command(recipe_file
     capsys.readouterr()
     assert main(["templates", "question_answering/plain", "--row", str(tmp_path / "test.jsonl")]) == 0
     assert "-- target: 'Porto'" in capsys.readouterr().out
+
+
+def test_settings_that_max_steps_leaves_without_effect_are_reported(recipe_file, capsys):
+    assert main(["train", str(recipe_file()), "--num_train_epochs", "5", "--warmup_steps", "4"]) == 0
+    error = capsys.readouterr().err
+    assert error.count("num_train_epochs has no effect: max_steps 4 ends the training") == 1
+    assert error.count("warmup_steps 4: the learning rate does not reach its peak in max_steps 4") == 1
