@@ -58,7 +58,11 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, *, for_pre
 
 def _read(path: Path, overrides: list[str], *, for_prediction: bool = False) -> Recipe:
     """Read and type a recipe, and set the defaults that depend on other settings."""
-    pairs = read_pairs(path)
+    try:
+        pairs = read_pairs(path)
+    except RecipeError as error:
+        # The value of a misspelt flag before RECIPE is taken for the recipe, so that the flags are reported too.
+        raise RecipeError("\n".join([str(error), *RecipeParser().flag_errors(overrides)])) from None
     if for_prediction:
         training_names = {field.name for field in dataclasses.fields(PromptTuningArguments)}
         training_names.difference_update(PREDICTION_SETTINGS)

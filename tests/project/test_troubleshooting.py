@@ -14,6 +14,10 @@ from prompt_tuning.cli.main import main
 COMMANDS = {
     "unknown setting num_train_epoch. Did you mean num_train_epochs?": "check recipe.yaml --num_train_epoch 3",
     "lora_r has no effect with method prompt_tuning; it belongs to lora": "check recipe.yaml --lora_r 4",
+    "learning_rate is -1.0; it must be above 0": "check recipe.yaml --learning_rate -1",
+    "chinese.jsonl: 2 of 2 rows have references in another script than English": (
+        "check recipe.yaml --test_file chinese.jsonl"
+    ),
     "mine.jsonl: no such file": "check recipe.yaml --train_file mine.jsonl",
     "broken.jsonl, line 2: not JSON": "check recipe.yaml --train_file broken.jsonl",
     "template summarization/plain needs the column 'document', and dialogues.jsonl has 'dialogue', 'summary'": (
@@ -90,6 +94,8 @@ def home(tmp_path_factory, model_folders, tokenizer):
     for split, count, shift in (("train", 24, 0), ("validation", 6, 3), ("test", 9, 5)):
         write_jsonl(folder / f"{split}.jsonl", question_rows(count, shift))
     write_jsonl(folder / "dialogues.jsonl", [{"dialogue": "Ann: Hello.", "summary": "Ann greets."}])
+    chinese = {"context": "渡船在港口。", "question": "在哪里？", "answers": {"text": ["港口"], "answer_start": [3]}}
+    write_jsonl(folder / "chinese.jsonl", [chinese, chinese])
     (folder / "broken.jsonl").write_text('{"context": "Ada lives in Turin."}\n{"context" "Bruno"}\n')
     (folder / "recipe.yaml").write_text(RECIPE + FILES)
     (folder / "hub.yaml").write_text(f"{RECIPE}dataset_name: rajpurkar/squad\n")

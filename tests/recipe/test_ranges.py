@@ -185,3 +185,16 @@ def test_help_shows_ranges(capsys):
     assert re.search(r"--lora_dropout .*\(default: 0.0; at least 0 and below 1\)", shown)
     assert main(["train", "--help_all"]) == 0
     assert "It is at least 0 and at most 4294967295." in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_recipe_that_cannot_be_read_does_not_hide_wrong_flags(recipe_file, capsys):
+    assert main(["train", "--num_virtual_token", "3", str(recipe_file())]) == 2
+    error = capsys.readouterr().err
+    assert "3: no such recipe." in error
+    assert "unknown setting num_virtual_token. Did you mean num_virtual_tokens?" in error
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "0", "-1", "1.5"])
+def test_sizes_of_splits_are_shares_or_numbers_of_rows(size, recipe_file):
+    with pytest.raises(RecipeError, match=r"validation_size is .*; it must be a share between 0 and 1, or a whole"):
+        load_recipe(recipe_file(validation_file=None), [f"--validation_size={size}"])
