@@ -118,7 +118,8 @@ def corpus_significance(
     first_score = None
     for name, result in zip(systems, results, strict=True):
         assert isinstance(result, Result) and result.mean is not None and result.ci is not None
-        low, high = _containing(result.mean - result.ci, result.mean + result.ci, result.score)
+        # sacreBLEU's mean is a float32, which JSON does not write.
+        low, high = _containing(float(result.mean - result.ci), float(result.mean + result.ci), result.score)
         significance[name] = {"score": result.score, "low": low, "high": high}
         if result.p_value is None:
             first_score = result.score

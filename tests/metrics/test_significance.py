@@ -1,5 +1,6 @@
 """Intervals hold their mean, and tests find a difference where there is one and none in noise."""
 
+import json
 import random
 
 import numpy as np
@@ -116,7 +117,7 @@ CASES = ["rows", "several references", "one row", "two rows", "equal rows", "emp
 def test_the_interval_of_a_corpus_metric_belongs_to_its_score_and_contains_it(module, metric, language, case):
     systems, references = systems_and_references(case, CHINESE if language else ENGLISH)
     score = load_metrics([module], language=language)
-    report = corpus_significance(metric, systems, references, language)
+    report = json.loads(json.dumps(corpus_significance(metric, systems, references, language)))
     for name, predictions in systems.items():
         assert report[name]["score"] == pytest.approx(score(predictions, references)[metric], abs=1e-9)
         assert report[name]["low"] <= report[name]["score"] <= report[name]["high"]
