@@ -81,7 +81,7 @@ RANGES = {
     "gradient_accumulation_steps": COUNT,
     "num_train_epochs": _POSITIVE,
     "max_steps": Range(1, besides=-1),
-    "learning_rate": _POSITIVE,
+    "learning_rate": NOT_NEGATIVE,  # With 0 a run measures where its prompt starts.
     "warmup_steps": Range(0, steps=True),
     "weight_decay": NOT_NEGATIVE,
     "adam_beta1": _SHARE,

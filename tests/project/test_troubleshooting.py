@@ -14,7 +14,7 @@ from prompt_tuning.cli.main import main
 COMMANDS = {
     "unknown setting num_train_epoch. Did you mean num_train_epochs?": "check recipe.yaml --num_train_epoch 3",
     "lora_r has no effect with method prompt_tuning; it belongs to lora": "check recipe.yaml --lora_r 4",
-    "learning_rate is -1.0; it must be above 0": "check recipe.yaml --learning_rate -1",
+    "learning_rate is -1.0; it must be at least 0": "check recipe.yaml --learning_rate -1",
     "chinese.jsonl: 2 of 2 rows have references in another script than English": (
         "check recipe.yaml --test_file chinese.jsonl"
     ),
