@@ -19,6 +19,7 @@ from prompt_tuning.metrics.loading import TASK_METRICS, load_metrics, main_metri
 from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.metrics.significance import rows_scored_alone
 from prompt_tuning.reports.charts import Chart, histogram, line_chart
+from prompt_tuning.reports.losses import losses_text
 from prompt_tuning.reports.summary import (
     NAMES,
     answers_text,
@@ -269,6 +270,9 @@ def _task_facts(results: dict[str, Any]) -> dict[str, str]:
     if "answers" in results:
         facts["Answers"] = "; ".join(answers_text(results["answers"]))
     leakage = results["leakage"].get(results["split"])
+    losses = losses_text(results)
+    if losses is not None:
+        facts["Left out, cut or lost"] = "; ".join(losses) or "nothing"
     if leakage:
         facts["Rows that are also elsewhere"] = leakage_text(leakage)
     if "trained_with" in results:

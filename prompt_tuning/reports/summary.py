@@ -15,6 +15,7 @@ from typing import Any
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import DataError
 from prompt_tuning.metrics.scores import Scores
+from prompt_tuning.reports.losses import losses_text
 from prompt_tuning.support.files import read_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import text_table
@@ -188,6 +189,7 @@ def _facts(results: dict[str, Any]) -> str:
         facts.append(f"{left_out}, as the template writes nothing for them")
     if results["cut_rows"]:
         facts.append(f"{results['cut_rows']} of these rows were cut to fit max_source_tokens")
+    facts += losses_text(results) or []
     return "\n".join(facts)
 
 

@@ -24,6 +24,7 @@ from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.models.prompts import check_adapter, load_adapter, load_adapter_config
 from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.reports.losses import prediction_counts
 from prompt_tuning.runs.prepare import Prepared, prepare
 from prompt_tuning.runs.results import answer_counts, describe, scores_of, write_pages, write_run
 from prompt_tuning.support.files import read_json
@@ -139,7 +140,9 @@ def evaluate_models(
     started = time.perf_counter()
     for name, model in models:
         logger.info("evaluating %s with the %s", split_origin(prepared.recipe.data, split), name.replace("_", " "))
-        predictions[name] = trainer_for(model, prepared).predict_texts(prepared.encoded[split])
+        texts, limited = trainer_for(model, prepared).predict_texts_to_limit(prepared.encoded[split])
+        predictions[name] = texts
+        results.setdefault("prediction_counts", {})[name] = prediction_counts(texts, limited)
         results[name] = scores_of(predictions[name], prepared, split).to_json()
         if not prepared.encoder.closed:
             results["decoding"] = results["decoding"] | _decoding_of(model)

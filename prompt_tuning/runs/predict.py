@@ -20,6 +20,7 @@ from prompt_tuning.data.rows import open_rows
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.engine.shared_prefix import compute_prompt_once
 from prompt_tuning.errors import DataError, TemplateError
+from prompt_tuning.reports.losses import PREDICTION_LOSSES, prediction_counts
 from prompt_tuning.runs.predictor import Predictor, Question
 from prompt_tuning.support.data_files import ARCHIVES, CONVERSIONS, file_format, matching_files, other_format
 from prompt_tuning.support.files import atomic_write
@@ -70,6 +71,10 @@ def predict(
     ):
         if count:
             print(f"{count} of {counted(counts['rows'], 'row')} {agreed(count, message)}", file=sys.stderr)
+    for name, message in PREDICTION_LOSSES.items():
+        if counts[name]:
+            of_all = counted(counts["rows"], "prediction")
+            print(f"{counts[name]} of {of_all} {agreed(counts[name], message)}", file=sys.stderr)
 
 
 def _checked_path(source: str, output: str) -> Path | None:
@@ -98,7 +103,9 @@ def _predict_batch(predictor: Predictor, batch: list[OriginAndRow], file: TextIO
         counts["cut"] += question.cut_tokens > 0
         counts["fewer"] += question.omitted_demonstrations > 0
         counts["replaced"] += "prediction" in row
-    for (_, row), prediction in zip(batch, predictor.answer(questions), strict=True):
+    predictions, limited = predictor.answer_to_limit(questions)
+    counts.update(prediction_counts(predictions, limited))
+    for (_, row), prediction in zip(batch, predictions, strict=True):
         file.write(json.dumps(row | {"prediction": prediction}, ensure_ascii=False, default=str) + "\n")
     file.flush()
     return counts

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.data.loading import with_standard_columns
 from prompt_tuning.encoding.batching import pad_left
-from prompt_tuning.encoding.decoding import decode
+from prompt_tuning.encoding.decoding import decode_to_limit
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.dispatch import autocast_dtype, autocasting, get_base
@@ -139,22 +139,30 @@ class Predictor:
     @torch.inference_mode()
     def answer(self, questions: Sequence[Question]) -> list[str]:
         """Return what the model writes after every source, or the choice that it takes; they are one batch."""
+        return self.answer_to_limit(questions)[0]
+
+    @torch.inference_mode()
+    def answer_to_limit(self, questions: Sequence[Question]) -> tuple[list[str], list[bool]]:
+        """Return what `answer` does, and for each text whether only the limit of new tokens ended it."""
         sources = [question.source for question in questions]
         if not self.encoder.closed or not sources:
-            return self.write(sources)
+            return self._write_to_limit(sources)
         texts = [question.choices for question in questions]
         ids = [question.choice_ids for question in questions]
         with _lock_of(self.model), self.autocasting():
             best = choose(
                 self.model, self.encoder.tokenizer, sources, texts, ids, normalization=self.choice_normalization
             )
-        return [choices[number] for choices, number in zip(texts, best, strict=True)]
+        return [choices[number] for choices, number in zip(texts, best, strict=True)], [False] * len(sources)
 
     @torch.inference_mode()
     def write(self, sources: Sequence[list[int]]) -> list[str]:
         """Return what the model writes after every source of token ids, stripped and cut at the template's `stop`."""
+        return self._write_to_limit(sources)[0]
+
+    def _write_to_limit(self, sources: Sequence[list[int]]) -> tuple[list[str], list[bool]]:
         if not sources:
-            return []
+            return [], []
         tokenizer = self.encoder.tokenizer
         settings = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id} | self.generation_kwargs
         with _lock_of(self.model), self.autocasting():
@@ -171,8 +179,8 @@ def generate_texts(
     sources: Sequence[Sequence[int]],
     stop: Sequence[str],
     **settings: Any,
-) -> list[str]:
-    """Generate one batch, and return the text after every source, without white space around it.
+) -> tuple[list[str], list[bool]]:
+    """Generate one batch, and return the text after every source and whether only the limit of tokens ended it.
 
     Args:
         model: the model.
@@ -190,7 +198,7 @@ def generate_texts(
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     settings |= text_settings(model, tokenizer, stop, settings)
     generated = generate_padded(model, **batch, **settings)
-    return decode(generated[:, start:].tolist(), tokenizer, stop)
+    return decode_to_limit(generated[:, start:].tolist(), tokenizer, stop)
 
 
 def _read_run(run: RunFolder, model_name_or_path: str, *, downloaded: bool) -> tuple[Recipe, Template]:

@@ -25,15 +25,23 @@ from prompt_tuning.support.run_folder import RunFolder
 logger = logging.getLogger(__name__)
 
 
+ROW_COUNTS = ("dropped_rows", "dropped_targets", "cut_answers", "unreachable_targets", "long_references")
+"""The counts of a split's report that results.json has under `splits`."""
+
+
 def describe(prepared: Prepared, split: str) -> dict[str, Any]:
     """Return the facts that every results.json starts with."""
     recipe, report = prepared.recipe, prepared.reports[split]
     sizes = {}
     for name, of_split in prepared.reports.items():
         sizes[name] = {"rows": of_split.rows, "cut_rows": of_split.cut_rows, "longest": of_split.longest}
-        for count in ("dropped_rows", "empty_rows", "rows_without_reference"):
-            if asdict(of_split).get(count):
-                sizes[name][count] = asdict(of_split)[count]
+        counts = asdict(of_split)
+        for count in ROW_COUNTS:
+            if count in counts:  # A stream has no references.
+                sizes[name][count] = counts[count]
+        for count in ("empty_rows", "rows_without_reference"):
+            if counts.get(count):
+                sizes[name][count] = counts[count]
     if prepared.encoder.closed:
         decoding: dict[str, Any] = {"choice_normalization": recipe.prompt.choice_normalization}
     else:

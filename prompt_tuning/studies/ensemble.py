@@ -132,6 +132,7 @@ def ensemble(
         "recipe": recipe.resolved(),
         "combine": combine,
         "ensemble": scores_of(texts.together, prepared, split).to_json(),
+        "prediction_counts": {"ensemble": {"empty": texts.together.count("")}},
         "adapters": {},
         "all_agree": round(100 * texts.votes.count(len(adapters)) / len(rows), 2),
         "mean_votes": round(sum(texts.votes) / len(rows), 2),
@@ -293,7 +294,7 @@ def _write_batch(
     if processors:
         kwargs["logits_processor"] = LogitsProcessorList(processors)
     with explain_out_of_memory(IN_EVALUATION), trainer.accelerator.autocast():  # Evaluation runs under it too.
-        return generate_texts(trainer.model, trainer.processing_class, repeated, trainer.stop, **kwargs)
+        return generate_texts(trainer.model, trainer.processing_class, repeated, trainer.stop, **kwargs)[0]
 
 
 def vote(texts: Sequence[str], language: str | None = None) -> tuple[str, int]:

@@ -18,7 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import pad_left, source_rows, start_with, tokens_in_batch
-from prompt_tuning.encoding.decoding import decode
+from prompt_tuning.encoding.decoding import decode, decode_to_limit
 from prompt_tuning.engine.attention import ATTENTION
 from prompt_tuning.engine.calls import first_set
 from prompt_tuning.engine.dispatch import get_base, has_prompt, packing_obstacle, within_window
@@ -114,11 +114,17 @@ class EvaluatingTrainer(Seq2SeqTrainer):
 
     def predict_texts(self, dataset: Dataset) -> list[str]:
         """Return what the model writes for each row, or the choice that it takes, in the order of the data set."""
+        return self.predict_texts_to_limit(dataset)[0]
+
+    def predict_texts_to_limit(self, dataset: Dataset) -> tuple[list[str], list[bool]]:
+        """Return the texts of `predict_texts`, and for each whether only the limit of new tokens ended it."""
         compute_metrics = self.compute_metrics
         self.compute_metrics = None
         try:
             predictions = self.predict(dataset).predictions
-            return self._texts(predictions, dataset["choices"] if "choice_ids" in dataset.column_names else None)
+            if "choice_ids" in dataset.column_names:
+                return self._texts(predictions, dataset["choices"]), [False] * len(dataset)
+            return decode_to_limit(predictions, self.processing_class, self.stop)
         finally:
             self.compute_metrics = compute_metrics
 

@@ -201,7 +201,7 @@ def test_rows_that_a_template_leaves_empty_are_an_error_or_left_out_and_counted(
     assert main(["train", str(recipe_file(**labelled(tmp_path, [0, 1, 2, 0, 2, 1, 0, 1]), **settings))]) == 0
     assert "2 more rows were left out, as the template writes nothing for them" in capsys.readouterr().out
     sizes = json.loads((tmp_path / "run" / "results.json").read_text())["splits"]
-    assert sizes["test"] == {"rows": 6, "cut_rows": 0, "longest": sizes["test"]["longest"], "empty_rows": 2}
+    assert sizes["test"].items() >= {"rows": 6, "cut_rows": 0, "empty_rows": 2}.items()
     assert main(["check", str(recipe_file(**labelled(tmp_path, [2, 2]), drop_empty="true"))]) == 1
     assert "train.jsonl: all rows were left out as empty" in capsys.readouterr().err
 

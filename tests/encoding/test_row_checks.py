@@ -15,7 +15,7 @@ from prompt_tuning.cli.main import main
 from prompt_tuning.encoding.dataset import encode
 from prompt_tuning.encoding.decoding import check_stop, decode, decode_to_limit
 from prompt_tuning.encoding.row_encoder import Encoder
-from prompt_tuning.engine.stop_texts import StopTexts, stopping
+from prompt_tuning.engine.stop_texts import StopTexts, text_settings
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.templates.template import Template
 
@@ -123,7 +123,8 @@ def test_a_stop_that_is_a_special_token_ends_a_prediction(tokenizer, llama):
     special = copy.deepcopy(tokenizer)
     token = tokenizer.convert_ids_to_tokens(written[5])
     special.add_special_tokens({"extra_special_tokens": [token]})
-    stopped = llama.generate(source, max_new_tokens=9, do_sample=False, **stopping(special, (token,)))[0].tolist()
+    settings = text_settings(llama, special, (token,), {})
+    stopped = llama.generate(source, max_new_tokens=9, do_sample=False, **settings)[0].tolist()
     assert stopped == written[: written.index(written[5], 3) + 1] and len(stopped) < len(written)
 
 
@@ -180,8 +181,12 @@ def test_references_and_targets_that_are_too_long_are_counted_apart(tokenizer):
 def test_advice_on_rows_that_are_too_long_names_settings_that_help(recipe_file, tmp_path, capsys):
     long = {"question": "Where does Ada live? " * 30}
     for split, flags, expected in (
-        ("test", ["--drop_overlong", "true"], "test.jsonl: drop_overlong leaves out training rows only, and 9 rows"),
-        ("test", [], "raise it, or name question in truncate\n"),
+        (
+            "test",
+            ["--drop_overlong", "true"],
+            "test.jsonl: drop_overlong leaves out training rows only, and here 9 rows",
+        ),
+        ("test", [], "raise it, or name question in truncate (the same"),
         ("train", [], "raise it, or name question in truncate, or set drop_overlong"),
     ):
         recipe = recipe_file()
