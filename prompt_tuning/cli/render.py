@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, number_in
-from prompt_tuning.support.text import agreed, counted
+from prompt_tuning.support.text import agreed, counted, has_unseen_characters
 
 if TYPE_CHECKING:
     from prompt_tuning.runs.prepare import Prepared
@@ -59,8 +59,18 @@ def _row_lines(prepared: Prepared, row: dict[str, Any]) -> list[str]:
     tokenizer = prepared.tokenizer
     labels = [label for label in row["labels"] if label != -100]
     source_ids = row["input_ids"] if prepared.config.is_encoder_decoder else row["input_ids"][: -len(labels)]
-    lines = [
-        row["source"],
+    # Some tokenizers add special tokens, change characters, or have no token for one.
+    read = tokenizer.decode(source_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    lines = [row["source"]]
+    if has_unseen_characters(row["source"]):
+        lines.append(f"-- as it is written: {row['source']!r}")
+    if read != row["source"]:
+        lines.append(f"-- as the tokenizer reads it: {read!r}")
+    special = dict.fromkeys(token for token in source_ids if token in tokenizer.all_special_ids)
+    if special:
+        # The text of a special token in a row is not one.
+        lines.append(f"-- special tokens in it: {_quoted(tokenizer.convert_ids_to_tokens(list(special)), ' ')}")
+    lines += [
         f"-- target: {tokenizer.decode(labels)!r}",
         f"-- references: {_quoted(row['references'], ' / ')}",
     ]

@@ -49,6 +49,19 @@ def agreed(number: int, predicate: str) -> str:
     return f"{SINGULAR[verb]}{space}{rest}" if number == 1 else predicate
 
 
+# White space at the ends of a text and of its lines, spaces and line ends of other kinds, and control characters.
+_UNSEEN = re.compile(r"^\s|\s$|[ \t]\n|[^\S \n]|[\x00-\x08\x0e-\x1f\x7f\xad\u200b-\u200f\u2060\ufeff]")
+
+
+def has_unseen_characters(text: str) -> bool:
+    """Return True if a text holds characters that a terminal does not show, such as a space at its end.
+
+    >>> has_unseen_characters("Question: "), has_unseen_characters("Question:")
+    (True, False)
+    """
+    return _UNSEEN.search(text) is not None
+
+
 def normalised(text: str) -> str:
     """Return a text in lower case with single spaces. Rows are compared in this form."""
     return " ".join(text.casefold().split())

@@ -7,6 +7,7 @@ from typing import Any
 
 from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.support.tables import text_table
+from prompt_tuning.support.text import gap_after, has_unseen_characters
 from prompt_tuning.templates.languages import language_variables
 from prompt_tuning.templates.shapes import with_translation
 from prompt_tuning.templates.template import COLUMN_SETTINGS, Template
@@ -110,11 +111,17 @@ def _render_one(name: str, template: Template, row: dict[str, Any], languages: d
     if template.chat:
         source = "\n".join(f"[{message['role']}]\n{message['content']}" for message in rendered.messages)
     lines = [f"== {name}", source]
+    if has_unseen_characters(rendered.source):
+        lines.append(f"-- as it is written: {rendered.source!r}")
     if missing:
         lines.append(f"-- target: needs the column {missing[0]!r}")
     else:
         references = " / ".join(map(repr, rendered.references))
         lines += [f"-- target: {rendered.target!r}", f"-- references: {references}"]
+    if template.chat:
+        lines.append("-- a tokenizer's chat template writes its own tokens around the messages, as `render` shows")
+    elif gap_after(rendered.source):
+        lines.append("-- a space stands between source and target")
     if template.answer_choices:
         lines.append(f"-- choices: {' / '.join(map(repr, template.choices(row, languages)))}")
     return "\n".join([*lines, ""])

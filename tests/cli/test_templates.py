@@ -80,3 +80,14 @@ def test_templates_that_are_left_out_are_named_and_recipes_take_the_rest(recipe_
 def test_wrong_names_and_rows_are_reported(words, code, message, capsys):
     assert main(["templates", *words]) == code
     assert message in capsys.readouterr().err
+
+
+def test_what_a_terminal_does_not_show_is_written_out(tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text('source: "{{ text }}\\tA: "\ntarget: x\n')
+    (tmp_path / "plain.yaml").write_text("source: '{{ text }}:'\ntarget: x\n")
+    assert main(["templates", str(tmp_path), "--row", '{"text": "Tea?"}']) == 0
+    own, plain = capsys.readouterr().out.split("== ")[1:]
+    assert "-- as it is written: 'Tea?\\tA: '\n" in own and "a space stands" not in own
+    assert "as it is written" not in plain and "-- a space stands between source and target\n" in plain
+    assert main(["templates", "summarization/chat", "--row", '{"document": "Tea.", "summary": "T."}']) == 0
+    assert "a tokenizer's chat template writes its own tokens around the messages" in capsys.readouterr().out
