@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 from pathlib import Path
 
@@ -45,8 +46,11 @@ def load_saved(folder: str, name: str, *, streaming: bool = False) -> Dataset | 
     where = splits[name]
     try:
         state = json.loads((where / STATE).read_text(encoding="utf-8"))
-        files = [glob.escape(str(_inside(where, file["filename"]))) for file in state["_data_files"]]
-        return load_dataset("arrow", data_files={"train": files}, split="train", streaming=streaming)
+        paths = [_inside(where, file["filename"]) for file in state["_data_files"]]
+        files = {"train": [glob.escape(str(path)) for path in paths]}
+        # The name decides the place in the cache, where `datasets` by itself looks only at the time of a file.
+        name_in_cache = "streamed" if streaming else _digest(paths)
+        return load_dataset("arrow", name_in_cache, data_files=files, split="train", streaming=streaming)
     except UNREADABLE as error:
         raise DataError(
             f"dataset {folder}, split {name}: {first_line(error.__cause__ or error)}. Save it again by save_to_disk."
@@ -68,6 +72,14 @@ def saved_splits(folder: str) -> dict[str, Path]:
         return {name: _inside(path, name) for name in names}
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"dataset {folder}: {first_line(error)}. Save it again by save_to_disk.") from error
+
+
+def _digest(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _inside(folder: Path, name: str) -> Path:

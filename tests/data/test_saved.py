@@ -1,6 +1,7 @@
 """Folders that `save_to_disk` wrote, as dataset_name: only what state.json names is read, and nothing outside."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -101,6 +102,15 @@ def test_rows_that_were_saved_again_are_read_again(tmp_path):
     shutil.rmtree(tmp_path / "saved")
     ROWS.select(range(3)).save_to_disk(tmp_path / "saved")
     assert len(splits_of(tmp_path / "saved")["train"]) == 3
+
+
+def test_rows_of_the_same_size_and_time_are_read_again(tmp_path):
+    file = tmp_path / "saved" / "data-00000-of-00001.arrow"
+    for summaries in ("abc", "xyz"):
+        shutil.rmtree(tmp_path / "saved", ignore_errors=True)
+        Dataset.from_dict({"document": ["t"] * 3, "summary": list(summaries)}).save_to_disk(tmp_path / "saved")
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+        assert splits_of(tmp_path / "saved")["train"]["summary"][:] == list(summaries)
 
 
 def test_settings_of_the_hub_are_refused_for_a_saved_folder(tmp_path):
