@@ -7,6 +7,7 @@ one that reads `answers[0]` gets the column as it is.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import jinja2.nodes
 
 from prompt_tuning.templates.sandbox import environment, item_key
+from prompt_tuning.templates.values import kind_of
 
 
 def standard_shapes(row: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
@@ -31,6 +33,27 @@ def standard_shapes(row: Mapping[str, Any], texts: Sequence[str]) -> dict[str, A
             if column in row:
                 row[column] = reader(row[column])
     return row
+
+
+def shape_hint(message: str, values: Mapping[str, Any]) -> str:
+    """Return which shape the column has that an error is about, and which it needs; nothing about other errors.
+
+    Args:
+        message: Jinja's message of the error.
+        values: the variables of the template by name.
+    """
+    missing = re.search(r"has no (?:attribute|element) '(.+)'$", message)
+    name = missing[1] if missing else ""
+    answers, translation = values.get("answers", {"text": []}), values.get("translation")
+    is_readable = isinstance(answers, Mapping) and "text" in answers
+    if name == "text" and not is_readable:
+        return f". The column answers holds {kind_of(answers)}. Write a text, a list of texts, or {{text: [...]}}"
+    if not name or name not in (values.get("source_lang"), values.get("target_lang")):
+        return ""
+    if isinstance(translation, Mapping):
+        languages = ", ".join(map(repr, translation)) or "none"
+        return f". The languages of the column translation are {languages}. Set source_lang and target_lang to two"
+    return f". The column translation holds {kind_of(translation)}. Write {{code: text}} with the codes of both"
 
 
 def with_translation(row: Mapping[str, Any], source_lang: str | None, target_lang: str | None) -> Mapping[str, Any]:

@@ -33,7 +33,7 @@ from prompt_tuning.templates.sandbox import (
     printed_values,
     trimmed_lines,
 )
-from prompt_tuning.templates.shapes import standard_shapes
+from prompt_tuning.templates.shapes import shape_hint, standard_shapes
 from prompt_tuning.templates.values import kind_of, replaced, with_nulls
 
 UNNAMED_HINT = '. A column with a space or a dash in its name is row["its name"]'
@@ -342,7 +342,7 @@ class Template:
         try:
             return compile_text(text).render(values)
         except JINJA_ERRORS as error:
-            raise TemplateError(f"template {self.name}: {error}") from None
+            raise TemplateError(f"template {self.name}: {error}{shape_hint(str(error), values)}") from None
 
     def _evaluate(self, expression: str, values: dict[str, Any]) -> tuple[str, ...]:
         """Return the texts of the expression `references`."""

@@ -79,6 +79,8 @@ def kind_of(value: Any) -> str:
     """Return what messages call a value that is not printed."""
     if value is None or value is NULL:
         return "null"
+    if isinstance(value, str):
+        return "a text"
     if isinstance(value, bytes):
         return "bytes"
     if isinstance(value, Mapping):

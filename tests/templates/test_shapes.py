@@ -48,9 +48,13 @@ def test_a_question_without_an_answer_has_a_target_in_every_shipped_template(nam
     [
         ("", "the target is empty"),
         ([""], "the target is empty"),
-        ({"spans": ["Turin"]}, "has no attribute 'text'"),
-        ("{'text': array(['Turin'], dtype=object)}", "has no attribute 'text'"),
-        ([None], "has no attribute 'text'"),
+        (
+            {"spans": ["Turin"]},
+            r"has no attribute 'text'. The column answers holds a mapping. Write a text, a list of texts",
+        ),
+        ("{'text': array(['Turin'], dtype=object)}", "The column answers holds a text"),
+        ([None], "The column answers holds a list"),
+        (None, "The column answers holds null"),
         ({"text": None}, "null"),
     ],
 )
@@ -127,3 +131,26 @@ def test_a_copy_of_a_shipped_template_reads_the_same_shapes(tmp_path):
     assert [turn["content"] for turn in Template.load(tmp_path / "own.yaml").render(row).messages] == [
         "When?", "In May", "Where?"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("translation", "message"),
+    [
+        (
+            {"de": "Guten Tag", "en": "Hello"},
+            "The languages of the column translation are 'de', 'en'",
+        ),
+        (["Bonjour", "Hello"], "The column translation holds a list. Write {code: text} with the codes of both"),
+        ("Bonjour", "The column translation holds a text"),
+    ],
+)
+def test_a_translation_of_no_known_shape_is_named(translation, message):
+    with pytest.raises(TemplateError, match=message):
+        rendered("translation/plain", {"translation": translation}, LANGUAGES)
+
+
+def test_an_error_about_another_column_has_no_hint():
+    row = {"meta": {"a": "b"}, "answers": {"text": ["Turin"]}, "translation": {"de": "x"}}
+    for source in ("{{ meta.text }}", "{{ meta.other }}", "{{ translation.other }}"):
+        with pytest.raises(TemplateError, match=r"has no attribute '\w+'$"):
+            Template(source, "x").render(row, LANGUAGES)
