@@ -182,12 +182,11 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("name", CAUSAL)
-def test_a_setting_looks_at_the_ids_of_a_row_as_if_it_were_alone(name, settings, side):
+def test_a_setting_looks_at_the_ids_of_a_row_as_if_it_were_alone(name, settings):
     model = prompted(name)
-    batch = SIDES[side]()
+    batch = left_padded()
     width = batch["input_ids"].shape[1]
     arguments = GREEDY | SETTINGS[settings]
     together = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], **arguments)[:, width:]
@@ -506,7 +505,6 @@ def test_a_pipeline_writes_the_text_of_the_row_alone(name):
         assert output[0]["generated_text"] == tokenizer.decode(ids, skip_special_tokens=True)
 
 
-@pytest.mark.filterwarnings("ignore")  # Dynamo causes warnings.
 def test_a_model_that_was_wrapped_or_pickled_has_the_loss_and_text_of_the_model():
     model = SharedPrefixModel(build("llama"), CONFIGS["soft prompt"]()).eval()
     batch = left_padded()
@@ -514,7 +512,6 @@ def test_a_model_that_was_wrapped_or_pickled_has_the_loss_and_text_of_the_model(
     expected = model(**batch).loss
     new = model.generate(torch.tensor([ROWS[0]]), **GREEDY)
     assert torch.equal(loaded(**batch).loss, expected)
-    torch.testing.assert_close(torch.compile(model, backend="eager")(**batch).loss, expected)
     assert torch.equal(torch.nn.DataParallel(model)(**batch).loss, expected)
     assert torch.equal(loaded.generate(torch.tensor([ROWS[0]]), **GREEDY), new)
     prepared = Accelerator(cpu=True).prepare_model(copy.deepcopy(model))
