@@ -26,6 +26,14 @@ from prompt_tuning.hub.refusal import explain_refusal
 from prompt_tuning.support.run_folder import RunFolder
 
 
+def looks_like_path(name: str | Path) -> bool:
+    r"""Return whether a name can only be a path: `./x`, `/x`, `~/x`, `C:\x`, or one with more than one slash.
+
+    The hub is never asked for such a name. `x/y` can be both.
+    """
+    return bool(re.match(r"[./~]|[A-Za-z]:", str(name))) or "\\" in str(name) or str(name).count("/") > 1
+
+
 def is_hub_id(name: str | Path) -> bool:
     """Return whether a name can be a repository of the hub: `user/name` or `user/name@revision`."""
     return bool(re.fullmatch(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+(@\S+)?", str(name), re.ASCII))
@@ -83,7 +91,9 @@ def download_adapter(name: str) -> Path:
 
 def _download(repo_id: str, revision: str | None) -> RunFolder:
     """Download the files of an adapter, and those of a whole model if the repository holds a run of one."""
-    patterns = [*RunFolder.ADAPTER_FILES, *RunFolder.RUN_FILES, RunFolder.MODEL_CONFIG]
+    patterns = [
+        *RunFolder.ADAPTER_FILES, *RunFolder.RUN_FILES, RunFolder.BASE_MODEL, RunFolder.MODEL_CONFIG,
+    ]  # fmt: skip
     folder = RunFolder(Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns)))
     if _is_whole_model(folder):
         # A folder in the cache is named after its commit.

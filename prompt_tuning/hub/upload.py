@@ -151,7 +151,8 @@ def plan_upload(
         raise HubError(f"--repo_id {repo_id}: not a name that the hub takes. Write NAME or USER/NAME.") from error
     _check_complete(folder, finished=finished)
     _base_model(folder, base_model)
-    content = folder.ADAPTER_FILES if folder.adapter_config.is_file() else folder.MODEL_FILES
+    is_adapter = folder.adapter_config.is_file()
+    content = (*folder.ADAPTER_FILES, folder.BASE_MODEL) if is_adapter else folder.MODEL_FILES
     names: set[str] = set()
     for pattern in (folder.CARD, *folder.RUN_FILES, *content):
         names.update(path.name for path in folder.path.glob(pattern) if path.is_file())
@@ -297,10 +298,13 @@ def _public_file(path: Path, base_model: str | None) -> bytes | Path:
     base_model_keys = {
         RunFolder.RESULTS: ("model", "base_model"),
         RunFolder.ADAPTER_CONFIG: ("base_model_name_or_path",),
+        RunFolder.BASE_MODEL: ("name",),
     }
     if path.name not in base_model_keys:
         return path
     values = public(read_json(path))
+    if path.name == RunFolder.BASE_MODEL:
+        values["folder"] = None
     if base_model:
         values |= dict.fromkeys(base_model_keys[path.name], base_model)
     return json.dumps(values, indent=2, ensure_ascii=False).encode()

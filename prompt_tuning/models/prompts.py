@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import (
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from prompt_tuning.arguments.arguments import PromptArguments
@@ -34,6 +35,7 @@ from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.errors import AdapterError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
+from prompt_tuning.models.base_model import is_same_model, read_base_model, tokenizer_digest, unmistakable
 from prompt_tuning.models.encoder_decoder import EncoderDecoderPromptModel
 from prompt_tuning.models.encoder_decoder_prefix import EncoderDecoderPrefixConfig, load_prompt_config
 from prompt_tuning.models.loading import check_method
@@ -69,7 +71,7 @@ def prompt_config(
     check_method(model.config, args.method)
     common = dict(
         task_type=TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM,
-        base_model_name_or_path=model.name_or_path,
+        base_model_name_or_path=unmistakable(model.name_or_path),
     )
     if METHODS[args.method].has_prompt:
         common |= {"num_virtual_tokens": num_virtual_tokens}
@@ -333,30 +335,53 @@ def _check_files(run: RunFolder) -> None:
 def check_adapter(
     config: PeftConfig, folder: str | Path, model_config: PretrainedConfig, *, renamed: bool = False
 ) -> None:
-    """Raise an AdapterError unless the adapter was trained on a model of this name and hidden size.
+    """Raise an AdapterError unless the adapter was trained on this model.
+
+    A model is recognised by its weights if the adapter is a run's and both are known, else by its name. An adapter
+    that names no model is taken.
 
     Args:
         config: the configuration of the adapter.
-        folder: the adapter's folder or hub id, for the message.
+        folder: the adapter's folder or hub id.
         model_config: the configuration of the base model.
-        renamed: the user named a model for this adapter, and its folder may have another name than in training. Then
-            another name is a warning.
+        renamed: the user named a model for this adapter. Then another model of the same hidden size is a warning.
     """
-    trained_on = config.base_model_name_or_path or ""
+    base, _ = read_base_model(adapter_folder(folder))
+    trained_on = (base.name if base else config.base_model_name_or_path) or ""
     name = model_config.name_or_path
     size = model_config.get_text_config().hidden_size
     trained_size = size
     # Only a prompt of embeddings says the hidden size of its model, and CPTConfig forgets it when it is read.
     if find_method(config.peft_type).trains_embeddings and config.token_dim is not None:
         trained_size = config.token_dim
-    if trained_size == size and Path(trained_on).name == Path(name).name:
+    has_same_name = not trained_on or Path(trained_on).name == Path(name).name
+    has_same_weights = is_same_model(base, model_config)
+    if trained_size == size and (has_same_name if has_same_weights is None else has_same_weights):
         return
+    weights = "" if has_same_weights is None else ", which has other weights"
     difference = (
         f"{folder} was trained on {trained_on} (hidden size {trained_size}), the model here is {name} "
-        f"(hidden size {size})"
+        f"(hidden size {size}){weights}"
     )
     if not renamed or trained_size != size:
         raise AdapterError(f"{difference}. Set model_name_or_path to the model it was trained on.")
     logger.warning(
         "%s. Predictions are those of the training only if it is that model under another name.", difference
     )
+
+
+def check_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerBase, *, renamed: bool = False) -> None:
+    """Raise an AdapterError unless the tokenizer has the vocabulary and chat template of the adapter's training.
+
+    Args:
+        folder: the adapter's folder or hub id.
+        tokenizer: the tokenizer of the base model here.
+        renamed: the user named a model for this adapter. Then another tokenizer is a warning.
+    """
+    base, _ = read_base_model(adapter_folder(folder))
+    if base is None or base.tokenizer in (None, tokenizer_digest(tokenizer)):
+        return
+    difference = f"{folder} was trained with another vocabulary or chat template than {tokenizer.name_or_path} has"
+    if not renamed:
+        raise AdapterError(f"{difference}. Set model_name_or_path to the model it was trained on.")
+    logger.warning("%s. Predictions are not those of the training.", difference)

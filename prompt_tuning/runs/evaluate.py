@@ -22,7 +22,7 @@ from prompt_tuning.engine.dispatch import get_base
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.loading import load_base_model, load_config
-from prompt_tuning.models.prompts import check_adapter, load_adapter, load_adapter_config
+from prompt_tuning.models.prompts import check_adapter, check_tokenizer, load_adapter, load_adapter_config
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.losses import prediction_counts
 from prompt_tuning.runs.prepare import Prepared, prepare
@@ -73,6 +73,8 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
     prepared = prepare(recipe, (split,))
     # Training rows need no references until they are evaluated.
     prepared.template.check_columns(prepared.rows[split].column_names, split_origin(recipe.data, split))
+    if adapter:
+        check_tokenizer(adapter, prepared.tokenizer)
 
     set_seed(recipe.training.seed)
     model = load_base_model(recipe.model, prepared.config)

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, set_seed
 from prompt_tuning.arguments.arguments import ENCODING_SETTINGS, GENERATION_SETTINGS, TASK_SETTINGS
 from prompt_tuning.data.loading import row_origin
 from prompt_tuning.errors import ErrorList
+from prompt_tuning.models.base_model import write_base_model
 from prompt_tuning.models.initialization import frequent_ids, initial_prompt
 from prompt_tuning.models.loading import load_base_model
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
@@ -82,6 +83,7 @@ def train_tasks(recipe: Recipe, *, evaluate_hard_prompt: bool = True) -> Path:
             )
             save_adapter(plain, folder / name, initial)
             save_recipe(prepared.recipe, folder / name, prepared.template, comment)
+            write_base_model(folder / name, base.config, prepared.tokenizer)
         models: list[tuple[str, PreTrainedModel | PeftModel]] = [("soft_prompt", plain)]
         if evaluate_hard_prompt:
             models.append(("hard_prompt", base))

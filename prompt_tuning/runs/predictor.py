@@ -25,8 +25,9 @@ from prompt_tuning.engine.likelihood import Normalization, choose
 from prompt_tuning.engine.stop_texts import add_end_tokens, text_settings
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.hub.download import adapter_folder
+from prompt_tuning.models.base_model import find_base_model
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
-from prompt_tuning.models.prompts import check_adapter, load_adapter, load_adapter_config
+from prompt_tuning.models.prompts import check_adapter, check_tokenizer, load_adapter, load_adapter_config
 from prompt_tuning.recipe.loading import load_recipe, read_switches
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.support.run_folder import RunFolder
@@ -93,12 +94,19 @@ class Predictor:
         run = RunFolder(adapter_folder(adapter))
         # A run that trained every weight is itself a model.
         adapter_config = None if run.model_config.is_file() else load_adapter_config(run.path)
-        base = run.path if adapter_config is None else adapter_config.base_model_name_or_path
-        recipe, template = _read_run(run, model_name_or_path or str(base), downloaded=downloaded)
+        renamed = bool(model_name_or_path)
+        if model_name_or_path:
+            base = model_name_or_path
+        elif adapter_config is None:
+            base = str(run.path)
+        else:
+            base = find_base_model(adapter_config, run.path)
+        recipe, template = _read_run(run, base, downloaded=downloaded)
         config = load_config(recipe.model)
-        if adapter_config is not None:
-            check_adapter(adapter_config, run.path, config, renamed=model_name_or_path is not None)
         tokenizer = load_tokenizer(recipe.model, recipe.data.source_lang, recipe.data.target_lang)
+        if adapter_config is not None:
+            check_adapter(adapter_config, run.path, config, renamed=renamed)
+            check_tokenizer(run.path, tokenizer, renamed=renamed)
         encoder = Encoder.from_recipe(recipe, template, tokenizer, is_encoder_decoder=config.is_encoder_decoder)
         num_chosen = min(recipe.prompt.num_demonstrations, len(template.demonstrations))
         model = load_base_model(recipe.model, config).to(recipe.training.device)
@@ -203,11 +211,12 @@ def generate_texts(
 
 def _read_run(run: RunFolder, model_name_or_path: str, *, downloaded: bool) -> tuple[Recipe, Template]:
     """Return the recipe and the template of a run's folder, or raise an AdapterError."""
-    for file in (run.recipe, run.template):
-        if not file.is_file():
-            raise AdapterError(
-                f"{run.path}: no {file.name} there, so its template is unknown; use a folder that train wrote"
-            )
+    missing = [file.name for file in (run.recipe, run.template) if not file.is_file()]
+    if missing:
+        raise AdapterError(
+            f"{run.path}: no {' and no '.join(missing)} there, so its template is unknown; use a folder that train "
+            "wrote, or copy recipe.yaml and template.yaml of such a folder to it"
+        )
     overrides = [f"--model_name_or_path={model_name_or_path}"]
     if downloaded:
         overrides.append("--trust_remote_code=false")

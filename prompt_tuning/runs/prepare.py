@@ -25,7 +25,7 @@ from prompt_tuning.metrics.loading import load_metrics
 from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.models.initialization import initial_ids, initial_text, prompt_length
 from prompt_tuning.models.loading import check_method, load_config, load_tokenizer
-from prompt_tuning.models.prompts import check_adapter, load_adapter_config
+from prompt_tuning.models.prompts import check_adapter, check_tokenizer, load_adapter_config
 from prompt_tuning.models.quantization import quantization_config
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs import checks
@@ -221,6 +221,7 @@ def _initial_prompt(
         config = load_adapter_config(prompt.adapter)
         checks.check_adapter_method(prompt.adapter, config, prompt.method)
         check_adapter(config, prompt.adapter, model_config)
+        check_tokenizer(prompt.adapter, encoder.tokenizer)
         return None, config.num_virtual_tokens if config.is_prompt_learning else 0
     if not METHODS[prompt.method].has_prompt:
         return None, 0

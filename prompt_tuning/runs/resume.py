@@ -12,6 +12,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import RecipeError
+from prompt_tuning.models.base_model import is_same_model, read_base_model
+from prompt_tuning.models.loading import load_config
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import read_yaml
@@ -45,6 +47,31 @@ SCORED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 """The schedules whose learning rate depends on earlier scores, so that no other one can replace them."""
 
 
+BASE_MODEL = "base model"
+"""What `changed_since` calls a base model with other weights than in the run."""
+
+
+def changed_since(recipe: Recipe, run: Path) -> list[str]:
+    """Return the names of the settings that differ from those of a run, except the checkpoint to resume from.
+
+    A base model that moved is no change. A base model with other weights is one, whatever its name.
+
+    Args:
+        recipe: the recipe.
+        run: the run's folder, which holds its recipe.
+
+    Raises:
+        RecipeError: the recipe of the run cannot be read.
+    """
+    changed = recipe.changed_since(run)
+    base, _ = read_base_model(run)
+    same = is_same_model(base, load_config(recipe.model)) if base else None
+    if same is None:
+        return changed
+    changed = [name for name in changed if name != "model_name_or_path"]
+    return changed if same else [*changed, BASE_MODEL]
+
+
 def checkpoint_to_resume(recipe: Recipe, folder: Path) -> str | None:
     """Return the checkpoint to resume from; None to start from the beginning.
 
@@ -75,7 +102,7 @@ def _check_nothing_lost(recipe: Recipe, folder: Path, last: str | None) -> None:
     finished = run.results.exists()
     saved = [name for name in SAVED if (folder / name).exists()]
     resumes = recipe.training.resume_from_checkpoint and run.recipe.is_file()
-    if resumes and saved and not finished and not last and not recipe.changed_since(folder):
+    if resumes and saved and not finished and not last and not changed_since(recipe, folder):
         return  # The run stopped between its training and its evaluation, and saved no checkpoint.
     if last:
         held = Path(last).name
@@ -102,7 +129,7 @@ def _check_resumable(recipe: Recipe, checkpoint: str) -> None:
         raise RecipeError(f"resume_from_checkpoint {checkpoint}: no checkpoint; {advice}")
     check_whole(folder)
     changed = changes_since(recipe, checkpoint)
-    unfit = [name for name in changed if name in MODEL_SETTINGS] + _changed_state(recipe, changed)
+    unfit = [name for name in changed if name in (*MODEL_SETTINGS, BASE_MODEL)] + _changed_state(recipe, changed)
     if unfit:
         raise RecipeError(f"{checkpoint} is of a run with another {' and '.join(unfit)}; name another --output_dir")
     if changed:
@@ -117,7 +144,7 @@ def changes_since(recipe: Recipe, checkpoint: str) -> dict[str, tuple[Any, Any]]
     if not run.recipe.is_file():
         return {}
     saved, settings = read_yaml(run.recipe, RecipeError), recipe.resolved()
-    return {name: (saved.get(name), settings.get(name)) for name in recipe.changed_since(run.path)}
+    return {name: (saved.get(name), settings.get(name)) for name in changed_since(recipe, run.path)}
 
 
 def _changed_state(recipe: Recipe, changed: dict[str, tuple[Any, Any]]) -> list[str]:

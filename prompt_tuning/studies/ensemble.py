@@ -30,7 +30,7 @@ from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.metrics.squad.squad import answer_tokens
 from prompt_tuning.models.loading import load_base_model, load_config
-from prompt_tuning.models.prompts import check_adapter, load_adapter, load_adapter_config
+from prompt_tuning.models.prompts import check_adapter, check_tokenizer, load_adapter, load_adapter_config
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.summary import read_results
 from prompt_tuning.runs.evaluate import check_output_dir, trainer_for
@@ -122,6 +122,8 @@ def ensemble(
     check_adapters(recipe, adapters, combine)
     prepared = prepare(recipe, (split,))
     _check_template(prepared)
+    for adapter in adapters:
+        check_tokenizer(adapter, prepared.tokenizer)
     set_seed(recipe.training.seed)
     model = load_adapters(prepared, adapters)
     rows = prepared.encoded[split]

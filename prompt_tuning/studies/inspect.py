@@ -16,13 +16,14 @@ from peft import PeftConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.arguments.methods import METHODS, find_method
-from prompt_tuning.errors import AdapterError, ModelError
+from prompt_tuning.errors import AdapterError
 from prompt_tuning.hub.download import adapter_folder
+from prompt_tuning.models.base_model import find_base_model
 from prompt_tuning.models.encoder_decoder_prefix import EncoderDecoderPrefixConfig
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
 from prompt_tuning.models.prompts import check_adapter, load_adapter_config
@@ -76,18 +77,19 @@ def _describe(
 ) -> dict[str, Any]:
     """Return the report without the adapter's name and the caution."""
     method = config.peft_type.value
-    name = model_name_or_path or config.base_model_name_or_path
+    is_prefix = find_method(method).trains_keys_and_values
+    name = model_name_or_path or (config.base_model_name_or_path if is_prefix else find_base_model(config, folder))
     initial = RunFolder(folder).initial_prompt
     report = {"method": method, "model": name, "virtual_tokens": len(weight)}
     report["initial_prompt"] = str(initial) if initial.is_file() else None
-    if find_method(method).trains_keys_and_values:
+    if is_prefix:
         report |= _describe_prefix(weight, config)
-    elif name:
-        args = ModelArguments(model_name_or_path=name, model_revision=config.revision or "main")
-        vocabulary = _input_embeddings(args, config, folder)
-        report |= _describe_embeddings(weight, vocabulary, load_tokenizer(args), nearest)
     else:
-        raise ModelError(f"{folder} does not name the model that it was trained on. Give --model_name_or_path.")
+        args = ModelArguments(model_name_or_path=name, model_revision=config.revision or "main")
+        model_config = load_config(args)
+        check_adapter(config, folder, model_config, renamed=bool(model_name_or_path))
+        vocabulary = _input_embeddings(args, model_config)
+        report |= _describe_embeddings(weight, vocabulary, load_tokenizer(args), nearest)
     if initial.is_file():
         for token, distance in zip(report["tokens"], _distances(weight, initial), strict=True):
             token["moved"] = distance
@@ -114,10 +116,8 @@ def _distances(weight: torch.Tensor, initial: Path) -> list[float]:
     return _rounded((weight - start).norm(dim=1))
 
 
-def _input_embeddings(args: ModelArguments, adapter: PeftConfig, folder: Path) -> torch.Tensor:
+def _input_embeddings(args: ModelArguments, config: PretrainedConfig) -> torch.Tensor:
     """Return the embeddings of all tokens, `[V, H]`. Only one tensor is read if the model's files allow it."""
-    config = load_config(args)
-    check_adapter(adapter, folder, config, renamed=args.model_name_or_path != adapter.base_model_name_or_path)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(config)

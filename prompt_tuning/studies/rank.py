@@ -163,6 +163,9 @@ def _check_settings(folder: Path, recipe: Recipe, prepared: Mapping[str, Prepare
             f"known. Remove the folder {folder}, or name another --output_dir."
         )
     changed = changed_settings(saved, settings) if saved else []
+    if saved and saved.get("weights") == settings["weights"] != "unknown":
+        # A base model that moved is the same model.
+        changed = [name for name in changed if name != "model_name_or_path"]
     if changed:
         raise RecipeError(
             f"{folder} holds a ranking with other settings or rows ({', '.join(changed)}). Remove it, or name another "

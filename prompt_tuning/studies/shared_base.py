@@ -17,6 +17,7 @@ from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs.fingerprints import input_fingerprints
 from prompt_tuning.runs.prepare import Prepared
+from prompt_tuning.runs.resume import BASE_MODEL, changed_since
 from prompt_tuning.runs.train import train
 from prompt_tuning.support.files import read_json
 from prompt_tuning.support.run_folder import RunFolder
@@ -29,7 +30,10 @@ def is_finished(recipe: Recipe) -> bool:
         RecipeError: the folder holds a run with other settings, finished or not.
     """
     run = RunFolder(Path(str(recipe.training.output_dir)))
-    changed = recipe.changed_since(run.path) if run.recipe.is_file() else []
+    changed = changed_since(recipe, run.path) if run.recipe.is_file() else []
+    if run.results.is_file():
+        # `check_unchanged` names everything besides the settings.
+        changed = [name for name in changed if name != BASE_MODEL]
     if changed:
         raise RecipeError(
             f"{run.path} was run with other settings ({', '.join(changed)}). Remove it, or name another --output_dir."

@@ -19,6 +19,7 @@ class RunFolder:
 
     ADAPTER_CONFIG: ClassVar[str] = "adapter_config.json"
     ADAPTER_WEIGHTS: ClassVar[str] = "adapter_model.safetensors"
+    BASE_MODEL: ClassVar[str] = "base_model.json"
     CARD: ClassVar[str] = "README.md"
     INITIAL_PROMPT: ClassVar[str] = "initial_prompt.safetensors"
     LOG_HISTORY: ClassVar[str] = "log_history.json"
@@ -48,6 +49,11 @@ class RunFolder:
     def adapter_weights(self) -> Path:
         """The adapter's tensors."""
         return self.path / self.ADAPTER_WEIGHTS
+
+    @property
+    def base_model(self) -> Path:
+        """The digests of the base model's weights and tokenizer."""
+        return self.path / self.BASE_MODEL
 
     @property
     def card(self) -> Path:

@@ -30,7 +30,8 @@ from prompt_tuning.reports.model_card import card_for_hub
 TOKEN = "hf_secretOfAnn"
 BASE = "bea/tiny-llama"
 NAMES = {
-    "README.md", "adapter_config.json", "adapter_model.safetensors", "recipe.yaml", "results.json", "template.yaml",
+    "README.md", "adapter_config.json", "adapter_model.safetensors", "base_model.json", "recipe.yaml", "results.json",
+    "template.yaml",
 }  # fmt: skip
 
 
@@ -171,6 +172,8 @@ def test_uploaded_files_hold_no_token_no_path_and_no_row_except_the_cards_exampl
     written = [json.loads(line) for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
     assert [row["source"] in text for row in written] == [True] + [False] * 8
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == BASE
+    base = json.loads(files["base_model.json"])
+    assert base["name"] == BASE and base["folder"] is None and base["weights"] and base["tokenizer"]
     card = ModelCard(files["README.md"].decode())
     assert card.data.base_model == BASE and "predict --adapter ann/squad --input rows.jsonl" in card.text
     assert card.text.count("adapter = 'ann/squad'") == 2 and f"AutoTokenizer.from_pretrained('{BASE}')" in card.text
@@ -195,7 +198,7 @@ def test_a_card_that_was_edited_is_uploaded_as_it_is_with_the_base_model_in_its_
 
 def test_a_dry_run_lists_files_and_asks_no_network(run, hub, commands):
     listed = commands(pushing(run, "--dry-run"), HF_HUB_OFFLINE="1").stdout.splitlines()
-    assert {line.split()[-1] for line in listed[:-1]} == NAMES and listed[-1].endswith("bytes in 6 files")
+    assert {line.split()[-1] for line in listed[:-1]} == NAMES and listed[-1].endswith("bytes in 7 files")
     *sizes, total = [int(line.split()[0].replace(",", "")) for line in listed]
     assert total == sum(sizes)
     assert not hub.asked("ann")

@@ -56,7 +56,7 @@ COMMANDS = {
     "run was trained on tiny-llama (hidden size 32), the model here is other (hidden size 64)": (
         "evaluate recipe.yaml --adapter run --model_name_or_path other"
     ),
-    "run: its adapter names the base model tiny-llama, a folder that only this machine has": (
+    "run: its adapter names the base model ./tiny-llama, a folder that only this machine has": (
         "push run --repo_id me/squad-prompt"
     ),
 }

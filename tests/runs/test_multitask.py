@@ -299,7 +299,7 @@ def test_two_tasks_train_together_and_every_task_has_a_run_folder(family, recipe
     capsys.readouterr()
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "checkpoint-2", "checkpoint-4",
+        "adapter_config.json", "adapter_model.safetensors", "base_model.json", "checkpoint-2", "checkpoint-4",
         "initial_prompt.safetensors", "log_history.json", "qa", "recipe.yaml", "report.html", "results.json",
         "summaries",
     }  # fmt: skip
@@ -316,8 +316,8 @@ def test_two_tasks_train_together_and_every_task_has_a_run_folder(family, recipe
     both = PeftModel.from_pretrained(auto.from_pretrained(model_folders[family]), run)
     for number, (name, of_task) in enumerate(results["tasks"].items()):
         assert {path.name for path in (run / name).iterdir()} == {
-            "README.md", "adapter_config.json", "adapter_model.safetensors", "initial_prompt.safetensors",
-            "predictions", "recipe.yaml", "report.html", "results.json", "template.yaml",
+            "README.md", "adapter_config.json", "adapter_model.safetensors", "base_model.json",
+            "initial_prompt.safetensors", "predictions", "recipe.yaml", "report.html", "results.json", "template.yaml",
         }  # fmt: skip
         assert json.loads((run / name / "results.json").read_text()) == of_task
         plain = PeftModel.from_pretrained(auto.from_pretrained(model_folders[family]), run / name)

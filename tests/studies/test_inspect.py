@@ -269,7 +269,5 @@ def test_what_cannot_be_inspected_is_refused_and_nothing_is_written(adapter, tmp
 def test_an_adapter_that_names_no_model_asks_for_one(adapter):
     config = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": None}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        ModelError, match=r"does not name the model that it was trained on\. Give --model_name_or_path"
-    ):
+    with pytest.raises(AdapterError, match=r"names no base model\. Give --model_name_or_path"):
         inspect(str(adapter))

@@ -74,7 +74,12 @@ def test_a_signal_saves_a_checkpoint_and_names_the_command_that_resumes(
         f"to resume: prompt-tuning train {recipe} --resume_from_checkpoint true"
     )
     kept = {path.name for path in (tmp_path / "run").iterdir()}
-    assert kept == {"checkpoint-3", "recipe.yaml", *(["checkpoint-2"] if save_strategy == "steps" else [])}
+    assert kept == {
+        "checkpoint-3",
+        "base_model.json",
+        "recipe.yaml",
+        *(["checkpoint-2"] if save_strategy == "steps" else []),
+    }
     assert main(message.split(" prompt-tuning ")[1].split()) == 0
     assert adapter(tmp_path / "run") == adapter(tmp_path / "whole")
 
@@ -83,7 +88,7 @@ def test_a_second_signal_stops_at_once_and_leaves_nothing_half_written(recipe_fi
     signalled(monkeypatch, signal.SIGINT, signal.SIGINT)
     assert main(["train", str(recipe_file()), "--save_steps", "2"]) == 130
     assert "interrupted; --resume_from_checkpoint true resumes" in capsys.readouterr().err
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-2", "recipe.yaml"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-2", "base_model.json", "recipe.yaml"}
 
 
 @pytest.mark.parametrize("last", [2, 4])
@@ -351,6 +356,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_with_its_step_and_rows_and_
     run = tmp_path / "run"
     saved = [] if "save_strategy" in settings else [number for number in (step - 2, step - 1) if number > 0]
     assert sorted(path.name for path in run.glob("*")) == [
+        "base_model.json",
         *(f"checkpoint-{number}" for number in saved),
         "recipe.yaml",
     ]
@@ -363,7 +369,7 @@ def test_a_signal_saves_no_checkpoint_after_a_loss_that_is_not_finite(recipe_fil
     signalled(monkeypatch, signal.SIGINT, at_step=1)
     assert main(["train", str(recipe_file(logging_steps=50, save_strategy="no"))]) == 1
     assert "error: step 1: the loss is inf" in capsys.readouterr().err
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.yaml"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"base_model.json", "recipe.yaml"}
 
 
 def test_a_step_that_the_scaler_of_float16_skipped_is_ordinary():
@@ -446,4 +452,4 @@ def test_too_little_memory_is_reported_with_advice(training, flags, advice, reci
     errors = capsys.readouterr().err
     assert advice in errors and "Traceback" not in errors
     kept = {path.name for path in (tmp_path / "run").glob("*")}
-    assert kept == {"recipe.yaml", *(["checkpoint-1"] if training else [])}
+    assert kept == {"base_model.json", "recipe.yaml", *(["checkpoint-1"] if training else [])}

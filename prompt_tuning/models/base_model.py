@@ -1,0 +1,221 @@
+"""Recognise the base model of an adapter by its weights and its tokenizer, wherever its folder is.
+
+A run writes base_model.json beside its adapter. An adapter without this file has only the name of its base model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+from peft import PeftConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+from prompt_tuning.errors import AdapterError
+from prompt_tuning.hub.download import looks_like_path
+from prompt_tuning.support.files import read_json, write_json
+from prompt_tuning.support.run_folder import RunFolder
+
+MAX_PIECES = 4096
+"""The number of pieces that are read of all tensors of a model together, as far as each tensor can give one."""
+
+PIECES = 16
+"""The number of pieces that are read of one tensor at most."""
+
+PIECE = 4096
+"""The bytes of a piece. A tensor that is not longer than its pieces is read whole."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """What a run knows of its base model.
+
+    Args:
+        name: `model_name_or_path`, as the recipe has it.
+        folder: the model's folder, relative to the folder of base_model.json; None for a model of the hub.
+        commit: the commit of a model of the hub.
+        weights: the digest of the weights; None if they are not safetensors.
+        tokenizer: the digest of the vocabulary and the chat template.
+    """
+
+    name: str
+    folder: str | None = None
+    commit: str | None = None
+    weights: str | None = None
+    tokenizer: str | None = None
+
+
+def write_base_model(folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write base_model.json.
+
+    Args:
+        folder: the run's folder.
+        config: the configuration of the base model.
+        tokenizer: its tokenizer.
+    """
+    name = config.name_or_path
+    relative = None
+    if name and Path(name).is_dir():
+        model = Path(name).absolute()
+        relative = os.path.relpath(model.parent.resolve() / model.name, folder.resolve())
+    base = BaseModel(
+        name=name,
+        folder=relative,
+        commit=_commit(config),
+        weights=weights_digest(config),
+        tokenizer=tokenizer_digest(tokenizer),
+    )
+    write_json(RunFolder(folder).base_model, asdict(base))
+
+
+def unmistakable(name: str) -> str:
+    """Return the name of a model for adapter_config.json: a folder that could be a hub id as `./name`.
+
+    From another working directory a library would ask the hub for `models/mine`, and somebody else's model may answer.
+    """
+    return f"./{name}" if name and Path(name).is_dir() and not looks_like_path(name) else name
+
+
+def read_base_model(folder: Path) -> tuple[BaseModel | None, Path]:
+    """Return what is known of the base model of an adapter, and the folder of its base_model.json.
+
+    Args:
+        folder: of a run, or of a checkpoint in it.
+
+    Raises:
+        AdapterError: base_model.json is not what a run writes.
+    """
+    place = folder.resolve()
+    if place.name.startswith("checkpoint-") and not RunFolder(place).base_model.is_file():
+        place = place.parent
+    file = RunFolder(place).base_model
+    if not file.is_file():
+        return None, place
+    try:
+        return BaseModel(**read_json(file)), place
+    except TypeError as error:
+        raise AdapterError(f"{file}: not the file of a run ({error}). Remove it, or copy it again.") from error
+
+
+def find_base_model(config: PeftConfig, folder: Path) -> str:
+    """Return the folder or the hub id of an adapter's base model. A name that was a folder never becomes a hub id.
+
+    No path in an adapter from the hub is followed.
+
+    Args:
+        config: the configuration of the adapter.
+        folder: the adapter's folder.
+
+    Raises:
+        AdapterError: the adapter names no base model, or a folder that is not there.
+    """
+    base, place = read_base_model(folder)
+    name = base.name if base else config.base_model_name_or_path
+    if not name:
+        raise AdapterError(f"{folder}: its {RunFolder.ADAPTER_CONFIG} names no base model. Give --model_name_or_path.")
+    is_local = Path(constants.HF_HUB_CACHE).resolve() not in place.parents
+    recorded = place / base.folder if is_local and base and base.folder else None
+    if recorded and recorded.is_dir():
+        is_here = Path(name).is_dir() and Path(name).samefile(recorded)
+        return name if is_here else os.path.normpath(recorded)
+    if Path(name).is_dir() and (is_local or not looks_like_path(name)):
+        return name
+    if looks_like_path(name) or _was_folder(base, folder):
+        raise AdapterError(
+            f"{folder}: its base model was the folder {name}, which is not there (looked in {Path.cwd()}). Give "
+            "--model_name_or_path, its present folder or the hub id that it is a copy of."
+        )
+    return name
+
+
+def _was_folder(base: BaseModel | None, folder: Path) -> bool:
+    """Return whether a run was trained on a folder of its machine."""
+    if base:
+        return base.folder is not None
+    results = RunFolder(folder).results
+    facts = read_json(results) if results.is_file() else {}
+    # The results of a run on a hub model have base_model too.
+    return "model" in facts and "base_model" not in facts
+
+
+def is_same_model(base: BaseModel | None, config: PretrainedConfig) -> bool | None:
+    """Return whether a model has the weights of the base model; None if one of the two is not known."""
+    if base is None:
+        return None
+    if base.commit and base.name == config.name_or_path and base.commit == _commit(config):
+        return True
+    weights = weights_digest(config) if base.weights else None
+    return None if weights is None else weights == base.weights
+
+
+def _commit(config: PretrainedConfig) -> str | None:
+    # Only the configuration of a hub model has it, and transformers has no public name for it.
+    return vars(config).get("_commit_hash")
+
+
+def weights_digest(config: PretrainedConfig) -> str | None:
+    """Return a digest of a model's tensors: of their names, types, shapes, and of samples of their bytes.
+
+    Copies have the same digest, also in other shards. Training changes all samples of what it changes. Some 16 MB are
+    read, whatever the size of the model.
+
+    Args:
+        config: the model's configuration, which has its folder or hub id.
+
+    Returns:
+        The digest; None for a model without safetensors, such as one that was built in memory.
+    """
+    tensors: dict[str, tuple[Path, dict[str, Any], int]] = {}
+    for file in _weight_files(config):
+        tensors.update(_tensors(file))
+    if not tensors:
+        return None
+    pieces = min(max(MAX_PIECES // len(tensors), 1), PIECES)
+    digest = hashlib.sha256()
+    for name, (file, entry, data) in sorted(tensors.items()):
+        digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+        start, end = (data + offset for offset in entry["data_offsets"])
+        with file.open("rb") as opened:
+            for place in range(start, end, max((end - start) // pieces, PIECE)):
+                opened.seek(place)
+                digest.update(opened.read(min(PIECE, end - place)))
+    return digest.hexdigest()
+
+
+def _weight_files(config: PretrainedConfig) -> list[Path]:
+    """Return the safetensors of a model, after a download if it is one of the hub."""
+    name = config.name_or_path
+    if not name or not (Path(name).is_dir() or _commit(config)):
+        return []
+    options: dict[str, Any] = {"revision": _commit(config), "_raise_exceptions_for_missing_entries": False}
+    file = cached_file(name, RunFolder.MODEL_WEIGHTS, **options)
+    if file:
+        return [Path(file)]
+    index = cached_file(name, RunFolder.MODEL_INDEX, **options)
+    if not index:
+        return []
+    shards, _ = get_checkpoint_shard_files(name, index, revision=_commit(config))
+    return [Path(shard) for shard in shards]
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, tuple[Path, dict[str, Any], int]]]:
+    """Yield the name of each tensor of a safetensors file with the file, its entry, and where the data begin."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        yield name, (file, entry, 8 + length)
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a digest of a tokenizer's vocabulary and chat template, which no version writes in another way."""
+    content = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
