@@ -8,26 +8,27 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from peft import PeftModelForCausalLM
+from peft import PeftConfig, PeftModelForCausalLM
 from transformers import AttentionInterface, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import start_with
 from prompt_tuning.engine.attention import ATTENTION, shared_prefix_attention
-from prompt_tuning.engine.dispatch import ExecutionPath, execution_path
+from prompt_tuning.engine.dispatch import ExecutionPath, execution_path, packing_obstacle
 from prompt_tuning.engine.limits import rotary_limit, window_limit
 from prompt_tuning.engine.peft_generation import prepare_under_old_name
+from prompt_tuning.engine.prompt_adapters import PromptAdapters, check_task_type
 from prompt_tuning.engine.prompt_names import PromptName, index_prompts
 from prompt_tuning.engine.prompt_network import load_network
 
 logger = logging.getLogger(__name__)
 
 
-class PromptModel(PeftModelForCausalLM):
+class PromptModel(PromptAdapters, PeftModelForCausalLM):
     """`PeftModelForCausalLM` that hands out its prompts as embeddings or as caches, each computed once."""
 
     active_adapter: str
@@ -41,11 +42,12 @@ class PromptModel(PeftModelForCausalLM):
         self._logged: set[str] = set()
         self._compiled = False
         path = self.execution_path
-        if path.name == "packed":
+        if find_method(peft_config.peft_type).has_prompt and not packing_obstacle(model):
+            # A second adapter may be packed where the first is not.
             model.set_attn_implementation(ATTENTION)
-        elif path.name == "cache":
+        if path.name == "cache":
             self._log_once("The prompt is computed once for a batch, but rows are padded: %s.", path.reason)
-        else:
+        elif path.name == "plain":
             self._log_once("The prompt is computed for each row, by PEFT's own forward: %s.", path.reason)
 
     def _setup_prompt_encoder(self, adapter_name: str) -> None:
@@ -60,6 +62,37 @@ class PromptModel(PeftModelForCausalLM):
         finally:
             for module in checkpointed:
                 module.gradient_checkpointing = True
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: torch.nn.Module,
+        model_id: str | Path,
+        adapter_name: str = "default",
+        is_trainable: bool = False,  # noqa: FBT001, FBT002, the signature is PEFT's
+        config: PeftConfig | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Return the base model with a saved adapter; unlike PEFT, as this class, and to continue its training too.
+
+        Args:
+            model: the base model. It is changed.
+            model_id: the adapter's folder.
+            adapter_name: the name of the adapter in the model.
+            is_trainable: the training is continued.
+            config: the configuration; by default the saved one.
+            kwargs: the other arguments of `load_adapter`.
+
+        Raises:
+            AdapterError: the adapter is not one of a causal language model, or only what a network wrote was saved.
+        """
+        if config is None:
+            config = PeftConfig.from_pretrained(str(model_id), **cls._split_kwargs(kwargs)[0])
+        check_task_type(cls, config, model_id)
+        config.inference_mode = not is_trainable
+        peft_model = cls(model, config, adapter_name)
+        peft_model.load_adapter(model_id, adapter_name, is_trainable=is_trainable, **kwargs)
+        return peft_model
 
     def load_adapter(
         self,

@@ -25,6 +25,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.engine.calls import full_mask, further_arguments, generate_arguments, setting
 from prompt_tuning.engine.places import rows_first, select
+from prompt_tuning.engine.prompt_adapters import PromptAdapters, check_task_type
 from prompt_tuning.engine.prompt_network import load_network
 from prompt_tuning.errors import AdapterError, ModelError
 from prompt_tuning.models.encoder_decoder_attention import (
@@ -43,7 +44,7 @@ from prompt_tuning.models.encoder_decoder_prefix import (
 RECEIVES_UNSCALED = ("blenderbot-small", "marian", "mvp", "pegasus")
 
 
-class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
+class EncoderDecoderPromptModel(PromptAdapters, PeftModelForSeq2SeqLM):
     """`PeftModelForSeq2SeqLM` with a prefix in every attention, and with soft prompts whose every row is trained.
 
     `EncoderDecoderPromptModel(base_model, config)` takes an `EncoderDecoderPrefixConfig`, a `PromptTuningConfig`, a
@@ -76,6 +77,7 @@ class EncoderDecoderPromptModel(PeftModelForSeq2SeqLM):
         """
         if config is None:
             config = load_prompt_config(model_id, is_trainable=is_trainable, **cls._split_kwargs(kwargs)[0])
+        check_task_type(cls, config, model_id)
         peft_model = cls(model, config, adapter_name)
         peft_model.load_adapter(model_id, adapter_name, is_trainable=is_trainable, **kwargs)
         return peft_model
