@@ -8,11 +8,13 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, IterableDataset, load_dataset
+from datasets import Dataset, DatasetDict, Features, IterableDataset, config, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from httpx2 import HTTPError
+from huggingface_hub import constants
 
 from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.data.files import WrittenJson, load_file
@@ -20,7 +22,9 @@ from prompt_tuning.data.formats import name_of_row
 from prompt_tuning.data.saved import is_saved, load_saved, saved_splits
 from prompt_tuning.data.splitting import description, is_cut, split_numbers, split_size
 from prompt_tuning.errors import DataError, ErrorList, first_line
+from prompt_tuning.hub.download import hub_answers
 from prompt_tuning.support.data_files import matching_files
+from prompt_tuning.support.files import looks_like_path
 from prompt_tuning.templates.shapes import language_pair, with_translation
 from prompt_tuning.templates.template import COLUMN_SETTINGS
 
@@ -203,6 +207,7 @@ def _load_saved(args: DataArguments, split: str, *, streaming: bool) -> Dataset 
 
 def _load_from_hub(args: DataArguments, split: str, *, streaming: bool) -> Dataset | IterableDataset:
     name = getattr(args, f"{split}_split")
+    _check_reachable(args, split)
     try:
         return load_dataset(
             args.dataset_name,
@@ -213,6 +218,19 @@ def _load_from_hub(args: DataArguments, split: str, *, streaming: bool) -> Datas
         )
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError, HTTPError, ValueError) as error:
         raise _not_from_hub(args, split, error) from error
+
+
+def _check_reachable(args: DataArguments, split: str) -> None:
+    """Raise a DataError for a path that does not exist, and for a hub that does not answer."""
+    name = str(args.dataset_name)
+    if Path(name).exists():
+        return
+    if looks_like_path(name):
+        raise DataError(f"dataset {name}: no such folder (looked in {Path.cwd()}). Name another folder or a hub id.")
+    # datasets names a folder in its cache after the owner of a data set.
+    is_cached = any(Path(config.HF_DATASETS_CACHE).glob(f"{name.split('/')[0]}*"))
+    if not is_cached and not hub_answers(name, "dataset", "README.md", args.dataset_revision):
+        raise _not_from_hub(args, split, ConnectionError(f"Couldn't reach {constants.ENDPOINT}"))
 
 
 def _not_from_hub(args: DataArguments, split: str, error: Exception) -> DataError:

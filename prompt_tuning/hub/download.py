@@ -8,15 +8,18 @@ from pathlib import Path
 
 from httpx2 import HTTPError
 from huggingface_hub import (
+    HfApi,
     constants,
     get_token,
     snapshot_download,
+    try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -26,17 +29,31 @@ from prompt_tuning.hub.refusal import explain_refusal
 from prompt_tuning.support.run_folder import RunFolder
 
 
-def looks_like_path(name: str | Path) -> bool:
-    r"""Return whether a name can only be a path: `./x`, `/x`, `~/x`, `C:\x`, or one with more than one slash.
-
-    The hub is never asked for such a name. `x/y` can be both.
-    """
-    return bool(re.match(r"[./~]|[A-Za-z]:", str(name))) or "\\" in str(name) or str(name).count("/") > 1
-
-
 def is_hub_id(name: str | Path) -> bool:
     """Return whether a name can be a repository of the hub: `user/name` or `user/name@revision`."""
     return bool(re.fullmatch(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+(@\S+)?", str(name), re.ASCII))
+
+
+def hub_answers(repo_id: str, repo_type: str, file: str, revision: str | None = None) -> bool:
+    """Return False if a repository is not in the cache and the hub cannot be reached.
+
+    The libraries find that out after 23 seconds of retries. True says nothing of the repository.
+
+    Args:
+        repo_id: the id of the repository.
+        repo_type: model, dataset or space.
+        file: a file that every repository of the kind has, which is looked for in the cache.
+        revision: the branch, tag or commit.
+    """
+    if isinstance(try_to_load_from_cache(repo_id, file, revision=revision, repo_type=repo_type), str):
+        return True
+    try:
+        HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type)
+    except (HfHubHTTPError, HFValidationError):
+        return True
+    except (HTTPError, OfflineModeIsEnabled):
+        return False
+    return True
 
 
 def adapter_folder(name: str | Path) -> Path:

@@ -14,6 +14,7 @@ from uuid import uuid4
 from prompt_tuning.errors import RecipeError, first_line
 from prompt_tuning.metrics.language import language_of_script
 from prompt_tuning.metrics.scores import MetricFunction, Scores
+from prompt_tuning.support.files import looks_like_path
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule
@@ -125,6 +126,8 @@ def _location(name: str) -> str:
         return str(Path(__file__).resolve().parent / _SHIPPED[name][0])
     if Path(name).exists():
         return str(Path(name).resolve())
+    if looks_like_path(name):
+        raise RecipeError(f"metric {name!r}: no such file or folder (looked in {Path.cwd()}). Name another path.")
     if "/" in name:
         return name
     nearest = difflib.get_close_matches(name.lower(), OWN_METRICS, n=1)

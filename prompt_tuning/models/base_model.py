@@ -19,8 +19,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from prompt_tuning.errors import AdapterError
-from prompt_tuning.hub.download import looks_like_path
-from prompt_tuning.support.files import read_json, write_json
+from prompt_tuning.support.files import looks_like_path, read_json, write_json
 from prompt_tuning.support.run_folder import RunFolder
 
 MAX_PIECES = 4096

@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from httpx2 import HTTPError
+from huggingface_hub import constants
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -15,22 +19,47 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.encoding.target_language import language_id
 from prompt_tuning.engine.dispatch import has_recurrent_layers
 from prompt_tuning.errors import ModelError, RecipeError, first_line
+from prompt_tuning.hub.download import hub_answers
 from prompt_tuning.models.quantization import quantization_config
+from prompt_tuning.support.files import looks_like_path, read_json
+from prompt_tuning.support.run_folder import RunFolder
 
 
 def load_config(args: ModelArguments) -> PretrainedConfig:
     """Load the base model's configuration, without its weights.
 
     Raises:
-        ModelError: the name is neither a folder nor a hub id that can be reached.
+        ModelError: the name is neither a folder nor a hub id that can be reached, or its model generates no text.
     """
-    return _from_pretrained(AutoConfig, args)
+    config = _from_pretrained(AutoConfig, args)
+    _check_generates(config, args)
+    return config
+
+
+def _check_generates(config: PretrainedConfig, args: ModelArguments) -> None:
+    """Raise a ModelError for a model that writes no text, such as an encoder.
+
+    BERT and its relatives load as causal models, but every token sees those after it.
+    """
+    auto, mapping = AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING
+    if config.is_encoder_decoder:
+        auto, mapping = AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    if auto.__name__ in (vars(config).get("auto_map") or {}):
+        return
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and vars(config).get("is_decoder") is False
+    if type(config) not in mapping or (is_encoder and not config.is_encoder_decoder):
+        kind = "an encoder" if is_encoder or type(config) in MODEL_FOR_MASKED_LM_MAPPING else "no language model"
+        raise ModelError(
+            f"model_name_or_path {args.model_name_or_path}: {config.model_type} is {kind}, which writes no text. Set "
+            "a causal model or an encoder-decoder."
+        )
 
 
 def check_method(config: PretrainedConfig, method: str) -> None:
@@ -122,10 +151,16 @@ def _from_pretrained(auto: Any, args: ModelArguments, **kwargs: Any) -> Any:
     if not name:
         raise ModelError("model_name_or_path is missing. Set it to a folder or a hub id.")
     local = Path(name).is_dir()
-    if not local and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
+    if not local and looks_like_path(name):
         raise ModelError(
             f"model_name_or_path {name}: no such folder (looked in {Path.cwd()}). Name another folder or a hub id."
         )
+    if not local and not hub_answers(name, "model", RunFolder.MODEL_CONFIG, args.model_revision):
+        raise ModelError(
+            f"model_name_or_path {name}: not a folder here, and not found on the hub: it is not in the cache, and "
+            f"{constants.ENDPOINT} cannot be reached. Check id and connection, or name a folder."
+        )
+    _check_no_adapter(name, args)
     try:
         return auto.from_pretrained(
             name, revision=args.model_revision, trust_remote_code=args.trust_remote_code, **kwargs
@@ -133,3 +168,14 @@ def _from_pretrained(auto: Any, args: ModelArguments, **kwargs: Any) -> Any:
     except (OSError, HTTPError, ValueError, ImportError) as error:  # A missing quantizer is an ImportError.
         reason = "the folder cannot be loaded as a model" if local else "not a folder here, and not found on the hub"
         raise ModelError(f"model_name_or_path {name}: {reason}: {first_line(error)}") from error
+
+
+def _check_no_adapter(name: str, args: ModelArguments) -> None:
+    """Raise a ModelError for an adapter, with which transformers would load its base model, or fail."""
+    file = find_adapter_config_file(name, revision=args.model_revision)
+    if file:
+        base = read_json(Path(file)).get("base_model_name_or_path") or "its base model"
+        raise ModelError(
+            f"model_name_or_path {name}: an adapter ({RunFolder.ADAPTER_CONFIG}), not a model. Set it to {base}, and "
+            f"--adapter to {name}. Or merge the two with merge_and_unload, and name the folder of the result."
+        )

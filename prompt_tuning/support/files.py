@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -133,3 +134,11 @@ def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with atomic_write(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def looks_like_path(name: str | Path) -> bool:
+    r"""Return whether a name can only be a path: `./x`, `/x`, `~/x`, `C:\x`, or one with more than one slash.
+
+    The hub is never asked for such a name. `x/y` can be both.
+    """
+    return bool(re.match(r"[./~]|[A-Za-z]:", str(name))) or "\\" in str(name) or str(name).count("/") > 1

@@ -1,0 +1,107 @@
+"""Refuse what is no base model before weights are read: paths, adapters, encoders, and a hub that does not answer."""
+
+import json
+import shutil
+import time
+
+import pytest
+from helpers.models import forbid_model_loading, tiny_llama
+from transformers import BertConfig, DistilBertConfig, GPTNeoXConfig, RobertaConfig
+
+from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.cli.main import main
+from prompt_tuning.data.loading import load_splits
+from prompt_tuning.errors import DataError, ModelError, RecipeError
+from prompt_tuning.metrics.loading import load_metrics
+from prompt_tuning.models.loading import load_config
+from prompt_tuning.models.prompts import add_adapter, prompt_config
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Fail a test that asks the hub, and say so."""
+
+    def ask(*args, **kwargs):
+        raise AssertionError("the hub was asked")
+
+    for name in (
+        "prompt_tuning.models.loading.AutoConfig.from_pretrained", "prompt_tuning.models.loading.hub_answers",
+        "prompt_tuning.data.loading.load_dataset", "prompt_tuning.data.loading.hub_answers", "evaluate.load",
+    ):  # fmt: skip
+        monkeypatch.setattr(name, ask)
+
+
+@pytest.mark.parametrize(
+    "name", ["./x", "../x/y", "/x", "/x/y", "~/x", "~", "x/y/z", "x/y/", r"C:\x", r"models\x", "D:/x"]
+)
+def test_what_looks_like_a_path_never_reaches_the_hub(name, asked, tmp_path, monkeypatch, recipe_file, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="no such folder"):
+        load_config(ModelArguments(model_name_or_path=name))
+    with pytest.raises(DataError, match="no such folder"):
+        load_splits(DataArguments(task="question_answering", dataset_name=name), ("train",))
+    with pytest.raises(RecipeError, match="no such file or folder"):
+        load_metrics([name])
+    for setting in ("adapter", "init_adapter"):
+        init = {"init": "adapter"} if setting == "init_adapter" else {}
+        recipe = recipe_file(num_virtual_tokens=None, **{setting: f"'{name}'"}, **init)
+        assert main(["check", str(recipe)]) == 2
+        assert f"{setting} {name}: no adapter_config.json there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("has_model", [False, True])
+def test_an_adapter_is_no_base_model(has_model, model_folders, tmp_path, recipe_file, capsys, monkeypatch, tokenizer):
+    base = tiny_llama(len(tokenizer))
+    folder = tmp_path / "lora"
+    if has_model:
+        shutil.copytree(model_folders["llama"], folder)
+    add_adapter(base, prompt_config(base, 0, PromptArguments(method="lora"))).save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "bea/tiny-llama"}))
+    tokenizer.save_pretrained(folder)
+    forbid_model_loading(monkeypatch)
+    recipe = str(recipe_file(model_name_or_path=folder))
+    commands = {
+        "train": ["train", recipe],
+        "hard prompt": ["train", recipe, "--method", "none"],
+        "evaluate": ["evaluate", recipe],
+        "rank": ["rank", recipe, "--output_dir", str(tmp_path / "ranked")],
+        "check": ["check", recipe],
+        "compare": ["compare", recipe, "--output_dir", str(tmp_path / "compared")],
+    }
+    for name, command in commands.items():
+        assert main(command) == (2 if name == "rank" else 1), name  # No template could be ranked.
+        errors = capsys.readouterr().err
+        assert f"{folder}: an adapter (adapter_config.json), not a model. Set it to bea/tiny-llama" in errors, name
+
+
+@pytest.mark.parametrize("config", [BertConfig, RobertaConfig, DistilBertConfig])
+def test_an_encoder_is_no_base_model(config, tmp_path, tokenizer, recipe_file, capsys, monkeypatch):
+    config(vocab_size=len(tokenizer), num_hidden_layers=1).save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    forbid_model_loading(monkeypatch)
+    for method in ("prompt_tuning", "none"):
+        assert main(["train", str(recipe_file(model_name_or_path=tmp_path / "encoder")), "--method", method]) == 1
+        assert "is an encoder, which writes no text. Set a causal model" in capsys.readouterr().err
+
+
+def test_decoders_are_base_models(tmp_path):
+    """BERT can be a decoder; GPT-NeoX is one though its configuration says is_decoder: false."""
+    for number, config in enumerate((BertConfig(is_decoder=True), GPTNeoXConfig())):
+        config.save_pretrained(tmp_path / str(number))
+        loaded = load_config(ModelArguments(model_name_or_path=str(tmp_path / str(number))))
+        assert loaded.model_type == config.model_type
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_hub_that_does_not_answer_is_reported_without_retries(offline, monkeypatch, tmp_path, recipe_file, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://localhost:9")
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waited {seconds} s to try again"))
+    recipe = recipe_file(
+        model_name_or_path="ann/none", train_file=None, validation_file=None, test_file=None, dataset_name="ann/rows"
+    )
+    assert main(["check", str(recipe)]) == 1
+    errors = capsys.readouterr().err
+    assert "model_name_or_path ann/none: not a folder here, and not found on the hub" in errors
+    assert "dataset ann/rows, split train: Couldn't reach" in errors
