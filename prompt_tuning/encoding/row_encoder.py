@@ -6,20 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from prompt_tuning.encoding.chat import chat_format, chat_text
 from prompt_tuning.encoding.control_tokens import ControlTokens, control_tokens
+from prompt_tuning.encoding.embedded import check_embedded
 from prompt_tuning.encoding.row_checks import answer_is_cut, shortest_reference, unreachable_target
 from prompt_tuning.errors import EmptyRowError, OverlongError, OverlongTargetError, TemplateError
 from prompt_tuning.recipe.recipe import Recipe
-from prompt_tuning.support.text import gap_after
+from prompt_tuning.support.text import gap_after, listed
 from prompt_tuning.templates.languages import language_variables
 from prompt_tuning.templates.rendered import Rendered
 from prompt_tuning.templates.sandbox import VALUE_END
 from prompt_tuning.templates.template import Template
-
-CHOICES_NAMED = 8
 
 # SentencePiece writes a space at the start of a word so.
 SPACE_MARK = "\u2581"
@@ -43,6 +42,7 @@ class Encoder:
         score_choices: answer a template with answer_choices by the likeliest choice; False lets the model write.
         num_chosen: the number of the template's demonstrations, its last, that are training rows a recipe chose.
         source_setting: the setting that the budget of a source is from, for messages.
+        num_embeddings: the number of tokens that the model has embeddings for; None for all of the tokenizer.
     """
 
     template: Template
@@ -55,22 +55,24 @@ class Encoder:
     score_choices: bool = True
     num_chosen: int = 0
     source_setting: str = "max_source_tokens"
+    num_embeddings: int | None = None
 
     @classmethod
     def from_recipe(
-        cls, recipe: Recipe, template: Template, tokenizer: PreTrainedTokenizerBase, *, is_encoder_decoder: bool
+        cls, recipe: Recipe, template: Template, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
     ) -> Encoder:
-        """Make an encoder with the budgets, languages and `truncate` of a recipe."""
+        """Make an encoder with the budgets, languages and `truncate` of a recipe, for a model's configuration."""
         prompt, data = recipe.prompt, recipe.data
         return cls(
             template,
             tokenizer,
-            is_encoder_decoder=is_encoder_decoder,
+            is_encoder_decoder=config.is_encoder_decoder,
             max_source_tokens=prompt.max_source_tokens,
             max_target_tokens=prompt.max_target_tokens,
             truncate=None if prompt.truncate is None else tuple(prompt.truncate),
             languages=language_variables(data.source_lang, data.target_lang),
             score_choices=prompt.score_choices,
+            num_embeddings=config.get_text_config().vocab_size,
         )
 
     @property
@@ -98,7 +100,7 @@ class Encoder:
             the cut columns lost every reference.
 
         Raises:
-            TemplateError: the row cannot be rendered, or its target is not among its choices.
+            TemplateError: the row cannot be rendered, its target is no choice, or a token has no embedding.
             OverlongError: the source does not fit its budget.
         """
         encoder, omitted = self.fit_demonstrations(row, nearest)
@@ -106,6 +108,7 @@ class Encoder:
         marked_target, references = self._render_target(row)
         target = self.control.plain(marked_target)
         target_ids = self._target_ids(source, ids, marked_target)
+        check_embedded(target_ids, self.tokenizer, self.num_embeddings)
         encoded = {
             "input_ids": ids if self.is_encoder_decoder else ids + target_ids,
             "labels": target_ids if self.is_encoder_decoder else [-100] * len(ids) + target_ids,
@@ -122,7 +125,7 @@ class Encoder:
             choices, choice_ids = self.choices(row, source, ids)
             if target.strip() not in choices:
                 raise TemplateError(
-                    f"the target {target!r} is not among the row's choices ({_listed(choices)}); correct the row or "
+                    f"the target {target!r} is not among the row's choices ({listed(choices)}); correct the row or "
                     "answer_choices, or set score_choices: false, and the model writes its answer"
                 )
             return encoded | {"choices": choices, "choice_ids": choice_ids}
@@ -172,7 +175,7 @@ class Encoder:
         texts = list(map(self.control.plain, marked))
         if len(texts) < 2 or not all(texts):
             raise TemplateError(
-                f"template {self.template.name}: answer_choices gives {_listed(texts)}; expected two or more texts, "
+                f"template {self.template.name}: answer_choices gives {listed(texts)}; expected two or more texts, "
                 "none of them empty, with ||| between them"
             )
         targets = [self._target_ids(source, source_ids, text, tail="") for text in marked]
@@ -186,6 +189,7 @@ class Encoder:
         ids = [target[: target.index(end)] if end in target else target[:-1] for target in targets]
         texts_of_ids: dict[tuple[int, ...], str] = {}
         for choice, text in zip(ids, texts, strict=True):
+            check_embedded(choice, self.tokenizer, self.num_embeddings)
             if not choice:
                 raise TemplateError(f"template {self.template.name}: the choice {text!r} has no token of its own")
             other = texts_of_ids.setdefault(tuple(choice), text)
@@ -263,7 +267,7 @@ class Encoder:
                 f"the source has {len(ids)} tokens with nothing left to cut, {self.source_setting} is "
                 f"{self.max_source_tokens}; raise it{name_column}"
             )
-        return ids, max(full - len(ids), 0), text, row
+        return check_embedded(ids, self.tokenizer, self.num_embeddings), max(full - len(ids), 0), text, row
 
     def demonstration(self, row: dict[str, Any]) -> str:
         """Return a row's source, within its budget, and target as one marked text; raises as `source` does."""
@@ -393,7 +397,3 @@ class Encoder:
         offsets = self.tokenizer(text, **settings, return_offsets_mapping=True).offset_mapping
         keep = len(offsets) - tokens
         return text[: offsets[keep][0]].rstrip() if keep > 0 else ""
-
-
-def _listed(choices: Sequence[str]) -> str:
-    return ", ".join(map(repr, choices[:CHOICES_NAMED])) + (", ..." if len(choices) > CHOICES_NAMED else "")

@@ -17,6 +17,7 @@ from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.data.loading import with_standard_columns
 from prompt_tuning.encoding.batching import pad_left
 from prompt_tuning.encoding.decoding import decode_to_limit
+from prompt_tuning.encoding.embedded import check_embedded
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.dispatch import autocast_dtype, autocasting, get_base
@@ -107,7 +108,8 @@ class Predictor:
         if adapter_config is not None:
             check_adapter(adapter_config, run.path, config, renamed=renamed)
             check_tokenizer(run.path, tokenizer, renamed=renamed)
-        encoder = Encoder.from_recipe(recipe, template, tokenizer, is_encoder_decoder=config.is_encoder_decoder)
+        encoder = Encoder.from_recipe(recipe, template, tokenizer, config)
+        check_embedded([tokenizer.pad_token_id, tokenizer.eos_token_id], tokenizer, encoder.num_embeddings)
         num_chosen = min(recipe.prompt.num_demonstrations, len(template.demonstrations))
         model = load_base_model(recipe.model, config).to(recipe.training.device)
         add_end_tokens(model, tokenizer)

@@ -18,6 +18,7 @@ from prompt_tuning.data.loading import SPLITS, load_splits, row_origin, split_or
 from prompt_tuning.encoding.dataset import EncodingReport, encode
 from prompt_tuning.encoding.decoding import check_stop
 from prompt_tuning.encoding.demonstrations import Demonstrations
+from prompt_tuning.encoding.embedded import check_embedded
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.streaming import StreamReport, encode_stream
 from prompt_tuning.errors import DataError, ErrorList
@@ -109,7 +110,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     prompt = recipe.prompt
     errors = ErrorList()
 
-    encoder = Encoder.from_recipe(recipe, template, tokenizer, is_encoder_decoder=config.is_encoder_decoder)
+    encoder = Encoder.from_recipe(recipe, template, tokenizer, config)
     demonstrations = None
     with errors.collect():
         demonstrations = _choose_demonstrations(recipe, encoder, loaded)
@@ -120,6 +121,9 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     with errors.collect():
         source = few_shot if replaces_demonstrations else encoder
         init_ids, num_virtual_tokens = _initial_prompt(recipe, config, source, rows.get("train"))
+    with errors.collect():
+        special = [tokenizer.pad_token_id, tokenizer.eos_token_id]
+        check_embedded([*special, *(init_ids or ())], tokenizer, encoder.num_embeddings)
     with errors.collect():
         checks.check_positions(recipe, config, num_virtual_tokens)
     with errors.collect():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Sequence
 
 # Thai, Lao and Tibetan; Burmese; Khmer; the CJK marks, kana and bopomofo; CJK ideographs and their extensions.
 UNSPACED_SCRIPTS = (
@@ -97,3 +98,8 @@ def _letter_or_space(character: str) -> str:
     if category == "Cf":
         return ""
     return character if category[0] in "LMN" else " "
+
+
+def listed(values: Sequence[object], most: int = 8) -> str:
+    """Return the first values for a message, as Python writes them, with dots if there are more."""
+    return ", ".join(map(repr, values[:most])) + (", ..." if len(values) > most else "")

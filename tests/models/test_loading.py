@@ -6,7 +6,8 @@ import time
 
 import pytest
 from helpers.models import forbid_model_loading, tiny_llama
-from transformers import BertConfig, DistilBertConfig, GPTNeoXConfig, RobertaConfig
+from helpers.rows import question_rows, write_jsonl
+from transformers import AutoTokenizer, BertConfig, DistilBertConfig, GPTNeoXConfig, RobertaConfig
 
 from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
 from prompt_tuning.cli.main import main
@@ -105,3 +106,58 @@ def test_a_hub_that_does_not_answer_is_reported_without_retries(offline, monkeyp
     errors = capsys.readouterr().err
     assert "model_name_or_path ann/none: not a folder here, and not found on the hub" in errors
     assert "dataset ann/rows, split train: Couldn't reach" in errors
+
+
+def larger_tokenizer(folder, token, **special):
+    """Save a tokenizer with one token more than the model of the folder has embeddings for."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([token])
+    if special:
+        tokenizer.add_special_tokens(special)
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer) - 1
+
+
+@pytest.fixture
+def model_folder(model_folders, tmp_path):
+    return shutil.copytree(model_folders["llama"], tmp_path / "larger")
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_tokens_beyond_the_embeddings_are_refused_with_their_rows(
+    streaming, model_folder, recipe_file, tmp_path, capsys, monkeypatch
+):
+    number = larger_tokenizer(model_folder, "Zebra")
+    forbid_model_loading(monkeypatch)
+    recipe = str(recipe_file(model_name_or_path=model_folder, streaming=streaming))
+    rows = question_rows(24)
+    message = f"and none for {number} ('Zebra'); take the model's own tokenizer"
+    for change in ({"context": "The Zebra."}, {"answers": {"text": ["Zebra"], "answer_start": [0]}}):
+        write_jsonl(tmp_path / "train.jsonl", [*rows[:3], rows[3] | change])
+        assert main(["train", recipe]) == 1
+        errors = capsys.readouterr().err
+        assert "train.jsonl, line 4: the model has embeddings" in errors and message in errors
+
+
+def test_a_padding_token_or_an_initial_text_beyond_the_embeddings_is_refused(
+    model_folder, recipe_file, capsys, monkeypatch
+):
+    number = larger_tokenizer(model_folder, "Zebra")
+    init = {"init": "text", "init_text": "Zebra", "num_virtual_tokens": None}
+    recipe = str(recipe_file(model_name_or_path=model_folder))
+    assert main(["check", recipe]) == 0  # No row has the token.
+    forbid_model_loading(monkeypatch)
+    assert main(["train", str(recipe_file(model_name_or_path=model_folder, **init))]) == 2
+    assert f"and none for {number} ('Zebra')" in capsys.readouterr().err
+    larger_tokenizer(model_folder, "[PAD]", pad_token="[PAD]")
+    assert main(["train", str(recipe_file(model_name_or_path=model_folder))]) == 2
+    assert f"and none for {number + 1} ('[PAD]')" in capsys.readouterr().err
+
+
+def test_predict_refuses_a_row_with_a_token_beyond_the_embeddings(recipe_file, model_folder, tmp_path, capsys):
+    larger_tokenizer(model_folder, "Zebra")
+    assert main(["train", str(recipe_file(model_name_or_path=model_folder, max_steps=1))]) == 0
+    row = {"context": "A Zebra lives.", "question": "Where?"}
+    rows = write_jsonl(tmp_path / "rows.jsonl", [row])
+    assert main(["predict", "--adapter", str(tmp_path / "run"), "--input", str(rows)]) == 1
+    assert "rows.jsonl, line 1: the model has embeddings for the ids below" in capsys.readouterr().err
