@@ -41,20 +41,20 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Upload the run and print the commit's URL, or print what would be uploaded."""
-    from prompt_tuning.hub.upload import list_upload, plan_upload, push
+    from prompt_tuning.hub.upload import list_upload, plan_upload
     from prompt_tuning.reports.model_card import card_for_hub
+    from prompt_tuning.runs.push import push_run
 
-    card = partial(card_for_hub, args.folder)
     if args.dry_run:
+        card = partial(card_for_hub, args.folder)
         print(list_upload(plan_upload(args.folder, args.repo_id, args.base_model, card=card)))
         return
-    url = push(
+    url = push_run(
         args.folder,
         args.repo_id,
         private=args.private or None,
         revision=args.revision,
         base_model=args.base_model,
         overwrite=args.overwrite,
-        card=card,
     )
     print(url)

@@ -52,6 +52,7 @@ def push(
     run: str | Path,
     repo_id: str,
     *,
+    card: Card | None,
     private: bool | None = None,
     revision: str | None = None,
     base_model: str | None = None,
@@ -59,7 +60,6 @@ def push(
     finished: bool = True,
     token: str | None = None,
     message: str = "Push a run of prompt_tuning",
-    card: Card | None = None,
 ) -> str:
     """Upload a run in one commit and return the commit's URL.
 
@@ -68,6 +68,8 @@ def push(
     Args:
         run: the folder of the run.
         repo_id: `name` or `user/name`. The repository is created if it does not exist.
+        card: writes the model card for the repository (see `card_for_hub`). None uploads README.md as it is, with the
+            names that this machine has for the folder and the base model. `runs.push_run` has the right one.
         private: whether a new repository is private. If True, a repository that is public already is refused.
         revision: the branch, by default main. It is created if it does not exist.
         base_model: the hub id that replaces the name of the base model in the uploaded files.
@@ -75,7 +77,6 @@ def push(
         finished: refuse a folder without results.
         token: the token of the hub, by default the one that `hf auth login` saved.
         message: the message of the commit.
-        card: writes the model card for the repository (see `card_for_hub`). Default: README.md as it is.
 
     Raises:
         HubError: what happened and what to do next. The token is not in the message.

@@ -8,10 +8,14 @@ if TYPE_CHECKING:
     from prompt_tuning.runs.multitask import train_tasks
     from prompt_tuning.runs.predictor import Predictor
     from prompt_tuning.runs.prepare import Prepared
+    from prompt_tuning.runs.push import push_run
 
-__all__ = ["Predictor", "Prepared", "train_tasks"]
+__all__ = ["Predictor", "Prepared", "push_run", "train_tasks"]
 
-__getattr__ = lazy_names(__name__, {"Predictor": "predictor", "Prepared": "prepare", "train_tasks": "multitask"})
+__getattr__ = lazy_names(
+    __name__,
+    {"Predictor": "predictor", "Prepared": "prepare", "push_run": "push", "train_tasks": "multitask"},
+)
 
 
 def __dir__() -> list[str]:

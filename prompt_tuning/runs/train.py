@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,14 @@ from transformers import PreTrainedModel, set_seed
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.encoding.streaming import StreamReport
 from prompt_tuning.errors import HubError
-from prompt_tuning.hub.upload import create_repository, push
+from prompt_tuning.hub.upload import create_repository
 from prompt_tuning.models.loading import load_base_model
 from prompt_tuning.recipe.recipe import Recipe
-from prompt_tuning.reports.model_card import card_for_hub
 from prompt_tuning.runs.evaluate import evaluate_models, trainer_for
 from prompt_tuning.runs.fitting import early_stopping, fit, save_adapter, save_recipe
 from prompt_tuning.runs.multitask import train_tasks
 from prompt_tuning.runs.prepare import Prepared, prepare_run
+from prompt_tuning.runs.push import push_run
 from prompt_tuning.runs.results import describe, write_pages
 from prompt_tuning.runs.resume import checkpoint_to_resume
 from prompt_tuning.runs.sharding import check_sharding
@@ -174,13 +173,7 @@ def _repository(recipe: Recipe) -> str:
 def _push(recipe: Recipe, folder: Path) -> None:
     args, repo_id = recipe.training, _repository(recipe)
     try:
-        url = push(
-            folder,
-            repo_id,
-            private=args.hub_private_repo,
-            revision=args.hub_revision,
-            card=partial(card_for_hub, folder),
-        )
+        url = push_run(folder, repo_id, private=args.hub_private_repo, revision=args.hub_revision)
     except HubError as error:
         again = f"{folder} is complete; `prompt-tuning push {folder} --repo_id {repo_id}` pushes it again"
         raise HubError(f"{error}\n{again}") from error

@@ -24,8 +24,9 @@ from prompt_tuning import Predictor
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import AdapterError, DataError, HubError
 from prompt_tuning.hub.download import adapter_folder, download_adapter, is_hub_id
-from prompt_tuning.hub.upload import plan_upload
+from prompt_tuning.hub.upload import plan_upload, push
 from prompt_tuning.reports.model_card import card_for_hub
+from prompt_tuning.runs import push_run
 
 TOKEN = "hf_secretOfAnn"
 BASE = "bea/tiny-llama"
@@ -178,6 +179,18 @@ def test_uploaded_files_hold_no_token_no_path_and_no_row_except_the_cards_exampl
     assert card.data.base_model == BASE and "predict --adapter ann/squad --input rows.jsonl" in card.text
     assert card.text.count("adapter = 'ann/squad'") == 2 and f"AutoTokenizer.from_pretrained('{BASE}')" in card.text
     assert f"for the frozen `{BASE}`" in card.text and card.data.eval_results[0].dataset_name == "test.jsonl"
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # The hub's own client uploads so.
+def test_a_push_from_python_names_the_repository_in_its_card(run, hub, tmp_path, monkeypatch):
+    at_hub(hub, monkeypatch, tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'card'"):
+        push(run, "ann/squad", base_model=BASE, token=TOKEN)
+    push_run(run, "ann/squad", base_model=BASE, token=TOKEN)
+    card = hub.files("ann/squad")["README.md"].decode()
+    assert card.count("adapter = 'ann/squad'") == 2 and ModelCard(card).data.base_model == BASE
+    assert f"'{run.name}'" not in card and "tiny-llama'" not in card.replace(BASE, "")
 
 
 def test_a_card_that_was_edited_is_uploaded_as_it_is_with_the_base_model_in_its_metadata(run, tmp_path, caplog):
