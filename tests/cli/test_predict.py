@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import os
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Cohere2Con
 import prompt_tuning as pt
 from prompt_tuning import Predictor, Template
 from prompt_tuning.cli.main import main
+from prompt_tuning.errors import AdapterError
 
 
 def test_predict_streams_rows_in_their_order(run, tmp_path, capsys, monkeypatch):
@@ -41,6 +43,18 @@ def test_a_predictor_repeats_the_predictions_of_train(run, tmp_path):
     predictor = Predictor.load(run)
     saved = [json.loads(line)["soft_prompt"] for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
     assert predictor(question_rows(9, 5)) == saved and predictor([]) == []
+
+
+def test_a_saved_model_predicts_with_the_recipe_and_the_template_of_its_run(run, tmp_path):
+    predictor = Predictor.load(run)
+    predictor.model.save_pretrained(tmp_path / "saved")
+    with pytest.raises(AdapterError, match=r"no recipe\.yaml and no template\.yaml there, so its template is unknown"):
+        Predictor.load(tmp_path / "saved")
+    shutil.copy(run / "recipe.yaml", tmp_path / "saved")
+    with pytest.raises(AdapterError, match=r"no template\.yaml there.*copy recipe\.yaml and template\.yaml"):
+        Predictor.load(tmp_path / "saved")
+    shutil.copy(run / "template.yaml", tmp_path / "saved")
+    assert Predictor.load(tmp_path / "saved")(question_rows(9, 5)) == predictor(question_rows(9, 5))
 
 
 @pytest.mark.parametrize("architecture", ["cohere2", "marian"])
