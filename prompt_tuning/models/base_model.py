@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 from peft import PeftConfig
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.support.files import looks_like_path, read_json, write_json
 from prompt_tuning.support.run_folder import RunFolder
@@ -51,24 +52,24 @@ class BaseModel:
     tokenizer: str | None = None
 
 
-def write_base_model(folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def write_base_model(folder: Path, args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write base_model.json.
 
     Args:
         folder: the run's folder.
-        config: the configuration of the base model.
+        args: the name and the revision of the base model.
         tokenizer: its tokenizer.
     """
-    name = config.name_or_path
+    name = str(args.model_name_or_path)
     relative = None
-    if name and Path(name).is_dir():
+    if Path(name).is_dir():
         model = Path(name).absolute()
         relative = os.path.relpath(model.parent.resolve() / model.name, folder.resolve())
     base = BaseModel(
         name=name,
         folder=relative,
-        commit=_commit(config),
-        weights=weights_digest(config),
+        commit=_commit(name, args.model_revision),
+        weights=weights_digest(name, args.model_revision),
         tokenizer=tokenizer_digest(tokenizer),
     )
     write_json(RunFolder(folder).base_model, asdict(base))
@@ -144,35 +145,45 @@ def _was_folder(base: BaseModel | None, folder: Path) -> bool:
     return "model" in facts and "base_model" not in facts
 
 
-def is_same_model(base: BaseModel | None, config: PretrainedConfig) -> bool | None:
-    """Return whether a model has the weights of the base model; None if one of the two is not known."""
+def is_same_model(base: BaseModel | None, name: str, revision: str | None) -> bool | None:
+    """Return whether a model has the weights of the base model; None if one of the two is not known.
+
+    Args:
+        base: the base model.
+        name: the folder or the hub id of the model.
+        revision: the revision of a hub model; None if it is not known.
+    """
     if base is None:
         return None
-    if base.commit and base.name == config.name_or_path and base.commit == _commit(config):
+    if base.commit and base.name == name and base.commit == _commit(name, revision):
         return True
-    weights = weights_digest(config) if base.weights else None
+    weights = weights_digest(name, revision) if base.weights else None
     return None if weights is None else weights == base.weights
 
 
-def _commit(config: PretrainedConfig) -> str | None:
-    # Only the configuration of a hub model has it, and transformers has no public name for it.
-    return vars(config).get("_commit_hash")
+def _commit(name: str, revision: str | None) -> str | None:
+    """Return the commit of a hub model whose configuration is in the cache."""
+    if revision is None or Path(name).is_dir() or looks_like_path(name):
+        return None
+    file = try_to_load_from_cache(name, RunFolder.MODEL_CONFIG, revision=revision)
+    return Path(file).parent.name if isinstance(file, str) else None
 
 
-def weights_digest(config: PretrainedConfig) -> str | None:
+def weights_digest(name: str, revision: str | None = None) -> str | None:
     """Return a digest of a model's tensors: of their names, types, shapes, and of samples of their bytes.
 
     Copies have the same digest, also in other shards. Training changes all samples of what it changes. Some 16 MB are
     read, whatever the size of the model.
 
     Args:
-        config: the model's configuration, which has its folder or hub id.
+        name: a folder or a hub id.
+        revision: the revision of a hub model.
 
     Returns:
         The digest; None for a model without safetensors, such as one that was built in memory.
     """
     tensors: dict[str, tuple[Path, dict[str, Any], int]] = {}
-    for file in _weight_files(config):
+    for file in _weight_files(name, revision):
         tensors.update(_tensors(file))
     if not tensors:
         return None
@@ -188,20 +199,26 @@ def weights_digest(config: PretrainedConfig) -> str | None:
     return digest.hexdigest()
 
 
-def _weight_files(config: PretrainedConfig) -> list[Path]:
-    """Return the safetensors of a model, after a download if it is one of the hub."""
-    name = config.name_or_path
-    if not name or not (Path(name).is_dir() or _commit(config)):
+def _weight_files(name: str, revision: str | None) -> list[Path]:
+    """Return the safetensors of a model, after a download if it is one of the hub; none if they cannot be had."""
+    commit = _commit(name, revision) if name else None
+    if not name or not (Path(name).is_dir() or commit):
         return []
-    options: dict[str, Any] = {"revision": _commit(config), "_raise_exceptions_for_missing_entries": False}
-    file = cached_file(name, RunFolder.MODEL_WEIGHTS, **options)
-    if file:
-        return [Path(file)]
-    index = cached_file(name, RunFolder.MODEL_INDEX, **options)
-    if not index:
-        return []
-    shards, _ = get_checkpoint_shard_files(name, index, revision=_commit(config))
-    return [Path(shard) for shard in shards]
+    files = [RunFolder.MODEL_WEIGHTS, RunFolder.MODEL_INDEX]
+    if not Path(name).is_dir():
+        # The hub is not asked for a file that a model in the cache does not have.
+        files = [
+            file for file in files if isinstance(try_to_load_from_cache(name, file, revision=commit), str)
+        ] or files
+    failures = ("missing_entries", "connection_errors")
+    options: dict[str, Any] = {f"_raise_exceptions_for_{failure}": False for failure in failures}
+    for file in files:
+        path = cached_file(name, file, revision=commit, **options)
+        if path and file == RunFolder.MODEL_INDEX:
+            return list(map(Path, get_checkpoint_shard_files(name, path, revision=commit)[0]))
+        if path:
+            return [Path(path)]
+    return []
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, tuple[Path, dict[str, Any], int]]]:

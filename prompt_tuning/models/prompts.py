@@ -333,7 +333,12 @@ def _check_files(run: RunFolder) -> None:
 
 
 def check_adapter(
-    config: PeftConfig, folder: str | Path, model_config: PretrainedConfig, *, renamed: bool = False
+    config: PeftConfig,
+    folder: str | Path,
+    model_config: PretrainedConfig,
+    *,
+    revision: str | None = None,
+    renamed: bool = False,
 ) -> None:
     """Raise an AdapterError unless the adapter was trained on this model.
 
@@ -344,6 +349,7 @@ def check_adapter(
         config: the configuration of the adapter.
         folder: the adapter's folder or hub id.
         model_config: the configuration of the base model.
+        revision: the revision of a base model of the hub; without it such a model is known by its name.
         renamed: the user named a model for this adapter. Then another model of the same hidden size is a warning.
     """
     base, _ = read_base_model(adapter_folder(folder))
@@ -355,7 +361,7 @@ def check_adapter(
     if find_method(config.peft_type).trains_embeddings and config.token_dim is not None:
         trained_size = config.token_dim
     has_same_name = not trained_on or Path(trained_on).name == Path(name).name
-    has_same_weights = is_same_model(base, model_config)
+    has_same_weights = is_same_model(base, name, revision)
     if trained_size == size and (has_same_name if has_same_weights is None else has_same_weights):
         return
     weights = "" if has_same_weights is None else ", which has other weights"

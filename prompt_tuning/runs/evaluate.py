@@ -66,7 +66,7 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
     name = find_method("none").results_key
     if adapter:
         adapter_config = load_adapter_config(adapter)
-        check_adapter(adapter_config, adapter, load_config(recipe.model))
+        check_adapter(adapter_config, adapter, load_config(recipe.model), revision=recipe.model.model_revision)
         name = find_method(adapter_config.peft_type).results_key
     folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-{name}"
     _check_same_adapter(folder, adapter and str(adapter))

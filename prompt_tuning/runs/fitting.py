@@ -12,7 +12,6 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from prompt_tuning.engine.dispatch import get_base
 from prompt_tuning.models.base_model import write_base_model
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.facts import training_facts
@@ -54,7 +53,7 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) ->
         # A resumed run is no longer finished.
         RunFolder(folder).results.unlink(missing_ok=True)
         save_recipe(recipe, folder)
-        write_base_model(folder, get_base(trainer.model).config, trainer.processing_class)
+        write_base_model(folder, recipe.model, trainer.processing_class)
     with explain_out_of_memory(IN_TRAINING), stopping_on_signals(trainer.accelerator) as callback:
         trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -83,7 +83,7 @@ def train_tasks(recipe: Recipe, *, evaluate_hard_prompt: bool = True) -> Path:
             )
             save_adapter(plain, folder / name, initial)
             save_recipe(prepared.recipe, folder / name, prepared.template, comment)
-            write_base_model(folder / name, base.config, prepared.tokenizer)
+            write_base_model(folder / name, recipe.model, prepared.tokenizer)
         models: list[tuple[str, PreTrainedModel | PeftModel]] = [("soft_prompt", plain)]
         if evaluate_hard_prompt:
             models.append(("hard_prompt", base))

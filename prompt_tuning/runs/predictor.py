@@ -106,7 +106,7 @@ class Predictor:
         config = load_config(recipe.model)
         tokenizer = load_tokenizer(recipe.model, recipe.data.source_lang, recipe.data.target_lang)
         if adapter_config is not None:
-            check_adapter(adapter_config, run.path, config, renamed=renamed)
+            check_adapter(adapter_config, run.path, config, revision=recipe.model.model_revision, renamed=renamed)
             check_tokenizer(run.path, tokenizer, renamed=renamed)
         encoder = Encoder.from_recipe(recipe, template, tokenizer, config)
         check_embedded([tokenizer.pad_token_id, tokenizer.eos_token_id], tokenizer, encoder.num_embeddings)

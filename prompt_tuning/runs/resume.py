@@ -13,7 +13,6 @@ from transformers.trainer_utils import get_last_checkpoint
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.models.base_model import is_same_model, read_base_model
-from prompt_tuning.models.loading import load_config
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import read_yaml
@@ -65,7 +64,7 @@ def changed_since(recipe: Recipe, run: Path) -> list[str]:
     """
     changed = recipe.changed_since(run)
     base, _ = read_base_model(run)
-    same = is_same_model(base, load_config(recipe.model)) if base else None
+    same = is_same_model(base, str(recipe.model.model_name_or_path), recipe.model.model_revision)
     if same is None:
         return changed
     changed = [name for name in changed if name != "model_name_or_path"]

@@ -213,17 +213,17 @@ def check_adapters(recipe: Recipe, adapters: Sequence[str], combine: str) -> Non
             if Path(folder).resolve() in folders:
                 raise AdapterError(f"{folder} is named twice and would vote twice. Name each adapter once.")
             folders.add(Path(folder).resolve())
-            _check_adapter(folder, config)
+            _check_adapter(folder, config, recipe.model.model_revision)
     errors.raise_all()
 
 
-def _check_adapter(folder: str, config: PretrainedConfig) -> None:
+def _check_adapter(folder: str, config: PretrainedConfig, revision: str) -> None:
     """Raise an AdapterError if an ensemble on a model of this configuration cannot take an adapter."""
     adapter = load_adapter_config(folder)
     if not find_method(adapter.peft_type).joins_ensembles:
         expected = " and ".join(row.name.upper() for row in METHODS.values() if row.joins_ensembles)
         raise AdapterError(f"{folder}: a {adapter.peft_type.value} adapter; an ensemble takes {expected}")
-    check_adapter(adapter, folder, config)
+    check_adapter(adapter, folder, config, revision=revision)
 
 
 def _check_template(prepared: Prepared) -> None:

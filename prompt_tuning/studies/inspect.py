@@ -87,7 +87,8 @@ def _describe(
     else:
         args = ModelArguments(model_name_or_path=name, model_revision=config.revision or "main")
         model_config = load_config(args)
-        check_adapter(config, folder, model_config, renamed=bool(model_name_or_path))
+        renamed = bool(model_name_or_path)
+        check_adapter(config, folder, model_config, revision=args.model_revision, renamed=renamed)
         vocabulary = _input_embeddings(args, model_config)
         report |= _describe_embeddings(weight, vocabulary, load_tokenizer(args), nearest)
     if initial.is_file():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.models import forbid_model_loading, tiny_llama
 from helpers.rows import question_rows
+from huggingface_hub import constants
 from peft import PeftConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -54,15 +55,26 @@ def change_weights(folder, seed=7):
 
 def test_a_digest_is_that_of_the_tensors_however_they_are_stored(model_folders, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(model_folders["llama"])
-    digest = weights_digest(AutoConfig.from_pretrained(model_folders["llama"]))
+    digest = weights_digest(str(model_folders["llama"]))
     model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 1
-    assert weights_digest(AutoConfig.from_pretrained(tmp_path / "shards")) == digest
+    assert weights_digest(str(tmp_path / "shards")) == digest
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[3, 5] += 1
     model.save_pretrained(tmp_path / "changed")
-    assert weights_digest(AutoConfig.from_pretrained(tmp_path / "changed")) != digest
-    assert weights_digest(model.config.__class__()) is None
+    assert weights_digest(str(tmp_path / "changed")) != digest
+    assert weights_digest("") is weights_digest("/gone/x", "main") is None
+
+
+def test_a_digest_of_a_model_in_the_cache_asks_no_hub(model_folders):
+    commit = "c" * 40
+    snapshot = Path(constants.HF_HUB_CACHE) / "models--ann--in-shards" / "snapshots" / commit
+    AutoModelForCausalLM.from_pretrained(model_folders["llama"]).save_pretrained(snapshot, max_shard_size="50KB")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(commit)
+    digest = weights_digest(str(model_folders["llama"]))
+    assert weights_digest("ann/in-shards", "main") == weights_digest("ann/in-shards", commit) == digest
+    assert weights_digest("ann/in-shards", "other") is None  # It is not in the cache, and the hub cannot be asked.
 
 
 def test_a_base_model_that_moved_is_taken_everywhere_and_one_with_other_weights_nowhere(
