@@ -25,6 +25,7 @@ from prompt_tuning.errors import DataError, ErrorList, first_line
 from prompt_tuning.hub.download import hub_answers
 from prompt_tuning.support.data_files import matching_files
 from prompt_tuning.support.files import looks_like_path
+from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.templates.shapes import language_pair, with_translation
 from prompt_tuning.templates.template import COLUMN_SETTINGS
 
@@ -229,7 +230,7 @@ def _check_reachable(args: DataArguments, split: str) -> None:
         raise DataError(f"dataset {name}: no such folder (looked in {Path.cwd()}). Name another folder or a hub id.")
     # datasets names a folder in its cache after the owner of a data set.
     is_cached = any(Path(config.HF_DATASETS_CACHE).glob(f"{name.split('/')[0]}*"))
-    if not is_cached and not hub_answers(name, "dataset", "README.md", args.dataset_revision):
+    if not is_cached and not hub_answers(name, "dataset", RunFolder.CARD, args.dataset_revision):
         raise _not_from_hub(args, split, ConnectionError(f"Couldn't reach {constants.ENDPOINT}"))
 
 
