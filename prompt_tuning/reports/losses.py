@@ -59,7 +59,7 @@ def losses_text(results: dict[str, Any]) -> list[str] | None:
         for name, what in PREDICTION_LOSSES.items():
             if counts.get(name):
                 predictions = counted(counts[name], "prediction")
-                lines.append(f"{predictions} of the {labels.get(system, system)} {agreed(counts[name], what)}")
+                lines.append(f"{labels.get(system, system)}: {predictions} {agreed(counts[name], what)}")
     return lines
 
 

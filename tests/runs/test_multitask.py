@@ -343,7 +343,7 @@ def test_two_tasks_train_together_and_every_task_has_a_run_folder(family, recipe
     assert (run / "report.html").read_text() == report
     assert main(["show", str(run)]) == 0
     shown = capsys.readouterr().out
-    assert "== qa\n" in shown and "== summaries\n" in shown and shown.count("with soft prompt") == 2 + 6
+    assert "== qa\n" in shown and "== summaries\n" in shown and shown.count("with soft prompt ") == 2 + 6
     assert f"prompt-tuning predict --adapter {run / 'qa'} " in shown
 
 
