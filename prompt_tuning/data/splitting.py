@@ -80,7 +80,8 @@ def description(numbers: dict[str, list[int]], rows: Dataset, args: DataArgument
     """Return one line for the log with the number of rows of every split, and what keeps rows together."""
     counts = ", ".join(f"{len(numbers[split])} {split}" for split in sorted(numbers))
     column = _group_column(rows, args)
-    together = f"; rows with the same {column} stay together" if column else ""
+    passage = "text to translate" if column == "translation" else column
+    together = f"; rows with the same {passage} stay together" if column else ""
     return f"cut by {', '.join(_settings(args))} into {counts} rows{together}"
 
 

@@ -65,7 +65,8 @@ def test_single_rows_are_cut_to_the_exact_number(tmp_path):
     assert len(splits["test"]) == 3 and len(splits["train"]) == 4
 
 
-def test_translations_are_grouped_by_their_source(tmp_path):
+def test_translations_are_grouped_by_their_source(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "prompt_tuning")
     pairs = [{"fr": f"F{number // 2}", "en": f"E{number}"} for number in range(12)]
     file = write_jsonl(tmp_path / "pairs.jsonl", pairs)
     args = DataArguments(
@@ -74,6 +75,7 @@ def test_translations_are_grouped_by_their_source(tmp_path):
     splits = load_splits(args)
     sources = {split: {pair["fr"] for pair in rows["translation"]} for split, rows in splits.items()}
     assert not sources["train"] & sources["validation"] and len(splits["train"]) == 6
+    assert "rows with the same text to translate stay together" in caplog.text
 
 
 def test_the_origin_of_a_row_is_its_line_in_the_one_file(file):
