@@ -67,7 +67,7 @@ def test_texts_that_are_dates_stay_texts(tmp_path):
     [
         ("document,summary\na,b\nc,d,e\n", "line 3: 3 cells, and the first line names 2 columns"),
         ("document,summary\na,b,\n", "line 2: 3 cells, and the first line names 2 columns"),
-        ("document,summary\na,b\nc\nd,e\n", "line 3: 1 cells, and the first line names 2 columns"),
+        ("document,summary\na,b\nc\nd,e\n", "line 3: 1 cell, and the first line names 2 columns"),
         ("document\nfirst\n\nthird\n", "line 3: empty; of one column each line is a row"),
     ],
 )
