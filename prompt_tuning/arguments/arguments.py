@@ -31,7 +31,13 @@ class ModelArguments:
         default=None,
         metadata={"help": "Name of the chat template, for a tokenizer that has several; by default `default`."},
     )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the Python code of a hub model."})
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={
+            "help": "Run Python code of others: that of a model or a tokenizer, or a metric that is not shipped. A "
+            "recipe may ask for it, and only the command line allows it."
+        },
+    )
 
     def __post_init__(self) -> None:
         """Read `quantization_config` from JSON, as TrainingArguments reads its mappings.

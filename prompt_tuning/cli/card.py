@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning.arguments.methods import find_method
-from prompt_tuning.cli.parsing import Commands, add_command
+from prompt_tuning.cli.parsing import Commands, add_command, add_trust
 from prompt_tuning.errors import DataError, TemplateError
 
 EXAMPLES = """\
@@ -32,6 +32,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--example", metavar="FILE", type=Path, help="one row as JSON, shown instead of the data's first row"
     )
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -45,11 +46,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
                 f"{args.source}: --example needs the trained model, and this file holds only facts. "
                 "Name the run's folder."
             )
-        example = user_example(args.source, args.example)
+        example = user_example(args.source, args.example, trust_remote_code=args.trust_remote_code)
     print(write_card(args.source, args.output, example))
 
 
-def user_example(folder: Path, file: Path) -> dict[str, Any]:
+def user_example(folder: Path, file: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Predict for a user's row, and return what results.json keeps of it.
 
     Returns:
@@ -63,7 +64,8 @@ def user_example(folder: Path, file: Path) -> dict[str, Any]:
     from prompt_tuning.reports.summary import read_results
     from prompt_tuning.runs.predictor import Predictor
 
-    results, predictor = read_results(folder), Predictor.load(folder)
+    results = read_results(folder)
+    predictor = Predictor.load(folder, trust_remote_code=trust_remote_code)
     try:
         row = parse_object(file.read_text(encoding="utf-8-sig"), f"--example {file}", 1)
         row = with_standard_columns(row, predictor.data)

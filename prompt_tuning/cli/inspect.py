@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from prompt_tuning.cli.parsing import Commands, add_command, add_moved_model, number_in
+from prompt_tuning.cli.parsing import Commands, add_command, add_moved_model, add_trust, number_in
 from prompt_tuning.recipe.ranges import COUNT
 
 EXAMPLES = """\
@@ -27,6 +27,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("adapter", metavar="ADAPTER", help="folder or hub id of a trained run")
     add_moved_model(parser)
+    add_trust(parser)
     parser.add_argument(
         "-n", metavar="N", type=number_in(COUNT), default=5, help="nearest tokens of a virtual token (default: 5)"
     )
@@ -39,4 +40,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Print the readings of a prompt."""
     from prompt_tuning.studies.inspect import inspect, inspection_text
 
-    print(inspection_text(inspect(args.adapter, args.model_name_or_path, args.n, args.output)))
+    report = inspect(
+        args.adapter, args.model_name_or_path, args.n, args.output, trust_remote_code=args.trust_remote_code
+    )
+    print(inspection_text(report))

@@ -65,6 +65,16 @@ def add_moved_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that lets Python code of others run."""
+    parser.add_argument(
+        "--trust_remote_code",
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that is with the model, or a metric that is not shipped",
+    )
+
+
 def add_split(parser: argparse.ArgumentParser, default: str) -> None:
     """Add the flag --split."""
     parser.add_argument("--split", default=default, choices=SPLITS, help=f"default: {default}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from prompt_tuning.cli.parsing import Commands, add_command, add_moved_model, number_in
+from prompt_tuning.cli.parsing import Commands, add_command, add_moved_model, add_trust, number_in
 from prompt_tuning.cli.processes import has_several_processes
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.ranges import COUNT
@@ -39,6 +39,7 @@ def add_parser(commands: Commands) -> None:
         "--batch_size", "--batch-size", metavar="N", type=number_in(COUNT), default=8, help="default: 8"
     )
     add_moved_model(parser)
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -47,4 +48,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         raise RecipeError("predict: it runs in one process. Start it without accelerate launch.")
     from prompt_tuning.runs.predict import predict
 
-    predict(args.adapter, args.input, args.output, args.batch_size, args.model_name_or_path)
+    predict(
+        args.adapter,
+        args.input,
+        args.output,
+        args.batch_size,
+        args.model_name_or_path,
+        trust_remote_code=args.trust_remote_code,
+    )

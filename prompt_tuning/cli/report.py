@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from prompt_tuning.cli.parsing import Commands, add_command
+from prompt_tuning.cli.parsing import Commands, add_command, add_trust
 
 EXAMPLES = """\
   prompt-tuning report runs/quickstart
@@ -19,10 +19,11 @@ def add_parser(commands: Commands) -> None:
     """Add the command to the command line."""
     parser = add_command(commands, "report", run, help="Write a run's report.html again.", examples=EXAMPLES)
     parser.add_argument("folder", metavar="RUN", type=Path, help="folder that train or evaluate wrote")
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Write the report, and print its path."""
     from prompt_tuning.reports.html import write_report
 
-    print(write_report(args.folder))
+    print(write_report(args.folder, trust_remote_code=args.trust_remote_code))

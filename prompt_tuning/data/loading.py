@@ -217,7 +217,8 @@ def _load_from_hub(args: DataArguments, split: str, *, streaming: bool) -> Datas
             revision=args.dataset_revision,
             streaming=streaming,
         )
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, HTTPError, ValueError) as error:
+    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, HTTPError, ValueError, RuntimeError) as error:
+        # datasets refuses a data set with a script by a RuntimeError.
         raise _not_from_hub(args, split, error) from error
 
 

@@ -9,12 +9,12 @@ from itertools import chain
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from prompt_tuning.errors import RecipeError, first_line
 from prompt_tuning.metrics.language import language_of_script
 from prompt_tuning.metrics.scores import MetricFunction, Scores
 from prompt_tuning.support.files import looks_like_path
+from prompt_tuning.support.trust import load_metric_module
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule
@@ -67,7 +67,9 @@ def takes_language(names: Iterable[str]) -> bool:
     return not _TAKES_LANGUAGE.isdisjoint(names)
 
 
-def load_metrics(names: Iterable[str], *, language: str | None = None) -> MetricFunction:
+def load_metrics(
+    names: Iterable[str], *, language: str | None = None, trust_remote_code: bool = False
+) -> MetricFunction:
     """Load metrics and return `score(predictions, references)`, which returns their results in one flat dict.
 
     Args:
@@ -77,6 +79,7 @@ def load_metrics(names: Iterable[str], *, language: str | None = None) -> Metric
         language: the language of the texts: ISO 639-1 with or without a region, or NLLB's codes. Only the metrics of
             this package receive it. Without it they follow the rules for English, and references in another script
             are reported once.
+        trust_remote_code: run the Python code of metrics that are not of this package.
 
     A prediction that ends at its limit of tokens may end within a character. These bytes are not scored.
 
@@ -84,13 +87,16 @@ def load_metrics(names: Iterable[str], *, language: str | None = None) -> Metric
     the first. The numbers and texts that it returns are kept, and all else is dropped.
 
     Raises:
-        RecipeError: on loading, for an unknown name or a module that does not load; on scoring, if two metrics
-            return different values for a key, or a module returns no number.
+        RecipeError: on loading, for an unknown name, or a module that is not trusted or does not load; on scoring, if
+            two metrics return different values for a key, or a module returns no number.
         ValueError: on scoring, for no rows, for unequal numbers of predictions and references, or for a value that
             is not a text.
     """
     locations = {name: _location(name) for name in names}
-    modules = {name: _load_module(name, location) for name, location in locations.items()}
+    modules = {}
+    for name, location in locations.items():
+        trusted = trust_remote_code or name in OWN_METRICS
+        modules[name] = _load_module(name, location, trust_remote_code=trusted)
     reports_script = not language and takes_language(modules)
 
     def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float | str]:
@@ -138,12 +144,9 @@ def _location(name: str) -> str:
     )
 
 
-def _load_module(name: str, location: str) -> EvaluationModule:
-    import evaluate  # It imports torch, for which `--help` should not wait.
-
+def _load_module(name: str, location: str, *, trust_remote_code: bool) -> EvaluationModule:
     try:
-        # Runs that score at the same time share only the script: values stay in memory, under an id for this process.
-        return evaluate.load(location, keep_in_memory=True, experiment_id=uuid4().hex)
+        return load_metric_module(name, location, trust_remote_code=trust_remote_code)
     except (ImportError, SyntaxError, TypeError) as error:
         raise RecipeError(f"metric {name!r} does not load: {first_line(error)}") from error
     except (FileNotFoundError, ConnectionError) as error:

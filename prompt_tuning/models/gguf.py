@@ -7,12 +7,14 @@ import shutil
 import struct
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from prompt_tuning.errors import ModelError, first_line
 from prompt_tuning.support.files import apply_umask
+from prompt_tuning.support.trust import load_pretrained
 
 
 def import_gguf(source: str, output: str) -> Path:
@@ -33,8 +35,7 @@ def import_gguf(source: str, output: str) -> Path:
     if folder.exists():
         raise ModelError(f"{folder}: it exists already. Remove it, or name another folder.")
     try:
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model, tokenizer = _read(file)
     except (ValueError, OSError, KeyError, NotImplementedError, struct.error) as error:
         raise ModelError(f"{file}: transformers cannot read it: {first_line(error)}") from error
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +48,15 @@ def import_gguf(source: str, output: str) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _read(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the model and the tokenizer of a GGUF file, and read no other file that lies beside it."""
+    with tempfile.TemporaryDirectory() as alone:
+        (Path(alone) / file.name).symlink_to(file.resolve())
+        options: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
+        model = load_pretrained(AutoModelForCausalLM, alone, dtype=torch.float32, **options)
+        return model, load_pretrained(AutoTokenizer, alone, **options)
 
 
 def _find_gguf(source: str) -> Path:

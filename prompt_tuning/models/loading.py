@@ -30,6 +30,7 @@ from prompt_tuning.hub.download import hub_answers
 from prompt_tuning.models.quantization import quantization_config
 from prompt_tuning.support.files import looks_like_path, read_json
 from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.trust import ADVICE, FLAG, load_pretrained
 
 
 def load_config(args: ModelArguments) -> PretrainedConfig:
@@ -162,10 +163,14 @@ def _from_pretrained(auto: Any, args: ModelArguments, **kwargs: Any) -> Any:
         )
     _check_no_adapter(name, args)
     try:
-        return auto.from_pretrained(
-            name, revision=args.model_revision, trust_remote_code=args.trust_remote_code, **kwargs
+        return load_pretrained(
+            auto, name, trust_remote_code=args.trust_remote_code, revision=args.model_revision, **kwargs
         )
     except (OSError, HTTPError, ValueError, ImportError) as error:  # A missing quantizer is an ImportError.
+        if not args.trust_remote_code and FLAG in str(error):
+            raise ModelError(
+                f"model_name_or_path {name}: it needs Python code that is among its files. {ADVICE}"
+            ) from error
         reason = "the folder cannot be loaded as a model" if local else "not a folder here, and not found on the hub"
         raise ModelError(f"model_name_or_path {name}: {reason}: {first_line(error)}") from error
 

@@ -15,9 +15,11 @@ from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import RecipeError, first_line
 from prompt_tuning.metrics.loading import MAIN_METRIC
 from prompt_tuning.recipe.old_settings import translate
+from prompt_tuning.recipe.other_names import flag_name
 from prompt_tuning.recipe.parser import RecipeParser, to_argv
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.recipe.validation import validation_errors
+from prompt_tuning.support.trust import ADVICE, FLAG
 from prompt_tuning.support.yaml_files import TextPair, read_text_pairs
 
 # The settings of Trainer that a finished run predicts with.
@@ -34,7 +36,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, *, for_pre
         path: a flat YAML file.
         overrides: as on the command line, `["--learning_rate", "0.1", "--bf16"]`.
         for_prediction: the recipe of a finished run, also of version 0.1.0. The data may be missing, and settings
-            that only training needs, such as a GPU's number formats, are left out.
+            that only training needs, such as a GPU's number formats, are left out. So is trust_remote_code, because a
+            stranger may have written the recipe.
 
     Returns:
         The recipe, checked unless it is for prediction.
@@ -66,7 +69,7 @@ def _read(path: Path, overrides: list[str], *, for_prediction: bool = False) -> 
     if for_prediction:
         training_names = {field.name for field in dataclasses.fields(PromptTuningArguments)}
         training_names.difference_update(PREDICTION_SETTINGS)
-        pairs = translate(path, [pair for pair in pairs if pair.key not in training_names])
+        pairs = translate(path, [pair for pair in pairs if pair.key not in training_names | {FLAG}])
     blocks = _parse(path, pairs, overrides)
     explicitly_set = _names_set(pairs, overrides, blocks)
     _set_dependent_defaults(blocks, explicitly_set)
@@ -79,6 +82,8 @@ def _parse(path: Path, pairs: list[TextPair], overrides: list[str]) -> Blocks:
     problems = []
     for pair in pairs:
         problem = parser.pair_error(pair.key, pair.value)
+        if not problem and pair.key == FLAG:
+            problem = _trust_error(pair, overrides)
         if problem:
             problems.append(f"{path}, line {pair.line}: {problem}")
     problems += parser.flag_errors(overrides)
@@ -86,11 +91,19 @@ def _parse(path: Path, pairs: list[TextPair], overrides: list[str]) -> Blocks:
         raise RecipeError("\n".join(problems))
     argv = [f"--output_dir=runs/{path.stem}"]
     for pair in pairs:
-        argv += to_argv(pair.key, pair.value)
+        if pair.key != FLAG:
+            argv += to_argv(pair.key, pair.value)
     try:
         return parser.parse_args_into_dataclasses(argv + overrides, look_for_args_file=False)
     except (ValueError, TypeError, ImportError, OSError) as error:  # The dataclasses' __post_init__ raise these.
         raise RecipeError(f"{path}: {first_line(error)}") from error
+
+
+def _trust_error(pair: TextPair, overrides: list[str]) -> str | None:
+    """Return what is wrong with a recipe that asks for the code of others, which only the command line can allow."""
+    if not string_to_bool(pair.value) or FLAG in map(flag_name, overrides):
+        return None
+    return f"{FLAG}: the recipe asks to run Python code of others, and only the command line can allow it. {ADVICE}"
 
 
 def _names_set(pairs: list[TextPair], overrides: list[str], blocks: Blocks) -> frozenset[str]:
@@ -140,7 +153,8 @@ def load_tasks(recipe: Recipe) -> dict[str, Recipe]:
     for path in map(Path, recipe.prompt.tasks or ()):
         try:
             # The state of accelerate is that of the last recipe read, so that use_cpu must be the same.
-            task = _read(path, [f"--use_cpu={recipe.training.use_cpu}"])
+            flags = [f"--use_cpu={recipe.training.use_cpu}", f"--{FLAG}={recipe.model.trust_remote_code}"]
+            task = _read(path, flags)
         except RecipeError as error:
             problems.append(str(error))
             continue

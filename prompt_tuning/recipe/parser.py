@@ -50,9 +50,9 @@ class RecipeParser(HfArgumentParser):
         """
         if not self.has_setting(key):
             return self._unknown(key)
-        for item in value if isinstance(value, list) else ():
-            if re.match(r"--?[A-Za-z]\S*$|--$", str(item)):
-                return f"{key}: the item {item!r} looks like a flag. Word it in another way."
+        error = list_error(key, value)
+        if error:
+            return error
         try:
             values, rest = self.parse_known_args(to_argv(key, value))
         except RecipeError as error:
@@ -94,6 +94,14 @@ class RecipeParser(HfArgumentParser):
             return f"{name} is not a setting any more. Set {GONE[usual]}."
         names = [option.removeprefix("--") for option in self._option_string_actions if "-" not in option[2:]]
         return f"unknown setting {name}. {hint(name, names, '`prompt-tuning train --help_all` lists all settings.')}"
+
+
+def list_error(key: str, value: Any) -> str | None:
+    """Return what is wrong with a list whose item the parser would take for a flag, or None."""
+    for item in value if isinstance(value, list) else ():
+        if re.match(r"--?[A-Za-z]\S*$|--$", str(item)):
+            return f"{key}: the item {item!r} looks like a flag. Word it in another way."
+    return None
 
 
 def to_argv(key: str, value: Any) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from prompt_tuning.errors import DataError
-from prompt_tuning.metrics.loading import TASK_METRICS, load_metrics, main_metric, score_example_row
+from prompt_tuning.metrics.loading import OWN_METRICS, TASK_METRICS, load_metrics, main_metric, score_example_row
 from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.metrics.significance import rows_scored_alone
 from prompt_tuning.reports.charts import Chart, histogram, line_chart
@@ -47,22 +47,27 @@ MEAN_TOLERANCE = 0.006  # results.json has two decimals
 Row = dict[str, Any]
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, trust_remote_code: bool = False) -> Path:
     """Write report.html in the folder of a finished train, evaluate or ensemble, and return its path.
 
     A run of several tasks gets one report for all and one for every task.
 
+    Args:
+        folder: the run's folder.
+        trust_remote_code: run the Python code of the recipe's metrics that are not of this package.
+
     Raises:
         DataError: the folder holds no finished run, or its predictions are gone.
+        RecipeError: the main metric is not of this package, and its code is not trusted.
     """
     run = RunFolder(folder)
     results = read_results(folder)
     if "tasks" in results:
         for name in results["tasks"]:
-            write_report(run.task(name).path)
+            write_report(run.task(name).path, trust_remote_code=trust_remote_code)
         content = _tasks_content(results)
     else:
-        content = _run_content(run, results)
+        content = _run_content(run, results, trust_remote_code=trust_remote_code)
     text = _report_template().render(
         name=folder.absolute().name,
         report_name=RunFolder.REPORT,
@@ -96,13 +101,14 @@ def _tasks_content(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _run_content(run: RunFolder, results: dict[str, Any]) -> dict[str, Any]:
+def _run_content(run: RunFolder, results: dict[str, Any], *, trust_remote_code: bool) -> dict[str, Any]:
     """Return what the report of one task's rows shows."""
     rows = _read_rows(run, results)
     settings = _settings(run, results)
     language = settings.get("lang") or settings.get("target_lang")
     metric = main_metric(results["task"], next(iter(scores_of_systems(results).values())))
-    score = _metric_function(metric, settings.get("metrics") or TASK_METRICS[results["task"]], language)
+    names = settings.get("metrics") or TASK_METRICS[results["task"]]
+    score = _metric_function(metric, names, language, trust_remote_code=trust_remote_code)
     is_mean = _add_scores(rows, metric, score, results)
     _add_previews(rows)
     return {
@@ -169,10 +175,13 @@ def _column(rows: list[Row], name: str) -> list[Any]:
     return [row[name] for row in rows]
 
 
-def _metric_function(metric: str, names: Sequence[str], language: str | None) -> MetricFunction:
+def _metric_function(
+    metric: str, names: Sequence[str], language: str | None, *, trust_remote_code: bool
+) -> MetricFunction:
     """Return only the function that computes `metric`, because it is called for every row."""
-    for name in names:
-        score = load_metrics([name], language=language)
+    # Code of others is not asked for what a metric of this package computes.
+    for name in sorted(names, key=lambda name: name not in OWN_METRICS):
+        score = load_metrics([name], language=language, trust_remote_code=trust_remote_code)
         if metric in score_example_row(score).values:
             return score
     raise DataError(f"metric {metric}: none of {', '.join(names)} computes it. Evaluate again.")

@@ -85,7 +85,7 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
         facts["trainable_parameters"] = sum(tensor.numel() for tensor in tensors.values())
         facts["adapter"] = str(adapter)
     evaluate_models([(name, model)], prepared, split, folder, facts)
-    write_pages(folder, "report")
+    write_pages(folder, "report", trust_remote_code=recipe.model.trust_remote_code)
     # The other processes must not return before the folder is whole.
     PartialState().wait_for_everyone()
     return folder

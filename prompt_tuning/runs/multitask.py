@@ -100,7 +100,7 @@ def train_tasks(recipe: Recipe, *, evaluate_hard_prompt: bool = True) -> Path:
     if PartialState().is_main_process:
         write_json(RunFolder(folder).results, {"tasks": results, "seed": recipe.training.seed} | facts)
     # This also writes the report of every task.
-    write_pages(folder, "report")
+    write_pages(folder, "report", trust_remote_code=recipe.model.trust_remote_code)
     # The other processes must not return before the folder is whole.
     PartialState().wait_for_everyone()
     return folder

@@ -31,7 +31,13 @@ OriginAndRow = tuple[str, dict[str, Any]]
 
 
 def predict(
-    adapter: str, source: str = "-", output: str = "-", batch_size: int = 8, model_name_or_path: str | None = None
+    adapter: str,
+    source: str = "-",
+    output: str = "-",
+    batch_size: int = 8,
+    model_name_or_path: str | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> None:
     """Predict for every row of a file or of standard input, a batch at a time.
 
@@ -42,6 +48,7 @@ def predict(
         output: the file to write, JSON Lines with a column `prediction`; "-" is standard output.
         batch_size: the number of rows that are predicted together.
         model_name_or_path: the base model, if it is no longer where it was.
+        trust_remote_code: run the Python code that is with the model.
 
     Raises:
         DataError: a row is bad, with its line. No output file is written then.
@@ -51,7 +58,7 @@ def predict(
     # A pipe may have the name of a file, and can be read only once.
     rows = iter(open_rows(source)) if file_format(source) and path and path.is_file() else None
     transformers_logging.disable_progress_bar()
-    predictor = Predictor.load(adapter, model_name_or_path)
+    predictor = Predictor.load(adapter, model_name_or_path, trust_remote_code=trust_remote_code)
     with ExitStack() as files:
         if rows is None:
             stream = files.enter_context(path.open("rb")) if path else sys.stdin.buffer

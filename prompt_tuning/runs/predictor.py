@@ -78,20 +78,21 @@ class Predictor:
     autocast: torch.dtype | None = None
 
     @classmethod
-    def load(cls, adapter: str | Path, model_name_or_path: str | None = None) -> Predictor:
+    def load(
+        cls, adapter: str | Path, model_name_or_path: str | None = None, *, trust_remote_code: bool = False
+    ) -> Predictor:
         """Load what `prompt-tuning train` wrote.
-
-        A downloaded recipe cannot ask for trust_remote_code, because a stranger may have written it.
 
         Args:
             adapter: the run's folder or its hub id.
             model_name_or_path: the base model, if it is no longer where it was.
+            trust_remote_code: run the Python code that is with the model. The run's recipe does not decide it, because
+                a stranger may have written it.
 
         Raises:
             AdapterError: this is not such a folder, the adapter is of another model, or the hub does not have it.
             ModelError: the base model is not found, or its generation config does not hold for rows of a batch.
         """
-        downloaded = not Path(adapter).is_dir()
         run = RunFolder(adapter_folder(adapter))
         # A run that trained every weight is itself a model.
         adapter_config = None if run.model_config.is_file() else load_adapter_config(run.path)
@@ -102,7 +103,7 @@ class Predictor:
             base = str(run.path)
         else:
             base = find_base_model(adapter_config, run.path)
-        recipe, template = _read_run(run, base, downloaded=downloaded)
+        recipe, template = _read_run(run, base, trust_remote_code=trust_remote_code)
         config = load_config(recipe.model)
         tokenizer = load_tokenizer(recipe.model, recipe.data.source_lang, recipe.data.target_lang)
         if adapter_config is not None:
@@ -211,7 +212,7 @@ def generate_texts(
     return decode_to_limit(generated[:, start:].tolist(), tokenizer, stop)
 
 
-def _read_run(run: RunFolder, model_name_or_path: str, *, downloaded: bool) -> tuple[Recipe, Template]:
+def _read_run(run: RunFolder, model_name_or_path: str, *, trust_remote_code: bool) -> tuple[Recipe, Template]:
     """Return the recipe and the template of a run's folder, or raise an AdapterError."""
     missing = [file.name for file in (run.recipe, run.template) if not file.is_file()]
     if missing:
@@ -219,9 +220,7 @@ def _read_run(run: RunFolder, model_name_or_path: str, *, downloaded: bool) -> t
             f"{run.path}: no {' and no '.join(missing)} there, so its template is unknown; use a folder that train "
             "wrote, or copy recipe.yaml and template.yaml of such a folder to it"
         )
-    overrides = [f"--model_name_or_path={model_name_or_path}"]
-    if downloaded:
-        overrides.append("--trust_remote_code=false")
+    overrides = [f"--model_name_or_path={model_name_or_path}", f"--trust_remote_code={trust_remote_code}"]
     recipe = load_recipe(run.recipe, overrides, for_prediction=True)
     template = Template.load(run.template)
     if recipe.prompt.num_demonstrations and recipe.prompt.demonstration_selection == "bm25":

@@ -80,7 +80,11 @@ class Prepared:
 
 def score_of(recipe: Recipe) -> MetricFunction:
     """Load the recipe's metrics, or those of its task, for the language of its targets."""
-    return load_metrics(recipe.metrics, language=recipe.data.metric_language)
+    return load_metrics(
+        recipe.metrics,
+        language=recipe.data.metric_language,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
 
 
 def prepare_run(recipe: Recipe) -> Prepared:

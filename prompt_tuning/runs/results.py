@@ -142,7 +142,7 @@ def _prediction_rows(prepared: Prepared, split: str, predictions: dict[str, list
         yield written
 
 
-def write_pages(folder: Path, *names: str) -> None:
+def write_pages(folder: Path, *names: str, trust_remote_code: bool = False) -> None:
     """Write the pages of a finished run; only the main process writes.
 
     Everything else is on disk by now, so that an error here is a warning and does not fail the run. Name the report
@@ -151,6 +151,7 @@ def write_pages(folder: Path, *names: str) -> None:
     Args:
         folder: the run's folder.
         names: "card" for README.md, "report" for report.html.
+        trust_remote_code: run the Python code of the recipe's metrics for the report.
     """
     if not PartialState().is_main_process:
         return
@@ -159,7 +160,7 @@ def write_pages(folder: Path, *names: str) -> None:
             if name == "card":
                 write_card(folder)
             else:
-                write_report(folder)
+                write_report(folder, trust_remote_code=trust_remote_code)
         except Exception as error:
             again = f"the run is complete without it; `prompt-tuning {name} {folder}` tries again"
             logger.warning("%s: no %s was written (%s: %s); %s", folder, name, type(error).__name__, error, again)

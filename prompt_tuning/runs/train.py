@@ -89,7 +89,7 @@ def train(recipe: Recipe, *, evaluate_hard_prompt: bool = True, base: PreTrained
     evaluate_models(models, prepared, split, folder, describe(prepared, split) | facts)
     if model is not None:
         write_pages(folder, "card")
-    write_pages(folder, "report")
+    write_pages(folder, "report", trust_remote_code=recipe.model.trust_remote_code)
     if pushes:
         _push(recipe, folder)
     # The other processes must not return before the folder is whole.

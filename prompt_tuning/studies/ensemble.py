@@ -145,7 +145,7 @@ def ensemble(
         results["adapters"][name] = {"folder": str(adapter), "virtual_tokens": length, **scores}
     folder = output_dir or Path(str(recipe.training.output_dir)) / f"evaluate-{split}-ensemble-{combine}"
     write_run(folder, results, prepared, split, {"ensemble": texts.together, **texts.by_adapter})
-    write_pages(folder, "report")
+    write_pages(folder, "report", trust_remote_code=recipe.model.trust_remote_code)
     return folder
 
 

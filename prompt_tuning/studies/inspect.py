@@ -32,6 +32,7 @@ from prompt_tuning.support.files import atomic_folder, read_json, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import text_table
 from prompt_tuning.support.text import counted
+from prompt_tuning.support.trust import build_from_config
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +46,12 @@ prompting might be a bug, not a feature, ICML workshop on Challenges in Deployab
 
 
 def inspect(
-    adapter: str, model_name_or_path: str | None = None, nearest: int = 5, output: str | None = None
+    adapter: str,
+    model_name_or_path: str | None = None,
+    nearest: int = 5,
+    output: str | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Read a trained prompt, write inspection.json and inspection.png, and return what the former holds.
 
@@ -56,6 +62,7 @@ def inspect(
         model_name_or_path: the base model, if it has moved.
         nearest: how many vocabulary tokens to name for each virtual token.
         output: the folder to write to; by default the adapter's.
+        trust_remote_code: run the Python code that is with the base model.
 
     Raises:
         PromptTuningError: there is no adapter with virtual tokens, no such base model, or matplotlib is not installed.
@@ -64,7 +71,9 @@ def inspect(
     if folder != Path(adapter) and output is None:
         raise AdapterError(f"{adapter} is in the hub's cache. Name a folder to write to, such as --output inspected.")
     config, weight = _read_adapter(folder)
-    report = _describe(config, weight, folder, model_name_or_path, nearest)
+    base = _base_model(config, folder, model_name_or_path)
+    args = ModelArguments(base, config.revision or "main", trust_remote_code=trust_remote_code)
+    report = _describe(config, weight, folder, args, nearest, renamed=bool(model_name_or_path))
     report = {"adapter": adapter, **report, "caution": CAUTION}
     with atomic_folder(Path(output) if output else folder) as partial:
         write_json(partial / "inspection.json", report)
@@ -72,22 +81,27 @@ def inspect(
     return report
 
 
+def _base_model(config: PeftConfig, folder: Path, model_name_or_path: str | None) -> str:
+    """Return the name of the base model; that of a prefix, which is not read, as the adapter has it."""
+    if model_name_or_path:
+        return model_name_or_path
+    is_prefix = find_method(config.peft_type).trains_keys_and_values
+    return config.base_model_name_or_path if is_prefix else find_base_model(config, folder)
+
+
 def _describe(
-    config: PeftConfig, weight: torch.Tensor, folder: Path, model_name_or_path: str | None, nearest: int
+    config: PeftConfig, weight: torch.Tensor, folder: Path, args: ModelArguments, nearest: int, *, renamed: bool
 ) -> dict[str, Any]:
     """Return the report without the adapter's name and the caution."""
     method = config.peft_type.value
     is_prefix = find_method(method).trains_keys_and_values
-    name = model_name_or_path or (config.base_model_name_or_path if is_prefix else find_base_model(config, folder))
     initial = RunFolder(folder).initial_prompt
-    report = {"method": method, "model": name, "virtual_tokens": len(weight)}
+    report = {"method": method, "model": args.model_name_or_path, "virtual_tokens": len(weight)}
     report["initial_prompt"] = str(initial) if initial.is_file() else None
     if is_prefix:
         report |= _describe_prefix(weight, config)
     else:
-        args = ModelArguments(model_name_or_path=name, model_revision=config.revision or "main")
         model_config = load_config(args)
-        renamed = bool(model_name_or_path)
         check_adapter(config, folder, model_config, revision=args.model_revision, renamed=renamed)
         vocabulary = _input_embeddings(args, model_config)
         report |= _describe_embeddings(weight, vocabulary, load_tokenizer(args), nearest)
@@ -121,7 +135,7 @@ def _input_embeddings(args: ModelArguments, config: PretrainedConfig) -> torch.T
     """Return the embeddings of all tokens, `[V, H]`. Only one tensor is read if the model's files allow it."""
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
-        model = auto.from_config(config)
+        model = build_from_config(auto, config, trust_remote_code=args.trust_remote_code)
     embeddings = model.get_input_embeddings()
     if type(embeddings) is nn.Embedding:  # Other classes scale what they look up.
         names = []

@@ -20,13 +20,15 @@ from prompt_tuning.errors import DataError, ErrorList, PromptTuningError, Recipe
 from prompt_tuning.metrics.loading import main_metric
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.recipe.loading import load_recipe, read_pairs
-from prompt_tuning.recipe.parser import to_argv
+from prompt_tuning.recipe.other_names import flag_name
+from prompt_tuning.recipe.parser import list_error, to_argv
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs.prepare import prepare_run
 from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, is_finished
 from prompt_tuning.support.files import atomic_write, read_json, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import markdown_table
+from prompt_tuning.support.trust import ADVICE, FLAG
 from prompt_tuning.support.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
@@ -136,18 +138,28 @@ def _read_run(name: str, settings: Any, common_recipe: Any, path: Path) -> Sweep
         errors.append("it has no recipe. Set `recipe` to a file for this run or for all runs.")
     flags = []
     for key, value in settings.items():
-        if key in SWEEP_SETTINGS:
-            errors.append(f"the sweep sets {key}. Leave it out.")
-        elif value in ("null", "~"):
-            errors.append(
-                f"{key} is {value}, which cannot take back a setting of the recipe. Leave it out, or give the run its "
-                "own recipe."
-            )
+        error = _setting_error(key, value)
+        if error:
+            errors.append(error)
         elif key != "recipe":
             flags += to_argv(key, value)
     if errors:
         raise RecipeError(textwrap.indent("\n".join(errors), f"{path}: run {name}: "))
     return SweepRun(str(recipe), flags)
+
+
+def _setting_error(key: str, value: Any) -> str | None:
+    """Return what is wrong with one setting of a run, or None."""
+    if key in SWEEP_SETTINGS:
+        return f"the sweep sets {key}. Leave it out."
+    if flag_name(key) == FLAG:
+        return f"{key}: only the command line can allow Python code of others. Leave it out. {ADVICE}"
+    if value in ("null", "~"):
+        return (
+            f"{key} is {value}, which cannot take back a setting of the recipe. Leave it out, or give the run its own "
+            "recipe."
+        )
+    return list_error(key, value)
 
 
 def _check(runs: Mapping[str, SweepRun]) -> dict[str, bool]:

@@ -484,9 +484,9 @@ def test_a_downloaded_recipe_cannot_run_the_code_of_a_model(run, hub, commands, 
         (folder / name).write_bytes(content.replace(b"trust_remote_code: false", b"trust_remote_code: true"))
     hub.add("ann/theirs", {path.name: path.read_bytes() for path in folder.iterdir()})
     predict = ["predict", "--input", run.parent / "test.jsonl", "--output", tmp_path / "out.jsonl", "--adapter"]
-    commands([*predict, "ann/theirs"])
+    commands([*predict, "ann/theirs"], [*predict, folder])
     assert not ran.exists()
-    commands([*predict, folder])  # A folder of this machine is trusted.
+    commands([*predict, "ann/theirs", "--trust_remote_code"])
     assert ran.exists()
 
 

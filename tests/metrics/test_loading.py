@@ -430,14 +430,14 @@ def test_an_unknown_hub_id_is_refused(monkeypatch):
 
     monkeypatch.setattr("evaluate.load", load)
     with pytest.raises(RecipeError, match="cannot load the metric 'someone/length': no module at someone/length"):
-        load_metrics(["someone/length"])
+        load_metrics(["someone/length"], trust_remote_code=True)
 
 
 @pytest.mark.parametrize("text", ["import no_such_package", "def f(:", "x = 1"])
 def test_a_module_that_does_not_load_is_named(text, tmp_path):
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(RecipeError, match=r"metric '.*mine.py' does not load: "):
-        load_metrics([str(tmp_path / "mine.py")])
+        load_metrics([str(tmp_path / "mine.py")], trust_remote_code=True)
 
 
 def test_two_metrics_that_give_different_values_for_one_key_are_refused():
@@ -476,7 +476,7 @@ def test_a_metric_on_disk_is_loaded_and_scored(nested, result, expected, tmp_pat
     script.parent.mkdir()
     script.write_text(USER_METRIC.format(nested=nested, result=result))
     for path in (script, script.parent):
-        score = load_metrics([str(path), "exact_match"], language="zh")
+        score = load_metrics([str(path), "exact_match"], language="zh", trust_remote_code=True)
         assert score(["abc", "d"], [["abc", "c"], ["dd"]]) == expected | {"exact_match": 50.0}
 
 
@@ -484,7 +484,7 @@ def test_a_metric_on_disk_that_returns_no_score_is_refused(tmp_path):
     script = tmp_path / "length.py"
     script.write_text(USER_METRIC.format(nested=True, result='{"by_row": [1.0]}'))
     with pytest.raises(RecipeError, match="gives no number, but by_row"):
-        load_metrics([str(script)])(["a"], [["a"]])
+        load_metrics([str(script)], trust_remote_code=True)(["a"], [["a"]])
 
 
 SCORE_OFFLINE = """
@@ -524,7 +524,7 @@ def test_two_processes_at_once_with_an_empty_cache_are_quiet_and_offline(tmp_pat
 def test_a_score_that_is_not_finite_is_kept(tmp_path):
     script = tmp_path / "length.py"
     script.write_text(USER_METRIC.format(nested=True, result='{"corr": float("nan")}'))
-    assert math.isnan(load_metrics([str(script)])(["a"], [["a"]])["corr"])
+    assert math.isnan(load_metrics([str(script)], trust_remote_code=True)(["a"], [["a"]])["corr"])
 
 
 def test_scores_keep_the_flat_form_of_results_json():

@@ -212,7 +212,7 @@ def test_a_row_of_the_user_replaces_the_row_of_the_data(run, tmp_path, capsys):
 
 @pytest.mark.parametrize("broken", ["card", "report"])
 def test_a_failing_card_or_report_does_not_fail_the_run(broken, run, tmp_path, monkeypatch, caplog):
-    def fail(folder):
+    def fail(folder, **options):
         raise ValueError("no luck")
 
     folder = shutil.copytree(run, tmp_path / "copy")
@@ -227,7 +227,7 @@ def test_a_failing_card_or_report_does_not_fail_the_run(broken, run, tmp_path, m
 
 
 def test_the_card_is_written_before_the_report_and_names_the_resumed_checkpoint(home, tmp_path, monkeypatch):
-    def interrupt(folder):
+    def interrupt(folder, **options):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(home)

@@ -125,6 +125,7 @@ def test_a_finished_run_is_refused_if_changed_inputs_are_in_no_row(recipe_file, 
     settings = {"template": template, "init": "template", "num_virtual_tokens": None, "streaming": "true"}
     recipe = recipe_file(output_dir=None, max_steps=1, metrics=f"[squad, {metric}]", **settings)
     command = ["compare", str(recipe), "--output_dir", str(tmp_path / "runs"), "--seeds", "1", "--metric", "length"]
+    command.append("--trust_remote_code")
     assert main(command) == 0 and main(command) == 0
     capsys.readouterr()
     for file, old, new, named in (
@@ -183,7 +184,7 @@ def test_errors_that_would_follow_training_are_raised_before_it(recipes, tmp_pat
     assert "metric rougeL: the metrics of hard give exact_match, f1. Name one of them." in capsys.readouterr().err
     metric = tmp_path / "mine.py"
     metric.write_text(METRIC.replace("1.0", "len(predictions)"))
-    assert compared(recipes, tmp_path, "--metrics", str(metric), "--metric", "length") == 2
+    assert compared(recipes, tmp_path, "--metrics", str(metric), "--metric", "length", "--trust_remote_code") == 2
     error = capsys.readouterr().err
     assert "length is not a mean over rows, and of such metrics only bleu, chrf, ter have a test" in error
     several = tmp_path / "several.yaml"
