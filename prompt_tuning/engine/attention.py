@@ -8,7 +8,7 @@ no padding; only here is it taken apart.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -61,26 +61,38 @@ class Batch:
         return Batch(self.input_ids[:, start:], self.needed[:, start:], self.predicts[:, start:], shared=0)
 
 
-@dataclass(frozen=True)
 class RowLayout:
     """The places of prompts and rows in a packed sequence.
 
-    Args:
-        prompts: length of each prompt.
-        rows: length of each row.
-        prompt_index: for each row the index of its prompt.
-        prefixes: the keys and values of each prompt if they are computed already, one row each; the packed sequence
-            then holds only rows.
-        states: if not None, attention stores here by layer the keys and values of the packed sequence, both
-            `[1, key heads, N, D]`.
+    It is no dataclass: FSDP would hand a copy of it to each layer.
     """
 
-    prompts: tuple[int, ...]
-    rows: tuple[int, ...]
-    prompt_index: tuple[int, ...]
-    prefixes: tuple[Cache, ...] = ()
-    states: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
-    _masks: dict[Any, torch.Tensor] = field(default_factory=dict, repr=False)
+    def __init__(
+        self,
+        *,
+        prompts: tuple[int, ...],
+        rows: tuple[int, ...],
+        prompt_index: tuple[int, ...],
+        prefixes: tuple[Cache, ...] = (),
+        states: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None,
+    ) -> None:
+        """Note the lengths of prompts and rows, in their order in the sequence.
+
+        Args:
+            prompts: length of each prompt.
+            rows: length of each row.
+            prompt_index: for each row the index of its prompt.
+            prefixes: the keys and values of each prompt if they are computed already, one row each; the packed
+                sequence then holds only rows.
+            states: if not None, attention stores here by layer the keys and values of the packed sequence, both
+                `[1, key heads, N, D]`.
+        """
+        self.prompts = prompts
+        self.rows = rows
+        self.prompt_index = prompt_index
+        self.prefixes = prefixes
+        self.states = states
+        self._masks: dict[Any, torch.Tensor] = {}
 
     @property
     def lengths(self) -> list[int]:
@@ -182,6 +194,8 @@ def shared_prefix_attention(
         `[1, N, heads, D]`, and None for the weights.
     """
     settings: dict[str, Any] = {"scale": scaling, "dropout": dropout, "softcap": softcap}
+    # A prefix is float32, and FSDP computes queries in half precision without autocast, which would cast both.
+    key, value = key.to(query.dtype), value.to(query.dtype)
     if row_layout is None:
         if softcap is not None:
             return _attend(query, key, value, attention_mask, **settings).transpose(1, 2), None

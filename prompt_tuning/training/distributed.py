@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -118,6 +120,18 @@ def without_repeated(
         yield batch
 
 
+def keep_losses_in_float32(accelerator: Accelerator) -> None:
+    """Let a model that FSDP splits return its loss, and sum its gradients over processes, in float32.
+
+    accelerate would round both to the type of the computation, bfloat16 or float16.
+    """
+    if accelerator.is_fsdp2 and accelerator.mixed_precision != "no":
+        plugin = accelerator.state.fsdp_plugin
+        plugin.mixed_precision_policy = replace(
+            plugin.mixed_precision_policy, output_dtype=torch.float32, reduce_dtype=torch.float32
+        )
+
+
 def keep_gathered_outside_layers(model: torch.nn.Module) -> list[FSDPModule]:
     """Keep the parts of a split model outside its layers gathered after their first forward, and return them.
 
@@ -168,6 +182,23 @@ def gather_outside_layers(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def _whole_prompts(model: torch.nn.Module) -> Iterator[None]:
+    """Let each process hold, within the block, the prompts of a split model whole and as they are trained.
+
+    FSDP would gather them in the type of the computation, such as bfloat16.
+    """
+    model.reshard()
+    split = dict(model.prompt_encoder.items())
+    for name, encoder in split.items():
+        copies = {id(parameter): torch.nn.Parameter(parameter.full_tensor()) for parameter in encoder.parameters()}
+        model.prompt_encoder[name] = copy.deepcopy(encoder, copies)
+    try:
+        yield
+    finally:
+        model.prompt_encoder.update(split)
+
+
+@contextmanager
 def full_state_dict(model: torch.nn.Module, accelerator: Accelerator) -> Iterator[dict[str, torch.Tensor] | None]:
     """Yield the `state_dict` with which `save_pretrained` writes whole tensors; None for a model that is not split.
 
@@ -176,8 +207,7 @@ def full_state_dict(model: torch.nn.Module, accelerator: Accelerator) -> Iterato
     if not isinstance(model, FSDPModule):
         yield None
     elif has_prompt(model):
-        with gather_outside_layers(model):
-            # `state_dict()` would first split the parameters again.
+        with _whole_prompts(model):
             yield dict(model.prompt_encoder.named_parameters(prefix="prompt_encoder"))
     else:
         yield accelerator.get_state_dict(model)

@@ -41,7 +41,7 @@ from prompt_tuning.support.files import explain_full_disk
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.training.callbacks import Divergence, TrainingStart
 from prompt_tuning.training.checkpoints import KeepOnlyBest, atomic_checkpoint, load_named_adapter, rotate_checkpoints
-from prompt_tuning.training.distributed import full_state_dict, without_repeated
+from prompt_tuning.training.distributed import full_state_dict, keep_losses_in_float32, without_repeated
 from prompt_tuning.training.evaluation import EvaluatingTrainer, trains_several_tasks
 from prompt_tuning.training.losses import aligned_outputs, distillation_loss, teacher_logits
 from prompt_tuning.training.preparation import check_arguments, check_model, prepare_model
@@ -137,6 +137,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
                 callbacks=callbacks,
                 optimizers=optimizers,
             )
+        keep_losses_in_float32(self.accelerator)
         if compute_metrics and not self.args.predict_with_generate:
             logger.warning("evaluations give a loss and no metric, since predict_with_generate is False")
         # Otherwise Trainer uploads an unfinished output folder, or the optimiser's state, while it trains.

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -65,6 +66,10 @@ METHODS = {
 RATES = {"prompt tuning": 3e-2, "P-tuning": 3e-3, "prefix tuning": 1e-2, "projected prefix": 3e-3, "LoRA": 1e-3}
 TRAIN_ROWS, BATCH, STEPS = 20, 8, 7  # The last batch has 4 rows, all for one of two processes.
 REMAINDERS = (1, 2, 7)
+HALF = {  # On a CPU there is no autocast in float16.
+    "ddp": [("prompt tuning", "bf16"), ("P-tuning", "bf16"), ("prefix tuning", "bf16")],
+    "fsdp2": [("prompt tuning", "bf16"), ("P-tuning", "bf16"), ("prefix tuning", "bf16"), ("P-tuning", "fp16")],
+}
 RESUMED = {"ddp": ["prompt tuning", "P-tuning"], "fsdp2": ["prompt tuning", "P-tuning", "LoRA"]}
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
@@ -142,6 +147,16 @@ def fit_all(folder, kind):
         method: fit(folder, method, f"{kind} {method}", **(saved if method in RESUMED.get(kind, ()) else {}))
         for method in METHODS
     }
+
+
+def fit_in_half_precision(folder, kind):
+    """Train methods with a policy of FSDP for bfloat16 or float16, or under DDP's autocast in bfloat16."""
+    outcomes = {}
+    for method, precision in HALF[kind]:
+        AcceleratorState._reset_state()
+        outcomes[f"{method} {precision}"] = fit(folder, method, f"{kind} {method} {precision}", **{precision: True})
+    AcceleratorState._reset_state()
+    return outcomes
 
 
 def resume(folder, kind):
@@ -231,12 +246,13 @@ def main(kind, folder):
     if kind == "ddp":
         outcome = {"methods": fit_all(folder, kind), "remainders": remainders(folder), "sent": sent(folder)}
         outcome |= {"rows with dropout": rows_with_dropout(folder), "stopped": stopped(folder)}
+        outcome["half precision"] = fit_in_half_precision(folder, kind)
         resume(folder, kind)
     else:
         as_on_gpus()
         PartialState(cpu=True)
         os.environ |= FSDP2
-        outcome = {"methods": fit_all(folder, kind)}
+        outcome = {"methods": fit_all(folder, kind), "half precision": fit_in_half_precision(folder, kind)}
         resume(folder, kind)
         outcome["without training"] = predict_without_training(folder, "one prompt tuning/adapter")
         recipe = [str(folder / "recipe.yaml"), "--output_dir", str(folder / "split run")]

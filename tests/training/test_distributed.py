@@ -11,6 +11,7 @@ from helpers.models import tiny_llama
 from helpers.paths import ROOT
 from helpers.rows import question_rows, write_jsonl
 from helpers.two_processes import (
+    HALF,
     METHODS,
     RECIPE,
     REMAINDERS,
@@ -92,6 +93,26 @@ def test_two_processes_take_the_steps_of_one(kind, method, one, folder, request)
     # Half of LoRA's numbers start at 0, where the last digits of a gradient decide about a whole step of AdamW.
     within = 5e-6 if method == "LoRA" else 1e-6
     assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=within) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "precision"), [(kind, *run) for kind, runs in HALF.items() for run in runs]
+)
+def test_half_precision_keeps_losses_and_the_saved_prompt_in_float32(kind, method, precision, one, folder, request):
+    outcomes = [process["half precision"][f"{method} {precision}"] for process in request.getfixturevalue(kind)]
+    expected = one["methods"][method]
+    for outcome in outcomes:
+        losses = [*outcome["losses"], outcome["loss"]]
+        assert losses == pytest.approx([*expected["losses"], expected["loss"]], abs=0.06)
+        assert outcome["losses"] == outcomes[0]["losses"] and len(outcome["texts"]) == len(expected["texts"])
+        assert not equal_when_rounded(torch.tensor(losses), precision)
+    prompt = adapter(folder, f"{kind} {method} {precision}")["prompt_embeddings"]
+    assert prompt.dtype == torch.float32 and not equal_when_rounded(prompt, precision)
+
+
+def equal_when_rounded(tensor, precision):
+    half = torch.bfloat16 if precision == "bf16" else torch.float16
+    return torch.equal(tensor.to(half).float(), tensor)
 
 
 def test_every_row_is_evaluated_once_for_any_number_of_rows(ddp, one):
