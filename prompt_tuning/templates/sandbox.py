@@ -13,6 +13,7 @@ import jinja2.meta
 import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment, modifies_known_mutable
 
+from prompt_tuning.templates.limits import BoundedSandbox
 from prompt_tuning.templates.values import NULL, null_of_json, of_printable, printable
 
 SEPARATOR = "|||"
@@ -27,11 +28,11 @@ _TAG = re.compile(r"\{%.*?%\}|\{#.*?#\}")
 # These filters make a text of their value, and so would print a list.
 TEXT_FILTERS = (
     "string", "format", "replace", "upper", "lower", "title", "capitalize", "trim", "indent", "center", "wordwrap",
-    "wordcount", "truncate", "escape", "e", "striptags", "urlize",
+    "wordcount", "truncate", "escape", "e", "striptags",
 )  # fmt: skip
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
+class _Sandbox(BoundedSandbox):
     """A sandbox in which a template may change the lists and mappings that it makes, but not those of a row."""
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -55,13 +56,14 @@ def environment() -> ImmutableSandboxedEnvironment:
         sandbox.filters[name] = of_printable(sandbox.filters[name])
     del sandbox.filters["random"]
     del sandbox.globals["lipsum"]
+    sandbox.meter_filters()
     return sandbox
 
 
 @functools.cache
 def _environment_without_globals() -> ImmutableSandboxedEnvironment:
     """Return an environment for finding names, in which a column may be called `range`."""
-    bare = ImmutableSandboxedEnvironment()
+    bare = BoundedSandbox()
     bare.filters = environment().filters
     bare.tests = environment().tests
     bare.globals = {}
