@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from transformers import Seq2SeqTrainingArguments, Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_liger_kernel_available
@@ -20,10 +21,24 @@ NO_AUTO_FIND_BATCH_SIZE = (
     "per_device_train_batch_size and raise gradient_accumulation_steps."
 )
 
-NO_DATA_PARALLEL = (
-    "several GPUs in one process: torch's DataParallel would copy the model at each step, and its prompt too. Start "
-    "one process for each GPU by `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
-)
+
+def is_sharded(args: Seq2SeqTrainingArguments) -> bool:
+    """Return whether FSDP splits the model, by the arguments or by `accelerate launch`."""
+    return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
+
+
+def sharding_errors(args: Seq2SeqTrainingArguments) -> list[str]:
+    """Return what a split model cannot be trained with, one message each."""
+    plugin = args.fsdp_plugin_args or {}
+    errors = []
+    if is_sharded(args) and int(plugin.get("fsdp_version") or os.environ.get("FSDP_VERSION", "1")) != 2:
+        errors.append("FSDP: version 1 does not run here. Set fsdp_version: 2, as recipes/accelerate/fsdp2.yaml does.")
+    if is_sharded(args) and (plugin.get("cpu_offload") or parse_flag_from_env("FSDP_OFFLOAD_PARAMS")):
+        errors.append(
+            "fsdp_offload_params: the weights would lie on the CPU and the rows on the GPU. Set it to false; load the "
+            "frozen weights in bfloat16, or take more GPUs."
+        )
+    return errors
 
 
 @dataclass
@@ -115,7 +130,9 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
             return [
                 "use_liger_kernel: liger-kernel is not installed. Run `pip install liger-kernel`, or leave it out."
             ]
-        errors = [NO_AUTO_FIND_BATCH_SIZE] if self.auto_find_batch_size else []
+        errors = sharding_errors(self)
+        if self.auto_find_batch_size:
+            errors.append(NO_AUTO_FIND_BATCH_SIZE)
         checks = {
             "report_to": self._create_reporters,
             "lr_scheduler_type": self._create_scheduler,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from accelerate.utils import parse_flag_from_env
-
 from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.arguments.training_args import is_sharded
 from prompt_tuning.engine.dispatch import PACKED_ARCHITECTURES
 from prompt_tuning.errors import ErrorList, RecipeError
 from prompt_tuning.models.loading import load_config
@@ -13,7 +12,7 @@ from prompt_tuning.recipe.recipe import Recipe
 
 def check_sharding(recipe: Recipe) -> None:
     """Raise a RecipeError if a recipe is launched under FSDP and its method, model or teacher cannot be split."""
-    if not (recipe.training.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+    if not is_sharded(recipe.training):
         return
     method = METHODS[recipe.prompt.method]
     config = load_config(recipe.model)

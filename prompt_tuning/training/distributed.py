@@ -112,7 +112,7 @@ def without_repeated(
         state: knows the last batch.
         args: the training arguments.
     """
-    left_over = num_rows % (args.train_batch_size * args.world_size)
+    left_over = num_rows % (args.per_device_train_batch_size * args.world_size)
     for batch in batches:
         if left_over and state.end_of_dataloader:
             num_real = num_real_rows(left_over, len(batch["labels"]), args.process_index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTrainingArguments
 from transformers.trainer_utils import has_length
 
-from prompt_tuning.arguments.training_args import NO_AUTO_FIND_BATCH_SIZE, NO_DATA_PARALLEL
+from prompt_tuning.arguments.training_args import NO_AUTO_FIND_BATCH_SIZE, sharding_errors
 from prompt_tuning.engine.dispatch import get_base, has_prompt
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.engine.stop_texts import add_end_tokens
 from prompt_tuning.errors import AdapterError, DataError, ErrorList, RecipeError
+
+logger = logging.getLogger(__name__)
 
 
 def takes_eval_prediction(compute_metrics: Callable[..., Any]) -> bool:
@@ -50,7 +53,6 @@ def check_arguments(
         )
     reasons = {
         NO_AUTO_FIND_BATCH_SIZE: args.auto_find_batch_size,
-        NO_DATA_PARALLEL: args.n_gpu > 1,
         "batch_eval_metrics: metrics are computed over all rows together. Leave it out.": (
             args.batch_eval_metrics and compute_metrics
         ),
@@ -69,11 +71,27 @@ def check_arguments(
         f"label_names {args.label_names}: targets are read from the column labels. Rename the column, and leave "
         "label_names out.": args.label_names not in (None, ["labels"]),
     }
+    reasons |= dict.fromkeys(sharding_errors(args), True)
     errors = ErrorList(RecipeError(reason) for reason in reasons if reasons[reason])
     for rows in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
         if rows is not None and not has_length(rows):
             errors.append(DataError(f"evaluation needs to know all rows, and a {type(rows).__name__} has no length"))
     errors.raise_all()
+
+
+def use_one_gpu(args: Seq2SeqTrainingArguments) -> None:
+    """Use one of several GPUs that one process sees, and log it.
+
+    Unlike this, Trainer's DataParallel would multiply the rows of a step, and copy the prompt at each one.
+    """
+    if args.n_gpu > 1:
+        logger.warning(
+            "%s GPUs are visible, and this process uses one of them, %s. To use all, start one process for each: "
+            "accelerate launch --config_file recipes/accelerate/ddp.yaml",
+            args.n_gpu,
+            args.device,
+        )
+        args._n_gpu = 1  # noqa: SLF001 - no public name; Trainer sets it, too
 
 
 def check_model(model: PreTrainedModel | PeftModel, args: Seq2SeqTrainingArguments) -> None:

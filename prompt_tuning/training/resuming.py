@@ -57,7 +57,7 @@ def check_position(checkpoint: Path, rows: Any, args: TrainingArguments) -> None
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     if args.ignore_data_skip or not state.epoch or not has_length(rows):
         return
-    batches = len(rows) / (args.train_batch_size * args.world_size)
+    batches = len(rows) / (args.per_device_train_batch_size * args.world_size)
     batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
     steps = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
     saved_steps = math.ceil(state.global_step / state.epoch - 1e-6)

@@ -44,7 +44,7 @@ from prompt_tuning.training.checkpoints import KeepOnlyBest, atomic_checkpoint, 
 from prompt_tuning.training.distributed import full_state_dict, keep_losses_in_float32, without_repeated
 from prompt_tuning.training.evaluation import EvaluatingTrainer, trains_several_tasks
 from prompt_tuning.training.losses import aligned_outputs, distillation_loss, teacher_logits
-from prompt_tuning.training.preparation import check_arguments, check_model, prepare_model
+from prompt_tuning.training.preparation import check_arguments, check_model, prepare_model, use_one_gpu
 from prompt_tuning.training.resuming import check_position, check_whole, hyperparameters
 from prompt_tuning.training.sampling import EpochSampler, interrupted_order
 
@@ -118,6 +118,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
     ) -> None:
         """Check the arguments and prepare model and tokenizer."""
         check_arguments(args, eval_dataset, compute_metrics, preprocess_logits_for_metrics)
+        use_one_gpu(args)
         if teacher is not None and compute_loss_func is not None:
             raise RecipeError("compute_loss_func: the loss is the divergence from the teacher. Leave one of them out")
         if model is not None:

@@ -8,18 +8,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, IterableDataset
-from helpers.models import tiny_llama
+from helpers.models import forbid_model_loading, tiny_llama
 from helpers.rows import question_rows
 from helpers.trainers import encoded, prompt_of, soft, trainer
 from peft import LoraConfig, get_peft_model
 from transformers import (
     DataCollatorForSeq2Seq,
+    Seq2SeqTrainingArguments,
     TrainerCallback,
     TrainingArguments,
 )
 
 from prompt_tuning import PromptTuningArguments, PromptTuningTrainer, add_soft_prompt, load_metrics, prompt_config
 from prompt_tuning.arguments import PromptArguments
+from prompt_tuning.cli.main import main
 from prompt_tuning.errors import DataError, RecipeError
 
 
@@ -195,9 +197,37 @@ def test_an_argument_without_an_effect_is_refused_at_once(settings, arguments, m
         build(soft("llama", tokenizer), tokenizer, tmp_path, settings=settings, **arguments)
 
 
-def test_several_gpus_in_one_process_are_refused_at_once(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(PromptTuningArguments, "n_gpu", 2)
-    with pytest.raises(RecipeError, match="several GPUs in one process: torch's DataParallel"):
+@pytest.mark.parametrize("arguments", [PromptTuningArguments, Seq2SeqTrainingArguments])
+def test_a_process_that_sees_several_gpus_uses_one_and_says_so(arguments, tokenizer, tmp_path, caplog):
+    settings = dict(per_device_train_batch_size=4, num_train_epochs=1, report_to="none", disable_tqdm=True)
+    args = arguments(str(tmp_path), use_cpu=True, predict_with_generate=True, **settings)
+    args._n_gpu = 2  # As on a machine with two GPUs.
+    run = build(soft("llama", tokenizer), tokenizer, tmp_path, args=args)
+    run.train()
+    assert run.state.global_step == 6  # 24 rows are read 4 at a time.
+    assert "eval_loss" in run.evaluate() and run.model_wrapped is run.model
+    assert "2 GPUs are visible, and this process uses one of them" in caplog.text and "ddp.yaml" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"FSDP_VERSION": "1"}, "FSDP: version 1 does not run here. Set fsdp_version: 2"),
+        (
+            {"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
+            "fsdp_offload_params: the weights would lie on the CPU",
+        ),
+    ],
+)
+def test_what_fsdp_cannot_split_here_is_refused_in_a_recipe_and_by_the_trainer(
+    variables, message, tokenizer, recipe_file, tmp_path, monkeypatch, capsys
+):
+    forbid_model_loading(monkeypatch)
+    for name, value in (variables | {"ACCELERATE_USE_FSDP": "true"}).items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", str(recipe_file())]) == 2
+    assert message in capsys.readouterr().err
+    with pytest.raises(RecipeError, match=message):
         build(soft("llama", tokenizer), tokenizer, tmp_path)
 
 

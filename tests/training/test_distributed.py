@@ -216,6 +216,7 @@ def test_models_and_methods_that_fsdp_cannot_train_are_refused(
     model = {"t5": model_folders["t5"], "bloom": bloom}.get(changes.pop("model", None), model_folders["llama"])
     recipe = recipe_file(model_name_or_path=model, **changes)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
     assert main(["train", str(recipe)]) == 2
     assert message in capsys.readouterr().err
 
