@@ -144,6 +144,7 @@ def plan_upload(
 
     Raises:
         HubError: the folder is not a finished run, or only this machine has its base model.
+        DataError: a file is a link out of the folder.
     """
     folder = RunFolder(Path(run))
     try:
@@ -157,6 +158,7 @@ def plan_upload(
     names: set[str] = set()
     for pattern in (folder.CARD, *folder.RUN_FILES, *content):
         names.update(path.name for path in folder.path.glob(pattern) if path.is_file())
+    folder.check_links(*map(folder.path.joinpath, sorted(names)))
     files = {name: _public_file(folder.path / name, base_model) for name in sorted(names)}
     text = card(repo_id, base_model) if card else None
     return files if text is None else files | {RunFolder.CARD: text.encode()}

@@ -19,6 +19,7 @@ from prompt_tuning.recipe.other_names import flag_name
 from prompt_tuning.recipe.parser import RecipeParser, to_argv
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.recipe.validation import validation_errors
+from prompt_tuning.support.files import is_plain_name
 from prompt_tuning.support.trust import ADVICE, FLAG
 from prompt_tuning.support.yaml_files import TextPair, read_text_pairs
 
@@ -160,6 +161,8 @@ def load_tasks(recipe: Recipe) -> dict[str, Recipe]:
             continue
         if METHODS[task.prompt.method].trains_several_tasks:
             problems.append(f"{path}: its method is {task.prompt.method} too. Name recipes that can be trained alone.")
+        elif not is_plain_name(path.stem):
+            problems.append(f"{path}: a task has the name of its file, and {path.stem!r} is no name. Rename the file.")
         elif task.data.streaming:
             problems.append(f"{path}: rows of several tasks are not streamed. Set streaming: false.")
         elif path.stem in tasks:

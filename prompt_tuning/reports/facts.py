@@ -127,6 +127,7 @@ def card_facts(folder: Path, own_example: dict[str, Any] | None = None) -> dict[
     for file in (run.recipe, run.template, predictions):
         if not file.is_file() or not file.stat().st_size:
             raise DataError(f"{file}: no such file, or an empty one. A card needs all files that train writes.")
+    run.check_links(run.results, run.recipe, run.template, predictions, run.log_history)
     facts = {
         "name": folder.absolute().name,
         "folder": public_name(str(folder)),

@@ -62,6 +62,7 @@ def write_report(folder: Path, *, trust_remote_code: bool = False) -> Path:
     """
     run = RunFolder(folder)
     results = read_results(folder)
+    run.check_links(run.results, run.recipe, run.template, run.log_history)
     if "tasks" in results:
         for name in results["tasks"]:
             write_report(run.task(name).path, trust_remote_code=trust_remote_code)
@@ -163,6 +164,7 @@ def _read_rows(run: RunFolder, results: dict[str, Any]) -> list[Row]:
     file = run.predictions(results["split"])
     if not file.is_file():
         raise DataError(f"{file}: no such file. A report shows the predictions that train and evaluate write there.")
+    run.check_links(file)
     rows = read_json_lines(file)
     if len(rows) != results["rows"]:
         raise DataError(

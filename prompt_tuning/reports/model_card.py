@@ -80,6 +80,7 @@ def write_card(source: Path, output: Path | None = None, own_example: dict[str, 
     Raises:
         DataError: the folder holds no finished training of one task, or the file no facts.
     """
+    named_by_user = output is not None
     if source.suffix == ".json":
         facts = read_card_facts(source)
         output = output or source.with_suffix(".md")
@@ -90,9 +91,9 @@ def write_card(source: Path, output: Path | None = None, own_example: dict[str, 
             write_json(run.results, read_results(source) | own_example)
         output = output or run.card
     if output.suffix == ".json":
-        write_json(output, facts)
+        write_json(output, facts, named_by_user=named_by_user)
     else:
-        _write_text(output, card_text(facts))
+        _write_text(output, card_text(facts), named_by_user=named_by_user)
     return output
 
 
@@ -173,8 +174,8 @@ def _facts_of_written_card(run: RunFolder) -> dict[str, Any] | None:
     return None
 
 
-def _write_text(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
+def _write_text(path: Path, text: str, *, named_by_user: bool = False) -> None:
+    with atomic_write(path, named_by_user=named_by_user) as file:
         file.write(text)
 
 

@@ -63,7 +63,7 @@ def predict(
         if rows is None:
             stream = files.enter_context(path.open("rb")) if path else sys.stdin.buffer
             rows = _line_rows(utf8_lines(stream, _name(source)), predictor.encoder, source)
-        file = sys.stdout if output == "-" else files.enter_context(atomic_write(Path(output)))
+        file = sys.stdout if output == "-" else files.enter_context(atomic_write(Path(output), named_by_user=True))
         files.enter_context(predictor.autocasting())
         files.enter_context(compute_prompt_once(predictor.model))
         counts: Counter[str] = Counter()

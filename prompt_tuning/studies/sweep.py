@@ -25,7 +25,7 @@ from prompt_tuning.recipe.parser import list_error, to_argv
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs.prepare import prepare_run
 from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, is_finished
-from prompt_tuning.support.files import atomic_write, read_json, write_json
+from prompt_tuning.support.files import atomic_write, is_plain_name, read_json, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import markdown_table
 from prompt_tuning.support.trust import ADVICE, FLAG
@@ -132,7 +132,7 @@ def _read_run(name: str, settings: Any, common_recipe: Any, path: Path) -> Sweep
         raise RecipeError(f"{path}: run {name}: expected `{{setting: value}}`, found {settings!r}")
     recipe = settings.get("recipe", common_recipe)
     errors = []
-    if not name or Path(name).name != name or name.startswith("."):
+    if not is_plain_name(name) or name.startswith("."):
         errors.append("its folder has its name. Write the name without / and without a leading dot.")
     if not isinstance(recipe, str):
         errors.append("it has no recipe. Set `recipe` to a file for this run or for all runs.")

@@ -17,20 +17,25 @@ from prompt_tuning.errors import DataError
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[TextIO]:
+def atomic_write(path: Path, *, named_by_user: bool = False) -> Iterator[TextIO]:
     """Yield a text file that appears under `path` only if the block ends without an error.
 
-    If `path` is a symbolic link, its target is replaced. A pipe or a device is written directly.
+    Args:
+        path: the file. If it is a symbolic link, the link is replaced and its target is not changed.
+        named_by_user: the path is from the command line. Then the target of a link is replaced, and a pipe or a device
+            is written directly.
     """
-    if path.exists() and not path.is_file():
-        with path.open("w", encoding="utf-8") as file:
-            yield file
-        return
-    path = Path(os.path.realpath(path))
+    if named_by_user:
+        if path.exists() and not path.is_file():
+            with path.open("w", encoding="utf-8") as file:
+                yield file
+            return
+        path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial.unlink(missing_ok=True)
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with partial.open("x", encoding="utf-8") as file:  # A link of this name would be followed otherwise.
             yield file
         os.replace(partial, path)
     finally:
@@ -90,9 +95,9 @@ def apply_umask(folder: Path) -> None:
             path.chmod(path_mode)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON; the file is complete or absent."""
-    with atomic_write(path) as file:
+def write_json(path: Path, value: Any, *, named_by_user: bool = False) -> None:
+    """Write a value as indented JSON; the file is complete or absent, and a link is as for `atomic_write`."""
+    with atomic_write(path, named_by_user=named_by_user) as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")
 
@@ -134,6 +139,15 @@ def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with atomic_write(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def is_plain_name(name: object) -> bool:
+    """Return whether a name can only be that of a file in its folder: no path, no control character.
+
+    >>> is_plain_name("test"), is_plain_name(".."), is_plain_name("a/b")
+    (True, False, False)
+    """
+    return isinstance(name, str) and name.isprintable() and not re.search(r"^\.{0,2}$|[/\\]", name)
 
 
 def looks_like_path(name: str | Path) -> bool:

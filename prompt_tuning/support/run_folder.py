@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+
+from prompt_tuning.errors import DataError
+from prompt_tuning.support.files import is_plain_name
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,37 @@ class RunFolder:
         return self.path / self.TEMPLATE
 
     def predictions(self, split: str) -> Path:
-        """Return the file of the predictions of a split, one JSON object a row."""
-        return self.path / self.PREDICTIONS / f"{split}.jsonl"
+        """Return the file of the predictions of a split, one JSON object a row.
+
+        Raises:
+            DataError: the name of the split leads out of the folder.
+        """
+        return self._inside(self.path / self.PREDICTIONS, "split", split) / f"{split}.jsonl"
 
     def task(self, name: str) -> RunFolder:
-        """Return the folder of one task of a multitask run."""
-        return RunFolder(self.path / name)
+        """Return the folder of one task of a multitask run.
+
+        Raises:
+            DataError: the name of the task leads out of the folder.
+        """
+        return RunFolder(self._inside(self.path / str(name), "task", name))
+
+    def check_links(self, *files: Path) -> None:
+        """Raise a DataError if a link leads a file of the run out of its folder.
+
+        A stranger may have written the folder, and what such a file shows or uploads would be the user's.
+        """
+        folder = os.path.realpath(self.path)
+        for file in files:
+            target = os.path.realpath(file)
+            if not Path(target).is_relative_to(folder):
+                raise DataError(f"{file}: a link to {target}, out of the run's folder. Remove it, or copy the file.")
+
+    def _inside(self, folder: Path, kind: str, name: str) -> Path:
+        """Return a folder of the run; raise a DataError if its name or a link leads out of the run's folder."""
+        if not is_plain_name(name):
+            raise DataError(
+                f"{self.results}: {name!r} is not the name of a {kind}. Get the folder again from where it was made."
+            )
+        self.check_links(folder)
+        return folder

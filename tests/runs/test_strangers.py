@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from helpers.rows import question_rows, write_jsonl
 
 from prompt_tuning import Predictor
 from prompt_tuning.cli.main import main
+from prompt_tuning.errors import DataError
+from prompt_tuning.hub.upload import plan_upload
 from prompt_tuning.models import gguf
 
 FLAG = "--trust_remote_code"
@@ -47,10 +50,13 @@ def change_recipe(path, **changes):
 
 def add_code(folder, ran):
     """Put code into a model's folder wherever transformers looks for it. It makes the file `ran`."""
-    code = f"from pathlib import Path\nPath({str(ran)!r}).touch()\nfrom transformers import "
-    (folder / "code.py").write_text(code + "LlamaConfig as C, LlamaForCausalLM as M, PreTrainedTokenizerFast as T\n")
+    code = f"from pathlib import Path\nPath({str(ran)!r}).touch()\nimport transformers\n"
+    # transformers marks the classes, so that they must not be its own.
+    classes = {"C": "LlamaConfig", "M": "LlamaForCausalLM", "T": "PreTrainedTokenizerFast"}
+    defined = [f"class {name}(transformers.{base}): pass\n" for name, base in classes.items()]
+    (folder / "code.py").write_text(code + "".join(defined) + "M.config_class = C\n")
     (folder / "custom_generate").mkdir()
-    (folder / "custom_generate" / "generate.py").write_text(code + "LlamaForCausalLM\ndef generate(**kwargs): pass\n")
+    (folder / "custom_generate" / "generate.py").write_text(code + "def generate(**kwargs): pass\n")
     auto_map = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M", "AutoTokenizer": [None, "code.T"]}
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         values = json.loads((folder / name).read_text())
@@ -228,3 +234,128 @@ def test_pickled_weights_are_not_read(place, model_folders, capsys):
     assert main(["predict", "--adapter", str(place / "run"), "--input", str(place / "test.jsonl")]) == 1
     assert "no adapter_model.safetensors there" in capsys.readouterr().err
     assert not (place / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "recipe.yaml", "results.json", "adapter_model.safetensors"])
+def test_a_link_out_of_a_run_is_not_uploaded(name, place):
+    secret = place / "secret"
+    shutil.move(place / "run" / name, secret)
+    (place / "run" / name).symlink_to(secret)
+    with pytest.raises(DataError, match=f"run/{name}: a link to .*secret, out of the run's folder. Remove it"):
+        plan_upload(place / "run", "ann/squad", "ann/tiny-llama")
+
+
+def test_a_link_within_a_run_is_uploaded(place):
+    shutil.move(place / "run" / "README.md", place / "run" / "card.md")
+    (place / "run" / "README.md").symlink_to("card.md")
+    assert "README.md" in plan_upload(place / "run", "ann/squad", "ann/tiny-llama")
+
+
+@pytest.mark.parametrize("name", ["report.html", "README.md"])
+def test_pages_replace_a_link_and_not_its_target(name, place):
+    target = place / "theirs"
+    target.write_text("kept")
+    (place / "run" / name).unlink()
+    (place / "run" / name).symlink_to(target)
+    assert main(["report", str(place / "run")]) == 0 and main(["card", str(place / "run")]) == 0
+    assert target.read_text() == "kept" and not (place / "run" / name).is_symlink()
+
+
+def test_an_example_replaces_no_target_of_a_link(place, capsys):
+    results = place / "run" / "results.json"
+    shutil.move(results, place / "theirs")
+    results.symlink_to(place / "theirs")
+    before = (place / "theirs").read_bytes()
+    assert main(["card", str(place / "run"), "--example", row_file(place)]) == 1
+    assert "a link to" in capsys.readouterr().err and (place / "theirs").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "template.yaml", "predictions", "predictions/test.jsonl"])
+@pytest.mark.parametrize("command", ["report", "card"])
+def test_a_page_shows_no_file_that_a_link_leads_to(command, name, place, capsys):
+    shutil.move(place / "run" / name, place / "secret")
+    (place / "run" / name).symlink_to(place / "secret")
+    assert main([command, str(place / "run")]) == 1
+    assert f"run/{name}: a link to " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../../secret", "..", ".", "", "a/b", "a\\b", "a\nb", "a\0b", "\u202etest", None])
+@pytest.mark.parametrize("command", ["show", "report", "card"])
+def test_a_split_is_no_path(command, name, place, capsys):
+    results = place / "run" / "results.json"
+    values = json.loads(results.read_text())
+    results.write_text(json.dumps(values | {"split": name, "splits": {}, "leakage": {}}))
+    assert main([command, str(place / "run")]) == 1
+    assert f"{name!r} is not the name of a split" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../stolen", "..", "a/b", "a\nb", "a\0b", "/"])
+@pytest.mark.parametrize("command", ["show", "report", "card"])
+def test_a_task_is_no_path(command, name, place, capsys):
+    shutil.copytree(place / "run", place / "stolen")
+    (place / "stolen" / "report.html").unlink()
+    results = place / "run" / "results.json"
+    results.write_text(json.dumps({"tasks": {name: json.loads(results.read_text())}, "seed": 1}))
+    assert main([command, str(place / "run")]) == 1
+    assert f"{name!r} is not the name of a task" in capsys.readouterr().err
+    assert not (place / "stolen" / "report.html").exists()
+
+
+def test_a_task_is_no_link_out_of_its_run(place, capsys):
+    shutil.copytree(place / "run", place / "stolen")
+    (place / "run" / "one").symlink_to(place / "stolen")
+    results = place / "run" / "results.json"
+    results.write_text(json.dumps({"tasks": {"one": json.loads(results.read_text())}, "seed": 1}))
+    assert main(["report", str(place / "run")]) == 1
+    assert "run/one: a link to " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["...yaml", "a\nb.yaml"])
+def test_a_task_has_the_name_of_a_file(name, place, capsys):
+    shutil.copy(place / "recipe.yaml", place / name)
+    recipe = change_recipe(
+        place / "recipe.yaml", method="multitask_prompt_tuning", tasks=[str(place / name)], output_dir=None,
+        train_file=None, test_file=None, task=None, template=None, max_source_tokens=None, max_target_tokens=None,
+    )  # fmt: skip
+    assert main(["check", str(recipe)]) == 2
+    assert "is no name. Rename the file." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a/b", "'..'", '"a\\nb"', '"a\\0b"'])
+def test_a_run_of_a_sweep_has_the_name_of_a_folder(name, place, capsys):
+    (place / "sweep.yaml").write_text(f"recipe: {place / 'recipe.yaml'}\nruns:\n  {name}: {{seed: 1}}\n")
+    assert main(["sweep", str(place / "sweep.yaml"), "--output_dir", str(place / "swept")]) == 2
+    assert "its folder has its name" in capsys.readouterr().err
+
+
+OPENED = None
+
+
+def record(event, arguments):
+    """Record the paths that Python opens or makes while OPENED is a list."""
+    if OPENED is not None and event in ("open", "os.mkdir", "os.scandir", "os.listdir", "os.rename"):
+        OPENED.extend(str(argument) for argument in arguments[:2])
+
+
+sys.addaudithook(record)
+PATHS = (
+    "train_file", "validation_file", "test_file", "template", "teacher_template", "adapter", "init_adapter",
+    "output_dir", "dataset_name", "resume_from_checkpoint", "deepspeed",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["predict", "report", "card", "show"])
+def test_the_paths_in_the_recipe_of_a_run_are_neither_read_nor_written(command, place, monkeypatch):
+    theirs = place / "theirs"
+    shutil.copytree(place / "run", theirs)
+    shutil.copy(place / "train.jsonl", theirs)
+    paths = {name: str(theirs / "train.jsonl") if name.endswith("file") else str(theirs) for name in PATHS}
+    paths |= {"template": str(theirs / "template.yaml"), "output_dir": str(theirs / "new")}
+    change_recipe(place / "run" / "recipe.yaml", **paths)
+    words = {"predict": ["--adapter", str(place / "run"), "--input", str(place / "test.jsonl")]}
+    monkeypatch.setattr(sys.modules[__name__], "OPENED", [])
+    assert main([command, *words.get(command, [str(place / "run")])]) == 0
+    opened = OPENED
+    monkeypatch.setattr(sys.modules[__name__], "OPENED", None)
+    assert len(opened) > 3
+    assert [path for path in opened if str(theirs) in path] == []
