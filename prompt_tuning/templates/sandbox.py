@@ -14,7 +14,7 @@ import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment, modifies_known_mutable
 
 from prompt_tuning.templates.limits import BoundedSandbox
-from prompt_tuning.templates.values import NULL, null_of_json, of_printable, printable
+from prompt_tuning.templates.values import NULL, of_printable, of_printable_items, printable, written_json
 
 SEPARATOR = "|||"
 ROW = "row"
@@ -48,7 +48,8 @@ def environment() -> ImmutableSandboxedEnvironment:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=printable, cache_size=400
     )
     sandbox.filters["most_frequent"] = _most_frequent  # promptsource has this filter
-    sandbox.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": null_of_json}
+    sandbox.filters["tojson"] = written_json
+    sandbox.filters["join"] = of_printable_items(sandbox.filters["join"])
     sandbox.tests["none"] = lambda value: value is None or value is NULL
     sandbox.tests["sameas"] = lambda value, other: value is other or (value is NULL and other is None)
     sandbox.globals["zip"] = zip

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
 
 import jinja2
+from jinja2.nodes import EvalContext
 
 PRINTED_NULL = "a value it prints is null"
 PRINTABLE = (str, int, float, Decimal, date, time, timedelta, jinja2.Undefined)
@@ -75,6 +77,18 @@ def of_printable(function: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
+def of_printable_items(join: Callable[..., Any]) -> Callable[..., Any]:
+    """Return Jinja's filter `join` that refuses items which are not texts, such as the pairs of a mapping."""
+
+    @jinja2.pass_eval_context
+    def checked(context: EvalContext, value: Iterable[Any], d: Any = "", attribute: str | None = None) -> Any:
+        if attribute is None:
+            value = map(printable, value)
+        return join(context, value, d, attribute)
+
+    return checked
+
+
 def kind_of(value: Any) -> str:
     """Return what messages call a value that is not printed."""
     if value is None or value is NULL:
@@ -105,7 +119,15 @@ def _advice(value: Any) -> str:
     return f"a value it prints is {kind}. Write `| join(', ')` or `| tojson`, or take one item, such as [0]"
 
 
-def null_of_json(value: Any) -> None:
+def written_json(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON, as the filter `tojson` of transformers' chat templates does, but with sorted keys.
+
+    Unlike Jinja's, it is not made for web pages: letters and signs stay as they are.
+    """
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=_null_of_json, indent=indent)
+
+
+def _null_of_json(value: Any) -> None:
     """Return None for the null of a row, and raise TypeError for what JSON does not have."""
     if value is not NULL:
         raise TypeError(f"{kind_of(value)} is not a value of JSON")
