@@ -161,12 +161,18 @@ def further_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwarg
     return {name: value for name, value in kwargs.items() if value is not None}
 
 
-def arguments_with_labels(kwargs: dict[str, Any]) -> dict[str, Any]:
+def arguments_with_labels(kwargs: dict[str, Any], labels: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
     """Return the arguments of a forward that matter beside labels: no switch that is off, and no cache to be kept.
 
     Raises:
-        AdapterError: one asks for the logits of other positions than the targets, or for rows that are read already.
+        AdapterError: one asks for the logits of other positions than the targets, or for rows that are read already;
+            or the labels are not `[B, T]` as the mask is.
     """
+    if labels.shape != mask.shape:
+        raise AdapterError(
+            f"labels: their shape is {tuple(labels.shape)}, that of the tokens {tuple(mask.shape)}. Give one label for "
+            "each token, and none for virtual tokens."
+        )
     for name in kwargs.keys() & {"logits_to_keep", "cache"}:
         raise AdapterError(f"forward: {name} given with labels, which give logits of targets only. Leave one out.")
     return {name: value for name, value in kwargs.items() if value is not False and name != "use_cache"}

@@ -124,7 +124,7 @@ class SharedPrefixModel(PromptModel):
         """Return the loss, and the logits `[targets, V]` of a batch `[B, T]` or `[B, T, H]`."""
         mask = full_mask(rows, attention_mask)
         check_positions(kwargs.pop("position_ids", None), mask)
-        kwargs = arguments_with_labels(kwargs)
+        kwargs = arguments_with_labels(kwargs, labels, mask)
         padded_left = starts_with_padding(mask)
         # A row starts right after the prompt wherever its padding stands.
         order = rows_first(mask)

@@ -444,6 +444,10 @@ def test_what_a_forward_cannot_do_behind_a_prompt_is_refused():
         ({"input_ids": ids, "attention_mask": batch["attention_mask"][:, 1:]}, "attention_mask: its shape is"),
         ({"input_ids": ids, "inputs_embeds": torch.zeros(4, 11, 32)}, "both input_ids and inputs_embeds"),
         ({"attention_mask": batch["attention_mask"]}, "there are no rows"),
+        (
+            batch | {"labels": batch["labels"][:, 1:]},
+            r"labels: their shape is \(4, 10\), that of the tokens \(4, 11\)",
+        ),
         (batch | {"logits_to_keep": 1}, "logits_to_keep given with labels"),
         (batch | {"cache": cache}, "cache given with labels"),
         ({"inputs_embeds": torch.zeros(4, 1, 32), "cache": cache}, "cannot continue behind a cache"),
