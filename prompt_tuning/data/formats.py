@@ -45,7 +45,8 @@ def numbered_rows(file: Path) -> Iterator[tuple[Number, Row]]:
     """Yield the rows of a file, each with its line, from 1; in a parquet file with its number, from 0.
 
     A row of several lines has the line on which it ends in a csv file, and on which it starts in a json file. The
-    questions of an article and the rows of a table are rows, as `nested` says.
+    questions of an article and the rows of a table are rows, as `nested` says. In an array on one line the rows after
+    the first also have their number, from 0.
 
     Raises:
         DataError: the file or a row cannot be read, with file and line.
@@ -134,7 +135,7 @@ def _filled_lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _rows_within(
-    value: Row, name: str, number: int, find: Callable[[Row], list[Row] | None]
+    value: Row, name: str, number: Number, find: Callable[[Row], list[Row] | None]
 ) -> Iterator[tuple[Number, Row]]:
     """Yield the rows of an object that has several, with their place in it, or the object."""
     try:
@@ -160,19 +161,26 @@ def _row_names(file: Path) -> Iterator[str]:
             yield row_name(file, number)
 
 
-def _json_rows(text: str, name: str) -> Iterator[tuple[int, Row]]:
-    """Yield the objects of an array, or those that follow each other, with the line on which each starts."""
+def _json_rows(text: str, name: str) -> Iterator[tuple[Number, Row]]:
+    """Yield the objects of an array, or those that follow each other, with the line on which each starts.
+
+    An object that does not start its line has its number, from 0, too.
+    """
     place = _after_space(text, 0)
     is_array = text.startswith("[", place)
     if is_array:
         place = _after_space(text, place + 1)
     line, counted = 1, 0
+    last_line = index = 0
     is_last = place == len(text) or (is_array and text.startswith("]", place))
     while not is_last:
         line += text.count("\n", counted, place)
         counted = place
+        number: Number = f"{line}, row {index}" if line == last_line else line
         value, end = _decode(text, place, name, 1)
-        yield line, _checked(value, text[place:end], f"{name}, line {line}")
+        yield number, _checked(value, text[place:end], f"{name}, line {number}")
+        last_line = line
+        index += 1
         place = _after_space(text, end)
         is_last = not text.startswith(",", place) if is_array else place == len(text)
         if is_array and not is_last:

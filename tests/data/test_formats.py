@@ -4,6 +4,8 @@ import pandas as pd
 import pytest
 
 from prompt_tuning.data.files import load_file
+from prompt_tuning.data.formats import name_of_row
+from prompt_tuning.data.rows import open_rows
 from prompt_tuning.errors import DataError
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -76,3 +78,14 @@ def test_a_json_file_holds_an_array_or_objects_one_after_the_other(tmp_path):
         else:
             path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
         assert [*load_file(path)] == rows
+
+
+def test_the_rows_of_an_array_on_one_line_are_told_apart(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('[{"a": 1}, {"a": 2},\n{"a": 3}, {"a": 4}]')
+    names = [origin.removeprefix(f"{path}, ") for origin, _ in open_rows(path)]
+    assert names == ["line 1", "line 1, row 1", "line 2", "line 2, row 3"]
+    assert name_of_row([path], 3) == f"{path}, line 2, row 3"
+    path.write_text('[{"a": 1}, null]')
+    with pytest.raises(DataError, match="line 1, row 1: expected a JSON object, found null"):
+        load_file(path)
