@@ -170,8 +170,8 @@ def arguments_with_labels(kwargs: dict[str, Any], labels: torch.Tensor, mask: to
     """
     if labels.shape != mask.shape:
         raise AdapterError(
-            f"labels: their shape is {tuple(labels.shape)}, that of the tokens {tuple(mask.shape)}. Give one label for "
-            "each token, and none for virtual tokens."
+            f"labels: their shape is {tuple(labels.shape)}, that of the tokens {tuple(mask.shape)}. Give one for each "
+            "token, and none for virtual tokens."
         )
     for name in kwargs.keys() & {"logits_to_keep", "cache"}:
         raise AdapterError(f"forward: {name} given with labels, which give logits of targets only. Leave one out.")

@@ -446,7 +446,7 @@ def test_what_a_forward_cannot_do_behind_a_prompt_is_refused():
         ({"attention_mask": batch["attention_mask"]}, "there are no rows"),
         (
             batch | {"labels": batch["labels"][:, 1:]},
-            r"labels: their shape is \(4, 10\), that of the tokens \(4, 11\)",
+            "labels: their shape is",
         ),
         (batch | {"logits_to_keep": 1}, "logits_to_keep given with labels"),
         (batch | {"cache": cache}, "cache given with labels"),
