@@ -57,8 +57,8 @@ def numbered_rows(file: Path) -> Iterator[tuple[Number, Row]]:
     elif kind == "parquet":
         yield from enumerate(_parquet_rows(file))
     elif file.suffix.lower() == ".jsonl":
-        for number, line in _filled_lines(file):
-            yield from rows_of_line(line, str(file), number)
+        for line, row in _filled_lines(file):
+            yield from rows_of_line(row, str(file), line)
     else:
         text = "".join(line for _, line in _lines(file))
         objects = _json_rows(text, str(file))
