@@ -74,7 +74,10 @@ def _read(path: Path, overrides: list[str], *, for_prediction: bool = False) -> 
     blocks = _parse(path, pairs, overrides)
     explicitly_set = _names_set(pairs, overrides, blocks)
     _set_dependent_defaults(blocks, explicitly_set)
-    return Recipe(path, *blocks, explicitly_set)
+    recipe = Recipe(path, *blocks, explicitly_set)
+    if not for_prediction:
+        _set_computing_type(recipe)
+    return recipe
 
 
 def _parse(path: Path, pairs: list[TextPair], overrides: list[str]) -> Blocks:
@@ -119,6 +122,13 @@ def _names_set(pairs: list[TextPair], overrides: list[str], blocks: Blocks) -> f
                 names.remove(f"no_{name}")
                 names.add(name)
     return frozenset(names)
+
+
+def _set_computing_type(recipe: Recipe) -> None:
+    """Let 4-bit weights compute in the type of the training; the default of transformers is float32."""
+    settings = recipe.model.quantization_config
+    if isinstance(settings, dict) and settings.get("load_in_4bit") and recipe.computing_type != "float32":
+        recipe.model.quantization_config = {"bnb_4bit_compute_dtype": recipe.computing_type} | settings
 
 
 def _set_dependent_defaults(blocks: Blocks, explicitly_set: frozenset[str]) -> None:

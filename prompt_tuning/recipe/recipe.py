@@ -62,6 +62,13 @@ class Recipe:
             "num_beams": self.training.generation_num_beams or 1,
         }
 
+    @property
+    def computing_type(self) -> str:
+        """The name of the type that the training computes in, as far as the recipe says it."""
+        if self.training.bf16 or self.training.fp16:
+            return "bfloat16" if self.training.bf16 else "float16"
+        return "float32" if self.model.dtype == "auto" else self.model.dtype
+
     def resolved(self) -> dict[str, object]:
         """Return the settings that repeat the run: all of this package, and those of Trainer that are set."""
         method = METHODS[self.prompt.method]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.arguments.training_args import is_sharded
 from prompt_tuning.recipe.prompt_validation import multitask_errors, prompt_errors
 from prompt_tuning.recipe.rules import Rules, broken_rules
 from prompt_tuning.support.data_files import file_format, matching_files, other_format
@@ -129,6 +130,8 @@ def _precision_errors(recipe: Recipe) -> list[str]:
     """Return what is wrong with the number formats of the computation and of the weights."""
     settings = recipe.model.quantization_config
     quantization = settings if isinstance(settings, dict) else {}
+    computing = recipe.computing_type
+    stored = str(quantization.get("bnb_4bit_quant_storage", "uint8")).removeprefix("torch.")
     rules: Rules = [
         (
             recipe.training.fp16 and recipe.training.device.type == "cpu",
@@ -138,6 +141,16 @@ def _precision_errors(recipe: Recipe) -> list[str]:
             quantization and METHODS[recipe.prompt.method].trains_whole_model,
             "quantization_config: method full trains all weights, and quantized weights cannot be trained. Set "
             "method: lora.",
+        ),
+        (
+            quantization and is_sharded(recipe.training) and not quantization.get("load_in_4bit"),
+            "quantization_config: FSDP splits quantized weights only of load_in_4bit. Launch it with "
+            "recipes/accelerate/ddp.yaml.",
+        ),
+        (
+            quantization.get("load_in_4bit") and is_sharded(recipe.training) and stored != computing,
+            f"quantization_config: FSDP splits 4-bit weights only if they are stored as {computing}, in which the "
+            f"training computes. Set bnb_4bit_quant_storage: {computing}.",
         ),
         (
             quantization.get("load_in_4bit") and quantization.get("load_in_8bit"),

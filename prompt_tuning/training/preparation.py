@@ -7,13 +7,14 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTrainingArguments
 from transformers.trainer_utils import has_length
 
 from prompt_tuning.arguments.training_args import NO_AUTO_FIND_BATCH_SIZE, sharding_errors
-from prompt_tuning.engine.dispatch import get_base, has_prompt
+from prompt_tuning.engine.dispatch import autocast_dtype, get_base, has_prompt
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.engine.stop_texts import add_end_tokens
 from prompt_tuning.errors import AdapterError, DataError, ErrorList, RecipeError
@@ -115,6 +116,7 @@ def prepare_model(
 ) -> None:
     """Set what training and evaluation need of the model and the tokenizer."""
     base = get_base(model)
+    _report_repeated_casts(model, args)
     if args.generation_config is not None:
         base.generation_config = model.generation_config  # A prompt generates by its base model.
     add_end_tokens(base, tokenizer)
@@ -126,3 +128,15 @@ def prepare_model(
         frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
         frozen += [name for name, _ in model.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)  # noqa: SLF001 - no public name
+
+
+def _report_repeated_casts(model: PreTrainedModel | PeftModel, args: Seq2SeqTrainingArguments) -> None:
+    """Log that autocast casts frozen float32 weights anew at each forward. It keeps the casts of trained ones only."""
+    half = autocast_dtype(vars(args))
+    frozen = [weight.dtype for weight in model.parameters() if not weight.requires_grad]
+    if half is not None and len(frozen) < len(list(model.parameters())) and torch.float32 in frozen:
+        logger.warning(
+            "the frozen weights are float32, and each forward casts them, so that each new token does. Load them with "
+            "dtype: %s, in half the memory; what is trained stays float32",
+            str(half).removeprefix("torch."),
+        )

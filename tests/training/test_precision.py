@@ -1,6 +1,7 @@
 """Check number types: trained weights stay in float32, and quantized base models train and predict like others."""
 
 import json
+import re
 from importlib.util import find_spec
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.engine.attention import ATTENTION
+from prompt_tuning.errors import RecipeError
 from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 from prompt_tuning.models.quantization import quantization_config
@@ -164,6 +166,59 @@ def test_bitsandbytes_gets_the_mapping_of_the_recipe_or_the_command_line(recipe_
         four = quantization_config(recipe.model).to_dict()
         assert {name: four[name] for name in mapping} == mapping
     assert quantization_config(ModelArguments()) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "computing"),
+    [
+        ({"bf16": "true"}, "bfloat16"),
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"dtype": "bfloat16", "bnb_4bit_compute_dtype": "float32"}, "float32"),
+        ({}, None),
+    ],
+)
+def test_4_bit_weights_compute_in_the_type_of_the_training(settings, computing, recipe_file, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.models.quantization.is_bitsandbytes_available", lambda: True)
+    mapping = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    mapping |= {name: settings.pop(name) for name in list(settings) if name.startswith("bnb_")}
+    path = recipe_file(quantization_config=mapping, **settings)
+    recipe = load_recipe(path)
+    saved = recipe.resolved()["quantization_config"]  # Predictions of the run read this.
+    assert saved.get("bnb_4bit_compute_dtype") == computing
+    assert quantization_config(recipe.model).bnb_4bit_compute_dtype == getattr(torch, computing or "float32")
+    assert load_recipe(path, for_prediction=True).model.quantization_config == mapping
+
+
+@pytest.mark.parametrize(
+    ("quantization", "message"),
+    [
+        ({"load_in_8bit": True}, "FSDP splits quantized weights only of load_in_4bit"),
+        ({"load_in_4bit": True}, "Set bnb_4bit_quant_storage: bfloat16."),
+        ({"load_in_4bit": True, "bnb_4bit_quant_storage": "float32"}, "Set bnb_4bit_quant_storage: bfloat16."),
+        ({"load_in_4bit": True, "bnb_4bit_quant_storage": "bfloat16"}, None),
+    ],
+)
+def test_quantized_weights_that_fsdp_would_not_split_are_refused(quantization, message, recipe_file, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    path = recipe_file(quantization_config=quantization, bf16="true")
+    if message is None:
+        assert load_recipe(path).model.quantization_config["bnb_4bit_quant_storage"] == "bfloat16"
+    else:
+        with pytest.raises(RecipeError, match=re.escape(message)):
+            load_recipe(path)
+
+
+@pytest.mark.parametrize(("dtype", "reported"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_frozen_weights_that_each_forward_casts_are_reported(dtype, reported, tokenizer, tmp_path, caplog):
+    base = tiny_llama(len(tokenizer)).to(dtype).requires_grad_(False)
+    model = add_soft_prompt(base, prompt_config(base, 6))
+    trainer(model, tokenizer, tmp_path, bf16=True)
+    assert ("Load them with dtype: bfloat16" in caplog.text) == reported
+    assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
+    caplog.clear()
+    trainer(soft("llama", tokenizer), tokenizer, tmp_path)
+    assert "Load them with dtype" not in caplog.text
 
 
 @many_warnings
