@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prompt_tuning.recipe.other_names import FLAG, NEAR, flag_name, split_flags
 from prompt_tuning.recipe.ranges import Range
+from prompt_tuning.support.files import name_problem
 
 if TYPE_CHECKING:
     from prompt_tuning.recipe.recipe import Recipe
@@ -86,10 +87,17 @@ def add_output_folder(parser: argparse.ArgumentParser, metavar: str, default: st
         "--output_dir",
         "--output-dir",
         metavar=metavar,
-        type=Path,
+        type=_folder,
         default=Path(default),
         help=f"folder for {contents} (default: {default})",
     )
+
+
+def _folder(name: str) -> Path:
+    problem = name_problem(name)
+    if problem:
+        raise argparse.ArgumentTypeError(f"{name!r}: {problem}")
+    return Path(name)
 
 
 def output_folder(recipe: Recipe, overrides: list[str]) -> Path | None:

@@ -20,6 +20,7 @@ from prompt_tuning.recipe.parser import RecipeParser, to_argv
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.recipe.validation import validation_errors
 from prompt_tuning.support.files import is_plain_name
+from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.trust import ADVICE, FLAG
 from prompt_tuning.support.yaml_files import TextPair, read_text_pairs
 
@@ -175,6 +176,8 @@ def load_tasks(recipe: Recipe) -> dict[str, Recipe]:
             problems.append(f"{path}: a task has the name of its file, and {path.stem!r} is no name. Rename the file.")
         elif task.data.streaming:
             problems.append(f"{path}: rows of several tasks are not streamed. Set streaming: false.")
+        elif RunFolder.is_reserved(path.stem):
+            problems.append(f"{path}: a run has a file or folder {path.stem}, so no task has that name. Rename it.")
         elif path.stem in tasks:
             problems.append(
                 f"{path}: task {path.stem} is {tasks[path.stem].path} already. Rename one of the two files."

@@ -16,6 +16,7 @@ from prompt_tuning.arguments.training_args import is_sharded
 from prompt_tuning.recipe.prompt_validation import multitask_errors, prompt_errors
 from prompt_tuning.recipe.rules import Rules, broken_rules
 from prompt_tuning.support.data_files import file_format, matching_files, other_format
+from prompt_tuning.support.files import name_problem
 
 if TYPE_CHECKING:
     from prompt_tuning.recipe.recipe import Recipe
@@ -49,7 +50,10 @@ def _training_errors(recipe: Recipe) -> list[str]:
     """Return what is wrong with the settings of Trainer."""
     training = recipe.training
     method = METHODS[recipe.prompt.method]
+    name = str(training.output_dir)
+    problem = name_problem(name)
     rules: Rules = [
+        (problem, f"output_dir {name!r}: {problem}"),
         (
             recipe.prompt.early_stopping_patience is not None and not training.load_best_model_at_end,
             "early_stopping_patience needs load_best_model_at_end: true and an eval_strategy. Set both.",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
@@ -25,6 +25,7 @@ from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.models.prompts import check_adapter, check_tokenizer, load_adapter, load_adapter_config
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.losses import prediction_counts
+from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.prepare import Prepared, prepare
 from prompt_tuning.runs.results import answer_counts, describe, scores_of, write_pages, write_run
 from prompt_tuning.support.files import read_json
@@ -55,7 +56,7 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
         The folder with results.json, predictions/<split>.jsonl and report.html.
 
     Raises:
-        RecipeError: output_dir holds a run of `train`, or the evaluation of another adapter.
+        RecipeError: output_dir holds a run of `train`, the evaluation of another adapter, or files of others.
         DataError: there is no such split.
         PromptTuningError: everything that is wrong with the recipe and the adapter, before the model loads.
     """
@@ -69,7 +70,16 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
         check_adapter(adapter_config, adapter, load_config(recipe.model), revision=recipe.model.model_revision)
         name = find_method(adapter_config.peft_type).results_key
     folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-{name}"
-    _check_same_adapter(folder, adapter and str(adapter))
+    with hold_folder(folder, RunFolder.EVALUATED):
+        _check_same_adapter(folder, adapter and str(adapter))
+        _evaluate(recipe, folder, split, adapter, adapter_config)
+    return folder
+
+
+def _evaluate(
+    recipe: Recipe, folder: Path, split: str, adapter: str | None, adapter_config: PeftConfig | None
+) -> None:
+    """Evaluate a split into a folder that this process holds; the adapter's configuration has its base model."""
     prepared = prepare(recipe, (split,))
     # Training rows need no references until they are evaluated.
     prepared.template.check_columns(prepared.rows[split].column_names, split_origin(recipe.data, split))
@@ -77,6 +87,7 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
         check_tokenizer(adapter, prepared.tokenizer)
 
     set_seed(recipe.training.seed)
+    name = find_method(adapter_config.peft_type if adapter_config else "none").results_key
     model = load_base_model(recipe.model, prepared.config)
     facts = describe(prepared, split) | {"recipe": recipe.resolved()}
     if adapter:
@@ -88,7 +99,6 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
     write_pages(folder, "report", trust_remote_code=recipe.model.trust_remote_code)
     # The other processes must not return before the folder is whole.
     PartialState().wait_for_everyone()
-    return folder
 
 
 def _check_same_adapter(folder: Path, adapter: str | None) -> None:

@@ -21,7 +21,6 @@ from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import to_yaml
 from prompt_tuning.templates.template import Template
 from prompt_tuning.training.callbacks import EarlyStopping, stopping_on_signals
-from prompt_tuning.training.checkpoints import remove_partial
 from prompt_tuning.training.memory import IN_TRAINING, explain_out_of_memory
 from prompt_tuning.training.resuming import CHANGED_SETTINGS
 from prompt_tuning.training.trainer import PromptTuningTrainer
@@ -47,7 +46,6 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) ->
     started = time.perf_counter()
     if trainer.is_world_process_zero():
         folder = Path(recipe.training.output_dir)
-        remove_partial(folder)
         if checkpoint:
             trainer.training_start.changed_settings = changes_since(recipe, checkpoint)
         # A resumed run is no longer finished.

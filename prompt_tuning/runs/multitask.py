@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -31,6 +32,7 @@ from prompt_tuning.recipe.loading import load_tasks
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs.evaluate import evaluate_models
 from prompt_tuning.runs.fitting import early_stopping, fit, save_adapter, save_recipe
+from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.prepare import Prepared, prepare_run
 from prompt_tuning.runs.results import describe, write_pages
 from prompt_tuning.runs.resume import checkpoint_to_resume
@@ -43,17 +45,16 @@ from prompt_tuning.training.trainer import PromptTuningTrainer
 logger = logging.getLogger(__name__)
 
 
-def train_tasks(recipe: Recipe, *, evaluate_hard_prompt: bool = True) -> Path:
-    """Run a multitask recipe.
+def train_tasks(recipe: Recipe, *, evaluate_hard_prompt: bool = True) -> None:
+    """Run a multitask recipe in its output_dir, which `train` holds.
+
+    The folder then has the multitask adapter as PEFT saves it, recipe.yaml, results.json, log_history.json,
+    report.html, the checkpoints, and for every task a folder such as an ordinary run has, with the task's prompt as a
+    plain adapter.
 
     Args:
         recipe: the multitask recipe, which names the recipes of its tasks.
         evaluate_hard_prompt: also evaluate every task without its prompt.
-
-    Returns:
-        The run's folder: the multitask adapter as PEFT saves it, recipe.yaml, results.json, log_history.json,
-        report.html, the checkpoints, and for every task a folder such as an ordinary run has, with the task's prompt
-        as a plain adapter.
 
     Raises:
         PromptTuningError: as `train` does, for all tasks at once.
@@ -62,6 +63,15 @@ def train_tasks(recipe: Recipe, *, evaluate_hard_prompt: bool = True) -> Path:
     check_sharding(recipe)
     checkpoint = checkpoint_to_resume(recipe, folder)
     tasks = prepare_tasks(recipe)
+    with ExitStack() as held:
+        for name in tasks:
+            held.enter_context(hold_folder(folder / name, RunFolder.TRAINED))
+        _train_tasks(recipe, folder, tasks, checkpoint, evaluate_hard_prompt=evaluate_hard_prompt)
+
+
+def _train_tasks(
+    recipe: Recipe, folder: Path, tasks: dict[str, Prepared], checkpoint: str | None, *, evaluate_hard_prompt: bool
+) -> None:
     if checkpoint:
         check_position(Path(checkpoint), join_rows(tasks, "train"), recipe.training)
 
@@ -103,7 +113,6 @@ def train_tasks(recipe: Recipe, *, evaluate_hard_prompt: bool = True) -> Path:
     write_pages(folder, "report", trust_remote_code=recipe.model.trust_remote_code)
     # The other processes must not return before the folder is whole.
     PartialState().wait_for_everyone()
-    return folder
 
 
 def _fit_and_save(

@@ -24,6 +24,7 @@ from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs.evaluate import evaluate_models, trainer_for
 from prompt_tuning.runs.fitting import early_stopping, fit, save_adapter, save_recipe
 from prompt_tuning.runs.multitask import train_tasks
+from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.prepare import Prepared, prepare_run
 from prompt_tuning.runs.push import push_run
 from prompt_tuning.runs.results import describe, write_pages
@@ -59,10 +60,18 @@ def train(recipe: Recipe, *, evaluate_hard_prompt: bool = True, base: PreTrained
         PromptTuningError: everything that is wrong with the recipe, before a model loads; or what stops the training.
         Stopped: a signal stopped the training, which saved a checkpoint.
     """
-    method = METHODS[recipe.prompt.method]
-    if method.trains_several_tasks:
-        return train_tasks(recipe, evaluate_hard_prompt=evaluate_hard_prompt)
     folder = Path(recipe.training.output_dir)
+    with hold_folder(folder, RunFolder.TRAINED):
+        if METHODS[recipe.prompt.method].trains_several_tasks:
+            train_tasks(recipe, evaluate_hard_prompt=evaluate_hard_prompt)
+        else:
+            _train(recipe, folder, evaluate_hard_prompt=evaluate_hard_prompt, base=base)
+    return folder
+
+
+def _train(recipe: Recipe, folder: Path, *, evaluate_hard_prompt: bool, base: PreTrainedModel | None) -> None:
+    """Run a recipe of one task in a folder that this process holds."""
+    method = METHODS[recipe.prompt.method]
     check_sharding(recipe)
     checkpoint = checkpoint_to_resume(recipe, folder)
     prepared = prepare_run(recipe)
@@ -94,7 +103,6 @@ def train(recipe: Recipe, *, evaluate_hard_prompt: bool = True, base: PreTrained
         _push(recipe, folder)
     # The other processes must not return before the folder is whole.
     PartialState().wait_for_everyone()
-    return folder
 
 
 def _fit_and_save(model: PeftModel | PreTrainedModel, prepared: Prepared, checkpoint: str | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from accelerate import PartialState
 
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.data.loading import SPLITS
@@ -23,9 +24,10 @@ from prompt_tuning.metrics.significance import corpus_significance, difference, 
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.other_names import flag_name, split_flags
 from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.runs.output_folder import check_folder, hold_folder
 from prompt_tuning.runs.prepare import Prepared, prepare, score_of
 from prompt_tuning.studies.figures import new_figure, write_png
-from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, is_finished
+from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, has_runs, is_finished
 from prompt_tuning.support.files import atomic_write, read_json, read_json_lines, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import markdown_table
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FILES = ("compare.json", "compare.md", "compare.png")
 # The metrics of these rows show whether a metric is a mean over rows.
 EXAMPLE_ROWS = (
     ["the red cat sat on a mat", "a wet dog ran", "no"],
@@ -100,26 +103,38 @@ def compare(
     _check_metric(recipes, metric)
     _check_rows(recipes)
     seeds_of_path = {path: _seeds(recipes[Path(path).stem], seeds) for path in paths}
+    with hold_folder(folder, FILES, written_before=has_runs(folder)):
+        runs = _train_all(recipes, overrides, seeds_of_path, folder)
+        compared = {"metric": metric, "rows": len(runs[0].references), "seeds": seeds, **_compare_runs(runs, metric)}
+        if PartialState().is_main_process:
+            table, text, picture = (folder / name for name in FILES)
+            write_json(table, compared)
+            with atomic_write(text) as file:
+                file.write(comparison_text(compared) + "\n")
+            _draw(compared, figure, picture)
+    return compared
+
+
+def _train_all(
+    recipes: Mapping[str, Recipe], overrides: list[str], seeds_of_path: Mapping[str, list[int]], folder: Path
+) -> list[RecipeRuns]:
+    """Run what is not finished, and return the runs of each recipe."""
     for path, path_seeds in seeds_of_path.items():
         for seed in path_seeds:
             recipe = _run_recipe(path, overrides, seed, folder)
+            check_folder(Path(recipe.training.output_dir), RunFolder.TRAINED)
             if is_finished(recipe):
                 check_unchanged(prepare(recipe, SPLITS))
     base = SharedBaseModel()
-    runs = []
+    runs: list[RecipeRuns] = []
     for path, path_seeds in seeds_of_path.items():
-        folders = []
+        folders: list[Path] = []
         for seed in path_seeds:
             # The card of the first run also has the score of its template alone.
-            first = path == paths[0] and seed == seeds[0]
+            first = not runs and not folders
             folders.append(_run(_run_recipe(path, overrides, seed, folder), base, evaluate_hard_prompt=first))
         runs.append(_read_runs(Path(path).stem, recipes[Path(path).stem], folders))
-    compared = {"metric": metric, "rows": len(runs[0].references), "seeds": seeds, **_compare_runs(runs, metric)}
-    write_json(folder / "compare.json", compared)
-    with atomic_write(folder / "compare.md") as file:
-        file.write(comparison_text(compared) + "\n")
-    _draw(compared, figure, folder / "compare.png")
-    return compared
+    return runs
 
 
 def _common_task(recipes: Mapping[str, Recipe]) -> str:

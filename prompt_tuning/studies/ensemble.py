@@ -34,9 +34,11 @@ from prompt_tuning.models.prompts import check_adapter, check_tokenizer, load_ad
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.summary import read_results
 from prompt_tuning.runs.evaluate import check_output_dir, trainer_for
+from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.predictor import generate_texts
 from prompt_tuning.runs.prepare import Prepared, prepare
 from prompt_tuning.runs.results import describe, scores_of, write_pages, write_run
+from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import text_table
 from prompt_tuning.support.text import counted
 from prompt_tuning.training.memory import IN_EVALUATION, explain_out_of_memory
@@ -120,6 +122,14 @@ def ensemble(
         raise DataError(f"split {split}: expected one of {', '.join(SPLITS)}")
     check_output_dir(output_dir)
     check_adapters(recipe, adapters, combine)
+    folder = output_dir or Path(str(recipe.training.output_dir)) / f"evaluate-{split}-ensemble-{combine}"
+    with hold_folder(folder, RunFolder.EVALUATED):
+        _evaluate(recipe, adapters, combine, split, folder)
+    return folder
+
+
+def _evaluate(recipe: Recipe, adapters: Sequence[str], combine: str, split: str, folder: Path) -> None:
+    """Evaluate a split into a folder that this process holds."""
     prepared = prepare(recipe, (split,))
     _check_template(prepared)
     for adapter in adapters:
@@ -143,10 +153,8 @@ def ensemble(
     for (name, predictions), adapter, length in zip(texts.by_adapter.items(), adapters, lengths, strict=True):
         scores = scores_of(predictions, prepared, split).to_json()
         results["adapters"][name] = {"folder": str(adapter), "virtual_tokens": length, **scores}
-    folder = output_dir or Path(str(recipe.training.output_dir)) / f"evaluate-{split}-ensemble-{combine}"
     write_run(folder, results, prepared, split, {"ensemble": texts.together, **texts.by_adapter})
     write_pages(folder, "report", trust_remote_code=recipe.model.trust_remote_code)
-    return folder
 
 
 def _write_texts(trainer: PromptTuningTrainer, rows: Dataset, combine: str, language: str | None) -> EnsembleTexts:

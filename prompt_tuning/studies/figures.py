@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prompt_tuning.errors import PromptTuningError
+from prompt_tuning.support.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,4 +32,5 @@ def new_figure(file: str, width: float, height: float) -> Figure:
 
 def write_png(figure: Figure, path: Path) -> None:
     """Draw a figure without a display. The same figure always has the same bytes."""
-    figure.savefig(path, metadata={"Software": None})
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": None})

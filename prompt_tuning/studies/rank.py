@@ -27,6 +27,7 @@ from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe, changed_settings
 from prompt_tuning.runs.evaluate import trainer_for
 from prompt_tuning.runs.fingerprints import rows_fingerprint, weights_fingerprint
+from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.prepare import Prepared, score_of
 from prompt_tuning.studies.rank_candidates import (
     Candidate,
@@ -47,6 +48,8 @@ LIKELIHOODS = "likelihoods.jsonl"
 PREDICTIONS = "predictions.jsonl"
 SETTINGS = "settings.json"
 WINNER = "winner.yaml"
+TABLES = ("rank.json", "rank.md")
+FILES = (PREDICTIONS, WINNER, *TABLES)
 # Scores depend on these settings, besides the model's, decoding, and what the tokens of the rows show.
 SCORE_SETTINGS = {
     "task", "lang", "target_lang", "metrics", "choice_normalization", "bf16", "fp16", "tf32",
@@ -92,27 +95,36 @@ def rank(
     if not candidates:
         raise RecipeError("\n".join([f"{path}: no template could be ranked", *dict.fromkeys(left_out.values())]))
     prepared, unfit = prepare_candidates(recipe, candidates, rows)
+    num_rows = len(validation_rows(next(iter(prepared.values()))))
+    plan = halving_plan(len(prepared), num_rows, finalists)
+    has_scores = (folder / SETTINGS).is_file() or (folder / LIKELIHOODS).is_file()  # `_check_settings` judges them.
+    with hold_folder(folder, FILES, written_before=has_scores):
+        _check_settings(folder, recipe, prepared, finalists)
+        ranked = {"metric": metric, "rows": num_rows, **_score(recipe, prepared, plan, metric, folder)}
+        ranked |= {"halving": plan, "left_out": left_out | unfit}
+        winner = ranked["winner"]
+        ranked["next"] = _prompt_hint(recipe, candidates[winner], prepared[winner])
+        _write_winner(recipe, candidates[winner], ranked["next"], folder / WINNER)
+        _write_results(ranked, folder)
+    return ranked
+
+
+def _score(
+    recipe: Recipe, prepared: Mapping[str, Prepared], plan: list[tuple[int, int]], metric: str, folder: Path
+) -> dict[str, Any]:
+    """Score what has no score yet in the folder, and return the facts of the candidates and the winner."""
     first = next(iter(prepared.values()))
-    _check_settings(folder, recipe, prepared, finalists)
 
     @functools.cache
     def model() -> PreTrainedModel:
         return load_base_model(recipe.model, first.config).to(recipe.training.device)
 
     args = recipe.training
-    num_rows = len(validation_rows(first))
-    plan = halving_plan(len(prepared), num_rows, finalists)
     table = LikelihoodTable(folder / LIKELIHOODS, prepared)
     with autocasting(args.device.type, autocast_dtype(vars(args))):  # Predictions are computed under it too.
         best = find_finalists(model, prepared, table, plan, disable_tqdm=args.disable_tqdm)
     texts = _predict(model, prepared, best, folder / PREDICTIONS)
-    ranked = {"metric": metric, "rows": num_rows, **rank_facts(prepared, table, texts, metric)}
-    ranked |= {"halving": plan, "left_out": left_out | unfit}
-    winner = ranked["winner"]
-    ranked["next"] = _prompt_hint(recipe, candidates[winner], prepared[winner])
-    _write_winner(recipe, candidates[winner], ranked["next"], folder / WINNER)
-    _write_results(ranked, folder)
-    return ranked
+    return rank_facts(prepared, table, texts, metric)
 
 
 def _load_recipe(path: str, overrides: list[str], counts: list[int] | None) -> Recipe:
@@ -205,8 +217,9 @@ def _prompt_hint(recipe: Recipe, winner: Candidate, prepared: Prepared) -> str |
 
 
 def _write_results(ranked: dict[str, Any], folder: Path) -> None:
-    write_json(folder / "rank.json", ranked)
-    with atomic_write(folder / "rank.md") as file:
+    table, text = (folder / name for name in TABLES)
+    write_json(table, ranked)
+    with atomic_write(text) as file:
         file.write(rank_text(ranked) + "\n")
 
 

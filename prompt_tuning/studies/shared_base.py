@@ -41,6 +41,11 @@ def is_finished(recipe: Recipe) -> bool:
     return run.results.is_file()
 
 
+def has_runs(folder: Path) -> bool:
+    """Return whether a folder holds runs of `train`, by which a sweep or comparison of version 0.1.0 is known."""
+    return any(RunFolder(path.parent).is_run() for path in folder.glob(f"*/{RunFolder.RECIPE}"))
+
+
 def check_unchanged(prepared: Prepared) -> None:
     """Compare the rows, template and weights of a finished run with those that its recipe has now.
 

@@ -23,8 +23,9 @@ from prompt_tuning.recipe.loading import load_recipe, read_pairs
 from prompt_tuning.recipe.other_names import flag_name
 from prompt_tuning.recipe.parser import list_error, to_argv
 from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.runs.output_folder import check_folder, hold_folder
 from prompt_tuning.runs.prepare import prepare_run
-from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, is_finished
+from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, has_runs, is_finished
 from prompt_tuning.support.files import atomic_write, is_plain_name, read_json, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import markdown_table
@@ -34,6 +35,7 @@ from prompt_tuning.support.yaml_files import read_yaml
 logger = logging.getLogger(__name__)
 
 KEYS = ("recipe", "runs")
+TABLES = ("sweep.json", "sweep.md")
 SWEEP_SETTINGS = ("output_dir", "resume_from_checkpoint")
 FACTS = ("trainable_parameters", "train_steps", "train_seconds", "evaluation_seconds")
 HEAD = ("run", "metric", "hard prompt", "tuned", "trained numbers", "steps", "training, s", "evaluation, s")
@@ -75,6 +77,12 @@ def sweep(path: str, overrides: list[str], folder: Path) -> dict[str, Any]:
     for name, run in read_sweep(Path(path)).items():
         flags = [*run.flags, *overrides, f"--output_dir={folder / name}", "--resume_from_checkpoint=auto"]
         runs[name] = SweepRun(run.recipe, flags)
+    with hold_folder(folder, TABLES, written_before=has_runs(folder)):
+        return _sweep(runs, folder)
+
+
+def _sweep(runs: Mapping[str, SweepRun], folder: Path) -> dict[str, Any]:
+    """Run what is not finished in a folder that this process holds."""
     finished = _check(runs)
     base = SharedBaseModel()
     errors = {}
@@ -94,8 +102,8 @@ def sweep(path: str, overrides: list[str], folder: Path) -> dict[str, Any]:
     for name in runs:
         swept[name] = {"error": errors[name]} if name in errors else _facts(RunFolder(folder / name))
     if PartialState().is_main_process:
-        write_json(folder / "sweep.json", swept)
-        with atomic_write(folder / "sweep.md") as file:
+        write_json(folder / TABLES[0], swept)
+        with atomic_write(folder / TABLES[1]) as file:
             file.write(sweep_text(swept) + "\n")
     return swept
 
@@ -131,9 +139,7 @@ def _read_run(name: str, settings: Any, common_recipe: Any, path: Path) -> Sweep
     if not isinstance(settings, dict):
         raise RecipeError(f"{path}: run {name}: expected `{{setting: value}}`, found {settings!r}")
     recipe = settings.get("recipe", common_recipe)
-    errors = []
-    if not is_plain_name(name) or name.startswith("."):
-        errors.append("its folder has its name. Write the name without / and without a leading dot.")
+    errors = _name_errors(name)
     if not isinstance(recipe, str):
         errors.append("it has no recipe. Set `recipe` to a file for this run or for all runs.")
     flags = []
@@ -162,6 +168,16 @@ def _setting_error(key: str, value: Any) -> str | None:
     return list_error(key, value)
 
 
+def _name_errors(name: str) -> list[str]:
+    """Return what is wrong with the name of a run, which is also that of its folder."""
+    errors = []
+    if not is_plain_name(name) or name.startswith("."):
+        errors.append("its folder has its name. Write the name without / and without a leading dot.")
+    if name.lower() in TABLES:
+        errors.append(f"the sweep writes its table to {name}. Give the run another name.")
+    return errors
+
+
 def _check(runs: Mapping[str, SweepRun]) -> dict[str, bool]:
     """Check all runs before a model loads, and return for each run whether it is finished.
 
@@ -184,6 +200,7 @@ def _check(runs: Mapping[str, SweepRun]) -> dict[str, bool]:
 def _check_recipe(recipe: Recipe, *, finished: bool) -> None:
     if METHODS[recipe.prompt.method].trains_several_tasks:
         raise RecipeError(f"{recipe.path} trains several tasks in one run, with its own model. Train it by itself.")
+    check_folder(Path(str(recipe.training.output_dir)), RunFolder.TRAINED)
     prepared = prepare_run(recipe)
     if finished:
         check_unchanged(prepared)

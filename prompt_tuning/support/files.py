@@ -5,15 +5,79 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import re
+import secrets
 import shutil
-import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from prompt_tuning.errors import DataError
+from prompt_tuning.errors import DataError, PromptTuningError
+
+PARTIAL = re.compile(
+    r"\.partial-checkpoint-\d+(-[0-9a-f]{8})?|\.partial-(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{8}"
+    r"|\..+\.partial-(?P<old_process>\d+)",
+    re.DOTALL,
+)
+"""The names of files and folders that are not complete yet. Version 0.1.0 named files by the last pattern.
+
+Only the run that holds a folder makes or removes a checkpoint in it. Any process may write another file.
+"""
+
+
+def partial_path(folder: Path) -> Path:
+    """Return a path in a folder for a file that is not complete, named by the process that writes it."""
+    return folder / f".partial-{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes of this host have half written in a folder that this process holds."""
+    for path in folder.glob(".*"):
+        name = PARTIAL.fullmatch(path.name)
+        if name is None or not _is_abandoned(name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _is_abandoned(name: re.Match[str]) -> bool:
+    """Return whether the process that wrote a partial file cannot complete it."""
+    if name["host"] not in (None, platform.node()):
+        return False
+    process = name["process"] or name["old_process"]
+    if process is None:
+        return True
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass  # It is a process of another user.
+    return False
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a path to write a file to; the file gets the name `path` only if the block ends without an error.
+
+    If `path` is a symbolic link, the link is replaced and its target is not changed.
+
+    Raises:
+        OSError: of `DISK_LIMITS`, with the name of the file; or another one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path.parent)
+    try:
+        with explain_full_disk(path, partial):
+            yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -31,33 +95,51 @@ def atomic_write(path: Path, *, named_by_user: bool = False) -> Iterator[TextIO]
                 yield file
             return
         path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.unlink(missing_ok=True)
-    try:
-        with partial.open("x", encoding="utf-8") as file:  # A link of this name would be followed otherwise.
-            yield file
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(path) as partial, partial.open("x", encoding="utf-8") as file:
+        yield file
+
+
+DISK_LIMITS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The errors of a full disk, a full quota, and a file that is larger than the user may write."""
 
 
 @contextmanager
-def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Raise one OSError for the many errors by which libraries report a full disk.
+def explain_full_disk(path: Path, partial: Path) -> Iterator[None]:
+    """Raise one OSError for the many errors by which libraries report that a disk takes no more.
 
     Args:
-        folder: where the block writes.
+        path: the file or folder that the error names.
+        partial: the file or folder that the block writes, and that still exists when the block fails.
 
     Raises:
-        OSError: with errno.ENOSPC, if the folder's disk has less than 1 MiB left.
+        OSError: of `DISK_LIMITS`.
     """
     try:
         yield
-    except Exception as error:
-        if folder.is_dir() and shutil.disk_usage(folder).free < 2**20:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+    except PromptTuningError:
         raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number not in DISK_LIMITS:
+            number = _disk_limit(partial)
+        if number not in DISK_LIMITS:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _disk_limit(partial: Path) -> int | None:
+    """Return the error of a file that is 1 MiB larger than the largest partial file, or None if it can be written."""
+    sizes = [path.stat().st_size for path in (partial, *partial.rglob("*")) if path.is_file()]
+    probe = partial_path(partial.parent)
+    try:
+        with probe.open("wb") as file:
+            file.seek(max(sizes, default=0))
+            file.write(bytes(2**20))
+    except OSError as error:
+        return error.errno
+    finally:
+        probe.unlink(missing_ok=True)
+    return None
 
 
 @contextmanager
@@ -65,12 +147,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a folder to fill. Its files move into `path` only if the block ends without an error.
 
     Raises:
-        OSError: the disk is full.
+        OSError: the disk or a quota is full, or a file is too large.
     """
     path.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=path))
+    partial = partial_path(path)
     try:
-        with explain_full_disk(path):
+        with explain_full_disk(path, partial):
+            partial.mkdir()
             yield partial
         apply_umask(partial)
         for file in sorted(partial.iterdir()):
@@ -148,6 +231,18 @@ def is_plain_name(name: object) -> bool:
     (True, False, False)
     """
     return isinstance(name, str) and name.isprintable() and not re.search(r"^\.{0,2}$|[/\\]", name)
+
+
+def name_problem(name: str) -> str | None:
+    """Return what is wrong with the name of a folder to write, or None.
+
+    A line break or another control character in it would break messages, and a recipe.yaml takes only UTF-8.
+    """
+    if not name.strip():
+        return "it is empty. Name a folder."
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+        return "it has a line break, a control character or bytes that are not UTF-8. Name another one."
+    return None
 
 
 def looks_like_path(name: str | Path) -> bool:

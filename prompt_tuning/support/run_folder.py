@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from prompt_tuning.errors import DataError
-from prompt_tuning.support.files import is_plain_name
+from prompt_tuning.support.files import is_plain_name, read_json
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class RunFolder:
     BASE_MODEL: ClassVar[str] = "base_model.json"
     CARD: ClassVar[str] = "README.md"
     INITIAL_PROMPT: ClassVar[str] = "initial_prompt.safetensors"
+    LOCK: ClassVar[str] = ".prompt_tuning.lock"
     LOG_HISTORY: ClassVar[str] = "log_history.json"
     MODEL_CONFIG: ClassVar[str] = "config.json"
     MODEL_INDEX: ClassVar[str] = "model.safetensors.index.json"
@@ -36,6 +37,9 @@ class RunFolder:
     RESULTS: ClassVar[str] = "results.json"
     TEMPLATE: ClassVar[str] = "template.yaml"
 
+    # What `evaluate` and `train` write. Others may have files of these names.
+    EVALUATED: ClassVar[tuple[str, ...]] = (RESULTS, PREDICTIONS, TEMPLATE, REPORT)
+    TRAINED: ClassVar[tuple[str, ...]] = (CARD, RECIPE, *EVALUATED, BASE_MODEL, INITIAL_PROMPT, LOG_HISTORY)
     # The patterns of the files that a run is downloaded and uploaded by.
     RUN_FILES: ClassVar[tuple[str, ...]] = (RECIPE, TEMPLATE, RESULTS)
     ADAPTER_FILES: ClassVar[tuple[str, ...]] = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
@@ -70,6 +74,11 @@ class RunFolder:
         return self.path / self.INITIAL_PROMPT
 
     @property
+    def lock(self) -> Path:
+        """The file that a command locks while it writes the folder, and that marks the folder as written by one."""
+        return self.path / self.LOCK
+
+    @property
     def log_history(self) -> Path:
         """Trainer's log, a list of dictionaries."""
         return self.path / self.LOG_HISTORY
@@ -98,6 +107,25 @@ class RunFolder:
     def template(self) -> Path:
         """The template, with the demonstrations that were chosen."""
         return self.path / self.TEMPLATE
+
+    def is_run(self) -> bool:
+        """Return whether a command of this package has written the folder, also one of version 0.1.0."""
+        if self.lock.is_file():
+            return True
+        checkpoints = self.path.glob("checkpoint-*/trainer_state.json")
+        if self.recipe.is_file() and (self.base_model.is_file() or self.adapter_config.is_file() or any(checkpoints)):
+            return True
+        try:
+            results = read_json(self.results)
+        except (OSError, DataError):
+            return False
+        return isinstance(results, dict) and "seed" in results and ("task" in results or "tasks" in results)
+
+    @classmethod
+    def is_reserved(cls, name: str) -> bool:
+        """Return whether a run has a file or a folder of this name, so that no task in it can have the name."""
+        names = (*cls.TRAINED, *cls.ADAPTER_FILES)
+        return name.startswith((".", "checkpoint-")) or name.lower() in map(str.lower, names)
 
     def predictions(self, split: str) -> Path:
         """Return the file of the predictions of a split, one JSON object a row.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +16,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import sort_checkpoints
 
 from prompt_tuning.support.files import apply_umask
-from prompt_tuning.support.run_folder import RunFolder
 
 PARTIAL = ".partial-"
 
@@ -46,7 +45,7 @@ def atomic_checkpoint(checkpoint: Path) -> Iterator[Path]:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that no half of it is ever under its name."""
-    partial = tempfile.mkdtemp(prefix=PARTIAL, dir=folder.parent)
+    partial = folder.with_name(f"{PARTIAL}{folder.name}-{secrets.token_hex(4)}")
     os.replace(folder, partial)
     shutil.rmtree(partial, ignore_errors=True)
 
@@ -89,12 +88,3 @@ class KeepOnlyBest(TrainerCallback):
         for checkpoint in map(Path, sort_checkpoints(args.output_dir)):
             if not checkpoint.samefile(best):
                 remove_folder(checkpoint)
-
-
-def remove_partial(run: Path) -> None:
-    """Remove what a killed process has half written."""
-    for path in [*run.glob(".*partial-*"), *(run / RunFolder.PREDICTIONS).glob(".*partial-*")]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)

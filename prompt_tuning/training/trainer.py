@@ -289,7 +289,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
         run = Path(self._get_output_dir(trial))
         state = self.state
         checkpoint = run / f"checkpoint-{state.global_step}"
-        with atomic_checkpoint(checkpoint) as partial_run, explain_full_disk(run):
+        with atomic_checkpoint(checkpoint) as partial_run, explain_full_disk(run, partial_run):
             self._partial_run = partial_run
             try:
                 super()._save_checkpoint(model, trial)

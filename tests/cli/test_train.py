@@ -2,11 +2,11 @@
 
 import json
 import re
-from types import SimpleNamespace
 
 import pytest
 from helpers.cards import check_card
 from helpers.models import forbid_model_loading
+from helpers.paths import file_names
 from helpers.rows import write_jsonl
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -16,8 +16,7 @@ from prompt_tuning.support.files import read_json_lines
 
 
 def test_train_writes_every_file_of_a_run(run, recipe_file, model_folders, capsys):
-    names = {path.name for path in run.iterdir()}
-    assert names == {
+    assert file_names(run) == {
         "README.md", "adapter_config.json", "adapter_model.safetensors", "base_model.json", "checkpoint-2",
         "checkpoint-4", "initial_prompt.safetensors", "log_history.json", "predictions", "recipe.yaml", "report.html",
         "results.json", "template.yaml",
@@ -157,7 +156,7 @@ def test_an_interrupted_run_ends_with_130_and_resumes(recipe_file, tmp_path, cap
     monkeypatch.setattr(PromptTuningTrainer, "training_step", interrupted)
     assert main(["train", recipe, "--save_steps", "2"]) == 130
     assert "--resume_from_checkpoint true resumes" in capsys.readouterr().err
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-2", "base_model.json", "recipe.yaml"}
+    assert file_names(tmp_path / "run") == {"checkpoint-2", "base_model.json", "recipe.yaml"}
     monkeypatch.setattr(PromptTuningTrainer, "training_step", step)
     assert main(["train", recipe, "--save_steps", "2", "--resume_from_checkpoint", "true"]) == 0
     whole = tmp_path / "whole"
@@ -179,7 +178,7 @@ def test_a_failed_save_leaves_nothing_under_a_final_name(recipe_file, tmp_path, 
     monkeypatch.setattr("prompt_tuning.engine.shared_prefix.SharedPrefixModel.save_pretrained", full)
     assert main(["train", str(recipe_file()), "--save_strategy", "no"]) == 1
     assert "No space left on device" in capsys.readouterr().err
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"base_model.json", "recipe.yaml"}
+    assert file_names(tmp_path / "run") == {"base_model.json", "recipe.yaml"}
 
 
 def test_a_partial_checkpoint_is_removed_and_the_one_before_is_kept(recipe_file, tmp_path, capsys, monkeypatch):
@@ -193,11 +192,10 @@ def test_a_partial_checkpoint_is_removed_and_the_one_before_is_kept(recipe_file,
         save(self, folder)
 
     monkeypatch.setattr(PromptTuningTrainer, "_save_optimizer_and_scheduler", full)
-    # The disk is full only while the partial files are there.
-    monkeypatch.setattr("shutil.disk_usage", lambda run: SimpleNamespace(free=0 if [*run.glob(".*")] else 2**30))
+    monkeypatch.setattr("prompt_tuning.support.files._disk_limit", lambda partial: 28)
     assert main(["train", str(recipe_file()), "--save_steps", "2"]) == 1
     assert "run: No space left on device; no partial file was left" in capsys.readouterr().err
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-2", "base_model.json", "recipe.yaml"}
+    assert file_names(tmp_path / "run") == {"checkpoint-2", "base_model.json", "recipe.yaml"}
 
 
 def test_one_file_is_cut_into_splits_that_every_command_sees(recipe_file, tmp_path, capsys):

@@ -127,7 +127,7 @@ def killed_again_and_again(folder, kills, seed=0):
         else:
             code = kill_in_a_step(folder, run.name, chance.randrange(1, 5), chance.random())
         at.append({"killed": "at a file" if number % 2 else "in a step", "after_step": last_step(run)})
-        at[-1]["half_written"] = sorted(path.name for path in run.glob(".*"))
+        at[-1]["half_written"] = sorted(path.name for path in run.glob(".partial-*"))
         assert code == -signal.SIGKILL, f"{(folder / 'killed.log').read_text()[-3000:]}\n{at}"
     assert ended(leg(folder, run.name)) == 0, (folder / "killed.log").read_text()[-3000:]
     return at

@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from helpers.architectures import ROWS, build, reference_greedy, reference_loss, right_padded
 from helpers.models import forbid_model_loading, tiny_bart, tiny_t5
+from helpers.paths import file_names
 from helpers.rows import PLACES, write_jsonl
 from huggingface_hub import ModelCard
 from peft import PeftModel, PeftModelForCausalLM
@@ -298,7 +299,7 @@ def test_two_tasks_train_together_and_every_task_has_a_run_folder(family, recipe
     assert main(["train", recipe]) == 0
     capsys.readouterr()
     run = tmp_path / "run"
-    assert {path.name for path in run.iterdir()} == {
+    assert file_names(run) == {
         "adapter_config.json", "adapter_model.safetensors", "base_model.json", "checkpoint-2", "checkpoint-4",
         "initial_prompt.safetensors", "log_history.json", "qa", "recipe.yaml", "report.html", "results.json",
         "summaries",
@@ -315,7 +316,7 @@ def test_two_tasks_train_together_and_every_task_has_a_run_folder(family, recipe
     auto = AutoModelForCausalLM if family == "llama" else AutoModelForSeq2SeqLM
     both = PeftModel.from_pretrained(auto.from_pretrained(model_folders[family]), run)
     for number, (name, of_task) in enumerate(results["tasks"].items()):
-        assert {path.name for path in (run / name).iterdir()} == {
+        assert file_names(run / name) == {
             "README.md", "adapter_config.json", "adapter_model.safetensors", "base_model.json",
             "initial_prompt.safetensors", "predictions", "recipe.yaml", "report.html", "results.json", "template.yaml",
         }  # fmt: skip

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.models import tiny_llama
-from helpers.paths import ROOT
+from helpers.paths import ROOT, file_names
 from helpers.trainers import PATIENT, interrupt_training
 from safetensors.torch import load_file
 from transformers import TrainerState
@@ -73,7 +73,7 @@ def test_a_signal_saves_a_checkpoint_and_names_the_command_that_resumes(
         f"{sent.name}: stopped after step 3, whose checkpoint is saved; "
         f"to resume: prompt-tuning train {recipe} --resume_from_checkpoint true"
     )
-    kept = {path.name for path in (tmp_path / "run").iterdir()}
+    kept = file_names(tmp_path / "run")
     assert kept == {
         "checkpoint-3",
         "base_model.json",
@@ -88,7 +88,7 @@ def test_a_second_signal_stops_at_once_and_leaves_nothing_half_written(recipe_fi
     signalled(monkeypatch, signal.SIGINT, signal.SIGINT)
     assert main(["train", str(recipe_file()), "--save_steps", "2"]) == 130
     assert "interrupted; --resume_from_checkpoint true resumes" in capsys.readouterr().err
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-2", "base_model.json", "recipe.yaml"}
+    assert file_names(tmp_path / "run") == {"checkpoint-2", "base_model.json", "recipe.yaml"}
 
 
 @pytest.mark.parametrize("last", [2, 4])
@@ -355,7 +355,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_with_its_step_and_rows_and_
     assert f"error: step {step}: {problem}, and nothing was saved of it; its rows: {where}." in capsys.readouterr().err
     run = tmp_path / "run"
     saved = [] if "save_strategy" in settings else [number for number in (step - 2, step - 1) if number > 0]
-    assert sorted(path.name for path in run.glob("*")) == [
+    assert sorted(file_names(run)) == [
         "base_model.json",
         *(f"checkpoint-{number}" for number in saved),
         "recipe.yaml",
@@ -369,7 +369,7 @@ def test_a_signal_saves_no_checkpoint_after_a_loss_that_is_not_finite(recipe_fil
     signalled(monkeypatch, signal.SIGINT, at_step=1)
     assert main(["train", str(recipe_file(logging_steps=50, save_strategy="no"))]) == 1
     assert "error: step 1: the loss is inf" in capsys.readouterr().err
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"base_model.json", "recipe.yaml"}
+    assert file_names(tmp_path / "run") == {"base_model.json", "recipe.yaml"}
 
 
 def test_a_step_that_the_scaler_of_float16_skipped_is_ordinary():
@@ -451,5 +451,5 @@ def test_too_little_memory_is_reported_with_advice(training, flags, advice, reci
     assert main(["train", str(recipe_file()), *settings, *flags]) == 1
     errors = capsys.readouterr().err
     assert advice in errors and "Traceback" not in errors
-    kept = {path.name for path in (tmp_path / "run").glob("*")}
+    kept = file_names(tmp_path / "run")
     assert kept == {"base_model.json", "recipe.yaml", *(["checkpoint-1"] if training else [])}
