@@ -17,15 +17,40 @@ A message names what is wrong and what to do: `<thing>: <what is wrong>. <what t
 messages, one a line. `Stopped` is not in the tree, because a signal is not an error.
 """
 
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# What looks like a token or a password, with what stays of it: the text of a hub or of a library may quote one.
+_SECRETS = (
+    (re.compile(r"\bhf_(?:(?:oauth|jwt)_[\w.-]+|(?=\w*[A-Z0-9])[A-Za-z0-9]{8,})"), "hf_***"),
+    (re.compile(r"""(?i)(\bauthorization["']?\s*[:=]\s*["']?)(?:(?:bearer|basic|token)\s+)?[^\s"',;]+"""), r"\1***"),
+    (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}"), r"\1***"),
+    (re.compile(r"""(?i)([?&][\w-]*(?:token|signature|credential|key|password|secret)=)[^&\s"'<>]+"""), r"\1***"),
+    (re.compile(r"(\b[a-zA-Z][\w+.-]*://)[^/\s@]+@"), r"\1***@"),
+)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with stars instead of all that looks like a token or a password.
+
+    >>> without_secrets("GET https://ann:pw@hub/api?token=abc with Authorization: Bearer hf_AbCdEfGh12")
+    'GET https://***@hub/api?token=*** with Authorization: ***'
+    """
+    for pattern, rest in _SECRETS:
+        text = pattern.sub(rest, text)
+    return text
+
 
 class PromptTuningError(Exception):
-    """Base of all errors that a user can correct."""
+    """Base of all errors that a user can correct. Its message quotes no token."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        """Keep the message without what looks like a token or a password."""
+        super().__init__(without_secrets(message))
 
 
 class RecipeError(PromptTuningError):

@@ -9,6 +9,7 @@ from typing import Any
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.cli.parsing import Commands, add_command, add_trust
 from prompt_tuning.errors import DataError, TemplateError
+from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
   prompt-tuning card runs/quickstart
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
                 "Name the run's folder."
             )
         example = user_example(args.source, args.example, trust_remote_code=args.trust_remote_code)
-    print(write_card(args.source, args.output, example))
+    print_text(write_card(args.source, args.output, example))
 
 
 def user_example(folder: Path, file: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:

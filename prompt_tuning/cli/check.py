@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from prompt_tuning.cli.parsing import Commands, add_command
 from prompt_tuning.errors import PromptTuningError
+from prompt_tuning.support.text import print_text
 
 if TYPE_CHECKING:
     from prompt_tuning.runs.prepare import Prepared
@@ -40,10 +41,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     worst = 0
     for path in args.recipes:
         try:
-            print(f"{path}: ok, {_rows_of_recipe(path, overrides)}")
+            print_text(f"{path}: ok, {_rows_of_recipe(path, overrides)}")
         except PromptTuningError as error:
             for line in str(error).splitlines():
-                print(f"error: {line}" if line.startswith(path) else f"error: {path}: {line}", file=sys.stderr)
+                print_text(f"error: {line}" if line.startswith(path) else f"error: {path}: {line}", file=sys.stderr)
             worst = max(worst, error.exit_code)
     return worst
 

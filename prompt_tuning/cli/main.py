@@ -39,6 +39,7 @@ from prompt_tuning.cli.processes import (
     set_up_messages,
 )
 from prompt_tuning.errors import PromptTuningError, Stopped
+from prompt_tuning.support.text import print_text
 
 # The order of `prompt-tuning --help`.
 COMMANDS = (
@@ -80,14 +81,14 @@ def main(argv: list[str] | None = None) -> int:
             return args.run(args, rest) or 0
     except PromptTuningError as error:
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            print_text(f"error: {line}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
         if is_first_process():
-            print(f"\n{stopped}; {_how_to_resume(args, argv, stopped)}", file=sys.stderr)
+            print_text(f"\n{stopped}; {_how_to_resume(args, argv, stopped)}", file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
-        print(f"\ninterrupted{args.when_interrupted}", file=sys.stderr)
+        print_text(f"\ninterrupted{args.when_interrupted}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # otherwise Python complains again when it flushes standard output
@@ -113,7 +114,7 @@ def _report_disk_error(error: OSError) -> int:
     """Print an error of a disk or a path, and return the exit code; raise any other error again."""
     if error.errno not in DISK_ERRORS:
         raise error
-    print(f"error: {error.filename or 'writing'}: {error.strerror}; no partial file was left", file=sys.stderr)
+    print_text(f"error: {error.filename or 'writing'}: {error.strerror}; no partial file was left", file=sys.stderr)
     return 1
 
 

@@ -7,6 +7,17 @@ import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 
+from prompt_tuning.errors import without_secrets
+from prompt_tuning.support.text import printable
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats messages, which quote rows, names and errors, without control characters and tokens."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message of a record, with its traceback if it has one."""
+        return printable(without_secrets(super().format(record)))
+
 
 def has_several_processes() -> bool:
     """Return True if a launcher started several processes."""
@@ -30,7 +41,7 @@ def explain_lost_process() -> AbstractContextManager:
 def set_up_messages() -> None:
     """Send messages to standard error. The first process prints all of them, the others only errors."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(PrintableFormatter("%(message)s"))
     logger = logging.getLogger("prompt_tuning")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from prompt_tuning.cli.parsing import Commands, add_command
+from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
   prompt-tuning push runs/quickstart --repo_id me/quickstart --base_model HuggingFaceTB/SmolLM2-135M-Instruct --dry-run
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     if args.dry_run:
         card = partial(card_for_hub, args.folder)
-        print(list_upload(plan_upload(args.folder, args.repo_id, args.base_model, card=card)))
+        print_text(list_upload(plan_upload(args.folder, args.repo_id, args.base_model, card=card)))
         return
     url = push_run(
         args.folder,
@@ -57,4 +58,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         base_model=args.base_model,
         overwrite=args.overwrite,
     )
-    print(url)
+    print_text(url)

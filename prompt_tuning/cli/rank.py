@@ -14,6 +14,7 @@ from prompt_tuning.cli.parsing import (
 )
 from prompt_tuning.cli.processes import is_first_process
 from prompt_tuning.recipe.ranges import COUNT, NOT_NEGATIVE, SEED
+from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
   prompt-tuning rank recipes/quickstart/qa.yaml
@@ -87,4 +88,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         finalists=args.finalists,
     )
     if is_first_process():
-        print(f"{rank_text(ranked)}\nwritten: {folder / WINNER}")
+        print_text(f"{rank_text(ranked)}\nwritten: {folder / WINNER}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, number_in
-from prompt_tuning.support.text import agreed, counted, has_unseen_characters
+from prompt_tuning.support.text import agreed, counted, has_unseen_characters, print_text
 
 if TYPE_CHECKING:
     from prompt_tuning.runs.prepare import Prepared
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     from prompt_tuning.runs.prepare import prepare
 
     for text in _rendered_rows(prepare(recipe, (args.split,)), args.split, args.n):
-        print(text)
+        print_text(text)
 
 
 def _rendered_rows(prepared: Prepared, split: str, count: int) -> Iterator[str]:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from prompt_tuning.cli.parsing import Commands, add_command, add_trust
+from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
   prompt-tuning report runs/quickstart
@@ -26,4 +27,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Write the report, and print its path."""
     from prompt_tuning.reports.html import write_report
 
-    print(write_report(args.folder, trust_remote_code=args.trust_remote_code))
+    print_text(write_report(args.folder, trust_remote_code=args.trust_remote_code))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prompt_tuning.cli.parsing import Commands, add_command, number_in
 from prompt_tuning.recipe.ranges import NOT_NEGATIVE
+from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
   prompt-tuning show runs/quickstart
@@ -25,4 +26,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Print the summary of a run."""
     from prompt_tuning.reports.summary import summarize
 
-    print(summarize(args.folder, args.n))
+    print_text(summarize(args.folder, args.n))

@@ -6,6 +6,7 @@ import argparse
 
 from prompt_tuning.cli.parsing import SAME_COMMAND_RESUMES, Commands, add_command, add_output_folder
 from prompt_tuning.cli.processes import is_first_process
+from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
   prompt-tuning sweep tasks.yaml
@@ -49,5 +50,5 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
 
     runs = sweep(args.sweep, overrides, args.output_dir)
     if is_first_process():
-        print(sweep_text(runs))
+        print_text(sweep_text(runs))
     return 1 if any("error" in facts for facts in runs.values()) else 0

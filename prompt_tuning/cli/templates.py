@@ -8,6 +8,7 @@ import sys
 
 from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.cli.parsing import Commands, add_command
+from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
   prompt-tuning templates
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     else:
         texts = [preview.template_table(templates)] if templates else []
     for text in texts:
-        print(text)
+        print_text(text)
     for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
+        print_text(f"left out: {problem}", file=sys.stderr)
     return 0 if templates else 2

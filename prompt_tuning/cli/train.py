@@ -11,6 +11,7 @@ from prompt_tuning.cli.parsing import Commands, add_command
 from prompt_tuning.cli.processes import is_first_process
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.ranges import RANGES
+from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
   prompt-tuning train recipes/quickstart/qa.yaml
@@ -65,7 +66,7 @@ def print_summary(folder: Path) -> None:
     from prompt_tuning.reports.summary import summarize
 
     if is_first_process():
-        print(f"\n{summarize(folder)}")
+        print_text(f"\n{summarize(folder)}")
 
 
 def resuming_command(command: list[str], checkpoint: str) -> list[str]:

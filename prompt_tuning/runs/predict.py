@@ -24,7 +24,7 @@ from prompt_tuning.reports.losses import PREDICTION_LOSSES, prediction_counts
 from prompt_tuning.runs.predictor import Predictor, Question
 from prompt_tuning.support.data_files import ARCHIVES, CONVERSIONS, file_format, matching_files, other_format
 from prompt_tuning.support.files import atomic_write
-from prompt_tuning.support.text import agreed, counted
+from prompt_tuning.support.text import agreed, counted, print_text, printable_json
 
 OriginAndRow = tuple[str, dict[str, Any]]
 """Where a row is from, for messages, and the row."""
@@ -77,11 +77,11 @@ def predict(
         (counts["fewer"], "have fewer demonstrations, to fit max_source_tokens"),
     ):
         if count:
-            print(f"{count} of {counted(counts['rows'], 'row')} {agreed(count, message)}", file=sys.stderr)
+            print_text(f"{count} of {counted(counts['rows'], 'row')} {agreed(count, message)}", file=sys.stderr)
     for name, message in PREDICTION_LOSSES.items():
         if counts[name]:
             of_all = counted(counts["rows"], "prediction")
-            print(f"{counts[name]} of {of_all} {agreed(counts[name], message)}", file=sys.stderr)
+            print_text(f"{counts[name]} of {of_all} {agreed(counts[name], message)}", file=sys.stderr)
 
 
 def _checked_path(source: str, output: str) -> Path | None:
@@ -113,7 +113,8 @@ def _predict_batch(predictor: Predictor, batch: list[OriginAndRow], file: TextIO
     predictions, limited = predictor.answer_to_limit(questions)
     counts.update(prediction_counts(predictions, limited))
     for (_, row), prediction in zip(batch, predictions, strict=True):
-        file.write(json.dumps(row | {"prediction": prediction}, ensure_ascii=False, default=str) + "\n")
+        line = json.dumps(row | {"prediction": prediction}, ensure_ascii=False, default=str)
+        file.write(f"{printable_json(line) if file is sys.stdout else line}\n")
     file.flush()
     return counts
 

@@ -16,7 +16,7 @@ from typing import Any
 from accelerate import PartialState
 
 from prompt_tuning.arguments.methods import METHODS
-from prompt_tuning.errors import DataError, ErrorList, PromptTuningError, RecipeError
+from prompt_tuning.errors import DataError, ErrorList, PromptTuningError, RecipeError, without_secrets
 from prompt_tuning.metrics.loading import main_metric
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.recipe.loading import load_recipe, read_pairs
@@ -96,7 +96,7 @@ def _sweep(runs: Mapping[str, SweepRun], folder: Path) -> dict[str, Any]:
             if PartialState().num_processes > 1:
                 raise  # The error may be that of this process only, and the others wait for it.
             logger.error("%s: %s", name, error, exc_info=not isinstance(error, PromptTuningError))
-            errors[name] = f"{type(error).__name__}: {error}"
+            errors[name] = without_secrets(f"{type(error).__name__}: {error}")
     PartialState().wait_for_everyone()  # The first process writes the last results.
     swept = {}
     for name in runs:

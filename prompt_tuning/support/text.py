@@ -6,6 +6,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import TextIO
 
 # Thai, Lao and Tibetan; Burmese; Khmer; the CJK marks, kana and bopomofo; CJK ideographs and their extensions.
 UNSPACED_SCRIPTS = (
@@ -61,6 +62,35 @@ def has_unseen_characters(text: str) -> bool:
     (True, False)
     """
     return _UNSEEN.search(text) is not None
+
+
+# Control characters except tab and line feed, those of C1, overrides of the writing direction, and half characters.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Return a text whose control characters are written as Python writes them, so that no terminal obeys them.
+
+    A row, a prediction or a name of a stranger could otherwise clear the screen or hide words.
+
+    >>> print(printable("\x1b[2J red \u202e"))
+    \x1b[2J red \u202e
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def printable_json(text: str) -> str:
+    r"""Return JSON of the same value whose control characters are escaped as JSON escapes them.
+
+    >>> print(printable_json('{"a": "\x9b2J"}'))
+    {"a": "\u009b2J"}
+    """
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def print_text(text: object, file: TextIO | None = None) -> None:
+    """Print a text that may be of others, to standard output by default."""
+    print(printable(str(text)), file=file)
 
 
 def normalised(text: str) -> str:

@@ -15,6 +15,7 @@ from prompt_tuning.cli.main import main
 from prompt_tuning.errors import DataError
 from prompt_tuning.hub.upload import plan_upload
 from prompt_tuning.models import gguf
+from prompt_tuning.support.text import printable
 
 FLAG = "--trust_remote_code"
 
@@ -359,3 +360,58 @@ def test_the_paths_in_the_recipe_of_a_run_are_neither_read_nor_written(command, 
     monkeypatch.setattr(sys.modules[__name__], "OPENED", None)
     assert len(opened) > 3
     assert [path for path in opened if str(theirs) in path] == []
+
+
+HOSTILE = "\x1b[2J\x9b31m\x07\u202e"
+
+
+def is_safe(text):
+    return printable(text) == text
+
+
+def test_texts_of_a_run_are_shown_and_not_sent_to_the_terminal(place, capsys):
+    run = place / "run"
+    results, predictions = json.loads((run / "results.json").read_text()), run / "predictions" / "test.jsonl"
+    changes = {"template": HOSTILE, "model": HOSTILE}
+    (run / "results.json").write_text(json.dumps(results | changes))
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    texts = {"source": HOSTILE, "references": [HOSTILE], "soft_prompt": HOSTILE}
+    write_jsonl(predictions, [row | texts for row in rows])
+    (run / f"a{HOSTILE}b").touch()
+    capsys.readouterr()
+    assert main(["show", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert is_safe(out) and out.count("\\x1b[2J\\x9b31m\\x07\\u202e") >= 6
+
+
+def test_texts_of_a_recipe_are_shown_and_not_sent_to_the_terminal(place, capsys):
+    rows = [row | {"context": f"{row['context']} {HOSTILE}"} for row in question_rows(3)]
+    write_jsonl(place / "train.jsonl", rows)
+    change_recipe(place / "recipe.yaml", train_file=str(place / "train.jsonl"))
+    capsys.readouterr()
+    assert main(["render", str(place / "recipe.yaml")]) == 0
+    out = capsys.readouterr().out
+    assert is_safe(out) and "\\x1b[2J" in out
+    (place / "recipe.yaml").write_text('"\\e[2J\\u202E": 1\n')
+    shutil.copy(place / "recipe.yaml", place / f"{HOSTILE}.yaml")
+    assert main(["check", str(place / f"{HOSTILE}.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert is_safe(error) and "\\x1b[2J" in error
+    (place / "theirs.yaml").write_text('"\\e[2J": {source: "{{ a }} \\e[2J", target: "{{ b }}"}\n')
+    assert main(["templates", str(place / "theirs.yaml")]) == 0
+    assert main(["templates", str(place / "theirs.yaml"), "--row", '{"a": "\\u009b", "b": "c"}']) == 0
+    out = capsys.readouterr().out
+    assert is_safe(out) and "\\x1b[2J" in out
+
+
+def test_rows_on_standard_output_are_json_of_the_same_value(place, capsys):
+    row = question_rows(1)[0] | {"note": HOSTILE, "שם": "דנה"}
+    write_jsonl(place / "rows.jsonl", [row])
+    capsys.readouterr()
+    command = ["predict", "--adapter", str(place / "run"), "--input", str(place / "rows.jsonl")]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    predicted = json.loads(out)
+    assert is_safe(out) and "דנה" in out and predicted["note"] == HOSTILE
+    assert main([*command, "--output", str(place / "out.jsonl")]) == 0
+    assert json.loads((place / "out.jsonl").read_text()) == predicted

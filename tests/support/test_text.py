@@ -1,10 +1,14 @@
 """Words of messages: numbers and nouns that agree."""
 
+import ast
+import json
+
 import pytest
+from helpers.paths import ROOT
 from helpers.rows import question_rows, write_jsonl
 
 from prompt_tuning.cli.main import main
-from prompt_tuning.support.text import SINGULAR, agreed, counted
+from prompt_tuning.support.text import SINGULAR, agreed, counted, printable, printable_json
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (1200, "1,200 rows")])
@@ -40,3 +44,28 @@ def test_no_command_counts_one_of_several(recipe_file, tmp_path, capsys):
     assert "1 row" in shown and "1 virtual token" in shown and "1 of 1 row is in the training split" in shown
     for noun in ("row", "step", "virtual token", "token", "training row", "demonstration"):
         assert f" 1 {noun}s" not in shown and f"\n1 {noun}s" not in shown, noun
+
+
+HOSTILE = "\x1b[2J\x9b31m\x07\x7f\r\u202egnihton\u2066"
+
+
+def test_control_characters_are_written_and_all_scripts_kept():
+    assert printable(f"a\tb\n{HOSTILE}") == "a\tb\n\\x1b[2J\\x9b31m\\x07\\x7f\\r\\u202egnihton\\u2066"
+    texts = "Zürich 渡船 दिल्ली עברית\u200f العربية \u200c\u200d 👩\u200d🚀\ufeff\xa0"
+    assert printable(texts) == texts
+    assert printable("\ud800") == "\\ud800"  # No terminal's encoding has a half character.
+
+
+def test_json_keeps_its_value_without_control_characters():
+    value = {"a\x9b": f"\ud800{HOSTILE}", "b": "渡船"}
+    line = printable_json(json.dumps(value, ensure_ascii=False))
+    assert json.loads(line) == value and printable(line) == line and "渡船" in line
+
+
+def test_the_package_prints_only_by_the_function_that_escapes():
+    places = []
+    for path in (ROOT / "prompt_tuning").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "print":
+                places.append(path.name)
+    assert places == ["text.py"]
