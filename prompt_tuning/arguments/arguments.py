@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+
+from prompt_tuning.support.json_values import parse_json
 
 Init = Literal["random", "vocab", "frequent", "text", "class_labels", "demonstrations", "template", "adapter"]
 
@@ -47,7 +48,7 @@ class ModelArguments:
         """
         if isinstance(self.quantization_config, str):
             with contextlib.suppress(ValueError):
-                self.quantization_config = json.loads(self.quantization_config)
+                self.quantization_config = parse_json(self.quantization_config)
         if not isinstance(self.quantization_config, dict | None):
             raise ValueError(
                 f"quantization_config: expected a mapping, found {self.quantization_config!r}. "

@@ -22,10 +22,8 @@ import pyarrow.parquet as pq
 from prompt_tuning.data.nested import NESTED_KEYS, Row, nested_rows, rows_of_file
 from prompt_tuning.errors import DataError
 from prompt_tuning.support.data_files import file_format
+from prompt_tuning.support.json_values import TOO_DEEP, is_deep
 from prompt_tuning.support.text import counted
-
-MAX_DEPTH = 100
-"""The number of lists and objects that a value may have inside each other."""
 
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -234,13 +232,10 @@ def _decode(text: str, place: int, name: str, first_line: int) -> tuple[Any, int
     except (RecursionError, ValueError) as error:
         reason = str(error)
         if isinstance(error, RecursionError):
-            reason = _TOO_DEEP
+            reason = TOO_DEEP
         elif "digits" in reason:
             reason = "a number of more than 4300 digits; write it as a text"
         raise DataError(f"{name}, line {first_line + text.count(chr(10), 0, place)}: {reason}") from None
-
-
-_TOO_DEEP = f"lists and objects inside each other deeper than {MAX_DEPTH}; make the value a text"
 
 
 def _json_error(error: json.JSONDecodeError, name: str, first_line: int) -> DataError:
@@ -260,27 +255,14 @@ def _checked(value: Any, text: str, origin: str) -> Row:
     if not isinstance(value, dict):
         found = "null" if value is None else type(value).__name__
         raise DataError(f"{origin}: expected a JSON object, found {found}")
-    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
-        raise DataError(f"{origin}: {_TOO_DEEP}")
+    if is_deep(value, text):
+        raise DataError(f"{origin}: {TOO_DEEP}")
     if HALF_CHARACTER.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise DataError(f"{origin}: half a character, {error.object[error.start]!r}, is not text") from None
     return value
-
-
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = list(chain.from_iterable(map(_items, level)))
-    return bool(level)
-
-
-def _items(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[int, Row]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from prompt_tuning.errors import DataError, first_line
+from prompt_tuning.support.json_values import MAX_BYTES, parse_json, read_bounded
 
 STATE = "state.json"
 SPLITS_OF_FOLDER = "dataset_dict.json"
@@ -45,7 +45,7 @@ def load_saved(folder: str, name: str, *, streaming: bool = False) -> Dataset | 
         )
     where = splits[name]
     try:
-        state = json.loads((where / STATE).read_text(encoding="utf-8"))
+        state = parse_json(read_bounded(where / STATE, MAX_BYTES))
         paths = [_inside(where, file["filename"]) for file in state["_data_files"]]
         files = {"train": [glob.escape(str(path)) for path in paths]}
         # The name decides the place in the cache, where `datasets` by itself looks only at the time of a file.
@@ -66,9 +66,9 @@ def saved_splits(folder: str) -> dict[str, Path]:
     path = Path(folder)
     try:
         if (path / STATE).is_file():
-            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+            state = parse_json(read_bounded(path / STATE, MAX_BYTES))
             return {state.get("_split") or "train": path}
-        names = json.loads((path / SPLITS_OF_FOLDER).read_text(encoding="utf-8"))["splits"]
+        names = parse_json(read_bounded(path / SPLITS_OF_FOLDER, MAX_BYTES))["splits"]
         return {name: _inside(path, name) for name in names}
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"dataset {folder}: {first_line(error)}. Save it again by save_to_disk.") from error

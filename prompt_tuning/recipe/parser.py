@@ -14,6 +14,7 @@ from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.old_settings import GONE
 from prompt_tuning.recipe.other_names import flag_name, hint, split_flags
 from prompt_tuning.recipe.ranges import RANGES, range_error
+from prompt_tuning.support.json_values import parse_json
 
 TRUTH_VALUES = {"True": True, "TRUE": True, "False": False, "FALSE": False}  # JSON has them in lower case
 
@@ -128,6 +129,6 @@ def _typed(value: Any) -> Any:
     if value in TRUTH_VALUES:
         return TRUTH_VALUES[value]
     try:
-        return json.loads(value)
+        return parse_json(value)
     except (TypeError, ValueError):
         return value

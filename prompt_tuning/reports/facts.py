@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 from importlib.metadata import version
@@ -19,7 +18,8 @@ from prompt_tuning.engine.dispatch import has_prompt
 from prompt_tuning.errors import DataError
 from prompt_tuning.hub.upload import public, public_name
 from prompt_tuning.reports.summary import read_results
-from prompt_tuning.support.files import read_json
+from prompt_tuning.support.files import parse_json_line, read_json
+from prompt_tuning.support.json_values import MAX_BYTES, parse_json, read_bounded
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import read_yaml
 
@@ -144,7 +144,7 @@ def card_facts(folder: Path, own_example: dict[str, Any] | None = None) -> dict[
     if example:
         return facts | {"example": example, "own_example": True}
     with predictions.open(encoding="utf-8") as rows:
-        facts["example"] = json.loads(next(rows))
+        facts["example"] = parse_json_line(next(rows), predictions, 1)
     return facts
 
 
@@ -155,7 +155,7 @@ def read_card_facts(file: Path) -> dict[str, Any]:
         DataError: the file holds anything else.
     """
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = parse_json(read_bounded(file, MAX_BYTES))
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: expected the facts of a card as JSON: {error}") from error
     if not isinstance(facts, dict) or not {"name", "results", "settings"} <= facts.keys():

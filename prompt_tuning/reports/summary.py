@@ -5,7 +5,6 @@ This module does not import torch, so that `prompt-tuning show` answers at once.
 
 from __future__ import annotations
 
-import json
 import shlex
 import textwrap
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import DataError
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.reports.losses import losses_text
-from prompt_tuning.support.files import read_json
+from prompt_tuning.support.files import parse_json_line, read_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import text_table
 from prompt_tuning.support.text import agreed, counted
@@ -203,7 +202,7 @@ def _examples(run: RunFolder, results: dict[str, Any], count: int) -> list[str]:
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines):
             if number in numbers:
-                texts.append(_example(json.loads(line)))
+                texts.append(_example(parse_json_line(line, file, number + 1)))
     return texts
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from prompt_tuning.errors import DataError, PromptTuningError
+from prompt_tuning.support.json_values import MAX_BYTES, parse_json, read_bounded
 
 PARTIAL = re.compile(
     r"\.partial-checkpoint-\d+(-[0-9a-f]{8})?|\.partial-(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{8}"
@@ -189,11 +190,11 @@ def read_json(path: Path) -> Any:
     """Return the value of a JSON file.
 
     Raises:
-        DataError: the file is not JSON.
+        DataError: the file is not JSON, is larger than MAX_BYTES, or is nested too deeply.
         FileNotFoundError: it does not exist.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_bounded(path, MAX_BYTES))
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}). Remove it, and run the command that wrote it again.") from error
 
@@ -209,12 +210,21 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                advice = "Remove the file, and run the command that wrote it again."
-                raise DataError(f"{path}, line {number}: not JSON ({error}). {advice}") from error
+            rows.append(parse_json_line(line, path, number))
     return rows
+
+
+def parse_json_line(line: str, path: Path, number: int) -> Any:
+    """Return the value of a line of a JSON Lines file.
+
+    Raises:
+        DataError: the line is not JSON, or is nested too deeply.
+    """
+    try:
+        return parse_json(line)
+    except ValueError as error:
+        advice = "Remove the file, and run the command that wrote it again."
+        raise DataError(f"{path}, line {number}: not JSON ({error}). {advice}") from error
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ruamel.yaml import YAML
-from ruamel.yaml.composer import MaxDepthExceededError
+from ruamel.yaml.composer import Composer, MaxDepthExceededError
 from ruamel.yaml.constructor import BaseConstructor, ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
@@ -24,9 +24,12 @@ from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver
 
 from prompt_tuning.errors import PromptTuningError, first_line
+from prompt_tuning.support.json_values import read_bounded
 
 MAX_DEPTH = 64  # lists and mappings in each other
-MAX_SIZE = 10_000_000  # characters and values, each alias counted as what it stands for
+MAX_BYTES = 1_000_000  # a file
+MAX_VALUES = 20_000  # keys, items and values
+MAX_SIZE = 2_000_000  # characters and values, each alias counted as what it stands for
 MAPPING_TAGS = ("!Template", "!TemplateMetadata")  # promptsource marks ordinary mappings with these
 NULLS = ("null", "~")
 LINE_WIDTH = 120
@@ -65,7 +68,7 @@ def read_yaml(path: Path, error: type[PromptTuningError]) -> Any:
     """
     yaml = _reader("safe", _PlainConstructor)
     with _explain(path, error):
-        return yaml.load(path.read_text(encoding="utf-8"))
+        return yaml.load(read_bounded(path, MAX_BYTES))
 
 
 def read_text_pairs(path: Path, error: type[PromptTuningError]) -> list[TextPair]:
@@ -82,7 +85,7 @@ def read_text_pairs(path: Path, error: type[PromptTuningError]) -> list[TextPair
     yaml = _reader("base", BaseConstructor)  # texts, lists and mappings, whatever tags say
     pairs = []
     with _explain(path, error):
-        root = yaml.compose(path.read_text(encoding="utf-8"))
+        root = yaml.compose(read_bounded(path, MAX_BYTES))
         if not isinstance(root, MappingNode):
             kind = "an empty file" if root is None else "a list" if root.id == "sequence" else "one text"
             raise error(f"{path}: expected `key: value` pairs, found {kind}. Write one pair a line.")
@@ -115,6 +118,7 @@ def to_yaml(values: Any) -> str:
 
 def _reader(typ: str, constructor: type[BaseConstructor]) -> YAML:
     yaml = YAML(typ=typ, pure=True)
+    yaml.Composer = _BoundedComposer
     yaml.Constructor = constructor
     yaml.max_depth = MAX_DEPTH
     yaml.composer.warn_double_anchors = False
@@ -128,6 +132,8 @@ def _explain(path: Path, error: type[PromptTuningError]) -> Iterator[None]:
         yield
     except UnicodeDecodeError as problem:
         raise error(f"{path}: not UTF-8 text (byte {problem.start}). Save it as UTF-8.") from None
+    except ValueError as problem:
+        raise error(f"{path}: {problem}. Name a smaller file.") from None
     except MaxDepthExceededError as problem:
         line = problem.problem_mark.line + 1
         raise error(f"{path}, line {line}: too deep to read. Nest lists and mappings less.") from None
@@ -190,6 +196,21 @@ def _error(problem: str, node: Node) -> ConstructorError:
     return ConstructorError(problem=f"{problem}.", problem_mark=node.start_mark)
 
 
+class _BoundedComposer(Composer):
+    """Compose at most MAX_VALUES nodes, since each takes some 20 microseconds."""
+
+    num_values = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.num_values += 1
+        if self.num_values > MAX_VALUES:
+            raise ConstructorError(
+                problem=f"more than {MAX_VALUES:,} values. Name a smaller file.",
+                problem_mark=self.parser.peek_event().start_mark,
+            )
+        return super().compose_node(parent, index)
+
+
 class _PlainConstructor(SafeConstructor):
     """Construct plain values, and texts from scalars that would be written in another way."""
 
@@ -202,14 +223,15 @@ class _PlainConstructor(SafeConstructor):
         tag = str(node.tag)
         try:
             value = SafeConstructor.yaml_constructors[tag](self, node)
+            return value if node.value in _written_forms(value) else node.value
         except (ValueError, LookupError, AttributeError, TypeError, ConstructorError):
             kind = tag.rpartition(":")[2]
-            raise _error(f"{node.value!r} is not a valid {kind}. Put the value in quotes", node) from None
-        return value if node.value in _written_forms(value) else node.value
+            text = repr(node.value)[:LINE_WIDTH]
+            raise _error(f"{text} is not a valid {kind}. Put the value in quotes", node) from None
 
     def refuse_tag(self, node: Node) -> NoReturn:
         """Raise ConstructorError, since the tag would construct something else than a plain value."""
-        tag = str(node.tag).replace(_STANDARD_TAG, "!!")
+        tag = str(node.tag).replace(_STANDARD_TAG, "!!")[:LINE_WIDTH]
         raise _error(f"tag {tag}: only {' and '.join(MAPPING_TAGS)} are allowed. Write a plain value", node)
 
 

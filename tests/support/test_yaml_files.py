@@ -73,6 +73,9 @@ def aliases(kind):
             "aliases make this too large or too deep to read",
         ),
         ("a: \x00", "not YAML: "),
+        ('a: "\\U0011ffff"', "chr() arg not in range"),
+        ("a: [" + "x," * 20_000 + "]", "line 1: more than 20,000 values. Name a smaller file."),
+        ("a: " + "word " * 200_000, "larger than 1,000,000 bytes. Name a smaller file."),
     ],
 )
 def test_a_broken_or_hostile_file_is_refused_at_once_with_its_line(tmp_path, reader, content, message):
@@ -98,3 +101,18 @@ def test_texts_of_several_lines_are_written_as_blocks_and_only_plain_values_at_a
     for value in (b"x", {1}, object):
         with pytest.raises(TypeError):
             to_yaml({"a": value})
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "0x" + "f" * 50_000, "0o" + "7" * 50_000])
+def test_an_integer_of_too_many_digits_is_an_error_of_one_short_line(tmp_path, number):
+    (tmp_path / "a.yaml").write_text(f"a: {number}")
+    with pytest.raises(DataError, match=r"line 1: .* is not a valid int") as caught:
+        read_yaml(tmp_path / "a.yaml", DataError)
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
+def test_a_long_tag_makes_a_short_error(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: !" + "x" * 10_000 + " 1")
+    with pytest.raises(DataError, match="only !Template and") as caught:
+        read_yaml(tmp_path / "a.yaml", DataError)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))

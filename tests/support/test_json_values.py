@@ -1,0 +1,54 @@
+"""A JSON file of a stranger costs megabytes at most, and cannot end a command with a traceback."""
+
+import json
+import shutil
+
+import pytest
+from helpers.paths import ROOT
+
+from prompt_tuning.cli.main import main
+from prompt_tuning.errors import DataError
+from prompt_tuning.support import json_values
+from prompt_tuning.support.files import read_json, read_json_lines
+
+TOO_DEEP = "[" * 100_000 + "]" * 100_000
+DEEP = "[" * 900 + "]" * 900  # Python's reader takes it, and what walks over it stops.
+LONG = "9" * 5000
+
+
+@pytest.mark.parametrize("text", [TOO_DEEP, DEEP, LONG, '{"a": ' * 100_000, '{"a": ' * 500 + "1" + "}" * 500])
+def test_json_that_is_too_deep_or_too_long_is_an_error_with_the_file(text, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(f'{{"x": {text}}}\n')
+    with pytest.raises(DataError, match=r"results\.json: not JSON"):
+        read_json(path)
+    with pytest.raises(DataError, match=r"results\.json, line 1: not JSON"):
+        read_json_lines(path)
+
+
+def test_no_more_of_a_file_is_read_than_its_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.support.files.MAX_BYTES", 100)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"x": "y" * 100}))
+    with pytest.raises(DataError, match="larger than 100 bytes"):
+        read_json(path)
+
+
+def test_nested_values_up_to_the_limit_are_read(tmp_path):
+    depth = json_values.MAX_DEPTH - 1
+    path = tmp_path / "results.json"
+    path.write_text(f'{{"x": {"[" * depth}{"]" * depth}, "y": {[[1]] * 1000}}}')
+    assert len(read_json(path)["y"]) == 1000
+
+
+@pytest.mark.parametrize("file", ["results.json", "log_history.json", "predictions/test.jsonl"])
+@pytest.mark.parametrize("text", [TOO_DEEP, LONG], ids=["deep", "long"])
+def test_a_run_folder_with_such_json_is_an_error_of_one_line(file, text, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(ROOT / "tests" / "fixtures" / "v0.1.0" / "runs" / "prompt_tuning", run)
+    (run / file).write_text(f'{{"row": {text}}}\n')
+    for command in ("show", "report", "card"):
+        assert main([command, str(run)]) in (0, 1), command
+    lines = capsys.readouterr().err.splitlines()
+    assert any("not JSON" in line for line in lines)
+    assert max(map(len, lines)) < 500
