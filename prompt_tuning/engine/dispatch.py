@@ -19,6 +19,7 @@ from transformers import (
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.engine.attention import ATTENTION
+from prompt_tuning.errors import ModelError
 
 # tests/engine/test_architectures.py holds each of these to a row-by-row reference.
 PACKED_ARCHITECTURES = (
@@ -39,6 +40,16 @@ class ExecutionPath:
 def get_base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Return the model without its adapter, if it has one."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def check_one_device(base: PreTrainedModel) -> None:
+    """Raise a ModelError for a model that `device_map` has spread over several devices."""
+    devices = sorted(set(map(str, vars(base).get("hf_device_map", {}).values())))
+    if len(devices) > 1:
+        raise ModelError(
+            f"the base model's layers are on several devices ({', '.join(devices)}), and prompts and masks would not "
+            'follow them. Load it on one, device_map={"": 0}, or split it with recipes/accelerate/fsdp2.yaml'
+        )
 
 
 def has_prompt(model: PreTrainedModel | PeftModel) -> bool:

@@ -9,6 +9,7 @@ import torch
 from peft import PeftConfig, PeftModel, PeftModelForCausalLM, PeftModelForSeq2SeqLM, TaskType
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from prompt_tuning.engine.dispatch import check_one_device
 from prompt_tuning.errors import AdapterError
 
 TASK_TYPES = {PeftModelForCausalLM: TaskType.CAUSAL_LM, PeftModelForSeq2SeqLM: TaskType.SEQ_2_SEQ_LM}
@@ -42,8 +43,9 @@ class PromptAdapters(PeftModel):
         """Add the adapter; the arguments are those of PEFT.
 
         Raises:
-            AdapterError: the base model has an adapter already.
+            AdapterError: the base model has an adapter already. ModelError: it is spread over several devices.
         """
+        check_one_device(model)
         if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise AdapterError(
                 "the base model has an adapter already, which the saved prompt could not name. Merge it "

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTraini
 from transformers.trainer_utils import has_length
 
 from prompt_tuning.arguments.training_args import NO_AUTO_FIND_BATCH_SIZE, sharding_errors
-from prompt_tuning.engine.dispatch import autocast_dtype, get_base, has_prompt
+from prompt_tuning.engine.dispatch import autocast_dtype, check_one_device, get_base, has_prompt
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.engine.stop_texts import add_end_tokens
 from prompt_tuning.errors import AdapterError, DataError, ErrorList, RecipeError
@@ -97,6 +97,7 @@ def use_one_gpu(args: Seq2SeqTrainingArguments) -> None:
 
 def check_model(model: PreTrainedModel | PeftModel, args: Seq2SeqTrainingArguments) -> None:
     """Raise a PromptTuningError for a model that rows are not exact in, or that an argument has no meaning for."""
+    check_one_device(get_base(model))
     if not has_prompt(model):
         return
     if not (model.config.is_encoder_decoder or isinstance(model, SharedPrefixModel)):

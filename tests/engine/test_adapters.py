@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 from helpers.models import tiny_llama, tiny_t5
+from helpers.trainers import trainer
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from prompt_tuning import SharedPrefixModel, add_soft_prompt, prompt_config
 from prompt_tuning.arguments.arguments import PromptArguments
-from prompt_tuning.errors import AdapterError
+from prompt_tuning.errors import AdapterError, ModelError
 from prompt_tuning.models.encoder_decoder import EncoderDecoderPromptModel
 from prompt_tuning.models.prompts import add_adapter
 
@@ -138,6 +139,20 @@ def test_a_prompt_over_a_lora_adapter_is_refused_until_it_is_merged(build):
             add_soft_prompt(model, config)
     merged = lora.merge_and_unload()
     assert add_soft_prompt(merged, prompt_config(merged, 4)).active_adapters == ["default"]
+
+
+@pytest.mark.parametrize("build", [tiny_llama, tiny_t5])
+def test_a_base_model_on_several_devices_is_refused_by_prompts_and_by_the_trainer(build, tokenizer, tmp_path):
+    base = build(len(tokenizer))
+    base.hf_device_map = {"": 0}  # transformers sets it for device_map.
+    assert add_soft_prompt(base, prompt_config(base, 4)).active_adapters == ["default"]
+    base.hf_device_map = {"shared": 0, "lm_head": 1}
+    with pytest.raises(ModelError, match=r"layers are on several devices \(0, 1\)"):
+        add_soft_prompt(base, prompt_config(base, 4))
+    lora = add_adapter(base, prompt_config(base, 0, PromptArguments(method="lora")))
+    for model in (base, lora):
+        with pytest.raises(ModelError, match=r"layers are on several devices \(0, 1\)"):
+            trainer(model, tokenizer, tmp_path)
 
 
 def test_a_prompt_over_a_prompt_is_refused():
