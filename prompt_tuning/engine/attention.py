@@ -7,58 +7,25 @@ no padding; only here is it taken apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from prompt_tuning.engine.padded_segments import PaddedSegments, causal_mask
+
 ATTENTION = "shared_prefix"
+
+States = tuple[torch.Tensor, torch.Tensor]  # keys and values of a layer, both `[1, key heads, N, D]`
 
 # `scaled_dot_product_attention` runs these on a CPU; they have no public names.
 flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 - no public name
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001 - no public name
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The part of a right-padded batch that has to be computed; tensors `[B, T]`.
-
-    Args:
-        input_ids: the tokens.
-        needed: the tokens that some target follows, and no padding.
-        predicts: the positions whose logits predict a target.
-        shared: how many tokens open every row, before any prediction.
-    """
-
-    input_ids: torch.Tensor
-    needed: torch.Tensor
-    predicts: torch.Tensor
-    shared: int
-
-    @classmethod
-    def from_targets(cls, input_ids: torch.Tensor, is_target: torch.Tensor) -> Batch:
-        """Return the batch of right-padded ids `[B, T]` whose targets are where `is_target` `[B, T]` is true."""
-        predicts = F.pad(is_target[:, 1:], (0, 1))
-        needed = predicts.flip(1).cumsum(1).flip(1) > 0
-        alike = ((input_ids == input_ids[:1]) & ~predicts).all(0)
-        return cls(input_ids, needed, predicts, int(alike.cumprod(0).sum()))
-
-    @property
-    def common_prefix(self) -> torch.Tensor:
-        """`[S]`, the ids that open every row."""
-        return self.input_ids[0, : self.shared]
-
-    def rest(self) -> Batch:
-        """Return the columns after the common prefix."""
-        start = self.shared
-        return Batch(self.input_ids[:, start:], self.needed[:, start:], self.predicts[:, start:], shared=0)
 
 
 class RowLayout:
@@ -73,8 +40,8 @@ class RowLayout:
         prompts: tuple[int, ...],
         rows: tuple[int, ...],
         prompt_index: tuple[int, ...],
-        prefixes: tuple[Cache, ...] = (),
-        states: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None,
+        prefixes: Sequence[States] = (),
+        states: dict[int, States] | None = None,
     ) -> None:
         """Note the lengths of prompts and rows, in their order in the sequence.
 
@@ -82,10 +49,9 @@ class RowLayout:
             prompts: length of each prompt.
             rows: length of each row.
             prompt_index: for each row the index of its prompt.
-            prefixes: the keys and values of each prompt if they are computed already, one row each; the packed
-                sequence then holds only rows.
-            states: if not None, attention stores here by layer the keys and values of the packed sequence, both
-                `[1, key heads, N, D]`.
+            prefixes: for each layer the keys and values of all prompts if they are computed already, one prompt after
+                the other; the packed sequence then holds only rows.
+            states: if not None, attention stores here by layer the keys and values of the packed sequence.
         """
         self.prompts = prompts
         self.rows = rows
@@ -93,6 +59,7 @@ class RowLayout:
         self.prefixes = prefixes
         self.states = states
         self._masks: dict[Any, torch.Tensor] = {}
+        self._padded: dict[torch.device, PaddedSegments] = {}
 
     @property
     def lengths(self) -> list[int]:
@@ -107,14 +74,14 @@ class RowLayout:
         segments += [(prompt, len(self.prompts) + row) for row, prompt in enumerate(self.prompt_index)]
         return segments
 
-    def positions(self, device: torch.device) -> torch.Tensor:
-        """Return position ids `[1, N]`: a prompt counts from 0, a row continues where its prompt ends."""
+    def positions(self) -> torch.Tensor:
+        """Return the positions `[N]`: a prompt counts from 0, a row continues where its prompt ends."""
         lengths = self.lengths
         spans = []
         for before, segment in self.segments():
             start = 0 if before is None else lengths[before]
-            spans.append(torch.arange(start, start + lengths[segment], device=device))
-        return torch.cat(spans)[None]
+            spans.append(torch.arange(start, start + lengths[segment]))
+        return torch.cat(spans)
 
     def mask(self, before: int, length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
         """Return the causal mask of a row behind `before` positions, as far as the window reaches.
@@ -122,54 +89,21 @@ class RowLayout:
         Returns:
             `[length, before + length]`, 0 where a token may look and -inf elsewhere.
         """
-        key = (before, window, like.dtype)
+        key = (before, window, like.dtype, like.device)
         if key not in self._masks:  # One mask for the longest row is made once a step.
             longest = max(self.lengths)
             query = torch.arange(before, before + longest, device=like.device)[:, None]
-            self._masks[key] = _additive(query, torch.arange(before + longest, device=like.device)[None], window, like)
+            self._masks[key] = causal_mask(
+                query, torch.arange(before + longest, device=like.device)[None], window, like
+            )
         return self._masks[key][:length, : before + length]
 
-    @cached_property
-    def padded(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Segments side by side.
-
-        Indices of queries and which are real, both `[S, T]`; indices of keys `[S, U]`, -1 for none; and how many keys
-        stand before those of the segment itself, `[S]`.
-        """
-        lengths = self.lengths
-        starts = torch.tensor([0, *lengths]).cumsum(0)[:-1].tolist()
-        hidden = sum(self.prompts) if self.prefixes else 0
-        segments = self.segments()
-        width = max(lengths[segment] for _, segment in segments)
-        reach = width + max(self.prompts, default=0)
-        query: list[list[int]] = []
-        real: list[list[bool]] = []
-        key: list[list[int]] = []
-        first: list[int] = []
-        for before, segment in segments:
-            tokens = list(range(starts[segment], starts[segment] + lengths[segment]))
-            seen = [] if before is None else list(range(starts[before], starts[before] + lengths[before]))
-            query.append([token - hidden for token in tokens] + [0] * (width - len(tokens)))
-            real.append([True] * len(tokens) + [False] * (width - len(tokens)))
-            key.append(seen + tokens + [-1] * (reach - len(seen) - len(tokens)))
-            first.append(len(seen))
-        return torch.tensor(query), torch.tensor(real), torch.tensor(key), torch.tensor(first)
-
-    def padded_mask(self, window: int | None, like: torch.Tensor) -> torch.Tensor:
-        """Return the mask `[S, 1, T, U]` of the padded segments."""
-        if window not in self._masks:
-            query, real, key, first = (tensor.to(like.device) for tensor in self.padded)
-            place = first[:, None, None] + torch.arange(query.shape[1], device=like.device)[:, None]
-            mask = _additive(place, torch.arange(key.shape[1], device=like.device), window, like)
-            # A padded query sees everything: its output is dropped, but must not be NaN.
-            self._masks[window] = mask.masked_fill(~real[..., None], 0)[:, None]
-        return self._masks[window]
-
-
-def _additive(query: torch.Tensor, key: torch.Tensor, window: int | None, like: torch.Tensor) -> torch.Tensor:
-    distance = query - key
-    hidden = (distance < 0) | (distance >= window) if window else distance < 0
-    return torch.zeros(distance.shape, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))
+    def padded(self, device: torch.device) -> PaddedSegments:
+        """Return the segments side by side, whose indices are copied to a device once for all layers."""
+        if device not in self._padded:
+            num_hidden = sum(self.prompts) if self.prefixes else 0
+            self._padded[device] = PaddedSegments(self.segments(), self.lengths, num_hidden, device)
+        return self._padded[device]
 
 
 def shared_prefix_attention(
@@ -205,9 +139,9 @@ def shared_prefix_attention(
     if row_layout.states is not None:
         row_layout.states[module.layer_idx] = key, value
     if row_layout.prefixes:
-        layers = [prefix.layers[module.layer_idx] for prefix in row_layout.prefixes]
-        key = torch.cat([*(layer.keys.to(key.dtype) for layer in layers), key], 2)
-        value = torch.cat([*(layer.values.to(value.dtype) for layer in layers), value], 2)
+        prefix_key, prefix_value = row_layout.prefixes[module.layer_idx]
+        key = torch.cat([prefix_key.to(key.dtype), key], 2)
+        value = torch.cat([prefix_value.to(value.dtype), value], 2)
     # On a CPU padding costs more than a call for each row; on an accelerator the calls do.
     attention = row_by_row if query.device.type == "cpu" else side_by_side
     return attention(query, key, value, row_layout, window=sliding_window, settings=settings), None
@@ -315,7 +249,7 @@ def side_by_side(
     window: int | None,
     settings: dict[str, Any],
 ) -> torch.Tensor:
-    """Attend by one call for all prompts and rows, padded.
+    """Attend by one call for all prompts and rows of like length, padded.
 
     Args:
         query: `[1, heads, N, D]`.
@@ -328,12 +262,12 @@ def side_by_side(
     Returns:
         `[1, N, heads, D]`.
     """
-    places, real, seen, _ = (tensor.to(query.device) for tensor in layout.padded)
-    # [1, heads, N, D] -> [S, heads, T, D]
-    query = query[0].transpose(0, 1)[places].transpose(1, 2)
-    key, value = (states[0].transpose(0, 1)[seen].transpose(1, 2) for states in (key, value))
-    attended = _attend(query, key, value, layout.padded_mask(window, query), **settings)
-    return attended.transpose(1, 2)[real][None]
+    padded = layout.padded(query.device)
+    attended = []
+    for queries, keys, values, mask in padded.groups_of(query, key, value, window):
+        # [S, heads, T, D] -> [S * T, heads, D]
+        attended.append(_attend(queries, keys, values, mask, **settings).transpose(1, 2).flatten(0, 1))
+    return torch.cat(attended).index_select(0, padded.packed_places)[None]
 
 
 def _attend(

@@ -31,6 +31,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation import EosTokenCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from prompt_tuning.encoding.batching import unpadded
 from prompt_tuning.engine.calls import setting
 from prompt_tuning.engine.dispatch import get_base, has_prompt
 from prompt_tuning.engine.kv_cache import RoomyLayer, cache_of_rows, join_caches
@@ -130,7 +131,7 @@ def generate_with_cache(
     rest = attention_mask * (attention_mask.cumsum(1) > shared)
     if packed:
         # `generate` reads the last token itself.
-        rows = [ids[mask.bool()][:-1].tolist() for ids, mask in zip(input_ids, rest, strict=True)]
+        rows = [row[:-1] for row in unpadded(input_ids, rest)]
         cache, mask = cache_of_rows(base, caches, prompt_index, rows)
         mask = torch.cat([mask, rest[:, -1:]], 1)
     else:

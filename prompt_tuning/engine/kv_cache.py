@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from prompt_tuning.encoding.batching import common_prefix_length
-from prompt_tuning.engine.attention import RowLayout
+from prompt_tuning.engine.attention import RowLayout, States
 
 WORTH_SHARING = 16  # Rows must open with so many equal tokens for these to be read once.
 READ_AT_ONCE = 2048  # A CPU maps the temporaries of more tokens into memory anew each time.
@@ -136,33 +136,62 @@ def length_order(rows: Sequence[Sequence[int]], *, share: bool) -> list[int]:
     return sorted(range(len(rows)), key=lambda n: (-longest[n], group[n], -len(rows[n])))
 
 
+class PackedPrefixes(NamedTuple):
+    """Keys and values of several prefixes, one after the other without padding.
+
+    Attributes:
+        lengths: of each prefix.
+        states: for each layer keys and values, both `[1, key heads, sum of the lengths, D]`.
+    """
+
+    lengths: tuple[int, ...]
+    states: list[States]
+
+    @classmethod
+    def from_caches(cls, caches: Sequence[Cache]) -> PackedPrefixes:
+        """Return the keys and values of caches of one row each."""
+        states = []
+        for layers in zip(*(cache.layers for cache in caches), strict=True):
+            states.append((_joined([layer.keys for layer in layers]), _joined([layer.values for layer in layers])))
+        return cls(tuple(cache.get_seq_length() for cache in caches), states)
+
+    def part(self, first: int, end: int) -> PackedPrefixes:
+        """Return the prefixes with the numbers `first` to `end - 1`."""
+        places = slice(sum(self.lengths[:first]), sum(self.lengths[:end]))
+        states = [(keys[:, :, places], values[:, :, places]) for keys, values in self.states]
+        return PackedPrefixes(self.lengths[first:end], states)
+
+
+def _joined(states: Sequence[torch.Tensor]) -> torch.Tensor:
+    return states[0] if len(states) == 1 else torch.cat(list(states), 2)
+
+
 def read_packed(
-    base: PreTrainedModel, caches: Sequence[Cache], prompt_index: Sequence[int], rows: Sequence[Sequence[int]]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return for each layer the keys and values of rows behind their prompts, without padding.
+    base: PreTrainedModel, prefixes: PackedPrefixes, prefix_index: Sequence[int], rows: Sequence[Sequence[int]]
+) -> list[States]:
+    """Return for each layer the keys and values of rows behind their prefixes, without padding.
 
     Args:
         base: the model without its prompt.
-        caches: keys and values of prompts, one row each; they are not changed.
-        prompt_index: for each row the index of its prompt.
+        prefixes: what stands before the rows.
+        prefix_index: for each row the index of its prefix.
         rows: token ids.
 
     Returns:
         Keys and values, both `[1, key heads, N, D]`.
     """
     at_once = READ_AT_ONCE if base.device.type == "cpu" else sum(map(len, rows))
-    prompt_lengths = tuple(cache.get_seq_length() for cache in caches)
-    num_layers = len(caches[0].layers)
+    num_layers = len(prefixes.states)
     keys: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
     values: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
     not_empty = [number for number, row in enumerate(rows) if row]
     for chunk in chunks(not_empty, [len(row) for row in rows], at_once):
-        states: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        states: dict[int, States] = {}
         layout = RowLayout(
-            prompts=prompt_lengths,
+            prompts=prefixes.lengths,
             rows=tuple(len(rows[number]) for number in chunk),
-            prompt_index=tuple(prompt_index[number] for number in chunk),
-            prefixes=tuple(caches),
+            prompt_index=tuple(prefix_index[number] for number in chunk),
+            prefixes=prefixes.states,
             states=states,
         )
         run_packed(base, [rows[number] for number in chunk], layout, logits_to_keep=1)
@@ -170,8 +199,8 @@ def read_packed(
             keys[layer].append(states[layer][0])
             values[layer].append(states[layer][1])
     if not not_empty:
-        return [(layer.keys[:, :, :0], layer.values[:, :, :0]) for layer in caches[0].layers]
-    return [(torch.cat(keys[layer], 2), torch.cat(values[layer], 2)) for layer in range(num_layers)]
+        return [(keys[:, :, :0], values[:, :, :0]) for keys, values in prefixes.states]
+    return [(_joined(keys[layer]), _joined(values[layer])) for layer in range(num_layers)]
 
 
 def run_packed(
@@ -180,7 +209,7 @@ def run_packed(
     """Return the model's output over rows of token ids as one packed sequence, behind the layout's prefixes."""
     return base(
         input_ids=torch.tensor([list(chain.from_iterable(rows))], device=base.device),
-        position_ids=layout.positions(base.device),
+        position_ids=layout.positions()[None].to(base.device),
         # With four dimensions the model makes no mask of its own.
         attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.long, device=base.device),
         use_cache=False,
@@ -204,56 +233,62 @@ def chunks(numbers: Sequence[int], lengths: Sequence[int], at_once: int) -> Iter
         yield chunk
 
 
-def _caches_behind(
-    caches: Sequence[Cache],
-    prompt_index: Sequence[int],
-    lengths: Sequence[int],
-    states: Sequence[tuple[torch.Tensor, torch.Tensor]],
-) -> list[Cache]:
-    """Return for each row a cache of its prompt and its tokens, whose keys and values `read_packed` returned."""
-    joined = [DynamicCache() for _ in lengths]
-    for number, (keys, values) in enumerate(states):
-        row_keys = keys.split(list(lengths), 2)
-        row_values = values.split(list(lengths), 2)
-        for row, cache in enumerate(joined):
-            prompt = caches[prompt_index[row]].layers[number]
-            cache.update(
-                torch.cat([prompt.keys, row_keys[row]], 2), torch.cat([prompt.values, row_values[row]], 2), number
-            )
-    return joined
+def _places_behind(lengths: Sequence[int], index: Sequence[int], row_lengths: Sequence[int]) -> list[list[int]]:
+    """Return for each row the places of its prefix and its tokens, where all prefixes stand before all rows."""
+    starts = [0, *accumulate([*lengths, *row_lengths])]
+    places = []
+    for row, prefix in enumerate(index, len(lengths)):
+        places.append([*range(starts[prefix], starts[prefix + 1]), *range(starts[row], starts[row + 1])])
+    return places
+
+
+def _prefixes_behind(
+    prefixes: PackedPrefixes, index: Sequence[int], row_lengths: Sequence[int], states: Sequence[States]
+) -> PackedPrefixes:
+    """Return for each row a prefix of its own: its prefix and its tokens, whose states `read_packed` returned."""
+    places = _places_behind(prefixes.lengths, index, row_lengths)
+    chosen = torch.tensor(list(chain.from_iterable(places)), dtype=torch.long, device=states[0][0].device)
+    behind = []
+    for before, rows in zip(prefixes.states, states, strict=True):
+        keys, values = (torch.cat(pair, 2).index_select(2, chosen) for pair in zip(before, rows, strict=True))
+        behind.append((keys, values))
+    return PackedPrefixes(tuple(map(len, places)), behind)
 
 
 def _read_passages(
-    base: PreTrainedModel, caches: Sequence[Cache], prompt_index: Sequence[int], rows: Sequence[Sequence[int]]
-) -> tuple[list[Cache], list[int], list[Sequence[int]]]:
-    """Read once each text that opens several rows, and return it as a further prompt of these rows.
+    base: PreTrainedModel, prefixes: PackedPrefixes, prompt_index: Sequence[int], rows: Sequence[Sequence[int]]
+) -> tuple[PackedPrefixes, list[int], list[Sequence[int]]]:
+    """Read once each text that opens several rows, and return it as a further prefix of these rows.
 
     Returns:
-        All caches, for each row the index of its cache, and the rest of each row.
+        All prefixes, for each row the index of its prefix, and the rest of each row.
     """
-    all_caches = list(caches)
-    cache_index = list(prompt_index)
+    prefix_index = list(prompt_index)
     rest = list(rows)
     groups = shared_prefixes(rows, prompt_index)
-    if groups:
-        prompts = [prompt_index[members[0]] for _, members in groups]
-        passages = [rows[members[0]][:shared] for shared, members in groups]
-        states = read_packed(base, caches, prompts, passages)
-        all_caches += _caches_behind(caches, prompts, [len(passage) for passage in passages], states)
-        for number, (shared, members) in enumerate(groups):
-            for row in members:
-                cache_index[row] = len(caches) + number
-                rest[row] = rows[row][shared:]
-    return all_caches, cache_index, rest
+    if not groups:
+        return prefixes, prefix_index, rest
+    prompts = [prompt_index[members[0]] for _, members in groups]
+    passages = [rows[members[0]][:shared] for shared, members in groups]
+    read = read_packed(base, prefixes, prompts, passages)
+    behind = _prefixes_behind(prefixes, prompts, [len(passage) for passage in passages], read)
+    states = []
+    for (keys, values), (further_keys, further_values) in zip(prefixes.states, behind.states, strict=True):
+        states.append((torch.cat([keys, further_keys], 2), torch.cat([values, further_values], 2)))
+    for number, (shared, members) in enumerate(groups, len(prefixes.lengths)):
+        for row in members:
+            prefix_index[row] = number
+            rest[row] = rows[row][shared:]
+    return PackedPrefixes(prefixes.lengths + behind.lengths, states), prefix_index, rest
 
 
-def caches_of_rows(
+def prefixes_of_rows(
     base: PreTrainedModel, caches: Sequence[Cache], prompt_index: Sequence[int], rows: Sequence[Sequence[int]]
-) -> list[Cache]:
-    """Return for each row a cache of its prompt and its tokens, without padding; otherwise like `cache_of_rows`."""
-    caches, cache_index, rest = _read_passages(base, caches, prompt_index, rows)
-    states = read_packed(base, caches, cache_index, rest)
-    return _caches_behind(caches, cache_index, [len(row) for row in rest], states)
+) -> PackedPrefixes:
+    """Return for each row its prompt and its tokens, without padding; otherwise like `cache_of_rows`."""
+    prefixes, index, rest = _read_passages(base, PackedPrefixes.from_caches(caches), prompt_index, rows)
+    states = read_packed(base, prefixes, index, rest)
+    return _prefixes_behind(prefixes, index, [len(row) for row in rest], states)
 
 
 def cache_of_rows(
@@ -270,20 +305,17 @@ def cache_of_rows(
     Returns:
         A cache of B rows, each with its prompt and its tokens, padded on the left, and its mask `[B, longest]`.
     """
-    caches, cache_index, rest = _read_passages(base, caches, prompt_index, rows)
-    states = read_packed(base, caches, cache_index, rest)
-    starts = [0, *accumulate([cache.get_seq_length() for cache in caches] + [len(row) for row in rest])]
-    places = []
-    for row, index in enumerate(cache_index):
-        first = len(caches) + row
-        places.append([*range(starts[index], starts[index + 1]), *range(starts[first], starts[first + 1])])
+    prefixes, index, rest = _read_passages(base, PackedPrefixes.from_caches(caches), prompt_index, rows)
+    states = read_packed(base, prefixes, index, rest)
+    places = _places_behind(prefixes.lengths, index, [len(row) for row in rest])
     longest = max(map(len, places))
-    padded = torch.tensor([[0] * (longest - len(row)) + row for row in places], device=base.device)
+    device = states[0][0].device
+    padded = [[0] * (longest - len(row)) + row for row in places]
+    chosen = torch.tensor(padded, dtype=torch.long, device=device).flatten()
     joined = DynamicCache()
-    for number, (keys, values) in enumerate(states):
-        layers = [cache.layers[number] for cache in caches]
+    for number, (before, behind) in enumerate(zip(prefixes.states, states, strict=True)):
         # [1, heads, all, D] -> [B, heads, longest, D]
-        all_keys = torch.cat([*(layer.keys for layer in layers), keys], 2)[0, :, padded].transpose(0, 1)
-        all_values = torch.cat([*(layer.values for layer in layers), values], 2)[0, :, padded].transpose(0, 1)
-        joined.update(all_keys, all_values, number)
-    return joined, _left_padded_mask([len(row) for row in places], base.device)
+        selected = [torch.cat(pair, 2)[0].index_select(1, chosen) for pair in zip(before, behind, strict=True)]
+        keys, values = (tensor.unflatten(1, (len(rows), longest)).transpose(0, 1) for tensor in selected)
+        joined.update(keys, values, number)
+    return joined, _left_padded_mask([len(row) for row in places], device)

@@ -30,7 +30,8 @@ from prompt_tuning.encoding.batching import batches_within, common_prefix, sourc
 from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.attention import ATTENTION, RowLayout
 from prompt_tuning.engine.dispatch import get_base, has_prompt, packing_obstacle, within_window
-from prompt_tuning.engine.kv_cache import caches_of_rows, chunks, common_prefix_cache, length_order, run_packed
+from prompt_tuning.engine.kv_cache import chunks, common_prefix_cache, length_order, prefixes_of_rows, run_packed
+from prompt_tuning.engine.padded_segments import to_device
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt_once
 
 Normalization = Literal["none", "tokens", "characters", "bytes", "unconditional"]
@@ -164,12 +165,17 @@ def log_likelihoods(
         for number, tokens in enumerate(of_row):
             alike.setdefault(tuple(tokens[:-1]), []).append(number)
         segments += [Segment(row, numbers, of_row[numbers[0]]) for numbers in alike.values()]
+    targets = []
+    for row, numbers, _ in segments:
+        targets.append(torch.tensor([continuations[row][number] for number in numbers]))
+    # All targets are copied together, so that Python does not wait for the device at each segment.
+    copied = to_device(get_base(model).device, *(tensor.flatten() for tensor in targets))
     sums = []
     with model.eagerly() if isinstance(model, SharedPrefixModel) else nullcontext():
-        for (row, numbers, tokens), logits in zip(segments, _logits(model, sources, segments, start), strict=True):
-            targets = torch.tensor([continuations[row][number] for number in numbers], device=logits.device)
-            places = torch.arange(len(tokens), device=logits.device)
-            sums.append(logits.float().log_softmax(-1)[places, targets].sum(1))
+        for wanted, flat, logits in zip(targets, copied, _logits(model, sources, segments, start), strict=True):
+            of_segment = flat.view(wanted.shape).to(logits.device)
+            places = torch.arange(wanted.shape[1], device=logits.device)
+            sums.append(logits.float().log_softmax(-1)[places, of_segment].sum(1))
     summed = iter(torch.cat(sums).tolist())
     scores = [[0.0] * len(of_row) for of_row in continuations]
     for row, numbers, _ in segments:
@@ -210,19 +216,20 @@ def _packed_logits(
 ) -> Iterator[torch.Tensor]:
     """Yield what `_logits` does, by packed rows behind a cache with the first `num_cached` ids of each source."""
     # The last token of a source predicts the first one of each of its continuations, so it stands before them all.
-    source_caches = caches_of_rows(base, caches, [0] * len(sources), [source[num_cached:-1] for source in sources])
+    prefixes = prefixes_of_rows(base, caches, [0] * len(sources), [source[num_cached:-1] for source in sources])
     lengths = [len(segment.tokens) for segment in segments]
     for chunk in chunks(range(len(segments)), lengths, LOGITS_AT_ONCE):
-        rows = list(dict.fromkeys(segments[number].row for number in chunk))
+        first = segments[chunk[0]].row  # The segments of a row follow each other, and rows are in their order.
+        chunk_prefixes = prefixes.part(first, segments[chunk[-1]].row + 1)
         ids = []
         for number in chunk:
             row, _, tokens = segments[number]
             ids.append([sources[row][-1], *tokens[:-1]])
         layout = RowLayout(
-            prompts=tuple(source_caches[row].get_seq_length() for row in rows),
+            prompts=chunk_prefixes.lengths,
             rows=tuple(map(len, ids)),
-            prompt_index=tuple(rows.index(segments[number].row) for number in chunk),
-            prefixes=tuple(source_caches[row] for row in rows),
+            prompt_index=tuple(segments[number].row - first for number in chunk),
+            prefixes=chunk_prefixes.states,
         )
         yield from run_packed(base, ids, layout).logits[0].split(list(layout.rows))
 

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import move_padding, pad_left
-from prompt_tuning.engine.attention import Batch, RowLayout
+from prompt_tuning.engine.attention import RowLayout
 from prompt_tuning.engine.calls import (
     arguments_with_labels,
     check_generate_arguments,
@@ -39,11 +39,13 @@ from prompt_tuning.engine.generation import (
     reads_ids,
     with_sources,
 )
-from prompt_tuning.engine.kv_cache import join_caches
+from prompt_tuning.engine.kv_cache import PackedPrefixes, join_caches
+from prompt_tuning.engine.padded_segments import to_device
 from prompt_tuning.engine.peft_generation import generate_row_by_row, peft_warnings_ignored
 from prompt_tuning.engine.places import put_back, rows_first, select, starts_with_padding
 from prompt_tuning.engine.prompt_model import PromptModel
 from prompt_tuning.engine.prompt_names import PromptName
+from prompt_tuning.engine.target_batch import Batch, target_loss
 from prompt_tuning.errors import AdapterError
 
 NO_CACHE = "Call generate, or run the rows again with their new tokens."
@@ -124,12 +126,16 @@ class SharedPrefixModel(PromptModel):
         """Return the loss, and the logits `[targets, V]` of a batch `[B, T]` or `[B, T, H]`."""
         mask = full_mask(rows, attention_mask)
         check_positions(kwargs.pop("position_ids", None), mask)
+        device = rows.device
+        # What decides how a batch is run is read on the CPU: these copies are the only wait for the device.
+        mask, labels = mask.cpu(), labels.cpu()
         kwargs = arguments_with_labels(kwargs, labels, mask)
         padded_left = starts_with_padding(mask)
         # A row starts right after the prompt wherever its padding stands.
         order = rows_first(mask)
-        mask, rows, labels = (select(tensor, order) for tensor in (mask, rows, labels))
+        mask, labels = select(mask, order), select(labels, order)
         if "fused_lm_head" in kwargs:  # TRL's forward of the base model takes labels, and returns fields of its own.
+            rows, mask, labels = select(rows, order.to(device)), mask.to(device), labels.to(device)
             return self._peft_forward(rows, mask, labels=labels, task_ids=task_ids, **kwargs)
         is_target = (labels != -100) & mask.bool()
         is_target[:, 0] = False  # A row's first token is never a target, as transformers counts.
@@ -141,15 +147,17 @@ class SharedPrefixModel(PromptModel):
         if path.name == "plain" or not is_target.any():
             if adapter_names is not None and path.name == "plain":
                 raise AdapterError(f"adapter_names: rows with prompts of their own cannot be run: {path.reason}")
-            whole = self._peft_forward(rows, mask, task_ids=task_ids, **kwargs)
-            logits = whole.logits[:, -rows.shape[1] :][:, :-1][is_target[:, 1:]]
+            order = order.to(device)
+            whole = self._peft_forward(select(rows, order), mask.to(device), task_ids=task_ids, **kwargs)
+            logits = whole.logits[:, -rows.shape[1] :][:, :-1][is_target[:, 1:].to(device)]
             if kwargs:
                 output = put_back(whole, order) if padded_left else whole
         else:
             compute = self._packed_logits if path.name == "packed" else self._cache_logits
             names, prompt_index = self._index_prompts(adapter_names, task_ids, len(rows))
-            logits = compute(Batch.from_targets(rows, is_target), names, prompt_index)
-        loss = target_loss(logits, labels[is_target], num_items_in_batch, label_smoothing)
+            batch = Batch.from_targets(select(rows.cpu(), order), is_target)
+            logits = compute(batch, names, prompt_index)
+        loss = target_loss(logits, labels[is_target].to(logits.device), num_items_in_batch, label_smoothing)
         returned = {name: value for name, value in output.items() if name != "cache"}
         return type(output)(**returned | {"loss": loss, "logits": logits})
 
@@ -216,34 +224,36 @@ class SharedPrefixModel(PromptModel):
 
     def _packed_logits(self, batch: Batch, names: list[PromptName], prompt_index: list[int]) -> torch.Tensor:
         """Return the logits `[targets, V]` of a batch from one sequence `[1, P + N, H]` of prompts and rows."""
-        prompts: list[torch.Tensor] = []
-        prefixes: list[DynamicCache] = []
-        if self._prompt_is_cache:
-            prefixes = [self._prompt(name) for name in names]
-            lengths = [prefix.get_seq_length() for prefix in prefixes]
-        else:
-            common_prefix = self.word_embeddings(batch.common_prefix)
-            prompts = [torch.cat([self._prompt(name), common_prefix]) for name in names]
-            lengths = [len(prompt) for prompt in prompts]
-            batch = batch.rest()
+        computed = [self._prompt(name) for name in names]
+        prefixes = PackedPrefixes.from_caches(computed) if self._prompt_is_cache else PackedPrefixes((), [])
+        common_prefix = batch.common_prefix[: 0 if self._prompt_is_cache else None]
+        batch = batch if self._prompt_is_cache else batch.rest()
         row_lengths = batch.needed.sum(1).tolist()
         rows = [number for number, length in enumerate(row_lengths) if length]
         layout = RowLayout(
-            prompts=tuple(lengths),
+            prompts=prefixes.lengths or tuple(len(prompt) + len(common_prefix) for prompt in computed),
             rows=tuple(row_lengths[number] for number in rows),
             prompt_index=tuple(prompt_index[number] for number in rows),
-            prefixes=tuple(prefixes),
+            prefixes=prefixes.states,
         )
-        embeds = self.word_embeddings(batch.input_ids[batch.needed])
-        embeds = torch.cat([*(prompt.to(embeds.dtype) for prompt in prompts), embeds])[None]
-        predicts = batch.predicts[batch.needed]
+        positions = layout.positions()
+        predicts = batch.predicts[batch.needed].nonzero()[:, 0]
+        predicts += len(positions) - sum(layout.rows)
+        shared_ids, ids, positions, predicts = to_device(
+            self.word_embeddings.weight.device, common_prefix, batch.input_ids[batch.needed], positions, predicts
+        )
+        embeds = self.word_embeddings(ids)
+        if not self._prompt_is_cache:
+            shared = self.word_embeddings(shared_ids)
+            prompts = [torch.cat([prompt, shared]) for prompt in computed]
+            embeds = torch.cat([*(prompt.to(embeds.dtype) for prompt in prompts), embeds])
         output = self.get_base_model()(
-            inputs_embeds=embeds,
-            position_ids=layout.positions(embeds.device),
+            inputs_embeds=embeds[None],
+            position_ids=positions[None],
             # With four dimensions the model makes no mask of its own: the layout says what is visible.
-            attention_mask=predicts.new_zeros(1, 1, 1, 1),
+            attention_mask=positions.new_zeros(1, 1, 1, 1, dtype=torch.bool),
             use_cache=False,
-            logits_to_keep=F.pad(predicts, (embeds.shape[1] - len(predicts), 0))[None],
+            logits_to_keep=predicts[None],
             row_layout=layout,
         )
         return output.logits.flatten(0, -2)
@@ -255,11 +265,12 @@ class SharedPrefixModel(PromptModel):
         else:
             common_prefix = batch.common_prefix
             batch = batch.rest()
-        cache, mask = join_caches(self._prompt_caches(names, common_prefix))
-        rows = torch.tensor(prompt_index, device=mask.device)
+        device = self.word_embeddings.weight.device
+        cache, mask = join_caches(self._prompt_caches(names, common_prefix.to(device)))
+        rows = torch.tensor(prompt_index, device=device)
         cache.batch_select_indices(rows)
-        mask = torch.cat([mask[rows], batch.needed.to(mask.dtype)], 1)
-        return self._run_after_cache(cache, mask, batch.input_ids, batch.predicts).logits
+        mask = torch.cat([mask[rows], batch.needed.to(device, mask.dtype)], 1)
+        return self._run_after_cache(cache, mask, batch.input_ids.to(device), batch.predicts.to(device)).logits
 
     @torch.no_grad()
     def generate(
@@ -385,16 +396,3 @@ def compute_prompt_once(model: torch.nn.Module, common_prefix: Sequence[int] = (
     The prompt must not be trained meanwhile. A model other than a SharedPrefixModel is left as it is.
     """
     return model.keep_prompt_cache(common_prefix) if isinstance(model, SharedPrefixModel) else nullcontext()
-
-
-def target_loss(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    num_items_in_batch: torch.Tensor | int | None = None,
-    label_smoothing: float = 0.0,
-) -> torch.Tensor:
-    """Return the cross entropy of logits `[targets, V]`, divided by num_items_in_batch or else their number."""
-    total = F.cross_entropy(
-        logits.float(), targets, reduction="sum", ignore_index=-100, label_smoothing=label_smoothing
-    )
-    return total / ((targets != -100).sum() if num_items_in_batch is None else num_items_in_batch)

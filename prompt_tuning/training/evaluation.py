@@ -17,7 +17,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from prompt_tuning.arguments.methods import find_method
-from prompt_tuning.encoding.batching import pad_left, source_rows, start_with, tokens_in_batch
+from prompt_tuning.encoding.batching import pad_left, source_rows, start_with, tokens_in_batch, unpadded
 from prompt_tuning.encoding.decoding import decode, decode_to_limit
 from prompt_tuning.engine.attention import ATTENTION
 from prompt_tuning.engine.calls import first_set
@@ -245,8 +245,7 @@ class EvaluatingTrainer(Seq2SeqTrainer):
     def _sources(self, inputs: dict[str, torch.Tensor]) -> list[list[int]]:
         """Return the token ids of each row's source."""
         if not self._is_causal:
-            pairs = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
-            return [ids[mask.bool()].tolist() for ids, mask in pairs]
+            return unpadded(inputs["input_ids"], inputs["attention_mask"])
         rows = source_rows(inputs)
         if not all(rows):
             raise DataError(

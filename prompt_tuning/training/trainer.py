@@ -33,7 +33,8 @@ from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkp
 from prompt_tuning.engine.dispatch import has_prompt
 from prompt_tuning.engine.likelihood import Normalization
 from prompt_tuning.engine.prompt_network import has_network, save_network
-from prompt_tuning.engine.shared_prefix import SharedPrefixModel, target_loss
+from prompt_tuning.engine.shared_prefix import SharedPrefixModel
+from prompt_tuning.engine.target_batch import target_loss
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.models.quantization import allow_quantized_evaluation
