@@ -22,11 +22,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from transformers import Trainer
 
 from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
-from prompt_tuning.arguments.methods import find_method
+from prompt_tuning.arguments.methods import METHODS, Method, find_method
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import DataError
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.reports.facts import card_facts, read_card_facts, trainer_facts
+from prompt_tuning.reports.markdown import LINE_END, fence, inline_code, plain_words
 from prompt_tuning.reports.summary import (
     NAMES,
     answers_text,
@@ -47,8 +48,6 @@ from prompt_tuning.support.yaml_files import to_yaml
 logger = logging.getLogger(__name__)
 
 STEPS_SHOWN = 20
-# It replaces the line ends of a fenced text while blank lines between sections are counted.
-LINE_END = "\ue002"
 STARTS = {
     "random": "noise at the embeddings' own scale",
     "vocab": "tokens sampled from the vocabulary",
@@ -185,11 +184,12 @@ def _card_template() -> Template:
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "code": _code,
+        "code": inline_code,
         "counted": counted,
-        "fence": _fence,
+        "fence": fence,
         "literal": _literal,
         "quote": shlex.quote,
+        "words": plain_words,
         "yaml": to_yaml,
     }
     environment.globals["table"] = markdown_table
@@ -208,7 +208,7 @@ def card_text(facts: dict[str, Any]) -> str:
     steps = _steps(facts)
     text = _card_template().render(
         facts,
-        method=find_method(results["method"]),
+        method=_method(results["method"]),
         start=STARTS.get(settings.get("init", "")),
         metrics=list(scores.values),
         signatures=list(scores.signatures.values()),
@@ -329,23 +329,23 @@ def _results_table(systems: dict[str, Scores]) -> tuple[list[str], list[list[Any
     rows = []
     for name, scores in systems.items():
         rows.append([NAMES[name], *map(scores.values.__getitem__, metrics)])
-    return ["", *metrics], rows
+    return ["", *map(plain_words, metrics)], rows
 
 
 def _data_table(results: dict[str, Any], settings: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     rows = []
     for split, size in results["splits"].items():
         read = "train" if f"{split}_size" in settings else split
-        origin = _code(settings.get(f"{read}_file") or settings[f"{read}_split"])
+        origin = inline_code(settings.get(f"{read}_file") or settings[f"{read}_split"])
         if read != split:
-            origin += f", {split}_size {settings[f'{split}_size']}"
+            origin += f", {plain_words(split)}_size {plain_words(settings[f'{split}_size'])}"
         count = f"{size['rows']:,}{' read of a stream' if split == 'train' and 'stream' in results else ''}"
         reasons = {"too long": size.get("dropped_rows"), "empty": size.get("empty_rows")}
         omitted = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items() if number)
         if omitted:
             count += f" (left out: {omitted})"
         leaked = leakage_text(results["leakage"][split]) if split in results["leakage"] else ""
-        rows.append([origin, count, size["longest"], size["cut_rows"], leaked])
+        rows.append([origin, count, plain_words(size["longest"]), plain_words(size["cut_rows"]), plain_words(leaked)])
     return ["", "rows", "longest row, tokens", "cut to fit", "rows that are also elsewhere"], rows
 
 
@@ -370,7 +370,7 @@ def _steps_table(steps: dict[int, dict[str, float]], saved: int) -> tuple[list[s
     labels = {"loss": "training loss", "eval_loss": "validation loss"}
     for key in sorted(logged - labels.keys()):
         if key.startswith("eval_"):
-            labels[key] = f"validation {key.removeprefix('eval_')}"
+            labels[key] = f"validation {plain_words(key.removeprefix('eval_'))}"
     keys = [key for key in labels if key in logged]
     stride = math.ceil(len(steps) / STEPS_SHOWN)
     rows: list[list[Any]] = []
@@ -381,22 +381,12 @@ def _steps_table(steps: dict[int, dict[str, float]], saved: int) -> tuple[list[s
     return ["step", *map(labels.__getitem__, keys)], rows
 
 
-def _longest_ticks(text: str) -> int:
-    return max(map(len, re.findall("`+", text)), default=0)
-
-
-def _fence(text: str, language: str = "text") -> str:
-    """Return a fenced block that nothing in the text ends."""
-    ticks = "`" * max(3, _longest_ticks(text) + 1)
-    return f"{ticks}{language}\n{text.rstrip()}\n{ticks}".replace("\n", LINE_END)
-
-
-def _code(text: Any) -> str:
-    """Return inline code on one line that nothing in the text ends."""
-    line = " ".join(str(text).split())
-    ticks = "`" * (_longest_ticks(line) + 1)
-    pad = " " if "`" in line else ""
-    return f"{ticks}{pad}{line}{pad}{ticks}"
+def _method(name: str) -> Method:
+    """Return the row of a method; the description of a method that is not ours quotes its name."""
+    method = find_method(name)
+    if method in METHODS.values():
+        return method
+    return dataclasses.replace(method, card_description=f"PEFT's {plain_words(method.name)}")
 
 
 def _literal(value: Any) -> str:

@@ -15,10 +15,12 @@ from helpers.paths import ROOT
 from helpers.rows import question_rows, write_jsonl
 from helpers.trainers import soft_trainer
 from huggingface_hub import ModelCard
+from jinja2 import UndefinedError
 
 from prompt_tuning.cli.main import main
 from prompt_tuning.hub.upload import plan_upload
 from prompt_tuning.reports.facts import card_facts
+from prompt_tuning.reports.markdown import inline_code, plain_words
 from prompt_tuning.reports.model_card import card_text, write_card, write_trainer_card
 from prompt_tuning.runs import results as run_results
 
@@ -123,6 +125,71 @@ def test_no_text_of_the_user_leaves_its_fence_or_cell(run):
     assert lines.count("</details>") == sum(line.startswith("<details>") for line in lines) == 3
     table = [line for line in lines if "json" in line and line.startswith("|")]
     assert all(len(re.split(r"(?<!\\)\|", line)) == 7 for line in table) and len(table) == 3
+
+
+LIVE = "<b>[x](http://evil) *y* www.evil.com\n# Evil\ue002# Evil\n---\nlicense: evil"
+
+
+def places(value, path=()):
+    """Yield the path of every text and number in nested facts, and of every key of a mapping."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        if isinstance(value, dict):
+            yield (*path, key), True
+        yield from places(item, (*path, key))
+    if not isinstance(value, dict | list):
+        yield path, False
+
+
+def with_text(facts, path, is_key):
+    """Return a copy of facts with LIVE at one place: as the value there, or as the key."""
+    facts = copy.deepcopy(facts)
+    *parents, last = path
+    parent = facts
+    for key in parents:
+        parent = parent[key]
+    if is_key:
+        parent[LIVE] = parent.pop(last)
+    else:
+        parent[last] = LIVE
+    return facts
+
+
+def test_no_fact_of_a_run_becomes_markup_or_metadata(run):
+    facts = card_facts(run)
+    facts["results"] |= {
+        "resumed_from": "checkpoint-2", "processes": 2, "trained_with": ["other"], "dataset_commit": "0" * 40,
+        "changed_settings": {"3": {"seed": [1, 2]}}, "method": "vera",
+    }  # fmt: skip
+    facts["settings"] |= {"loss": "kl", "teacher_template": "t", "dataset_name": "d", "validation_size": 2}
+    facts["log_history"] = facts["log_history"][:3]
+    shown = 0
+    for path, is_key in list(places(facts)):
+        if path[1:2] == ("inputs",) or path[0] == "template":
+            continue  # The card has no inputs, and the template is in a fence.
+        try:
+            card = ModelCard(card_text(with_text(facts, path, is_key)))
+        except (ValueError, TypeError, KeyError, AttributeError, UndefinedError):
+            continue  # A fact of another kind is refused.
+        shown += 1
+        text = "\n".join(re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", line) for line in outside_fences(card.text))
+        for markup in ("<b>", "[x](", "*y*", "www.", "# Evil"):
+            assert markup not in text, (path, markup)
+        assert card.data.license in ("apache-2.0", LIVE), path
+    assert shown > 60
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["CPU (x86_64), 2 threads", "2.13.0+cpu", "rougeL", "greedy, up to 12 tokens", "step-2", "63.5 %", ""],
+)
+def test_plain_words_stay_as_they_are(text):
+    assert plain_words(text) == text
+
+
+@pytest.mark.parametrize("text", ["a_ b", "__init__", "1. a", "- a", "www.a.b", "a:b", "a@b", "<a>", "a\nb", "a*b*"])
+def test_words_with_a_meaning_become_code(text):
+    assert plain_words(text) == inline_code(text) == f"`{' '.join(text.split())}`"
 
 
 def test_a_file_without_facts_and_an_incomplete_folder_are_reported(run, tmp_path, capsys):
