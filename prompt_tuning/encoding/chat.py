@@ -102,6 +102,12 @@ def answer_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(dict.fromkeys(ends))
 
 
+def changes_answer_start(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether answers begin with other text than the chat template's own generation prompt ends with."""
+    chat = chat_format(tokenizer)
+    return bool(chat.takes_parts or chat.cut or chat.opening)
+
+
 def _takes(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, messages: Sequence[Message]) -> bool:
     """Return True if the chat template writes these messages."""
     try:

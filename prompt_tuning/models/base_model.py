@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,9 +20,14 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from prompt_tuning.arguments.arguments import ModelArguments
+from prompt_tuning.encoding.chat import changes_answer_start
 from prompt_tuning.errors import AdapterError
+from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.support.files import looks_like_path, read_json, write_json
 from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.templates.template import Template
+
+logger = logging.getLogger(__name__)
 
 MAX_PIECES = 4096
 """The number of pieces that are read of all tensors of a model together, as far as each tensor can give one."""
@@ -235,3 +241,35 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a digest of a tokenizer's vocabulary and chat template, which no version writes in another way."""
     content = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def check_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerBase, *, renamed: bool = False) -> None:
+    """Raise an AdapterError unless the tokenizer writes rows as in the adapter's training.
+
+    It has the same vocabulary and chat template. Version 0.1.0, whose runs have no base_model.json, wrote some chat
+    templates without the text with which their answers begin.
+
+    Args:
+        folder: the adapter's folder or hub id.
+        tokenizer: the tokenizer of the base model here.
+        renamed: the user named a model for this adapter. Then a difference is a warning.
+    """
+    path = adapter_folder(folder)
+    base, place = read_base_model(path)
+    if base is not None and base.tokenizer not in (None, tokenizer_digest(tokenizer)):
+        problem = f"{folder} was trained with another vocabulary or chat template than {tokenizer.name_or_path} has"
+        advice = "Set model_name_or_path to the model it was trained on."
+    elif base is None and _has_chat(place) and changes_answer_start(tokenizer):
+        problem = f"{folder} was trained by version 0.1.0, which began an answer in this chat template with other text"
+        advice = "Train it again, or predict with version 0.1.0."
+    else:
+        return
+    if not renamed:
+        raise AdapterError(f"{problem}. {advice}")
+    logger.warning("%s. Predictions are not those of the training.", problem)
+
+
+def _has_chat(folder: Path) -> bool:
+    """Return whether the template of a run, if it has one, is written with the chat template."""
+    file = RunFolder(folder).template
+    return file.is_file() and Template.load(file).chat

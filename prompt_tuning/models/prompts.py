@@ -24,18 +24,14 @@ from peft import (
 from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding, MultitaskPromptTuningInit
 from peft.tuners.tuners_utils import BasePromptEncoder
 from safetensors import SafetensorError, safe_open
-from transformers import (
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 
 from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.errors import AdapterError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
-from prompt_tuning.models.base_model import is_same_model, read_base_model, tokenizer_digest, unmistakable
+from prompt_tuning.models.base_model import is_same_model, read_base_model, unmistakable
 from prompt_tuning.models.encoder_decoder import EncoderDecoderPromptModel
 from prompt_tuning.models.encoder_decoder_prefix import EncoderDecoderPrefixConfig, load_prompt_config
 from prompt_tuning.models.loading import check_method
@@ -374,20 +370,3 @@ def check_adapter(
     logger.warning(
         "%s. Predictions are those of the training only if it is that model under another name.", difference
     )
-
-
-def check_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerBase, *, renamed: bool = False) -> None:
-    """Raise an AdapterError unless the tokenizer has the vocabulary and chat template of the adapter's training.
-
-    Args:
-        folder: the adapter's folder or hub id.
-        tokenizer: the tokenizer of the base model here.
-        renamed: the user named a model for this adapter. Then another tokenizer is a warning.
-    """
-    base, _ = read_base_model(adapter_folder(folder))
-    if base is None or base.tokenizer in (None, tokenizer_digest(tokenizer)):
-        return
-    difference = f"{folder} was trained with another vocabulary or chat template than {tokenizer.name_or_path} has"
-    if not renamed:
-        raise AdapterError(f"{difference}. Set model_name_or_path to the model it was trained on.")
-    logger.warning("%s. Predictions are not those of the training.", difference)

@@ -112,6 +112,25 @@ def test_another_tokenizer_with_the_same_weights_is_refused(place, capsys, monke
             assert "was trained with another vocabulary or chat template" in capsys.readouterr().err, name
 
 
+def test_a_chat_run_of_0_1_0_is_refused_where_its_answers_began_with_other_text(place, capsys, monkeypatch):
+    for run in ("runs/mine", "runs/copy"):
+        (place / run / "base_model.json").unlink()  # Version 0.1.0 wrote none.
+        (place / run / "template.yaml").write_text("source: '{{ question }}'\ntarget: x\nchat: true\n")
+    checked = commands(place)
+    assert main(checked["predict"]) == 0
+    thinking = "{{ '<think>\n\n</think>\n\n' if m.role == 'assistant' }}"
+    tokenizer = AutoTokenizer.from_pretrained("models/llama")
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ m['content'] }}", thinking + "{{ m['content'] }}")
+    tokenizer.save_pretrained("models/llama")
+    assert main([*checked["predict"], "--model_name_or_path", "models/llama"]) == 0
+    assert "Predictions are not those of the training" in capsys.readouterr().err
+    forbid_model_loading(monkeypatch)
+    for name, words in checked.items():
+        if name != "inspect":
+            assert main(words) == 1, name
+            assert "was trained by version 0.1.0, which began an answer" in capsys.readouterr().err, name
+
+
 def test_a_training_resumes_and_compares_only_with_its_own_weights(place, capsys, caplog):
     shutil.copytree("models/llama", "elsewhere")
     (place / "runs/mine/results.json").unlink()
