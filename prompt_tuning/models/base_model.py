@@ -81,14 +81,6 @@ def write_base_model(folder: Path, args: ModelArguments, tokenizer: PreTrainedTo
     write_json(RunFolder(folder).base_model, asdict(base))
 
 
-def unmistakable(name: str) -> str:
-    """Return the name of a model for adapter_config.json: a folder that could be a hub id as `./name`.
-
-    From another working directory a library would ask the hub for `models/mine`, and somebody else's model may answer.
-    """
-    return f"./{name}" if name and Path(name).is_dir() and not looks_like_path(name) else name
-
-
 def read_base_model(folder: Path) -> tuple[BaseModel | None, Path]:
     """Return what is known of the base model of an adapter, and the folder of its base_model.json.
 

@@ -31,10 +31,11 @@ from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.errors import AdapterError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
-from prompt_tuning.models.base_model import is_same_model, read_base_model, unmistakable
+from prompt_tuning.models.base_model import is_same_model, read_base_model
 from prompt_tuning.models.encoder_decoder import EncoderDecoderPromptModel
 from prompt_tuning.models.encoder_decoder_prefix import EncoderDecoderPrefixConfig, load_prompt_config
 from prompt_tuning.models.loading import check_method
+from prompt_tuning.support.files import unmistakable
 from prompt_tuning.support.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)

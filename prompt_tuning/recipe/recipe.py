@@ -17,6 +17,7 @@ from prompt_tuning.arguments.arguments import (
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.metrics.loading import TASK_METRICS
+from prompt_tuning.support.files import unmistakable
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import read_yaml
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 HALF_PRECISION = ("bf16", "fp16")
 # A token is a secret, and a repeated run should not overwrite the pushed one.
 HUB_PREFIXES = ("hub_", "push_to_hub")
+HUB_OR_FOLDER = ("model_name_or_path", "adapter", "init_adapter", "dataset_name")
+"""The settings that name a folder or a hub id."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,13 @@ class Recipe:
         return is_half and self.training.device.type == "cpu"
 
 
-def changed_settings(saved: dict[str, object], settings: dict[str, object]) -> list[str]:
+def unmistakable_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings for a saved file, in which no folder of this machine looks like a hub id."""
+    folders = {name: unmistakable(str(settings[name])) for name in HUB_OR_FOLDER if settings.get(name)}
+    return settings | folders
+
+
+def changed_settings(saved: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     """Return the names of the settings that differ, or that only one of the two has."""
+    saved, settings = unmistakable_settings(saved), unmistakable_settings(settings)
     return sorted(key for key in saved.keys() | settings.keys() if saved.get(key) != settings.get(key))

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from prompt_tuning.models.base_model import write_base_model
-from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.recipe.recipe import Recipe, unmistakable_settings
 from prompt_tuning.reports.facts import training_facts
 from prompt_tuning.runs.resume import changes_since
 from prompt_tuning.support.files import atomic_folder, atomic_write
@@ -124,7 +124,7 @@ def save_recipe(recipe: Recipe, folder: Path, template: Template | None = None, 
     """
     with atomic_write(RunFolder(folder).recipe) as file:
         file.write(comment)
-        file.write(to_yaml(recipe.resolved()))
+        file.write(to_yaml(unmistakable_settings(recipe.resolved())))
     if template:
         with atomic_write(RunFolder(folder).template) as file:
             file.write(template.to_yaml())

@@ -261,3 +261,11 @@ def looks_like_path(name: str | Path) -> bool:
     The hub is never asked for such a name. `x/y` can be both.
     """
     return bool(re.match(r"[./~]|[A-Za-z]:", str(name))) or "\\" in str(name) or str(name).count("/") > 1
+
+
+def unmistakable(name: str) -> str:
+    """Return the name of a model or a data set for a saved file: a folder that could be a hub id as `./name`.
+
+    From another working directory a library would ask the hub for `models/mine`, and somebody else's model may answer.
+    """
+    return f"./{name}" if name and Path(name).is_dir() and not looks_like_path(name) else name

@@ -174,6 +174,23 @@ def test_a_relative_base_is_found_from_another_folder_and_never_asked_for_on_the
     assert not asked
 
 
+def test_a_saved_recipe_never_asks_the_hub_for_what_was_a_folder(place, monkeypatch, capsys):
+    longer = ["train", "recipe.yaml", "--adapter", "runs/mine", "--max_steps", "1", "--output_dir", "runs/longer"]
+    assert main(longer) == 0
+    assert main([*longer, "--resume_from_checkpoint", "true"]) == 0  # The names in the recipe are no change.
+    saved = (place / "runs/longer/recipe.yaml").read_text()
+    assert "model_name_or_path: ./models/llama\n" in saved and "adapter: ./runs/mine\n" in saved
+    (place / "other").mkdir()
+    monkeypatch.chdir(place / "other")
+    for run, message in (
+        ("runs/longer", "adapter ./runs/mine: no adapter_config.json there"),
+        ("runs/mine", "model_name_or_path ./models/llama: no such folder"),
+    ):
+        capsys.readouterr()
+        assert main(["check", str(place / run / "recipe.yaml")]) > 0
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", [None, ""])
 def test_an_adapter_that_names_no_base_model_takes_a_given_one(name, place, capsys):
     for run in ("runs/mine", "runs/copy"):
