@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from prompt_tuning.encoding.chat_sandbox import render_chat
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.support.jinja import JINJA_ERRORS
 
@@ -59,10 +60,10 @@ def chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
     if not tokenizer.chat_template:
         raise TemplateError(f"{_name(tokenizer)} has no chat template. Take a template without chat: true.")
     try:
-        text = tokenizer.get_chat_template()
-    except ValueError as error:  # There are several, none of which is the default.
+        text = _with_fixed_date(tokenizer.get_chat_template())
+    except ValueError as error:  # There are several, none of which is the default; or a date cannot be written.
         raise TemplateError(f"{_name(tokenizer)}: {error}") from None
-    return _read_format(tokenizer, _with_fixed_date(text), tokenizer.eos_token_id)
+    return _read_format(tokenizer, text, tokenizer.eos_token_id)
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
@@ -170,15 +171,13 @@ def _render(
         conversation = []
         for message in messages:
             conversation.append({**message, "content": [{"type": "text", "text": message["content"]}]})
-    return tokenizer.apply_chat_template(
-        conversation, chat_template=text, tokenize=False, add_generation_prompt=opens_answer
-    )
+    return render_chat(text, conversation, tokenizer.special_tokens_map, add_generation_prompt=opens_answer)
 
 
 @functools.cache
 def _with_fixed_date(chat_template: str) -> str:
     """Return a chat template in which today is CHAT_DAY."""
-    today = r"""strftime_now\(\s*(?:format\s*=\s*)?(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*,?\s*\)"""
+    today = r"""strftime_now\(\s*(?:format\s*=\s*)?(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*,?\s*\)"""
     fixed = re.sub(today, lambda call: repr(CHAT_DAY.strftime(call["format"])), chat_template)
     if "strftime_now(" in fixed:
         logger.warning("the chat template writes today's date in a way that cannot be fixed: rows change with the day")

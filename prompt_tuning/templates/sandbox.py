@@ -13,7 +13,7 @@ import jinja2.meta
 import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment, modifies_known_mutable
 
-from prompt_tuning.templates.limits import BoundedSandbox
+from prompt_tuning.support.jinja_limits import BoundedSandbox
 from prompt_tuning.templates.values import NULL, of_printable, of_printable_items, printable, written_json
 
 SEPARATOR = "|||"

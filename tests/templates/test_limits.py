@@ -3,7 +3,8 @@
 import pytest
 
 from prompt_tuning.errors import TemplateError
-from prompt_tuning.templates import Template, limits
+from prompt_tuning.support import jinja_limits as limits
+from prompt_tuning.templates import Template
 
 GROW = "{% set ns = namespace(x='ab', l=[], d={}, t=(1, 2)) %}"
 LOOP = "{% for i in range(100000) %}"

@@ -167,6 +167,11 @@ class _Meters(NodeTransformer):
             operand.expr = _counted_node(operand.expr)
         return node
 
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        node.nodes = list(map(_counted_node, node.nodes))
+        return node
+
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
         if isinstance(node.arg, nodes.Slice):
@@ -187,7 +192,8 @@ def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
 
 
 def _counted_node(node: nodes.Expr) -> nodes.Expr:
-    return node if isinstance(node, nodes.Const) else _filter(node, COUNTED)
+    """Return an expression that pays for its value; filters and calls pay for theirs already."""
+    return node if isinstance(node, nodes.Const | nodes.Filter | nodes.Call) else _filter(node, COUNTED)
 
 
 def _cost_of(body: list[Any]) -> int:
@@ -335,7 +341,8 @@ def _price_of_tags(text: Any, *rest: Any) -> int:
 
 def _price_of_json(value: Any, indent: Any = 0, **named: Any) -> int:
     size = _total(value)
-    return size * _length(named.get("indent", indent) or 0) * min(size, 100)
+    indent = named.pop("indent", indent) or 0
+    return size * (_length(indent) * min(size, 100) + _total(list(named.values())))
 
 
 def _price_of_sum(items: Any, *rest: Any, **named: Any) -> int:
