@@ -25,6 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from prompt_tuning.errors import Stopped, TrainingError
 from prompt_tuning.training.distributed import keep_gathered_outside_layers, remove_duplicate_embedding_name
+from prompt_tuning.training.preparation import report_repeated_casts
 from prompt_tuning.training.resuming import CHANGED_SETTINGS, restore_hyperparameters, restore_intervals
 from prompt_tuning.training.sampling import EpochSampler
 
@@ -72,6 +73,7 @@ class TrainingStart(TrainerCallback):
         """
         keep_gathered_outside_layers(model)
         remove_duplicate_embedding_name(model)
+        report_repeated_casts(model, args)
         self.first_step = state.global_step
         if self.checkpoint is None:
             return

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTrainingArguments, TrainingArguments
 from transformers.trainer_utils import has_length
 
 from prompt_tuning.arguments.training_args import NO_AUTO_FIND_BATCH_SIZE, sharding_errors
@@ -117,7 +117,6 @@ def prepare_model(
 ) -> None:
     """Set what training and evaluation need of the model and the tokenizer."""
     base = get_base(model)
-    _report_repeated_casts(model, args)
     if args.generation_config is not None:
         base.generation_config = model.generation_config  # A prompt generates by its base model.
     add_end_tokens(base, tokenizer)
@@ -131,7 +130,7 @@ def prepare_model(
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)  # noqa: SLF001 - no public name
 
 
-def _report_repeated_casts(model: PreTrainedModel | PeftModel, args: Seq2SeqTrainingArguments) -> None:
+def report_repeated_casts(model: torch.nn.Module, args: TrainingArguments) -> None:
     """Log that autocast casts frozen float32 weights anew at each forward. It keeps the casts of trained ones only."""
     half = autocast_dtype(vars(args))
     frozen = [weight.dtype for weight in model.parameters() if not weight.requires_grad]

@@ -213,11 +213,13 @@ def test_quantized_weights_that_fsdp_would_not_split_are_refused(quantization, m
 def test_frozen_weights_that_each_forward_casts_are_reported(dtype, reported, tokenizer, tmp_path, caplog):
     base = tiny_llama(len(tokenizer)).to(dtype).requires_grad_(False)
     model = add_soft_prompt(base, prompt_config(base, 6))
-    trainer(model, tokenizer, tmp_path, bf16=True)
-    assert ("Load them with dtype: bfloat16" in caplog.text) == reported
+    run = trainer(model, tokenizer, tmp_path, bf16=True, max_steps=1)
+    run.train()
+    run.evaluate()
+    assert caplog.text.count("Load them with dtype: bfloat16") == reported
     assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
     caplog.clear()
-    trainer(soft("llama", tokenizer), tokenizer, tmp_path)
+    trainer(soft("llama", tokenizer), tokenizer, tmp_path, max_steps=1).train()
     assert "Load them with dtype" not in caplog.text
 
 
