@@ -20,6 +20,7 @@ from peft import (
     PromptEncoderConfig,
     PromptTuningConfig,
     TaskType,
+    XLoraConfig,
 )
 from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding, MultitaskPromptTuningInit
 from peft.tuners.tuners_utils import BasePromptEncoder
@@ -309,6 +310,9 @@ def load_adapter_config(folder: str | Path) -> PeftConfig:
             pass
     except (ValueError, TypeError, KeyError, SafetensorError) as error:
         raise AdapterError(f"{run.path}: not a valid adapter (corrupt or incomplete): {error}") from error
+    if isinstance(config, XLoraConfig):
+        # PEFT would load them from any folder, and from the hub.
+        raise AdapterError(f"{run.path}: it mixes other adapters, which its file names. Name one of them instead.")
     if find_method(config.peft_type).trains_several_tasks:
         tasks = ", ".join(sorted(str(path.parent) for path in run.path.glob(f"*/{run.TEMPLATE}")))
         advice = f"Name the folder of one: {tasks}." if tasks else "Name the folder of one, as train writes them."

@@ -1,5 +1,6 @@
 """Files of a stranger run no code, and their paths lead nowhere: recipes, sweeps, runs, models and metrics."""
 
+import contextlib
 import json
 import shutil
 import sys
@@ -123,6 +124,16 @@ def test_a_recipe_asks_for_trust_and_only_the_command_line_gives_it(command, pla
     assert not (place / "ran").exists()
     assert main(["check", str(recipe), FLAG]) == 0
     assert (place / "ran").exists()
+
+
+def test_kernels_that_a_model_names_are_code(place, model_folders, capsys):
+    shutil.copytree(model_folders["llama"], place / "kernels")
+    config = json.loads((place / "kernels" / "config.json").read_text()) | {"attn_implementation": "ann/kernels"}
+    (place / "kernels" / "config.json").write_text(json.dumps(config))
+    recipe = change_recipe(place / "recipe.yaml", model_name_or_path=str(place / "kernels"))
+    assert main(["check", str(recipe)]) == 1
+    assert "its config.json asks for the attention kernels ann/kernels, which are code" in capsys.readouterr().err
+    assert main(["check", str(recipe), FLAG]) == 0
 
 
 METRIC = """
@@ -415,3 +426,28 @@ def test_rows_on_standard_output_are_json_of_the_same_value(place, capsys):
     assert is_safe(out) and "דנה" in out and predicted["note"] == HOSTILE
     assert main([*command, "--output", str(place / "out.jsonl")]) == 0
     assert json.loads((place / "out.jsonl").read_text()) == predicted
+
+
+def test_a_pickle_in_a_checkpoint_is_not_run(place):
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "adapter_model.bin"):
+        torch.save(Bomb(place / "ran"), place / "run" / "checkpoint-1" / name)
+    words = ["train", str(place / "recipe.yaml"), "--max_steps", "2", "--output_dir", str(place / "run")]
+    for train_file in ("train", "test"):
+        words.append(f"--{train_file}_file={place / train_file}.jsonl")
+    with contextlib.suppress(Exception):  # How a damaged checkpoint is reported is tested elsewhere.
+        main([*words, "--resume_from_checkpoint", "true"])
+    assert not (place / "ran").exists()
+
+
+def test_an_adapter_that_names_other_adapters_is_refused(place, capsys):
+    file = place / "run" / "adapter_config.json"
+    base = json.loads(file.read_text())["base_model_name_or_path"]
+    mixture = {
+        "peft_type": "XLORA",
+        "task_type": "CAUSAL_LM",
+        "hidden_size": 32,
+        "adapters": {"0": str(place / "theirs")},
+    }
+    file.write_text(json.dumps(mixture | {"base_model_name_or_path": base}))
+    assert main(["predict", "--adapter", str(place / "run"), "--input", str(place / "test.jsonl")]) == 1
+    assert "run: it mixes other adapters, which its file names." in capsys.readouterr().err
