@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import RecipeError
@@ -16,7 +16,7 @@ from prompt_tuning.models.base_model import is_same_model, read_base_model
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import read_yaml
-from prompt_tuning.training.resuming import check_whole
+from prompt_tuning.training.resuming import check_whole, newest_whole_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,8 @@ def checkpoint_to_resume(recipe: Recipe, folder: Path) -> str | None:
     """Return the checkpoint to resume from; None to start from the beginning.
 
     Raises:
-        RecipeError: the checkpoint cannot be resumed with these settings, or training would overwrite another run.
+        RecipeError: the checkpoint cannot be resumed with these settings or is broken, or training would overwrite
+            another run.
     """
     setting = recipe.training.resume_from_checkpoint
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
@@ -87,8 +88,10 @@ def checkpoint_to_resume(recipe: Recipe, folder: Path) -> str | None:
             _check_nothing_lost(recipe, folder, last)
         return setting
     if setting and last:
-        _check_resumable(recipe, last)
-        return last
+        # `last` may be broken, and then it is reported and an earlier one is taken.
+        whole = newest_whole_checkpoint(folder, needs_best=recipe.training.load_best_model_at_end)
+        _check_resumable(recipe, str(whole))
+        return str(whole)
     if setting and setting.lower() == "true":
         raise RecipeError(f"resume_from_checkpoint: no checkpoint in {folder}; `auto` starts from the beginning then")
     _check_nothing_lost(recipe, folder, last)
@@ -122,11 +125,11 @@ def _check_resumable(recipe: Recipe, checkpoint: str) -> None:
         RecipeError: the settings do not fit the checkpoint's weights or state, or it lacks a state.
     """
     folder = Path(checkpoint)
-    if not (folder / TRAINER_STATE_NAME).is_file():
+    if not (folder / TRAINER_STATE_NAME).is_file() and not folder.name.startswith(PREFIX_CHECKPOINT_DIR):
         last = get_last_checkpoint(checkpoint)
         advice = f"name {last}, which is in it" if last else "name a folder checkpoint-N, or true for the last one"
         raise RecipeError(f"resume_from_checkpoint {checkpoint}: no checkpoint; {advice}")
-    check_whole(folder)
+    check_whole(folder, needs_best=recipe.training.load_best_model_at_end)
     changed = changes_since(recipe, checkpoint)
     unfit = [name for name in changed if name in (*MODEL_SETTINGS, BASE_MODEL)] + _changed_state(recipe, changed)
     if unfit:

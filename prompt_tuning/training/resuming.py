@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import struct
+import zipfile
+import zlib
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
-from prompt_tuning.errors import RecipeError
+from prompt_tuning.errors import RecipeError, first_line
 from prompt_tuning.support.text import counted
 
 logger = logging.getLogger(__name__)
@@ -29,21 +35,126 @@ FLAGS = {
 CHANGED_SETTINGS = "changed_settings"
 """The entry of log_history, with the step from which settings differ, and of results.json."""
 
+NO_WHOLE = "No checkpoint of this run is whole. Name another --output_dir, or remove the folder."
+NOT_WHOLE = (
+    OSError, ValueError, SafetensorError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError,
+    RuntimeError, OverflowError,
+)  # fmt: skip
+"""The errors of reading a damaged file as JSON, safetensors or a zip archive."""
+
+WEIGHTS = (
+    "adapter_model.safetensors", "*/adapter_model.safetensors", "model*.safetensors", "pytorch_model*", "global_step*",
+)  # fmt: skip
+"""The weights of a checkpoint: of an adapter with the default name or another one, a model, FSDP and DeepSpeed."""
+
+STATE_KEYS = {"global_step", "epoch", "max_steps", "log_history"}
 STATE_FILES = {
+    "Trainer": TRAINER_STATE_NAME,
     "the optimiser": Path(OPTIMIZER_NAME).stem + "*",
     "the learning rate's schedule": SCHEDULER_NAME,
     "the random numbers": "rng_state*",
 }
 
 
-def check_whole(checkpoint: Path) -> None:
-    """Raise a RecipeError for a checkpoint without a state, which Trainer would start anew without a word."""
+def check_whole(checkpoint: Path, *, needs_best: bool) -> None:
+    """Raise a RecipeError for a checkpoint from which the training would continue as another one, or fail.
+
+    Args:
+        checkpoint: the folder to resume from.
+        needs_best: the best checkpoint is loaded at the end.
+    """
+    problem = checkpoint_problem(checkpoint, needs_best=needs_best)
+    if problem is None:
+        return
+    whole = [path for path in _checkpoints(checkpoint.parent) if not checkpoint_problem(path, needs_best=needs_best)]
+    advice = f"Name {whole[0]}, the newest whole checkpoint." if whole else NO_WHOLE
+    raise RecipeError(f"{checkpoint}: {problem}. {advice}")
+
+
+def newest_whole_checkpoint(run: Path, *, needs_best: bool) -> Path | None:
+    """Return the newest checkpoint of a run whose files are whole, and report the newer ones that are not.
+
+    Args:
+        run: a run's folder.
+        needs_best: the best checkpoint is loaded at the end.
+
+    Returns:
+        None if the run has no checkpoint.
+
+    Raises:
+        RecipeError: it has some, and all are broken.
+    """
+    problems: list[str] = []
+    for checkpoint in _checkpoints(run):
+        problem = checkpoint_problem(checkpoint, needs_best=needs_best)
+        if problem is None:
+            for broken in problems:
+                logger.warning("%s. The training resumes from %s, which is whole.", broken, checkpoint.name)
+            return checkpoint
+        problems.append(f"{checkpoint}: {problem}")
+    if problems:
+        raise RecipeError("\n".join(f"{broken}. {NO_WHOLE}" for broken in problems))
+    return None
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoints of a run, the newest first."""
+    steps = {}
+    for path in run.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        number = path.name.rpartition("-")[2]
+        if number.isdecimal() and path.is_dir():
+            steps[int(number)] = path
+    return [steps[step] for step in sorted(steps, reverse=True)]
+
+
+def checkpoint_problem(checkpoint: Path, *, needs_best: bool = False) -> str | None:
+    """Return what is missing in a checkpoint or damaged, or None.
+
+    Only what a file's own form shows is found: JSON, the header and length of safetensors, the sums of torch's files.
+
+    Args:
+        checkpoint: the folder.
+        needs_best: also look at the best checkpoint, which is loaded at the end.
+    """
+    for file in sorted(checkpoint.rglob("*")):
+        problem = _damage(file)
+        if problem:
+            return f"{file.relative_to(checkpoint)} is damaged ({problem})"
     missing = [name for name, pattern in STATE_FILES.items() if not any(checkpoint.glob(pattern))]
     if missing:
-        raise RecipeError(
-            f"{checkpoint}: no state of {', '.join(missing)} there, which save_only_model leaves out, so that no "
-            "training can continue it; name another --output_dir"
-        )
+        reason = ", which save_only_model leaves out" if "the optimiser" in missing else ""
+        return f"no state of {', '.join(missing)} there{reason}"
+    if not any(chain.from_iterable(checkpoint.glob(pattern) for pattern in WEIGHTS)):
+        return "no weights there"
+    for index in checkpoint.glob("*.safetensors.index.json"):
+        for shard in set(json.loads(index.read_bytes())["weight_map"].values()):
+            if not (checkpoint / shard).is_file():
+                return f"no {shard} there"
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
+    if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
+        return f"{TRAINER_STATE_NAME} is damaged (not a state of Trainer)"
+    best = checkpoint.with_name(f"{PREFIX_CHECKPOINT_DIR}-{state.get('best_global_step')}")
+    if needs_best and state.get("best_global_step") and best != checkpoint:
+        problem = checkpoint_problem(best) if best.is_dir() else "missing"
+        return problem and f"its best checkpoint {best.name}: {problem}"
+    return None
+
+
+def _damage(file: Path) -> str | None:
+    """Return what is wrong with the form of a file, or None; torch's files are zip archives and are not unpickled."""
+    try:
+        if file.suffix == ".json":
+            json.loads(file.read_bytes())
+        elif file.suffix == ".safetensors":
+            with safe_open(file, "pt"):
+                pass
+        elif file.suffix in (".pt", ".pth", ".bin"):
+            with zipfile.ZipFile(file) as archive:
+                broken = archive.testzip()
+            return broken and f"the sum of {broken} is wrong"
+    except NOT_WHOLE as error:
+        return first_line(error)
+    return None
 
 
 def check_position(checkpoint: Path, rows: Any, args: TrainingArguments) -> None:

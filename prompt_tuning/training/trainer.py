@@ -28,7 +28,7 @@ from transformers import (
 from transformers.data.data_collator import DataCollator
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import HubStrategy, TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import HubStrategy, TrainOutput
 
 from prompt_tuning.engine.dispatch import has_prompt
 from prompt_tuning.engine.likelihood import Normalization
@@ -46,7 +46,7 @@ from prompt_tuning.training.distributed import full_state_dict, keep_losses_in_f
 from prompt_tuning.training.evaluation import EvaluatingTrainer, trains_several_tasks
 from prompt_tuning.training.losses import aligned_outputs, distillation_loss, teacher_logits
 from prompt_tuning.training.preparation import check_arguments, check_model, prepare_model, use_one_gpu
-from prompt_tuning.training.resuming import check_position, check_whole, hyperparameters
+from prompt_tuning.training.resuming import check_position, check_whole, hyperparameters, newest_whole_checkpoint
 from prompt_tuning.training.sampling import EpochSampler, interrupted_order
 
 logger = logging.getLogger(__name__)
@@ -186,11 +186,13 @@ class PromptTuningTrainer(EvaluatingTrainer):
             RecipeError: the checkpoint lacks a state, or these settings do not fit it.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True  # Trainer refuses True.
+            needs_best = self.args.load_best_model_at_end
+            whole = newest_whole_checkpoint(Path(self.args.output_dir), needs_best=needs_best)
+            resume_from_checkpoint = str(whole) if whole else True  # Trainer refuses True.
         named = resume_from_checkpoint not in (None, True, False)
         self.training_start.checkpoint = Path(str(resume_from_checkpoint)) if named else None
         if self.training_start.checkpoint:
-            check_whole(self.training_start.checkpoint)
+            check_whole(self.training_start.checkpoint, needs_best=self.args.load_best_model_at_end)
             check_position(self.training_start.checkpoint, self.train_dataset, self.args)
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         best = self.state.best_model_checkpoint

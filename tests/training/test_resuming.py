@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import RecipeError
+from prompt_tuning.training.resuming import newest_whole_checkpoint
 
 SAVED = dict(max_steps=4, save_steps=2, save_total_limit=5, learning_rate=3e-2)
 
@@ -140,6 +141,87 @@ def test_a_checkpoint_without_a_state_is_refused(file, name, checkpoint, tokeniz
     (copy / file).unlink()
     with pytest.raises(RecipeError, match=f"checkpoint-2: no state of {name} there"):
         recorded(tokenizer, tmp_path, copy)
+
+
+DAMAGES = {
+    "removed": lambda file: file.unlink(),
+    "empty": lambda file: file.write_bytes(b""),
+    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "one byte less": lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    "other bytes": lambda file: file.write_bytes(file.read_bytes()[:40] + b"\xff" * 99 + file.read_bytes()[139:]),
+}
+
+
+def test_a_damaged_file_of_the_last_checkpoint_is_named_and_the_one_before_is_taken(tokenizer, tmp_path, caplog):
+    """Damage each file in each way: the checkpoint is left out, or nothing of the file is read."""
+    _, whole = recorded(tokenizer, tmp_path / "run", max_steps=6)
+    last = tmp_path / "run" / "checkpoint-4"
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    shutil.copytree(last, tmp_path / "kept")
+    unread = set()
+    outcomes = {"the one before": 0, "the last": 0}
+    for file in sorted(path.name for path in last.iterdir()):
+        for damage in DAMAGES.values():
+            damage(last / file)
+            caplog.clear()
+            if newest_whole_checkpoint(last.parent, needs_best=False) == last:
+                outcomes["the last"] += 1
+                unread.add(file)
+            else:
+                assert f"{last}: {file} is damaged (" in caplog.text or f"{last}: no " in caplog.text
+                assert "The training resumes from checkpoint-2, which is whole." in caplog.text
+                outcomes["the one before"] += 1
+            shutil.copyfile(tmp_path / "kept" / file, last / file)
+    print(outcomes)
+    assert outcomes["the one before"] > 40
+    for file in unread:
+        (last / file).unlink()
+    assert torch.equal(prompt_of(resumed(tokenizer, last.parent).model), prompt_of(whole.model))
+    shutil.rmtree(last.parent / "checkpoint-6")
+    (last / "scheduler.pt").unlink()
+    assert torch.equal(prompt_of(resumed(tokenizer, last.parent).model), prompt_of(whole.model))
+    assert "checkpoint-4: no state of the learning rate's schedule there. The training resumes from" in caplog.text
+
+
+def resumed(tokenizer, run):
+    training = trainer(soft("llama", tokenizer), tokenizer, run, **(SAVED | dict(max_steps=6)))
+    training.train(resume_from_checkpoint=True)
+    return training
+
+
+def test_a_broken_checkpoint_that_is_named_is_refused_with_the_newest_whole_one(
+    checkpoint, tokenizer, tmp_path, recipe_file, capsys, monkeypatch
+):
+    recipe = str(recipe_file(save_steps=2))
+    assert main(["train", recipe, "--save_total_limit", "5", "--max_steps", "6"]) == 0
+    run = tmp_path / "run"
+    (run / "checkpoint-4" / "trainer_state.json").unlink()
+    (run / "checkpoint-6" / "optimizer.pt").write_bytes(b"PK")
+    forbid_model_loading(monkeypatch)
+    for number, problem in {
+        4: "no state of Trainer there",
+        6: "optimizer.pt is damaged (File is not a zip file)",
+    }.items():
+        named = run / f"checkpoint-{number}"
+        assert main(["train", recipe, "--max_steps", "6", "--resume_from_checkpoint", str(named)]) == 2
+        expected = f"error: {named}: {problem}. Name {run / 'checkpoint-2'}, the newest whole checkpoint."
+        assert expected in capsys.readouterr().err
+    (run / "checkpoint-2" / "adapter_model.safetensors").write_bytes(b"")
+    for setting in ("true", "auto"):
+        assert main(["train", recipe, "--max_steps", "6", "--resume_from_checkpoint", setting]) == 2
+        errors = capsys.readouterr().err
+        assert errors.count("No checkpoint of this run is whole. Name another --output_dir, or remove") == 3
+    assert (run / "results.json").is_file()
+
+
+def test_a_checkpoint_whose_best_one_is_broken_is_not_resumed_to_load_it(tokenizer, tmp_path, caplog):
+    best = dict(eval_strategy="steps", eval_steps=1, save_steps=1, load_best_model_at_end=True, save_total_limit=9)
+    best |= dict(metric_for_best_model="loss", greater_is_better=True, learning_rate=1e-3)  # The first step is best.
+    recorded(tokenizer, tmp_path, **best)
+    (tmp_path / "checkpoint-1" / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(RecipeError, match="checkpoint-4: its best checkpoint checkpoint-1: adapter_model"):
+        recorded(tokenizer, tmp_path, tmp_path / "checkpoint-4", **best)
 
 
 @pytest.fixture
