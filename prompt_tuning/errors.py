@@ -133,18 +133,22 @@ def first_line(error: object) -> str:
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal stopped a training, which had saved a checkpoint first.
+    """A signal, or an output that takes no more, stopped a training, which had saved a checkpoint first.
 
-    The exit code is 128 plus the signal's number, the same as in shells: 130 for SIGINT, 143 for SIGTERM.
+    The exit code is 128 plus the signal's number, the same as in shells: 130 for SIGINT, 143 for SIGTERM. It is 1 for
+    an error of the output; a pipe without a reader counts as SIGPIPE.
 
     Args:
-        received: the signal.
+        received: the signal, or the error of standard output or standard error.
         step: the last step that was trained.
         checkpoint: folder of that step's checkpoint.
     """
 
-    def __init__(self, received: signal.Signals, step: int, checkpoint: str) -> None:
+    def __init__(self, received: signal.Signals | OSError, step: int, checkpoint: str) -> None:
         """Keep the checkpoint and the exit code, and compose the message."""
-        super().__init__(f"{received.name}: stopped after step {step}, whose checkpoint is saved")
+        if isinstance(received, OSError):
+            reason, self.exit_code = f"output: {received.strerror}", 1
+        else:
+            reason, self.exit_code = received.name, 128 + received
+        super().__init__(f"{reason}: stopped after step {step}, whose checkpoint is saved")
         self.checkpoint = checkpoint
-        self.exit_code = 128 + received

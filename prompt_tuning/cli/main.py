@@ -6,9 +6,12 @@ A command imports what it needs when it runs, so that --help answers at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import io
+import os
 import shlex
+import signal
 import sys
 import warnings
 
@@ -50,14 +53,16 @@ COMMANDS = (
 # Errors of a disk or of a path that the user named.
 DISK_ERRORS = (
     errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
-    errno.ENAMETOOLONG,
+    errno.ENAMETOOLONG, errno.EFBIG, errno.EIO, errno.ENOENT, errno.EPERM, errno.ESTALE, errno.ELOOP, errno.EMFILE,
+    errno.ENFILE, errno.ENXIO,
 )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    The codes are 0 done, 1 failed, 2 bad usage or recipe, 130 interrupted, 143 terminated.
+    The codes are 0 done, 1 failed, 2 bad usage or recipe, 129 hung up, 130 interrupted, 141 nobody reads the output,
+    143 terminated.
 
     Args:
         argv: the words after `prompt-tuning`. Default: those of this process.
@@ -66,6 +71,18 @@ def main(argv: list[str] | None = None) -> int:
         SystemExit: with 2 for a wrong command line, with 0 after --help and --version.
         OSError: an error that is not about a disk or a path.
     """
+    if not _open_streams():
+        return 1
+    try:
+        code = _run(argv)
+    except SystemExit as ended:
+        code = _flush_output(2 if ended.code else 0)
+        raise SystemExit(code) from None
+    return _flush_output(code)
+
+
+def _run(argv: list[str] | None) -> int:
+    """Run a command, and return the exit code of its error if it has one."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     errors = usage_errors(args, rest)
@@ -77,24 +94,57 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # rows are of any language, whatever the terminal's is
     try:
+        os.getcwd()  # Libraries ask for it when they are imported.
         with explain_lost_process():
             return args.run(args, rest) or 0
     except PromptTuningError as error:
         for line in str(error).splitlines():
-            print_text(f"error: {line}", file=sys.stderr)
+            _say(f"error: {line}")
         return error.exit_code
     except Stopped as stopped:
         if is_first_process():
-            print_text(f"\n{stopped}; {_how_to_resume(args, argv, stopped)}", file=sys.stderr)
+            _say(f"\n{stopped}; {_how_to_resume(args, argv, stopped)}")
         return stopped.exit_code
     except KeyboardInterrupt:
-        print_text(f"\ninterrupted{args.when_interrupted}", file=sys.stderr)
+        _say(f"\ninterrupted{args.when_interrupted}")
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # otherwise Python complains again when it flushes standard output
-        return 1
     except OSError as error:
         return _report_disk_error(error)
+
+
+def _open_streams() -> bool:
+    """Open what the shell has closed of standard input and standard error, so that no file gets their numbers.
+
+    Returns:
+        False if standard output is closed: nobody would see what is written there.
+    """
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.FileIO(os.devnull))
+    if sys.stdout is None:
+        print("error: standard output: it is closed. Send it to a file or to /dev/null.", file=sys.stderr)
+        return False
+    if sys.stderr is None:
+        sys.stderr = io.TextIOWrapper(io.FileIO(os.devnull, "w"))
+    return True
+
+
+def _flush_output(code: int) -> int:
+    """Write what is still to be written, and return the exit code; a lost output changes only the code 0."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            # Python flushes once more at its end, and would complain and end with 120.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = code or _report_disk_error(error)
+    return code
+
+
+def _say(text: str) -> None:
+    """Print a message for a person; the terminal may be gone."""
+    with contextlib.suppress(OSError):
+        print_text(text, file=sys.stderr)
+        sys.stderr.flush()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,10 +161,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report_disk_error(error: OSError) -> int:
-    """Print an error of a disk or a path, and return the exit code; raise any other error again."""
+    """Print an error of a disk, a path or the output, and return the exit code; raise any other error again."""
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE  # A shell gives this code to a program that ends when nobody reads its output.
     if error.errno not in DISK_ERRORS:
         raise error
-    print_text(f"error: {error.filename or 'writing'}: {error.strerror}; no partial file was left", file=sys.stderr)
+    name = error.filename or ("the working directory" if error.errno == errno.ENOENT else "writing")
+    _say(f"error: {name}: {error.strerror}; no partial file was left")
     return 1
 
 

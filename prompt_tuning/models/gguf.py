@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from prompt_tuning.errors import ModelError, first_line
-from prompt_tuning.support.files import apply_umask
+from prompt_tuning.support.files import apply_umask, explain_full_disk, partial_path
 from prompt_tuning.support.trust import load_pretrained
 
 
@@ -34,15 +34,17 @@ def import_gguf(source: str, output: str) -> Path:
     folder = Path(output)
     if folder.exists():
         raise ModelError(f"{folder}: it exists already. Remove it, or name another folder.")
-    try:
-        model, tokenizer = _read(file)
-    except (ValueError, OSError, KeyError, NotImplementedError, struct.error) as error:
-        raise ModelError(f"{file}: transformers cannot read it: {first_line(error)}") from error
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    partial = partial_path(folder.parent)
     try:
-        _unquantized(model).save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        partial.mkdir()  # A folder that cannot be written is reported now, and not after the model is read.
+        try:
+            model, tokenizer = _read(file)
+        except (ValueError, OSError, KeyError, NotImplementedError, struct.error) as error:
+            raise ModelError(f"{file}: transformers cannot read it: {first_line(error)}") from error
+        with explain_full_disk(folder, partial):
+            _unquantized(model).save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
         apply_umask(partial)
         partial.rename(folder)
     finally:

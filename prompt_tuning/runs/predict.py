@@ -58,12 +58,13 @@ def predict(
     # A pipe may have the name of a file, and can be read only once.
     rows = iter(open_rows(source)) if file_format(source) and path and path.is_file() else None
     transformers_logging.disable_progress_bar()
-    predictor = Predictor.load(adapter, model_name_or_path, trust_remote_code=trust_remote_code)
     with ExitStack() as files:
+        # The output is opened first, so that a file that cannot be written is refused before the model loads.
+        file = sys.stdout if output == "-" else files.enter_context(atomic_write(Path(output), named_by_user=True))
+        predictor = Predictor.load(adapter, model_name_or_path, trust_remote_code=trust_remote_code)
         if rows is None:
             stream = files.enter_context(path.open("rb")) if path else sys.stdin.buffer
             rows = _line_rows(utf8_lines(stream, _name(source)), predictor.encoder, source)
-        file = sys.stdout if output == "-" else files.enter_context(atomic_write(Path(output), named_by_user=True))
         files.enter_context(predictor.autocasting())
         files.enter_context(compute_prompt_once(predictor.model))
         counts: Counter[str] = Counter()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
@@ -31,7 +33,8 @@ from prompt_tuning.training.sampling import EpochSampler
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Windows has no SIGHUP.
+SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
 ROWS_NAMED = 16
 STEPS_KEPT = 100
 
@@ -219,7 +222,7 @@ class EarlyStopping(EarlyStoppingCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """After a signal, save a checkpoint at the end of the step and raise `Stopped`.
+    """After a signal or an error of the output, save a checkpoint at the end of the step and raise `Stopped`.
 
     Trainer's `enable_jit_checkpoint` waits three seconds and knows only SIGTERM. It saves before the optimiser's step
     and resumes as if after it, and then continues as if the training were done.
@@ -231,20 +234,27 @@ class StopOnSignal(TrainerCallback):
     def __init__(self, accelerator: Accelerator) -> None:
         """Start without a signal."""
         self.accelerator = accelerator
-        self.received: signal.Signals | None = None
+        self.received: signal.Signals | OSError | None = None
         self.stopping = False
         self.save_strategy = SaveStrategy.NO
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
-        self.received = signal.Signals(number)
+        received = signal.Signals(number)
+        self.received = received
         message = "%s: a checkpoint at the end of this step, then the run stops"
         # torchrun sends every signal twice to several processes, and kills them after 30 seconds.
         if self.accelerator.num_processes == 1:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for other in SIGNALS[1:]:
+                signal.signal(other, signal.SIG_DFL)
             message += "; a second signal stops it at once"
-        logger.info(message, self.received.name)
+        logger.info(message, received.name)
+
+    def lose_output(self, error: OSError) -> None:
+        """Handle an error of standard output or standard error, where Trainer writes its log."""
+        self.received = signal.SIGPIPE if error.errno == errno.EPIPE else error
+        logger.info("output: %s. A checkpoint at the end of the next step, then the run stops", error.strerror)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -287,9 +297,42 @@ class StopOnSignal(TrainerCallback):
             raise Stopped(self.received or signal.SIGTERM, state.global_step, str(checkpoint))
 
 
+class WatchedStream:
+    """Write to a stream at once, report its first error, and drop what is written after that.
+
+    Args:
+        stream: standard output or standard error.
+        report: takes the error.
+    """
+
+    def __init__(self, stream: TextIO, report: Callable[[OSError], None]) -> None:
+        """Start without an error."""
+        self.stream = stream
+        self.report = report
+        self.failed = False
+
+    def write(self, text: str) -> int:
+        """Write a text and return its length."""
+        if not self.failed:
+            try:
+                self.stream.write(text)
+                self.stream.flush()
+            except OSError as error:
+                self.failed = True
+                self.report(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing, since `write` leaves nothing to flush."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the stream."""
+        return getattr(self.stream, name)
+
+
 @contextmanager
 def stopping_on_signals(accelerator: Accelerator) -> Iterator[StopOnSignal]:
-    """Yield a callback that SIGINT and SIGTERM reach within the block, if it runs in the main thread."""
+    """Yield a callback that signals and errors of the output reach within the block, if it runs in the main thread."""
     callback = StopOnSignal(accelerator)
     if threading.current_thread() is not threading.main_thread():
         yield callback
@@ -298,10 +341,13 @@ def stopping_on_signals(accelerator: Accelerator) -> Iterator[StopOnSignal]:
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # A shell lets its background jobs ignore SIGINT.
             handlers[number] = signal.signal(number, callback.receive)
+    output: Any = WatchedStream(sys.stdout, callback.lose_output)
+    errors: Any = WatchedStream(sys.stderr, callback.lose_output)
     try:
-        yield callback
+        with redirect_stdout(output), redirect_stderr(errors):
+            yield callback
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if callback.received:
+    if isinstance(callback.received, signal.Signals) and callback.received in handlers:
         signal.raise_signal(callback.received)  # It came after the last step.

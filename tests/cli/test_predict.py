@@ -269,4 +269,4 @@ def test_predict_names_a_bad_row_and_leaves_no_file(run, tmp_path, capsys, conte
     arguments = ["--input", str(tmp_path / "rows.jsonl"), "--output", str(out), "--batch_size", "1"]
     assert main(["predict", "--adapter", str(run), *arguments]) in (1, 2)
     assert message in capsys.readouterr().err
-    assert not out.exists() and not list(tmp_path.glob(".out*"))
+    assert not out.exists() and not list(tmp_path.glob(".partial-*"))
