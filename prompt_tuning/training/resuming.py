@@ -20,6 +20,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from prompt_tuning.errors import RecipeError, first_line
+from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ NOT_WHOLE = (
 """The errors of reading a damaged file as JSON, safetensors or a zip archive."""
 
 WEIGHTS = (
-    "adapter_model.safetensors", "*/adapter_model.safetensors", "model*.safetensors", "pytorch_model*", "global_step*",
+    RunFolder.ADAPTER_WEIGHTS, f"*/{RunFolder.ADAPTER_WEIGHTS}", "model*.safetensors", "pytorch_model*",
+    "global_step*",
 )  # fmt: skip
 """The weights of a checkpoint: of an adapter with the default name or another one, a model, FSDP and DeepSpeed."""
 
