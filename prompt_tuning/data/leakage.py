@@ -19,7 +19,7 @@ from datasets import Dataset, DatasetDict
 
 from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.data.loading import row_origin
-from prompt_tuning.errors import TemplateError
+from prompt_tuning.errors import EmptyRowError, TemplateError
 from prompt_tuning.support.text import agreed, counted, normalised, words
 from prompt_tuning.templates.template import Template
 
@@ -200,9 +200,9 @@ def find_leaks(
         target = _target(template, rows[number], languages) if targets else ""
         if target in targets:
             same.append((number, targets[target]))
-        elif targets:
+        elif targets and target:
             other.append((number, min(targets.values())))
-        elif source in near_rows:
+        elif source in near_rows and not targets:
             near.append((number, near_rows[source]))
     passages = None
     if "context" in template.source_columns:
@@ -218,8 +218,9 @@ def _training_sources(
     for number, row in enumerate(train):
         try:
             source = template.source_key(row, languages)
-            if source in targets_of:
-                targets_of[source].setdefault(_target(template, row, languages), number)
+            target = _target(template, row, languages) if source in targets_of else ""
+            if target:
+                targets_of[source].setdefault(target, number)
         except TemplateError:
             # Training rows that are only demonstrations were not checked.
             source = ()
@@ -302,7 +303,11 @@ def _shared_passages(rows: Dataset, train: Dataset, leaked: set[int]) -> int:
 
 
 def _target(template: Template, row: dict[str, Any], languages: dict[str, str] | None) -> str:
-    return normalised(template.render_target(row, languages)[0])
+    """Return a row's target as rows are compared; nothing for a row without one, which `drop_empty` leaves out."""
+    try:
+        return normalised(template.render_target(row, languages)[0])
+    except EmptyRowError:
+        return ""
 
 
 def _spaced(text: str) -> str:

@@ -17,7 +17,7 @@ from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.encoding.control_tokens import control_tokens
 from prompt_tuning.encoding.row_encoder import Encoder
-from prompt_tuning.errors import AdapterError, OverlongError, RecipeError
+from prompt_tuning.errors import AdapterError, EmptyRowError, OverlongError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
@@ -32,8 +32,8 @@ def initial_text(
 ) -> str | None:
     """Return the marked text that the prompt starts from, or None if `init` does not name a text.
 
-    Demonstrations are training rows that the seed draws, written by the template with their targets. A row over its
-    budget is replaced by another, and the log says so.
+    Demonstrations are training rows that the seed draws, written by the template with their targets. An empty row,
+    or one over its budget, is replaced by another, and the log says so.
 
     Args:
         args: the method and its `init`.
@@ -43,6 +43,7 @@ def initial_text(
 
     Raises:
         OverlongError: init is demonstrations, and every training row is over its budget.
+        EmptyRowError: init is demonstrations, and the template leaves every training row empty.
         RecipeError: init is demonstrations, and too few training rows are within their budget. Or init is template,
             and the template begins with a column.
     """
@@ -69,23 +70,24 @@ def _draw_demonstrations(encoder: Encoder, rows: Dataset, count: int, seed: int)
     first = draw.sample(range(len(rows)), min(count, len(rows)))
     substitutes = draw.sample(range(len(rows)), len(rows))
     texts: list[str] = []
-    overlong: list[OverlongError] = []
+    unfit: list[OverlongError | EmptyRowError] = []
     for number in dict.fromkeys([*first, *substitutes]):
         try:
             texts.append(encoder.demonstration(rows[number]))
-        except OverlongError as error:
-            overlong.append(error)
+        except (OverlongError, EmptyRowError) as error:
+            unfit.append(error)
         if len(texts) == count:
             break
     if not texts:
-        raise overlong[-1]
+        raise unfit[-1]
     if len(texts) < count:
         raise RecipeError(
             f"init_demonstrations is {count}, and "
             f"{counted(len(texts), 'training row', 'fit max_source_tokens')}. Lower it."
         )
-    if overlong:
-        logger.warning("init demonstrations: %s over budget replaced by others", counted(len(overlong), "drawn row"))
+    if unfit:
+        rows_replaced = counted(len(unfit), "drawn row")
+        logger.warning("init demonstrations: %s over budget or empty replaced by others", rows_replaced)
     return texts
 
 

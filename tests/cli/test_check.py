@@ -206,6 +206,18 @@ def test_rows_that_a_template_leaves_empty_are_an_error_or_left_out_and_counted(
     assert "train.jsonl: all rows were left out as empty" in capsys.readouterr().err
 
 
+def test_a_row_without_a_target_is_left_out_though_its_question_is_in_training(recipe_file, tmp_path, capsys):
+    recipe = str(recipe_file(drop_empty="true", init="demonstrations", num_virtual_tokens=None, max_source_tokens=192))
+    rows = question_rows(3)
+    empty = rows[0] | {"answers": {"text": [""], "answer_start": [0]}}
+    for split in ("train", "validation", "test"):
+        write_jsonl(tmp_path / f"{split}.jsonl", [empty, *rows])
+    assert main(["train", recipe, "--max_steps", "1"]) == 0
+    errors = capsys.readouterr().err
+    assert "test: 3 of 4 rows are in the training split with the same target (" in errors
+    assert "test.jsonl, line 2 = " in errors and "test.jsonl, line 1 = " not in errors
+
+
 def test_a_mistake_in_a_template_is_reported_once(recipe_file, tmp_path, capsys):
     (tmp_path / "own.yaml").write_text("source: '{{ question.first }}'\ntarget: x\n")
     files = {"test_file": None, "validation_file": None, "eval_strategy": "'no'"}
