@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from prompt_tuning.encoding.chat import answer_ends
-from prompt_tuning.encoding.decoding import special_stop_ids
+from prompt_tuning.encoding.decoding import special_stop_ids, special_tokens
 from prompt_tuning.engine.calls import WITHOUT_PROMPT, first_set, setting
 from prompt_tuning.engine.dispatch import get_base, has_prompt
 from prompt_tuning.errors import ModelError, RecipeError
@@ -30,13 +30,15 @@ ONE_ROW = (
     "custom_generate",
     "use_mtp",
 )
+REPLACEMENT = "\ufffd"
+UNSTABLE = 8  # So many characters at the start of a decoded part may differ from those within the whole text.
 
 
 class StopTexts(StoppingCriteria):
     r"""A criterion that ends a row as soon as it has written a stop text or token; for one call of `generate`.
 
     Unlike `stop_strings`, it skips leading white space, so that `stop: ["\n"]` does not silence a model that opens
-    with a line break.
+    with a line break. It decodes only a row's last tokens, and all of them before it ends a row.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
@@ -45,16 +47,50 @@ class StopTexts(StoppingCriteria):
         self.stop = stop
         self.stop_ids = special_stop_ids(tokenizer, stop)
         self.start: int | None = None
+        self._special = set(special_tokens(tokenizer).values())
+        self._context = max(map(len, stop), default=0) + UNSTABLE
+        self._width = 0
+        self._ended: set[tuple[int, ...]] = set()  # Rows may change their places, and are known by their tokens.
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Return for each row of ids `[B, T]` whether it has ended, `[B]`."""
+        width = input_ids.shape[1]
         if self.start is None:
-            self.start = input_ids.shape[1] - 1  # The first call comes after the first new token.
-        written = input_ids[:, self.start :]
-        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
-        ended = torch.tensor([any(end in text.lstrip() for end in self.stop) for text in texts])
-        stop_ids = written.new_tensor(sorted(self.stop_ids))
-        return ended.to(input_ids.device) | torch.isin(written, stop_ids).any(1)
+            self.start = self._width = width - 1  # The first call comes after the first new token.
+        num_new = width - self._width
+        self._width = width
+        rows = [tuple(row) for row in input_ids[:, self.start :].tolist()]
+        ended = [row[:-num_new] in self._ended or self._ends(row, num_new) for row in rows]
+        self._ended = {row for row, end in zip(rows, ended, strict=True) if end}
+        return torch.tensor(ended, device=input_ids.device)
+
+    def _ends(self, row: tuple[int, ...], num_new: int) -> bool:
+        """Return whether the last `num_new` tokens of a row end it."""
+        new = row[-num_new:]
+        if not self.stop_ids.isdisjoint(new):
+            return True
+        if self._special.issuperset(new):
+            return False  # Decoding leaves them out, so that the text is the one of the previous call.
+        text = self._last_text(row, num_new)
+        return self._has_stop(text) and self._has_stop(self._decode(row).lstrip())
+
+    def _last_text(self, row: tuple[int, ...], num_new: int) -> str:
+        """Return the text of the last `num_new` tokens behind so much context that no stop text begins before it."""
+        needed = self._context + len(self._decode(row[-num_new:]))
+        size = num_new + self._context
+        while size < len(row):
+            text = self._decode(row[-size:])
+            # Bytes that are no character alone may be one together with those before them.
+            if len(text) >= needed and REPLACEMENT not in text[UNSTABLE:]:
+                return text
+            size *= 2
+        return self._decode(row)
+
+    def _has_stop(self, text: str) -> bool:
+        return any(end in text for end in self.stop)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
 def text_settings(
