@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import contextmanager
 
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -171,6 +171,8 @@ def run(operation, args, kwargs):
     passed = {key: on_cpu(value) for key, value in kwargs.items()}
     if target:
         passed["device"] = CPU
+    if passed.get("pin_memory"):  # Memory can be pinned only if there is a GPU.
+        passed["pin_memory"] = False
     disabled = torch._C._DisableTorchDispatch()
     try:
         output = operation(*tree_map(on_cpu, args), **passed)
@@ -289,9 +291,10 @@ def pretended_cuda(monkeypatch, device):
         (torch._C._nn, "pad_sequence", pad_sequence),
         (torch.nn.Module, "to", module_to),
         (torch.cuda, "set_device", lambda device: None),
-        (PartialState, "default_device", pretended(device)),
+        (torch.cuda, "get_device_name", lambda device: f"pretended GPU {device}"),
     ):
         monkeypatch.setattr(owner, name, replacement)
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", device)
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         with PretendMode():

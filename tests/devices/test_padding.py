@@ -1,0 +1,85 @@
+"""Check what attention on an accelerator computes: little padding, few shapes, and what fast kernels of CUDA take."""
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.architectures import SIZES, VOCABULARY, build
+from helpers.models import tiny_llama
+
+from prompt_tuning.encoding.batching import pad_left
+from prompt_tuning.engine.padded_segments import groups_of_like_length, rounded
+from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Return the shapes of queries and keys, and how each call of attention has masks and groups of heads."""
+    made = []
+    attention = F.scaled_dot_product_attention
+
+    def noted(query, key, value, attn_mask=None, *args, enable_gqa=False, **kwargs):
+        made.append((tuple(query.shape), tuple(key.shape), attn_mask is not None, enable_gqa))
+        return attention(query, key, value, attn_mask, *args, enable_gqa=enable_gqa, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    return made
+
+
+def areas(lengths, before):
+    """Return how many scores the calls compute, and how many the segments need."""
+    groups = groups_of_like_length(lengths, before)
+    assert sorted(number for group in groups for number in group.segments) == list(range(len(lengths)))
+    for segments, width, reach in groups:
+        for number in segments:
+            assert width >= lengths[number]
+            assert reach >= before[number] + width  # Else a padded query would see nothing.
+    computed = sum(len(segments) * width * reach for segments, width, reach in groups)
+    return computed, sum(length * (length + first) for length, first in zip(lengths, before, strict=True))
+
+
+@pytest.mark.parametrize(("prompt", "rows"), [(1000, [100] * 32), (100, [250] * 16), (1000, [60, 120, 500, 1000])])
+def test_a_long_prompt_does_not_pad_rows(prompt, rows):
+    computed, needed = areas([prompt, *rows], [0, *[prompt] * len(rows)])
+    assert computed <= 1.5 * needed
+
+
+def test_any_lengths_are_padded_to_at_most_half_more_than_their_rounded_widths():
+    random.seed(0)
+    for _ in range(100):
+        lengths = [random.choice([random.randint(1, 70), random.randint(1, 2000)]) for _ in range(30)]
+        before = [0, *[lengths[0]] * 29]
+        computed, _ = areas(lengths, before)
+        widths = [rounded(length) for length in lengths]
+        needed = sum(width * rounded(width + first) for width, first in zip(widths, before, strict=True))
+        assert computed <= 1.5 * needed
+        assert len(groups_of_like_length(lengths, before)) <= 8
+
+
+def test_many_steps_have_few_shapes_and_no_call_has_both_a_mask_and_groups_of_heads(on_gpu, calls):
+    base = tiny_llama(VOCABULARY, num_hidden_layers=1)
+    assert SIZES["num_key_value_heads"] < SIZES["num_attention_heads"]
+    model = add_soft_prompt(base, prompt_config(base, 5))
+    random.seed(0)
+    with on_gpu():
+        model.to("cuda:1")
+        for _ in range(8):
+            ids = torch.randint(2, VOCABULARY, (4, random.randint(70, 120)), device="cuda:1")
+            model(input_ids=ids, labels=ids)
+    assert len(calls) >= 8
+    assert len({(query[2], key[2]) for query, key, *_ in calls}) <= 3
+    assert all(query[1] == key[1] for query, key, *_ in calls)
+    assert not any(mask and groups for *_, mask, groups in calls)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral, window 6", "starcoder2"])
+def test_generation_has_no_call_with_both_a_mask_and_groups_of_heads(architecture, on_gpu, calls):
+    base = build(architecture)
+    model = add_soft_prompt(base, prompt_config(base, 4))
+    with on_gpu():
+        model.to("cuda:1")
+        rows = {name: tensor.to("cuda:1") for name, tensor in pad_left([[5, 6, 7], [8, 9]], 0).items()}
+        model.generate(**rows, max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=None)
+    assert calls
+    assert not any(mask and groups for *_, mask, groups in calls)
