@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import struct
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from prompt_tuning.errors import ModelError, first_line
 from prompt_tuning.support.files import apply_umask, explain_full_disk, partial_path
 from prompt_tuning.support.trust import load_pretrained
+
+MAX_MODULES = 1000
+"""The layers of a model, and the experts of a layer, that are taken for true."""
 
 
 def import_gguf(source: str, output: str) -> Path:
@@ -40,7 +42,9 @@ def import_gguf(source: str, output: str) -> Path:
         partial.mkdir()  # A folder that cannot be written is reported now, and not after the model is read.
         try:
             model, tokenizer = _read(file)
-        except (ValueError, OSError, KeyError, NotImplementedError, struct.error) as error:
+        except ModelError:
+            raise
+        except Exception as error:  # The libraries raise anything for damaged files.
             raise ModelError(f"{file}: transformers cannot read it: {first_line(error)}") from error
         with explain_full_disk(folder, partial):
             _unquantized(model).save_pretrained(partial)
@@ -57,8 +61,36 @@ def _read(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     with tempfile.TemporaryDirectory() as alone:
         (Path(alone) / file.name).symlink_to(file.resolve())
         options: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
+        _check_sizes(load_pretrained(AutoConfig, alone, **options).get_text_config().to_dict(), file)
         model = load_pretrained(AutoModelForCausalLM, alone, dtype=torch.float32, **options)
         return model, load_pretrained(AutoTokenizer, alone, **options)
+
+
+def _check_sizes(config: dict[str, Any], file: Path) -> None:
+    """Raise a ModelError if the sizes in a header are of a model that the file cannot hold; a layer takes memory.
+
+    Args:
+        config: the configuration that transformers makes of the header.
+        file: the file. It has at least one bit for each weight.
+    """
+    layers, experts = config["num_hidden_layers"], _size(config, "num_experts", "num_local_experts")
+    hidden = config["hidden_size"]
+    weights = hidden * (config["vocab_size"] + layers * _size(config, "intermediate_size"))
+    size = file.stat().st_size
+    if layers > MAX_MODULES or experts > MAX_MODULES or weights > 8 * size:
+        raise ModelError(
+            f"{file}: its header says {layers:,} layers of the size {hidden:,}, and its {size:,} bytes cannot hold "
+            "them. Download it again."
+        )
+
+
+def _size(config: dict[str, Any], *names: str) -> int:
+    """Return the largest of the sizes of these names; 0 without one. A list has the sizes of the layers."""
+    sizes = [0]
+    for name in names:
+        value = config.get(name) or 0
+        sizes.append(max(value) if isinstance(value, list) else value)
+    return max(sizes)
 
 
 def _find_gguf(source: str) -> Path:
