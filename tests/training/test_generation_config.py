@@ -54,7 +54,8 @@ def test_a_row_has_the_settings_of_the_model_in_every_batch(architecture, settin
     run = trainer(model, tokenizer, tmp_path, generation_num_beams=None)
     together = run.predict_texts(rows)
     assert together == [run.predict_texts(rows.select([number]))[0] for number in range(len(rows))]
-    assert together == generate_texts(model, tokenizer, sources_of(rows, architecture), (), **run.generation_kwargs)
+    texts, _ = generate_texts(model, tokenizer, sources_of(rows, architecture), (), **run.generation_kwargs)
+    assert together == texts
     assert (together == plain) == (settings in WITHOUT_EFFECT)
 
 
