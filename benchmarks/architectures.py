@@ -1,12 +1,16 @@
 """Each architecture against a row-by-row reference from the base model, on tiny random models.
 
-    python benchmarks/architectures.py
+    python benchmarks/architectures.py           the architectures of the engine
+    python benchmarks/architectures.py --every   every architecture of transformers that can be built tiny
 
-The models and the reference are in tests/helpers/architectures.py, and tests/engine/test_architectures.py tests the
-bounds.
+The models and the references are in tests/helpers/, and tests/engine/ tests the bounds. The second table takes some
+ten minutes.
 """
 
+import logging
+import multiprocessing
 import sys
+from collections import defaultdict
 
 import torch
 from common import ROOT, describe_machine, print_table
@@ -22,10 +26,13 @@ from helpers.architectures import (
     reference_loss,
     right_padded,
 )
+from helpers.every_architecture import METHODS, outcome
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
 from prompt_tuning import add_soft_prompt, prompt_config
 from prompt_tuning.encoding.batching import pad_left
 
+TIME_LIMIT = 300  # seconds for an architecture
 GREEDY = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
 
 
@@ -38,7 +45,45 @@ def losses_and_gradients(base: torch.nn.Module, model: torch.nn.Module) -> tuple
     return expected.item(), loss.item(), expected_gradient, gradient
 
 
+def outcomes(config_class: type, queue: multiprocessing.Queue) -> None:
+    """Put what each method does with an architecture into a queue."""
+    logging.disable(logging.WARNING)
+    queue.put([outcome(config_class, method) for method in METHODS])
+
+
+def guarded_outcomes(config_class: type) -> tuple[str, ...]:
+    """Return what each method does with an architecture, tried in a process of its own with a time limit."""
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=outcomes, args=(config_class, queue))
+    process.start()
+    process.join(TIME_LIMIT)
+    if process.is_alive():
+        process.kill()
+    return tuple(queue.get()) if process.exitcode == 0 else ("wrong: the trial failed",) * len(METHODS)
+
+
+def print_every_architecture() -> None:
+    """Print the architectures of transformers by what the methods do with them."""
+    print(f"{describe_machine()}; tiny random models\n")
+    config_classes = [*MODEL_FOR_CAUSAL_LM_MAPPING, *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING]
+    names: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    torch.set_num_threads(1)
+    for config_class in dict.fromkeys(config_classes):
+        group = guarded_outcomes(config_class)
+        print(config_class.model_type, *group, sep=" | ", file=sys.stderr, flush=True)
+        names[group].append(config_class.model_type)
+    rows = [
+        (*group, len(architectures), ", ".join(sorted(architectures)))
+        for group, architectures in sorted(names.items())
+    ]
+    print_table((*METHODS, "number", "architectures"), *rows)
+
+
 def main() -> None:
+    if "--every" in sys.argv:
+        print_every_architecture()
+        return
     print(f"{describe_machine()}; seed 0; loss absolute, gradient relative; bfloat16 under autocast, both sides\n")
     rows = [
         ("architecture", "training step", "loss", "loss, padded left", "gradient", "greedy text alone = in a batch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,7 +75,7 @@ def execution_path(base: PreTrainedModel, adapter: PeftConfig, *, training: bool
     config, method = base.config.get_text_config(), find_method(adapter.peft_type)
     if not method.has_prompt:
         return ExecutionPath("plain", f"the method {method.name} has no prompt that all rows share")
-    if config.model_type not in CACHE_ARCHITECTURES:
+    if not has_tested_cache(base):
         return ExecutionPath("plain", f"{config.model_type} has not been shown to be exact behind a shared prompt")
     reason = packing_obstacle(base)
     if not reason and method.trains_keys_and_values and adapter.num_virtual_tokens >= (sliding_window(config) or 1e9):
@@ -86,11 +87,21 @@ def execution_path(base: PreTrainedModel, adapter: PeftConfig, *, training: bool
     return ExecutionPath("cache", reason)
 
 
+def has_tested_cache(base: PreTrainedModel) -> bool:
+    """Return whether the tests hold this causal model, behind a cache of its prompt, to a reference."""
+    if base.config.get_text_config().model_type not in CACHE_ARCHITECTURES:
+        return False
+    # A model that holds a tested one may not pass on positions, which rows behind a cache need.
+    return base.config.get_text_config() is base.config or "position_ids" in inspect.signature(base.forward).parameters
+
+
 def packing_obstacle(base: PreTrainedModel) -> str:
     """Return why rows of this causal model cannot run as one packed sequence; empty if they can."""
     config = base.config.get_text_config()
     attention = config._attn_implementation  # noqa: SLF001, transformers has no public name for it
     capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if not has_tested_cache(base):
+        return f"{type(base).__name__} is not among the tested architectures"
     if config.model_type not in PACKED_ARCHITECTURES or getattr(config, "reorder_and_upcast_attn", False):
         return f"{type(base).__name__} has no replaceable attention"
     if attention not in ("sdpa", ATTENTION) and not (capped and attention == "eager"):

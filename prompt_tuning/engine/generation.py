@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,9 +58,11 @@ READ_IDS = {
 WITHOUT_EFFECT_ON_ROWS = {"_from_model_config", "transformers_version", "bos_token_id", "max_length", "use_cache"}
 
 
-def reads_ids(model: PreTrainedModel, kwargs: dict[str, Any]) -> bool:
-    """Return whether a setting of `generate` looks at ids that stand in the row already."""
-    return any(setting(model, kwargs, name, neutral) != neutral for name, neutral in READ_IDS.items())
+def takes_embeddings(model: PreTrainedModel, kwargs: dict[str, Any]) -> bool:
+    """Return whether `generate` takes embeddings, and no setting looks at ids that stand in the row already."""
+    if "inputs_embeds" not in inspect.signature(model.prepare_inputs_for_generation).parameters:
+        return False
+    return all(setting(model, kwargs, name, neutral) == neutral for name, neutral in READ_IDS.items())
 
 
 def count_new_tokens(model: PreTrainedModel, width: int, kwargs: dict[str, Any]) -> dict[str, Any]:

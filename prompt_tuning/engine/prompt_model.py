@@ -18,12 +18,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import start_with
 from prompt_tuning.engine.attention import ATTENTION, shared_prefix_attention
-from prompt_tuning.engine.dispatch import ExecutionPath, execution_path, packing_obstacle
+from prompt_tuning.engine.base_checks import cache_shape, check_takes_embeddings
+from prompt_tuning.engine.dispatch import ExecutionPath, execution_path, has_tested_cache, packing_obstacle
 from prompt_tuning.engine.limits import rotary_limit, window_limit
 from prompt_tuning.engine.peft_generation import prepare_under_old_name
 from prompt_tuning.engine.prompt_adapters import PromptAdapters, check_task_type
 from prompt_tuning.engine.prompt_names import PromptName, index_prompts
 from prompt_tuning.engine.prompt_network import load_network
+from prompt_tuning.errors import AdapterError
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,15 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
             self._log_once("The prompt is computed for each row, by PEFT's own forward: %s.", path.reason)
 
     def _setup_prompt_encoder(self, adapter_name: str) -> None:
-        """Make the prompt's parameters; unlike PEFT, make a prefix where packed rows checkpoint activations, too."""
+        """Make the prompt's parameters; unlike PEFT, make a prefix where packed rows checkpoint activations, too.
+
+        Unlike PEFT, try first whether the base model takes a prompt, and ask it for its embeddings.
+
+        Raises:
+            ModelError: text behind a prompt would not be what it is behind text.
+            AdapterError: the prefix has another shape than the model's keys and values.
+        """
+        self._check_base(self.peft_config[adapter_name])
         path = execution_path(self.base_model, self.peft_config[adapter_name], training=True)
         modules = self.base_model.modules() if path.name == "packed" else ()
         checkpointed = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
@@ -62,6 +72,23 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
         finally:
             for module in checkpointed:
                 module.gradient_checkpointing = True
+        self.word_embeddings = self.base_model.get_input_embeddings()
+
+    def _check_base(self, config: PeftConfig) -> None:
+        """Try whether an untested base model takes the prompt of this configuration."""
+        base, method = self.base_model, find_method(config.peft_type)
+        if has_tested_cache(base):
+            return
+        if not method.trains_keys_and_values:
+            check_takes_embeddings(base)
+            return
+        shape = config.num_layers, config.num_attention_heads, config.token_dim // config.num_attention_heads
+        kept = cache_shape(base)
+        if shape != kept:
+            raise AdapterError(
+                f"a prefix for {shape} (layers, heads, head size), but {type(base).__name__} keeps {kept}. Load it on "
+                "the model that it was trained on, or take method prompt_tuning or lora."
+            )
 
     @classmethod
     def from_pretrained(

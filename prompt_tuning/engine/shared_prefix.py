@@ -31,12 +31,12 @@ from prompt_tuning.engine.calls import (
     further_arguments,
     generate_arguments,
 )
-from prompt_tuning.engine.dispatch import CACHE_ARCHITECTURES, ExecutionPath, within_window
+from prompt_tuning.engine.dispatch import ExecutionPath, has_tested_cache, within_window
 from prompt_tuning.engine.generation import (
     count_new_tokens,
     generate_from_embeddings,
     generate_with_cache,
-    reads_ids,
+    takes_embeddings,
     with_sources,
 )
 from prompt_tuning.engine.kv_cache import PackedPrefixes, join_caches
@@ -178,7 +178,7 @@ class SharedPrefixModel(PromptModel):
         mask = full_mask(rows, attention_mask, max(length - prompt, 0))
         check_positions(position_ids, mask)
         reach = prompt + mask.shape[1]
-        known = base.config.get_text_config().model_type in CACHE_ARCHITECTURES
+        known = has_tested_cache(base)
         keeps_places = known and (within_window(base, reach) or bool(mask.all()))
         if length:
             kwargs.pop("task_ids", None)  # The prompt is in the cache already.
@@ -331,7 +331,7 @@ class SharedPrefixModel(PromptModel):
         self._log_limits(reach)
         even = len(names) == 1 and bool(attention_mask.all())
         within = within_window(base, reach)
-        takes_cache = base.config.get_text_config().model_type in CACHE_ARCHITECTURES
+        takes_cache = has_tested_cache(base)
         if takes_cache and (even or within):
             caches, common_prefix = self._generation_caches(names, input_ids, attention_mask)
             return generate_with_cache(
@@ -345,7 +345,7 @@ class SharedPrefixModel(PromptModel):
                 **kwargs,
             )
         # `generate` does not have the ids of rows that it takes as embeddings, and could not penalise them.
-        if takes_cache and len(names) == 1 and not self._prompt_is_cache and not reads_ids(base, kwargs):
+        if takes_cache and len(names) == 1 and not self._prompt_is_cache and takes_embeddings(base, kwargs):
             return generate_from_embeddings(base, self._prompt(names[0]), input_ids, attention_mask, **kwargs)
         return self._generate_row_by_row(input_ids, attention_mask, names, prompt_index, **kwargs)
 
@@ -361,8 +361,7 @@ class SharedPrefixModel(PromptModel):
         if len(input_ids) > 1:
             reason = self.execution_path.reason or "they pass the sliding window"
             self._log_once("Rows are generated one at a time: %s.", reason)
-        takes_cache = base.config.get_text_config().model_type in CACHE_ARCHITECTURES
-        generate = self.generate if takes_cache else super().generate
+        generate = self.generate if has_tested_cache(base) else super().generate
 
         def generate_row(number: int, **settings: Any) -> Any:
             name = names[prompt_index[number]]

@@ -23,6 +23,7 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from prompt_tuning.arguments.methods import find_method
+from prompt_tuning.engine.base_checks import check_encoder_takes_embeddings
 from prompt_tuning.engine.calls import full_mask, further_arguments, generate_arguments, setting
 from prompt_tuning.engine.places import rows_first, select
 from prompt_tuning.engine.prompt_adapters import PromptAdapters, check_task_type
@@ -136,7 +137,9 @@ class EncoderDecoderPromptModel(PromptAdapters, PeftModelForSeq2SeqLM):
         """Create the prompt of an adapter; unlike PEFT, also a prefix in every attention."""
         config = self.peft_config[adapter_name]
         if not isinstance(config, EncoderDecoderPrefixConfig):
+            check_encoder_takes_embeddings(self.base_model, _embedding_scale(self.base_model))
             super()._setup_prompt_encoder(adapter_name)
+            self.word_embeddings = self.base_model.get_input_embeddings()
             return
         base = self.base_model.requires_grad_(requires_grad=False)
         modules = _prefixed_modules(base, config)
@@ -238,17 +241,16 @@ class EncoderDecoderPromptModel(PromptAdapters, PeftModelForSeq2SeqLM):
                 "the states of a forward behind the prompt to the base model."
             )
         base = self.base_model
-        # These encoders scale embeddings that they look up, but not embeddings that they receive.
-        scale = base.get_encoder().embed_scale if base.config.model_type in RECEIVES_UNSCALED else 1
+        scale = _embedding_scale(base)
         embeds = inputs.get("inputs_embeds")
         if embeds is None:
             embeds = self.word_embeddings(inputs["input_ids"]) * scale
         length = self.active_peft_config.num_virtual_tokens
         prompt = self.get_prompt(batch_size=len(embeds), task_ids=task_ids)[:, :length].to(embeds.dtype) * scale
-        prompted = {"input_ids": None, "inputs_embeds": torch.cat([prompt, embeds], 1)}
+        prompted = {"inputs_embeds": torch.cat([prompt, embeds], 1)}
         if inputs.get("attention_mask") is not None:
             prompted["attention_mask"] = F.pad(inputs["attention_mask"], (length, 0), value=1)
-        return {name: value for name, value in (inputs | prompted).items() if value is not None}
+        return {name: value for name, value in inputs.items() if name != "input_ids"} | prompted
 
     @contextmanager
     def _pass_prefix(self) -> Iterator[None]:
@@ -274,6 +276,11 @@ class EncoderDecoderPromptModel(PromptAdapters, PeftModelForSeq2SeqLM):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _embedding_scale(base: PreTrainedModel) -> float:
+    """Return what an encoder multiplies embeddings by that it looks up, but not those that it receives."""
+    return base.get_encoder().embed_scale if base.config.model_type in RECEIVES_UNSCALED else 1
 
 
 def _check_base(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -20,7 +20,7 @@ from prompt_tuning.errors import ModelError
 
 PREFIXED_ATTENTION = "encoder_decoder_prefix"
 # tests/models/test_encoder_decoder.py compares each of these with attention computed by hand.
-T5_LIKE = ("t5", "mt5")
+T5_LIKE = ("t5", "mt5", "umt5")
 BART_LIKE = ("bart", "marian", "mbart", "pegasus")
 
 
@@ -44,9 +44,16 @@ def attention_modules(base: PreTrainedModel) -> dict[str, list[nn.Module]]:
             "decoder": [layer.self_attn for layer in decoder.layers],
             "cross": [layer.encoder_attn for layer in decoder.layers],
         }
-    raise ModelError(
-        f"{type(base).__name__}: no prefix for model_type {base.config.model_type}. Take one of "
-        f"{', '.join(T5_LIKE + BART_LIKE)}, or a soft prompt (PromptTuningConfig)."
+    raise ModelError(without_prefix(base.config))
+
+
+def without_prefix(config: PretrainedConfig) -> str:
+    """Return why an encoder-decoder of this configuration takes no prefix; empty if it does."""
+    if config.model_type in T5_LIKE + BART_LIKE:
+        return ""
+    return (
+        f"{config.model_type}: its attention has not been compared with a prefix computed by hand. Take method "
+        f"prompt_tuning or lora, or one of {', '.join(T5_LIKE + BART_LIKE)}."
     )
 
 

@@ -27,6 +27,7 @@ from prompt_tuning.encoding.target_language import language_id
 from prompt_tuning.engine.dispatch import has_recurrent_layers
 from prompt_tuning.errors import ModelError, RecipeError, first_line
 from prompt_tuning.hub.download import hub_answers
+from prompt_tuning.models.encoder_decoder_attention import without_prefix
 from prompt_tuning.models.quantization import quantization_config
 from prompt_tuning.support.files import looks_like_path, read_json
 from prompt_tuning.support.run_folder import RunFolder
@@ -76,15 +77,19 @@ def _check_generates(config: PretrainedConfig, args: ModelArguments) -> None:
 
 
 def check_method(config: PretrainedConfig, method: str) -> None:
-    """Raise a ModelError for a prefix of a model with recurrent layers.
+    """Raise a ModelError for a prefix of a model with recurrent layers, or of an untested encoder-decoder.
 
-    These layers have no keys and values: with PEFT they ignore a prefix, or fail.
+    Recurrent layers have no keys and values: with PEFT they ignore a prefix, or fail.
 
     Args:
         config: the configuration of the base model.
         method: a name in METHODS.
     """
-    if METHODS[method].trains_keys_and_values and has_recurrent_layers(config):
+    if not METHODS[method].trains_keys_and_values:
+        return
+    if config.is_encoder_decoder and without_prefix(config):
+        raise ModelError(without_prefix(config))
+    if has_recurrent_layers(config):
         raise ModelError(
             f"{method} puts keys and values into every layer, and {config.model_type} has recurrent layers, "
             "which have none. Take method prompt_tuning or lora."

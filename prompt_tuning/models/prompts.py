@@ -29,6 +29,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.arguments.methods import METHODS, find_method
+from prompt_tuning.engine.base_checks import cache_shape
+from prompt_tuning.engine.dispatch import has_tested_cache
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.errors import AdapterError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
@@ -41,8 +43,9 @@ from prompt_tuning.support.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-# The names under which configurations of models hold the number of attention heads, as PEFT looks for them.
+# The names under which configurations of models hold these numbers, as PEFT looks for them.
 NUM_HEADS_NAMES = {"num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"}
+NUM_LAYERS_NAMES = {"num_hidden_layers", "num_layers", "n_layer"}
 
 # With these inits PEFT loads the matrices of the tasks too.
 SOURCE_TASK_INITS = (MultitaskPromptTuningInit.AVERAGE_SOURCE_TASKS, MultitaskPromptTuningInit.EXACT_SOURCE_TASK)
@@ -74,9 +77,14 @@ def prompt_config(
     if METHODS[args.method].has_prompt:
         common |= {"num_virtual_tokens": num_virtual_tokens}
     if METHODS[args.method].trains_embeddings:
-        common |= {"num_transformer_submodules": 1}
-        if not NUM_HEADS_NAMES & model.config.get_text_config().to_dict().keys():
-            common |= {"num_attention_heads": 1}  # PEFT asks every prompt for it, and needs it for prefixes only.
+        common |= {"num_transformer_submodules": 1, "token_dim": model.get_input_embeddings().embedding_dim}
+        # PEFT asks every prompt for these, and needs them for prefixes only.
+        names = model.config.to_dict()
+        names = names.get("text_config", names).keys()
+        if not NUM_HEADS_NAMES & names:
+            common |= {"num_attention_heads": 1}
+        if not NUM_LAYERS_NAMES & names:
+            common |= {"num_layers": 1}
     return CONFIGS[args.method](model, args, ids, common)
 
 
@@ -104,6 +112,10 @@ def _prefix_tuning_config(
         "encoder_hidden_size": network_width(model, args),
     }
     if not model.config.is_encoder_decoder:
+        if not has_tested_cache(model):
+            # PEFT guesses these from the names in the configuration.
+            layers, heads, size = cache_shape(model)
+            common |= {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * size}
         return PrefixTuningConfig(**common)
     return EncoderDecoderPrefixConfig(
         prefix_encoder=args.prefix_encoder,
@@ -356,7 +368,7 @@ def check_adapter(
     base, _ = read_base_model(adapter_folder(folder))
     trained_on = (base.name if base else config.base_model_name_or_path) or ""
     name = model_config.name_or_path
-    size = model_config.get_text_config().hidden_size
+    size = _embedding_size(model_config)
     trained_size = size
     # Only a prompt of embeddings says the hidden size of its model, and CPTConfig forgets it when it is read.
     if find_method(config.peft_type).trains_embeddings and config.token_dim is not None:
@@ -375,3 +387,10 @@ def check_adapter(
     logger.warning(
         "%s. Predictions are those of the training only if it is that model under another name.", difference
     )
+
+
+def _embedding_size(config: PretrainedConfig) -> int:
+    """Return the size of the embeddings before which a soft prompt stands."""
+    # T5Gemma's encoder may be wider than its decoder, and OPT's embeddings narrower than its states.
+    text = vars(config).get("encoder", config).get_text_config()
+    return vars(text).get("word_embed_proj_dim", text.hidden_size)

@@ -18,6 +18,8 @@ from transformers import (
     PegasusForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
 )
 
 from helpers.models import tiny_bart, tiny_t5
@@ -55,6 +57,7 @@ BASES = {
     "flan-t5": lambda: seeded(T5ForConditionalGeneration, T5Config(**(T5 | FLAN))),
     "t5, 2 and 4 layers": lambda: seeded(T5ForConditionalGeneration, T5Config(**T5, num_decoder_layers=4)),
     "mt5": lambda: seeded(MT5ForConditionalGeneration, MT5Config(**(T5 | FLAN))),
+    "umt5": lambda: seeded(UMT5ForConditionalGeneration, UMT5Config(**(T5 | FLAN))),
     "bart": lambda: lively(tiny_bart(VOCABULARY)),
     "bart, 2 and 4 layers": lambda: seeded(
         BartForConditionalGeneration, BartConfig(**(BART | {"decoder_layers": 4, "decoder_attention_heads": 2}))

@@ -97,8 +97,8 @@ def attentions(base):
     }
 
 
-def by_hand(module, first, hidden, memory, visible, prefix):
-    """Compute one row's attention `[1, T, H]` from the weights. The layer `first` holds T5's position bias."""
+def by_hand(module, with_bias, hidden, memory, visible, prefix):
+    """Compute one row's attention `[1, T, H]` from the weights. T5's position bias is in the layer `with_bias`."""
     of_t5 = module.config.model_type in T5_LIKE
     names = ("q", "k", "v", "o") if of_t5 else ("q_proj", "k_proj", "v_proj", "out_proj")
     to_query, to_key, to_value, to_output = (module.get_submodule(name) for name in names)
@@ -109,7 +109,7 @@ def by_hand(module, first, hidden, memory, visible, prefix):
     )
     scores = query @ key.transpose(1, 2) * (1 if of_t5 else size**-0.5)
     if of_t5 and hidden is memory:
-        scores = scores + first.compute_bias(hidden.shape[1], memory.shape[1])[0]
+        scores = scores + with_bias.compute_bias(hidden.shape[1], memory.shape[1])[0]
     scores = scores.masked_fill(~visible, -math.inf)
     before = query @ prefix[0].transpose(1, 2) * (1 if of_t5 else size**-0.5)
     weights = torch.cat([before, scores], 2).softmax(2)
@@ -123,7 +123,8 @@ def saved_calls(base, run):
 
     def record(module, args, kwargs, output):
         hidden = args[0] if args else kwargs["hidden_states"]
-        calls[module] = (hidden, kwargs.get("key_value_states"), output[0])
+        memory = kwargs.get("encoder_hidden_states" if base.config.model_type == "umt5" else "key_value_states")
+        calls[module] = (hidden, memory, output[0])
 
     modules = chain.from_iterable(attentions(base).values())
     handles = [module.register_forward_hook(record, with_kwargs=True) for module in modules]
@@ -151,7 +152,8 @@ def test_every_attention_equals_one_computed_by_hand_from_the_saved_tensor(base)
                 visible = torch.ones(length, length).tril().bool() if place == "decoder" else mask.expand(length, -1)
                 row_hidden = hidden[row : row + 1]
                 row_memory = row_hidden if memory is None else memory[row : row + 1]
-                expected = by_hand(module, modules[0], row_hidden, row_memory, visible, prefix)
+                with_bias = module if base.config.model_type == "umt5" else modules[0]
+                expected = by_hand(module, with_bias, row_hidden, row_memory, visible, prefix)
                 torch.testing.assert_close(output[row : row + 1], expected, rtol=1e-4, atol=1e-5)
     assert start == flat.shape[1]
 
@@ -342,7 +344,7 @@ def test_prompts_that_do_not_fit_these_models_are_refused(one_of_each):
 def test_an_architecture_without_a_prefix_is_refused_by_name():
     small = {"d_kv": 8, "num_heads": 2, "d_model": 16, "num_layers": 1, "vocab_size": 9, "d_ff": 8}
     longer = LongT5ForConditionalGeneration(LongT5Config(**small))
-    with pytest.raises(ModelError, match=f"longt5. Take one of {', '.join(T5_LIKE + BART_LIKE)}, or"):
+    with pytest.raises(ModelError, match=f"longt5: its attention .* or one of {', '.join(T5_LIKE + BART_LIKE)}"):
         EncoderDecoderPromptModel(longer, prefix_config())
     eager = tiny_t5(VOCABULARY)
     eager.set_attn_implementation("eager")
