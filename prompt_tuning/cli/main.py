@@ -120,11 +120,11 @@ def _open_streams() -> bool:
     """
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.FileIO(os.devnull))
+    if sys.stderr is None:
+        sys.stderr = io.TextIOWrapper(io.FileIO(os.devnull, "w"))
     if sys.stdout is None:
         _say("error: standard output: it is closed. Send it to a file or to /dev/null.")
         return False
-    if sys.stderr is None:
-        sys.stderr = io.TextIOWrapper(io.FileIO(os.devnull, "w"))
     return True
 
 

@@ -28,6 +28,7 @@ def shell(line, **kwargs):
     [
         ("TOOL templates > /dev/full", 1, "error: writing: No space left on device; no partial file was left\n"),
         ("TOOL templates >&-", 1, "error: standard output: it is closed. Send it to a file or to /dev/null.\n"),
+        ("TOOL templates <&- >&- 2>&-", 1, ""),
         ("TOOL templates <&- > /dev/null", 0, ""),
         ("TOOL templates 2>&- > /dev/null", 0, ""),
         ("TOOL templates none/such 2>&-", 2, ""),

@@ -133,13 +133,18 @@ def killed_again_and_again(folder, kills, seed=0):
     return at
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def write_inputs(folder):
+    """Write the model and the rows of the recipe."""
     tokenizer = tiny_tokenizer()
     tiny_llama(len(tokenizer)).save_pretrained(folder / "tiny-llama")
     tokenizer.save_pretrained(folder / "tiny-llama")
     write_jsonl(folder / "train.jsonl", question_rows(26))
     write_jsonl(folder / "validation.jsonl", question_rows(2, 3))
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    write_inputs(folder)
     (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
     assert ended(leg(folder, "whole")) == 0, (folder / "whole.log").read_text()[-3000:]
     print(json.dumps(killed_again_and_again(folder, int(sys.argv[2]) if sys.argv[2:] else 20)))

@@ -55,6 +55,16 @@ def test_a_run_killed_many_times_ends_with_the_adapter_of_an_uninterrupted_one(t
     }
 
 
+def test_full_disks_and_two_trainings_of_one_folder_lose_nothing(tmp_path):
+    command = [sys.executable, "-m", "helpers.hard_ends", str(tmp_path), "3", "1"]
+    done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    counts = json.loads(done.stdout)
+    print(counts)
+    assert sum(counts["full disks"].values()) == 3 and sum(counts["pairs"].values()) == 1
+    assert counts["full disks"]["full, one line, resumed to the same adapter"] > 0
+
+
 @pytest.mark.parametrize(
     ("sent", "code", "save_strategy"), [(signal.SIGINT, 130, "steps"), (signal.SIGTERM, 143, "no")]
 )
