@@ -1,6 +1,7 @@
 # make quickstart   tune a soft prompt on a real model and show what it gained (some five minutes the first time)
 # make test         run the whole test suite, with the versions of constraints.txt
 # make test-latest  run it with the versions of constraints-latest.txt, in an environment of its own
+# make fuzz         give the commands 20,000 damaged files, and count tracebacks, hangs and changed files (some hours)
 # make lint         run ruff check, ruff format and mypy
 # make benchmark    print every figure of benchmarks/results.md, some half an hour
 # make cards        write the model cards of model_cards/ from their facts
@@ -12,7 +13,7 @@ CONSTRAINTS := constraints.txt
 MODEL := models/SmolLM2-135M-Instruct
 RUN := runs/quickstart
 
-.PHONY: quickstart test test-latest lint benchmark cards clean
+.PHONY: quickstart test test-latest fuzz lint benchmark cards clean
 
 quickstart:
 	@if $(MAKE) --no-print-directory --question $(RUN)/results.json; then $(VENV)/bin/prompt-tuning show $(RUN); else $(MAKE) --no-print-directory $(RUN)/results.json; fi
@@ -22,6 +23,9 @@ test: $(MODEL)/config.json
 
 test-latest:
 	$(MAKE) test VENV=.venv-latest CONSTRAINTS=constraints-latest.txt
+
+fuzz: $(VENV)/installed
+	OMP_NUM_THREADS=1 FUZZ_CASES=20000 $(VENV)/bin/python -m pytest --capture no tests/project/test_fuzz.py
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
