@@ -144,7 +144,7 @@ class SharedPrefixModel(PromptModel):
         if kwargs or rows.dim() > 2:
             path = ExecutionPath("plain", f"{', '.join(kwargs) or 'inputs_embeds'} given")
         output = CausalLMOutputWithPast()
-        if path.name == "plain" or not is_target.any():
+        if path.name == "plain" or rows.shape[1] == 1:
             if adapter_names is not None and path.name == "plain":
                 raise AdapterError(f"adapter_names: rows with prompts of their own cannot be run: {path.reason}")
             order = order.to(device)
@@ -156,7 +156,7 @@ class SharedPrefixModel(PromptModel):
             compute = self._packed_logits if path.name == "packed" else self._cache_logits
             names, prompt_index = self._index_prompts(adapter_names, task_ids, len(rows))
             batch = Batch.from_targets(select(rows.cpu(), order), is_target)
-            logits = compute(batch, names, prompt_index)
+            logits = compute(batch, names, prompt_index)[: is_target.sum()]
         loss = target_loss(logits, labels[is_target].to(logits.device), num_items_in_batch, label_smoothing)
         returned = {name: value for name, value in output.items() if name != "cache"}
         return type(output)(**returned | {"loss": loss, "logits": logits})

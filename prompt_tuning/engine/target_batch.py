@@ -26,7 +26,13 @@ class Batch:
 
     @classmethod
     def from_targets(cls, input_ids: torch.Tensor, is_target: torch.Tensor) -> Batch:
-        """Return the batch of right-padded ids `[B, T]` whose targets are where `is_target` `[B, T]` is true."""
+        """Return the batch of right-padded ids `[B, T]` whose targets are where `is_target` `[B, T]` is true.
+
+        Without a target it is the second token of the first row. Each process has to run all layers in a step.
+        """
+        if not is_target.any():
+            is_target = is_target.clone()
+            is_target[0, 1] = True
         predicts = F.pad(is_target[:, 1:], (0, 1))
         needed = predicts.flip(1).cumsum(1).flip(1) > 0
         alike = ((input_ids == input_ids[:1]) & ~predicts).all(0)
