@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from prompt_tuning.cli.parsing import Commands, add_command
@@ -42,13 +41,11 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Upload the run and print the commit's URL, or print what would be uploaded."""
-    from prompt_tuning.hub.upload import list_upload, plan_upload
-    from prompt_tuning.reports.model_card import card_for_hub
-    from prompt_tuning.runs.push import push_run
+    from prompt_tuning.hub.upload import list_upload
+    from prompt_tuning.runs.push import plan_push, push_run
 
     if args.dry_run:
-        card = partial(card_for_hub, args.folder)
-        print_text(list_upload(plan_upload(args.folder, args.repo_id, args.base_model, card=card)))
+        print_text(list_upload(plan_push(args.folder, args.repo_id, args.base_model)))
         return
     url = push_run(
         args.folder,

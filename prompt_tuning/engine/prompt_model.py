@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import start_with
+from prompt_tuning.engine.adapter_weights import check_weights
 from prompt_tuning.engine.attention import ATTENTION, shared_prefix_attention
 from prompt_tuning.engine.base_checks import cache_shape, check_takes_embeddings
 from prompt_tuning.engine.dispatch import ExecutionPath, execution_path, has_tested_cache, packing_obstacle
@@ -128,12 +129,16 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
         is_trainable: bool = False,  # noqa: FBT001, FBT002, the signature is PEFT's
         **kwargs: Any,
     ) -> Any:
-        """Load a saved adapter; unlike PEFT, load the network that writes the prompt from a checkpoint.
+        """Load a saved adapter; unlike PEFT, check it, and load the network that writes the prompt from a checkpoint.
 
         Raises:
-            AdapterError: training is to resume, and only what the network wrote was saved.
+            AdapterError: the weights do not fit the configuration, or training is to resume and only what the network
+                wrote was saved.
         """
-        if adapter_name in self.peft_config and self.peft_config[adapter_name].is_prompt_learning:
+        hub_kwargs = self._split_kwargs(kwargs)[0]
+        config = self.peft_config.get(adapter_name) or PeftConfig.from_pretrained(str(model_id), **hub_kwargs)
+        check_weights(config, model_id, **hub_kwargs)
+        if adapter_name in self.peft_config and config.is_prompt_learning:
             loaded = load_network(self, adapter_name, model_id, is_trainable=is_trainable)
             if loaded is not None:
                 return loaded

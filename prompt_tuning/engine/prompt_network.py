@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.module import _IncompatibleKeys
 
+from prompt_tuning.engine.adapter_weights import ADVICE, check_finite
 from prompt_tuning.engine.dispatch import has_prompt
 from prompt_tuning.errors import AdapterError
 
@@ -56,7 +58,8 @@ def load_network(
         What `load_state_dict` returns, or None: the adapter has no network, or the folder has no network's file.
 
     Raises:
-        AdapterError: training is to resume, and the folder holds only what the network wrote.
+        AdapterError: training is to resume, and the folder holds only what the network wrote, or the network's file is
+            damaged or of another network.
     """
     encoder = model.prompt_encoder[adapter_name]
     if not _is_network(encoder):
@@ -64,10 +67,14 @@ def load_network(
     file = Path(folder, PROMPT_ENCODER)
     if file.is_file():
         prefix = f"{adapter_name}."
-        state = load_file(file)
-        return encoder.load_state_dict(
-            {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
-        )
+        try:
+            state = load_file(file)
+            check_finite(state, file)
+            return encoder.load_state_dict(
+                {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+            )
+        except (SafetensorError, RuntimeError) as error:  # Names and shapes that do not fit are a RuntimeError.
+            raise AdapterError(f"{file}: not the network of this prompt: {error}. {ADVICE}") from error
     if is_trainable:
         raise AdapterError(
             f"{folder}: no {PROMPT_ENCODER}. Training cannot resume from what the prompt's network wrote; use a "

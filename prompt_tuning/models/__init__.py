@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 from prompt_tuning.support.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from prompt_tuning.models.adapter_config import load_adapter_config
     from prompt_tuning.models.gguf import import_gguf
     from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
     from prompt_tuning.models.prompts import (
         add_adapter,
         add_soft_prompt,
         load_adapter,
-        load_adapter_config,
         prompt_config,
     )
 
@@ -34,7 +34,7 @@ __getattr__ = lazy_names(
         "add_soft_prompt": "prompts",
         "import_gguf": "gguf",
         "load_adapter": "prompts",
-        "load_adapter_config": "prompts",
+        "load_adapter_config": "adapter_config",
         "load_base_model": "loading",
         "load_config": "loading",
         "load_tokenizer": "loading",

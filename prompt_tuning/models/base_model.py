@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.encoding.chat import changes_answer_start
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.hub.download import adapter_folder
+from prompt_tuning.models.weight_files import read_header
 from prompt_tuning.support.files import looks_like_path, read_json, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.templates.template import Template
@@ -182,7 +182,9 @@ def weights_digest(name: str, revision: str | None = None) -> str | None:
     """
     tensors: dict[str, tuple[Path, dict[str, Any], int]] = {}
     for file in _weight_files(name, revision):
-        tensors.update(_tensors(file))
+        header, start = read_header(file)
+        for tensor_name, entry in header.items():
+            tensors[tensor_name] = (file, entry, start)
     if not tensors:
         return None
     pieces = min(max(MAX_PIECES // len(tensors), 1), PIECES)
@@ -217,16 +219,6 @@ def _weight_files(name: str, revision: str | None) -> list[Path]:
         if path:
             return [Path(path)]
     return []
-
-
-def _tensors(file: Path) -> Iterator[tuple[str, tuple[Path, dict[str, Any], int]]]:
-    """Yield the name of each tensor of a safetensors file with the file, its entry, and where the data begin."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(length))
-    header.pop("__metadata__", None)
-    for name, entry in header.items():
-        yield name, (file, entry, 8 + length)
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

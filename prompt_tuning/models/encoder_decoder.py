@@ -23,6 +23,7 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from prompt_tuning.arguments.methods import find_method
+from prompt_tuning.engine.adapter_weights import check_weights
 from prompt_tuning.engine.base_checks import check_encoder_takes_embeddings
 from prompt_tuning.engine.calls import full_mask, further_arguments, generate_arguments, setting
 from prompt_tuning.engine.places import rows_first, select
@@ -95,11 +96,16 @@ class EncoderDecoderPromptModel(PromptAdapters, PeftModelForSeq2SeqLM):
         Only a checkpoint holds the network. Elsewhere only its output is saved, which then replaces the network.
 
         Raises:
-            AdapterError: training is to resume, and only what the network wrote was saved.
+            AdapterError: the weights do not fit the configuration, or training is to resume and only what the network
+                wrote was saved.
         """
+        hub_kwargs = self._split_kwargs(kwargs)[0]
         if adapter_name not in self.peft_config:
-            config = load_prompt_config(model_id, is_trainable=is_trainable, **self._split_kwargs(kwargs)[0])
+            config = load_prompt_config(model_id, is_trainable=is_trainable, **hub_kwargs)
+            check_weights(config, model_id, **hub_kwargs)
             self.add_adapter(adapter_name, config)
+        else:
+            check_weights(self.peft_config[adapter_name], model_id, **hub_kwargs)
         loaded = load_network(self, adapter_name, model_id, is_trainable=is_trainable)
         if loaded is not None:
             return loaded

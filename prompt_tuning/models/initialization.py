@@ -10,15 +10,16 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, IterableDataset
-from safetensors.torch import load_file
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from prompt_tuning.arguments.arguments import PromptArguments
-from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.encoding.control_tokens import control_tokens
 from prompt_tuning.encoding.row_encoder import Encoder
+from prompt_tuning.engine.adapter_weights import check_weights
 from prompt_tuning.errors import AdapterError, EmptyRowError, OverlongError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
+from prompt_tuning.models.adapter_config import read_adapter_config
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
 
@@ -127,7 +128,8 @@ def prompt_length(args: PromptArguments, ids: Sequence[int] | None) -> int:
     if ids is not None:
         return length or len(ids)
     if args.init == "adapter":
-        return length or len(saved_prompt(str(args.init_adapter)))
+        saved = saved_prompt(str(args.init_adapter))
+        return length or len(saved)
     return length or DEFAULT_VIRTUAL_TOKENS
 
 
@@ -268,10 +270,10 @@ def saved_prompt(folder: str | Path) -> torch.Tensor:
         folder: a folder or a hub id.
 
     Raises:
-        AdapterError: the folder holds no soft prompt.
+        AdapterError: the folder holds no soft prompt, or a damaged one.
     """
-    file = RunFolder(adapter_folder(folder)).adapter_weights
-    tensors = load_file(file) if file.is_file() else {}
-    if "prompt_embeddings" not in tensors:
+    run = RunFolder(adapter_folder(folder))
+    config = read_adapter_config(run) if run.adapter_config.is_file() else None
+    if config is None or not find_method(config.peft_type).trains_embeddings or not run.adapter_weights.is_file():
         raise AdapterError(f"init_adapter {folder}: no soft prompt there. Name the folder of one that train wrote.")
-    return tensors["prompt_embeddings"]
+    return check_weights(config, run.path)["prompt_embeddings"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
 from httpx2 import HTTPError
 from huggingface_hub import constants
 from transformers import (
@@ -29,20 +31,28 @@ from prompt_tuning.errors import ModelError, RecipeError, first_line
 from prompt_tuning.hub.download import hub_answers
 from prompt_tuning.models.encoder_decoder_attention import without_prefix
 from prompt_tuning.models.quantization import quantization_config
+from prompt_tuning.models.weight_files import check_weight_files
 from prompt_tuning.support.files import looks_like_path, read_json
 from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.text import counted
 from prompt_tuning.support.trust import ADVICE, FLAG, load_pretrained
+
+FILES = {AutoConfig: RunFolder.MODEL_CONFIG, AutoTokenizer: "tokenizer.json, tokenizer_config.json"}
+"""The files that each class reads besides weights."""
 
 
 def load_config(args: ModelArguments) -> PretrainedConfig:
     """Load the base model's configuration, without its weights.
 
     Raises:
-        ModelError: the name is neither a folder nor a hub id that can be reached, or its model generates no text.
+        ModelError: the name is neither a folder nor a hub id that can be reached, its model generates no text, or a
+            folder's weights are cut or missing.
     """
     config = _from_pretrained(AutoConfig, args)
     _check_generates(config, args)
     _check_kernels(config, args)
+    if Path(str(args.model_name_or_path)).is_dir():
+        check_weight_files(Path(str(args.model_name_or_path)))
     return config
 
 
@@ -155,12 +165,35 @@ def load_base_model(args: ModelArguments, config: PretrainedConfig) -> PreTraine
         The model in evaluation mode.
 
     Raises:
-        ModelError: the model cannot be loaded, or cannot be quantized as `args` say.
+        ModelError: the model cannot be loaded, or cannot be quantized as `args` say; or weights are missing or have
+            numbers that are not finite.
     """
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     quantized = quantization_config(args)
-    model = _from_pretrained(auto, args, dtype=args.dtype, use_safetensors=True, quantization_config=quantized)
+    options = {"dtype": args.dtype, "use_safetensors": True, "quantization_config": quantized}
+    model, loaded = _from_pretrained(auto, args, **options, output_loading_info=True)
+    _check_weights(model, loaded["missing_keys"], str(args.model_name_or_path))
     return model.requires_grad_(requires_grad=False).eval()
+
+
+def _check_weights(model: PreTrainedModel, missing: Collection[str], name: str) -> None:
+    """Raise a ModelError for weights that transformers has drawn at random, and for weights that are not finite."""
+    if missing:
+        tensors = counted(len(missing), "tensor")
+        raise ModelError(
+            f"model_name_or_path {name}: its files lack {tensors}, the first is {min(missing)}, which would be drawn "
+            "at random. Name a whole language model, or download it again."
+        )
+    for parameter_name, parameter in model.named_parameters():
+        # Numbers of one byte are quantized, and those on the meta device are not here.
+        if parameter.is_meta or not parameter.is_floating_point() or parameter.itemsize == 1:
+            continue
+        # One pass without a copy; the least and the largest number of a tensor with a NaN are NaN.
+        if parameter.numel() and not all(map(torch.isfinite, parameter.detach().aminmax())):
+            raise ModelError(
+                f"model_name_or_path {name}: {parameter_name} has numbers that are NaN or infinite. Name another "
+                "model; if a training wrote it, train again with a lower learning_rate."
+            )
 
 
 def _from_pretrained(auto: Any, args: ModelArguments, **kwargs: Any) -> Any:
@@ -183,20 +216,25 @@ def _from_pretrained(auto: Any, args: ModelArguments, **kwargs: Any) -> Any:
         return load_pretrained(
             auto, name, trust_remote_code=args.trust_remote_code, revision=args.model_revision, **kwargs
         )
-    except (OSError, HTTPError, ValueError, ImportError) as error:  # A missing quantizer is an ImportError.
+    except Exception as error:  # The libraries raise anything for damaged files; tokenizers raises Exception itself.
         if not args.trust_remote_code and FLAG in str(error):
             raise ModelError(
                 f"model_name_or_path {name}: it needs Python code that is among its files. {ADVICE}"
             ) from error
-        reason = "the folder cannot be loaded as a model" if local else "not a folder here, and not found on the hub"
-        raise ModelError(f"model_name_or_path {name}: {reason}: {first_line(error)}") from error
+        files = f" ({FILES[auto]})" if auto in FILES else ""
+        reason = "the folder cannot be loaded as a model" if local else "it cannot be loaded as a model"
+        if not local and isinstance(error, (OSError, HTTPError)):
+            reason = "not a folder here, and not found on the hub"
+        raise ModelError(f"model_name_or_path {name}: {reason}{files}: {first_line(error)}") from error
 
 
 def _check_no_adapter(name: str, args: ModelArguments) -> None:
     """Raise a ModelError for an adapter, with which transformers would load its base model, or fail."""
     file = find_adapter_config_file(name, revision=args.model_revision)
     if file:
-        base = read_json(Path(file)).get("base_model_name_or_path") or "its base model"
+        config = read_json(Path(file))
+        base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+        base = base or "its base model"
         raise ModelError(
             f"model_name_or_path {name}: an adapter ({RunFolder.ADAPTER_CONFIG}), not a model. Set it to {base}, and "
             f"--adapter to {name}. Or merge the two with merge_and_unload, and name the folder of the result."

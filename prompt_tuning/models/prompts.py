@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import (
+    MODEL_TYPE_TO_PEFT_MODEL_MAPPING,
     CPTConfig,
     LoraConfig,
     MultitaskPromptTuningConfig,
@@ -20,26 +21,26 @@ from peft import (
     PromptEncoderConfig,
     PromptTuningConfig,
     TaskType,
-    XLoraConfig,
 )
 from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding, MultitaskPromptTuningInit
 from peft.tuners.tuners_utils import BasePromptEncoder
-from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 
 from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.arguments.methods import METHODS, find_method
+from prompt_tuning.engine.adapter_weights import ADVICE
 from prompt_tuning.engine.base_checks import cache_shape
 from prompt_tuning.engine.dispatch import has_tested_cache
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.errors import AdapterError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
+from prompt_tuning.models.adapter_config import load_adapter_config
 from prompt_tuning.models.base_model import is_same_model, read_base_model
 from prompt_tuning.models.encoder_decoder import EncoderDecoderPromptModel
-from prompt_tuning.models.encoder_decoder_prefix import EncoderDecoderPrefixConfig, load_prompt_config
+from prompt_tuning.models.encoder_decoder_prefix import EncoderDecoderPrefixConfig
 from prompt_tuning.models.loading import check_method
 from prompt_tuning.support.files import unmistakable
-from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -284,11 +285,25 @@ def load_adapter(
     folder = adapter_folder(folder)
     config.inference_mode = not is_trainable
     if not config.is_prompt_learning:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable).eval()
+        return _load_layers(model, folder, config, is_trainable=is_trainable)
     peft_model = add_soft_prompt(model, _config_of_saved(model, config, is_trainable=is_trainable))
     peft_model.load_adapter(str(folder), "default", is_trainable=is_trainable, torch_device=str(model.device))
     if not is_trainable:
         peft_model.requires_grad_(requires_grad=False)
+    return peft_model.eval()
+
+
+def _load_layers(model: PreTrainedModel, folder: Path, config: PeftConfig, *, is_trainable: bool) -> PeftModel:
+    """Return the model with saved layers, such as LoRA's; unlike PEFT, refuse a file that lacks one of them."""
+    try:
+        peft_model = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(model, config)
+        loaded = peft_model.load_adapter(str(folder), "default", is_trainable=is_trainable)
+    except (RuntimeError, KeyError, ValueError) as error:  # Shapes, names and modules that the model does not have.
+        raise AdapterError(f"{folder}: its weights do not fit the model: {error}. {ADVICE}") from error
+    for reason, names in (("lack", loaded.missing_keys), ("have no place for", loaded.unexpected_keys)):
+        if names:
+            count = counted(len(names), "tensor")
+            raise AdapterError(f"{folder}: its weights {reason} {count}, the first is {names[0]}. {ADVICE}")
     return peft_model.eval()
 
 
@@ -303,46 +318,6 @@ def _config_of_saved(model: PreTrainedModel, config: PeftConfig, *, is_trainable
         # PEFT would load the tokenizer to start from the text again.
         config.prompt_tuning_init = "RANDOM"
     return config
-
-
-def load_adapter_config(folder: str | Path) -> PeftConfig:
-    """Return the configuration of an adapter; the weights are not read.
-
-    Args:
-        folder: a folder or a hub id.
-
-    Raises:
-        AdapterError: the folder holds no valid adapter, or one with the prompts of several tasks.
-    """
-    run = RunFolder(adapter_folder(folder))
-    _check_files(run)
-    try:
-        config = load_prompt_config(run.path)
-        with safe_open(run.adapter_weights, "pt"):
-            pass
-    except (ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise AdapterError(f"{run.path}: not a valid adapter (corrupt or incomplete): {error}") from error
-    if isinstance(config, XLoraConfig):
-        # PEFT would load them from any folder, and from the hub.
-        raise AdapterError(f"{run.path}: it mixes other adapters, which its file names. Name one of them instead.")
-    if find_method(config.peft_type).trains_several_tasks:
-        tasks = ", ".join(sorted(str(path.parent) for path in run.path.glob(f"*/{run.TEMPLATE}")))
-        advice = f"Name the folder of one: {tasks}." if tasks else "Name the folder of one, as train writes them."
-        raise AdapterError(f"{run.path}: it holds the prompts of {config.num_tasks} tasks. {advice}")
-    return config
-
-
-def _check_files(run: RunFolder) -> None:
-    """Raise an AdapterError if a file of an adapter is missing."""
-    for name in run.ADAPTER_FILES:
-        if (run.path / name).is_file():
-            continue
-        if run.model_config.is_file():
-            raise AdapterError(
-                f"{run.path}: it is a whole model, as method: full trains. Write it as --model_name_or_path, without "
-                "--adapter."
-            )
-        raise AdapterError(f"{run.path}: no {name} there. Name the folder that `prompt-tuning train` wrote.")
 
 
 def check_adapter(
@@ -370,7 +345,7 @@ def check_adapter(
     name = model_config.name_or_path
     size = _embedding_size(model_config)
     trained_size = size
-    # Only a prompt of embeddings says the hidden size of its model, and CPTConfig forgets it when it is read.
+    # Only a prompt of embeddings says the hidden size of its model.
     if find_method(config.peft_type).trains_embeddings and config.token_dim is not None:
         trained_size = config.token_dim
     has_same_name = not trained_on or Path(trained_on).name == Path(name).name

@@ -11,7 +11,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from prompt_tuning.arguments.training_args import PromptTuningArguments
+from prompt_tuning.engine.adapter_weights import check_weights
 from prompt_tuning.errors import RecipeError
+from prompt_tuning.models.adapter_config import read_adapter_config
 from prompt_tuning.models.base_model import is_same_model, read_base_model
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.support.run_folder import RunFolder
@@ -123,6 +125,7 @@ def _check_resumable(recipe: Recipe, checkpoint: str) -> None:
 
     Raises:
         RecipeError: the settings do not fit the checkpoint's weights or state, or it lacks a state.
+        AdapterError: the checkpoint's weights are damaged.
     """
     folder = Path(checkpoint)
     if not (folder / TRAINER_STATE_NAME).is_file() and not folder.name.startswith(PREFIX_CHECKPOINT_DIR):
@@ -130,6 +133,8 @@ def _check_resumable(recipe: Recipe, checkpoint: str) -> None:
         advice = f"name {last}, which is in it" if last else "name a folder checkpoint-N, or true for the last one"
         raise RecipeError(f"resume_from_checkpoint {checkpoint}: no checkpoint; {advice}")
     check_whole(folder, needs_best=recipe.training.load_best_model_at_end)
+    if RunFolder(folder).adapter_config.is_file():
+        check_weights(read_adapter_config(RunFolder(folder)), folder)
     changed = changes_since(recipe, checkpoint)
     unfit = [name for name in changed if name in (*MODEL_SETTINGS, BASE_MODEL)] + _changed_state(recipe, changed)
     if unfit:

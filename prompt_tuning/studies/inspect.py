@@ -23,10 +23,11 @@ from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.hub.download import adapter_folder
+from prompt_tuning.models.adapter_config import load_adapter_config
 from prompt_tuning.models.base_model import find_base_model
 from prompt_tuning.models.encoder_decoder_prefix import EncoderDecoderPrefixConfig
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
-from prompt_tuning.models.prompts import check_adapter, load_adapter_config
+from prompt_tuning.models.prompts import check_adapter
 from prompt_tuning.studies.figures import new_figure, write_png
 from prompt_tuning.support.files import atomic_folder, read_json, write_json
 from prompt_tuning.support.run_folder import RunFolder

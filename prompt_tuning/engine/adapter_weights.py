@@ -1,0 +1,119 @@
+"""Check the weights of a saved adapter against its configuration, before a model loads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, load_peft_weights
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from safetensors import SafetensorError
+
+from prompt_tuning.arguments.methods import find_method
+from prompt_tuning.errors import AdapterError
+
+ADVICE = "Copy the folder again, or train again."
+
+
+def check_weights(config: PeftConfig, folder: str | Path, **kwargs: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of a saved adapter on the CPU, if they are what its configuration says.
+
+    Args:
+        config: the configuration of the adapter. What it does not know of a shape is not checked.
+        folder: the adapter's folder, or what else PEFT loads.
+        kwargs: arguments of PEFT's downloads, such as `subfolder`.
+
+    Raises:
+        AdapterError: the file cannot be read, lacks a tensor, or has one of another shape or type, or with a number
+            that is not finite.
+    """
+    try:
+        tensors = load_peft_weights(str(folder), device="cpu", **kwargs)
+    except (SafetensorError, ValueError, EOFError) as error:
+        raise AdapterError(f"{folder}: the adapter's weights cannot be read ({error}). {ADVICE}") from error
+    shapes = _prompt_shapes(config) if config.is_prompt_learning else _layer_shapes(config, tensors, folder)
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise AdapterError(f"{folder}: its weights have no {name}, found {_listed(tensors)}. {ADVICE}")
+        found = list(tensors[name].shape)
+        if len(found) != len(shape) or any(size not in (None, has) for size, has in zip(shape, found, strict=True)):
+            expected = ", ".join("any" if size is None else str(size) for size in shape)
+            raise AdapterError(
+                f"{folder}: {name} has the shape {found}, and its configuration says [{expected}]. {ADVICE}"
+            )
+        if not tensors[name].is_floating_point():
+            raise AdapterError(f"{folder}: {name} has the type {tensors[name].dtype}, expected a float type. {ADVICE}")
+    check_finite(tensors, folder)
+    return tensors
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], folder: str | Path) -> None:
+    """Raise an AdapterError if a number of a tensor is NaN or infinite."""
+    for name, tensor in tensors.items():
+        # The float types of one byte have no test for infinite numbers.
+        bad = tensor.numel() - int(tensor.float().isfinite().sum()) if tensor.is_floating_point() else 0
+        if bad:
+            raise AdapterError(
+                f"{folder}: {bad:,} of the {tensor.numel():,} numbers of {name} are NaN or infinite. Train again with "
+                "a lower learning_rate, or copy the folder again if it is damaged."
+            )
+
+
+def _prompt_shapes(config: PeftConfig) -> dict[str, list[int | None]]:
+    """Return the tensors that a saved prompt has, with their shapes; None for a size that is not known."""
+    method = find_method(config.peft_type)
+    length = config.num_virtual_tokens
+    if method.trains_keys_and_values:
+        return {"prompt_embeddings": [length, _prefix_width(config)]}
+    if method.trains_embeddings:
+        rows = length * (config.num_transformer_submodules or 1)
+        shapes = {"prompt_embeddings": [rows, config.token_dim]}
+        if method.trains_several_tasks:
+            shapes["prefix_task_cols"] = [config.num_tasks, rows, config.num_ranks]
+            shapes["prefix_task_rows"] = [config.num_tasks, config.num_ranks, config.token_dim]
+        return shapes
+    return {}
+
+
+def _prefix_width(config: PeftConfig) -> int | None:
+    """Return how many keys and values of all layers a virtual token has; None if it is not known."""
+    places = config.to_dict().get("places")  # Only the configuration for encoder-decoder models has it.
+    if places:
+        return sum(2 * layers * heads * size for layers, heads, size in places.values())
+    if config.num_layers is None or config.token_dim is None:
+        return None
+    return 2 * config.num_layers * config.token_dim
+
+
+def _layer_shapes(
+    config: PeftConfig, tensors: Mapping[str, torch.Tensor], folder: str | Path
+) -> dict[str, list[int | None]]:
+    """Return the shapes that the configuration says of added layers: those of LoRA have the rank.
+
+    Raises:
+        AdapterError: the file has no layers of this kind, with which the base model would answer alone.
+    """
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, "")
+    if not any(prefix in name for name in tensors):
+        raise AdapterError(
+            f"{folder}: its configuration says {config.peft_type.value}, and its weights have no layer of it, found "
+            f"{_listed(tensors)}. {ADVICE}"
+        )
+    shapes: dict[str, list[int | None]] = {}
+    if not isinstance(config, LoraConfig):
+        return shapes
+    for name, tensor in tensors.items():
+        first, second = name.replace("lora_B", "lora_A"), name.replace("lora_A", "lora_B")
+        if name.endswith(("lora_A.weight", "lora_B.weight")) and tensor.dim() == 2:
+            # Parameters of several experts have the ranks of all in one matrix.
+            rank = None if config.rank_pattern or config.target_parameters else config.r
+            shapes |= {first: [rank, None], second: [None, rank]}
+    return shapes
+
+
+def _listed(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the names of the first tensors, for a message."""
+    names = ", ".join(list(tensors)[:3]) or "nothing"
+    return f"{names}, ..." if len(tensors) > 3 else names

@@ -1,0 +1,78 @@
+"""Read the configuration of a saved adapter, and check its weights against it, before a model loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peft import PeftConfig, XLoraConfig
+
+from prompt_tuning.arguments.methods import find_method
+from prompt_tuning.engine.adapter_weights import ADVICE, check_weights
+from prompt_tuning.errors import AdapterError
+from prompt_tuning.hub.download import adapter_folder
+from prompt_tuning.models.encoder_decoder_prefix import load_prompt_config
+from prompt_tuning.support.run_folder import RunFolder
+
+SIZES = (
+    "num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules", "num_tasks",
+    "num_ranks", "encoder_hidden_size", "r",
+)  # fmt: skip
+"""The fields of PEFT's configurations that the shapes of weights depend on."""
+
+
+def load_adapter_config(folder: str | Path) -> PeftConfig:
+    """Return the configuration of an adapter whose weights fit it and are finite.
+
+    Args:
+        folder: a folder or a hub id.
+
+    Raises:
+        AdapterError: the folder holds no adapter, one whose weights do not fit its configuration or are not finite, or
+            one with the prompts of several tasks.
+    """
+    run = RunFolder(adapter_folder(folder))
+    _check_files(run)
+    config = read_adapter_config(run)
+    if isinstance(config, XLoraConfig):
+        # PEFT would load them from any folder, and from the hub.
+        raise AdapterError(f"{run.path}: it mixes other adapters, which its file names. Name one of them instead.")
+    tensors = check_weights(config, run.path)
+    if find_method(config.peft_type).trains_embeddings and config.token_dim is None:
+        config.token_dim = tensors["prompt_embeddings"].shape[1]  # CPTConfig forgets it when it is read.
+    if find_method(config.peft_type).trains_several_tasks:
+        tasks = ", ".join(sorted(str(path.parent) for path in run.path.glob(f"*/{run.TEMPLATE}")))
+        advice = f"Name the folder of one: {tasks}." if tasks else "Name the folder of one, as train writes them."
+        raise AdapterError(f"{run.path}: it holds the prompts of {config.num_tasks} tasks. {advice}")
+    return config
+
+
+def read_adapter_config(run: RunFolder) -> PeftConfig:
+    """Return the configuration of an adapter.
+
+    Raises:
+        AdapterError: it is not one of PEFT's, or a size in it is no whole number.
+    """
+    try:
+        config = load_prompt_config(run.path)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise AdapterError(f"{run.adapter_config}: not the configuration of an adapter: {error}. {ADVICE}") from error
+    for name in SIZES:
+        size = vars(config).get(name)
+        if size is not None and (type(size) is not int or size < 1):
+            raise AdapterError(f"{run.adapter_config}: {name} is {size!r}, expected a whole number from 1. {ADVICE}")
+    if config.is_prompt_learning and config.num_virtual_tokens is None:
+        raise AdapterError(f"{run.adapter_config}: num_virtual_tokens is missing. {ADVICE}")
+    return config
+
+
+def _check_files(run: RunFolder) -> None:
+    """Raise an AdapterError if a file of an adapter is missing."""
+    for name in run.ADAPTER_FILES:
+        if (run.path / name).is_file():
+            continue
+        if run.model_config.is_file():
+            raise AdapterError(
+                f"{run.path}: it is a whole model, as method: full trains. Write it as --model_name_or_path, without "
+                "--adapter."
+            )
+        raise AdapterError(f"{run.path}: no {name} there. Name the folder that `prompt-tuning train` wrote.")

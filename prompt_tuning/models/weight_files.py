@@ -1,0 +1,69 @@
+"""Find the safetensors of a model and read their headers, which say whether the files are whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prompt_tuning.errors import ModelError
+from prompt_tuning.support.files import read_json
+from prompt_tuning.support.run_folder import RunFolder
+
+ADVICE = "Download or copy the model again."
+LENGTH_SIZE = 8
+"""The bytes at the start of a file that hold the length of the header."""
+
+
+def check_weight_files(folder: Path) -> None:
+    """Raise a ModelError if a model's safetensors are cut or missing; no tensor is read.
+
+    Args:
+        folder: the model's folder. One without safetensors is not checked.
+    """
+    run = RunFolder(folder)
+    index = folder / run.MODEL_INDEX
+    files = [folder / run.MODEL_WEIGHTS]
+    if index.is_file() and not files[0].is_file():
+        files = [folder / name for name in shard_names(index)]
+        for file in files:
+            if not file.is_file():
+                raise ModelError(f"{index}: it names {file.name}, which is not there. {ADVICE}")
+    for file in filter(Path.is_file, files):
+        read_header(file)
+
+
+def shard_names(index: Path) -> list[str]:
+    """Return the names of the files that an index of shards names, each once.
+
+    Raises:
+        ModelError: the index is not what transformers writes.
+    """
+    value = read_json(index)
+    names = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ModelError(f"{index}: not an index of shards, whose weight_map names a file for each tensor. {ADVICE}")
+    return sorted(set(names.values()))
+
+
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """Return the entries of a safetensors file by the names of its tensors, and where the data begin.
+
+    Raises:
+        ModelError: the file is not safetensors, or has another length than its header says.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(LENGTH_SIZE), "little")
+        start = LENGTH_SIZE + length
+        if start > size:
+            raise ModelError(f"{file}: {size:,} bytes, and its header alone would have {length:,}. {ADVICE}")
+        try:
+            header = json.loads(opened.read(length))
+            header.pop("__metadata__", None)
+            end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+            raise ModelError(f"{file}: its header is not that of safetensors ({error}). {ADVICE}") from error
+    if end != size:
+        raise ModelError(f"{file}: {size:,} bytes, and its header says {end:,}. {ADVICE}")
+    return header, start

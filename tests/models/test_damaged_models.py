@@ -1,0 +1,136 @@
+"""Check that a base model or a whole trained model with damaged files is refused in one line that names the file."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers.models import tiny_llama
+from safetensors.torch import load_file, save_file
+
+from prompt_tuning.arguments.arguments import ModelArguments
+from prompt_tuning.cli.main import main
+from prompt_tuning.errors import ModelError
+from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
+
+
+@pytest.fixture
+def folder(model_folders, tmp_path):
+    return shutil.copytree(model_folders["llama"], tmp_path / "model")
+
+
+@pytest.fixture
+def sharded(folder, tokenizer):
+    """Write the model as several files with an index."""
+    (folder / "model.safetensors").unlink()
+    tiny_llama(len(tokenizer)).save_pretrained(folder, max_shard_size="50KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    return folder
+
+
+def refused(folder, capsys, recipe_file):
+    """Return what `check` says of a recipe with this model, without the words before the model's name."""
+    assert main(["check", str(recipe_file(model_name_or_path=folder))]) == 1
+    errors = capsys.readouterr().err
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in errors
+    assert lines and all(str(folder) in line for line in lines)
+    return errors
+
+
+@pytest.mark.parametrize("cut", (0, 5, 8, 300, -1))
+def test_cut_weights_are_refused_before_the_model_loads(cut, folder, capsys, recipe_file):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:cut])
+    assert f"{file}: " in refused(folder, capsys, recipe_file)
+
+
+@pytest.mark.parametrize("header", (b"[]", b"{", b'{"a": 3}', b'{"a": {}}', b"\xff\xfe", b"[" * 100_000))
+def test_another_header_than_that_of_safetensors_is_refused(header, folder, capsys, recipe_file):
+    file = folder / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    assert f"{file}: its header is not that of safetensors" in refused(folder, capsys, recipe_file)
+
+
+def test_a_header_that_is_larger_than_the_file_is_not_read(folder, capsys, recipe_file):
+    file = folder / "model.safetensors"
+    file.write_bytes((2**62).to_bytes(8, "little") + file.read_bytes()[8:])
+    assert "its header alone would have 4,611,686,018,427,387,904" in refused(folder, capsys, recipe_file)
+
+
+def test_a_cut_shard_is_named(sharded, capsys, recipe_file):
+    shard = max(sharded.glob("model-*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    assert f"{shard}: " in refused(sharded, capsys, recipe_file)
+
+
+def test_a_missing_shard_is_named(sharded, capsys, recipe_file):
+    shard = max(sharded.glob("model-*.safetensors"))
+    shard.unlink()
+    assert f"index.json: it names {shard.name}, which is not there" in refused(sharded, capsys, recipe_file)
+
+
+@pytest.mark.parametrize("text", ("[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', "{", ""))
+def test_an_index_of_another_shape_is_named(text, sharded, recipe_file):
+    (sharded / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    assert main(["check", str(recipe_file(model_name_or_path=sharded))]) == 1
+
+
+def test_a_tensor_that_no_shard_has_is_not_drawn_at_random(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors.pop("model.layers.0.self_attn.q_proj.weight")
+    save_file(tensors, file, metadata={"format": "pt"})
+    args = ModelArguments(model_name_or_path=str(folder))
+    with pytest.raises(ModelError, match=r"lack 1 tensor, the first is model\.layers\.0\.self_attn\.q_proj\.weight"):
+        load_base_model(args, load_config(args))
+
+
+def test_a_tensor_of_another_shape_is_refused(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].clone()
+    save_file(tensors, file, metadata={"format": "pt"})
+    args = ModelArguments(model_name_or_path=str(folder))
+    with pytest.raises(ModelError, match="cannot be loaded as a model"):
+        load_base_model(args, load_config(args))
+
+
+@pytest.mark.parametrize("value", (float("nan"), float("inf"), float("-inf")))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_weights_that_are_not_finite_are_refused(value, dtype, folder):
+    file = folder / "model.safetensors"
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 3] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    args = ModelArguments(model_name_or_path=str(folder))
+    with pytest.raises(ModelError, match=r"1\.mlp\.up_proj\.weight has numbers that are NaN or infinite"):
+        load_base_model(args, load_config(args))
+
+
+@pytest.mark.parametrize("text", ("[]", "3", "null", "{}", "", "{", '{"model_type": 3}', '{"model_type": []}'))
+def test_a_configuration_of_another_shape_is_named(text, folder, capsys, recipe_file):
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    assert "config.json" in refused(folder, capsys, recipe_file)
+
+
+@pytest.mark.parametrize("value", (None, "wide", -1, {}))
+@pytest.mark.parametrize("key", ("hidden_size", "architectures", "rope_parameters"))
+def test_a_value_of_a_configuration_of_another_type_is_no_traceback(key, value, folder):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {key: value}), encoding="utf-8")
+    args = ModelArguments(model_name_or_path=str(folder))
+    try:
+        load_base_model(args, load_config(args))
+    except ModelError as error:
+        assert str(folder) in str(error)
+
+
+@pytest.mark.parametrize("cut", (0, 1, 100, -2))
+@pytest.mark.parametrize("name", ("tokenizer.json", "tokenizer_config.json"))
+def test_a_cut_tokenizer_is_named(name, cut, folder):
+    file = folder / name
+    file.write_bytes(file.read_bytes()[:cut])
+    args = ModelArguments(model_name_or_path=str(folder))
+    with pytest.raises(ModelError, match=r"tokenizer\.json, tokenizer_config.json"):
+        load_tokenizer(args)
