@@ -62,10 +62,10 @@ def user_example(folder: Path, file: Path, *, trust_remote_code: bool = False) -
     """
     from prompt_tuning.data.formats import parse_object
     from prompt_tuning.data.loading import with_standard_columns
-    from prompt_tuning.reports.summary import read_results
+    from prompt_tuning.reports.run_files import read_trained
     from prompt_tuning.runs.predictor import Predictor
 
-    results = read_results(folder)
+    results = read_trained(folder)
     predictor = Predictor.load(folder, trust_remote_code=trust_remote_code)
     try:
         row = parse_object(file.read_text(encoding="utf-8-sig"), f"--example {file}", 1)

@@ -22,13 +22,10 @@ import pyarrow.parquet as pq
 from prompt_tuning.data.nested import NESTED_KEYS, Row, nested_rows, rows_of_file
 from prompt_tuning.errors import DataError
 from prompt_tuning.support.data_files import file_format
-from prompt_tuning.support.json_values import TOO_DEEP, is_deep
+from prompt_tuning.support.json_values import HALF_CHARACTER, TOO_DEEP, is_deep
 from prompt_tuning.support.text import counted
 
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
-"""The escape of half a character, which JSON can write and UTF-8 cannot."""
 
 SPACE = re.compile(r"[ \t\r\n]*")
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 from httpx2 import HTTPError
@@ -37,6 +37,7 @@ from prompt_tuning.errors import HubError, first_line
 from prompt_tuning.hub.download import is_hub_id
 from prompt_tuning.hub.refusal import explain_refusal
 from prompt_tuning.support.files import read_json
+from prompt_tuning.support.json_types import Place, check_value
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
 from prompt_tuning.support.yaml_files import read_yaml, to_yaml
@@ -46,6 +47,12 @@ Card = Callable[[str, str | None], str | None]
 
 # These settings and results are texts of the user, and a text that begins with a slash is not a path.
 TEXTS = ("init_text", "init_labels", "example", "own_example", "answers")
+
+
+class AdapterConfig(TypedDict):
+    """What is read of an adapter's configuration."""
+
+    base_model_name_or_path: str | None
 
 
 def push(
@@ -208,8 +215,8 @@ def _base_model(folder: RunFolder, base_model: str | None) -> str | None:
         except HFValidationError as error:
             raise HubError(f"--base_model {base_model}: not a hub id. Write USER/NAME.") from error
         return base_model
-    base = read_json(folder.adapter_config).get("base_model_name_or_path")
-    results = read_json(folder.results) if folder.results.is_file() else {"base_model": base}
+    base = read_json(folder.adapter_config, AdapterConfig)["base_model_name_or_path"]
+    results = read_json(folder.results, dict[str, Any]) if folder.results.is_file() else {"base_model": base}
     # Results without base_model come from a run on a folder, wherever this command runs.
     was_folder = "model" in results and "base_model" not in results
     if base and not was_folder and not Path(base).is_dir() and (is_hub_id(base) or "/" not in base):
@@ -242,7 +249,7 @@ def _check_content(api: HfApi, repository: ModelInfo, base: str | None, *, overw
     if not base or RunFolder.ADAPTER_CONFIG not in names or overwrite:
         return
     path = api.hf_hub_download(repository.id, RunFolder.ADAPTER_CONFIG, revision=repository.sha)
-    other_base = read_json(Path(path)).get("base_model_name_or_path")
+    other_base = read_json(Path(path), AdapterConfig)["base_model_name_or_path"]
     if other_base != base:
         raise HubError(
             f"{repository.id}: it holds an adapter of {other_base}, this one is of {base}. Name another repository, "
@@ -295,7 +302,9 @@ def _public_file(path: Path, base_model: str | None) -> bytes | Path:
     if path.name == RunFolder.CARD:
         return _card_with_base(path, base_model) if base_model else path
     if path.name == RunFolder.RECIPE:
-        settings = public(read_yaml(path, HubError))
+        settings = read_yaml(path, HubError)
+        check_value(settings, dict[str, Any], Place(str(path)))
+        settings = public(settings)
         settings |= {"model_name_or_path": base_model} if base_model else {}
         return to_yaml(settings).encode()
     base_model_keys = {
@@ -305,7 +314,7 @@ def _public_file(path: Path, base_model: str | None) -> bytes | Path:
     }
     if path.name not in base_model_keys:
         return path
-    values = public(read_json(path))
+    values = public(read_json(path, dict[str, Any]))
     if path.name == RunFolder.BASE_MODEL:
         values["folder"] = None
     if base_model:

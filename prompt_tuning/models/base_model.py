@@ -11,7 +11,7 @@ import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from huggingface_hub import constants, try_to_load_from_cache
 from peft import PeftConfig
@@ -58,6 +58,16 @@ class BaseModel:
     tokenizer: str | None = None
 
 
+class SavedBaseModel(TypedDict):
+    """The fields of a BaseModel in base_model.json."""
+
+    name: str
+    folder: str | None
+    commit: str | None
+    weights: str | None
+    tokenizer: str | None
+
+
 def write_base_model(folder: Path, args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write base_model.json.
 
@@ -88,7 +98,8 @@ def read_base_model(folder: Path) -> tuple[BaseModel | None, Path]:
         folder: of a run, or of a checkpoint in it.
 
     Raises:
-        AdapterError: base_model.json is not what a run writes.
+        AdapterError: base_model.json has keys that no run writes.
+        DataError: a value in it is of another type than a run writes.
     """
     place = folder.resolve()
     if place.name.startswith("checkpoint-") and not RunFolder(place).base_model.is_file():
@@ -96,10 +107,11 @@ def read_base_model(folder: Path) -> tuple[BaseModel | None, Path]:
     file = RunFolder(place).base_model
     if not file.is_file():
         return None, place
-    try:
-        return BaseModel(**read_json(file)), place
-    except TypeError as error:
-        raise AdapterError(f"{file}: not the file of a run ({error}). Remove it, or copy it again.") from error
+    value = read_json(file, SavedBaseModel)
+    unknown = sorted(value.keys() - SavedBaseModel.__annotations__.keys())
+    if unknown:
+        raise AdapterError(f"{file}: not the file of a run ({unknown[0]} is unknown). Remove it, or copy it again.")
+    return BaseModel(**value), place
 
 
 def find_base_model(config: PeftConfig, folder: Path) -> str:
@@ -138,7 +150,7 @@ def _was_folder(base: BaseModel | None, folder: Path) -> bool:
     if base:
         return base.folder is not None
     results = RunFolder(folder).results
-    facts = read_json(results) if results.is_file() else {}
+    facts = read_json(results, dict[str, Any]) if results.is_file() else {}
     # The results of a run on a hub model have base_model too.
     return "model" in facts and "base_model" not in facts
 

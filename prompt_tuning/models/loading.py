@@ -232,9 +232,7 @@ def _check_no_adapter(name: str, args: ModelArguments) -> None:
     """Raise a ModelError for an adapter, with which transformers would load its base model, or fail."""
     file = find_adapter_config_file(name, revision=args.model_revision)
     if file:
-        config = read_json(Path(file))
-        base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-        base = base or "its base model"
+        base = read_json(Path(file), dict[str, Any]).get("base_model_name_or_path") or "its base model"
         raise ModelError(
             f"model_name_or_path {name}: an adapter ({RunFolder.ADAPTER_CONFIG}), not a model. Set it to {base}, and "
             f"--adapter to {name}. Or merge the two with merge_and_unload, and name the folder of the result."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from prompt_tuning.errors import ModelError
 from prompt_tuning.support.files import read_json
@@ -15,11 +15,21 @@ LENGTH_SIZE = 8
 """The bytes at the start of a file that hold the length of the header."""
 
 
+class ShardIndex(TypedDict):
+    """An index of shards, as transformers writes it."""
+
+    weight_map: dict[str, str]
+
+
 def check_weight_files(folder: Path) -> None:
-    """Raise a ModelError if a model's safetensors are cut or missing; no tensor is read.
+    """Raise an error if a model's safetensors are cut or missing; no tensor is read.
 
     Args:
         folder: the model's folder. One without safetensors is not checked.
+
+    Raises:
+        ModelError: a file is cut, missing or not safetensors.
+        DataError: the index is not what transformers writes.
     """
     run = RunFolder(folder)
     index = folder / run.MODEL_INDEX
@@ -37,13 +47,18 @@ def shard_names(index: Path) -> list[str]:
     """Return the names of the files that an index of shards names, each once.
 
     Raises:
-        ModelError: the index is not what transformers writes.
+        DataError: the index is not what transformers writes.
     """
-    value = read_json(index)
-    names = value.get("weight_map") if isinstance(value, dict) else None
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise ModelError(f"{index}: not an index of shards, whose weight_map names a file for each tensor. {ADVICE}")
-    return sorted(set(names.values()))
+    return sorted(set(weight_map(index).values()))
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Return the file of each tensor by an index of shards.
+
+    Raises:
+        DataError: the index is not what transformers writes.
+    """
+    return read_json(index, ShardIndex)["weight_map"]
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:

@@ -17,9 +17,17 @@ from prompt_tuning import __version__
 from prompt_tuning.engine.dispatch import has_prompt
 from prompt_tuning.errors import DataError
 from prompt_tuning.hub.upload import public, public_name
-from prompt_tuning.reports.summary import read_results
-from prompt_tuning.support.files import parse_json_line, read_json
-from prompt_tuning.support.json_values import MAX_BYTES, parse_json, read_bounded
+from prompt_tuning.reports.run_files import (
+    check_log_history,
+    check_results,
+    read_log_history,
+    read_predictions,
+    read_settings,
+    read_trained,
+)
+from prompt_tuning.reports.run_types import CardFacts, CardResults
+from prompt_tuning.support.files import read_json
+from prompt_tuning.support.json_types import Place, check_value
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import read_yaml
 
@@ -29,6 +37,9 @@ HYPERPARAMETERS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "per_device_train_batch_size",
     "gradient_accumulation_steps", "num_train_epochs", "max_steps", "bf16", "fp16",
 )  # fmt: skip
+
+
+CARD_ADVICE = "Name a file that `prompt-tuning card RUN --output FILE.json` wrote."
 
 
 def origin_facts(model_name_or_path: str, dataset_name: str | None, rows: Dataset) -> dict[str, str]:
@@ -117,12 +128,7 @@ def card_facts(folder: Path, own_example: dict[str, Any] | None = None) -> dict[
         DataError: the folder holds no finished training of one task.
     """
     run = RunFolder(folder)
-    results = read_results(folder) | (own_example or {})
-    if "tasks" in results:
-        task = run.task(next(iter(results["tasks"])))
-        raise DataError(f"{folder}: a run of several tasks has no card. Name the folder of one: {task.path}.")
-    if "method" not in results:
-        raise DataError(f"{folder}: nothing was trained there. Name the folder of a finished train.")
+    results = read_trained(folder) | (own_example or {})
     predictions = run.predictions(results["split"])
     for file in (run.recipe, run.template, predictions):
         if not file.is_file() or not file.stat().st_size:
@@ -132,20 +138,18 @@ def card_facts(folder: Path, own_example: dict[str, Any] | None = None) -> dict[
         "name": folder.absolute().name,
         "folder": public_name(str(folder)),
         "results": public(results),
-        "settings": public(read_yaml(run.recipe, DataError)),
-        "template": read_yaml(run.template, DataError),
+        "settings": public(read_settings(run)),
+        "template": _read_template(run.template),
     }
     if run.log_history.is_file():
-        facts["log_history"] = read_json(run.log_history)
+        facts["log_history"] = read_log_history(run)
     loader = _plain_loader(run)
     if loader:
         facts["loader"] = loader
     example = facts["results"].pop("own_example", None)
     if example:
         return facts | {"example": example, "own_example": True}
-    with predictions.open(encoding="utf-8") as rows:
-        facts["example"] = parse_json_line(next(rows), predictions, 1)
-    return facts
+    return facts | {"example": read_predictions(run, results)[0]}
 
 
 def read_card_facts(file: Path) -> dict[str, Any]:
@@ -154,21 +158,30 @@ def read_card_facts(file: Path) -> dict[str, Any]:
     Raises:
         DataError: the file holds anything else.
     """
-    try:
-        facts = parse_json(read_bounded(file, MAX_BYTES))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: expected the facts of a card as JSON: {error}") from error
-    if not isinstance(facts, dict) or not {"name", "results", "settings"} <= facts.keys():
-        raise DataError(
-            f"{file}: expected the facts of a card. `prompt-tuning card RUN --output FILE.json` writes them."
-        )
+    if not file.is_file():
+        raise DataError(f"{file}: no such file, expected the facts of a card. {CARD_ADVICE}")
+    facts = read_json(file, Any)
+    place = Place(str(file), advice=CARD_ADVICE)
+    check_value(facts, CardFacts, place)
+    check_results(facts["results"], place.within("results"))
+    check_value(facts["results"], CardResults, place.within("results"))
+    check_log_history(facts.get("log_history", []), place.within("log_history"))
     return facts
 
 
 def _plain_loader(run: RunFolder) -> str | None:
     """Return the class of PEFT or transformers that generates text with the saved files; None if there is none."""
     if run.model_config.is_file():
-        encoder_decoder = read_json(run.model_config).get("is_encoder_decoder")
+        encoder_decoder = read_json(run.model_config, dict[str, Any]).get("is_encoder_decoder")
         return None if encoder_decoder else "AutoModelForCausalLM"
-    config = read_json(run.adapter_config)
-    return "AutoPeftModelForCausalLM" if config["task_type"] == "CAUSAL_LM" else None
+    if not run.adapter_config.is_file():
+        raise DataError(f"{run.adapter_config}: no such file. A card needs all files that train writes.")
+    config = read_json(run.adapter_config, dict[str, Any])
+    return "AutoPeftModelForCausalLM" if config.get("task_type") == "CAUSAL_LM" else None
+
+
+def _read_template(file: Path) -> dict[str, Any]:
+    """Return the fields of template.yaml."""
+    template = read_yaml(file, DataError)
+    check_value(template, dict[str, Any], Place(str(file)))
+    return template

@@ -20,20 +20,27 @@ from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.metrics.significance import rows_scored_alone
 from prompt_tuning.reports.charts import Chart, histogram, line_chart
 from prompt_tuning.reports.losses import losses_text
-from prompt_tuning.reports.summary import (
+from prompt_tuning.reports.run_files import (
     NAMES,
+    read_log_history,
+    read_predictions,
+    read_results,
+    read_settings,
+    systems_in,
+)
+from prompt_tuning.reports.run_types import Settings
+from prompt_tuning.reports.summary import (
     answers_text,
     decoding_text,
     leakage_text,
     logged_steps,
-    read_results,
     scores_of_systems,
-    systems_in,
 )
-from prompt_tuning.support.files import atomic_write, read_json, read_json_lines
+from prompt_tuning.support.files import atomic_write
+from prompt_tuning.support.json_types import Place, check_value
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
-from prompt_tuning.support.yaml_files import read_yaml, to_yaml
+from prompt_tuning.support.yaml_files import to_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +111,7 @@ def _tasks_content(results: dict[str, Any]) -> dict[str, Any]:
 
 def _run_content(run: RunFolder, results: dict[str, Any], *, trust_remote_code: bool) -> dict[str, Any]:
     """Return what the report of one task's rows shows."""
-    rows = _read_rows(run, results)
+    rows = read_predictions(run, results)
     settings = _settings(run, results)
     language = settings.get("lang") or settings.get("target_lang")
     metric = main_metric(results["task"], next(iter(scores_of_systems(results).values())))
@@ -151,26 +158,9 @@ def _compared_rows(rows: list[Row], systems: dict[str, str]) -> dict[str, Any]:
 def _settings(run: RunFolder, results: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe: of an evaluation in results.json, of a training in its file."""
     if "recipe" in results:
+        check_value(results["recipe"], Settings, Place(str(run.results), "recipe"))
         return results["recipe"]
-    return read_yaml(run.recipe, DataError) if run.recipe.is_file() else {}
-
-
-def _read_rows(run: RunFolder, results: dict[str, Any]) -> list[Row]:
-    """Return the predictions.
-
-    Raises:
-        DataError: the file is gone, or belongs to another evaluation.
-    """
-    file = run.predictions(results["split"])
-    if not file.is_file():
-        raise DataError(f"{file}: no such file. A report shows the predictions that train and evaluate write there.")
-    run.check_links(file)
-    rows = read_json_lines(file)
-    if len(rows) != results["rows"]:
-        raise DataError(
-            f"{file}: {counted(len(rows), 'row')}, but {run.results.name} has {results['rows']}. Evaluate again."
-        )
-    return rows
+    return read_settings(run) if run.recipe.is_file() else {}
 
 
 def _column(rows: list[Row], name: str) -> list[Any]:
@@ -315,7 +305,7 @@ def _curves(run: RunFolder, results: dict[str, Any]) -> dict[str, Any]:
         # The tasks of a multitask training have their curves in the report of all.
         together = "trained_with" in results
         return {"trained": together, "elsewhere": together, "curves": [], "columns": [], "steps": [], "steps_of": 0}
-    steps = logged_steps(read_json(run.log_history))
+    steps = logged_steps(read_log_history(run))
     columns: dict[str, None] = {}
     stride = math.ceil(len(steps) / STEPS_SHOWN) if steps else 1
     shown = []

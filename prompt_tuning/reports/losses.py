@@ -64,6 +64,6 @@ def losses_text(results: dict[str, Any]) -> list[str] | None:
 
 
 def _of_targets(size: dict[str, Any], name: str) -> str:
-    if name != "dropped_rows" or not size["dropped_targets"]:
+    if name != "dropped_rows" or not size.get("dropped_targets"):
         return ""
     return f", {size['dropped_targets']} of them for their target"

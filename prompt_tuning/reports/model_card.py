@@ -28,15 +28,13 @@ from prompt_tuning.errors import DataError
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.reports.facts import card_facts, read_card_facts, trainer_facts
 from prompt_tuning.reports.markdown import LINE_END, fence, inline_code, plain_words
+from prompt_tuning.reports.run_files import NAMES, read_results, systems_in
 from prompt_tuning.reports.summary import (
-    NAMES,
     answers_text,
     decoding_text,
     leakage_text,
     logged_steps,
-    read_results,
     scores_of_systems,
-    systems_in,
 )
 from prompt_tuning.support.data_files import file_format
 from prompt_tuning.support.files import atomic_write, write_json

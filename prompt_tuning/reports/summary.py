@@ -11,18 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.arguments.methods import METHODS
-from prompt_tuning.errors import DataError
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.reports.losses import losses_text
-from prompt_tuning.support.files import parse_json_line, read_json
+from prompt_tuning.reports.run_files import NAMES, read_predictions, read_results, systems_in
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import text_table
 from prompt_tuning.support.text import agreed, counted
 
-# The hard prompt comes first in tables, because the others are compared with it.
-ROWS = [METHODS["none"], *METHODS.values()]
-NAMES = {row.results_key: row.label for row in ROWS} | {"ensemble": "prompts together"}
 LABEL_WIDTH = 20
 LINE_WIDTH = 110
 ANSWER_WIDTH = 100
@@ -61,29 +56,12 @@ def _blocks(run: RunFolder, results: dict[str, Any], examples: int) -> list[str]
     return [_table(results), _facts(results), *_examples(run, results, examples)]
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """Return results.json of a run.
-
-    Raises:
-        DataError: the folder holds no finished run.
-    """
-    file = RunFolder(folder).results
-    if not file.is_file():
-        raise DataError(f"{folder}: no {file.name} there. Name the folder of a finished train or evaluate.")
-    return read_json(file)
-
-
 def scores_of_systems(results: Mapping[str, Any]) -> dict[str, Scores]:
     """Return the scores of the hard prompt, of what was trained and of an ensemble, by their keys in results.json."""
     scores = {}
     for name in systems_in(results):
         scores[name] = Scores.from_json(results[name])
     return scores
-
-
-def systems_in(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the keys of results.json, or of a row of predictions, that belong to a system, with their labels."""
-    return {name: label for name, label in NAMES.items() if name in record}
 
 
 def decoding_text(decoding: dict[str, Any]) -> str:
@@ -194,16 +172,11 @@ def _facts(results: dict[str, Any]) -> str:
 
 def _examples(run: RunFolder, results: dict[str, Any], count: int) -> list[str]:
     """Return the text of `count` rows, evenly spaced; nothing if the predictions are gone."""
-    file = run.predictions(results["split"])
-    if not file.is_file():
+    if not run.predictions(results["split"]).is_file():
         return []
-    numbers = {index * results["rows"] // count for index in range(count)}
-    texts = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines):
-            if number in numbers:
-                texts.append(_example(parse_json_line(line, file, number + 1)))
-    return texts
+    rows = read_predictions(run, results)
+    numbers = sorted({index * len(rows) // count for index in range(count)})
+    return [_example(rows[number]) for number in numbers]
 
 
 def _example(row: dict[str, Any]) -> str:

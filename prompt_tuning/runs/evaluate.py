@@ -27,10 +27,10 @@ from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.models.prompts import check_adapter, load_adapter
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.losses import prediction_counts
+from prompt_tuning.reports.run_files import read_results
 from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.prepare import Prepared, prepare
 from prompt_tuning.runs.results import answer_counts, describe, scores_of, write_pages, write_run
-from prompt_tuning.support.files import read_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
@@ -105,10 +105,9 @@ def _evaluate(
 
 def _check_same_adapter(folder: Path, adapter: str | None) -> None:
     """Raise a RecipeError if the folder holds the evaluation of another adapter."""
-    results = RunFolder(folder).results
-    if not results.is_file():
+    if not RunFolder(folder).results.is_file():
         return
-    earlier = read_json(results).get("adapter")
+    earlier = read_results(folder).get("adapter")
     if _resolved(earlier) != _resolved(adapter):
         raise RecipeError(
             f"{folder} holds the evaluation of {earlier or 'the hard prompt alone'}; name another --output_dir"

@@ -24,11 +24,12 @@ from prompt_tuning.metrics.significance import corpus_significance, difference, 
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.other_names import flag_name, split_flags
 from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.reports.run_files import read_evaluation, read_predictions
 from prompt_tuning.runs.output_folder import check_folder, hold_folder
 from prompt_tuning.runs.prepare import Prepared, prepare, score_of
 from prompt_tuning.studies.figures import new_figure, write_png
 from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, has_runs, is_finished
-from prompt_tuning.support.files import atomic_write, read_json, read_json_lines, write_json
+from prompt_tuning.support.files import atomic_write, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import markdown_table
 from prompt_tuning.support.text import counted
@@ -228,8 +229,8 @@ def _read_runs(name: str, recipe: Recipe, folders: list[Path]) -> RecipeRuns:
     predictions = []
     for folder in folders:
         run = RunFolder(folder)
-        results.append(read_json(run.results))
-        rows = read_json_lines(run.predictions(results[-1]["split"]))
+        results.append(read_evaluation(run, key)[0])
+        rows = read_predictions(run, results[-1])
         predictions.append([row[key] for row in rows])
     return RecipeRuns(name, recipe, folders, results, predictions, [row["references"] for row in rows])
 
@@ -248,7 +249,11 @@ def _compare_runs(runs: Sequence[RecipeRuns], metric: str) -> dict[str, Any]:
             description += " of each seed, their mean interval and largest p"
     parts = {}
     for recipe_runs in runs:
-        seed_scores = [results[recipe_runs.results_key][metric] for results in recipe_runs.results]
+        seed_scores = []
+        for folder, results in zip(recipe_runs.folders, recipe_runs.results, strict=True):
+            if metric not in results[recipe_runs.results_key]:
+                raise DataError(f"{folder}: it has no {metric}. Remove the folder, and run it again.")
+            seed_scores.append(results[recipe_runs.results_key][metric])
         parts[recipe_runs.name] = {
             "of_seeds": seed_scores,
             **tests[recipe_runs.name],

@@ -34,7 +34,7 @@ from prompt_tuning.models.base_model import check_tokenizer
 from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.models.prompts import check_adapter, load_adapter
 from prompt_tuning.recipe.recipe import Recipe
-from prompt_tuning.reports.summary import read_results
+from prompt_tuning.reports.run_files import read_results
 from prompt_tuning.runs.evaluate import check_output_dir, trainer_for
 from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.predictor import generate_texts

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from peft import PeftConfig
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedTokenizerBase
@@ -28,8 +28,9 @@ from prompt_tuning.models.base_model import find_base_model
 from prompt_tuning.models.encoder_decoder_prefix import EncoderDecoderPrefixConfig
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
 from prompt_tuning.models.prompts import check_adapter
+from prompt_tuning.models.weight_files import weight_map
 from prompt_tuning.studies.figures import new_figure, write_png
-from prompt_tuning.support.files import atomic_folder, read_json, write_json
+from prompt_tuning.support.files import atomic_folder, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import text_table
 from prompt_tuning.support.text import counted
@@ -125,7 +126,12 @@ def _read_adapter(folder: Path) -> tuple[PeftConfig, torch.Tensor]:
 
 def _distances(weight: torch.Tensor, initial: Path) -> list[float]:
     """Return the distance of each virtual token from its start, `[P]`."""
-    start = load_file(initial)[INITIAL].float()
+    try:
+        start = load_file(initial)[INITIAL].float()
+    except (SafetensorError, KeyError) as error:
+        raise AdapterError(
+            f"{initial}: not the embeddings that a prompt started from ({error}). Remove it."
+        ) from error
     if start.shape != weight.shape:
         shapes = f"{list(start.shape)}, the trained prompt {list(weight.shape)}"
         raise AdapterError(f"{initial} is {shapes}; it belongs to another run. Remove it.")
@@ -155,7 +161,7 @@ def _read_tensor(args: ModelArguments, names: list[str]) -> torch.Tensor | None:
     """Return the first of the named tensors in the model's safetensors, which are one file or several."""
     options = {"revision": args.model_revision, "_raise_exceptions_for_missing_entries": False}
     index = cached_file(args.model_name_or_path, RunFolder.MODEL_INDEX, **options)
-    files = read_json(Path(index))["weight_map"] if index else {}
+    files = weight_map(Path(index)) if index else {}
     for name in names:
         path = cached_file(args.model_name_or_path, files.get(name, RunFolder.MODEL_WEIGHTS), **options)
         if not path:

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from transformers import PreTrainedModel
 
@@ -40,6 +40,7 @@ from prompt_tuning.studies.rank_likelihoods import LikelihoodTable, find_finalis
 from prompt_tuning.studies.rank_results import rank_facts
 from prompt_tuning.studies.rank_table import rank_text
 from prompt_tuning.support.files import atomic_write, read_json, read_json_lines, write_json, write_json_lines
+from prompt_tuning.support.text import counted
 from prompt_tuning.support.yaml_files import to_yaml
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,15 @@ SETTINGS = "settings.json"
 WINNER = "winner.yaml"
 TABLES = ("rank.json", "rank.md")
 FILES = (PREDICTIONS, WINNER, *TABLES)
+
+
+class PredictedRow(TypedDict):
+    """A row of the finalists' predictions."""
+
+    candidate: str
+    prediction: str
+
+
 # Scores depend on these settings, besides the model's, decoding, and what the tokens of the rows show.
 SCORE_SETTINGS = {
     "task", "lang", "target_lang", "metrics", "choice_normalization", "bf16", "fp16", "tf32",
@@ -191,10 +201,14 @@ def _predict(
 ) -> dict[str, list[str]]:
     """Return what the model writes for all rows, by finalist. A finalist that is in the file writes nothing."""
     texts: dict[str, list[str]] = {}
-    for line in read_json_lines(file) if file.is_file() else ():
+    for line in read_json_lines(file, PredictedRow) if file.is_file() else ():
         texts.setdefault(line["candidate"], []).append(line["prediction"])
     for name in finalists:
         if name in texts:
+            num_rows = len(validation_rows(prepared[name]))
+            if len(texts[name]) != num_rows:
+                found = f"{len(texts[name])} of {counted(num_rows, 'row')} of {name}"
+                raise DataError(f"{file}: {found}. Remove the file, and rank again.")
             continue
         logger.info("predictions: %s", name)
         texts[name] = trainer_for(model(), prepared[name]).predict_texts(validation_rows(prepared[name]))

@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, TypedDict
 
 import numpy as np
 from datasets import Dataset
@@ -20,9 +21,11 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from prompt_tuning.engine.likelihood import target_log_likelihoods
+from prompt_tuning.errors import DataError
 from prompt_tuning.runs.prepare import Prepared
 from prompt_tuning.studies.rank_candidates import validation_rows
 from prompt_tuning.support.files import read_json_lines, write_json_lines
+from prompt_tuning.support.json_types import Limits
 from prompt_tuning.support.text import counted
 
 logger = logging.getLogger(__name__)
@@ -30,6 +33,14 @@ logger = logging.getLogger(__name__)
 FIRST_ROWS = 8  # All candidates are scored on at least so many rows.
 # A stopped ranking loses at most so many rows: of one few-shot candidate, or of all others together.
 ROWS_AT_ONCE = 16
+
+
+class ScoredRow(TypedDict):
+    """A row of the file of likelihoods."""
+
+    candidate: str
+    row: int
+    log_likelihood: Annotated[float, Limits(finite=False)]
 
 
 class LikelihoodTable:
@@ -44,7 +55,9 @@ class LikelihoodTable:
         """Read the file, if it exists."""
         self.file = file
         self.by_candidate: dict[str, dict[int, float]] = {name: {} for name in candidates}
-        for line in read_json_lines(file) if file.is_file() else ():
+        for line in read_json_lines(file, ScoredRow) if file.is_file() else ():
+            if line["candidate"] not in self.by_candidate:
+                raise DataError(f"{file}: it has a candidate {line['candidate']}. Remove the folder, and rank again.")
             self.by_candidate[line["candidate"]][line["row"]] = line["log_likelihood"]
 
     def missing(self, candidates: Sequence[str], rows: Sequence[int]) -> list[tuple[str, int]]:

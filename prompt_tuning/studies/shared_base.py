@@ -15,11 +15,11 @@ from prompt_tuning.data.loading import SPLITS, split_origin
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.reports.run_files import read_results
 from prompt_tuning.runs.fingerprints import input_fingerprints
 from prompt_tuning.runs.prepare import Prepared
 from prompt_tuning.runs.resume import BASE_MODEL, changed_since
 from prompt_tuning.runs.train import train
-from prompt_tuning.support.files import read_json
 from prompt_tuning.support.run_folder import RunFolder
 
 
@@ -54,7 +54,7 @@ def check_unchanged(prepared: Prepared) -> None:
     """
     recipe = prepared.recipe
     run = RunFolder(Path(str(recipe.training.output_dir)))
-    saved = read_json(run.results).get("inputs", {})
+    saved = read_results(run.path).get("inputs", {})
     current = input_fingerprints(prepared)
     settings = recipe.resolved()
     changed = []

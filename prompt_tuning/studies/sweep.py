@@ -15,22 +15,22 @@ from typing import Any
 
 from accelerate import PartialState
 
+from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.arguments.methods import METHODS
-from prompt_tuning.errors import DataError, ErrorList, PromptTuningError, RecipeError, without_secrets
+from prompt_tuning.errors import ErrorList, PromptTuningError, RecipeError, without_secrets
 from prompt_tuning.metrics.loading import main_metric
-from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.recipe.loading import load_recipe, read_pairs
 from prompt_tuning.recipe.other_names import flag_name
 from prompt_tuning.recipe.parser import list_error, to_argv
 from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.reports.run_files import read_evaluation, read_settings
 from prompt_tuning.runs.output_folder import check_folder, hold_folder
 from prompt_tuning.runs.prepare import prepare_run
 from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, has_runs, is_finished
-from prompt_tuning.support.files import atomic_write, is_plain_name, read_json, write_json
+from prompt_tuning.support.files import atomic_write, is_plain_name, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import markdown_table
 from prompt_tuning.support.trust import ADVICE, FLAG
-from prompt_tuning.support.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -208,12 +208,12 @@ def _check_recipe(recipe: Recipe, *, finished: bool) -> None:
 
 def _facts(run: RunFolder) -> dict[str, Any]:
     """Return the row of a finished run in the table."""
-    results = read_json(run.results)
-    method = METHODS[read_yaml(run.recipe, DataError)["method"]]
-    metric = main_metric(results["task"], Scores.from_json(results["hard_prompt"]))
-    facts = {"metric": metric, "hard_prompt": results["hard_prompt"][metric]}
+    results, hard = read_evaluation(run, METHODS["none"].results_key)
+    method = METHODS[read_settings(run).get("method", PromptArguments.method)]
+    metric = main_metric(results["task"], hard)
+    facts = {"metric": metric, "hard_prompt": hard.values[metric]}
     if method.trains:
-        facts["tuned"] = results[method.results_key][metric]
+        facts["tuned"] = read_evaluation(run, method.results_key)[1].values[metric]
     for name in FACTS:
         if name in results:
             facts[name] = results[name]

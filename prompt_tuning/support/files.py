@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from prompt_tuning.errors import DataError, PromptTuningError
+from prompt_tuning.support.json_types import Place, check_value
 from prompt_tuning.support.json_values import MAX_BYTES, parse_json, read_bounded
 
 PARTIAL = re.compile(
@@ -186,45 +187,53 @@ def write_json(path: Path, value: Any, *, named_by_user: bool = False) -> None:
         file.write("\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, kind: Any = Any) -> Any:
     """Return the value of a JSON file.
 
+    Args:
+        path: the file.
+        kind: the type that the value must have, as `json_types.check_value` takes it.
+
     Raises:
-        DataError: the file is not JSON, is larger than MAX_BYTES, or is nested too deeply.
+        DataError: the file is not JSON, is larger than MAX_BYTES, is nested too deeply, or its value is not of the type.
         FileNotFoundError: it does not exist.
     """
-    try:
-        return parse_json(read_bounded(path, MAX_BYTES))
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}). Remove it, and run the command that wrote it again.") from error
+    with _explain_json(str(path)):
+        value = parse_json(read_bounded(path, MAX_BYTES))
+    check_value(value, kind, Place(str(path)))
+    return value
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path, kind: Any = Any) -> list[Any]:
     """Return the rows of a JSON Lines file.
 
     Only a line feed ends a row. str.splitlines would also split a text at U+2028 or U+0085.
 
+    Args:
+        path: the file.
+        kind: the type that every row must have.
+
     Raises:
-        DataError: a line that is not JSON.
+        DataError: a line that is not JSON, is nested too deeply, or is not of the type.
     """
     rows = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            rows.append(parse_json_line(line, path, number))
+            origin = f"{path}, line {number}"
+            with _explain_json(origin):
+                rows.append(parse_json(line.decode("utf-8")))
+            check_value(rows[-1], kind, Place(origin))
     return rows
 
 
-def parse_json_line(line: str, path: Path, number: int) -> Any:
-    """Return the value of a line of a JSON Lines file.
-
-    Raises:
-        DataError: the line is not JSON, or is nested too deeply.
-    """
+@contextmanager
+def _explain_json(origin: str) -> Iterator[None]:
+    """Raise a DataError that names the text for a ValueError of the block."""
     try:
-        return parse_json(line)
+        yield
     except ValueError as error:
         advice = "Remove the file, and run the command that wrote it again."
-        raise DataError(f"{path}, line {number}: not JSON ({error}). {advice}") from error
+        raise DataError(f"{origin}: not JSON ({error}). {advice}") from error
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -14,6 +15,9 @@ MAX_DEPTH = 100
 MAX_BYTES = 50_000_000
 """The size of a file that is one value."""
 
+HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+"""The escape of half a character, which JSON can write and UTF-8 cannot."""
+
 TOO_DEEP = f"lists and objects inside each other deeper than {MAX_DEPTH}; make the value a text"
 
 
@@ -21,12 +25,15 @@ def parse_json(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: the text is not JSON, is nested too deeply, or has an integer of more than 4,300 digits.
+        ValueError: the text is not JSON, is nested too deeply, has half a character, or an integer of more than 4,300
+            digits.
     """
     try:
         value = json.loads(text)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
+    if HALF_CHARACTER.search(text):
+        json.dumps(value, ensure_ascii=False).encode()
     if is_deep(value, text):
         raise ValueError(TOO_DEEP)
     return value
