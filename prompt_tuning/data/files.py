@@ -63,23 +63,30 @@ def load_file(name: str | Path, *, streaming: bool = False) -> Dataset | Iterabl
     Raises:
         DataError: a file is missing, is empty or cannot be read, with the line where the format has lines.
     """
-    rows = open_rows(name, streaming=streaming)
+    local = open_rows(name, streaming=streaming)
     if streaming:
-        return IterableDataset.from_generator(_rows_alone, gen_kwargs={"rows": rows})
-    digest = hashlib.sha256(f"{__version__} {rows.columns}".encode())
-    for file in rows.files:
+        return IterableDataset.from_generator(_rows_alone, gen_kwargs={"rows": local})
+    digest = hashlib.sha256(f"{__version__} {local.columns}".encode())
+    for file in local.files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     fingerprint = digest.hexdigest()[:16]
     try:
         if file_format(name) == "parquet":
-            files = [glob.escape(str(file)) for file in rows.files]
+            files = [glob.escape(str(file)) for file in local.files]
             # The name of the configuration makes the content a part of the key of the cache.
-            return load_dataset("parquet", fingerprint, data_files=files, split="train")
-        features = _features(rows.columns or {})
-        return Dataset.from_generator(_rows_alone, features, gen_kwargs={"rows": rows}, fingerprint=fingerprint)
+            rows = load_dataset("parquet", fingerprint, data_files=files, split="train")
+            check_texts(rows)
+            return rows
+        features = _features(local.columns or {})
+        return Dataset.from_generator(_rows_alone, features, gen_kwargs={"rows": local}, fingerprint=fingerprint)
     except (DatasetGenerationError, ValueError) as error:
         raise DataError(f"{name}: {error.__cause__ or error}") from error
+
+
+def check_texts(rows: Dataset) -> None:
+    """Raise a ValueError if a text of the rows is not UTF-8, which Arrow finds only when it reads the text."""
+    rows.data.validate(full=True)
 
 
 def _features(columns: dict[str, pa.DataType | None]) -> Features:

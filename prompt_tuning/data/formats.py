@@ -336,5 +336,5 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
         with pq.ParquetFile(file) as table:
             for batch in table.iter_batches(1000):
                 yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not a parquet file that can be read: {error}. Write it again.") from error

@@ -86,7 +86,11 @@ def open_rows(name: str | Path, *, streaming: bool = False) -> LocalRows:
     if not files:
         raise DataError(f"{name}: no such file (looked in {Path.cwd()})")
     for file in files:
-        if file.stat().st_size == 0:
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            raise DataError(f"{file}: it cannot be read: {error.strerror}. Name another file.") from error
+        if size == 0:
             raise DataError(f"{file}: the file is empty")
     if kind == "json" and streaming:
         return LocalRows(files, None)

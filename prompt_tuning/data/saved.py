@@ -10,6 +10,7 @@ import pyarrow as pa
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from prompt_tuning.data.files import check_texts
 from prompt_tuning.errors import DataError, first_line
 from prompt_tuning.support.json_values import MAX_BYTES, parse_json, read_bounded
 
@@ -50,7 +51,10 @@ def load_saved(folder: str, name: str, *, streaming: bool = False) -> Dataset | 
         files = {"train": [glob.escape(str(path)) for path in paths]}
         # The name decides the place in the cache, where `datasets` by itself looks only at the time of a file.
         name_in_cache = "streamed" if streaming else _digest(paths)
-        return load_dataset("arrow", name_in_cache, data_files=files, split="train", streaming=streaming)
+        rows = load_dataset("arrow", name_in_cache, data_files=files, split="train", streaming=streaming)
+        if not streaming:
+            check_texts(rows)
+        return rows
     except UNREADABLE as error:
         raise DataError(
             f"dataset {folder}, split {name}: {first_line(error.__cause__ or error)}. Save it again by save_to_disk."

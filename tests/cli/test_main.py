@@ -1,5 +1,7 @@
 """The command line: help, exit codes, and commands that need no file of their own."""
 
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -71,3 +73,14 @@ def test_help_imports_no_torch_and_has_examples(command):
     assert "prompt-tuning" in shown.stdout and ("examples:" in shown.stdout or not command)
     examples = shown.stdout.partition("examples:\n")[2].partition("\n\n")[0].splitlines()
     assert all(re.match(r"  (prompt-tuning|accelerate launch|echo) ", line) for line in examples)
+
+
+@pytest.mark.parametrize("number", (errno.EFBIG, errno.EIO, errno.ELOOP))
+def test_an_error_of_the_disk_is_one_line(number, tmp_path, monkeypatch, capsys):
+    def fail(args, overrides):
+        raise OSError(number, os.strerror(number), str(tmp_path / "results.json"))
+
+    monkeypatch.setattr("prompt_tuning.cli.show.run", fail)
+    assert main(["show", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error == f"error: {tmp_path / 'results.json'}: {os.strerror(number)}; no partial file was left\n"

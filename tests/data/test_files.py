@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import random
 import re
 
 import pyarrow as pa
@@ -208,3 +209,41 @@ def test_texts_of_two_languages_stay_as_they_are_written(tmp_path):
     assert [*load_splits(args)["train"]] == pairs
     args.streaming = True
     assert list(streamed_rows(load_splits(args)["train"], args)) == pairs
+
+
+def test_a_text_in_parquet_that_is_not_utf8_names_its_file(tmp_path):
+    file = tmp_path / "rows.parquet"
+    texts = pa.array([b"Oslo", b"Osl\xb6"]).cast(pa.binary())
+    pq.write_table(pa.table({"text": texts.view(pa.utf8())}), file)
+    with pytest.raises(DataError, match=r"rows\.parquet: .*UTF8"):
+        load_file(file)
+    with pytest.raises(DataError, match=r"rows\.parquet: not a parquet file that can be read"):
+        list(load_file(file, streaming=True))
+
+
+def test_damaged_parquet_is_read_or_names_its_file(tmp_path):
+    rows = [{"text": f"Ada lives in {place}.", "number": number} for number, place in enumerate(["Oslo", "Riga"] * 50)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "whole.parquet")
+    whole = (tmp_path / "whole.parquet").read_bytes()
+    draw = random.Random(7)
+    for number in range(60):
+        content = bytearray(whole[: len(whole) if number % 3 else draw.randrange(len(whole))])
+        for _ in range(number % 4):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+        file = tmp_path / f"{number}.parquet"
+        file.write_bytes(content)
+        for streaming in (False, True):
+            try:
+                list(load_file(file, streaming=streaming))
+            except DataError as error:
+                assert f"{number}.parquet" in str(error)
+
+
+@pytest.mark.parametrize("kind", ("jsonl", "json", "csv", "tsv", "parquet"))
+def test_what_is_no_file_is_named(kind, tmp_path):
+    (tmp_path / f"folder.{kind}").mkdir()
+    (tmp_path / f"loop.{kind}").symlink_to(tmp_path / f"loop.{kind}")
+    (tmp_path / f"gone.{kind}").symlink_to(tmp_path / "nothing")
+    for name in ("folder", "loop", "gone"):
+        with pytest.raises((DataError, IsADirectoryError), match=f"{name}.{kind}"):
+            load_file(tmp_path / f"{name}.{kind}")
