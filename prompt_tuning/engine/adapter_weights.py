@@ -32,7 +32,7 @@ def check_weights(config: PeftConfig, folder: str | Path, **kwargs: Any) -> dict
     try:
         tensors = load_peft_weights(str(folder), device="cpu", **kwargs)
     except (SafetensorError, ValueError, EOFError) as error:
-        raise AdapterError(f"{folder}: the adapter's weights cannot be read ({error}). {ADVICE}") from error
+        raise AdapterError(f"{folder}: the adapter's weights are corrupt or incomplete: {error}. {ADVICE}") from error
     shapes = _prompt_shapes(config) if config.is_prompt_learning else _layer_shapes(config, tensors, folder)
     for name, shape in shapes.items():
         if name not in tensors:

@@ -21,7 +21,6 @@ from prompt_tuning.reports.run_types import (
     LogEntry,
     Prediction,
     Results,
-    Scalar,
     Settings,
     TaskResults,
     TrainingFacts,
@@ -69,7 +68,6 @@ def check_results(results: dict[str, Any], place: Place) -> None:
     if "method" in results:
         check_value(results, TrainingFacts, place)
     decoding = results["decoding"]
-    check_value(decoding, dict[str, Scalar], place.within("decoding"))
     if "choice_normalization" not in decoding:
         for key in ("num_beams", "max_new_tokens"):
             if key not in decoding:

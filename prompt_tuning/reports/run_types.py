@@ -13,7 +13,6 @@ from prompt_tuning.support.json_types import Limits
 Positive = Annotated[int, Limits(least=1)]
 Seconds = Annotated[float, Limits(least=0)]
 Split = Literal["train", "validation", "test"]
-Scalar = str | int | float | bool | None
 
 
 class _SplitSize(TypedDict):

@@ -65,11 +65,15 @@ def test_an_evaluation_does_not_overwrite_one_of_another_adapter(run, recipe_fil
 
 def test_incomplete_files_are_named(run, recipe_file, model_folders, tmp_path, capsys):
     recipe = str(recipe_file())
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
+    messages = {
+        "adapter_model.safetensors": "the adapter's weights are corrupt or incomplete",
+        "adapter_config.json": "adapter_config.json: not the configuration of an adapter",
+    }
+    for name, message in messages.items():
         whole = (run / name).read_bytes()
         (run / name).write_bytes(whole[: len(whole) // 2])
         for command in (["evaluate", recipe, "--adapter", str(run)], ["inspect", str(run)]):
-            assert main(command) == 1 and "corrupt or incomplete" in capsys.readouterr().err
+            assert main(command) == 1 and message in capsys.readouterr().err
         (run / name).write_bytes(whole)
     (run / "results.json").write_text("{")
     for command in ("show", "card", "report"):
