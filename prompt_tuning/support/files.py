@@ -195,7 +195,7 @@ def read_json(path: Path, kind: Any = Any) -> Any:
         kind: the type that the value must have, as `json_types.check_value` takes it.
 
     Raises:
-        DataError: the file is not JSON, is larger than MAX_BYTES, is nested too deeply, or its value is not of the type.
+        DataError: the file is not JSON, is larger than MAX_BYTES or nested too deeply, or of another type.
         FileNotFoundError: it does not exist.
     """
     with _explain_json(str(path)):

@@ -52,7 +52,8 @@ class Place:
 
     def within(self, key: object) -> Place:
         """Return the place of an entry of this value."""
-        return Place(self.file, f"{self.key}.{key}" if self.key else str(key), self.advice)
+        name = str(key) if str(key).isprintable() else repr(key)
+        return Place(self.file, f"{self.key}.{name}" if self.key else name, self.advice)
 
     def error(self, found: str, expected: str) -> DataError:
         """Return the error of a value that is not what it should be."""

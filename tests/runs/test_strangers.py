@@ -298,7 +298,8 @@ def test_a_split_is_no_path(command, name, place, capsys):
     values = json.loads(results.read_text())
     results.write_text(json.dumps(values | {"split": name, "splits": {}, "leakage": {}}))
     assert main([command, str(place / "run")]) == 1
-    assert f"{name!r} is not the name of a split" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{results}: split is " in error and "expected train or validation or test" in error
 
 
 @pytest.mark.parametrize("name", ["../stolen", "..", "a/b", "a\nb", "a\0b", "/"])
@@ -309,7 +310,7 @@ def test_a_task_is_no_path(command, name, place, capsys):
     results = place / "run" / "results.json"
     results.write_text(json.dumps({"tasks": {name: json.loads(results.read_text())}, "seed": 1}))
     assert main([command, str(place / "run")]) == 1
-    assert f"{name!r} is not the name of a task" in capsys.readouterr().err
+    assert f"tasks is the text {name!r}, expected the name of a folder in the run" in capsys.readouterr().err
     assert not (place / "stolen" / "report.html").exists()
 
 
