@@ -156,15 +156,6 @@ def test_a_damaged_checkpoint_is_not_resumed(old, capsys):
     assert "checkpoint-8: 1 of the" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ("", "{", "[]", '{"global_step": "8"}', '{"epoch": 1.0, "global_step": NaN}'))
-def test_a_damaged_state_of_a_checkpoint_is_named(damage, old, capsys):
-    file = old / "runs" / "stopped_prompt_tuning" / "checkpoint-8" / "trainer_state.json"
-    file.write_text(damage, encoding="utf-8")
-    flags = ["--output_dir", "runs/stopped_prompt_tuning", "--resume_from_checkpoint", "true"]
-    assert main(["check", "recipes/stopped_prompt_tuning.yaml", *flags]) == 1
-    assert "checkpoint-8/trainer_state.json: " in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("cut", (0, 4, 8, 40, -1))
 @pytest.mark.parametrize("name", ("adapter_model.safetensors", "adapter_config.json"))
 def test_a_cut_file_of_an_adapter_is_named(name, cut, old):
