@@ -59,7 +59,8 @@ def load_config(args: ModelArguments) -> PretrainedConfig:
 def _check_kernels(config: PretrainedConfig, args: ModelArguments) -> None:
     """Raise a ModelError for a configuration that names kernels of the hub, which are code, unless it is trusted."""
     parts = [config, *(getattr(config, name) for name in config.sub_configs)]
-    for kernels in {str(part._attn_implementation) for part in parts}:  # noqa: SLF001 - no public name
+    present = [part for part in parts if part is not None]  # A Gemma 4 without audio has None there.
+    for kernels in {str(part._attn_implementation) for part in present}:  # noqa: SLF001 - no public name
         if "/" in kernels and not args.trust_remote_code:
             raise ModelError(
                 f"model_name_or_path {args.model_name_or_path}: its {RunFolder.MODEL_CONFIG} asks for the attention "
