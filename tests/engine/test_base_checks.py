@@ -1,5 +1,7 @@
 """Try base models that no test holds to a reference: what a prompt cannot stand before is refused before training."""
 
+import itertools
+
 import pytest
 import torch
 from helpers.every_architecture import (
@@ -15,6 +17,7 @@ from helpers.every_architecture import (
     text_embeddings,
     text_states,
 )
+from helpers.paths import ROOT
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BertConfig, OPTConfig
 
 from prompt_tuning import add_soft_prompt, prompt_config
@@ -27,12 +30,15 @@ EXACT = "exact, PEFT's forward"
 OTHER_SHAPES = "refused: its layers do not all keep keys and values of one shape, as a prefix has them"
 NO_PREFIX = "refused: its attention has not been compared with a prefix computed by hand"
 MORE = "refused: it reads more of a token than its embedding, and a soft prompt has no more"
+FAILS = "refused: it fails with embeddings in place of token ids"
 # The outcomes of each of METHODS for one architecture of each family.
 FAMILIES = {
+    "ctrl": [EXACT, EXACT, EXACT],  # It scales its input in place.
     "deepseek_v3": [EXACT, EXACT, OTHER_SHAPES],
     "encoder-decoder": [EXACT, EXACT, NO_PREFIX],
     "falcon": [EXACT, EXACT, EXACT],
     "gemma3": ["exact, packed rows"] * 3,
+    "gemma4": [FAILS, FAILS, OTHER_SHAPES],
     "gemma3n_text": [MORE, MORE, OTHER_SHAPES],
     "lfm2": [EXACT, EXACT, OTHER_SHAPES],
     "moss_transcribe_diarize": [EXACT, EXACT, EXACT],  # It holds a Qwen3, and gives it no positions.
@@ -131,3 +137,15 @@ def test_an_end_token_that_is_switched_off_stays_off_behind_a_soft_prompt_of_an_
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_each_method_is_exact_or_refused(architecture):
     assert [outcome(CONFIG_MAPPING[architecture], method) for method in METHODS] == FAMILIES[architecture]
+
+
+def test_the_table_in_the_docs_agrees_and_has_no_wrong_outcome():
+    lines = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8").splitlines()
+    start = lines.index("| " + " | ".join([*METHODS, "number", "architectures"]) + " |")
+    documented = {}
+    for line in itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :]):
+        *outcomes, number, names = line.strip("| ").split(" | ")
+        assert len(names.split(", ")) == int(number)
+        documented |= dict.fromkeys(names.split(", "), outcomes)
+    assert not [name for name, outcomes in documented.items() if "wrong" in " ".join(outcomes)]
+    assert {name: documented[name] for name in FAMILIES} == FAMILIES

@@ -258,9 +258,12 @@ def outcome(config_class, method):
     """
     try:
         config = shrink(config_class())
-        refusal = refusal_of_configuration(config, method)
-        if refusal:
-            return refusal
+    except Exception:
+        return "cannot be built"
+    refusal = refusal_of_configuration(config, method)
+    if refusal:
+        return refusal
+    try:
         ids = torch.tensor([TEXT])
         build(config_class)(input_ids=ids, **{"labels": ids} if config.is_encoder_decoder else {})
     except Exception:
