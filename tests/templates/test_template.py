@@ -141,10 +141,9 @@ def test_a_column_may_have_the_name_of_a_function_of_jinja():
     [
         ("{{ ['a', 'b']|random }}", "No filter named 'random'"),
         ("{% for a in b %}" * 25 + "{% endfor %}" * 25, "too many statically nested blocks"),
-        ("{{ (10**5000)|string|length }}", "Exceeds the limit"),
     ],
 )
-def test_random_filters_and_expensive_templates_are_refused_when_loaded(source, message):
+def test_random_filters_and_deep_templates_are_refused_when_loaded(source, message):
     with pytest.raises(TemplateError, match=message):
         Template.from_dict({"source": source, "target": "x"})
 
