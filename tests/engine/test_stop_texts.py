@@ -67,6 +67,8 @@ def test_a_row_ends_at_the_token_at_which_its_whole_text_has_a_stop(build, stop)
         likely = likely_tokens(tokenizer, stop)
         common = random.sample(likely, 2)  # Most rows write long before they end.
         rows = torch.tensor([random.choices([*likely, *common * random.choice([1, 50])], k=60) for _ in range(6)])
+        text = torch.tensor(tokenizer(random.choice(stop), add_special_tokens=False).input_ids)
+        rows[0, 30 : 30 + len(text)] = text
         criterion = StopTexts(tokenizer, stop)
         source = torch.full((6, 3), tokenizer.pad_token_id)
         width = 0
@@ -78,7 +80,7 @@ def test_a_row_ends_at_the_token_at_which_its_whole_text_has_a_stop(build, stop)
                 expected = any(part in text for part in stop) or not special.isdisjoint(row)
                 num_ended += expected
                 assert end == expected, (row, text)
-    assert num_ended
+    assert num_ended or build is not tiny_tokenizer  # The others may lack a stop text's characters.
 
 
 def test_a_stop_text_is_seen_at_the_end_of_a_long_run_of_bytes():
