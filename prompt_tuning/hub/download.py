@@ -45,9 +45,9 @@ def hub_answers(repo_id: str, repo_type: str, file: str, revision: str | None = 
         file: a file that every repository of the kind has, which is looked for in the cache.
         revision: the branch, tag or commit.
     """
-    if isinstance(try_to_load_from_cache(repo_id, file, revision=revision, repo_type=repo_type), str):
-        return True
     try:
+        if isinstance(try_to_load_from_cache(repo_id, file, revision=revision, repo_type=repo_type), str):
+            return True
         HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type)
     except (HfHubHTTPError, HFValidationError):
         return True

@@ -27,7 +27,7 @@ from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.encoding.target_language import language_id
 from prompt_tuning.engine.dispatch import has_recurrent_layers
-from prompt_tuning.errors import ModelError, RecipeError, first_line
+from prompt_tuning.errors import ModelError, PromptTuningError, RecipeError, first_line
 from prompt_tuning.hub.download import hub_answers
 from prompt_tuning.models.encoder_decoder_attention import without_prefix
 from prompt_tuning.models.quantization import quantization_config
@@ -212,11 +212,13 @@ def _from_pretrained(auto: Any, args: ModelArguments, **kwargs: Any) -> Any:
             f"model_name_or_path {name}: not a folder here, and not found on the hub: it is not in the cache, and "
             f"{constants.ENDPOINT} cannot be reached. Check id and connection, or name a folder."
         )
-    _check_no_adapter(name, args)
     try:
+        _check_no_adapter(name, args)
         return load_pretrained(
             auto, name, trust_remote_code=args.trust_remote_code, revision=args.model_revision, **kwargs
         )
+    except PromptTuningError:
+        raise
     except Exception as error:  # The libraries raise anything for damaged files; tokenizers raises Exception itself.
         if not args.trust_remote_code and FLAG in str(error):
             raise ModelError(

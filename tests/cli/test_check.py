@@ -224,3 +224,9 @@ def test_a_mistake_in_a_template_is_reported_once(recipe_file, tmp_path, capsys)
     assert main(["check", str(recipe_file(template=tmp_path / "own.yaml", **files))]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if "has no attribute 'first'" in line]
     assert len(lines) == 1 and "train.jsonl, line 1: " in lines[0] and "(the same in 23 more rows)" in lines[0]
+
+
+@pytest.mark.parametrize("name", ["http:x", "-a/b", "x" * 200, "a/b/"])
+def test_a_model_name_that_no_hub_can_have_is_an_error_of_the_recipe(name, recipe_file, capsys):
+    assert main(["check", str(recipe_file(model_name_or_path=f'"{name}"'))]) in (1, 2)
+    assert f"model_name_or_path {name}: " in capsys.readouterr().err
