@@ -309,7 +309,7 @@ def _changed(settings: dict[str, Any], method: str) -> dict[str, Any]:
     projected = settings.get("prefix_projection", False)
     defaults["learning_rate"] = find_method(method).default_learning_rate(network=projected)
     hidden = SHOWN_ELSEWHERE | _defaults(DataArguments).keys()
-    return {key: value for key, value in settings.items() if key not in hidden and value != defaults[key]}
+    return {key: value for key, value in settings.items() if key not in hidden and value != defaults.get(key)}
 
 
 def _defaults(block: Any) -> dict[str, Any]:

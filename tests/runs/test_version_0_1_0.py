@@ -80,3 +80,10 @@ def test_every_recipe_of_0_1_0_passes_check(old):
     recipes = [str(path) for path in sorted((old / "recipes").glob("*.yaml"))]
     assert len(recipes) == 12
     assert main(["check", *recipes]) == 0
+
+
+def test_a_setting_that_this_version_does_not_know_is_in_the_card(old):
+    recipe = old / "runs" / "prompt_tuning" / "recipe.yaml"
+    recipe.write_text(recipe.read_text("utf-8") + "setting_of_another_version: 7\n", encoding="utf-8")
+    assert main(["card", "runs/prompt_tuning"]) == 0
+    assert "setting_of_another_version" in (old / "runs" / "prompt_tuning" / "README.md").read_text("utf-8")
