@@ -25,7 +25,7 @@ from prompt_tuning.reports.run_files import (
     read_settings,
     read_trained,
 )
-from prompt_tuning.reports.run_types import CardFacts, CardResults
+from prompt_tuning.reports.run_types import CardFacts, CardResults, CardSettings
 from prompt_tuning.support.files import read_json
 from prompt_tuning.support.json_types import Place, check_value
 from prompt_tuning.support.run_folder import RunFolder
@@ -134,11 +134,13 @@ def card_facts(folder: Path, own_example: dict[str, Any] | None = None) -> dict[
         if not file.is_file() or not file.stat().st_size:
             raise DataError(f"{file}: no such file, or an empty one. A card needs all files that train writes.")
     run.check_links(run.results, run.recipe, run.template, predictions, run.log_history)
+    settings = read_settings(run)
+    check_value(settings, CardSettings, Place(str(run.recipe)))
     facts = {
         "name": folder.absolute().name,
         "folder": public_name(str(folder)),
         "results": public(results),
-        "settings": public(read_settings(run)),
+        "settings": public(settings),
         "template": _read_template(run.template),
     }
     if run.log_history.is_file():
@@ -165,6 +167,7 @@ def read_card_facts(file: Path) -> dict[str, Any]:
     check_value(facts, CardFacts, place)
     check_results(facts["results"], place.within("results"))
     check_value(facts["results"], CardResults, place.within("results"))
+    check_value(facts["settings"], CardSettings, place.within("settings"))
     check_log_history(facts.get("log_history", []), place.within("log_history"))
     return facts
 

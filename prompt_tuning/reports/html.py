@@ -355,7 +355,10 @@ def _recipe_text(run: RunFolder, results: dict[str, Any]) -> str | None:
 
 
 def _text_of(file: Path) -> str | None:
-    return file.read_text(encoding="utf-8") if file.is_file() else None
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text ({error}). Copy it from the run again.") from error
 
 
 def _hash(text: str) -> str:

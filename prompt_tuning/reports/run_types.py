@@ -216,6 +216,15 @@ class Settings(TypedDict, total=False):
     test_split: str
 
 
+class CardSettings(TypedDict):
+    """The settings that a card needs of recipe.yaml."""
+
+    demonstration_selection: str
+    train_split: str
+    validation_split: str
+    test_split: str
+
+
 class LogEntry(TypedDict):
     """An entry of log_history.json; it also has numbers, which may be NaN."""
 

@@ -242,3 +242,13 @@ def test_every_file_of_an_old_run_is_read_as_it_is(name):
     if run.log_history.is_file():
         assert read_log_history(run) == json.loads(run.log_history.read_text("utf-8"))
     assert read_settings(run)["task"] == "question_answering"
+
+
+def test_an_empty_recipe_and_a_template_that_is_not_utf8_are_named(run, tmp_path, capsys):
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    (folder / "recipe.yaml").write_text("{}\n", encoding="utf-8")
+    assert main(["card", str(folder)]) == 1
+    assert "recipe.yaml: demonstration_selection is missing, expected a text" in capsys.readouterr().err
+    (folder / "template.yaml").write_bytes(b"name: \xff\n")
+    assert main(["report", str(folder)]) == 1
+    assert "template.yaml: not UTF-8" in capsys.readouterr().err
