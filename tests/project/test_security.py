@@ -7,7 +7,7 @@ from helpers.paths import ROOT
 
 def test_every_claim_names_a_test_that_exists():
     rows = [line for line in (ROOT / "SECURITY.md").read_text("utf-8").splitlines() if line.startswith("| ")]
-    claims = [line for line in rows if line != "| claim | test |"]
+    claims = [line for line in rows if not line.endswith("| test |")]
     tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     assert len(claims) >= 9
     for claim in claims:
