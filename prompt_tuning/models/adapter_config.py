@@ -60,6 +60,10 @@ def read_adapter_config(run: RunFolder) -> PeftConfig:
         size = vars(config).get(name)
         if size is not None and (type(size) is not int or size < 1):
             raise AdapterError(f"{run.adapter_config}: {name} is {size!r}, expected a whole number from 1. {ADVICE}")
+    modules = vars(config).get("modules_to_save") or []
+    if not (isinstance(modules, list) and all(isinstance(name, str) for name in modules)):
+        problem = f"modules_to_save is {modules!r:.80}, expected a list of texts"
+        raise AdapterError(f"{run.adapter_config}: {problem}. {ADVICE}")
     if config.is_prompt_learning and config.num_virtual_tokens is None:
         raise AdapterError(f"{run.adapter_config}: num_virtual_tokens is missing. {ADVICE}")
     return config

@@ -173,6 +173,14 @@ def test_sizes_in_a_configuration_are_whole_numbers(value, old):
         load_adapter_config(file.parent)
 
 
+@pytest.mark.parametrize("value", (7, "x", [7], {"x": 1}))
+def test_modules_that_are_no_list_of_texts_are_refused(value, old):
+    file = old / "runs" / "t5_prefix" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"modules_to_save": value}), encoding="utf-8")
+    with pytest.raises(AdapterError, match=r"adapter_config\.json: modules_to_save is .*, expected a list of texts"):
+        load_adapter_config(file.parent)
+
+
 @pytest.mark.parametrize("text", ("[]", "3", '"text"', "null", "{}", '{"peft_type": 3}', '{"peft_type": "OTHER"}'))
 def test_another_json_than_a_configuration_is_named(text, old):
     file = old / "runs" / "prompt_tuning" / "adapter_config.json"
