@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypedDict
 
 from peft import PeftConfig, XLoraConfig
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.engine.adapter_weights import ADVICE, check_weights
-from prompt_tuning.errors import AdapterError
+from prompt_tuning.errors import AdapterError, DataError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.encoder_decoder_prefix import load_prompt_config
+from prompt_tuning.support.files import read_json
 from prompt_tuning.support.run_folder import RunFolder
 
 SIZES = (
@@ -18,6 +20,30 @@ SIZES = (
     "num_ranks", "encoder_hidden_size", "r",
 )  # fmt: skip
 """The fields of PEFT's configurations that the shapes of weights depend on."""
+
+
+class AdapterFields(TypedDict, total=False):
+    """The fields of PEFT's configurations whose types PEFT relies on and does not check."""
+
+    base_model_name_or_path: str | None
+    revision: str | None
+    task_type: str | None
+    inference_mode: bool
+    modules_to_save: list[str] | None
+    tokenizer_name_or_path: str | None
+    prompt_tuning_init_text: str | None
+    target_modules: str | list[str] | None
+    exclude_modules: str | list[str] | None
+    target_parameters: list[str] | None
+    layers_to_transform: int | list[int] | None
+    layers_pattern: str | list[str] | None
+    rank_pattern: dict[str, int] | None
+    alpha_pattern: dict[str, float] | None
+    lora_alpha: float
+    lora_dropout: float
+    fan_in_fan_out: bool
+    use_rslora: bool
+    use_dora: bool
 
 
 def load_adapter_config(folder: str | Path) -> PeftConfig:
@@ -50,20 +76,20 @@ def read_adapter_config(run: RunFolder) -> PeftConfig:
     """Return the configuration of an adapter.
 
     Raises:
-        AdapterError: it is not one of PEFT's, or a size in it is no whole number.
+        AdapterError: it is not one of PEFT's, or a field in it has another type.
     """
     try:
         config = load_prompt_config(run.path)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise AdapterError(f"{run.adapter_config}: not the configuration of an adapter: {error}. {ADVICE}") from error
+    try:
+        read_json(run.adapter_config, AdapterFields)
+    except DataError as error:
+        raise AdapterError(str(error)) from error
     for name in SIZES:
         size = vars(config).get(name)
         if size is not None and (type(size) is not int or size < 1):
             raise AdapterError(f"{run.adapter_config}: {name} is {size!r}, expected a whole number from 1. {ADVICE}")
-    modules = vars(config).get("modules_to_save") or []
-    if not (isinstance(modules, list) and all(isinstance(name, str) for name in modules)):
-        problem = f"modules_to_save is {modules!r:.80}, expected a list of texts"
-        raise AdapterError(f"{run.adapter_config}: {problem}. {ADVICE}")
     if config.is_prompt_learning and config.num_virtual_tokens is None:
         raise AdapterError(f"{run.adapter_config}: num_virtual_tokens is missing. {ADVICE}")
     return config

@@ -173,11 +173,22 @@ def test_sizes_in_a_configuration_are_whole_numbers(value, old):
         load_adapter_config(file.parent)
 
 
-@pytest.mark.parametrize("value", (7, "x", [7], {"x": 1}))
-def test_modules_that_are_no_list_of_texts_are_refused(value, old):
-    file = old / "runs" / "t5_prefix" / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"modules_to_save": value}), encoding="utf-8")
-    with pytest.raises(AdapterError, match=r"adapter_config\.json: modules_to_save is .*, expected a list of texts"):
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("prompt_tuning", "base_model_name_or_path", 7),
+        ("prompt_tuning", "revision", ["main"]),
+        ("t5_prefix", "modules_to_save", 7),
+        ("t5_prefix", "modules_to_save", [7]),
+        ("lora", "target_parameters", 0.5),
+        ("lora", "target_modules", {"x": 1}),
+        ("lora", "rank_pattern", {"x": "2"}),
+    ],
+)
+def test_a_field_of_another_type_is_refused_with_its_name(name, field, value, old):
+    file = old / "runs" / name / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {field: value}), encoding="utf-8")
+    with pytest.raises(AdapterError, match=rf"adapter_config\.json: {field}.* is .*, expected a"):
         load_adapter_config(file.parent)
 
 
