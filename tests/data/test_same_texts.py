@@ -122,7 +122,7 @@ def predicted_sources(llama, tokenizer, tmp_path, monkeypatch):
         return read(self, row)
 
     model = pt.add_soft_prompt(llama, pt.prompt_config(llama, 2))
-    monkeypatch.setattr(Predictor, "load", lambda *args: Predictor(model, encoder, {}))
+    monkeypatch.setattr(Predictor, "load", lambda *args, **kwargs: Predictor(model, encoder, {}))
     monkeypatch.setattr(Predictor, "read", read)
     monkeypatch.setattr(Predictor, "answer", lambda self, questions: [""] * len(questions))
 
