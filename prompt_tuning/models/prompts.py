@@ -298,8 +298,9 @@ def _load_layers(model: PreTrainedModel, folder: Path, config: PeftConfig, *, is
     try:
         peft_model = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(model, config)
         loaded = peft_model.load_adapter(str(folder), "default", is_trainable=is_trainable)
-    except (RuntimeError, KeyError, ValueError) as error:  # Shapes, names and modules that the model does not have.
-        raise AdapterError(f"{folder}: its weights do not fit the model: {error}. {ADVICE}") from error
+    except (ImportError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+        # PEFT checks few of the fields that it reads, and finds shapes, names and modules only in the model.
+        raise AdapterError(f"{folder}: it does not fit the model: {error}. {ADVICE}") from error
     for reason, names in (("lack", loaded.missing_keys), ("have no place for", loaded.unexpected_keys)):
         if names:
             count = counted(len(names), "tensor")

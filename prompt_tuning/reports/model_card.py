@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, UndefinedError
 from transformers import Trainer
 
 from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
@@ -199,26 +199,32 @@ def card_text(facts: dict[str, Any]) -> str:
 
     Args:
         facts: what `card_facts` or `trainer_facts` returns.
+
+    Raises:
+        DataError: the facts lack what the card shows, for example a setting of an edited recipe.
     """
     results, settings = facts["results"], facts["settings"]
     systems = scores_of_systems(results)
     scores = next(iter(systems.values()), Scores({}, {}))
     steps = _steps(facts)
-    text = _card_template().render(
-        facts,
-        method=_method(results["method"]),
-        start=STARTS.get(settings.get("init", "")),
-        metrics=list(scores.values),
-        signatures=list(scores.signatures.values()),
-        results_table=_results_table(systems),
-        decoding=decoding_text(results["decoding"]) if systems else None,
-        answers=answers_text(results["answers"]) if "answers" in results else [],
-        predicted=_predictions(facts.get("example", {})),
-        data_table=_data_table(results, settings) if systems else None,
-        changed=_changed(settings, results["method"]),
-        steps_table=_steps_table(steps, _saved_step(results)),
-        steps=len(steps),
-    )
+    try:
+        text = _card_template().render(
+            facts,
+            method=_method(results["method"]),
+            start=STARTS.get(settings.get("init", "")),
+            metrics=list(scores.values),
+            signatures=list(scores.signatures.values()),
+            results_table=_results_table(systems),
+            decoding=decoding_text(results["decoding"]) if systems else None,
+            answers=answers_text(results["answers"]) if "answers" in results else [],
+            predicted=_predictions(facts.get("example", {})),
+            data_table=_data_table(results, settings) if systems else None,
+            changed=_changed(settings, results["method"]),
+            steps_table=_steps_table(steps, _saved_step(results)),
+            steps=len(steps),
+        )
+    except UndefinedError as error:
+        raise DataError(f"card: {error.message}. Copy the recipe of the run again, or train again.") from error
     text = re.sub(r"\n{3,}(?=#|<details>)", "\n\n", text).replace(LINE_END, "\n")
     return f"---\n{_metadata(facts).to_yaml()}\n---\n\n{text.strip()}\n"
 

@@ -165,6 +165,14 @@ def test_a_cut_file_of_an_adapter_is_named(name, cut, old):
         load_adapter_config(file.parent)
 
 
+@pytest.mark.parametrize("field", ("arrow_config", "megatron_config", "trainable_token_indices"))
+def test_a_field_that_peft_cannot_use_is_an_error_of_the_folder(field, old, capsys):
+    file = old / "runs" / "lora" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {field: {"x": None}}), encoding="utf-8")
+    assert main(["predict", "--adapter", "runs/lora", "--input", "test.jsonl", "--output", "out.jsonl"]) == 1
+    assert "runs/lora: it does not fit the model: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("value", (None, "6", 6.5, -1, 0, True, [6], {}))
 def test_sizes_in_a_configuration_are_whole_numbers(value, old):
     file = old / "runs" / "prompt_tuning" / "adapter_config.json"

@@ -15,9 +15,9 @@ from helpers.paths import ROOT
 from helpers.rows import question_rows, write_jsonl
 from helpers.trainers import soft_trainer
 from huggingface_hub import ModelCard
-from jinja2 import UndefinedError
 
 from prompt_tuning.cli.main import main
+from prompt_tuning.errors import DataError
 from prompt_tuning.hub.upload import plan_upload
 from prompt_tuning.reports.facts import card_facts
 from prompt_tuning.reports.markdown import inline_code, plain_words
@@ -169,7 +169,7 @@ def test_no_fact_of_a_run_becomes_markup_or_metadata(run):
             continue  # The card has no inputs, and the template is in a fence.
         try:
             card = ModelCard(card_text(with_text(facts, path, is_key)))
-        except (ValueError, TypeError, KeyError, AttributeError, UndefinedError):
+        except (ValueError, TypeError, KeyError, AttributeError, DataError):
             continue  # A fact of another kind is refused.
         shown += 1
         text = "\n".join(re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", line) for line in outside_fences(card.text))

@@ -82,6 +82,13 @@ def test_every_recipe_of_0_1_0_passes_check(old):
     assert main(["check", *recipes]) == 0
 
 
+def test_a_recipe_that_lacks_a_setting_of_its_card_is_named(old, capsys):
+    recipe = old / "runs" / "prompt_tuning" / "recipe.yaml"
+    recipe.write_text(recipe.read_text("utf-8").replace("loss: cross_entropy", "loss: kl"), encoding="utf-8")
+    assert main(["card", "runs/prompt_tuning"]) == 1
+    assert "teacher_template" in capsys.readouterr().err
+
+
 def test_a_setting_that_this_version_does_not_know_is_in_the_card(old):
     recipe = old / "runs" / "prompt_tuning" / "recipe.yaml"
     recipe.write_text(recipe.read_text("utf-8") + "setting_of_another_version: 7\n", encoding="utf-8")
