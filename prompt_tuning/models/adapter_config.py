@@ -44,6 +44,7 @@ class AdapterFields(TypedDict, total=False):
     fan_in_fan_out: bool
     use_rslora: bool
     use_dora: bool
+    places: dict[str, list[int]] | None
 
 
 def load_adapter_config(folder: str | Path) -> PeftConfig:
@@ -90,6 +91,9 @@ def read_adapter_config(run: RunFolder) -> PeftConfig:
         size = vars(config).get(name)
         if size is not None and (type(size) is not int or size < 1):
             raise AdapterError(f"{run.adapter_config}: {name} is {size!r}, expected a whole number from 1. {ADVICE}")
+    for place, sizes in (vars(config).get("places") or {}).items():
+        if len(sizes) != 3:
+            raise AdapterError(f"{run.adapter_config}: places.{place} has {len(sizes)} sizes, expected 3. {ADVICE}")
     if config.is_prompt_learning and config.num_virtual_tokens is None:
         raise AdapterError(f"{run.adapter_config}: num_virtual_tokens is missing. {ADVICE}")
     return config

@@ -191,12 +191,14 @@ def test_sizes_in_a_configuration_are_whole_numbers(value, old):
         ("lora", "target_parameters", 0.5),
         ("lora", "target_modules", {"x": 1}),
         ("lora", "rank_pattern", {"x": "2"}),
+        ("t5_prefix", "places", {"decoder": [2, 4, "8"]}),
+        ("t5_prefix", "places", {"decoder": [2, 4]}),
     ],
 )
 def test_a_field_of_another_type_is_refused_with_its_name(name, field, value, old):
     file = old / "runs" / name / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {field: value}), encoding="utf-8")
-    with pytest.raises(AdapterError, match=rf"adapter_config\.json: {field}.* is .*, expected a"):
+    with pytest.raises(AdapterError, match=rf"adapter_config\.json: {field}.* (is|has) .*, expected (a|3)"):
         load_adapter_config(file.parent)
 
 
