@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from prompt_tuning.recipe.other_names import FLAG, NEAR, flag_name, split_flags
 from prompt_tuning.recipe.ranges import Range
-from prompt_tuning.support.files import name_problem
 
 if TYPE_CHECKING:
     from prompt_tuning.recipe.recipe import Recipe
@@ -94,6 +93,8 @@ def add_output_folder(parser: argparse.ArgumentParser, metavar: str, default: st
 
 
 def _folder(name: str) -> Path:
+    from prompt_tuning.support.files import name_problem  # It imports what `--help` should not wait for.
+
     problem = name_problem(name)
     if problem:
         raise argparse.ArgumentTypeError(f"{name!r}: {problem}")
