@@ -6,6 +6,7 @@ these `Annotated` with `Limits`. A truth value is not a number, an integer is at
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -103,11 +104,17 @@ def _check_mapping(value: Any, kind: Any, place: Place) -> None:
     """Check the keys of a TypedDict. Keys that it does not name are taken, since later versions write more."""
     if not isinstance(value, dict):
         raise place.error(shown(value), "an object")
-    for key, key_kind in get_type_hints(kind, include_extras=True).items():
+    for key, key_kind in _kinds_of_keys(kind).items():
         if key in value:
             check_value(value[key], key_kind, place.within(key))
         elif key in kind.__required_keys__:
             raise place.within(key).error("missing", _expected(key_kind, Limits()))
+
+
+@functools.cache
+def _kinds_of_keys(kind: Any) -> dict[str, Any]:
+    """Return the types of a TypedDict's keys, which are evaluated once and not for each row of a file."""
+    return get_type_hints(kind, include_extras=True)
 
 
 def _check_entries(value: Any, kind: Any, limits: Limits, place: Place) -> None:
