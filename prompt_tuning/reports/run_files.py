@@ -24,6 +24,7 @@ from prompt_tuning.reports.run_types import (
     Settings,
     TaskResults,
     TrainingFacts,
+    Writing,
 )
 from prompt_tuning.support.files import is_plain_name, read_json, read_json_lines
 from prompt_tuning.support.json_types import Limits, Place, check_value, shown
@@ -67,11 +68,8 @@ def check_results(results: dict[str, Any], place: Place) -> None:
     check_value(results, Results, place)
     if "method" in results:
         check_value(results, TrainingFacts, place)
-    decoding = results["decoding"]
-    if "choice_normalization" not in decoding:
-        for key in ("num_beams", "max_new_tokens"):
-            if key not in decoding:
-                raise place.within("decoding").within(key).error("missing", "a whole number from 1")
+    if "choice_normalization" not in results["decoding"]:
+        check_value(results["decoding"], Writing, place.within("decoding"))
     _check_scores(results, place)
     for system in results.get("answers", {}).get("taken", {}):
         if system not in NAMES:

@@ -52,6 +52,13 @@ class Decoding(TypedDict, total=False):
     max_new_tokens: Positive
 
 
+class Writing(TypedDict):
+    """What `decoding` has if predictions were written and not chosen."""
+
+    num_beams: Positive
+    max_new_tokens: Positive
+
+
 class Answers(TypedDict):
     """The answers of closed questions."""
 
