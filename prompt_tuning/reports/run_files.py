@@ -148,8 +148,9 @@ def read_predictions(run: RunFolder, results: Mapping[str, Any]) -> list[dict[st
         raise DataError(
             f"{file}: {counted(len(rows), 'row')}, but {run.results.name} has {results['rows']}. Evaluate again."
         )
+    evaluated = systems_in(results)
     for number, row in enumerate(rows, 1):
-        for system in {*systems_in(results), *systems_in(row)}:
+        for system in {*evaluated, *systems_in(row)}:
             if type(row.get(system)) is not str:
                 found = shown(row[system]) if system in row else "missing"
                 raise Place(f"{file}, line {number}", system).error(found, "a text")
@@ -186,7 +187,7 @@ def read_log_history(run: RunFolder) -> list[dict[str, Any]]:
     Raises:
         DataError: it is not what Trainer logs.
     """
-    entries = read_json(run.log_history, list[LogEntry])
+    entries = read_json(run.log_history)
     check_log_history(entries, Place(str(run.log_history)))
     return entries
 
