@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, number_in
+from prompt_tuning.recipe.ranges import COUNT
 from prompt_tuning.support.text import agreed, counted, has_unseen_characters, print_text
 
 if TYPE_CHECKING:
     from prompt_tuning.runs.prepare import Prepared
-from prompt_tuning.recipe.ranges import COUNT
 
 EXAMPLES = """\
   prompt-tuning render recipes/quickstart/qa.yaml -n 3
