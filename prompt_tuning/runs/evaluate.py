@@ -66,12 +66,10 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
         raise DataError(f"split {split}: expected one of {', '.join(SPLITS)}")
     check_output_dir(output_dir)
     adapter_config = None
-    name = find_method("none").results_key
     if adapter:
         adapter_config = load_adapter_config(adapter)
         check_adapter(adapter_config, adapter, load_config(recipe.model), revision=recipe.model.model_revision)
-        name = find_method(adapter_config.peft_type).results_key
-    folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-{name}"
+    folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-{_results_key(adapter_config)}"
     with hold_folder(folder, RunFolder.EVALUATED):
         _check_same_adapter(folder, adapter and str(adapter))
         _evaluate(recipe, folder, split, adapter, adapter_config)
@@ -89,7 +87,6 @@ def _evaluate(
         check_tokenizer(adapter, prepared.tokenizer)
 
     set_seed(recipe.training.seed)
-    name = find_method(adapter_config.peft_type if adapter_config else "none").results_key
     model = load_base_model(recipe.model, prepared.config)
     facts = describe(prepared, split) | {"recipe": recipe.resolved()}
     if adapter:
@@ -97,10 +94,15 @@ def _evaluate(
         tensors = load_file(RunFolder(adapter_folder(adapter)).adapter_weights)
         facts["trainable_parameters"] = sum(tensor.numel() for tensor in tensors.values())
         facts["adapter"] = str(adapter)
-    evaluate_models([(name, model)], prepared, split, folder, facts)
+    evaluate_models([(_results_key(adapter_config), model)], prepared, split, folder, facts)
     write_pages(folder, "report", trust_remote_code=recipe.model.trust_remote_code)
     # The other processes must not return before the folder is whole.
     PartialState().wait_for_everyone()
+
+
+def _results_key(adapter_config: PeftConfig | None) -> str:
+    """Return the key of results.json for an adapter, or for the hard prompt alone."""
+    return find_method(adapter_config.peft_type if adapter_config else "none").results_key
 
 
 def _check_same_adapter(folder: Path, adapter: str | None) -> None:
