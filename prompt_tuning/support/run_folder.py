@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from prompt_tuning.errors import DataError
 from prompt_tuning.support.files import is_plain_name, read_json
@@ -116,10 +116,10 @@ class RunFolder:
         if self.recipe.is_file() and (self.base_model.is_file() or self.adapter_config.is_file() or any(checkpoints)):
             return True
         try:
-            results = read_json(self.results)
+            results = read_json(self.results, dict[str, Any])
         except (OSError, DataError):
             return False
-        return isinstance(results, dict) and "seed" in results and ("task" in results or "tasks" in results)
+        return "seed" in results and ("task" in results or "tasks" in results)
 
     @classmethod
     def is_reserved(cls, name: str) -> bool:
