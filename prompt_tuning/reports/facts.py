@@ -29,6 +29,7 @@ from prompt_tuning.reports.run_types import CardFacts, CardResults, CardSettings
 from prompt_tuning.support.files import read_json
 from prompt_tuning.support.json_types import Place, check_value
 from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.text import counted
 from prompt_tuning.support.yaml_files import read_yaml
 
 PACKAGES = ("transformers", "peft", "accelerate", "datasets", "torch")
@@ -68,7 +69,7 @@ def machine_facts(args: TrainingArguments) -> dict[str, Any]:
         hardware = torch.cuda.get_device_name(args.device)
     elif args.device.type == "cpu":
         threads = torch.get_num_threads()
-        hardware = f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''}"
+        hardware = f"CPU ({platform.machine()}), {counted(threads, 'thread')}"
     else:
         hardware = args.device.type
     versions = {"prompt_tuning": __version__} | {name: version(name) for name in PACKAGES}
@@ -162,7 +163,7 @@ def read_card_facts(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         raise DataError(f"{file}: no such file, expected the facts of a card. {CARD_ADVICE}")
-    facts = read_json(file, Any)
+    facts = read_json(file)
     place = Place(str(file), advice=CARD_ADVICE)
     check_value(facts, CardFacts, place)
     check_results(facts["results"], place.within("results"))
