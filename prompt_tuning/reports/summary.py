@@ -13,7 +13,7 @@ from typing import Any
 
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.reports.losses import losses_text
-from prompt_tuning.reports.run_files import NAMES, read_predictions, read_results, systems_in
+from prompt_tuning.reports.run_files import NAMES, NOT_NUMBERS, read_predictions, read_results, systems_in
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import text_table
 from prompt_tuning.support.text import agreed, counted
@@ -21,7 +21,7 @@ from prompt_tuning.support.text import agreed, counted
 LABEL_WIDTH = 20
 LINE_WIDTH = 110
 ANSWER_WIDTH = 100
-NOT_SHOWN = ("epoch", "step", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "changed_settings")
+NOT_SHOWN = ("epoch", "step", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second", *NOT_NUMBERS)
 LEAKAGE = {
     "same_target": "with a training row's source and target",
     "other_target": "with a training row's source and another target",
