@@ -128,12 +128,7 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
         source = few_shot if replaces_demonstrations else encoder
         init_ids, num_virtual_tokens = _initial_prompt(recipe, config, source, rows.get("train"))
     with errors.collect():
-        special = [tokenizer.pad_token_id, tokenizer.eos_token_id]
-        check_embedded([*special, *(init_ids or ())], tokenizer, encoder.num_embeddings)
-    with errors.collect():
-        checks.check_positions(recipe, config, num_virtual_tokens)
-    with errors.collect():
-        checks.check_choice_normalization(recipe, encoder)
+        _check_prompt(recipe, config, encoder, init_ids, num_virtual_tokens)
 
     encoder = few_shot
     if replaces_demonstrations:
@@ -238,6 +233,26 @@ def _initial_prompt(
     text = initial_text(prompt, encoder, train_rows, recipe.training.seed)
     ids = initial_ids(text, encoder.tokenizer, prompt.init)
     return ids, prompt_length(prompt, ids)
+
+
+def _check_prompt(
+    recipe: Recipe, config: PretrainedConfig, encoder: Encoder, init_ids: list[int] | None, num_virtual_tokens: int
+) -> None:
+    """Check that the model embeds the prompt's tokens and has the positions, and that choices are scored if set.
+
+    Raises:
+        PromptTuningError: everything that is wrong with them.
+    """
+    tokenizer = encoder.tokenizer
+    errors = ErrorList()
+    with errors.collect():
+        special = [tokenizer.pad_token_id, tokenizer.eos_token_id]
+        check_embedded([*special, *(init_ids or ())], tokenizer, encoder.num_embeddings)
+    with errors.collect():
+        checks.check_positions(recipe, config, num_virtual_tokens)
+    with errors.collect():
+        checks.check_choice_normalization(recipe, encoder)
+    errors.raise_all()
 
 
 def _encode_splits(
