@@ -28,6 +28,7 @@ MAX_BITS = 14_000  # Python prints no integer of more than 4,300 digits
 # No template can spell these names.
 START, STEP, COUNTED = "start meter", "pay step", "pay value"
 
+TOO_MANY_DIGITS = "it computes an integer of more than 4,300 digits. Compute smaller ones"
 TOO_COSTLY = f"it makes more than {MAX_COST:,} characters or steps. Loop less, or make shorter texts"
 
 
@@ -64,7 +65,7 @@ class Meter:
                 waiting.extend(item)
                 waiting.extend(item.values())
             elif isinstance(item, int) and item.bit_length() > MAX_BITS:
-                raise TooCostlyError("it computes an integer of more than 4,300 digits. Compute smaller ones")
+                raise TooCostlyError(TOO_MANY_DIGITS)
 
 
 _METER: ContextVar[Meter] = ContextVar("meter")
@@ -113,7 +114,7 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
             meter.pay(_price_of_product(left, right))
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             if left.bit_length() * right > MAX_BITS:
-                raise TooCostlyError("it computes an integer of more than 4,300 digits. Compute smaller ones")
+                raise TooCostlyError(TOO_MANY_DIGITS)
         elif operator == "%" and isinstance(left, str | bytes):
             meter.pay(_price_of_percent(left, right))
         result = super().call_binop(context, operator, left, right)
