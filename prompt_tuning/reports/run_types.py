@@ -5,7 +5,7 @@ Runs of older versions have fewer keys, and those of later versions may have mor
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.support.json_types import Limits
@@ -13,6 +13,7 @@ from prompt_tuning.support.json_types import Limits
 Positive = Annotated[int, Limits(least=1)]
 Seconds = Annotated[float, Limits(least=0)]
 Split = Literal["train", "validation", "test"]
+MethodName: TypeAlias = Literal[tuple(METHODS)]  # type: ignore[valid-type]  # the keys are literal in the table
 
 
 class _SplitSize(TypedDict):
@@ -104,7 +105,7 @@ class _Common(TypedDict):
 class Common(_Common, total=False):
     """The facts of results.json about a training, of one task or several."""
 
-    method: Literal[tuple(METHODS)]  # type: ignore[valid-type]  # the keys are literal in the table
+    method: MethodName
     train_rows: int
     train_seconds: Seconds
     train_steps: int
@@ -210,7 +211,7 @@ class Settings(TypedDict, total=False):
     init_demonstrations: int | None
     demonstration_selection: str
     loss: str
-    method: Literal[tuple(METHODS)]  # type: ignore[valid-type]  # the keys are literal in the table
+    method: MethodName
     output_dir: str
     prefix_projection: bool
     dataset_name: str | None
