@@ -293,7 +293,7 @@ def _eval_results(results: dict[str, Any], settings: dict[str, Any], task: str) 
 def _evaluated_data(results: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of EvalResult that name the evaluated rows."""
     split = results.get("split")
-    read = "train" if f"{split}_size" in settings else split
+    read = _read_split(settings, split)
     file = settings.get(f"{read}_file")
     if file:
         path = Path(file)
@@ -305,6 +305,11 @@ def _evaluated_data(results: dict[str, Any], settings: dict[str, Any]) -> dict[s
         "dataset_split": settings.get(f"{read}_split"),
         "dataset_revision": results.get("dataset_commit"),
     }
+
+
+def _read_split(settings: dict[str, Any], split: str | None) -> str | None:
+    """Return the split whose rows were read: the training split, if `split` is a share of it."""
+    return "train" if f"{split}_size" in settings else split
 
 
 def _changed(settings: dict[str, Any], method: str) -> dict[str, Any]:
@@ -339,7 +344,7 @@ def _results_table(systems: dict[str, Scores]) -> tuple[list[str], list[list[Any
 def _data_table(results: dict[str, Any], settings: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     rows = []
     for split, size in results["splits"].items():
-        read = "train" if f"{split}_size" in settings else split
+        read = _read_split(settings, split)
         origin = inline_code(settings.get(f"{read}_file") or settings[f"{read}_split"])
         if read != split:
             origin += f", {plain_words(split)}_size {plain_words(settings[f'{split}_size'])}"
