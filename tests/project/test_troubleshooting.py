@@ -20,6 +20,8 @@ COMMANDS = {
     ),
     "mine.jsonl: no such file": "check recipe.yaml --train_file mine.jsonl",
     "broken.jsonl, line 2: not JSON": "check recipe.yaml --train_file broken.jsonl",
+    "cells.csv, line 2: 4 cells, and the first line names 3 columns": "check recipe.yaml --train_file cells.csv",
+    "empty.jsonl: the template writes no source or no target for 2 rows": "check recipe.yaml --train_file empty.jsonl",
     "template summarization/plain needs the column 'document', and dialogues.jsonl has 'dialogue', 'summary'": (
         "check recipe.yaml --train_file dialogues.jsonl --task summarization --template summarization/plain"
     ),
@@ -32,6 +34,7 @@ COMMANDS = {
     "the target 'Turin' is not among the row's choices ('yes', 'no')": (
         "check recipe.yaml --template question_answering/yes_no"
     ),
+    "lines.jsonl: 2 of 2 targets are texts that no prediction can be": "check recipe.yaml --train_file lines.jsonl",
     "not one of 4 demonstrations fits beside any row": (
         "check recipe.yaml --num_demonstrations 4 --max_source_tokens 40"
     ),
@@ -48,7 +51,11 @@ COMMANDS = {
         "check recipe.yaml --model_name_or_path Qwen/Qwen3-0.6B"
     ),
     "dataset rajpurkar/squad, split train: Couldn't reach": "check hub.yaml",
+    "metric 'evaluate-metric/bertscore': it is Python code that is not part of this package": (
+        "check recipe.yaml --metrics evaluate-metric/bertscore"
+    ),
     "run holds checkpoint-4 already": "train recipe.yaml",
+    "output_dir notes: it holds README.md, which would be replaced": "train recipe.yaml --output_dir notes",
     "resume_from_checkpoint: no checkpoint in nothing": (
         "train recipe.yaml --output_dir nothing --resume_from_checkpoint true"
     ),
@@ -67,6 +74,8 @@ ELSEWHERE = {
     "another process of this run is gone, or its host cannot be reached": "tests/training/test_distributed.py",
     "the loss is nan, and nothing was saved of it; its rows: ": "tests/runs/test_multitask.py",
     "out of memory (CUDA out of memory": "tests/training/test_callbacks.py",
+    "writes it. Wait for its end, or name another --output_dir.": "tests/runs/test_output_folder.py",
+    "GPUs are visible, and this process uses one of them": "tests/training/test_arguments.py",
     "bitsandbytes needs bitsandbytes>=0.46.1, which is not installed": "tests/training/test_precision.py",
 }
 RECIPE = """\
@@ -97,6 +106,15 @@ def home(tmp_path_factory, model_folders, tokenizer):
     chinese = {"context": "渡船在港口。", "question": "在哪里？", "answers": {"text": ["港口"], "answer_start": [3]}}
     write_jsonl(folder / "chinese.jsonl", [chinese, chinese])
     (folder / "broken.jsonl").write_text('{"context": "Ada lives in Turin."}\n{"context" "Bruno"}\n')
+    (folder / "cells.csv").write_text("context,question,answers\nAda, who sails, lives in Turin.,Where?\n")
+    empty, several_lines = (
+        {"context": "Ada lives in Turin.", "question": "Where?", "answers": {"text": [text], "answer_start": [13]}}
+        for text in ("", "Turin\nItaly")
+    )
+    write_jsonl(folder / "empty.jsonl", [empty, empty])
+    write_jsonl(folder / "lines.jsonl", [several_lines, several_lines])
+    (folder / "notes").mkdir()
+    (folder / "notes" / "README.md").write_text("My notes.\n")
     (folder / "recipe.yaml").write_text(RECIPE + FILES)
     (folder / "hub.yaml").write_text(f"{RECIPE}dataset_name: rajpurkar/squad\n")
     with pytest.MonkeyPatch.context() as patch:
