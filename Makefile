@@ -1,4 +1,4 @@
-# make quickstart   tune a soft prompt on a real model and show what it gained (some five minutes the first time)
+# make quickstart   tune a soft prompt on a real model and show what it gained (up to five minutes the first time)
 # make test         run the whole test suite, with the versions of constraints.txt
 # make test-latest  run it with the versions of constraints-latest.txt, in an environment of its own
 # make fuzz         give the commands 20,000 damaged files, and count tracebacks, hangs and changed files (some hours)
