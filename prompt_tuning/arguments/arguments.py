@@ -81,7 +81,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Cut the validation split from the training rows instead: a share below 1, or a number of rows. "
-            "Rows with the same context or document stay on one side."
+            "Rows with the same context, document or text to translate stay on one side."
         },
     )
     test_size: float | None = field(default=None, metadata={"help": "The same for the test split."})
@@ -303,7 +303,11 @@ class PromptArguments:
         },
     )
     metrics: list[str] | None = field(
-        default=None, metadata={"help": "Metrics instead of those of the task: shipped names, hub ids or local paths."}
+        default=None,
+        metadata={
+            "help": "Metrics instead of those of the task: shipped names, or hub ids and paths, which are code and "
+            "need --trust_remote_code."
+        },
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a better metric_for_best_model."}

@@ -42,7 +42,7 @@ def rows_of_file(value: Row) -> list[Row] | None:
     """Return the rows of a json file that is one object; None if the object is the only row.
 
     Raises:
-        ValueError: the object has lists of which it is not known what their rows are.
+        ValueError: the object has several lists, and nothing says which one holds the rows.
     """
     if set(value) >= {"columns", "data"} and _are(value["data"], list):
         return [dict(zip(value["columns"], cells, strict=True)) for cells in value["data"]]

@@ -23,7 +23,7 @@ GROUP_COLUMNS = {
     "summarization": ("document",),
     "translation": ("translation",),
 }
-"""For every task the columns of which the first that the rows have decides which rows stay together."""
+"""The columns of each task that may keep rows together; the first one that the rows have does."""
 
 CUT = ("test", "validation")
 """The splits that may be cut, the first one first, so that validation_size does not change the test rows."""

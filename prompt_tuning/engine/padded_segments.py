@@ -21,7 +21,7 @@ def to_device(device: torch.device, *tensors: torch.Tensor) -> tuple[torch.Tenso
 
 
 def causal_mask(query: torch.Tensor, key: torch.Tensor, window: int | None, like: torch.Tensor) -> torch.Tensor:
-    """Return 0 where a query at its place may see a key at its, as far as the window reaches, and -inf elsewhere."""
+    """Return 0 where a query may see a key by their places and the window, and -inf elsewhere."""
     distance = query - key
     hidden = (distance < 0) | (distance >= window) if window else distance < 0
     return torch.zeros(distance.shape, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))

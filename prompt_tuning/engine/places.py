@@ -1,4 +1,4 @@
-"""Rows of a batch right behind their prompt, and what a forward returns for them at the places of the caller's tokens.
+"""Move rows right behind their prompt, and put what a forward returns back at the places of the caller's tokens.
 
 Padding on the left would stand between a prompt and its row. So it is moved to the right before a forward, and the
 outputs `[B, P + T, ...]` are put back afterwards.
@@ -32,7 +32,7 @@ def select(states: torch.Tensor, columns: torch.Tensor, dim: int = 1) -> torch.T
 
 
 def put_back(output: ModelOutput, order: torch.Tensor, *, with_cache: bool = False) -> ModelOutput:
-    """Return what a forward has returned for rows whose columns are in this order `[B, T]`, with those of the caller.
+    """Return the output of a forward on reordered rows, with its columns in the order of the caller.
 
     Args:
         output: tensors `[B, T, ...]` or `[B, P + T, ...]`.

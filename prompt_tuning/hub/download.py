@@ -37,7 +37,7 @@ def is_hub_id(name: str | Path) -> bool:
 def hub_answers(repo_id: str, repo_type: str, file: str, revision: str | None = None) -> bool:
     """Return False if a repository is not in the cache and the hub cannot be reached.
 
-    The libraries find that out after 23 seconds of retries. True says nothing of the repository.
+    The libraries would find that out only after many retries. True says nothing of the repository.
 
     Args:
         repo_id: the id of the repository.

@@ -285,7 +285,7 @@ class EncoderDecoderPromptModel(PromptAdapters, PeftModelForSeq2SeqLM):
 
 
 def _embedding_scale(base: PreTrainedModel) -> float:
-    """Return what an encoder multiplies embeddings by that it looks up, but not those that it receives."""
+    """Return the factor that an encoder applies only to embeddings that it looks up, not to those it receives."""
     return base.get_encoder().embed_scale if base.config.model_type in RECEIVES_UNSCALED else 1
 
 

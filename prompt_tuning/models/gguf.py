@@ -16,7 +16,7 @@ from prompt_tuning.support.files import apply_umask, explain_full_disk, partial_
 from prompt_tuning.support.trust import load_pretrained
 
 MAX_MODULES = 1000
-"""The layers of a model, and the experts of a layer, that are taken for true."""
+"""The most layers of a model, and the most experts of a layer, that a header may claim."""
 
 
 def import_gguf(source: str, output: str) -> Path:

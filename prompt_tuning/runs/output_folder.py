@@ -77,8 +77,8 @@ def check_folder(folder: Path, names: Sequence[str], *, written_before: bool = F
     held = _held_names(folder, names)
     if held and not written_before and not RunFolder(folder).is_run():
         raise RecipeError(
-            f"output_dir {folder}: it holds {held[0]}, which would be replaced, and no run of prompt-tuning. Name "
-            f"another --output_dir, or move {folder / held[0]}."
+            f"output_dir {folder}: it holds {held[0]}, which would be replaced, and is not a run of prompt-tuning. "
+            f"Name another --output_dir, or move {folder / held[0]}."
         )
 
 

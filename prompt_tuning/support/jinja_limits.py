@@ -238,7 +238,7 @@ def _counted_print(context: Context, value: Any) -> Any:
 
 
 def _print_by(print_value: Callable[[Any], Any]) -> Callable[..., Any]:
-    """Return a function that pays for a value and prints it. Jinja prints no constant early by one with a context."""
+    """Return a function that pays for a value and prints it; a context keeps Jinja from printing constants early."""
 
     @jinja2.pass_context
     def counted_print(context: Context, value: Any) -> Any:

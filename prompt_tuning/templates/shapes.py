@@ -36,7 +36,7 @@ def standard_shapes(row: Mapping[str, Any], texts: Sequence[str]) -> dict[str, A
 
 
 def shape_hint(message: str, values: Mapping[str, Any]) -> str:
-    """Return which shape the column has that an error is about, and which it needs; nothing about other errors.
+    """Return the shape that a column of an error has, and the shape that it needs; empty for other errors.
 
     Args:
         message: Jinja's message of the error.

@@ -152,7 +152,7 @@ class Template:
         return self.training_columns | self._variables(self._references)
 
     def missing_columns(self, needed: Iterable[str], available: Iterable[str]) -> list[str]:
-        """Return the columns that are needed and not available. A column named row is read for what `row` is read."""
+        """Return the columns that are needed and not available. A column named `row` gives what texts read of it."""
         missing = set(needed) - set(available)
         if ROW in available:
             missing -= frozenset().union(*map(columns_of_row, self._texts))
@@ -225,7 +225,7 @@ class Template:
     def render_target(
         self, row: Mapping[str, Any], languages: dict[str, str] | None = None
     ) -> tuple[str, tuple[str, ...]]:
-        """Return only the target and the references of a row, which has none if it lacks a column of theirs.
+        """Return only the target and the references of a row; no references if it lacks a column that they read.
 
         Args:
             row: values by column.

@@ -59,7 +59,7 @@ def test_a_folder_with_files_of_others_is_refused_before_a_model_loads(
         errors = capsys.readouterr().err
         top, _, inner = file.partition("/")
         held = folder / top if inner else folder
-        assert f"{held}: it holds {inner or top}, which would be replaced, and no run of prompt-tuning" in errors
+        assert f"{held}: it holds {inner or top}, which would be replaced, and is not a run of prompt-tuning" in errors
         assert (folder / file).read_text() == "mine"
         assert {path.name for path in folder.rglob("*")} == set(file.split("/"))
         (folder / file).unlink()
