@@ -13,7 +13,7 @@ from datasets import Dataset, Features, List, Value
 
 from prompt_tuning import __version__
 from prompt_tuning.encoding.batching import common_prefix
-from prompt_tuning.encoding.row_checks import UNREACHABLE_SHOWN, counted_losses
+from prompt_tuning.encoding.row_checks import UNREACHABLE_SHOWN, counted_losses, shortest_reference
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import EmptyRowError, OverlongError, OverlongTargetError, TemplateError
 from prompt_tuning.support.text import counted
@@ -223,7 +223,7 @@ def _select_rows(
         dropped_targets=int((pc.equal(overlong_part, "target").to_numpy() & dropped & ~held).sum()),
         overlong_problems=int((overlong & ~dropped).sum()),
         cut_answers=int(cut_answers.sum()),
-        long_references=0 if encoder.closed else int(too_long.sum()),
+        long_references=int(too_long.sum()),
         unreachable_targets=len(unreachable),
         unreachable=tuple(first_unreachable),
         empty_rows=int((empty & ~held).sum()) if drop_empty else 0,
@@ -252,7 +252,10 @@ def _encode_row(
         demonstrations = [candidates[number] for number in nearest[index]]
     try:
         encoded = (encoder.training_row if training else encoder.row)(row, demonstrations)
-        return encoded | {"row": index, "problem": "", "overlong": "", "empty": False}
+        # A closed question is answered by a choice, of any length.
+        shortest = 0 if encoder.closed else shortest_reference(encoded["references"], encoder.tokenizer)
+        facts = {"row": index, "problem": "", "overlong": "", "empty": False, "reference_tokens": shortest}
+        return encoded | facts
     except TemplateError as error:
         encoded = {"input_ids": [], "labels": [], "source": "", "references": []}
         if encoder.closed:

@@ -81,7 +81,9 @@ def _difference(one: str, other: str) -> tuple[str, str]:
 
 def shortest_reference(references: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the number of tokens of the shortest reference without its end, 0 if there is none."""
-    return min((len(tokenizer(text, add_special_tokens=False).input_ids) for text in references), default=0)
+    if not references:
+        return 0
+    return min(map(len, tokenizer(list(references), add_special_tokens=False).input_ids))
 
 
 def answer_is_cut(row: dict[str, Any], cut: dict[str, Any], columns: Sequence[str], references: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from prompt_tuning.encoding.chat import chat_format, chat_text
 from prompt_tuning.encoding.control_tokens import ControlTokens, control_tokens
 from prompt_tuning.encoding.embedded import check_embedded
-from prompt_tuning.encoding.row_checks import answer_is_cut, shortest_reference, unreachable_target
+from prompt_tuning.encoding.row_checks import answer_is_cut, unreachable_target
 from prompt_tuning.errors import EmptyRowError, OverlongError, OverlongTargetError, TemplateError
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.support.text import gap_after, listed
@@ -95,9 +95,8 @@ class Encoder:
         Returns:
             `input_ids`, `labels`, the `source` as text, `references`, `cut_tokens`, the number of chosen
             `shown_demonstrations` and of `omitted_demonstrations`, which do not fit; of a closed question also
-            `choices` as texts and `choice_ids`. Three more are for the report: `unreachable` says why no prediction
-            can be the target, `reference_tokens` is the length of the shortest reference, and `answer_cut` is true if
-            the cut columns lost every reference.
+            `choices` as texts and `choice_ids`. Two more are for the report: `unreachable` says why no prediction can
+            be the target, and `answer_cut` is true if the cut columns lost every reference.
 
         Raises:
             TemplateError: the row cannot be rendered, its target is no choice, or a token has no embedding.
@@ -116,7 +115,6 @@ class Encoder:
             "references": list(references),
             "cut_tokens": cut,
             "unreachable": "",
-            "reference_tokens": shortest_reference(references, self.tokenizer),
             "answer_cut": False,
             "shown_demonstrations": len(encoder.template.demonstrations) - self._num_permanent,
             "omitted_demonstrations": omitted,
