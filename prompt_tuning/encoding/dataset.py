@@ -13,7 +13,7 @@ from datasets import Dataset, Features, List, Value
 
 from prompt_tuning import __version__
 from prompt_tuning.encoding.batching import common_prefix
-from prompt_tuning.encoding.row_checks import UNREACHABLE_SHOWN, counted_losses, shortest_reference
+from prompt_tuning.encoding.row_checks import UNREACHABLE_SHOWN, RowCounts, shortest_reference
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import EmptyRowError, OverlongError, OverlongTargetError, TemplateError
 from prompt_tuning.support.text import counted
@@ -40,16 +40,11 @@ REPORTED_ONLY = [
 CHOICE_COLUMNS = {"choices": List(Value("string")), "choice_ids": List(List(Value("int64")))}
 
 
-@dataclass(frozen=True)
-class EncodingReport:
-    """What encoding did to a split, so that nothing is cut or left out without being reported.
+@dataclass(kw_only=True)
+class EncodingReport(RowCounts):
+    """What encoding did to a split.
 
     Args:
-        rows: the number of encoded rows.
-        cut_rows: the number of rows of which tokens were cut.
-        cut_tokens: the number of tokens that were cut, of all rows together.
-        dropped_rows: the number of rows that were left out because they do not fit their budget.
-        longest: the number of tokens of the longest encoded row.
         common_prefix_length: the number of tokens with which all sources start.
         problems: (row, message) of every row that cannot be encoded.
         held_out_rows: the number of rows that were left out because they are demonstrations.
@@ -57,46 +52,25 @@ class EncodingReport:
         omitted_demonstrations: the number of demonstrations that do not fit, of all rows together.
         rows_without_demonstrations: the number of rows in which not one of their demonstrations fits.
         rows_without_reference: the number of rows without a reference answer, or with empty ones only.
-        dropped_targets: the number of dropped_rows whose target is too long, not their source.
         overlong_problems: the number of problems of rows that are too long.
-        cut_answers: the number of rows in which the answer was in the cut columns, and is not after the cut.
         long_references: the number of rows of which every reference is longer than a prediction may be.
-        unreachable_targets: the number of rows whose target no prediction can be.
-        unreachable: (row, reason) of the first of these rows.
-        empty_rows: the number of rows that were left out because the template writes no source or no target for them.
-        empty_problems: the number of such rows that are among `problems`.
+        empty_problems: the number of empty rows that are among `problems`.
     """
 
-    rows: int
-    cut_rows: int
-    cut_tokens: int
-    dropped_rows: int
-    longest: int
     common_prefix_length: int
     problems: tuple[tuple[int, str], ...]
-    held_out_rows: int = 0
-    rows_with_fewer_demonstrations: int = 0
-    omitted_demonstrations: int = 0
-    rows_without_demonstrations: int = 0
-    rows_without_reference: int = 0
-    dropped_targets: int = 0
-    overlong_problems: int = 0
-    cut_answers: int = 0
-    long_references: int = 0
-    unreachable_targets: int = 0
-    unreachable: tuple[tuple[int, str], ...] = ()
-    empty_rows: int = 0
-    empty_problems: int = 0
+    held_out_rows: int
+    rows_with_fewer_demonstrations: int
+    omitted_demonstrations: int
+    rows_without_demonstrations: int
+    rows_without_reference: int
+    overlong_problems: int
+    long_references: int
+    empty_problems: int
 
     def __str__(self) -> str:
         """Return one line for the log."""
-        parts = [counted(self.rows, "row")]
-        parts.append(
-            f"{self.cut_rows} cut by {counted(self.cut_tokens, 'token')} in all" if self.cut_rows else "none cut"
-        )
-        parts += counted_losses(self.dropped_rows, self.dropped_targets, self.cut_answers, self.unreachable_targets)
-        if self.empty_rows:
-            parts.append(f"{self.empty_rows} left out as empty")
+        parts = [counted(self.rows, "row"), *self.losses()]
         if self.held_out_rows:
             parts.append(f"{self.held_out_rows} left out as they are demonstrations")
         if self.rows_with_fewer_demonstrations:

@@ -1,32 +1,63 @@
-"""Say what a row loses on its way to the model and back: a target, a reference, an answer."""
+"""Say and count what a row loses on its way to the model and back: a target, a reference, an answer."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.encoding.decoding import decode, special_stop_ids, special_tokens
-from prompt_tuning.support.text import normalised
+from prompt_tuning.support.text import counted, normalised
 
 DIFFERENCE_SHOWN = 12  # characters
 UNREACHABLE_SHOWN = 3  # targets of a split that are named with their reason
 
 
-def counted_losses(dropped_rows: int, dropped_targets: int, cut_answers: int, unreachable_targets: int) -> list[str]:
-    """Return what a split lost, for the log; nothing for what did not happen. EncodingReport has the arguments."""
-    counts = []
-    if dropped_rows:
-        of_targets = f" ({dropped_targets} for their target)" if dropped_targets else ""
-        counts.append(f"{dropped_rows} left out{of_targets}")
-    if cut_answers:
-        counts.append(f"{cut_answers} whose answer was cut away")
-    if unreachable_targets:
-        counts.append(f"{unreachable_targets} with a target that no prediction can be")
-    return counts
+@dataclass
+class RowCounts:
+    """What encoding did to rows, so that nothing is cut or left out without being reported.
+
+    Args:
+        rows: the number of encoded rows.
+        cut_rows: the number of rows of which tokens were cut.
+        cut_tokens: the number of tokens that were cut, of all rows together.
+        dropped_rows: the number of rows that were left out because they do not fit their budget.
+        empty_rows: the number of rows that were left out because the template writes no source or no target for them.
+        longest: the number of tokens of the longest encoded row.
+        dropped_targets: the number of dropped_rows whose target is too long, not their source.
+        cut_answers: the number of rows in which the answer was in the cut columns, and is not after the cut.
+        unreachable_targets: the number of rows whose target no prediction can be.
+        unreachable: (row, reason) of the first of these rows.
+    """
+
+    rows: int = 0
+    cut_rows: int = 0
+    cut_tokens: int = 0
+    dropped_rows: int = 0
+    empty_rows: int = 0
+    longest: int = 0
+    dropped_targets: int = 0
+    cut_answers: int = 0
+    unreachable_targets: int = 0
+    unreachable: tuple[tuple[int, str], ...] = ()
+
+    def losses(self) -> list[str]:
+        """Return for the log what was cut, or that nothing was, and what else the rows lost."""
+        parts = [f"{self.cut_rows} cut by {counted(self.cut_tokens, 'token')} in all" if self.cut_rows else "none cut"]
+        if self.dropped_rows:
+            of_targets = f" ({self.dropped_targets} for their target)" if self.dropped_targets else ""
+            parts.append(f"{self.dropped_rows} left out{of_targets}")
+        if self.cut_answers:
+            parts.append(f"{self.cut_answers} whose answer was cut away")
+        if self.unreachable_targets:
+            parts.append(f"{self.unreachable_targets} with a target that no prediction can be")
+        if self.empty_rows:
+            parts.append(f"{self.empty_rows} left out as empty")
+        return parts
 
 
 def unreachable_target(

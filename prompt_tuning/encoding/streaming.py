@@ -10,7 +10,7 @@ from typing import Any
 from datasets import IterableDataset
 
 from prompt_tuning.data.loading import row_origin, split_origin, streamed_rows
-from prompt_tuning.encoding.row_checks import UNREACHABLE_SHOWN, counted_losses
+from prompt_tuning.encoding.row_checks import UNREACHABLE_SHOWN, RowCounts
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import DataError, EmptyRowError, OverlongError, OverlongTargetError, TemplateError
 from prompt_tuning.recipe.recipe import Recipe
@@ -23,47 +23,19 @@ BUFFER_SIZE = 1000
 """The number of rows to shuffle among; the default of IterableDataset.shuffle."""
 
 
-@dataclass
-class StreamReport:
+class StreamReport(RowCounts):
     """What encoding did to the rows of a stream so far.
 
     A row that is read again in another pass counts again. Rows that wait to be shuffled count, and after a resume also
     those that the stopped run trained on.
-
-    Args:
-        rows: the number of encoded rows.
-        cut_rows: the number of rows of which tokens were cut.
-        cut_tokens: the number of tokens that were cut, of all rows together.
-        dropped_rows: the number of rows that were left out because they do not fit their budget.
-        empty_rows: the number of rows that were left out because the template writes no source or no target for them.
-        longest: the number of tokens of the longest encoded row.
-        dropped_targets: the number of dropped_rows whose target is too long, not their source.
-        cut_answers: the number of rows in which the answer was in the cut columns, and is not after the cut.
-        unreachable_targets: the number of rows whose target no prediction can be.
-        unreachable: (row, reason) of the first of these rows.
     """
-
-    rows: int = 0
-    cut_rows: int = 0
-    cut_tokens: int = 0
-    dropped_rows: int = 0
-    empty_rows: int = 0
-    longest: int = 0
-    dropped_targets: int = 0
-    cut_answers: int = 0
-    unreachable_targets: int = 0
-    unreachable: tuple[tuple[int, str], ...] = ()
 
     def __str__(self) -> str:
         """Return one line for the log."""
         if not self.rows:
             return f"a stream, of which the first {FIRST_ROWS} rows were read"
-        cut = f"{self.cut_rows} cut by {counted(self.cut_tokens, 'token')} in all" if self.cut_rows else "none cut"
-        counts = counted_losses(self.dropped_rows, self.dropped_targets, self.cut_answers, self.unreachable_targets)
-        if self.empty_rows:
-            counts.append(f"{self.empty_rows} left out as empty")
         rows = f"a stream: {counted(self.rows, 'row')} read"
-        return ", ".join([rows, cut, *counts, f"longest {counted(self.longest, 'token')}"])
+        return ", ".join([rows, *self.losses(), f"longest {counted(self.longest, 'token')}"])
 
     def add(self, number: int, encoded: dict[str, Any]) -> None:
         """Count an encoded row."""
