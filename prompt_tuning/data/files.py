@@ -6,7 +6,7 @@ import glob
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -66,11 +66,7 @@ def load_file(name: str | Path, *, streaming: bool = False) -> Dataset | Iterabl
     local = open_rows(name, streaming=streaming)
     if streaming:
         return IterableDataset.from_generator(_rows_alone, gen_kwargs={"rows": local})
-    digest = hashlib.sha256(f"{__version__} {local.columns}".encode())
-    for file in local.files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    fingerprint = digest.hexdigest()[:16]
+    fingerprint = content_digest(local.files, f"{__version__} {local.columns}")[:16]
     try:
         if file_format(name) == "parquet":
             files = [glob.escape(str(file)) for file in local.files]
@@ -82,6 +78,15 @@ def load_file(name: str | Path, *, streaming: bool = False) -> Dataset | Iterabl
         return Dataset.from_generator(_rows_alone, features, gen_kwargs={"rows": local}, fingerprint=fingerprint)
     except (DatasetGenerationError, ValueError) as error:
         raise DataError(f"{name}: {error.__cause__ or error}") from error
+
+
+def content_digest(files: Iterable[Path], settings: str = "") -> str:
+    """Return a digest of all bytes of files, and of the settings that they are read with."""
+    digest = hashlib.sha256(settings.encode())
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def check_texts(rows: Dataset) -> None:

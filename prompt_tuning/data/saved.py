@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 from pathlib import Path
 
 import pyarrow as pa
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from prompt_tuning.data.files import check_texts
+from prompt_tuning.data.files import check_texts, content_digest
 from prompt_tuning.errors import DataError, first_line
 from prompt_tuning.support.json_values import MAX_BYTES, parse_json, read_bounded
 
@@ -50,7 +49,7 @@ def load_saved(folder: str, name: str, *, streaming: bool = False) -> Dataset | 
         paths = [_inside(where, file["filename"]) for file in state["_data_files"]]
         files = {"train": [glob.escape(str(path)) for path in paths]}
         # The name decides the place in the cache, where `datasets` by itself looks only at the time of a file.
-        name_in_cache = "streamed" if streaming else _digest(paths)
+        name_in_cache = "streamed" if streaming else content_digest(paths)
         rows = load_dataset("arrow", name_in_cache, data_files=files, split="train", streaming=streaming)
         if not streaming:
             check_texts(rows)
@@ -76,14 +75,6 @@ def saved_splits(folder: str) -> dict[str, Path]:
         return {name: _inside(path, name) for name in names}
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"dataset {folder}: {first_line(error)}. Save it again by save_to_disk.") from error
-
-
-def _digest(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _inside(folder: Path, name: str) -> Path:
