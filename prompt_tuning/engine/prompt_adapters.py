@@ -1,15 +1,17 @@
-"""Delete, unload and merge prompts, and refuse a base model that has an adapter already."""
+"""Load, delete, unload and merge prompts, and refuse a base model that has an adapter already."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from peft import PeftConfig, PeftModel, PeftModelForCausalLM, PeftModelForSeq2SeqLM, TaskType
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from prompt_tuning.engine.adapter_weights import check_weights
 from prompt_tuning.engine.dispatch import check_one_device
+from prompt_tuning.engine.prompt_network import is_network, load_network
 from prompt_tuning.errors import AdapterError
 
 TASK_TYPES = {PeftModelForCausalLM: TaskType.CAUSAL_LM, PeftModelForSeq2SeqLM: TaskType.SEQ_2_SEQ_LM}
@@ -35,8 +37,8 @@ def check_task_type(cls: type[PeftModel], config: PeftConfig, folder: str | Path
 class PromptAdapters(PeftModel):
     """What models with prompts do differently from PEFT with their adapters; a base class of both of them.
 
-    PEFT's other methods hold as they are: `add_adapter` and `load_adapter` refuse an adapter of another kind,
-    `set_adapter` chooses one of several, and `disable_adapter` gives the base model.
+    PEFT's other methods hold as they are: `add_adapter` refuses an adapter of another kind, `set_adapter` chooses one
+    of several, and `disable_adapter` gives the base model.
     """
 
     def __init__(self, model: torch.nn.Module, peft_config: Any, adapter_name: str = "default", **kwargs: Any) -> None:
@@ -52,6 +54,82 @@ class PromptAdapters(PeftModel):
                 "(merge_and_unload), save the result with save_pretrained, and load that as the base model."
             )
         super().__init__(model, peft_config, adapter_name, **kwargs)
+
+    @classmethod
+    def saved_config(cls, model_id: str | Path, *, is_trainable: bool, **kwargs: Any) -> PeftConfig:
+        """Return the configuration of a saved adapter.
+
+        Args:
+            model_id: the adapter's folder.
+            is_trainable: the training is continued.
+            kwargs: arguments of PEFT's downloads, such as `subfolder`.
+        """
+        config = PeftConfig.from_pretrained(str(model_id), **kwargs)
+        config.inference_mode = not is_trainable
+        return config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: torch.nn.Module,
+        model_id: str | Path,
+        adapter_name: str = "default",
+        is_trainable: bool = False,  # noqa: FBT001, FBT002, the signature is PEFT's
+        config: PeftConfig | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Return the base model with a saved adapter; unlike PEFT, as this class, and to continue its training too.
+
+        Args:
+            model: the base model. It is changed.
+            model_id: the adapter's folder.
+            adapter_name: the name of the adapter in the model.
+            is_trainable: the training is continued.
+            config: the configuration; by default the saved one.
+            kwargs: the other arguments of `load_adapter`.
+
+        Raises:
+            AdapterError: the adapter is not one of this class or does not fit the model, or training is to continue
+                and only what a network wrote was saved.
+        """
+        if config is None:
+            config = cls.saved_config(model_id, is_trainable=is_trainable, **cls._split_kwargs(kwargs)[0])
+        check_task_type(cls, config, model_id)
+        config.inference_mode = not is_trainable
+        peft_model = cls(model, config, adapter_name)
+        peft_model.load_adapter(model_id, adapter_name, is_trainable=is_trainable, **kwargs)
+        return peft_model
+
+    def load_adapter(
+        self,
+        model_id: str | Path,
+        adapter_name: str,
+        is_trainable: bool = False,  # noqa: FBT001, FBT002, the signature is PEFT's
+        **kwargs: Any,
+    ) -> Any:
+        """Load a saved adapter; unlike PEFT, check it, and load the network that writes the prompt from a checkpoint.
+
+        Only a checkpoint holds the network. Elsewhere only its output is saved, which then replaces the network.
+
+        Raises:
+            AdapterError: the weights do not fit the configuration, or training is to resume and only what the network
+                wrote was saved.
+        """
+        hub_kwargs = self._split_kwargs(kwargs)[0]
+        config = self.peft_config.get(adapter_name)
+        if config is None:
+            config = self.saved_config(model_id, is_trainable=is_trainable, **hub_kwargs)
+        check_weights(config, model_id, **hub_kwargs)
+        if not config.is_prompt_learning:
+            return super().load_adapter(model_id, adapter_name, is_trainable, **kwargs)
+        if adapter_name not in self.peft_config:
+            self.add_adapter(adapter_name, config)
+        loaded = load_network(self, adapter_name, model_id, is_trainable=is_trainable)
+        if loaded is None:
+            loaded = super().load_adapter(str(model_id), adapter_name, is_trainable, **kwargs)
+            if is_network(self.prompt_encoder[adapter_name]):
+                config.inference_mode = True  # PEFT then takes the loaded embeddings as they are.
+        return loaded
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; unlike PEFT, refuse to delete the only prompt, without which PEFT's forward fails.

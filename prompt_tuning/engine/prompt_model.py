@@ -7,8 +7,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModelForCausalLM
@@ -17,15 +16,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import start_with
-from prompt_tuning.engine.adapter_weights import check_weights
 from prompt_tuning.engine.attention import ATTENTION, shared_prefix_attention
 from prompt_tuning.engine.base_checks import cache_shape, check_takes_embeddings
 from prompt_tuning.engine.dispatch import ExecutionPath, execution_path, has_tested_cache, packing_obstacle
 from prompt_tuning.engine.limits import rotary_limit, window_limit
 from prompt_tuning.engine.peft_generation import prepare_under_old_name
-from prompt_tuning.engine.prompt_adapters import PromptAdapters, check_task_type
+from prompt_tuning.engine.prompt_adapters import PromptAdapters
 from prompt_tuning.engine.prompt_names import PromptName, index_prompts
-from prompt_tuning.engine.prompt_network import load_network
 from prompt_tuning.errors import AdapterError
 
 logger = logging.getLogger(__name__)
@@ -90,59 +87,6 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
                 f"a prefix for {shape} (layers, heads, head size), but {type(base).__name__} keeps {kept}. Load it on "
                 "the model that it was trained on, or take method prompt_tuning or lora."
             )
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        model: torch.nn.Module,
-        model_id: str | Path,
-        adapter_name: str = "default",
-        is_trainable: bool = False,  # noqa: FBT001, FBT002, the signature is PEFT's
-        config: PeftConfig | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Return the base model with a saved adapter; unlike PEFT, as this class, and to continue its training too.
-
-        Args:
-            model: the base model. It is changed.
-            model_id: the adapter's folder.
-            adapter_name: the name of the adapter in the model.
-            is_trainable: the training is continued.
-            config: the configuration; by default the saved one.
-            kwargs: the other arguments of `load_adapter`.
-
-        Raises:
-            AdapterError: the adapter is not one of a causal language model, or only what a network wrote was saved.
-        """
-        if config is None:
-            config = PeftConfig.from_pretrained(str(model_id), **cls._split_kwargs(kwargs)[0])
-        check_task_type(cls, config, model_id)
-        config.inference_mode = not is_trainable
-        peft_model = cls(model, config, adapter_name)
-        peft_model.load_adapter(model_id, adapter_name, is_trainable=is_trainable, **kwargs)
-        return peft_model
-
-    def load_adapter(
-        self,
-        model_id: str | Path,
-        adapter_name: str,
-        is_trainable: bool = False,  # noqa: FBT001, FBT002, the signature is PEFT's
-        **kwargs: Any,
-    ) -> Any:
-        """Load a saved adapter; unlike PEFT, check it, and load the network that writes the prompt from a checkpoint.
-
-        Raises:
-            AdapterError: the weights do not fit the configuration, or training is to resume and only what the network
-                wrote was saved.
-        """
-        hub_kwargs = self._split_kwargs(kwargs)[0]
-        config = self.peft_config.get(adapter_name) or PeftConfig.from_pretrained(str(model_id), **hub_kwargs)
-        check_weights(config, model_id, **hub_kwargs)
-        if adapter_name in self.peft_config and config.is_prompt_learning:
-            loaded = load_network(self, adapter_name, model_id, is_trainable=is_trainable)
-            if loaded is not None:
-                return loaded
-        return super().load_adapter(model_id, adapter_name, is_trainable, **kwargs)
 
     @property
     def disabled(self) -> bool:

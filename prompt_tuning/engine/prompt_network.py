@@ -31,13 +31,13 @@ def has_network(model: torch.nn.Module) -> bool:
     """
     if not has_prompt(model) or isinstance(model, FSDPModule):
         return False
-    return any(_is_network(encoder) for encoder in model.prompt_encoder.values())
+    return any(is_network(encoder) for encoder in model.prompt_encoder.values())
 
 
 def save_network(model: PeftModel, checkpoint: Path) -> None:
     """Write each adapter's network to the folder of the checkpoint in which PEFT saved the adapter."""
     for adapter_name, encoder in model.prompt_encoder.items():
-        if _is_network(encoder):
+        if is_network(encoder):
             folder = checkpoint if adapter_name == "default" else checkpoint / adapter_name
             state = {f"{adapter_name}.{name}": tensor.contiguous() for name, tensor in encoder.state_dict().items()}
             save_file(state, folder / PROMPT_ENCODER)
@@ -62,7 +62,7 @@ def load_network(
             damaged or of another network.
     """
     encoder = model.prompt_encoder[adapter_name]
-    if not _is_network(encoder):
+    if not is_network(encoder):
         return None
     file = Path(folder, PROMPT_ENCODER)
     if file.is_file():
@@ -83,6 +83,7 @@ def load_network(
     return None
 
 
-def _is_network(encoder: torch.nn.Module) -> bool:
+def is_network(encoder: torch.nn.Module) -> bool:
+    """Return whether more of a prompt's encoder is trained than what PEFT saves of it."""
     # PEFT saves the matrices of a multitask prompt, too.
     return len(list(encoder.parameters())) > 1 and not isinstance(encoder, MultitaskPromptEmbedding)

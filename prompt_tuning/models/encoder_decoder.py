@@ -23,12 +23,10 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from prompt_tuning.arguments.methods import find_method
-from prompt_tuning.engine.adapter_weights import check_weights
 from prompt_tuning.engine.base_checks import check_encoder_takes_embeddings
 from prompt_tuning.engine.calls import full_mask, further_arguments, generate_arguments, setting
 from prompt_tuning.engine.places import rows_first, select
-from prompt_tuning.engine.prompt_adapters import PromptAdapters, check_task_type
-from prompt_tuning.engine.prompt_network import load_network
+from prompt_tuning.engine.prompt_adapters import PromptAdapters
 from prompt_tuning.errors import AdapterError, ModelError
 from prompt_tuning.models.encoder_decoder_attention import (
     PREFIXED_ATTENTION,
@@ -55,65 +53,9 @@ class EncoderDecoderPromptModel(PromptAdapters, PeftModelForSeq2SeqLM):
     """
 
     @classmethod
-    def from_pretrained(
-        cls,
-        model: PreTrainedModel,
-        model_id: str | Path,
-        adapter_name: str = "default",
-        is_trainable: bool = False,  # PEFT passes it by its place.
-        config: PeftConfig | None = None,
-        **kwargs: Any,
-    ) -> EncoderDecoderPromptModel:
-        """Return the base model with a saved adapter.
-
-        Args:
-            model: the base model. It is changed.
-            model_id: the adapter's folder.
-            adapter_name: the name of the adapter in the model.
-            is_trainable: the training is continued.
-            config: the configuration; by default the saved one.
-            kwargs: the other arguments of `load_adapter`.
-
-        Raises:
-            AdapterError: the adapter does not fit the model.
-        """
-        if config is None:
-            config = load_prompt_config(model_id, is_trainable=is_trainable, **cls._split_kwargs(kwargs)[0])
-        check_task_type(cls, config, model_id)
-        peft_model = cls(model, config, adapter_name)
-        peft_model.load_adapter(model_id, adapter_name, is_trainable=is_trainable, **kwargs)
-        return peft_model
-
-    def load_adapter(
-        self,
-        model_id: str | Path,
-        adapter_name: str,
-        is_trainable: bool = False,  # PEFT passes it by its place.
-        **kwargs: Any,
-    ) -> Any:
-        """Load a saved adapter; unlike PEFT, also this module's, and the network that writes the prompt.
-
-        Only a checkpoint holds the network. Elsewhere only its output is saved, which then replaces the network.
-
-        Raises:
-            AdapterError: the weights do not fit the configuration, or training is to resume and only what the network
-                wrote was saved.
-        """
-        hub_kwargs = self._split_kwargs(kwargs)[0]
-        if adapter_name not in self.peft_config:
-            config = load_prompt_config(model_id, is_trainable=is_trainable, **hub_kwargs)
-            check_weights(config, model_id, **hub_kwargs)
-            self.add_adapter(adapter_name, config)
-        else:
-            check_weights(self.peft_config[adapter_name], model_id, **hub_kwargs)
-        loaded = load_network(self, adapter_name, model_id, is_trainable=is_trainable)
-        if loaded is not None:
-            return loaded
-        config = self.peft_config[adapter_name]
-        result = super().load_adapter(str(model_id), adapter_name, is_trainable=is_trainable, **kwargs)
-        # PEFT then takes the loaded embeddings as they are.
-        config.inference_mode |= find_method(config.peft_type).written_by_network
-        return result
+    def saved_config(cls, model_id: str | Path, *, is_trainable: bool, **kwargs: Any) -> PeftConfig:
+        """Return the configuration of a saved adapter, also of a prefix in every attention."""
+        return load_prompt_config(model_id, is_trainable=is_trainable, **kwargs)
 
     def add_adapter(self, adapter_name: str, peft_config: PeftConfig, **kwargs: Any) -> None:
         """Add an adapter; unlike PEFT, refuse prompts of which some rows would not be trained.

@@ -60,6 +60,25 @@ def test_from_pretrained_continues_a_prompt_and_refuses_one_of_another_task(tmp_
         EncoderDecoderPromptModel.from_pretrained(tiny_t5(SIZE), tmp_path / "causal")
 
 
+@pytest.mark.parametrize(("method", "residual"), [("p_tuning", None), ("cpt", None), ("prompt_tuning", 8)])
+def test_a_saved_prompt_replaces_the_network_of_an_adapter_of_its_name(method, residual, tmp_path):
+    """PEFT would read what a network wrote as the input of the network that is there."""
+    models = []
+    for seed in (1, 2):
+        base = tiny_llama(SIZE)
+        config = prompt_config(base, 4, PromptArguments(method=method), [5, 6, 7, 8])
+        model = add_soft_prompt(base, config, residual=residual).eval()
+        torch.manual_seed(seed)
+        for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
+            torch.nn.init.normal_(parameter, std=0.3)
+        models.append(model)
+    saved, model = models
+    saved.save_pretrained(tmp_path)
+    assert loss(model) != pytest.approx(loss(saved), abs=1e-5)
+    model.load_adapter(tmp_path, "default")
+    assert loss(model) == pytest.approx(loss(saved), abs=1e-5)
+
+
 def test_adapters_are_switched_deleted_and_disabled_as_in_peft(tmp_path):
     first, second = prompted(4, 1), prompted(7, 2)
     second.save_pretrained(tmp_path)
