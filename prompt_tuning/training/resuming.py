@@ -8,9 +8,10 @@ import math
 import struct
 import zipfile
 import zlib
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from safetensors import SafetensorError, safe_open
 from torch.optim import Optimizer
@@ -19,7 +20,9 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
-from prompt_tuning.errors import RecipeError, first_line
+from prompt_tuning.errors import DataError, RecipeError, first_line
+from prompt_tuning.models.weight_files import ShardIndex, shard_names
+from prompt_tuning.support.json_types import Place, check_value
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
 
@@ -39,7 +42,7 @@ CHANGED_SETTINGS = "changed_settings"
 NO_WHOLE = "No checkpoint of this run is whole. Name another --output_dir, or remove the folder."
 NOT_WHOLE = (
     OSError, ValueError, SafetensorError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError,
-    RuntimeError, OverflowError,
+    RuntimeError, OverflowError, DataError,
 )  # fmt: skip
 """The errors of reading a damaged file as JSON, safetensors or a zip archive."""
 
@@ -49,7 +52,19 @@ WEIGHTS = (
 )  # fmt: skip
 """The weights of a checkpoint: of an adapter with the default name or another one, a model, FSDP and DeepSpeed."""
 
-STATE_KEYS = {"global_step", "epoch", "max_steps", "log_history"}
+
+class SavedState(TypedDict):
+    """The fields of Trainer's state that a resumed training reads."""
+
+    global_step: int
+    epoch: float | None
+    max_steps: int
+    log_history: list[dict[str, Any]]
+
+
+JSON_TYPES: dict[str, Any] = {TRAINER_STATE_NAME: SavedState, "*.safetensors.index.json": ShardIndex}
+"""The types of a checkpoint's JSON files, by patterns of their names; the others may hold anything."""
+
 STATE_FILES = {
     "Trainer": TRAINER_STATE_NAME,
     "the optimiser": Path(OPTIMIZER_NAME).stem + "*",
@@ -129,12 +144,13 @@ def checkpoint_problem(checkpoint: Path, *, needs_best: bool = False) -> str | N
     if not any(chain.from_iterable(checkpoint.glob(pattern) for pattern in WEIGHTS)):
         return "no weights there"
     for index in checkpoint.glob("*.safetensors.index.json"):
-        for shard in set(json.loads(index.read_bytes())["weight_map"].values()):
+        for shard in shard_names(index):
             if not (checkpoint / shard).is_file():
                 return f"no {shard} there"
     state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
-    if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
-        return f"{TRAINER_STATE_NAME} is damaged (not a state of Trainer)"
+    unknown = state.keys() - {field.name for field in fields(TrainerState)}
+    if unknown:
+        return f"{TRAINER_STATE_NAME} has {min(unknown)}, which this version of transformers does not know"
     best = checkpoint.with_name(f"{PREFIX_CHECKPOINT_DIR}-{state.get('best_global_step')}")
     if needs_best and state.get("best_global_step") and best != checkpoint:
         problem = checkpoint_problem(best) if best.is_dir() else "missing"
@@ -146,7 +162,8 @@ def _damage(file: Path) -> str | None:
     """Return what is wrong with the form of a file, or None; torch's files are zip archives and are not unpickled."""
     try:
         if file.suffix == ".json":
-            json.loads(file.read_bytes())
+            kind = next((kind for pattern, kind in JSON_TYPES.items() if file.match(pattern)), Any)
+            check_value(json.loads(file.read_bytes()), kind, Place(file.name, advice="Copy it again."))
         elif file.suffix == ".safetensors":
             with safe_open(file, "pt"):
                 pass

@@ -184,6 +184,29 @@ def test_a_damaged_file_of_the_last_checkpoint_is_named_and_the_one_before_is_ta
     assert "checkpoint-4: no state of the learning rate's schedule there. The training resumes from" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("trainer_state.json", {"unknown_field": 3}, "trainer_state.json has unknown_field, which this version of"),
+        ("trainer_state.json", {"global_step": "four"}, "global_step is the text 'four', expected a whole number"),
+        ("trainer_state.json", {"epoch": [1]}, "epoch is a list, expected a number or null"),
+        ("trainer_state.json", {"log_history": {}}, "log_history is an object, expected a list"),
+        ("model.safetensors.index.json", {}, "weight_map is missing"),
+        ("model.safetensors.index.json", {"weight_map": {"a": 1}}, "weight_map.a is 1, expected a text"),
+    ],
+)
+def test_json_of_another_form_in_the_last_checkpoint_is_named_and_the_one_before_is_taken(
+    name, value, problem, checkpoint, tmp_path, caplog
+):
+    for step in (1, 2):
+        shutil.copytree(checkpoint, tmp_path / f"checkpoint-{step}")
+    file = tmp_path / "checkpoint-2" / name
+    saved = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    file.write_text(json.dumps(saved | value), encoding="utf-8")
+    assert newest_whole_checkpoint(tmp_path, needs_best=False) == tmp_path / "checkpoint-1"
+    assert problem in caplog.text
+
+
 def resumed(tokenizer, run):
     training = trainer(soft("llama", tokenizer), tokenizer, run, **(SAVED | dict(max_steps=6)))
     training.train(resume_from_checkpoint=True)
