@@ -85,6 +85,8 @@ def checkpoint_to_resume(recipe: Recipe, folder: Path) -> str | None:
     if setting and setting.lower() not in ("true", "auto"):
         if not Path(setting).is_dir():
             raise RecipeError(f"resume_from_checkpoint {setting}: no such folder; true and auto take the last one")
+        _check_is_checkpoint(Path(setting))
+        check_whole(Path(setting), needs_best=recipe.training.load_best_model_at_end)
         _check_resumable(recipe, setting)
         if Path(setting).resolve().parent != folder.resolve():
             _check_nothing_lost(recipe, folder, last)
@@ -120,21 +122,25 @@ def _check_nothing_lost(recipe: Recipe, folder: Path, last: str | None) -> None:
     raise RecipeError(f"{folder} holds {held} already; {advice}name another --output_dir, or remove the folder")
 
 
+def _check_is_checkpoint(folder: Path) -> None:
+    """Raise a RecipeError for a folder that is not a checkpoint, even a broken one."""
+    if (folder / TRAINER_STATE_NAME).is_file() or folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+        return
+    last = get_last_checkpoint(str(folder))
+    advice = f"name {last}, which is in it" if last else "name a folder checkpoint-N, or true for the last one"
+    raise RecipeError(f"resume_from_checkpoint {folder}: no checkpoint; {advice}")
+
+
 def _check_resumable(recipe: Recipe, checkpoint: str) -> None:
-    """Warn of settings that differ from those of the run that saved a checkpoint.
+    """Warn of settings that differ from those of the run that saved a checkpoint, which is whole.
 
     Raises:
-        RecipeError: the settings do not fit the checkpoint's weights or state, or it lacks a state.
+        RecipeError: the settings do not fit the checkpoint's weights or state.
         AdapterError: the checkpoint's weights are damaged.
     """
-    folder = Path(checkpoint)
-    if not (folder / TRAINER_STATE_NAME).is_file() and not folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-        last = get_last_checkpoint(checkpoint)
-        advice = f"name {last}, which is in it" if last else "name a folder checkpoint-N, or true for the last one"
-        raise RecipeError(f"resume_from_checkpoint {checkpoint}: no checkpoint; {advice}")
-    check_whole(folder, needs_best=recipe.training.load_best_model_at_end)
-    if RunFolder(folder).adapter_config.is_file():
-        check_weights(read_adapter_config(RunFolder(folder)), folder)
+    run = RunFolder(Path(checkpoint))
+    if run.adapter_config.is_file():
+        check_weights(read_adapter_config(run), run.path)
     changed = changes_since(recipe, checkpoint)
     unfit = [name for name in changed if name in (*MODEL_SETTINGS, BASE_MODEL)] + _changed_state(recipe, changed)
     if unfit:

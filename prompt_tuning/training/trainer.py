@@ -185,15 +185,17 @@ class PromptTuningTrainer(EvaluatingTrainer):
             TrainingError: a loss or gradient is not finite. Stopped: a signal came, and a checkpoint is saved.
             RecipeError: the checkpoint lacks a state, or these settings do not fit it.
         """
+        needs_best = self.args.load_best_model_at_end
+        checkpoint = None
         if resume_from_checkpoint is True:
-            needs_best = self.args.load_best_model_at_end
-            whole = newest_whole_checkpoint(Path(self.args.output_dir), needs_best=needs_best)
-            resume_from_checkpoint = str(whole) if whole else True  # Trainer refuses True.
-        named = resume_from_checkpoint not in (None, True, False)
-        self.training_start.checkpoint = Path(str(resume_from_checkpoint)) if named else None
-        if self.training_start.checkpoint:
-            check_whole(self.training_start.checkpoint, needs_best=self.args.load_best_model_at_end)
-            check_position(self.training_start.checkpoint, self.train_dataset, self.args)
+            checkpoint = newest_whole_checkpoint(Path(self.args.output_dir), needs_best=needs_best)
+            resume_from_checkpoint = str(checkpoint) if checkpoint else True  # Trainer refuses True.
+        elif resume_from_checkpoint not in (None, False):
+            checkpoint = Path(str(resume_from_checkpoint))
+            check_whole(checkpoint, needs_best=needs_best)
+        self.training_start.checkpoint = checkpoint
+        if checkpoint:
+            check_position(checkpoint, self.train_dataset, self.args)
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best and isinstance(self.model, PeftModel):
