@@ -21,6 +21,9 @@ SIZES = (
 )  # fmt: skip
 """The fields of PEFT's configurations that the shapes of weights depend on."""
 
+LARGEST_SIZE = 2**31 - 1
+"""The largest of these sizes that is read, so that torch can count the numbers of a tensor."""
+
 
 class AdapterFields(TypedDict, total=False):
     """The fields of PEFT's configurations whose types PEFT relies on and does not check."""
@@ -44,6 +47,9 @@ class AdapterFields(TypedDict, total=False):
     fan_in_fan_out: bool
     use_rslora: bool
     use_dora: bool
+    cpt_token_ids: list[int] | None
+    cpt_mask: list[int] | None
+    cpt_tokens_type_mask: list[int] | None
     places: dict[str, list[int]] | None
 
 
@@ -89,8 +95,10 @@ def read_adapter_config(run: RunFolder) -> PeftConfig:
         raise AdapterError(str(error)) from error
     for name in SIZES:
         size = vars(config).get(name)
-        if size is not None and (type(size) is not int or size < 1):
-            raise AdapterError(f"{run.adapter_config}: {name} is {size!r}, expected a whole number from 1. {ADVICE}")
+        if size is not None and (type(size) is not int or not 1 <= size <= LARGEST_SIZE):
+            raise AdapterError(
+                f"{run.adapter_config}: {name} is {size!r}, expected a whole number from 1 to {LARGEST_SIZE}. {ADVICE}"
+            )
     for place, sizes in (vars(config).get("places") or {}).items():
         if len(sizes) != 3:
             raise AdapterError(f"{run.adapter_config}: places.{place} has {len(sizes)} sizes, expected 3. {ADVICE}")

@@ -137,7 +137,7 @@ def _fits(value: Any, kind: Any, limits: Limits) -> bool:
     if kind is float:
         if type(value) not in (int, float):
             return False
-        if not math.isfinite(value):
+        if type(value) is float and not math.isfinite(value):
             return not limits.finite
         return abs(value) <= LARGEST and value >= (-LARGEST if limits.least is None else limits.least)
     if kind is int:

@@ -41,6 +41,13 @@ def change_weights(run, change):
     save_file(tensors, file, metadata={"format": "pt"})
 
 
+def change_config(run, **fields):
+    """Set fields of an adapter's configuration, and return its file."""
+    file = run / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | fields), encoding="utf-8")
+    return file
+
+
 def with_number(value):
     def change(number, tensor):
         if number == 0:
@@ -62,12 +69,17 @@ DAMAGES = {
 }
 
 
+def damaged(old, name, damage):
+    """Damage the weights of a run, and return its folder and the message that refuses it."""
+    change, message = DAMAGES[damage]
+    change_weights(old / "runs" / name, change)
+    return old / "runs" / name, message
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_damaged_weights_are_refused_for_every_method(name, damage, old):
-    change, message = DAMAGES[damage]
-    run = old / "runs" / name
-    change_weights(run, change)
+    run, message = damaged(old, name, damage)
     try:
         load_adapter_config(run)
     except AdapterError as error:
@@ -84,10 +96,7 @@ def test_damaged_weights_are_refused_for_every_method(name, damage, old):
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", PROMPTS)
 def test_our_models_refuse_damaged_prompts_as_peft_loads_them(name, damage, old):
-
-    change, message = DAMAGES[damage]
-    run = old / "runs" / name
-    change_weights(run, change)
+    run, message = damaged(old, name, damage)
     is_t5 = name.startswith("t5")
     base = (AutoModelForSeq2SeqLM if is_t5 else AutoModelForCausalLM).from_pretrained(
         old / ("t5" if is_t5 else "llama")
@@ -98,7 +107,6 @@ def test_our_models_refuse_damaged_prompts_as_peft_loads_them(name, damage, old)
 
 
 def test_a_second_damaged_adapter_is_refused_by_name(old):
-
     base = AutoModelForCausalLM.from_pretrained(old / "llama")
     model = SharedPrefixModel.from_pretrained(base, old / "runs" / "prompt_tuning")
     change_weights(old / "runs" / "p_tuning", with_number(float("nan")))
@@ -167,16 +175,14 @@ def test_a_cut_file_of_an_adapter_is_named(name, cut, old):
 
 @pytest.mark.parametrize("field", ("arrow_config", "megatron_config", "trainable_token_indices"))
 def test_a_field_that_peft_cannot_use_is_an_error_of_the_folder(field, old, capsys):
-    file = old / "runs" / "lora" / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {field: {"x": None}}), encoding="utf-8")
+    change_config(old / "runs" / "lora", **{field: {"x": None}})
     assert main(["predict", "--adapter", "runs/lora", "--input", "test.jsonl", "--output", "out.jsonl"]) == 1
     assert "runs/lora: it does not fit the model: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("value", (None, "6", 6.5, -1, 0, True, [6], {}))
+@pytest.mark.parametrize("value", (None, "6", 6.5, -1, 0, True, [6], {}, 2**31, 10**30))
 def test_sizes_in_a_configuration_are_whole_numbers(value, old):
-    file = old / "runs" / "prompt_tuning" / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"num_virtual_tokens": value}), encoding="utf-8")
+    file = change_config(old / "runs" / "prompt_tuning", num_virtual_tokens=value)
     with pytest.raises(AdapterError, match=r"adapter_config\.json: num_virtual_tokens"):
         load_adapter_config(file.parent)
 
@@ -193,11 +199,17 @@ def test_sizes_in_a_configuration_are_whole_numbers(value, old):
         ("lora", "rank_pattern", {"x": "2"}),
         ("t5_prefix", "places", {"decoder": [2, 4, "8"]}),
         ("t5_prefix", "places", {"decoder": [2, 4]}),
+        ("cpt", "cpt_token_ids", "x" * 13),
+        ("cpt", "cpt_mask", ["x"] * 13),
+        ("cpt", "cpt_tokens_type_mask", [2.5] * 13),
+        ("cpt", "cpt_tokens_type_mask", {str(number): 2 for number in range(13)}),
+        pytest.param("lora", "lora_alpha", 10**400, id="lora-lora_alpha-1e400"),
+        ("p_tuning", "encoder_hidden_size", 10**30),
+        ("prompt_tuning", "num_layers", 10**30),
     ],
 )
 def test_a_field_of_another_type_is_refused_with_its_name(name, field, value, old):
-    file = old / "runs" / name / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {field: value}), encoding="utf-8")
+    file = change_config(old / "runs" / name, **{field: value})
     with pytest.raises(AdapterError, match=rf"adapter_config\.json: {field}.* (is|has) .*, expected (a|3)"):
         load_adapter_config(file.parent)
 
