@@ -105,4 +105,4 @@ def _features(columns: dict[str, pa.DataType | None]) -> Features:
 
 
 def _rows_alone(rows: LocalRows) -> Iterator[Row]:
-    return (row for _, row in rows)
+    return (row for _, _, row in rows.numbered())

@@ -52,6 +52,10 @@ class LocalRows:
         Raises:
             DataError: a row cannot be read, with file and line.
         """
+        return ((row_name(file, number), row) for file, number, row in self.numbered())
+
+    def numbered(self) -> Iterator[tuple[Path, Number, Row]]:
+        """Yield each row after its file and its number there; raise as `__iter__` does."""
         casts = {}
         if file_format(self.files[0]) == "csv" and self.columns is not None:
             casts = {name: CASTS[kind] for name, kind in self.columns.items() if kind in CASTS}
@@ -62,7 +66,7 @@ class LocalRows:
                     if row.get(name) is not None:
                         row[name] = cast(row[name])
                 blank = dict.fromkeys(row) if blank is None else blank
-                yield row_name(file, number), blank | row
+                yield file, number, blank | row
 
 
 def open_rows(name: str | Path, *, streaming: bool = False) -> LocalRows:
