@@ -129,7 +129,9 @@ class Encoder:
             return encoded | {"choices": choices, "choice_ids": choice_ids}
         stop = self.template.stop
         encoded["unreachable"] = unreachable_target(target_ids, target, references, self.tokenizer, stop)
-        encoded["answer_cut"] = answer_is_cut(self.template.standard_row(row), fitted, self._cut_columns, references)
+        if cut:
+            whole = self.template.standard_row(row)
+            encoded["answer_cut"] = answer_is_cut(whole, fitted, self._cut_columns, references)
         return encoded
 
     def training_row(self, row: dict[str, Any], nearest: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
