@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -80,7 +81,7 @@ def unreachable_target(
     """
     expected = _lines(target)
     [text] = decode([ids], tokenizer, stop)
-    if _lines(text) in (expected, *map(_lines, references)):
+    if _lines(text) in chain([expected], map(_lines, references)):
         return ""
     whole = [token for token in ids if token not in special_stop_ids(tokenizer, stop)]
     [unstopped] = decode([whole], tokenizer)
