@@ -165,12 +165,12 @@ def _json_rows(text: str, name: str) -> Iterator[tuple[Number, Row]]:
     is_array = text.startswith("[", place)
     if is_array:
         place = _after_space(text, place + 1)
-    line, counted = 1, 0
+    line, counted_to = 1, 0
     last_line = index = 0
     is_last = place == len(text) or (is_array and text.startswith("]", place))
     while not is_last:
-        line += text.count("\n", counted, place)
-        counted = place
+        line += text.count("\n", counted_to, place)
+        counted_to = place
         number: Number = f"{line}, row {index}" if line == last_line else line
         value, end = _decode(text, place, name, 1)
         yield number, _checked(value, text[place:end], f"{name}, line {number}")
