@@ -5,7 +5,7 @@ It imports nothing large, so that `--help` shows it at once.
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 
 
@@ -33,7 +33,7 @@ class Range:
         """Return whether a setting takes a number."""
         if value == self.besides:
             return True
-        if not math.isfinite(value) or value < self.low or (self.above and value == self.low):
+        if not abs(value) <= sys.float_info.max or value < self.low or (self.above and value == self.low):
             return False
         if self.steps and value >= 1 and value != int(value):
             return False

@@ -37,7 +37,7 @@ def number_settings():
 
 def wrong_values(allowed):
     """Return numbers just outside of a range."""
-    values = ["nan", "inf", "-inf", str(allowed.low - 1), str(-1e30)]
+    values = ["nan", "inf", "-inf", str(allowed.low - 1), str(-1e30), str(10**400)]
     if allowed.above:
         values.append(str(allowed.low))
     if allowed.high is not None:
