@@ -233,6 +233,14 @@ class PromptArguments:
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "lora: names of the layers that are trained; by default every linear layer."}
     )
+    lora_use_rslora: bool = field(
+        default=False,
+        metadata={"help": "lora: divide lora_alpha by the root of the rank (rsLoRA, Kalajdzievski 2023)."},
+    )
+    lora_use_dora: bool = field(
+        default=False,
+        metadata={"help": "lora: also train the norm of each weight's columns (DoRA, Liu et al. 2024)."},
+    )
     loss: Literal["cross_entropy", "kl", "mse"] = field(
         default="cross_entropy",
         metadata={

@@ -173,7 +173,7 @@ _ROWS = (
     Method(
         "lora",
         trained_part="layers",
-        settings=("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
+        settings=("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_use_rslora", "lora_use_dora"),
         learning_rate=1e-3,
         results_key="lora",
         label="with LoRA",

@@ -150,6 +150,8 @@ def _lora_config(
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=args.lora_target_modules or "all-linear",
+        use_rslora=args.lora_use_rslora,
+        use_dora=args.lora_use_dora,
         **common,
     )
 

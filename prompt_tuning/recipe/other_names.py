@@ -49,6 +49,8 @@ SETTINGS_OF = {
     "encoder_hidden_size": "prefix_hidden_size token_dim",
     "lora_r": "lora_rank rank r",
     "lora_target_modules": "target_modules lora_modules",
+    "lora_use_rslora": "use_rslora rslora",
+    "lora_use_dora": "use_dora dora",
     "num_demonstrations": "num_shots shots n_shot num_fewshot num_demos",
     "metrics": "metric metric_name",
     "early_stopping_patience": "patience early_stopping",

@@ -30,6 +30,8 @@ HALF_PRECISION = ("bf16", "fp16")
 HUB_PREFIXES = ("hub_", "push_to_hub")
 HUB_OR_FOLDER = ("model_name_or_path", "adapter", "init_adapter", "dataset_name")
 """The settings that name a folder or a hub id."""
+DEFAULTS = vars(ModelArguments()) | vars(DataArguments()) | vars(PromptArguments())
+"""The defaults of the settings of this package. The recipe of a run of an older version may lack a setting."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,11 @@ def unmistakable_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed_settings(saved: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    """Return the names of the settings that differ, or that only one of the two has."""
+    """Return the names of the settings that differ. A missing setting has its default."""
     saved, settings = unmistakable_settings(saved), unmistakable_settings(settings)
-    return sorted(key for key in saved.keys() | settings.keys() if saved.get(key) != settings.get(key))
+    changed = []
+    for key in saved.keys() | settings.keys():
+        default = DEFAULTS.get(key)
+        if saved.get(key, default) != settings.get(key, default):
+            changed.append(key)
+    return sorted(changed)

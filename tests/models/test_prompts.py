@@ -67,9 +67,14 @@ def test_a_model_with_another_name_for_its_heads_takes_a_prompt(config):
     assert add_soft_prompt(base, prompt_config(base, 4))(input_ids=ids, labels=ids).loss.isfinite()
 
 
-def test_a_saved_lora_adapter_loads_on_its_own_model(llama, tokenizer, tmp_path, model_folders):
+@pytest.mark.parametrize(
+    ("settings", "scale"), [({}, 16 / 8), ({"lora_use_rslora": True, "lora_use_dora": True}, 16 / 8**0.5)]
+)
+def test_a_saved_lora_adapter_loads_on_its_own_model(settings, scale, llama, tokenizer, tmp_path, model_folders):
     llama.name_or_path = str(model_folders["llama"])
-    model = add_adapter(llama, prompt_config(llama, 0, PromptArguments(method="lora")))
+    model = add_adapter(llama, prompt_config(llama, 0, PromptArguments(method="lora", **settings)))
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    assert layer.scaling == {"default": scale} and layer.use_dora["default"] == bool(settings)
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter)

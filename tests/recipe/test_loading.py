@@ -12,6 +12,7 @@ from transformers import Seq2SeqTrainingArguments
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.loading import load_recipe, read_switches
+from prompt_tuning.recipe.recipe import changed_settings
 from prompt_tuning.templates.template import Template
 
 OTHER = ("templates", "accelerate")
@@ -38,6 +39,13 @@ def test_defaults_suit_prompts_and_the_folder_has_the_name_of_the_recipe(recipe_
 )
 def test_each_method_has_a_learning_rate_that_a_recipe_overrides(settings, rate, recipe_file):
     assert load_recipe(recipe_file(**settings)).training.learning_rate == rate
+
+
+def test_a_setting_that_an_older_version_did_not_save_has_its_default(recipe_file):
+    settings = load_recipe(recipe_file(method="lora", num_virtual_tokens=None)).resolved()
+    saved = {name: value for name, value in settings.items() if name != "lora_use_dora"}
+    assert settings["lora_use_dora"] is False and changed_settings(saved, settings) == []
+    assert changed_settings(saved, settings | {"lora_use_dora": True}) == ["lora_use_dora"]
 
 
 def test_the_best_checkpoint_is_chosen_by_the_main_metric_of_the_task(recipe_file):
