@@ -1,10 +1,12 @@
-"""Provide pretended GPUs."""
+"""Provide GPUs: real ones where there are some, otherwise pretended ones."""
 
 import pytest
 from helpers.pretend_cuda import pretended_cuda
+from helpers.real_cuda import GPU, IS_REAL, real_cuda
 
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """Return a context in which the process runs on a pretended GPU, by default the second of two."""
-    return lambda device="cuda:1": pretended_cuda(monkeypatch, device)
+    """Return a context in which the process runs on a GPU; a test skips if the GPU that it names is missing."""
+    on_device = real_cuda if IS_REAL else pretended_cuda
+    return lambda device=GPU: on_device(monkeypatch, device)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.architectures import PROMPT, ROWS, VOCABULARY, build, left_padded, right_padded
 from helpers.models import tiny_llama
+from helpers.real_cuda import GPU
 
 from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.encoding.batching import pad_left
@@ -58,7 +59,7 @@ def test_a_gpu_has_the_loss_gradient_text_and_choices_of_the_cpu(architecture, m
     expected = results(prompted(build(architecture), method))
     model = prompted(build(architecture), method)
     with on_gpu():
-        loss, slope, text, chosen = results(model.to("cuda:1"), "cuda:1")
+        loss, slope, text, chosen = results(model.to(GPU), GPU)
     assert torch.allclose(loss, expected[0], atol=1e-5)
     assert (slope - expected[1]).norm() / expected[1].norm() < 1e-4
     assert torch.equal(text, expected[2])
@@ -71,8 +72,8 @@ def test_the_waits_of_a_step_are_few_and_do_not_grow_with_the_layers(method, on_
     for layers in (2, 8):
         model = prompted(tiny_llama(VOCABULARY, num_hidden_layers=layers), method)
         with on_gpu() as log:
-            model.to("cuda:1")
-            batch = {name: tensor.to("cuda:1") for name, tensor in right_padded().items()}
+            model.to(GPU)
+            batch = {name: tensor.to(GPU) for name, tensor in right_padded().items()}
             log.__init__()
             model(**batch).loss.backward()
             counts.append((log.num_waits, log.sorts))
@@ -89,7 +90,7 @@ def test_the_waits_for_choices_do_not_grow_with_rows_choices_or_layers(on_gpu):
         sources = [[7, 20 + row, *range(30, 31 + row)] for row in range(rows)]
         texts = [[[40 + choice, 50, 60 + choice] for choice in range(choices)]] * rows
         with on_gpu() as log:
-            model.to("cuda:1")
+            model.to(GPU)
             log.__init__()
             log_likelihoods(model, sources, texts)
             counts.append((log.num_waits, log.kernels / layers / rows))

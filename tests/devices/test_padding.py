@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from helpers.architectures import SIZES, VOCABULARY, build
 from helpers.models import tiny_llama
+from helpers.real_cuda import GPU
 
 from prompt_tuning.encoding.batching import pad_left
 from prompt_tuning.engine.padded_segments import groups_of_like_length, rounded
@@ -63,9 +64,9 @@ def test_many_steps_have_few_shapes_and_no_call_has_both_a_mask_and_groups_of_he
     model = add_soft_prompt(base, prompt_config(base, 5))
     random.seed(0)
     with on_gpu():
-        model.to("cuda:1")
+        model.to(GPU)
         for _ in range(8):
-            ids = torch.randint(2, VOCABULARY, (4, random.randint(70, 120)), device="cuda:1")
+            ids = torch.randint(2, VOCABULARY, (4, random.randint(70, 120)), device=GPU)
             model(input_ids=ids, labels=ids)
     assert len(calls) >= 8
     assert len({(query[2], key[2]) for query, key, *_ in calls}) <= 3
@@ -78,8 +79,8 @@ def test_generation_has_no_call_with_both_a_mask_and_groups_of_heads(architectur
     base = build(architecture)
     model = add_soft_prompt(base, prompt_config(base, 4))
     with on_gpu():
-        model.to("cuda:1")
-        rows = {name: tensor.to("cuda:1") for name, tensor in pad_left([[5, 6, 7], [8, 9]], 0).items()}
+        model.to(GPU)
+        rows = {name: tensor.to(GPU) for name, tensor in pad_left([[5, 6, 7], [8, 9]], 0).items()}
         model.generate(**rows, max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=None)
     assert calls
     assert not any(mask and groups for *_, mask, groups in calls)

@@ -203,8 +203,8 @@ def count(operation, args, places, target):
         if target and name == "aten::_to_copy":
             LOG.add_wait("from the CPU")
         return
-    if not operation.is_view and name not in WITHOUT_KERNEL:
-        LOG.kernels += 1
+    LOG.kernels += has_kernel(operation)
+    LOG.sorts += sorts(operation, args)
     if name in WAITING:
         LOG.add_wait(name)
     elif name == "aten::copy_" and isinstance(args[0], PretendTensor) != isinstance(args[1], PretendTensor):
@@ -220,8 +220,16 @@ def count_indices(name, args):
             LOG.add_wait(f"a mask as index of {name}")
         elif isinstance(index, torch.Tensor) and not isinstance(index, PretendTensor):
             LOG.add_wait(f"an index on the CPU of {name}")
-    if name != "aten::index" and len(args) > 3 and args[3]:
-        LOG.sorts += 1
+
+
+def has_kernel(operation):
+    """Return whether an operation computes something."""
+    return not operation.is_view and operation._schema.name not in WITHOUT_KERNEL
+
+
+def sorts(operation, args):
+    """Return whether an operation adds values at indices, for which a GPU sorts them."""
+    return operation._schema.name in INDEXING - {"aten::index"} and len(args) > 3 and bool(args[3])
 
 
 class PretendMode(TorchDispatchMode):
