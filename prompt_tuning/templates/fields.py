@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterable
 from typing import Any
+
+from jinja2 import nodes
 
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.templates.loading import describe
+from prompt_tuning.templates.sandbox import parsed
+from prompt_tuning.templates.soft_text import TAG, misplaced_mark
 
 TEXT_FIELDS = ("source", "target", "references", "system", "answer_choices")
+MARKED_FIELDS = ("source", "system")
 REQUIRED_FIELDS = ("source", "target")
 LIST_FIELDS = {"demonstrations": (dict, "rows"), "stop": (str, "texts"), "truncate": (str, "texts")}
 
@@ -35,6 +43,26 @@ def check_fields(values: Any, names: set[str], template: str) -> None:
         )
 
 
+def check_marks(values: dict[str, Any], template: str) -> None:
+    """Raise TemplateError for a mark of `{% soft %}` in another field than source and system, or in a filter.
+
+    Args:
+        values: the fields, each of which is valid Jinja.
+        template: its name, for the message.
+    """
+    for key in TEXT_FIELDS:
+        text = values.get(key) or ""
+        tree = parsed(text, marks=True) if TAG in text else None
+        if tree and key not in MARKED_FIELDS and tree.find(nodes.Scope):
+            raise TemplateError(f"template {template}: {key} has a soft block. Only source and system may mark text.")
+        line = misplaced_mark(tree) if tree else None
+        if line:
+            raise TemplateError(
+                f"template {template}: the soft block in line {line} of {key} stands in a filter, a macro or a "
+                "variable, which may change its text. Take it out of there."
+            )
+
+
 def checked_list(value: Any, key: str, template: str) -> tuple[Any, ...]:
     """Return the items of a field that is a list; raise TemplateError if one is empty or of another type."""
     if value is None:
@@ -45,3 +73,11 @@ def checked_list(value: Any, key: str, template: str) -> tuple[Any, ...]:
             f"template {template}: expected a list of {items} as {key}, found {value!r}. Leave no item empty."
         )
     return tuple(value)
+
+
+def column_hint(missing: str, available: Iterable[str]) -> str:
+    """Return how to write the column that a missing name is a part of, such as `passage-text`."""
+    for column in available:
+        if not column.isidentifier() and missing in re.split(r"\W+", column):
+            return f" In a template, that column is row[{json.dumps(column, ensure_ascii=False)}]."
+    return ""

@@ -14,6 +14,7 @@ import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment, modifies_known_mutable
 
 from prompt_tuning.support.jinja_limits import BoundedSandbox
+from prompt_tuning.templates.soft_text import SoftText, without_marks
 from prompt_tuning.templates.values import NULL, of_printable, of_printable_items, printable, written_json
 
 SEPARATOR = "|||"
@@ -45,7 +46,12 @@ class _Sandbox(BoundedSandbox):
 def environment() -> ImmutableSandboxedEnvironment:
     """Return the sandbox of all templates: strict about missing values and nulls, and the same for equal rows."""
     sandbox = _Sandbox(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=printable, cache_size=400
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=printable,
+        cache_size=400,
+        extensions=[SoftText],
     )
     sandbox.filters["most_frequent"] = _most_frequent  # promptsource has this filter
     sandbox.filters["tojson"] = written_json
@@ -78,7 +84,7 @@ def compiled(text: str) -> jinja2.Template:
     Raises:
         jinja2.TemplateError: the text is not valid Jinja.
     """
-    return environment().from_string(_parse(text))
+    return environment().from_string(parsed(text))
 
 
 def trimmed_lines(text: str) -> list[str]:
@@ -112,7 +118,7 @@ def compiled_choices(text: str) -> jinja2.Template:
 
     A text that is an argument of a method, such as that of `split`, is compared with a row and stays as it is.
     """
-    tree = _parse(text)
+    tree = parsed(text)
     compared: set[int] = set()
     for call in tree.find_all(jinja2.nodes.Call):
         compared.update(map(id, jinja2.nodes.Output(call.args).find_all(jinja2.nodes.Const)))
@@ -130,7 +136,7 @@ def printed_values(text: str) -> jinja2.Template:
 
     VALUE_END replaces the words, except within a branch or loop: all that a branch or loop prints is one value.
     """
-    tree = _without_trim_blocks(text)
+    tree = without_trim_blocks(parsed(text))
     for words in tree.find_all(jinja2.nodes.TemplateData):
         words.data = " "
     for node in tree.body:
@@ -148,7 +154,7 @@ def compiled_prefix(text: str, constants: frozenset[str]) -> jinja2.Template:
         text: the other template.
         constants: variables that are the same for every row. A branch, loop or assignment counts as a row's value.
     """
-    tree = _without_trim_blocks(text)
+    tree = without_trim_blocks(parsed(text))
     for index, node in enumerate(tree.body):
         pieces = _pieces(node)
         fixed = []
@@ -164,9 +170,16 @@ def compiled_prefix(text: str, constants: frozenset[str]) -> jinja2.Template:
     return environment().from_string(tree)
 
 
-def _parse(text: str) -> jinja2.nodes.Template:
-    """Parse a text so that `~` makes texts by the filter `string`, which does not print a list."""
+def parsed(text: str, *, marks: bool = False) -> jinja2.nodes.Template:
+    """Parse a text so that `~` makes texts by the filter `string`, which does not print a list.
+
+    Args:
+        text: Jinja text.
+        marks: keep the marks of `{% soft %}`, as scopes.
+    """
     tree = environment().parse(text)
+    if not marks:
+        tree = without_marks(tree)
     for node in tree.find_all(jinja2.nodes.Concat):
         node.nodes = [
             jinja2.nodes.Filter(part, "string", [], [], None, None, lineno=part.lineno) for part in node.nodes
@@ -179,9 +192,8 @@ def _pieces(node: jinja2.nodes.Node) -> list[jinja2.nodes.Expr]:
     return node.nodes if isinstance(node, jinja2.nodes.Output) else []
 
 
-def _without_trim_blocks(text: str) -> jinja2.nodes.Template:
-    """Parse a text, and replace `{% filter trim %}` blocks, which promptsource's templates have, by what they hold."""
-    tree = _parse(text)
+def without_trim_blocks(tree: jinja2.nodes.Template) -> jinja2.nodes.Template:
+    """Replace `{% filter trim %}` blocks, which promptsource's templates have, by what they hold."""
     body = []
     for node in tree.body:
         if isinstance(node, jinja2.nodes.FilterBlock) and _is_trim(node.filter):
@@ -209,7 +221,7 @@ def needed_columns(text: str, constants: frozenset[str]) -> frozenset[str]:
             prints a list.
     """
     compiled(text)
-    tree = _parse(text)
+    tree = parsed(text)
     columns = _needed_names(tree.body, set(constants))
     for call in tree.find_all(jinja2.nodes.Call):
         method = call.node
@@ -230,7 +242,7 @@ def needed_columns(text: str, constants: frozenset[str]) -> frozenset[str]:
 def columns_of_row(text: str) -> frozenset[str]:
     """Return the columns that a text reads as items of `row`, such as `row["passage-text"]`."""
     columns = set()
-    tree = _parse(text)
+    tree = parsed(text)
     items: list[Any] = [*tree.find_all(jinja2.nodes.Getitem), *tree.find_all(jinja2.nodes.Getattr)]
     for item in items:
         if isinstance(item.node, jinja2.nodes.Name) and item.node.name == ROW:

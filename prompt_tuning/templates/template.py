@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from prompt_tuning.errors import EmptyRowError, TemplateError
 from prompt_tuning.support.jinja import JINJA_ERRORS
 from prompt_tuning.support.text import normalised
 from prompt_tuning.support.yaml_files import to_yaml
-from prompt_tuning.templates.fields import LIST_FIELDS, check_fields, checked_list
+from prompt_tuning.templates.fields import LIST_FIELDS, check_fields, check_marks, checked_list, column_hint
 from prompt_tuning.templates.languages import LANGUAGE_VARIABLES
 from prompt_tuning.templates.loading import find_entries, find_entry
 from prompt_tuning.templates.rendered import Rendered
@@ -46,6 +44,8 @@ COLUMN_SETTINGS = {
     "question": "question_column",
     "answers": "answer_column",
 }
+
+Compile = Callable[[str], jinja2.Template]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ class Template:
         lists = {key: checked_list(values[key], key, name) for key in LIST_FIELDS if key in values}
         template = cls(**(values | lists), name=name)
         template.columns  # noqa: B018 - Compiles every field, so that a mistake is reported here.
+        check_marks(values, name)
         template.check_truncate(template.truncate)
         return template
 
@@ -176,7 +177,7 @@ class Template:
             raise TemplateError(
                 f"template {self.name} needs the column {missing[0]!r}, and {where} has "
                 f"{', '.join(map(repr, available)) or 'none'}. Choose another template, or name the column to read "
-                f"instead{flag}.{_hint(missing[0], available)}"
+                f"instead{flag}.{column_hint(missing[0], available)}"
             )
 
     def check_truncate(self, columns: Sequence[str]) -> None:
@@ -194,7 +195,12 @@ class Template:
                 )
 
     def render(
-        self, row: Mapping[str, Any], languages: dict[str, str] | None = None, *, with_target: bool = True
+        self,
+        row: Mapping[str, Any],
+        languages: dict[str, str] | None = None,
+        *,
+        with_target: bool = True,
+        compile_text: Compile = compiled,
     ) -> Rendered:
         """Return one row as messages, target and references.
 
@@ -202,12 +208,13 @@ class Template:
             row: values by column.
             languages: from `language_variables`.
             with_target: render target and references too; a row to predict on has neither.
+            compile_text: compiles source and system, those of demonstrations too.
 
         Raises:
             TemplateError: the row lacks something that the template reads, a value is null, or the target is empty.
         """
         values = self._values(row, languages)
-        messages = self._messages(languages, lambda text: self._render(text, values))
+        messages = self._messages(languages, lambda text: self._render(text, values, compile_text), compile_text)
         target, references = self.render_target(row, languages) if with_target else (None, ())
         return Rendered(messages, target, references)
 
@@ -289,21 +296,26 @@ class Template:
         """The expression `references` as Jinja text, which prints nothing."""
         return f"{{% set references = {self.references} %}}" if self.references else ""
 
-    def _messages(self, languages: dict[str, str] | None, write: Callable[[str], str]) -> tuple[dict[str, str], ...]:
+    def _messages(
+        self,
+        languages: dict[str, str] | None,
+        write: Callable[[str], str],
+        compile_text: Compile = compiled,
+    ) -> tuple[dict[str, str], ...]:
         """Return system message, demonstrations and source as turns; `write` makes text of a field."""
         messages = []
         if self.system:
             messages.append({"role": "system", "content": write(self.system)})
-        messages += self._demonstration_messages(languages)
+        messages += self._demonstration_messages(languages, compile_text)
         messages.append({"role": "user", "content": write(self.source)})
         return tuple(messages)
 
-    def _demonstration_messages(self, languages: dict[str, str] | None) -> list[dict[str, str]]:
+    def _demonstration_messages(self, languages: dict[str, str] | None, compile_text: Compile) -> list[dict[str, str]]:
         messages = []
         template = replace(self, demonstrations=(), system=None, references=None)
         for number, demonstration in enumerate(self.demonstrations, 1):
             try:
-                example = template.render(demonstration, languages)
+                example = template.render(demonstration, languages, compile_text=compile_text)
             except TemplateError as error:
                 raise TemplateError(
                     f"{error} (in its demonstration {number}; a file of your own may show others)"
@@ -337,7 +349,7 @@ class Template:
         self,
         text: str,
         values: Mapping[str, Any],
-        compile_text: Callable[[str], jinja2.Template] = compiled,
+        compile_text: Compile = compiled,
     ) -> str:
         try:
             return compile_text(text).render(values)
@@ -361,14 +373,6 @@ class Template:
                     "row."
                 )
         return tuple(map(str, texts))
-
-
-def _hint(missing: str, available: Iterable[str]) -> str:
-    """Return how to write the column that a missing name is a part of, such as `passage-text`."""
-    for column in available:
-        if not column.isidentifier() and missing in re.split(r"\W+", column):
-            return f" In a template, that column is row[{json.dumps(column, ensure_ascii=False)}]."
-    return ""
 
 
 def load_templates(where: str | Path | None = None) -> tuple[dict[str, Template], dict[str, str]]:

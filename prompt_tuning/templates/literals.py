@@ -1,0 +1,161 @@
+"""Find a template's literals, its own fixed texts, in what it writes of a row.
+
+A literal is written between marks, which are then taken out again. Text that a filter, a macro or a variable may
+change is not a literal, except in a template that is one `{% filter trim %}` block, such as those of promptsource.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jinja2
+from jinja2 import nodes
+
+from prompt_tuning.errors import TemplateError
+from prompt_tuning.templates.sandbox import environment, parsed, without_trim_blocks
+from prompt_tuning.templates.soft_text import PRINTED_BODIES, PRINTING_BLOCKS, without_marks
+from prompt_tuning.templates.template import Template
+
+Part = Literal["ending", "all", "marked"]
+"""The literals that are trained: the last one of the source, all of them, or those that are marked."""
+
+MARK = "\U0010fffe"
+"""Unicode reserves it for the inside of programs; no text may hold it."""
+
+_RESERVED = f"a text holds U+{ord(MARK):X}, which is not a character. Take it out."
+_MARKS = re.compile(rf"{MARK}(\d*){MARK}")
+
+
+class Span(NamedTuple):
+    """The place of a literal in a text: its number in the template, and the characters from start to end."""
+
+    literal: int
+    start: int
+    end: int
+
+
+def literals(template: Template, part: Part) -> tuple[str, ...]:
+    """Return the texts of a template's literals, those of the source first and then those of the system message.
+
+    Raises:
+        TemplateError: there are none; or a mark of `{% soft %}` stands where its text may be changed.
+    """
+    texts = _literals(template.source, part)
+    if template.system and part != "ending":
+        texts += _literals(template.system, part)
+    if not texts:
+        raise TemplateError(f"template {template.name}: trained_text {part}: {_ADVICE[part]}")
+    if any(MARK in text for text in texts):
+        raise TemplateError(
+            f"template {template.name}: it holds U+{ord(MARK):X}, which is not a character; take it out"
+        )
+    return texts
+
+
+_ADVICE = {
+    "ending": "its source ends with a column, a branch or a loop. End it with fixed text, such as \\nAnswer:",
+    "all": "it has no fixed text. Write words beside its columns",
+    "marked": "it marks no text. Write {% soft %} and {% endsoft %} around the words to train",
+}
+
+
+def locate(
+    template: Template, row: Mapping[str, Any], languages: dict[str, str] | None, part: Part
+) -> list[tuple[str, list[Span]]]:
+    """Return the text of every message that a template writes of a row, with the places of the literals in it.
+
+    The ending is that of the row's own source. Demonstrations have the other literals too.
+
+    Raises:
+        TemplateError: as `Template.render` does.
+    """
+    plain = template.render(row, languages, with_target=False).messages
+    compile_text = functools.partial(_compiled, part=part)
+    marked = template.render(row, languages, with_target=False, compile_text=compile_text).messages
+    num_source = len(_literals(template.source, part))
+    located = []
+    for number, (message, with_marks) in enumerate(zip(plain, marked, strict=True), 1):
+        text, spans = _unmarked(with_marks["content"], message["content"])
+        if part == "ending" and number < len(plain):
+            spans = []
+        if message["role"] == "system":
+            spans = [span._replace(literal=span.literal + num_source) for span in spans]
+        located.append((text, spans))
+    return located
+
+
+def _unmarked(marked: str, text: str) -> tuple[str, list[Span]]:
+    """Return a text and the places of the literals in it; `marked` is the text with marks, before a trim block."""
+    start, place = 0, 0
+    literal = ""
+    spans = []
+    pieces = _MARKS.split(marked)
+    whole = "".join(pieces[::2])
+    lead = 0 if whole == text else len(whole) - len(whole.lstrip())
+    if MARK in text or text not in (whole, whole.strip()):
+        raise TemplateError(f"the row: {_RESERVED}")
+    for number, piece in zip(["", *pieces[1::2]], pieces[::2], strict=True):
+        if number:
+            literal, start = number, place
+        elif literal:
+            first, last = (min(max(edge - lead, 0), len(text)) for edge in (start, place))
+            spans.append(Span(int(literal), first, last))
+            literal = ""
+        place += len(piece)
+    return text, spans
+
+
+@functools.lru_cache(maxsize=512)
+def _literals(text: str, part: Part) -> tuple[str, ...]:
+    return tuple("".join(words.data for words in run) for run in _runs_of(_tree(text, part), part))
+
+
+@functools.lru_cache(maxsize=512)
+def _compiled(text: str, part: Part) -> jinja2.Template:
+    """Return a template that writes what another writes, with each literal as MARK number MARK literal MARK MARK."""
+    tree = _tree(text, part)
+    for number, run in enumerate(_runs_of(tree, part)):
+        run[0].data = f"{MARK}{number}{MARK}{run[0].data}"
+        run[-1].data += MARK + MARK
+    return environment().from_string(without_marks(tree))
+
+
+def _tree(text: str, part: Part) -> nodes.Template:
+    tree = parsed(text, marks=part == "marked")
+    if len(tree.body) == 1:
+        tree = without_trim_blocks(tree)
+    return tree
+
+
+def _runs_of(tree: nodes.Template, part: Part) -> list[list[nodes.TemplateData]]:
+    runs = list(_runs(tree.body, collect=part != "marked"))
+    if part != "ending":
+        return runs
+    last = tree.body[-1] if tree.body else None
+    words = last.nodes[-1] if isinstance(last, nodes.Output) else None
+    return [run for run in runs if run[-1] is words]
+
+
+def _runs(body: list[Any], *, collect: bool) -> Iterator[list[nodes.TemplateData]]:
+    """Yield the words that are printed as they are, neighbours together; with `collect` false those in marks only."""
+    pieces: list[Any] = []
+    for node in body:
+        pieces += node.nodes if isinstance(node, nodes.Output) else [node]
+    run: list[nodes.TemplateData] = []
+    for piece in pieces:
+        if isinstance(piece, nodes.TemplateData):
+            run.append(piece)
+            continue
+        if run and collect:
+            yield run
+        run = []
+        if isinstance(piece, nodes.Scope):
+            yield from _runs(piece.body, collect=True)
+        elif isinstance(piece, PRINTING_BLOCKS):
+            for _, part in piece.iter_fields(only=PRINTED_BODIES):
+                yield from _runs(part, collect=collect)
+    if run and collect:
+        yield run
