@@ -20,7 +20,7 @@ from transformers import (
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.engine.attention import ATTENTION
-from prompt_tuning.errors import ModelError
+from prompt_tuning.errors import AdapterError, ModelError
 
 # tests/engine/test_architectures.py holds each of these to a row-by-row reference.
 PACKED_ARCHITECTURES = (
@@ -85,6 +85,24 @@ def execution_path(base: PreTrainedModel, adapter: PeftConfig, *, training: bool
     if training and base.is_activation_checkpointing:
         return ExecutionPath("plain", f"{reason}, and activation checkpointing allows no cache")
     return ExecutionPath("cache", reason)
+
+
+def check_checkpointing(base: PreTrainedModel, adapter: PeftConfig) -> None:
+    """Raise an AdapterError for a prefix of a causal model whose rows are not packed.
+
+    A checkpointed layer of transformers takes no cache, so that only packed rows can read a prefix in it.
+    """
+    path = execution_path(base, adapter, training=False)
+    if find_method(adapter.peft_type).trains_keys_and_values and path.name != "packed":
+        raise AdapterError(checkpointed_prefix(path.reason))
+
+
+def checkpointed_prefix(reason: str) -> str:
+    """Return the message that a prefix cannot be trained in checkpointed layers."""
+    return (
+        f"activation_checkpointing: checkpointed layers take no cache, and only packed rows read a prefix without one "
+        f"({reason}). Leave activation_checkpointing out, or take method prompt_tuning."
+    )
 
 
 def has_tested_cache(base: PreTrainedModel) -> bool:

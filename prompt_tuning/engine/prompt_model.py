@@ -18,7 +18,14 @@ from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import start_with
 from prompt_tuning.engine.attention import ATTENTION, shared_prefix_attention
 from prompt_tuning.engine.base_checks import cache_shape, check_takes_embeddings
-from prompt_tuning.engine.dispatch import ExecutionPath, execution_path, has_tested_cache, packing_obstacle
+from prompt_tuning.engine.dispatch import (
+    ExecutionPath,
+    check_checkpointing,
+    checkpointed_prefix,
+    execution_path,
+    has_tested_cache,
+    packing_obstacle,
+)
 from prompt_tuning.engine.limits import rotary_limit, window_limit
 from prompt_tuning.engine.peft_generation import prepare_under_old_name
 from prompt_tuning.engine.prompt_adapters import PromptAdapters
@@ -57,9 +64,12 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
 
         Raises:
             ModelError: text behind a prompt would not be what it is behind text.
-            AdapterError: the prefix has another shape than the model's keys and values.
+            AdapterError: the prefix has another shape than the model's keys and values, or layers are checkpointed
+                that it cannot be trained in.
         """
         self._check_base(self.peft_config[adapter_name])
+        if self.base_model.is_activation_checkpointing:
+            check_checkpointing(self.base_model, self.peft_config[adapter_name])
         path = execution_path(self.base_model, self.peft_config[adapter_name], training=True)
         modules = self.base_model.modules() if path.name == "packed" else ()
         checkpointed = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
@@ -151,6 +161,12 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
     ) -> tuple[list[PromptName], list[int]]:
         names = [self.active_adapter] * num_rows if adapter_names is None else adapter_names
         return index_prompts(self.peft_config, names, task_ids, num_rows)
+
+    def _check_prefix_is_read(self) -> None:
+        """Raise an AdapterError if PEFT's forward would lose the prefix, since checkpointed layers take no cache."""
+        if self.training and self._prompt_is_cache and self.get_base_model().is_activation_checkpointing:
+            reason = self.execution_path.reason or "PEFT's forward runs for these arguments"
+            raise AdapterError(checkpointed_prefix(reason))
 
     @property
     def _prompt_is_cache(self) -> bool:

@@ -204,6 +204,7 @@ class SharedPrefixModel(PromptModel):
 
     def _peft_forward(self, rows: torch.Tensor, mask: torch.Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
         """Call PEFT's forward for rows `[B, T]` or `[B, T, H]` that have no padding before their tokens."""
+        self._check_prefix_is_read()
         name = "input_ids" if rows.dim() == 2 else "inputs_embeds"
         given = {argument: value for argument, value in kwargs.items() if value is not None}
         with peft_warnings_ignored():

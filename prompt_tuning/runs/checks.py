@@ -20,6 +20,7 @@ from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.encoding.dataset import EncodingReport
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.streaming import StreamReport
+from prompt_tuning.engine.dispatch import PACKED_ARCHITECTURES, checkpointed_prefix
 from prompt_tuning.errors import DataError, ErrorList, RecipeError
 from prompt_tuning.metrics.language import UNSPACED, is_english, language_of_script, primary_language
 from prompt_tuning.metrics.loading import score_example_row, takes_language
@@ -46,8 +47,9 @@ def check_preparable(recipe: Recipe, splits: tuple[str, ...]) -> None:
 
 
 def check_architecture(recipe: Recipe, config: PretrainedConfig) -> None:
-    """Raise a RecipeError for settings of a prefix that do nothing in this kind of model."""
+    """Raise a RecipeError for settings of a prefix that do nothing, or cannot be trained, in this kind of model."""
     prompt = recipe.prompt
+    architecture = config.get_text_config().model_type
     if config.is_encoder_decoder:
         if METHODS[prompt.method].trains_keys_and_values and prompt.init not in ("random", "vocab"):
             raise RecipeError(
@@ -56,6 +58,9 @@ def check_architecture(recipe: Recipe, config: PretrainedConfig) -> None:
             )
         return
     errors = ErrorList()
+    is_checkpointed_prefix = METHODS[prompt.method].trains_keys_and_values and recipe.training.activation_checkpointing
+    if is_checkpointed_prefix and architecture not in PACKED_ARCHITECTURES:
+        errors.append(RecipeError(checkpointed_prefix(f"rows of a {architecture} model are not packed")))
     for name in PREFIX_PLACES:
         if not vars(prompt)[name]:
             errors.append(RecipeError(f"{name} false has no effect: {config.model_type} has no encoder"))

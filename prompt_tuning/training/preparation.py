@@ -14,7 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTraini
 from transformers.trainer_utils import has_length
 
 from prompt_tuning.arguments.training_args import NO_AUTO_FIND_BATCH_SIZE, sharding_errors
-from prompt_tuning.engine.dispatch import autocast_dtype, check_one_device, get_base, has_prompt
+from prompt_tuning.engine.dispatch import (
+    autocast_dtype,
+    check_checkpointing,
+    check_one_device,
+    get_base,
+    has_prompt,
+)
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.engine.stop_texts import add_end_tokens
 from prompt_tuning.errors import AdapterError, DataError, ErrorList, RecipeError
@@ -105,6 +111,8 @@ def check_model(model: PreTrainedModel | PeftModel, args: Seq2SeqTrainingArgumen
             f"a {type(model).__name__} pads its rows before the prompt and so gives them other predictions than "
             "alone; make it by add_soft_prompt(model, config)"
         )
+    if args.activation_checkpointing and isinstance(model, SharedPrefixModel):
+        check_checkpointing(get_base(model), model.active_peft_config)
     if args.neftune_noise_alpha is not None:
         raise RecipeError(
             "neftune_noise_alpha: noise on embeddings is for fine-tuning; rows that share a prompt have no padded "

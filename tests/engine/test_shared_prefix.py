@@ -623,15 +623,6 @@ def test_rows_without_targets_give_all_that_is_trained_a_gradient_of_zero(archit
     assert trained and all(weight.grad is not None and not weight.grad.any() for weight in trained)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_activation_checkpointing_changes_no_gradient(method):
-    model = soft(build("llama"), method)
-    expected = gradient(model(**right_padded()).loss, model)
-    model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
-    model.train()
-    assert (gradient(model(**right_padded()).loss, model) - expected).norm() / expected.norm() < 1e-6
-
-
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # Dynamo causes this warning.
 def test_compiled_layers_change_no_loss_and_no_gradient_to_rounding():
     base = build("llama")
