@@ -4,6 +4,7 @@
 # make fuzz         give the commands 20,000 damaged files, and count tracebacks, hangs and changed files (some hours)
 # make lint         run ruff check, ruff format and mypy
 # make benchmark    print every figure of benchmarks/results.md, some half an hour
+# make gpu          measure one CUDA GPU in at most ten minutes, and write benchmarks/results-gpu.md
 # make cards        write the model cards of model_cards/ from their facts
 # make clean        remove the environments, the model and the runs
 
@@ -13,7 +14,7 @@ CONSTRAINTS := constraints.txt
 MODEL := models/SmolLM2-135M-Instruct
 RUN := runs/quickstart
 
-.PHONY: quickstart test test-latest fuzz lint benchmark cards clean
+.PHONY: quickstart test test-latest fuzz lint benchmark gpu cards clean
 
 quickstart:
 	@if $(MAKE) --no-print-directory --question $(RUN)/results.json; then $(VENV)/bin/prompt-tuning show $(RUN); else $(MAKE) --no-print-directory $(RUN)/results.json; fi
@@ -34,6 +35,9 @@ lint: $(VENV)/installed
 
 benchmark: $(MODEL)/config.json
 	$(VENV)/bin/python benchmarks/run.py
+
+gpu: $(VENV)/installed
+	$(VENV)/bin/python benchmarks/gpu.py
 
 cards: $(VENV)/installed
 	for facts in model_cards/*.json; do $(VENV)/bin/prompt-tuning card $$facts; done

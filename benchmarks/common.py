@@ -1,6 +1,7 @@
 """Share between the benchmarks the model, batches, and a comparison of times that noise does not decide."""
 
 import json
+import math
 import os
 import platform
 import random
@@ -16,11 +17,11 @@ warnings.filterwarnings("ignore")
 
 import torch
 from datasets import Dataset
-from peft import PeftModelForCausalLM, PromptTuningConfig, get_peft_model
+from peft import PeftModel, PeftModelForCausalLM, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 from transformers.utils import logging
 
-from prompt_tuning import add_soft_prompt
+from prompt_tuning import PromptTuningArguments, PromptTuningTrainer, SharedPrefixModel, add_soft_prompt
 from prompt_tuning.support.files import read_json_lines
 from prompt_tuning.support.tables import markdown_table
 
@@ -86,9 +87,15 @@ def trained_by_peft(rows: Dataset, length: int, folder: str | Path, **settings: 
     return model
 
 
-def random_batch(rows: int, longest: int, targets: int = 16, vocabulary: int = 40000) -> dict[str, torch.Tensor]:
-    """Return random tokens, `[rows, longest]`: rows of half to full length, padded right, with loss at the end."""
-    lengths = torch.randint(longest // 2, longest + 1, (rows,), generator=torch.Generator().manual_seed(0))
+def random_batch(
+    rows: int, longest: int, targets: int = 16, vocabulary: int = 40000, shortest: int | None = None
+) -> dict[str, torch.Tensor]:
+    """Return random tokens, `[rows, longest]`: rows of half to full length, padded right, with loss at the end.
+
+    The shortest row may have another length than half.
+    """
+    shortest = longest // 2 if shortest is None else shortest
+    lengths = torch.randint(shortest, longest + 1, (rows,), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(longest)[None] < lengths[:, None]).long()
     ids = torch.randint(5, vocabulary, (rows, longest), generator=torch.Generator().manual_seed(1)) * mask
     place = torch.arange(longest)[None]
@@ -113,17 +120,44 @@ def mixed_rows(count: int) -> list[dict]:
     return rows[:count]
 
 
+def trainer_step(model: PeftModel, batch: dict[str, torch.Tensor], folder: str, words=None, **settings: object):
+    """Return a function that takes a training step as Trainer does, but no optimiser's step, and returns the loss."""
+    settings = dict(output_dir=folder, report_to="none", per_device_train_batch_size=8) | settings
+    if isinstance(model, SharedPrefixModel):
+        trainer = PromptTuningTrainer(model=model, args=PromptTuningArguments(**settings), processing_class=words)
+    else:
+        trainer = Trainer(model, TrainingArguments(**settings), processing_class=words)
+    prepared = trainer.accelerator.prepare(model)
+    items = (batch["labels"] != -100).sum().to(trainer.args.device)
+
+    def step() -> torch.Tensor:
+        model.zero_grad()
+        return trainer.training_step(prepared, dict(batch), items)
+
+    return step
+
+
 def seconds(call: Callable[[], object]) -> float:
-    """Measure the seconds of a call."""
+    """Measure the seconds of a call, until a GPU has done what the call started."""
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    wait()
     start = time.perf_counter()
     call()
+    wait()
     return time.perf_counter() - start
 
 
-def paired_seconds(calls: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
-    """Measure the seconds of calls, one after the other in every turn; the first turn warms up and is not counted."""
+def paired_seconds(
+    calls: dict[str, Callable[[], object]], turns: int, until: float = math.inf
+) -> dict[str, list[float]]:
+    """Measure the seconds of calls, one after the other in every turn; the first turn warms up and is not counted.
+
+    No turn begins after the time `until` of `time.monotonic()`, except the first that is counted.
+    """
     times = {name: [] for name in calls}
     for turn in range(turns + 1):
+        if turn > 1 and time.monotonic() > until:
+            break
         for name, call in calls.items():
             duration = seconds(call)
             if turn > 0:
@@ -139,15 +173,15 @@ def ratio(slow: list[float], fast: list[float]) -> float:
 def print_table(*rows: Iterable[object]) -> None:
     """Print a Markdown table, whose first row is its head."""
     head, *others = [tuple(row) for row in rows]
-    print(markdown_table(head, others), end="\n\n")
+    print(markdown_table(head, others), end="\n\n", flush=True)
 
 
-def describe_machine() -> str:
-    """Return the processor, the number of threads, and the versions that a figure depends on."""
+def describe_machine(numbers: str = "float32") -> str:
+    """Return the processor, the number of threads, the versions that a figure depends on, and the type of numbers."""
     names = ("torch", "transformers", "peft", "accelerate", "prompt_tuning")
     processor = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
     packages = ", ".join(f"{name} {version(name)}" for name in names)
-    return f"{processor}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {packages}, float32"
+    return f"{processor}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {packages}, {numbers}"

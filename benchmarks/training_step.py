@@ -23,10 +23,11 @@ from common import (
     seconds,
     soft_prompt,
     tokenizer,
+    trainer_step,
 )
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import DataCollatorForSeq2Seq
 
-from prompt_tuning import Encoder, PromptTuningArguments, PromptTuningTrainer, Template
+from prompt_tuning import Encoder, Template
 
 CASES = {
     "P=20, B=8, random rows of 64..128 tokens": (20, lambda: random_batch(8, 128)),
@@ -64,18 +65,8 @@ def steps(length: int, batch: dict[str, torch.Tensor], folder: str):
     variants = {}
     for name in ("PEFT", "engine", "engine, torch_compile"):
         model = soft_prompt(base_model(), length, engine=name != "PEFT")
-        settings = dict(output_dir=folder, use_cpu=True, report_to="none", per_device_train_batch_size=8)
-        if name == "PEFT":
-            trainer = Trainer(model, TrainingArguments(**settings), processing_class=tokenizer())
-        else:
-            arguments = PromptTuningArguments(**settings, torch_compile="compile" in name)
-            trainer = PromptTuningTrainer(model=model, args=arguments, processing_class=tokenizer())
-        items = (batch["labels"] != -100).sum()
-
-        def step(trainer=trainer, model=model, items=items):
-            model.zero_grad()
-            return trainer.training_step(model, dict(batch), items)
-
+        settings = {"torch_compile": True} if "compile" in name else {}
+        step = trainer_step(model, batch, folder, tokenizer(), use_cpu=True, **settings)
         variants[name] = (step, model)
     return variants
 

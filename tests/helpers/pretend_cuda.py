@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate.state import AcceleratorState
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -304,8 +305,10 @@ def pretended_cuda(monkeypatch, device):
         monkeypatch.setattr(owner, name, replacement)
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", device)
     AcceleratorState._reset_state(reset_partial_state=True)
+    _device_constructors.cache_clear()  # It may hold PyTorch's own `torch.tensor`, or later the one of here.
     try:
         with PretendMode():
             yield LOG
     finally:
+        _device_constructors.cache_clear()
         AcceleratorState._reset_state(reset_partial_state=True)
