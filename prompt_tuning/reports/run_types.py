@@ -109,6 +109,8 @@ class Common(_Common, total=False):
     train_rows: int
     train_seconds: Seconds
     train_steps: int
+    seconds_per_step: Seconds
+    added_memory_bytes: Annotated[int, Limits(least=0)]
     trainable_parameters: int
     total_parameters: Positive
     virtual_tokens: Positive

@@ -21,6 +21,7 @@ from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import to_yaml
 from prompt_tuning.templates.template import Template
 from prompt_tuning.training.callbacks import EarlyStopping, stopping_on_signals
+from prompt_tuning.training.costs import TrainingCosts
 from prompt_tuning.training.memory import IN_TRAINING, explain_out_of_memory
 from prompt_tuning.training.resuming import CHANGED_SETTINGS
 from prompt_tuning.training.trainer import PromptTuningTrainer
@@ -53,7 +54,9 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) ->
         save_recipe(recipe, folder)
         write_base_model(folder, recipe.model, trainer.processing_class)
     with explain_out_of_memory(IN_TRAINING), stopping_on_signals(trainer.accelerator) as callback:
+        costs = TrainingCosts()
         trainer.add_callback(callback)
+        trainer.add_callback(costs)
         trainer.train(resume_from_checkpoint=checkpoint)
     facts: dict[str, Any] = {
         "method": recipe.prompt.method,
@@ -65,7 +68,7 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) ->
     changed = [entry for entry in trainer.state.log_history if CHANGED_SETTINGS in entry]
     if changed:
         facts[CHANGED_SETTINGS] = {str(entry["step"]): entry[CHANGED_SETTINGS] for entry in changed}
-    return facts | training_facts(trainer)
+    return facts | costs.facts() | training_facts(trainer)
 
 
 def _report_max_steps(recipe: Recipe) -> None:

@@ -247,7 +247,9 @@ def assert_same_run(one, other):
     assert (one / "predictions/test.jsonl").read_text() == (other / "predictions/test.jsonl").read_text()
     results = [json.loads((folder / "results.json").read_text()) for folder in (one, other)]
     for result in results:
-        del result["train_seconds"], result["evaluation_seconds"], result["prediction_seconds"]
+        for measured in ("train_seconds", "seconds_per_step", "added_memory_bytes", "evaluation_seconds"):
+            del result[measured]
+        del result["prediction_seconds"]
         result.pop("processes", None)
     assert results[0] == results[1]
     weights = [load_file(folder / "adapter_model.safetensors") for folder in (one, other)]
