@@ -1,10 +1,12 @@
 """How a training step's time grows with the length of the prompt and the number of rows.
 
-    python benchmarks/growth.py
+    python benchmarks/growth.py [ROWS]      # only batches of at most so many rows
 
 A cell is the seconds of a step relative to the step without a prompt. For PEFT that is the base model's forward over
 the padded rows, for the engine its step with a prompt of one token. Rows have 16..32 random tokens and 8 targets.
 """
+
+import sys
 
 from common import base_model, describe_machine, print_table, random_batch, seconds, soft_prompt
 
@@ -15,12 +17,14 @@ PROMPTS, BATCHES = (20, 100, 400), (1, 4, 16, 32)
 
 def main() -> None:
     print(f"{describe_machine()}; seed 0; the best of three steps, of one where it takes over 3 s\n")
+    most = int(sys.argv[1]) if len(sys.argv) > 1 else max(BATCHES)
+    batches = [rows for rows in BATCHES if rows <= most]
     engine, plain = base_model(), base_model()
     table = [
         ("way", "rows", "without a prompt (engine: P=1), seconds", *(f"times that, P={length}" for length in PROMPTS))
     ]
     for name, base in (("engine", engine), ("PEFT", plain)):
-        for rows in BATCHES:
+        for rows in batches:
             batch = random_batch(rows, 32, 8)
             models = [soft_prompt(base, length, engine=name == "engine").train() for length in PROMPTS]
             baseline = best(lambda: step_without_prompt(base, batch, engine=name == "engine"))  # noqa: B023

@@ -1,7 +1,9 @@
 """Memory that one training step adds to a loaded model: the peak of live tensors, as torch's profiler counts them.
 
-python benchmarks/memory.py
+python benchmarks/memory.py [CASES]     # only so many cases
 """
+
+import sys
 
 import torch
 from common import base_model, describe_machine, print_table, random_batch, soft_prompt
@@ -49,7 +51,8 @@ def added_memory(variant: str, make, length: int, rows: int, longest: int) -> fl
 def main() -> None:
     print(f"{describe_machine()}; MiB, and the share of PEFT's\n")
     rows = [("batch", *VARIANTS)]
-    for case, sizes in CASES.items():
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else len(CASES)
+    for case, sizes in list(CASES.items())[:count]:
         peft, *others = [added_memory(variant, *sizes) for variant in VARIANTS]
         rows.append((case, f"{peft:,.0f}", *(f"{mib:,.0f} ({mib / peft:.2f})" for mib in others)))
     print_table(*rows)

@@ -2,37 +2,72 @@
 
 make benchmark                           # or: python benchmarks/run.py
 python benchmarks/run.py generation      # only that part of results.md
+python benchmarks/run.py --short         # see that all run: print a short run of each, and write nothing
 """
 
+import argparse
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from prompt_tuning.support.files import atomic_write
+
 FOLDER = Path(__file__).parent
-BENCHMARKS = ("training_step", "training_run", "memory", "generation", "growth", "architectures", "encode", "sweep")
+# The arguments of a short run, by benchmark.
+BENCHMARKS = {
+    "training_step": ["1"],
+    "training_run": ["1"],
+    "memory": ["1"],
+    "generation": ["8"],
+    "growth": ["4"],
+    "architectures": [],
+    "encode": ["1000"],
+    "sweep": ["2", "2", "32", "2"],
+}
 
 
-def section(name: str) -> str:
+def section(name: str, arguments: list[str]) -> str:
     """Return what a benchmark prints, under its file's first line."""
     print(f"{name} ...", file=sys.stderr, flush=True)
     began = time.time()
-    done = subprocess.run([sys.executable, FOLDER / f"{name}.py"], stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, FOLDER / f"{name}.py", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     title = (FOLDER / f"{name}.py").read_text(encoding="utf-8").split('"""')[1].splitlines()[0].rstrip(".")
-    command = f"`python benchmarks/{name}.py`, {time.strftime('%Y-%m-%d')}, {time.time() - began:.0f} s"
-    return f"## {title}\n\n{command}: {done.stdout.strip()}\n"
+    words = " ".join(["python", f"benchmarks/{name}.py", *arguments])
+    return (
+        f"## {title}\n\n`{words}`, {time.strftime('%Y-%m-%d')}, {time.time() - began:.0f} s: {done.stdout.strip()}\n"
+    )
 
 
-def main() -> None:
+def write_results(names: list[str]) -> None:
+    """Run benchmarks, and replace their parts of results.md."""
     results = FOLDER / "results.md"
     saved_parts = results.read_text(encoding="utf-8").split("\n\n## ")[1:] if results.is_file() else []
     parts = {}
     for part in saved_parts:
         parts[part.split("`python benchmarks/")[1].split(".py")[0]] = f"## {part}"
-    for name in sys.argv[1:] or BENCHMARKS:
-        parts[name] = section(name)
+    for name in names:
+        parts[name] = section(name, [])
         ordered = [parts[benchmark] for benchmark in BENCHMARKS if benchmark in parts]
-        results.write_text("\n\n".join(["# Benchmarks, by `make benchmark`", *ordered]), encoding="utf-8")
+        with atomic_write(results) as file:
+            file.write("\n\n".join(["# Benchmarks, by `make benchmark`", *ordered]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these: {', '.join(BENCHMARKS)}")
+    parser.add_argument("--short", action="store_true", help="print a short run of each, and write nothing")
+    args = parser.parse_args()
+    unknown = sorted(set(args.names) - set(BENCHMARKS))
+    if unknown:
+        parser.error(f"no benchmark {unknown[0]}. Name some of {', '.join(BENCHMARKS)}")
+    names = args.names or list(BENCHMARKS)
+    if not args.short:
+        write_results(names)
+        return
+    for name in names:
+        print(section(name, BENCHMARKS[name]), flush=True)
 
 
 if __name__ == "__main__":
