@@ -1,18 +1,16 @@
 """`make gpu` starts at the first try: its code runs here on a CPU and on a pretended GPU, and a failure is written."""
 
 import re
-import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.paths import ROOT
+from helpers.benchmarks import load_benchmark
 from helpers.pretend_cuda import pretended_cuda
 from helpers.real_cuda import IS_REAL
 from transformers import training_args
-from transformers.utils import logging
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # The benchmarks ignore warnings, since plain PEFT gives some.
 SCRIPT = """
@@ -27,15 +25,7 @@ if sys.argv[1] == "generation":
 
 @pytest.fixture(scope="module")
 def gpu():
-    """Return the script as a module. Its import makes transformers silent, which other tests are not to be."""
-    verbosity = logging.get_verbosity()
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import gpu
-
-    sys.path.remove(str(ROOT / "benchmarks"))
-    logging.set_verbosity(verbosity)
-    logging.enable_progress_bar()
-    return gpu
+    return load_benchmark("gpu")
 
 
 @pytest.fixture
