@@ -91,6 +91,17 @@ def test_a_section_that_fails_or_hangs_is_written_and_the_others_run(gpu, fake_s
     }
 
 
+def test_failed_device_tests_are_counted_and_named(gpu, tmp_path, capsys):
+    (tmp_path / "test_some.py").write_text(
+        "def test_one():\n    pass\n\ndef test_two():\n    assert False, 'no kernel'\n"
+    )
+    tests = ("--noconftest", str(tmp_path / "test_some.py"))
+    gpu.device_tests(replace(gpu.TINY, tests=tests), time.monotonic() + 600)
+    printed = capsys.readouterr().out
+    assert "1 failed, 1 passed" in printed
+    assert re.search(r"(?m)^FAILED .*test_two", printed)
+
+
 def test_a_call_that_needs_too_much_memory_is_written_and_the_others_are_timed(gpu):
     def full():
         raise torch.OutOfMemoryError("CUDA out of memory")
