@@ -213,6 +213,14 @@ class PromptArguments:
             "help": "p_tuning, residual, prefix_projection: width of the network; by default the width of the model."
         },
     )
+    layer_vectors: bool = field(
+        default=False,
+        metadata={
+            "help": "prompt_tuning, prefix_tuning: give each trained token also a vector for each layer, which is "
+            "added to the layer's input at its place and starts from 0. Behind a prefix only the tokens of "
+            "trained_text have them."
+        },
+    )
     prefix_projection: bool = field(
         default=False, metadata={"help": "prefix_tuning: train a network that writes the prefix (Li & Liang 2021)."}
     )

@@ -31,6 +31,7 @@ class Method:
         continued_as: the method that a saved adapter is trained further with; by default the same one.
         learning_rate: the peak learning rate of a recipe that sets none.
         network_learning_rate: the same if a network writes the prompt at the user's wish.
+        layered_learning_rate: the same for embeddings beside layer vectors, which move the model, too.
         fits_encoder_decoder: the method has a prompt for encoder-decoder models.
         runs_under_fsdp: the method trains on a model that FSDP splits.
         joins_ensembles: `ensemble` takes its adapters.
@@ -50,6 +51,7 @@ class Method:
     continued_as: str | None = None
     learning_rate: float = PROMPT_LEARNING_RATE
     network_learning_rate: float | None = None
+    layered_learning_rate: float | None = None
     fits_encoder_decoder: bool = True
     runs_under_fsdp: bool = True
     joins_ensembles: bool = False
@@ -102,14 +104,17 @@ class Method:
         """Return whether a setting belongs to this method or to every method."""
         return setting in self.settings or not methods_of_setting(setting)
 
-    def default_learning_rate(self, *, network: bool) -> float:
+    def default_learning_rate(self, *, network: bool, layer_vectors: bool) -> float:
         """Return the learning rate of a recipe that sets none.
 
         Args:
             network: whether the recipe asks for a network that writes the prompt.
+            layer_vectors: whether it asks for vectors in every layer.
         """
         if network and self.network_learning_rate is not None:
             return self.network_learning_rate
+        if layer_vectors and self.layered_learning_rate is not None:
+            return self.layered_learning_rate
         return self.learning_rate
 
 
@@ -119,7 +124,9 @@ _ROWS = (
         trained_part="embeddings",
         settings=(
             "init", "residual", "init_demonstrations", "teacher_template", "encoder_hidden_size", "num_virtual_tokens",
+            "layer_vectors",
         ),
+        layered_learning_rate=1e-2,
         joins_ensembles=True,
         card_subject="A soft prompt",
         card_description="prompt tuning (Lester et al. 2021): trained embeddings before the text",
@@ -141,7 +148,7 @@ _ROWS = (
         trained_part="keys and values",
         settings=(
             "init", "init_demonstrations", "teacher_template", "prefix_projection", "prefix_encoder", "prefix_decoder",
-            "prefix_cross", "encoder_hidden_size", "num_virtual_tokens",
+            "prefix_cross", "encoder_hidden_size", "num_virtual_tokens", "layer_vectors",
         ),
         refused_inits=("frequent", "class_labels", "adapter"),
         learning_rate=1e-2,

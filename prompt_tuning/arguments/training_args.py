@@ -68,6 +68,10 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
     learning_rate: float = field(
         default=PROMPT_LEARNING_RATE, metadata={"help": "The peak learning rate of the prompt."}
     )
+    layer_vectors_learning_rate: float = field(
+        default=1e-2,
+        metadata={"help": "layer_vectors: their peak learning rate, in units of each layer's median input."},
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The shape of the learning rate's decay."})
     warmup_steps: float = field(
         default=0.06, metadata={"help": "Steps of linear warm-up; a number below 1 is a share of all steps."}

@@ -12,6 +12,7 @@ from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from safetensors import SafetensorError
 
 from prompt_tuning.arguments.methods import find_method
+from prompt_tuning.engine.trained_config import TrainedTokensConfig
 from prompt_tuning.errors import AdapterError
 
 ADVICE = "Copy the folder again, or train again."
@@ -65,6 +66,15 @@ def _prompt_shapes(config: PeftConfig) -> dict[str, list[int | None]]:
     """Return the tensors that a saved prompt has, with their shapes; None for a size that is not known."""
     method = find_method(config.peft_type)
     length = config.num_virtual_tokens
+    if isinstance(config, TrainedTokensConfig):
+        prefixed = method.trains_keys_and_values
+        width = _prefix_width(config) if prefixed else config.token_dim
+        text = len(config.text_token_ids)
+        shapes = {"prompt_embeddings": [length, width], "text_embeddings": [text, None if prefixed else width]}
+        if config.layer_vectors:
+            shapes["layer_vectors"] = [config.num_layers, text if prefixed else length + text, None]
+            shapes["layer_scales"] = [config.num_layers]
+        return shapes
     if method.trains_keys_and_values:
         return {"prompt_embeddings": [length, _prefix_width(config)]}
     if method.trains_embeddings:

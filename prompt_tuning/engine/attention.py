@@ -70,7 +70,7 @@ class RowLayout:
         """Return each segment that has queries, as the segment that it sees before itself and its own number."""
         segments: list[tuple[int | None, int]] = []
         if not self.prefixes:
-            segments += [(None, number) for number in range(len(self.prompts))]
+            segments += [(None, number) for number, length in enumerate(self.prompts) if length]
         segments += [(prompt, len(self.prompts) + row) for row, prompt in enumerate(self.prompt_index)]
         return segments
 

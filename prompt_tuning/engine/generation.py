@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -35,8 +36,9 @@ from transformers.generation.streamers import BaseStreamer
 from prompt_tuning.encoding.batching import unpadded
 from prompt_tuning.engine.calls import setting
 from prompt_tuning.engine.dispatch import get_base, has_prompt
-from prompt_tuning.engine.kv_cache import RoomyLayer, cache_of_rows, join_caches
+from prompt_tuning.engine.kv_cache import RoomyLayer, cache_of_rows, caches_of_rows
 from prompt_tuning.engine.stop_texts import StopTexts
+from prompt_tuning.engine.trained_tokens import TrainedTable
 
 # Transformers makes these processors from settings too, unless one of the same class is passed. Placeholder ids do not
 # mislead them.
@@ -54,7 +56,7 @@ READ_IDS = {
     "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0,
     "sequence_bias": None, "bad_words_ids": None, "stop_strings": None, "watermarking_config": None,
 }  # fmt: skip
-# A model's generation_config.json may hold these, too: names of tokens, and limits that are counted here.
+# A model's generation_config.json may also hold names of tokens, and limits that are counted here.
 WITHOUT_EFFECT_ON_ROWS = {"_from_model_config", "transformers_version", "bos_token_id", "max_length", "use_cache"}
 
 
@@ -111,6 +113,7 @@ def generate_with_cache(
     *,
     common_prefix: torch.Tensor,
     packed: bool,
+    table: TrainedTable | None = None,
     **kwargs: Any,
 ) -> Any:
     """Call `generate` for rows behind the keys and values of their prompts.
@@ -124,6 +127,7 @@ def generate_with_cache(
         common_prefix: `[S]`, the ids that open every row and are in the caches already.
         packed: read the rows as one packed sequence, and a text that opens several rows once; for rows within their
             window.
+        table: the trained tokens of the prompts' adapters.
         **kwargs: as for `generate`.
 
     Returns:
@@ -138,21 +142,22 @@ def generate_with_cache(
         cache, mask = cache_of_rows(base, caches, prompt_index, rows)
         mask = torch.cat([mask, rest[:, -1:]], 1)
     else:
-        cache, mask = join_caches(copy.deepcopy(caches))
-        selected = torch.tensor(prompt_index, device=input_ids.device)
-        cache.batch_select_indices(selected)
-        mask = torch.cat([mask[selected], rest[:, shared:]], 1)
+        cache, mask = caches_of_rows(copy.deepcopy(caches), prompt_index)
+        mask = torch.cat([mask, rest[:, shared:]], 1)
     copies = max(setting(base, kwargs, "num_beams", 1), setting(base, kwargs, "num_return_sequences", 1))
     cache.batch_repeat_interleave(copies)
     cache.layers = [RoomyLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    kwargs = _showing_own_ids(base, kwargs, input_ids, mask.shape[1])
+    ordinary = table.ordinary if table is not None else torch.clone
+    kwargs = _showing_own_ids(base, kwargs, ordinary(input_ids), mask.shape[1])
     kwargs = _with_settings_of_ids(base, kwargs, mask.shape[1] - attention_mask.sum(1))
     kwargs |= {"use_cache": True, "cache_implementation": None}
     # Ids in the places of prompt and padding are never embedded, but a repetition penalty reads them.
     row_ids = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
     row_ids = row_ids[:, -mask.shape[1] :]  # Further columns are all padding.
     virtual = input_ids[:, -1:].expand(-1, mask.shape[1] - row_ids.shape[1])
-    output = _generate_dropping_finished(base, torch.cat([virtual, row_ids], 1), mask, cache, **kwargs)
+    ids = torch.cat([virtual, row_ids], 1)
+    with nullcontext() if table is None else table.reading(ids):
+        output = _generate_dropping_finished(base, ordinary(ids), mask, cache, **kwargs)
     return with_sources(output, input_ids, mask.shape[1])
 
 

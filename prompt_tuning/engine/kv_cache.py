@@ -78,6 +78,20 @@ def join_caches(caches: Sequence[Cache]) -> tuple[Cache, torch.Tensor]:
     return joined, _left_padded_mask(lengths, joined.layers[0].keys.device)
 
 
+def caches_of_rows(caches: Sequence[Cache], prompt_index: Sequence[int]) -> tuple[Cache, torch.Tensor]:
+    """Return one cache of B rows, padded on the left, and its mask `[B, longest]`; otherwise like `join_caches`.
+
+    Args:
+        caches: of K prompts, one row each. The first may be changed.
+        prompt_index: for each of the B rows the index of its prompt.
+    """
+    cache, mask = join_caches(caches)
+    rows = torch.tensor(prompt_index, device=mask.device)
+    cache.batch_select_indices(rows)
+    # A cache without positions keeps its one row.
+    return cache if mask.shape[1] else DynamicCache(), mask[rows]
+
+
 def _join_padded(states: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return `[K, key heads, longest, D]` from K tensors of one row, padded on the left."""
     longest = max(row.shape[2] for row in states)  # A sliding layer keeps no more than its window.
@@ -86,7 +100,8 @@ def _join_padded(states: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _left_padded_mask(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
     longest = max(lengths)
-    return torch.tensor([[0] * (longest - length) + [1] * length for length in lengths], device=device)
+    rows = [[0] * (longest - length) + [1] * length for length in lengths]
+    return torch.tensor(rows, dtype=torch.long, device=device)
 
 
 def shared_prefixes(rows: Sequence[Sequence[int]], prompt_index: Sequence[int]) -> list[tuple[int, list[int]]]:

@@ -13,7 +13,7 @@ read each choice with its source, padded on the right, which changes nothing in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from itertools import chain
 from typing import Literal, NamedTuple
 
@@ -171,7 +171,10 @@ def log_likelihoods(
     # All targets are copied together, so that Python does not wait for the device at each segment.
     copied = to_device(get_base(model).device, *(tensor.flatten() for tensor in targets))
     sums = []
-    with model.eagerly() if isinstance(model, SharedPrefixModel) else nullcontext():
+    with ExitStack() as stack:
+        if isinstance(model, SharedPrefixModel):
+            stack.enter_context(model.eagerly())
+            stack.enter_context(model.trained_tokens())
         for wanted, flat, logits in zip(targets, copied, _logits(model, sources, segments, start), strict=True):
             of_segment = flat.view(wanted.shape).to(logits.device)
             places = torch.arange(wanted.shape[1], device=logits.device)

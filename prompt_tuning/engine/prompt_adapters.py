@@ -8,10 +8,14 @@ from typing import Any, Self
 import torch
 from peft import PeftConfig, PeftModel, PeftModelForCausalLM, PeftModelForSeq2SeqLM, TaskType
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
 
 from prompt_tuning.engine.adapter_weights import check_weights
 from prompt_tuning.engine.dispatch import check_one_device
 from prompt_tuning.engine.prompt_network import is_network, load_network
+from prompt_tuning.engine.trained_config import read_config
+from prompt_tuning.engine.trained_tokens import trained_tokens_of
 from prompt_tuning.errors import AdapterError
 
 TASK_TYPES = {PeftModelForCausalLM: TaskType.CAUSAL_LM, PeftModelForSeq2SeqLM: TaskType.SEQ_2_SEQ_LM}
@@ -64,7 +68,7 @@ class PromptAdapters(PeftModel):
             is_trainable: the training is continued.
             kwargs: arguments of PEFT's downloads, such as `subfolder`.
         """
-        config = PeftConfig.from_pretrained(str(model_id), **kwargs)
+        config = read_config(model_id, **kwargs)
         config.inference_mode = not is_trainable
         return config
 
@@ -119,7 +123,7 @@ class PromptAdapters(PeftModel):
         config = self.peft_config.get(adapter_name)
         if config is None:
             config = self.saved_config(model_id, is_trainable=is_trainable, **hub_kwargs)
-        check_weights(config, model_id, **hub_kwargs)
+        tensors = check_weights(config, model_id, **hub_kwargs)
         if not config.is_prompt_learning:
             return super().load_adapter(model_id, adapter_name, is_trainable, **kwargs)
         if adapter_name not in self.peft_config:
@@ -129,7 +133,21 @@ class PromptAdapters(PeftModel):
             loaded = super().load_adapter(str(model_id), adapter_name, is_trainable, **kwargs)
             if is_network(self.prompt_encoder[adapter_name]):
                 config.inference_mode = True  # PEFT then takes the loaded embeddings as they are.
+        trained = trained_tokens_of(self.prompt_encoder[adapter_name])
+        if trained is not None:
+            trained.load_state_dict({name: tensors[name] for name in trained.state_dict()})
         return loaded
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save the adapters; unlike PEFT, with their trained tokens; the arguments are those of PEFT."""
+        super().save_pretrained(str(save_directory), *args, **kwargs)
+        encoders = self.prompt_encoder if self.active_peft_config.is_prompt_learning else {}
+        for adapter_name, encoder in encoders.items():
+            trained = trained_tokens_of(encoder)
+            folder = Path(save_directory) if adapter_name == "default" else Path(save_directory, adapter_name)
+            file = folder / SAFETENSORS_WEIGHTS_NAME
+            if trained is not None and kwargs.get("is_main_process", True) and file.is_file():
+                save_file(load_file(file) | trained.state_dict(), file, metadata={"format": "pt"})
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; unlike PEFT, refuse to delete the only prompt, without which PEFT's forward fails.

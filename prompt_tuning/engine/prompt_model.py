@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModelForCausalLM
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import start_with
-from prompt_tuning.engine.attention import ATTENTION, shared_prefix_attention
+from prompt_tuning.engine.attention import ATTENTION, RowLayout, shared_prefix_attention
 from prompt_tuning.engine.base_checks import cache_shape, check_takes_embeddings
 from prompt_tuning.engine.dispatch import (
     ExecutionPath,
@@ -26,10 +27,23 @@ from prompt_tuning.engine.dispatch import (
     has_tested_cache,
     packing_obstacle,
 )
+from prompt_tuning.engine.kv_cache import PackedPrefixes, caches_of_rows, common_prefix_cache
 from prompt_tuning.engine.limits import rotary_limit, window_limit
+from prompt_tuning.engine.padded_segments import to_device
 from prompt_tuning.engine.peft_generation import prepare_under_old_name
 from prompt_tuning.engine.prompt_adapters import PromptAdapters
 from prompt_tuning.engine.prompt_names import PromptName, index_prompts
+from prompt_tuning.engine.target_batch import Batch
+from prompt_tuning.engine.trained_config import TrainedTokensConfig
+from prompt_tuning.engine.trained_tokens import (
+    TrainedTable,
+    TrainedTokens,
+    active_table,
+    check_trained_tokens,
+    hook_layers,
+    read_trained_ids,
+    trained_tokens_of,
+)
 from prompt_tuning.errors import AdapterError
 
 logger = logging.getLogger(__name__)
@@ -39,6 +53,7 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
     """`PeftModelForCausalLM` that hands out its prompts as embeddings or as caches, each computed once."""
 
     active_adapter: str
+    _hooks: Sequence[RemovableHandle] = ()  # Those on the base model of trained tokens.
     base_model_prepare_inputs_for_generation: Callable[..., dict[str, Any]]
 
     def __init__(self, model: torch.nn.Module, peft_config: Any, adapter_name: str = "default", **kwargs: Any) -> None:
@@ -81,10 +96,79 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
             for module in checkpointed:
                 module.gradient_checkpointing = True
         self.word_embeddings = self.base_model.get_input_embeddings()
+        self._add_trained_tokens(adapter_name)
+
+    def _add_trained_tokens(self, adapter_name: str) -> None:
+        """Register the trained tokens of an adapter beside its prompt, so that they are trained and moved with it."""
+        config = self.peft_config[adapter_name]
+        if not isinstance(config, TrainedTokensConfig):
+            return
+        encoder = self.prompt_encoder[adapter_name]
+        encoder.trained_tokens = TrainedTokens(config, self.base_model)
+        hooks = [self.base_model.register_forward_pre_hook(read_trained_ids, with_kwargs=True)]
+        hooks += hook_layers(self.base_model) if config.layer_vectors else []
+        self._hooks = [*self._hooks, *hooks]
+        if not config.num_virtual_tokens:
+            encoder.embedding.requires_grad_(requires_grad=False)  # It is empty, and gets no gradient.
+
+    def unload(self) -> torch.nn.Module:
+        """Return the base model without its prompts, and without the hooks of trained tokens."""
+        for hook in self._hooks:
+            hook.remove()
+        return super().unload()
+
+    def trained_tokens(self, adapter_names: Sequence[str] | None = None) -> AbstractContextManager[None]:
+        """Return a context in which forwards of the base model read trained ids, and hand places to the layers.
+
+        Args:
+            adapter_names: the adapters of the rows; by default the active one.
+        """
+        names = dict.fromkeys(adapter_names or [self.active_adapter])
+        encoders = self.prompt_encoder if self.active_peft_config.is_prompt_learning else {}
+        tokens = {name: trained_tokens_of(encoders[name]) for name in names if name in encoders}
+        if self.disabled or all(part is None for part in tokens.values()):
+            return nullcontext()
+        return TrainedTable(self.get_base_model(), tokens).active()
+
+    @property
+    def _table(self) -> TrainedTable | None:
+        """The table of trained tokens within `trained_tokens`."""
+        return active_table(self.get_base_model())
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings `[..., H]` of ids `[...]`, within `trained_tokens` also of trained ones."""
+        return self.word_embeddings(ids) if self._table is None else self._table.embed(ids)
+
+    def _table_ids(self, ids: torch.Tensor, names: Sequence[PromptName], prompt_index: Sequence[int]) -> torch.Tensor:
+        """Return ids `[B, T]` of rows as the table of several adapters has them."""
+        if self._table is None or len(names) == 1:
+            return ids
+        return self._table.shifted(ids, [names[number].adapter for number in prompt_index])
+
+    def _layer_arguments(
+        self, names: Sequence[PromptName], shared: torch.Tensor, rows: torch.Tensor
+    ) -> dict[str, Any]:
+        """Return what the base model hands to its layers for one sequence of prompts, each with shared ids, and rows.
+
+        Args:
+            names: the prompts before the rows; none if they are caches.
+            shared: ids `[S]` behind each prompt.
+            rows: ids `[N]`.
+        """
+        if self._table is None:
+            return {}
+        columns = [self._table.columns(rows)]
+        behind = self._table.columns(shared)
+        for name in reversed(names):
+            length = self.peft_config[name.adapter].num_virtual_tokens
+            columns = [self._table.prompt_columns(name.adapter, length), behind, *columns]
+        return self._table.layer_arguments(torch.cat(columns))
 
     def _check_base(self, config: PeftConfig) -> None:
         """Try whether an untested base model takes the prompt of this configuration."""
         base, method = self.base_model, find_method(config.peft_type)
+        if isinstance(config, TrainedTokensConfig):
+            check_trained_tokens(base.config, layer_vectors=config.layer_vectors)
         if has_tested_cache(base):
             return
         if not method.trains_keys_and_values:
@@ -201,11 +285,14 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
                 if len(common_prefix):
                     mask = common_prefix.new_ones(1, cache.get_seq_length() + len(common_prefix))
                     self._run_after_cache(cache, mask, common_prefix[None], 1)
+            elif not len(prompt) + len(common_prefix):
+                cache = common_prefix_cache(base, [])
             else:
                 cache = DynamicCache(config=base.config)
-                embeds = self.word_embeddings(common_prefix)
+                embeds = self.embed(common_prefix)
                 embeds = torch.cat([prompt.to(embeds.dtype), embeds])[None]
-                base(inputs_embeds=embeds, cache=cache, use_cache=True, logits_to_keep=1)
+                vectors = self._layer_arguments([name], common_prefix, common_prefix[:0])
+                base(inputs_embeds=embeds, cache=cache, use_cache=True, logits_to_keep=1, **vectors)
             caches.append(cache)
         return caches
 
@@ -226,6 +313,57 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
             positions["position_ids"] = starts + torch.arange(width, device=mask.device)
         behind = {"attention_mask": mask, "cache": cache, "use_cache": True}
         return base(input_ids=input_ids, logits_to_keep=logits_to_keep, **behind, **positions | kwargs)
+
+    def _packed_logits(self, batch: Batch, names: list[PromptName], prompt_index: list[int]) -> torch.Tensor:
+        """Return the logits `[targets, V]` of a batch from one sequence `[1, P + N, H]` of prompts and rows."""
+        computed = [self._prompt(name) for name in names]
+        prefixes = PackedPrefixes.from_caches(computed) if self._prompt_is_cache else PackedPrefixes((), [])
+        common_prefix = batch.common_prefix[: 0 if self._prompt_is_cache else None]
+        batch = batch if self._prompt_is_cache else batch.rest()
+        row_lengths = batch.needed.sum(1).tolist()
+        rows = [number for number, length in enumerate(row_lengths) if length]
+        layout = RowLayout(
+            prompts=prefixes.lengths or tuple(len(prompt) + len(common_prefix) for prompt in computed),
+            rows=tuple(row_lengths[number] for number in rows),
+            prompt_index=tuple(prompt_index[number] for number in rows),
+            prefixes=prefixes.states,
+        )
+        positions = layout.positions()
+        predicts = batch.predicts[batch.needed].nonzero()[:, 0]
+        predicts += len(positions) - sum(layout.rows)
+        ids = batch.input_ids[batch.needed]
+        vectors = self._layer_arguments([] if self._prompt_is_cache else names, common_prefix, ids)
+        shared_ids, ids, positions, predicts = to_device(
+            self.word_embeddings.weight.device, common_prefix, ids, positions, predicts
+        )
+        embeds = self.embed(ids)
+        if not self._prompt_is_cache:
+            shared = self.embed(shared_ids)
+            prompts = [torch.cat([prompt, shared]) for prompt in computed]
+            embeds = torch.cat([*(prompt.to(embeds.dtype) for prompt in prompts), embeds])
+        output = self.get_base_model()(
+            inputs_embeds=embeds[None],
+            position_ids=positions[None],
+            # With four dimensions the model makes no mask of its own: the layout says what is visible.
+            attention_mask=positions.new_zeros(1, 1, 1, 1, dtype=torch.bool),
+            use_cache=False,
+            logits_to_keep=predicts[None],
+            row_layout=layout,
+            **vectors,
+        )
+        return output.logits.flatten(0, -2)
+
+    def _cache_logits(self, batch: Batch, names: list[PromptName], prompt_index: list[int]) -> torch.Tensor:
+        """Return the logits `[targets, V]` of a batch from padded rows behind a cache of their prompts."""
+        if self._prompt_is_cache:
+            common_prefix = batch.common_prefix[:0]
+        else:
+            common_prefix = batch.common_prefix
+            batch = batch.rest()
+        device = self.word_embeddings.weight.device
+        cache, mask = caches_of_rows(self._prompt_caches(names, common_prefix.to(device)), prompt_index)
+        mask = torch.cat([mask, batch.needed.to(device, mask.dtype)], 1)
+        return self._run_after_cache(cache, mask, batch.input_ids.to(device), batch.predicts.to(device)).logits
 
     def _generation_caches(
         self, names: list[PromptName], input_ids: torch.Tensor, attention_mask: torch.Tensor

@@ -18,6 +18,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from prompt_tuning.engine.adapter_weights import ADVICE, check_finite
 from prompt_tuning.engine.dispatch import has_prompt
+from prompt_tuning.engine.trained_tokens import trained_tokens_of
 from prompt_tuning.errors import AdapterError
 
 PROMPT_ENCODER = "prompt_encoder.safetensors"
@@ -85,5 +86,6 @@ def load_network(
 
 def is_network(encoder: torch.nn.Module) -> bool:
     """Return whether more of a prompt's encoder is trained than what PEFT saves of it."""
-    # PEFT saves the matrices of a multitask prompt, too.
-    return len(list(encoder.parameters())) > 1 and not isinstance(encoder, MultitaskPromptEmbedding)
+    if trained_tokens_of(encoder) is not None or isinstance(encoder, MultitaskPromptEmbedding):
+        return False  # Both are saved whole.
+    return len(list(encoder.parameters())) > 1

@@ -21,7 +21,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import move_padding, pad_left
-from prompt_tuning.engine.attention import RowLayout
 from prompt_tuning.engine.calls import (
     arguments_with_labels,
     check_generate_arguments,
@@ -39,8 +38,6 @@ from prompt_tuning.engine.generation import (
     takes_embeddings,
     with_sources,
 )
-from prompt_tuning.engine.kv_cache import PackedPrefixes, join_caches
-from prompt_tuning.engine.padded_segments import to_device
 from prompt_tuning.engine.peft_generation import generate_row_by_row, peft_warnings_ignored
 from prompt_tuning.engine.places import put_back, rows_first, select, starts_with_padding
 from prompt_tuning.engine.prompt_model import PromptModel
@@ -102,13 +99,14 @@ class SharedPrefixModel(PromptModel):
                 return super().forward(input_ids=input_ids, attention_mask=attention_mask, task_ids=task_ids, **kwargs)
         as_dictionary = kwargs.pop("return_dict", True)
         rows = forward_rows(input_ids, kwargs.pop("inputs_embeds", None))
-        if labels is None:
-            kwargs |= self._names_for_peft(adapter_names)
-            output = self._forward_to_all(rows, attention_mask, task_ids=task_ids, **kwargs)
-        else:
-            given: dict[str, Any] = {"adapter_names": adapter_names, "task_ids": task_ids}
-            given |= {"num_items_in_batch": num_items_in_batch, "label_smoothing": label_smoothing}
-            output = self._forward_to_targets(rows, attention_mask, labels.long(), **given, **kwargs)
+        with self.trained_tokens(adapter_names):
+            if labels is None:
+                kwargs |= self._names_for_peft(adapter_names)
+                output = self._forward_to_all(rows, attention_mask, task_ids=task_ids, **kwargs)
+            else:
+                given: dict[str, Any] = {"adapter_names": adapter_names, "task_ids": task_ids}
+                given |= {"num_items_in_batch": num_items_in_batch, "label_smoothing": label_smoothing}
+                output = self._forward_to_targets(rows, attention_mask, labels.long(), **given, **kwargs)
         return output if as_dictionary else output.to_tuple()
 
     def _forward_to_targets(
@@ -155,7 +153,8 @@ class SharedPrefixModel(PromptModel):
         else:
             compute = self._packed_logits if path.name == "packed" else self._cache_logits
             names, prompt_index = self._index_prompts(adapter_names, task_ids, len(rows))
-            batch = Batch.from_targets(select(rows.cpu(), order), is_target)
+            ids = self._table_ids(rows.cpu(), names, prompt_index)
+            batch = Batch.from_targets(select(ids, order), is_target)
             logits = compute(batch, names, prompt_index)[: is_target.sum()]
         loss = target_loss(logits, labels[is_target].to(logits.device), num_items_in_batch, label_smoothing)
         returned = {name: value for name, value in output.items() if name != "cache"}
@@ -207,6 +206,12 @@ class SharedPrefixModel(PromptModel):
         self._check_prefix_is_read()
         name = "input_ids" if rows.dim() == 2 else "inputs_embeds"
         given = {argument: value for argument, value in kwargs.items() if value is not None}
+        if self._table is not None and rows.dim() == 2 and not self._prompt_is_cache:
+            # PEFT itself embeds ids behind a soft prompt.
+            prompt = self._table.prompt_columns(self.active_adapter, self.active_peft_config.num_virtual_tokens)
+            columns = torch.cat([prompt.expand(len(rows), -1), self._table.columns(rows)], 1)
+            given |= self._table.layer_arguments(columns)
+            rows, name = self.embed(rows), "inputs_embeds"
         with peft_warnings_ignored():
             return super().forward(**{name: rows}, attention_mask=mask, return_dict=True, **given)
 
@@ -222,56 +227,6 @@ class SharedPrefixModel(PromptModel):
                 f"{self.active_adapter}; give labels, or call generate"
             )
         return {}
-
-    def _packed_logits(self, batch: Batch, names: list[PromptName], prompt_index: list[int]) -> torch.Tensor:
-        """Return the logits `[targets, V]` of a batch from one sequence `[1, P + N, H]` of prompts and rows."""
-        computed = [self._prompt(name) for name in names]
-        prefixes = PackedPrefixes.from_caches(computed) if self._prompt_is_cache else PackedPrefixes((), [])
-        common_prefix = batch.common_prefix[: 0 if self._prompt_is_cache else None]
-        batch = batch if self._prompt_is_cache else batch.rest()
-        row_lengths = batch.needed.sum(1).tolist()
-        rows = [number for number, length in enumerate(row_lengths) if length]
-        layout = RowLayout(
-            prompts=prefixes.lengths or tuple(len(prompt) + len(common_prefix) for prompt in computed),
-            rows=tuple(row_lengths[number] for number in rows),
-            prompt_index=tuple(prompt_index[number] for number in rows),
-            prefixes=prefixes.states,
-        )
-        positions = layout.positions()
-        predicts = batch.predicts[batch.needed].nonzero()[:, 0]
-        predicts += len(positions) - sum(layout.rows)
-        shared_ids, ids, positions, predicts = to_device(
-            self.word_embeddings.weight.device, common_prefix, batch.input_ids[batch.needed], positions, predicts
-        )
-        embeds = self.word_embeddings(ids)
-        if not self._prompt_is_cache:
-            shared = self.word_embeddings(shared_ids)
-            prompts = [torch.cat([prompt, shared]) for prompt in computed]
-            embeds = torch.cat([*(prompt.to(embeds.dtype) for prompt in prompts), embeds])
-        output = self.get_base_model()(
-            inputs_embeds=embeds[None],
-            position_ids=positions[None],
-            # With four dimensions the model makes no mask of its own: the layout says what is visible.
-            attention_mask=positions.new_zeros(1, 1, 1, 1, dtype=torch.bool),
-            use_cache=False,
-            logits_to_keep=predicts[None],
-            row_layout=layout,
-        )
-        return output.logits.flatten(0, -2)
-
-    def _cache_logits(self, batch: Batch, names: list[PromptName], prompt_index: list[int]) -> torch.Tensor:
-        """Return the logits `[targets, V]` of a batch from padded rows behind a cache of their prompts."""
-        if self._prompt_is_cache:
-            common_prefix = batch.common_prefix[:0]
-        else:
-            common_prefix = batch.common_prefix
-            batch = batch.rest()
-        device = self.word_embeddings.weight.device
-        cache, mask = join_caches(self._prompt_caches(names, common_prefix.to(device)))
-        rows = torch.tensor(prompt_index, device=device)
-        cache.batch_select_indices(rows)
-        mask = torch.cat([mask[rows], batch.needed.to(device, mask.dtype)], 1)
-        return self._run_after_cache(cache, mask, batch.input_ids.to(device), batch.predicts.to(device)).logits
 
     @torch.no_grad()
     def generate(
@@ -333,20 +288,26 @@ class SharedPrefixModel(PromptModel):
         even = len(names) == 1 and bool(attention_mask.all())
         within = within_window(base, reach)
         takes_cache = has_tested_cache(base)
-        if takes_cache and (even or within):
-            caches, common_prefix = self._generation_caches(names, input_ids, attention_mask)
-            return generate_with_cache(
-                base,
-                caches,
-                prompt_index,
-                input_ids,
-                attention_mask,
-                common_prefix=common_prefix,
-                packed=within and self.execution_path.name == "packed",
-                **kwargs,
-            )
+        with self.trained_tokens([name.adapter for name in names]):
+            if takes_cache and (even or within):
+                ids = self._table_ids(input_ids, names, prompt_index)
+                caches, common_prefix = self._generation_caches(names, ids, attention_mask)
+                output = generate_with_cache(
+                    base,
+                    caches,
+                    prompt_index,
+                    ids,
+                    attention_mask,
+                    common_prefix=common_prefix,
+                    packed=within and self.execution_path.name == "packed",
+                    table=self._table,
+                    **kwargs,
+                )
+                return output if ids is input_ids else with_sources(output, input_ids, input_ids.shape[1])
+            with_ids = self._table is not None
         # `generate` does not have the ids of rows that it takes as embeddings, and could not penalise them.
-        if takes_cache and len(names) == 1 and not self._prompt_is_cache and takes_embeddings(base, kwargs):
+        as_embeddings = takes_cache and len(names) == 1 and not self._prompt_is_cache and not with_ids
+        if as_embeddings and takes_embeddings(base, kwargs):
             return generate_from_embeddings(base, self._prompt(names[0]), input_ids, attention_mask, **kwargs)
         return self._generate_row_by_row(input_ids, attention_mask, names, prompt_index, **kwargs)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from peft import PeftConfig, XLoraConfig
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.engine.adapter_weights import ADVICE, check_weights
+from prompt_tuning.engine.trained_config import TrainedTokensConfig
 from prompt_tuning.errors import AdapterError, DataError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.encoder_decoder_prefix import load_prompt_config
@@ -51,6 +52,9 @@ class AdapterFields(TypedDict, total=False):
     cpt_mask: list[int] | None
     cpt_tokens_type_mask: list[int] | None
     places: dict[str, list[int]] | None
+    text_token_ids: list[int]
+    layer_vectors: bool
+    trained_text: dict[str, Any] | None
 
 
 def load_adapter_config(folder: str | Path) -> PeftConfig:
@@ -95,9 +99,11 @@ def read_adapter_config(run: RunFolder) -> PeftConfig:
         raise AdapterError(str(error)) from error
     for name in SIZES:
         size = vars(config).get(name)
-        if size is not None and (type(size) is not int or not 1 <= size <= LARGEST_SIZE):
+        least = 0 if name == "num_virtual_tokens" and isinstance(config, TrainedTokensConfig) else 1
+        if size is not None and (type(size) is not int or not least <= size <= LARGEST_SIZE):
             raise AdapterError(
-                f"{run.adapter_config}: {name} is {size!r}, expected a whole number from 1 to {LARGEST_SIZE}. {ADVICE}"
+                f"{run.adapter_config}: {name} is {size!r}, expected a whole number from {least} to {LARGEST_SIZE}. "
+                f"{ADVICE}"
             )
     for place, sizes in (vars(config).get("places") or {}).items():
         if len(sizes) != 3:

@@ -11,6 +11,7 @@ from peft import PeftConfig, PrefixTuningConfig, TaskType
 from peft.tuners.tuners_utils import BasePromptEncoder
 from torch import nn
 
+from prompt_tuning.engine.trained_config import read_config
 from prompt_tuning.errors import AdapterError
 
 # adapter_config.json holds this type instead of PREFIX_TUNING, so that plain PEFT stops at a method it does not know.
@@ -83,7 +84,7 @@ def load_prompt_config(folder: str | Path, *, is_trainable: bool = False, **kwar
     # PEFT has no public name for it.
     saved_type = PeftConfig._get_peft_type(str(folder), **kwargs)  # noqa: SLF001 - no public name
     if saved_type != SAVED_TYPE:
-        config = PeftConfig.from_pretrained(str(folder), **kwargs)
+        config = read_config(folder, **kwargs)
         config.inference_mode = not is_trainable
         return config
     config = EncoderDecoderPrefixConfig.from_pretrained(str(folder), **kwargs)

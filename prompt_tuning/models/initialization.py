@@ -17,6 +17,7 @@ from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.encoding.control_tokens import control_tokens
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.engine.adapter_weights import check_weights
+from prompt_tuning.engine.trained_tokens import decoder_layers
 from prompt_tuning.errors import AdapterError, EmptyRowError, OverlongError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.adapter_config import read_adapter_config
@@ -250,6 +251,35 @@ def initial_prefix(
         states = [torch.randn(state.shape, generator=generator) * state.std() + state.mean() for state in states]
     # [layers * 2, heads, P, D] -> [P, layers * 2, heads, D] -> [P, layers * 2 * heads * D]
     return torch.cat(states).permute(2, 0, 1, 3).flatten(1)
+
+
+@torch.no_grad()
+def layer_scales(base: PreTrainedModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Return for each layer `[L]` the median size of its input, in which the vectors of trained tokens are measured.
+
+    The size is the root mean square of a token's input. A row's first token does not count, since models give it
+    inputs that are a hundred times larger.
+
+    Args:
+        base: the base model.
+        rows: ordinary token ids of some rows; each has two or more.
+    """
+    layers = decoder_layers(base)
+    sizes: list[list[torch.Tensor]] = [[] for _ in layers]
+    hooks = []
+    for layer, found in zip(layers, sizes, strict=True):
+
+        def keep(_: torch.nn.Module, args: tuple, found: list[torch.Tensor] = found) -> None:
+            found.append(args[0][0, 1:].float().square().mean(-1).sqrt())
+
+        hooks.append(layer.register_forward_pre_hook(keep))
+    try:
+        for row in rows:
+            base(input_ids=torch.tensor([list(row)], device=base.device), use_cache=False, logits_to_keep=1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack([torch.cat(found).median() for found in sizes]).cpu()
 
 
 def _repeat_ids(ids: Sequence[int], length: int) -> torch.Tensor:

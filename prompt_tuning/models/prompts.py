@@ -32,6 +32,8 @@ from prompt_tuning.engine.adapter_weights import ADVICE
 from prompt_tuning.engine.base_checks import cache_shape
 from prompt_tuning.engine.dispatch import has_tested_cache
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
+from prompt_tuning.engine.trained_config import TrainedPrefixConfig, TrainedPromptConfig
+from prompt_tuning.engine.trained_tokens import check_trained_tokens
 from prompt_tuning.errors import AdapterError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.adapter_config import load_adapter_config
@@ -53,7 +55,13 @@ SOURCE_TASK_INITS = (MultitaskPromptTuningInit.AVERAGE_SOURCE_TASKS, MultitaskPr
 
 
 def prompt_config(
-    model: PreTrainedModel, num_virtual_tokens: int, args: PromptArguments | None = None, ids: Sequence[int] = ()
+    model: PreTrainedModel,
+    num_virtual_tokens: int,
+    args: PromptArguments | None = None,
+    ids: Sequence[int] = (),
+    *,
+    text_ids: Sequence[int] = (),
+    trained_text: dict[str, Any] | None = None,
 ) -> PeftConfig:
     """Return PEFT's configuration of a method for this model, by default that of prompt tuning (Lester et al. 2021).
 
@@ -65,9 +73,12 @@ def prompt_config(
         num_virtual_tokens: P, the length of a prompt. Methods without a prompt ignore it.
         args: the method and its settings.
         ids: token ids, `[P]`, of the text that cpt changes.
+        text_ids: token ids, `[S]`, of the text that is trained inside the template, if any.
+        trained_text: what is trained of the template, for those who encode rows.
 
     Raises:
-        ModelError: the method is prefix tuning, and the model has layers without keys and values.
+        ModelError: the method is prefix tuning, and the model has layers without keys and values; or trained tokens
+            of the model have not been tested.
     """
     args = args or PromptArguments()
     check_method(model.config, args.method)
@@ -86,13 +97,21 @@ def prompt_config(
             common |= {"num_attention_heads": 1}
         if not NUM_LAYERS_NAMES & names:
             common |= {"num_layers": 1}
+    if args.layer_vectors or text_ids:
+        check_trained_tokens(model.config, layer_vectors=args.layer_vectors)
+        if METHODS[args.method].trains_keys_and_values and not text_ids:
+            raise RecipeError(
+                "layer_vectors: the tokens of a prefix have keys and values instead. Set trained_text, or method: "
+                "prompt_tuning."
+            )
+        common |= {"text_token_ids": list(text_ids), "layer_vectors": args.layer_vectors, "trained_text": trained_text}
     return CONFIGS[args.method](model, args, ids, common)
 
 
 def _prompt_tuning_config(
     model: PreTrainedModel, args: PromptArguments, ids: Sequence[int], common: dict[str, Any]
 ) -> PeftConfig:
-    return PromptTuningConfig(**common)
+    return (TrainedPromptConfig if "text_token_ids" in common else PromptTuningConfig)(**common)
 
 
 def _p_tuning_config(
@@ -117,7 +136,7 @@ def _prefix_tuning_config(
             # PEFT guesses these from the names in the configuration.
             layers, heads, size = cache_shape(model)
             common |= {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * size}
-        return PrefixTuningConfig(**common)
+        return (TrainedPrefixConfig if "text_token_ids" in common else PrefixTuningConfig)(**common)
     return EncoderDecoderPrefixConfig(
         prefix_encoder=args.prefix_encoder,
         prefix_decoder=args.prefix_decoder,
@@ -173,7 +192,11 @@ def network_width(model: PreTrainedModel, args: PromptArguments) -> int:
 
 
 def add_soft_prompt(
-    model: PreTrainedModel, config: PeftConfig, initial: torch.Tensor | None = None, residual: int | None = None
+    model: PreTrainedModel,
+    config: PeftConfig,
+    initial: torch.Tensor | None = None,
+    residual: int | None = None,
+    layer_scales: torch.Tensor | None = None,
 ) -> PeftModel:
     """Return the model with a trainable prompt, which is float32 whatever the type of the model.
 
@@ -183,6 +206,7 @@ def add_soft_prompt(
         initial: the start of a soft prompt, `[P, H]`, or of a prefix, `[P, layers * 2 * heads * D]`. By default
             `config` decides.
         residual: the hidden units of a network that is trained beside the soft prompt (Residual Prompt Tuning).
+        layer_scales: `[L]`, the units of layer vectors, which `initialization.layer_scales` measures; by default 1.
 
     Returns:
         A `SharedPrefixModel` for a causal model, an `EncoderDecoderPromptModel` for an encoder-decoder model.
@@ -196,6 +220,8 @@ def add_soft_prompt(
     encoder = peft_model.prompt_encoder["default"]
     if initial is not None:
         encoder.embedding.weight.data.copy_(initial)
+    if layer_scales is not None:
+        encoder.trained_tokens.layer_scales.copy_(layer_scales)
     if isinstance(encoder, MultitaskPromptEmbedding) and config.prompt_tuning_init not in SOURCE_TASK_INITS:
         _start_at_shared_prompt(encoder)
     if residual:
@@ -317,7 +343,7 @@ def _config_of_saved(model: PreTrainedModel, config: PeftConfig, *, is_trainable
         return prompt_config(model, config.num_virtual_tokens)
     if isinstance(config, PrefixTuningConfig):
         config.prefix_projection = False
-    if type(config) is PromptTuningConfig:
+    if type(config) in (PromptTuningConfig, TrainedPromptConfig):
         # PEFT would load the tokenizer to start from the text again.
         config.prompt_tuning_init = "RANDOM"
     return config

@@ -137,7 +137,9 @@ def _set_dependent_defaults(blocks: Blocks, explicitly_set: frozenset[str]) -> N
     _, data, prompt, training = blocks
     if "learning_rate" not in explicitly_set:
         method = METHODS[prompt.method]
-        training.learning_rate = method.default_learning_rate(network=prompt.prefix_projection)
+        training.learning_rate = method.default_learning_rate(
+            network=prompt.prefix_projection, layer_vectors=prompt.layer_vectors
+        )
     if data.streaming:
         if "train_sampling_strategy" not in explicitly_set:
             training.train_sampling_strategy = "sequential"  # The stream itself is shuffled.

@@ -69,6 +69,11 @@ def prompt_errors(recipe: Recipe) -> list[str]:
             "Leave it out.",
         ),
         (
+            prompt.layer_vectors and (prompt.residual or prompt.prefix_projection),
+            "layer_vectors are trained beside the prompt itself, not beside a network that writes it. Leave residual "
+            "and prefix_projection out.",
+        ),
+        (
             method.starts_from_text and not prompt.init_text,
             f"{prompt.method} starts from a text. Set init_text.",
         ),

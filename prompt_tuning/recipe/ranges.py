@@ -82,6 +82,7 @@ RANGES = {
     "num_train_epochs": _POSITIVE,
     "max_steps": Range(1, besides=-1),
     "learning_rate": NOT_NEGATIVE,  # With 0 a run measures where its prompt starts.
+    "layer_vectors_learning_rate": NOT_NEGATIVE,
     "warmup_steps": Range(0, steps=True),
     "weight_decay": NOT_NEGATIVE,
     "adam_beta1": _SHARE,

@@ -114,6 +114,7 @@ def _dependency_errors(recipe: Recipe) -> list[str]:
     needs: dict[str, tuple[object, str]] = {
         "max_teacher_tokens": (prompt.teacher_template, "teacher_template"),
         "encoder_hidden_size": (has_network, "residual, prefix_projection or method: p_tuning"),
+        "layer_vectors_learning_rate": (prompt.layer_vectors, "layer_vectors: true"),
         "early_stopping_threshold": (prompt.early_stopping_patience is not None, "early_stopping_patience"),
         "greater_is_better": ("metric_for_best_model" in recipe.explicitly_set, "metric_for_best_model"),
         "data_seed": (recipe.training.train_sampling_strategy == "random", "train_sampling_strategy: random"),

@@ -317,8 +317,9 @@ def _changed(settings: dict[str, Any], method: str) -> dict[str, Any]:
     defaults: dict[str, Any] = {}
     for block in (ModelArguments, PromptArguments, PromptTuningArguments):
         defaults |= _defaults(block)
-    projected = settings.get("prefix_projection", False)
-    defaults["learning_rate"] = find_method(method).default_learning_rate(network=projected)
+    defaults["learning_rate"] = find_method(method).default_learning_rate(
+        network=settings.get("prefix_projection", False), layer_vectors=settings.get("layer_vectors", False)
+    )
     hidden = SHOWN_ELSEWHERE | _defaults(DataArguments).keys()
     return {key: value for key, value in settings.items() if key not in hidden and value != defaults.get(key)}
 

@@ -21,6 +21,7 @@ from prompt_tuning.encoding.dataset import EncodingReport
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.streaming import StreamReport
 from prompt_tuning.engine.dispatch import PACKED_ARCHITECTURES, checkpointed_prefix
+from prompt_tuning.engine.trained_tokens import check_trained_tokens
 from prompt_tuning.errors import DataError, ErrorList, RecipeError
 from prompt_tuning.metrics.language import UNSPACED, is_english, language_of_script, primary_language
 from prompt_tuning.metrics.loading import score_example_row, takes_language
@@ -47,9 +48,11 @@ def check_preparable(recipe: Recipe, splits: tuple[str, ...]) -> None:
 
 
 def check_architecture(recipe: Recipe, config: PretrainedConfig) -> None:
-    """Raise a RecipeError for settings of a prefix that do nothing, or cannot be trained, in this kind of model."""
+    """Raise an error for settings of a prompt that do nothing, cannot be trained or are untested in this kind of model."""
     prompt = recipe.prompt
     architecture = config.get_text_config().model_type
+    if prompt.layer_vectors:
+        check_trained_tokens(config, layer_vectors=True)
     if config.is_encoder_decoder:
         if METHODS[prompt.method].trains_keys_and_values and prompt.init not in ("random", "vocab"):
             raise RecipeError(

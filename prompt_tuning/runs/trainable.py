@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from prompt_tuning.arguments.methods import METHODS, find_method
-from prompt_tuning.models.initialization import frequent_ids, initial_prefix, initial_prompt
+from prompt_tuning.models.initialization import frequent_ids, initial_prefix, initial_prompt, layer_scales
 from prompt_tuning.models.prompts import add_adapter, add_soft_prompt, load_adapter, network_width, prompt_config
 from prompt_tuning.runs.prepare import Prepared
+
+ROWS_FOR_SCALES = 4
 
 
 def add_trainable(base: PreTrainedModel, prepared: Prepared) -> PeftModel | PreTrainedModel:
@@ -29,7 +33,13 @@ def add_trainable(base: PreTrainedModel, prepared: Prepared) -> PeftModel | PreT
     if method.trains_layers:
         return add_adapter(base, config)
     residual = network_width(base, prompt) if prompt.residual else None
-    return add_soft_prompt(base, config, _initial_values(base, prepared), residual)
+    scales = layer_scales(base, _hard_prompts(prepared)) if prompt.layer_vectors else None
+    return add_soft_prompt(base, config, _initial_values(base, prepared), residual, scales)
+
+
+def _hard_prompts(prepared: Prepared) -> list[list[int]]:
+    """Return the ids of the first training rows, source and target, from which layer vectors take their units."""
+    return [row["input_ids"] for row in islice(prepared.encoded["train"], ROWS_FOR_SCALES)]
 
 
 def _initial_values(base: PreTrainedModel, prepared: Prepared) -> torch.Tensor | None:
@@ -50,4 +60,5 @@ def soft_prompt_of(model: PeftModel | PreTrainedModel) -> torch.Tensor | None:
     """Return the embeddings `[P, H]` of a soft prompt; None for a method that trains something else."""
     if not isinstance(model, PeftModel) or not find_method(model.active_peft_config.peft_type).trains_embeddings:
         return None
-    return model.get_prompt_embedding_to_save("default")
+    initial = model.get_prompt_embedding_to_save("default")
+    return initial if len(initial) else None

@@ -45,6 +45,7 @@ from prompt_tuning.training.checkpoints import KeepOnlyBest, atomic_checkpoint, 
 from prompt_tuning.training.distributed import full_state_dict, keep_losses_in_float32, without_repeated
 from prompt_tuning.training.evaluation import EvaluatingTrainer, trains_several_tasks
 from prompt_tuning.training.losses import aligned_outputs, distillation_loss, teacher_logits
+from prompt_tuning.training.optimizer import separate_layer_vectors
 from prompt_tuning.training.preparation import check_arguments, check_model, prepare_model, use_one_gpu
 from prompt_tuning.training.resuming import check_position, check_whole, hyperparameters, newest_whole_checkpoint
 from prompt_tuning.training.sampling import EpochSampler, interrupted_order
@@ -197,14 +198,17 @@ class PromptTuningTrainer(EvaluatingTrainer):
         if checkpoint:
             check_position(checkpoint, self.train_dataset, self.args)
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        best = self.state.best_model_checkpoint
-        if self.args.load_best_model_at_end and best and isinstance(self.model, PeftModel):
+        best = self.state.best_model_checkpoint if needs_best else None
+        if best and isinstance(self.model, PeftModel):
             load_named_adapter(self.model, Path(best))
         return output
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
-        """Create the optimiser, and note its settings before a checkpoint replaces them."""
+        """Create the optimiser, with a rate for layer vectors, and note its settings before a checkpoint has them."""
+        exists = self.optimizer is not None
         optimizer = super().create_optimizer(model)
+        if not exists:
+            separate_layer_vectors(optimizer, model or self.model, self.args)
         self.training_start.hyperparameters = hyperparameters(optimizer)
         return optimizer
 
@@ -389,10 +393,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
         )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the card from the facts of `prompt-tuning train`, or else from what the trainer knows.
-
-        The arguments are those of Trainer, as `reports.model_card.write_trainer_card` uses them.
-        """
+        """Write the card from the facts of `train`, or else from what the trainer knows; arguments as for Trainer."""
         from prompt_tuning.reports.model_card import write_trainer_card
 
         if self.is_world_process_zero():
