@@ -135,7 +135,8 @@ class PromptAdapters(PeftModel):
                 config.inference_mode = True  # PEFT then takes the loaded embeddings as they are.
         trained = trained_tokens_of(self.prompt_encoder[adapter_name])
         if trained is not None:
-            trained.load_state_dict({name: tensors[name] for name in trained.state_dict()})
+            for name, tensor in trained.tensors().items():
+                tensor.copy_(tensors[name])
         return loaded
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
@@ -147,7 +148,7 @@ class PromptAdapters(PeftModel):
             folder = Path(save_directory) if adapter_name == "default" else Path(save_directory, adapter_name)
             file = folder / SAFETENSORS_WEIGHTS_NAME
             if trained is not None and kwargs.get("is_main_process", True) and file.is_file():
-                save_file(load_file(file) | trained.state_dict(), file, metadata={"format": "pt"})
+                save_file(load_file(file) | trained.tensors(), file, metadata={"format": "pt"})
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; unlike PEFT, refuse to delete the only prompt, without which PEFT's forward fails.

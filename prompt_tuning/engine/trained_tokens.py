@@ -68,8 +68,14 @@ class TrainedTokens(nn.Module):
             text = base.config.get_text_config()
             shape = text.num_hidden_layers, self.num_virtual + len(ids), text.hidden_size
             self.layer_vectors = nn.Parameter(torch.zeros(shape, device=ids.device))
-            self.register_buffer("layer_scales", torch.ones(shape[0], device=ids.device))
+            # accelerate splits every tensor of a state dict under FSDP, and knows no buffers there.
+            self.register_buffer("layer_scales", torch.ones(shape[0], device=ids.device), persistent=False)
         self.start_ids = list(config.text_token_ids)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return what is saved of the trained tokens, by its names in the adapter's file."""
+        named = [*self.named_parameters(), *self.named_buffers()]
+        return {name: tensor.detach() for name, tensor in named}
 
 
 def trained_tokens_of(encoder: nn.Module) -> TrainedTokens | None:

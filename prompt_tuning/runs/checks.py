@@ -48,7 +48,7 @@ def check_preparable(recipe: Recipe, splits: tuple[str, ...]) -> None:
 
 
 def check_architecture(recipe: Recipe, config: PretrainedConfig) -> None:
-    """Raise an error for settings of a prompt that do nothing, cannot be trained or are untested in this kind of model."""
+    """Raise an error for settings of a prompt that do nothing, or cannot be trained, in this kind of model."""
     prompt = recipe.prompt
     architecture = config.get_text_config().model_type
     if prompt.layer_vectors:

@@ -35,6 +35,7 @@ from prompt_tuning import (
 )
 from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.cli.main import main as prompt_tuning
+from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.errors import Stopped, TrainingError
 from prompt_tuning.models.prompts import add_adapter, load_adapter
 from prompt_tuning.training.callbacks import stopping_on_signals
@@ -62,15 +63,30 @@ METHODS = {
     "prefix tuning": PromptArguments(method="prefix_tuning"),
     "projected prefix": PromptArguments(method="prefix_tuning", prefix_projection=True, encoder_hidden_size=16),
     "LoRA": PromptArguments(method="lora"),
+    "trained tokens": PromptArguments(layer_vectors=True),
 }
-RATES = {"prompt tuning": 3e-2, "P-tuning": 3e-3, "prefix tuning": 1e-2, "projected prefix": 3e-3, "LoRA": 1e-3}
+RATES = {
+    "prompt tuning": 3e-2,
+    "trained tokens": 1e-2,
+    "P-tuning": 3e-3,
+    "prefix tuning": 1e-2,
+    "projected prefix": 3e-3,
+    "LoRA": 1e-3,
+}
+ENDING = 2  # So many tokens end every source.
 TRAIN_ROWS, BATCH, STEPS = 20, 8, 7  # The last batch has 4 rows, all for one of two processes.
 REMAINDERS = (1, 2, 7)
 HALF = {  # On a CPU there is no autocast in float16.
     "ddp": [("prompt tuning", "bf16"), ("prefix tuning", "bf16")],
-    "fsdp2": [("prompt tuning", "bf16"), ("P-tuning", "bf16"), ("prefix tuning", "bf16"), ("P-tuning", "fp16")],
+    "fsdp2": [
+        ("prompt tuning", "bf16"), ("P-tuning", "bf16"), ("prefix tuning", "bf16"), ("P-tuning", "fp16"),
+        ("trained tokens", "bf16"),
+    ],
+}  # fmt: skip
+RESUMED = {
+    "ddp": ["prompt tuning", "P-tuning", "trained tokens"],
+    "fsdp2": ["prompt tuning", "P-tuning", "LoRA", "trained tokens"],
 }
-RESUMED = {"ddp": ["prompt tuning", "P-tuning"], "fsdp2": ["prompt tuning", "P-tuning", "LoRA"]}
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -105,6 +121,13 @@ def base_model(folder, architecture):
     return auto.from_pretrained(folder / f"tiny-{architecture}").requires_grad_(False)
 
 
+def with_trained_ending(row, size):
+    """Return a row whose source ends with trained ids instead of the ids that end every source."""
+    end = source_length(row["labels"])
+    ids = row["input_ids"]
+    return row | {"input_ids": [*ids[: end - ENDING], *range(size, size + ENDING), *ids[end:]]}
+
+
 def trainer(folder, method, output, architecture="llama", rows=7, model=None, **settings):
     """Return a trainer on 20 rows with a global batch of 8, for any number of processes."""
     tokenizer = AutoTokenizer.from_pretrained(folder / f"tiny-{architecture}")
@@ -113,10 +136,16 @@ def trainer(folder, method, output, architecture="llama", rows=7, model=None, **
     )
     train, _ = encode(Dataset.from_list(question_rows(TRAIN_ROWS)), encoder, training=True)
     evaluated, _ = encode(Dataset.from_list(question_rows(rows, 3)), encoder, training=True)
+    text_ids = []
+    if method == "trained tokens":
+        text_ids = train[0]["input_ids"][: source_length(train[0]["labels"])][-ENDING:]
+        train, evaluated = (
+            part.map(with_trained_ending, fn_kwargs={"size": len(tokenizer)}) for part in (train, evaluated)
+        )
     if model is None:
         base = base_model(folder, architecture)
         torch.manual_seed(2)
-        config = prompt_config(base, 6, METHODS[method])
+        config = prompt_config(base, 6, METHODS[method], text_ids=text_ids)
         model = add_adapter(base, config) if method == "LoRA" else add_soft_prompt(base, config)
     args = PromptTuningArguments(
         output_dir=str(folder / output),
@@ -154,7 +183,7 @@ def fit_in_half_precision(folder, kind):
     outcomes = {}
     for method, precision in HALF[kind]:
         AcceleratorState._reset_state()
-        os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = str(method == "prefix tuning")
+        os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = str(method in ("prefix tuning", "trained tokens"))
         outcomes[f"{method} {precision}"] = fit(folder, method, f"{kind} {method} {precision}", **{precision: True})
     AcceleratorState._reset_state()
     del os.environ["FSDP_ACTIVATION_CHECKPOINTING"]
