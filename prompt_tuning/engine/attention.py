@@ -185,6 +185,13 @@ def _rows(
             yield states, seen_keys, seen_values, layout.mask(lengths[before], lengths[segment], window, query)
 
 
+def _visibility(mask: torch.Tensor, window: int | None) -> dict[str, Any]:
+    """Return the arguments that hide later keys; where no mask is needed, kernels skip what they hide."""
+    length, num_keys = mask.shape
+    causal = length == num_keys and (not window or window >= length)
+    return {"dropout_p": 0.0, "is_causal": causal, "attn_mask": None if causal else mask}
+
+
 class RowAttention(torch.autograd.Function):
     """Attention of each prompt and row on a CPU, without a copy of the prompt's keys and values for each row.
 
@@ -200,9 +207,7 @@ class RowAttention(torch.autograd.Function):
         sums = []
         start = 0
         for states, keys, values, mask in _rows(query, key, value, layout, window):
-            rows, logsumexp = flash_forward(
-                states, keys, values, dropout_p=0.0, is_causal=False, attn_mask=mask, scale=scale
-            )
+            rows, logsumexp = flash_forward(states, keys, values, **_visibility(mask, window), scale=scale)
             attended[:, start : start + states.shape[2]] = rows.transpose(1, 2)
             sums.append(logsumexp)
             start += states.shape[2]
@@ -226,7 +231,7 @@ class RowAttention(torch.autograd.Function):
             here = slice(start, start + states.shape[2])
             by_query, by_key, by_value = flash_backward(
                 gradient[:, here].transpose(1, 2), states, keys, values, attended[:, here].transpose(1, 2), logsumexp,
-                dropout_p=0.0, is_causal=False, attn_mask=mask, scale=ctx.scale,
+                **_visibility(mask, ctx.window), scale=ctx.scale,
             )  # fmt: skip
             query_gradient[:, :, here] = by_query
             first = 0
