@@ -8,11 +8,13 @@ no padding; only here is it taken apart.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.backends import cuda
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
@@ -131,20 +133,45 @@ def shared_prefix_attention(
     # A prefix is float32, and FSDP computes queries in half precision without autocast, which would cast both.
     key, value = key.to(query.dtype), value.to(query.dtype)
     if row_layout is None:
-        if softcap is not None:
-            return _attend(query, key, value, attention_mask, **settings).transpose(1, 2), None
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-        )
+        with _kernels_without_plans(query.device):
+            if softcap is not None:
+                return _attend(query, key, value, attention_mask, **settings).transpose(1, 2), None
+            return sdpa_attention_forward(
+                module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+            )
     if row_layout.states is not None:
         row_layout.states[module.layer_idx] = key, value
     if row_layout.prefixes:
         prefix_key, prefix_value = row_layout.prefixes[module.layer_idx]
         key = torch.cat([prefix_key.to(key.dtype), key], 2)
         value = torch.cat([prefix_value.to(value.dtype), value], 2)
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        query, key, value = (states.to(torch.get_autocast_dtype(device)) for states in (query, key, value))
     # On a CPU padding costs more than a call for each row; on an accelerator the calls do.
-    attention = row_by_row if query.device.type == "cpu" else side_by_side
-    return attention(query, key, value, row_layout, window=sliding_window, settings=settings), None
+    attention = row_by_row if device == "cpu" else side_by_side
+    with _kernels_without_plans(query.device):
+        return attention(query, key, value, row_layout, window=sliding_window, settings=settings), None
+
+
+def _kernels_without_plans(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which no attention on CUDA takes cuDNN, which plans anew for each shape, so at each token.
+
+    Each layer enters it, not each step, since activation checkpointing runs a layer again after its step.
+    """
+    if device.type != "cuda" or not (cuda.flash_sdp_enabled() and cuda.mem_efficient_sdp_enabled()):
+        return nullcontext()  # With a kernel switched off, the user has chosen kernels.
+    return _without_cudnn()
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    enabled = cuda.cudnn_sdp_enabled()
+    cuda.enable_cudnn_sdp(enabled=False)
+    try:
+        yield
+    finally:
+        cuda.enable_cudnn_sdp(enabled)
 
 
 def row_by_row(
@@ -157,8 +184,6 @@ def row_by_row(
     settings: dict[str, Any],
 ) -> torch.Tensor:
     """Attend by one call for each prompt and row, without padding; the arguments are those of `side_by_side`."""
-    if torch.is_autocast_enabled("cpu"):
-        query, key, value = (states.to(torch.get_autocast_dtype("cpu")) for states in (query, key, value))
     if settings["softcap"] is None and not settings["dropout"] and query.shape[-1] == value.shape[-1]:
         return RowAttention.apply(query, key, value, (layout, window, settings["scale"]))
     attended = []
