@@ -15,10 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.backends import cuda
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from prompt_tuning.engine.joined_segments import JoinedSegments
 from prompt_tuning.engine.padded_segments import PaddedSegments, causal_mask
 
 ATTENTION = "shared_prefix"
@@ -62,6 +64,7 @@ class RowLayout:
         self.states = states
         self._masks: dict[Any, torch.Tensor] = {}
         self._padded: dict[torch.device, PaddedSegments] = {}
+        self._joined: dict[torch.device, JoinedSegments] = {}
 
     @property
     def lengths(self) -> list[int]:
@@ -107,6 +110,12 @@ class RowLayout:
             self._padded[device] = PaddedSegments(self.segments(), self.lengths, num_hidden, device)
         return self._padded[device]
 
+    def joined(self, device: torch.device) -> JoinedSegments:
+        """Return the segments one after the other, whose indices are copied to a device once for all layers."""
+        if device not in self._joined:
+            self._joined[device] = JoinedSegments(self.segments(), self.lengths, device)
+        return self._joined[device]
+
 
 def shared_prefix_attention(
     module: torch.nn.Module,
@@ -150,6 +159,8 @@ def shared_prefix_attention(
         query, key, value = (states.to(torch.get_autocast_dtype(device)) for states in (query, key, value))
     # On a CPU padding costs more than a call for each row; on an accelerator the calls do.
     attention = row_by_row if device == "cpu" else side_by_side
+    if device == "cuda" and _takes_any_lengths(query, key, value, settings):
+        attention = without_padding
     with _kernels_without_plans(query.device):
         return attention(query, key, value, row_layout, window=sliding_window, settings=settings), None
 
@@ -172,6 +183,17 @@ def _without_cudnn() -> Iterator[None]:
         yield
     finally:
         cuda.enable_cudnn_sdp(enabled)
+
+
+def _takes_any_lengths(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: dict[str, Any]) -> bool:
+    """Return whether FlashAttention for segments of any length takes these states: in half precision, with CUDA."""
+    size = query.shape[-1]
+    if settings["softcap"] is not None or settings["dropout"] or size % 8 or size != value.shape[-1]:
+        return False
+    if torch.version.hip is not None:  # Nobody has read how its kernel places a window.
+        return False
+    causal, groups = False, True  # The shapes of a causal call would have to be square.
+    return cuda.can_use_flash_attention(cuda.SDPAParams(query, key, value, None, 0.0, causal, groups))
 
 
 def row_by_row(
@@ -298,6 +320,36 @@ def side_by_side(
         # [S, heads, T, D] -> [S * T, heads, D]
         attended.append(_attend(queries, keys, values, mask, **settings).transpose(1, 2).flatten(0, 1))
     return torch.cat(attended).index_select(0, padded.packed_places)[None]
+
+
+def without_padding(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: RowLayout,
+    *,
+    window: int | None,
+    settings: dict[str, Any],
+) -> torch.Tensor:
+    """Attend by one call for all prompts and rows, with neither padding nor mask; the arguments of `side_by_side`.
+
+    A segment's last query sees the last of its keys, as in FlashAttention since version 2.1.
+    """
+    joined = layout.joined(query.device)
+    keys, values = (states[0].index_select(1, joined.key_places).transpose(0, 1) for states in (key, value))
+    attended = varlen_attn(
+        query[0].transpose(0, 1),  # [heads, N, D] -> [N, heads, D]
+        keys,
+        values,
+        joined.query_ends,
+        joined.key_ends,
+        joined.most_queries,
+        joined.most_keys,
+        scale=settings["scale"],
+        window_size=(window - 1 if window else -1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return attended[None]
 
 
 def _attend(

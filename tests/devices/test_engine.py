@@ -26,6 +26,7 @@ ARCHITECTURES = (
     "qwen3",
 )  # fmt: skip
 CELLS = [("llama", method) for method in METHODS] + [(name, "prompt_tuning") for name in ARCHITECTURES]
+UNPADDED = [("llama", "prefix_tuning"), ("gpt2", "prompt_tuning"), ("gemma3_text, window 6", "prompt_tuning")]
 SOURCES = [row[:4] for row in ROWS[:1]] + [row[:2] for row in ROWS[1:]]
 CHOICES = [[[9], [8]], [[5, 6, 7], [5, 6, 9], [11]], [[30, 31]], [[40], [41, 42, 43, 44], [41]]]
 
@@ -60,6 +61,21 @@ def test_a_gpu_has_the_loss_gradient_text_and_choices_of_the_cpu(architecture, m
     model = prompted(build(architecture), method)
     with on_gpu():
         loss, slope, text, chosen = results(model.to(GPU), GPU)
+    assert torch.allclose(loss, expected[0], atol=1e-5)
+    assert (slope - expected[1]).norm() / expected[1].norm() < 1e-4
+    assert torch.equal(text, expected[2])
+    assert torch.allclose(chosen, expected[3], atol=1e-4)
+
+
+@pytest.mark.parametrize(("architecture", "method"), UNPADDED)
+def test_a_kernel_for_segments_of_any_length_has_the_results_of_the_cpu(architecture, method, on_gpu, any_lengths):
+    calls = any_lengths(torch.float32)
+    expected = results(prompted(build(architecture), method))
+    model = prompted(build(architecture), method)
+    assert not calls
+    with on_gpu():
+        loss, slope, text, chosen = results(model.to(GPU), GPU)
+    assert calls
     assert torch.allclose(loss, expected[0], atol=1e-5)
     assert (slope - expected[1]).norm() / expected[1].norm() < 1e-4
     assert torch.equal(text, expected[2])

@@ -59,6 +59,12 @@ def test_a_long_prompt_does_not_pad_rows(prompt, rows):
     assert computed <= 1.5 * needed
 
 
+@pytest.mark.parametrize(("prompt", "ratio"), [(20, 2.11), (100, 1.66), (1000, 1.28)])
+def test_rows_of_100_have_the_padding_that_docs_engine_md_names(prompt, ratio):
+    computed, needed = areas([prompt, *[100] * 32], [0, *[prompt] * 32])
+    assert round(computed / needed, 2) == ratio
+
+
 def test_any_lengths_are_padded_to_at_most_half_more_than_their_rounded_widths():
     random.seed(0)
     for _ in range(100):
