@@ -27,7 +27,7 @@ from prompt_tuning.engine.kv_cache import common_prefix_cache
 from prompt_tuning.engine.likelihood import Normalization, choose
 from prompt_tuning.engine.shared_prefix import compute_prompt_once
 from prompt_tuning.engine.stop_texts import text_settings
-from prompt_tuning.errors import DataError, RecipeError
+from prompt_tuning.errors import AdapterError, DataError, RecipeError
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.training.distributed import (
     batches_of_process,
@@ -256,6 +256,11 @@ class EvaluatingTrainer(Seq2SeqTrainer):
 
     def _best_choices(self, sources: list[list[int]], choices: list[tuple[list[str], list[list[int]]]]) -> list[int]:
         """Return the number of the choice that each row is answered with."""
+        if trains_several_tasks(self.model):
+            raise AdapterError(
+                "choices: a prompt of several tasks does not compare them. Evaluate the adapter of one task; `train` "
+                "writes one for each."
+            )
         texts, ids = zip(*choices, strict=True)
         with synchronized_forwards(self.model), self._eagerly():
             return choose(

@@ -169,6 +169,8 @@ def run(operation, args, kwargs):
     place = target or (places.pop() if places else None)
     if name == "aten::copy_":
         place = getattr(args[0], "place", None)
+    if name == "aten::histc":  # On a GPU it takes whole numbers, too.
+        args = (on_cpu(args[0]).float(), *args[1:])
     passed = {key: on_cpu(value) for key, value in kwargs.items()}
     if target:
         passed["device"] = CPU
@@ -301,6 +303,7 @@ def pretended_cuda(monkeypatch, device):
         (torch.nn.Module, "to", module_to),
         (torch.cuda, "set_device", lambda device: None),
         (torch.cuda, "get_device_name", lambda device: f"pretended GPU {device}"),
+        (torch.cuda, "get_device_capability", lambda device: (7, 0)),
     ):
         monkeypatch.setattr(owner, name, replacement)
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", device)
