@@ -91,6 +91,8 @@ def _run(argv: list[str] | None) -> int:
     set_up_messages()
     # peft 0.21 asks transformers for a name that transformers has renamed; a user cannot change that.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    # accelerate 1.15 gathers by a name that torch 2.13 has renamed.
+    warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor` is deprecated", FutureWarning)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # rows are of any language, whatever the terminal's is
     try:
