@@ -91,6 +91,10 @@ def test_a_section_that_fails_or_hangs_is_written_and_the_others_run(gpu, fake_s
     }
 
 
+def test_the_sections_take_at_most_nine_minutes(gpu):
+    assert sum(section.budget for section in gpu.SECTIONS.values()) <= 540
+
+
 def test_failed_device_tests_are_counted_and_named(gpu, tmp_path, capsys):
     (tmp_path / "test_some.py").write_text(
         "def test_one():\n    pass\n\ndef test_two():\n    assert False, 'no kernel'\n"
