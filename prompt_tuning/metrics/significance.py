@@ -21,6 +21,8 @@ from prompt_tuning.metrics.ter.ter import corpus_ter
 
 DRAWS = 2000
 FEW_ROWS = 16  # p is exact for at most so many rows.
+LEVEL = 1.0  # A system is level if it loses less than so many points.
+LOWER_IS_BETTER = ("ter",)
 # The scores that sacreBLEU tests, and what computes each of them here and in its `evaluate` module.
 CORPUS_METRICS: dict[str, Callable[..., Metric]] = {"bleu": corpus_bleu, "chrf": corpus_chrf, "ter": corpus_ter}
 
@@ -131,6 +133,63 @@ def corpus_significance(
     return significance
 
 
+def corpus_difference(
+    metric: str,
+    systems: Sequence[Sequence[str]],
+    baseline: Sequence[Sequence[str]],
+    references: Sequence[list[str]],
+    language: str | None = None,
+) -> dict[str, float]:
+    """Compare a system with a baseline by a corpus metric on the same rows.
+
+    Args:
+        metric: one of CORPUS_METRICS.
+        systems: the predictions of each seed, one text a row.
+        baseline: the same of the baseline, with as many seeds, or with one.
+        references: one or more texts a row.
+        language: of the texts, as the metric takes it.
+
+    Returns:
+        `difference` of the mean scores, and `low` and `high` of its 95 % interval by draws of rows and seeds.
+    """
+    corpus_metric = CORPUS_METRICS[metric](language, references=reference_streams(references))
+    drawn_rows, seed_weights = _draws(max(len(systems), len(baseline)), len(references))
+    rows = np.concatenate([np.arange(len(references))[None], drawn_rows])  # The first one has every row once.
+    differences = _corpus_scores(corpus_metric, systems, rows) - _corpus_scores(corpus_metric, baseline, rows)
+    difference = float(differences[0].mean())
+    drawn = (_wider(differences[1:].T).T * seed_weights).sum(1)
+    low, high = _containing(*_percentiles(drawn), difference)
+    return {"difference": difference, "low": low, "high": high}
+
+
+def _corpus_scores(metric: Metric, systems: Sequence[Sequence[str]], rows: np.ndarray) -> np.ndarray:
+    """Return the score of each seed on each choice of rows, `[choices, seeds]`, for choices `[choices, rows]`.
+
+    sacreBLEU keeps the counts of each row to itself, and its public functions would split the texts for each choice.
+    """
+    columns = []
+    for predictions in systems:
+        counts = np.array(metric._extract_corpus_statistics(predictions, None), dtype="float32")  # noqa: SLF001
+        columns.append([metric._compute_score_from_stats(counts[chosen].sum(0)).score for chosen in rows])  # noqa: SLF001
+    return np.array(columns).T
+
+
+def in_words(metric: str, low: float, high: float) -> str:
+    """Say what the 95 % interval of a difference from a baseline shows.
+
+    Returns:
+        "ahead" if the whole interval is better; "level" if it is less than LEVEL points worse; "behind" if all of it
+        is worse; else "not shown".
+    """
+    if metric in LOWER_IS_BETTER:
+        low, high = -high, -low
+    if low > 0:
+        return "ahead"
+    if low > -LEVEL:
+        return "level"
+    return "behind" if high < 0 else "not shown"
+
+
 def test_description(rows: int, seeds: int) -> str:
     """Say how intervals and p of a mean over rows were computed, and what they leave out."""
     draws = f"{DRAWS} draws of rows and seeds" if seeds > 1 else f"{DRAWS} draws of rows"
@@ -153,16 +212,24 @@ def _exact_p(differences: np.ndarray) -> float:
 
 def _means(scores: np.ndarray) -> np.ndarray:
     """Return the mean of each draw of rows and seeds, `[DRAWS]`. Scores of one shape have the same draws."""
+    drawn_rows, seed_weights = _draws(*scores.shape)
+    row_means = seed_weights @ _wider(scores)  # [draws, rows]
+    return np.take_along_axis(row_means, drawn_rows, 1).mean(1)
+
+
+def _draws(seeds: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the drawn rows, `[DRAWS, rows]`, and the share of each seed in a draw, `[DRAWS, seeds]`."""
     generator = np.random.default_rng(0)
-    seeds, rows = scores.shape
-    average = scores.mean(0)
-    # Seeds that are drawn from so few differ less than seeds do.
-    scores = average + (scores - average) * np.sqrt(seeds / max(seeds - 1, 1))
     drawn_rows = generator.integers(rows, size=(DRAWS, rows))
     drawn_seeds = generator.integers(seeds, size=(DRAWS, seeds))
-    seed_weights = (drawn_seeds[..., None] == np.arange(seeds)).mean(1)  # [draws, seeds]
-    row_means = seed_weights @ scores  # [draws, rows]
-    return np.take_along_axis(row_means, drawn_rows, 1).mean(1)
+    return drawn_rows, (drawn_seeds[..., None] == np.arange(seeds)).mean(1)
+
+
+def _wider(scores: np.ndarray) -> np.ndarray:
+    """Return scores `[seeds, ...]` further from their mean, since seeds that are drawn from so few differ too little."""
+    seeds = len(scores)
+    average = scores.mean(0)
+    return average + (scores - average) * np.sqrt(seeds / max(seeds - 1, 1))
 
 
 def _containing(low: float, high: float, score: float) -> tuple[float, float]:

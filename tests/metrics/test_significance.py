@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from prompt_tuning.metrics.loading import load_metrics
-from prompt_tuning.metrics.significance import CORPUS_METRICS, corpus_significance, difference, interval, row_scores
+from prompt_tuning.metrics.significance import (
+    CORPUS_METRICS,
+    corpus_difference,
+    corpus_significance,
+    difference,
+    in_words,
+    interval,
+    row_scores,
+)
 
 
 def test_a_95_percent_interval_holds_the_mean_in_95_percent_of_draws():
@@ -121,6 +129,37 @@ def test_the_interval_of_a_corpus_metric_belongs_to_its_score_and_contains_it(mo
     for name, predictions in systems.items():
         assert report[name]["score"] == pytest.approx(score(predictions, references)[metric], abs=1e-9)
         assert report[name]["low"] <= report[name]["score"] <= report[name]["high"]
+
+
+@pytest.mark.parametrize(("module", "metric"), [("sacrebleu", "bleu"), ("chrf", "chrf"), ("ter", "ter")])
+def test_the_difference_of_a_corpus_metric_is_that_of_the_scores_within_a_paired_interval(module, metric):
+    systems, references = systems_and_references("rows", ENGLISH)
+    first, second = systems.values()
+    score = load_metrics([module])
+    scores = [score(predictions, references)[metric] for predictions in (first, second)]
+    gained = corpus_difference(metric, [second], [first], references)
+    assert gained["difference"] == pytest.approx(scores[1] - scores[0], abs=1e-4)
+    assert gained["low"] < gained["difference"] < gained["high"]
+    assert corpus_difference(metric, [first], [first], references) == {"difference": 0, "low": 0, "high": 0}
+    # The draws are paired: one row changes the score little, whatever rows are drawn.
+    near = [*first[:-1], references[-1][0]]
+    changed = corpus_difference(metric, [near], [first], references)
+    assert changed["high"] - changed["low"] < (gained["high"] - gained["low"]) / 2
+    # Seeds that differ widen the interval. A baseline of one seed is that of every seed.
+    seeds = corpus_difference(metric, [first, second], [first], references)
+    assert seeds["difference"] == pytest.approx(gained["difference"] / 2)
+    assert seeds["high"] - seeds["low"] > (gained["high"] - gained["low"]) / 2
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "words"),
+    [
+        ("f1", 0.1, 5, "ahead"), ("f1", 0, 5, "level"), ("f1", -0.9, -0.1, "level"), ("f1", -1, 1, "not shown"),
+        ("f1", -5, -0.1, "behind"), ("ter", -5, -0.1, "ahead"), ("ter", 0.1, 5, "behind"),
+    ],
+)  # fmt: skip
+def test_a_difference_is_said_in_words(metric, low, high, words):
+    assert in_words(metric, low, high) == words
 
 
 def test_every_corpus_metric_has_a_test():
