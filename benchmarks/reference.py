@@ -28,7 +28,8 @@ from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import changed_settings
 from prompt_tuning.runs.evaluate import evaluate
 from prompt_tuning.runs.prepare import prepare
-from prompt_tuning.studies.compare import compare, comparison_text
+from prompt_tuning.studies.compare import compare
+from prompt_tuning.studies.compare_table import comparison_text
 from prompt_tuning.studies.figures import new_figure, write_png
 from prompt_tuning.studies.rank import rank
 from prompt_tuning.studies.rank_table import rank_text

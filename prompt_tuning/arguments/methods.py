@@ -6,11 +6,20 @@ configuration in models/prompts.py, and a row in tests/models/test_methods.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 # The learning rates were chosen by the scores in recipes/README.md, except that of full fine-tuning.
 PROMPT_LEARNING_RATE = 3e-2
+
+# What other programs than transformers with PEFT need, such as vLLM or llama.cpp.
+ANY = "any engine"
+EMBEDDINGS = "engines that take embeddings"
+LORA = "engines that load LoRA"
+PEFT = "PEFT"
+# The settings that change it: vLLM refuses DoRA, and PEFT does not know vectors in layers.
+SERVED_WITH = {"lora_use_dora": PEFT, "layer_vectors": "no other program"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Method:
         joins_ensembles: `ensemble` takes its adapters.
         results_key: the name of its scores and predictions in a run's files.
         label: the name of its scores in tables.
+        served_by: the programs other than this one that predict with what is saved.
         card_subject: what the model card calls the result.
         card_description: what the model card calls the method, with its paper.
     """
@@ -57,6 +67,7 @@ class Method:
     joins_ensembles: bool = False
     results_key: str = "soft_prompt"
     label: str = "with soft prompt"
+    served_by: str = PEFT
     card_subject: str = "An adapter"
     card_description: str = ""
 
@@ -104,6 +115,17 @@ class Method:
         """Return whether a setting belongs to this method or to every method."""
         return setting in self.settings or not methods_of_setting(setting)
 
+    def servers(self, settings: Mapping[str, object]) -> str:
+        """Return the programs other than this one that predict with what a recipe trains.
+
+        Args:
+            settings: the settings of the recipe, by name.
+        """
+        for name, served_by in SERVED_WITH.items():
+            if settings.get(name):
+                return served_by
+        return self.served_by
+
     def default_learning_rate(self, *, network: bool, layer_vectors: bool) -> float:
         """Return the learning rate of a recipe that sets none.
 
@@ -128,6 +150,7 @@ _ROWS = (
         ),
         layered_learning_rate=1e-2,
         joins_ensembles=True,
+        served_by=EMBEDDINGS,
         card_subject="A soft prompt",
         card_description="prompt tuning (Lester et al. 2021): trained embeddings before the text",
     ),
@@ -140,6 +163,7 @@ _ROWS = (
         written_by_network=True,
         continued_as="prompt_tuning",
         learning_rate=3e-3,
+        served_by=EMBEDDINGS,
         card_subject="A soft prompt",
         card_description="P-tuning (Liu et al. 2021): embeddings before the text, written by a network",
     ),
@@ -165,6 +189,7 @@ _ROWS = (
         learning_rate=3e-3,
         fits_encoder_decoder=False,
         runs_under_fsdp=False,  # The bound of the change is a copy of the embeddings, and FSDP drops it.
+        served_by=EMBEDDINGS,
         card_subject="A soft prompt",
         card_description="CPT (Blau et al. 2024): a bounded change of the embeddings of a text",
     ),
@@ -174,6 +199,7 @@ _ROWS = (
         settings=("init", "num_virtual_tokens", "tasks", "num_ranks"),
         trains_several_tasks=True,
         runs_under_fsdp=False,
+        served_by=EMBEDDINGS,
         card_subject="A soft prompt",
         card_description="multitask prompt tuning (Wang et al. 2023): one prompt times a matrix of each task",
     ),
@@ -184,6 +210,7 @@ _ROWS = (
         learning_rate=1e-3,
         results_key="lora",
         label="with LoRA",
+        served_by=LORA,
         card_subject="LoRA layers",
         card_description="LoRA (Hu et al. 2022): low-rank changes of the linear layers",
     ),
@@ -193,10 +220,11 @@ _ROWS = (
         learning_rate=2e-5,
         results_key="full",
         label="fine-tuned",
+        served_by=ANY,
         card_subject="A whole model",
         card_description="full fine-tuning: every weight is trained",
     ),
-    Method("none", trained_part="nothing", results_key="hard_prompt", label="hard prompt alone"),
+    Method("none", trained_part="nothing", results_key="hard_prompt", label="hard prompt alone", served_by=ANY),
 )  # fmt: skip
 METHODS = {row.name: row for row in _ROWS}
 

@@ -119,14 +119,14 @@ class WrongNumber:
     message: str
 
 
-def number_in(allowed: Range) -> Callable[[str], int | WrongNumber]:
-    """Return a function that parses a whole number of a range, for argparse."""
+def number_in(allowed: Range, kind: type[int] | type[float] = int) -> Callable[[str], float | WrongNumber]:
+    """Return a function that parses a number of a range, by default a whole one, for argparse."""
 
-    def number(text: str) -> int | WrongNumber:
+    def number(text: str) -> float | WrongNumber:
         try:
-            value = int(text)
+            value = kind(text)
         except ValueError:
-            return WrongNumber(f"expected a whole number, found {text!r}")
+            return WrongNumber(f"expected a {'whole number' if kind is int else 'number'}, found {text!r}")
         return value if value in allowed else WrongNumber(f"it is {value}, and must be {allowed}")
 
     return number

@@ -226,7 +226,7 @@ def _draws(seeds: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _wider(scores: np.ndarray) -> np.ndarray:
-    """Return scores `[seeds, ...]` further from their mean, since seeds that are drawn from so few differ too little."""
+    """Return scores `[seeds, ...]` further from their mean, since so few drawn seeds differ too little."""
     seeds = len(scores)
     average = scores.mean(0)
     return average + (scores - average) * np.sqrt(seeds / max(seeds - 1, 1))

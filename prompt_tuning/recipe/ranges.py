@@ -52,6 +52,7 @@ class Range:
 COUNT = Range(1)
 SEED = Range(0, 2**32 - 1)  # NumPy takes no larger one.
 NOT_NEGATIVE = Range(0)
+RATE = Range(0, above=True)
 _POSITIVE = Range(0, above=True)
 _SHARE = Range(0, 1, below=True)
 _STEPS = Range(0, above=True, steps=True)

@@ -43,7 +43,13 @@ from prompt_tuning.training.trainer import PromptTuningTrainer
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, *, evaluate_hard_prompt: bool = True, base: PreTrainedModel | None = None) -> Path:
+def train(
+    recipe: Recipe,
+    *,
+    evaluate_hard_prompt: bool = True,
+    base: PreTrainedModel | None = None,
+    split: str | None = None,
+) -> Path:
     """Run a recipe: prepare its rows, train, evaluate with and without the prompt, and write everything to a folder.
 
     Args:
@@ -51,6 +57,7 @@ def train(recipe: Recipe, *, evaluate_hard_prompt: bool = True, base: PreTrained
         evaluate_hard_prompt: also evaluate without what was trained. Set it to False if another run of the same
             template has done so.
         base: the recipe's frozen model, if it is already in memory. The run adds to it and hooks into it.
+        split: the split to evaluate, for a recipe of one task; by default test, or validation if there is no test.
 
     Returns:
         The run's folder: the adapter as PEFT saves it, recipe.yaml, template.yaml, results.json, log_history.json,
@@ -65,11 +72,13 @@ def train(recipe: Recipe, *, evaluate_hard_prompt: bool = True, base: PreTrained
         if METHODS[recipe.prompt.method].trains_several_tasks:
             train_tasks(recipe, evaluate_hard_prompt=evaluate_hard_prompt)
         else:
-            _train(recipe, folder, evaluate_hard_prompt=evaluate_hard_prompt, base=base)
+            _train(recipe, folder, split, evaluate_hard_prompt=evaluate_hard_prompt, base=base)
     return folder
 
 
-def _train(recipe: Recipe, folder: Path, *, evaluate_hard_prompt: bool, base: PreTrainedModel | None) -> None:
+def _train(
+    recipe: Recipe, folder: Path, split: str | None, *, evaluate_hard_prompt: bool, base: PreTrainedModel | None
+) -> None:
     """Run a recipe of one task in a folder that this process holds."""
     method = METHODS[recipe.prompt.method]
     check_sharding(recipe)
@@ -93,7 +102,7 @@ def _train(recipe: Recipe, folder: Path, *, evaluate_hard_prompt: bool, base: Pr
     elif PartialState().is_main_process:
         save_recipe(recipe, folder, prepared.template)
 
-    split = prepared.last_split
+    split = split or prepared.last_split
     models = _evaluated_models(model, base, prepared, evaluate_hard_prompt=evaluate_hard_prompt)
     evaluate_models(models, prepared, split, folder, describe(prepared, split) | facts)
     if model is not None:

@@ -83,13 +83,13 @@ class SharedBaseModel:
     args: ModelArguments | None = None
     model: PreTrainedModel | None = None
 
-    def train(self, recipe: Recipe, *, evaluate_hard_prompt: bool = True) -> Path:
-        """Train a recipe with this model, and return the run's folder.
+    def train(self, recipe: Recipe, *, evaluate_hard_prompt: bool = True, split: str | None = None) -> Path:
+        """Train a recipe with this model, evaluate a split as `runs.train.train` does, and return the run's folder.
 
         On a CPU the result is bit for bit that of `runs.train.train`, which reads the model by itself.
         """
         if METHODS[recipe.prompt.method].trains_whole_model:  # Its weights change, so that no other run may use them.
-            return train(recipe, evaluate_hard_prompt=evaluate_hard_prompt)
+            return train(recipe, evaluate_hard_prompt=evaluate_hard_prompt, split=split)
         if self.args != recipe.model:
             self.args = None
             self.model = None
@@ -97,7 +97,8 @@ class SharedBaseModel:
             self.model = load_base_model(recipe.model, load_config(recipe.model))
             self.args = recipe.model
         try:
-            return train(recipe, evaluate_hard_prompt=evaluate_hard_prompt, base=sharing_weights(self.model))
+            base = sharing_weights(self.model)
+            return train(recipe, evaluate_hard_prompt=evaluate_hard_prompt, base=base, split=split)
         finally:
             gc.collect()  # A trainer and its model refer to each other.
 

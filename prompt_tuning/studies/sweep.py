@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from prompt_tuning.metrics.loading import main_metric
 from prompt_tuning.recipe.loading import load_recipe, read_pairs
 from prompt_tuning.recipe.other_names import flag_name
 from prompt_tuning.recipe.parser import list_error, to_argv
+from prompt_tuning.recipe.ranges import RATE
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.run_files import read_evaluation, read_settings
 from prompt_tuning.runs.output_folder import check_folder, hold_folder
@@ -35,6 +36,7 @@ from prompt_tuning.support.trust import ADVICE, FLAG
 logger = logging.getLogger(__name__)
 
 KEYS = ("recipe", "runs")
+RATES = "learning_rates"
 TABLES = ("sweep.json", "sweep.md")
 SWEEP_SETTINGS = ("output_dir", "resume_from_checkpoint")
 FACTS = ("trainable_parameters", "train_steps", "train_seconds", "evaluation_seconds")
@@ -48,10 +50,12 @@ class SweepRun:
     Args:
         recipe: the path of its recipe.
         flags: its other settings, as flags of the recipe.
+        learning_rates: those that `compare` tries; none if the recipe's is taken.
     """
 
     recipe: str
     flags: list[str]
+    learning_rates: tuple[float, ...] = ()
 
     def load(self) -> Recipe:
         """Load the recipe with the flags, which also sets up accelerate for this run."""
@@ -108,8 +112,12 @@ def _sweep(runs: Mapping[str, SweepRun], folder: Path) -> dict[str, Any]:
     return swept
 
 
-def read_sweep(path: Path) -> dict[str, SweepRun]:
+def read_sweep(path: Path, *, takes_learning_rates: bool = False) -> dict[str, SweepRun]:
     """Read a sweep, and return its runs by name.
+
+    Args:
+        path: a YAML file.
+        takes_learning_rates: a run may have a list `learning_rates`.
 
     Raises:
         RecipeError: it is not a sweep, or a run has a name or a setting that it cannot have.
@@ -125,7 +133,12 @@ def read_sweep(path: Path) -> dict[str, SweepRun]:
     errors = ErrorList()
     for name, entry in entries.items():
         with errors.collect():
-            runs[name] = _read_run(name, entry or {}, settings.get("recipe"), path)
+            learning_rates: tuple[float, ...] = ()
+            if takes_learning_rates and isinstance(entry, dict) and RATES in entry:
+                learning_rates = _read_learning_rates(entry[RATES], f"{path}: run {name}: {RATES}")
+                entry = {key: value for key, value in entry.items() if key != RATES}
+            run = _read_run(name, entry or {}, settings.get("recipe"), path)
+            runs[name] = replace(run, learning_rates=learning_rates)
     errors.raise_all()
     return runs
 
@@ -152,6 +165,18 @@ def _read_run(name: str, settings: Any, common_recipe: Any, path: Path) -> Sweep
     if errors:
         raise RecipeError(textwrap.indent("\n".join(errors), f"{path}: run {name}: "))
     return SweepRun(str(recipe), flags)
+
+
+def _read_learning_rates(value: Any, place: str) -> tuple[float, ...]:
+    """Return a list of learning rates; raise a RecipeError if it is not one."""
+    texts = value if isinstance(value, list) else [value]
+    try:
+        rates = tuple(dict.fromkeys(map(float, texts)))
+    except (TypeError, ValueError):
+        rates = ()
+    if not rates or not all(rate in RATE for rate in rates):
+        raise RecipeError(f"{place}: expected numbers {RATE}, found {value!r}. Write a list such as [1e-3, 3e-3].")
+    return rates
 
 
 def _setting_error(key: str, value: Any) -> str | None:

@@ -47,6 +47,15 @@ def test_a_type_of_peft_is_found_and_one_without_a_row_adds_layers():
     assert (other.name, other.trains_layers, other.card_description) == ("ia3", True, "PEFT's ia3")
 
 
+def test_other_programs_load_embeddings_and_lora_but_no_prefix():
+    servers = {name: row.servers({}) for name, row in METHODS.items()}
+    assert servers["cpt"] == servers["prompt_tuning"] == "engines that take embeddings"
+    assert servers["prefix_tuning"] == "PEFT" and servers["none"] == "any engine"
+    assert METHODS["lora"].servers({"lora_use_rslora": True}) == "engines that load LoRA"
+    assert METHODS["lora"].servers({"lora_use_dora": True}) == "PEFT"
+    assert METHODS["prompt_tuning"].servers({"layer_vectors": True}) == "no other program"
+
+
 def names_compared(tree):
     """Yield each comparison with the name of a method, or with a type of PEFT."""
     for node in ast.walk(tree):

@@ -10,7 +10,7 @@ from helpers.rows import question_rows, write_jsonl
 from safetensors.torch import load_file, save_file
 
 from prompt_tuning.cli.main import main
-from prompt_tuning.studies.compare import mean_over_seeds
+from prompt_tuning.studies.compare_results import mean_over_seeds
 
 
 @pytest.fixture

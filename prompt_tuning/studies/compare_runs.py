@@ -1,0 +1,172 @@
+"""Run one recipe of a comparison: try its learning rates, train it with each seed, and evaluate it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from accelerate import PartialState
+
+from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.data.loading import SPLITS
+from prompt_tuning.errors import TrainingError, first_line
+from prompt_tuning.metrics.significance import LOWER_IS_BETTER
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.reports.run_files import read_evaluation
+from prompt_tuning.runs.evaluate import evaluate
+from prompt_tuning.runs.output_folder import check_folder
+from prompt_tuning.runs.prepare import prepare
+from prompt_tuning.studies.compare_results import EvaluatedRun, RecipeRuns, read_run
+from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, is_finished
+from prompt_tuning.support.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ComparedRecipe:
+    """A recipe of a comparison.
+
+    Args:
+        name: its name in the table.
+        recipe: the recipe as all runs have it.
+        flags: the settings that its file does not have.
+        folder: the folder of the comparison.
+        seeds: the seeds that it is run with.
+        learning_rates: the rates that are tried; with one, or none, nothing is tried.
+    """
+
+    name: str
+    recipe: Recipe
+    flags: list[str]
+    folder: Path
+    seeds: Sequence[int]
+    learning_rates: Sequence[float]
+
+    @property
+    def tries(self) -> bool:
+        """Several learning rates are tried."""
+        return len(self.learning_rates) > 1
+
+    def load(self, seed: int, rate: float | None, max_steps: int | None = None) -> Recipe:
+        """Load the recipe of one run, with the run's folder."""
+        name = self.name
+        flags = list(self.flags)
+        if rate is not None:
+            name += f"-rate{rate}"
+            flags.append(f"--learning_rate={rate}")
+        if max_steps is not None:
+            name += f"-steps{max_steps}"
+            flags.append(f"--max_steps={max_steps}")
+        output = self.folder / f"{name}-seed{seed}"
+        flags += [f"--seed={seed}", f"--output_dir={output}", "--resume_from_checkpoint=auto"]
+        return load_recipe(self.recipe.path, flags)
+
+    def check_finished(self) -> None:
+        """Raise a PromptTuningError if a finished run had other settings or rows, or its folder is not a run's."""
+        for seed, rate in product(self.seeds, self.learning_rates or (None,)):
+            recipe = self.load(seed, rate)
+            check_folder(Path(recipe.training.output_dir), RunFolder.TRAINED)
+            if is_finished(recipe):
+                check_unchanged(prepare(recipe, SPLITS))
+
+
+def run_recipe(
+    compared: ComparedRecipe, base: SharedBaseModel, metric: str, *, evaluate_hard_prompt: bool
+) -> RecipeRuns:
+    """Try the learning rates of a recipe, and run it with the best one and each seed.
+
+    Args:
+        compared: the recipe.
+        base: the base model of all runs.
+        metric: chooses the learning rate.
+        evaluate_hard_prompt: also evaluate the template alone with the first seed, unless rates are tried.
+    """
+    if not compared.tries:
+        rate = compared.learning_rates[0] if compared.learning_rates else None
+        return run_seeds(compared, base, rate, evaluate_hard_prompt=evaluate_hard_prompt)
+    tried = dict(_try_rates(compared, base, metric))
+    rate = best_rate(tried, metric)
+    if rate is None:
+        raise TrainingError(f"{compared.name}: no learning rate trains it. Lower learning_rates.")
+    return replace(run_seeds(compared, base, rate), tried=tried)
+
+
+def _try_rates(compared: ComparedRecipe, base: SharedBaseModel, metric: str) -> Iterator[tuple[float, float | None]]:
+    """Yield each learning rate with its score on the validation rows, with the first seed; None if it diverges."""
+    key = METHODS[compared.recipe.prompt.method].results_key
+    for rate in compared.learning_rates:
+        recipe = compared.load(compared.seeds[0], rate)
+        try:
+            run = _run(recipe, base, split="validation")
+        except TrainingError as error:
+            if PartialState().num_processes > 1:
+                raise  # The error may be that of this process only, and the others wait for it.
+            logger.warning("%s, learning rate %s: %s", compared.name, rate, first_line(error))
+            yield rate, None
+        else:
+            yield rate, read_evaluation(RunFolder(run), key)[1].values[metric]
+
+
+def best_rate(tried: Mapping[float, float | None], metric: str) -> float | None:
+    """Return the learning rate with the best score, the first of equal ones; None if all diverged."""
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    scores = {rate: sign * score for rate, score in tried.items() if score is not None}
+    return max(scores, key=lambda rate: scores[rate], default=None)
+
+
+def run_seeds(
+    compared: ComparedRecipe,
+    base: SharedBaseModel,
+    rate: float | None,
+    *,
+    max_steps: int | None = None,
+    evaluate_hard_prompt: bool = False,
+) -> RecipeRuns:
+    """Run a recipe with each seed, evaluated on the test rows.
+
+    Args:
+        compared: the recipe.
+        base: the base model of all runs.
+        rate: the learning rate; None for that of the recipe.
+        max_steps: the number of steps; None for that of the recipe.
+        evaluate_hard_prompt: also evaluate the template alone with the first seed.
+    """
+    runs: list[EvaluatedRun] = []
+    for seed in compared.seeds:
+        recipe = compared.load(seed, rate, max_steps)
+        # The card of the first run also has the score of its template alone.
+        run = _run(recipe, base, evaluate_hard_prompt=evaluate_hard_prompt and not runs)
+        # The first seed's run was evaluated on the validation rows, to choose the learning rate.
+        tried = compared.tries and not runs and max_steps is None
+        runs.append(_evaluate(recipe, run) if tried else read_run(recipe, run))
+    return RecipeRuns(compared.name, compared.recipe, runs, rate)
+
+
+def _run(
+    recipe: Recipe, base: SharedBaseModel, *, split: str | None = None, evaluate_hard_prompt: bool = False
+) -> Path:
+    """Train or resume a run that is not finished, and return its folder."""
+    folder = Path(recipe.training.output_dir)
+    if is_finished(recipe):
+        return folder
+    logger.info("%s", folder.name)
+    trains = METHODS[recipe.prompt.method].trains
+    return base.train(recipe, evaluate_hard_prompt=evaluate_hard_prompt or not trains, split=split)
+
+
+def _evaluate(recipe: Recipe, run: Path) -> EvaluatedRun:
+    """Evaluate a saved run on the test rows, unless that is done."""
+    method = METHODS[recipe.prompt.method]
+    adapter: str | None = str(run)
+    if method.trains_whole_model:
+        recipe = replace(recipe, model=replace(recipe.model, model_name_or_path=str(run)))
+        adapter, method = None, METHODS["none"]
+    folder = run / f"evaluate-test-{method.results_key}"
+    if not RunFolder(folder).results.is_file():
+        evaluate(recipe, adapter, "test", folder)
+    return read_run(recipe, run, folder, method.results_key)

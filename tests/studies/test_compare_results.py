@@ -1,0 +1,50 @@
+"""A comparison's differences, words and costs, from runs that are made up."""
+
+import pytest
+
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.studies.compare_results import EvaluatedRun, RecipeRuns, compare_runs
+from prompt_tuning.studies.compare_table import comparison_text
+
+REFERENCES = [[f"the {word} cat sat on the old mat by the door"] for word in ("red", "big", "shy", "wet", "sad") * 4]
+GOOD = [texts[0] for texts in REFERENCES]
+POOR = [text.replace("old mat by", "new rug at") if number % 3 else text for number, text in enumerate(GOOD)]
+
+
+@pytest.fixture
+def runs_of(recipe_file, tmp_path):
+    """Return a function that makes up the runs of a recipe of translation, one for each list of predictions."""
+
+    def make(name, *predictions, tried=(), key="soft_prompt", **changes):
+        settings = {"task": "translation", "source_lang": "fr", "target_lang": "en", "template": "translation/plain"}
+        recipe = load_recipe(recipe_file(**settings, num_virtual_tokens=None, **changes))
+        runs = []
+        for number, texts in enumerate(predictions):
+            facts = {
+                "train_steps": 60, "trainable_parameters": 10, "train_seconds": 90, "seconds_per_step": 1 + number,
+                "added_memory_bytes": 2**20 * (3 + number),
+            }  # fmt: skip
+            evaluation = {key: {"bleu": 10.0}, "prediction_seconds": {key: 5}, "rows": len(texts)}
+            runs.append(EvaluatedRun(tmp_path, facts, evaluation, key, texts, REFERENCES))
+        return RecipeRuns(name, recipe, runs, 3e-3 if tried else None, dict(tried))
+
+    return make
+
+
+def test_a_corpus_metric_has_a_paired_difference_in_words(runs_of):
+    lora = runs_of("lora", POOR, POOR, method="lora", lora_use_dora="true", key="lora")
+    soft = runs_of("soft", GOOD, GOOD, tried=[(3e-3, 20.0), (1e-3, None)])
+    same = runs_of("same", POOR)
+    compared = compare_runs([lora, soft, same], "bleu")
+    against = compared["parts"]["soft"]["against_first"]
+    assert 0 < against["low"] < against["difference"] < against["high"]
+    assert against["in_words"] == "ahead" and against["p"] < 0.05
+    assert compared["parts"]["same"]["against_first"] == {
+        "difference": 0, "low": 0, "high": 0, "p": 1, "in_words": "level",
+    }  # fmt: skip
+    assert "differences by draws of rows and seeds" in compared["test"]
+    costs = compared["parts"]["lora"]
+    assert costs["seconds_per_step"] == 1.5 and costs["added_memory_bytes"] == 2**22
+    assert (costs["served_by"], costs["learning_rate"]) == ("PEFT", 1e-3)
+    text = comparison_text({"metric": "bleu", "rows": 20, "seeds": [1, 2], **compared})
+    assert "| ahead " in text and "| engines that take embeddings" in text and "0.003: 20.0, 0.001: diverged" in text
