@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import Trainer, TrainingArguments
 
 from prompt_tuning import __version__
 from prompt_tuning.engine.dispatch import has_prompt
+from prompt_tuning.engine.trained_config import SAVED_TYPE, TrainedTokensConfig
 from prompt_tuning.errors import DataError
 from prompt_tuning.hub.upload import public, public_name
 from prompt_tuning.reports.run_files import (
@@ -93,11 +94,22 @@ def training_facts(trainer: Trainer) -> dict[str, Any]:
         "total_parameters": total,
     }
     if has_prompt(model):
-        facts["virtual_tokens"] = model.active_peft_config.num_virtual_tokens
+        facts |= _prompt_facts(model.active_peft_config)
     # Without load_best_model_at_end Trainer also notes the best checkpoint, but saves the last weights.
     if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
         facts["best_checkpoint"] = Path(trainer.state.best_model_checkpoint).name
     return facts
+
+
+def _prompt_facts(config: PeftConfig) -> dict[str, Any]:
+    """Return the numbers of virtual tokens and of trained tokens inside the text, and whether they have vectors."""
+    is_trained = isinstance(config, TrainedTokensConfig)
+    facts = {
+        "virtual_tokens": config.num_virtual_tokens,
+        "text_tokens": len(config.text_token_ids) if is_trained else 0,
+        "layer_vectors": is_trained and config.layer_vectors,
+    }
+    return {name: value for name, value in facts.items() if value}
 
 
 def trainer_facts(trainer: Trainer) -> dict[str, Any]:
@@ -181,7 +193,8 @@ def _plain_loader(run: RunFolder) -> str | None:
     if not run.adapter_config.is_file():
         raise DataError(f"{run.adapter_config}: no such file. A card needs all files that train writes.")
     config = read_json(run.adapter_config, dict[str, Any])
-    return "AutoPeftModelForCausalLM" if config.get("task_type") == "CAUSAL_LM" else None
+    trained_tokens = config.get("peft_type") == SAVED_TYPE  # PEFT does not know them.
+    return "AutoPeftModelForCausalLM" if config.get("task_type") == "CAUSAL_LM" and not trained_tokens else None
 
 
 def _read_template(file: Path) -> dict[str, Any]:

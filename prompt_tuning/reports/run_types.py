@@ -114,6 +114,8 @@ class Common(_Common, total=False):
     trainable_parameters: int
     total_parameters: Positive
     virtual_tokens: Positive
+    text_tokens: Positive
+    layer_vectors: bool
     best_checkpoint: Annotated[str, Limits(pattern=r"checkpoint-\d{1,15}")]
     resumed_from: str
     changed_settings: dict[str, dict[str, Annotated[list[Any], Limits(least=2)]]]

@@ -21,6 +21,7 @@ from transformers.utils.hub import cached_file
 
 from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.arguments.methods import METHODS, find_method
+from prompt_tuning.engine.trained_config import TrainedTokensConfig
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.adapter_config import load_adapter_config
@@ -30,6 +31,12 @@ from prompt_tuning.models.loading import load_base_model, load_config, load_toke
 from prompt_tuning.models.prompts import check_adapter
 from prompt_tuning.models.weight_files import weight_map
 from prompt_tuning.studies.figures import new_figure, write_png
+from prompt_tuning.studies.inspect_layers import (
+    describe_trained_tokens,
+    layer_vectors_table,
+    mean_and_range,
+    rounded,
+)
 from prompt_tuning.support.files import atomic_folder, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import text_table
@@ -38,6 +45,8 @@ from prompt_tuning.support.trust import build_from_config
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+Tensors = dict[str, torch.Tensor]  # Those of an adapter's file, by their names.
 
 INITIAL = "initial_prompt"  # The name of the tensor in RunFolder.INITIAL_PROMPT.
 CAUTION = """\
@@ -72,10 +81,10 @@ def inspect(
     folder = adapter_folder(adapter)
     if folder != Path(adapter) and output is None:
         raise AdapterError(f"{adapter} is in the hub's cache. Name a folder to write to, such as --output inspected.")
-    config, weight = _read_adapter(folder)
+    config, tensors = _read_adapter(folder)
     base = _base_model(config, folder, model_name_or_path)
     args = ModelArguments(base, config.revision or "main", trust_remote_code=trust_remote_code)
-    report = _describe(config, weight, folder, args, nearest, renamed=bool(model_name_or_path))
+    report = _describe(config, tensors, folder, args, nearest, renamed=bool(model_name_or_path))
     report = {"adapter": adapter, **report, "caution": CAUTION}
     with atomic_folder(Path(output) if output else folder) as partial:
         write_json(partial / "inspection.json", report)
@@ -92,36 +101,52 @@ def _base_model(config: PeftConfig, folder: Path, model_name_or_path: str | None
 
 
 def _describe(
-    config: PeftConfig, weight: torch.Tensor, folder: Path, args: ModelArguments, nearest: int, *, renamed: bool
+    config: PeftConfig,
+    tensors: Tensors,
+    folder: Path,
+    args: ModelArguments,
+    nearest: int,
+    *,
+    renamed: bool,
 ) -> dict[str, Any]:
     """Return the report without the adapter's name and the caution."""
     method = config.peft_type.value
     is_prefix = find_method(method).trains_keys_and_values
     initial = RunFolder(folder).initial_prompt
+    weight = tensors["prompt_embeddings"]
     report = {"method": method, "model": args.model_name_or_path, "virtual_tokens": len(weight)}
     report["initial_prompt"] = str(initial) if initial.is_file() else None
+    if isinstance(config, TrainedTokensConfig):
+        report |= describe_trained_tokens(config, tensors)
     if is_prefix:
         report |= _describe_prefix(weight, config)
     else:
         model_config = load_config(args)
         check_adapter(config, folder, model_config, revision=args.model_revision, renamed=renamed)
         vocabulary = _input_embeddings(args, model_config)
-        report |= _describe_embeddings(weight, vocabulary, load_tokenizer(args), nearest)
+        tokenizer = load_tokenizer(args)
+        text = tensors.get("text_embeddings", weight[:0])
+        report |= _describe_embeddings(torch.cat([weight, text]), vocabulary, tokenizer, nearest)
+        if len(text):
+            starts = config.text_token_ids
+            moved = rounded((text - vocabulary[starts]).norm(dim=1))
+            for token, id, distance in zip(report["tokens"][len(weight) :], starts, moved, strict=True):
+                token |= {"start": token_text(tokenizer, id, special=False), "moved": distance}
     if initial.is_file():
-        for token, distance in zip(report["tokens"], _distances(weight, initial), strict=True):
+        for token, distance in zip(report["tokens"], _distances(weight, initial), strict=False):
             token["moved"] = distance
     return report
 
 
-def _read_adapter(folder: Path) -> tuple[PeftConfig, torch.Tensor]:
-    """Return the configuration and the weight: embeddings `[P, H]`, or the keys and values of all layers `[P, W]`."""
+def _read_adapter(folder: Path) -> tuple[PeftConfig, Tensors]:
+    """Return the configuration and the tensors, with `prompt_embeddings` `[P, H]`, or `[P, W]` of a prefix."""
     config = load_adapter_config(folder)
     if not find_method(config.peft_type).has_prompt:
         expected = ", ".join(row.name.upper() for row in METHODS.values() if row.has_prompt)
         raise AdapterError(f"{folder}: a {config.peft_type.value} adapter; expected {expected}")
-    weight = load_file(RunFolder(folder).adapter_weights)["prompt_embeddings"].float()
+    tensors = {name: tensor.float() for name, tensor in load_file(RunFolder(folder).adapter_weights).items()}
     # PEFT saves an encoder-decoder prompt with twice its rows, and uses the first half.
-    return config, weight[: config.num_virtual_tokens]
+    return config, tensors | {"prompt_embeddings": tensors["prompt_embeddings"][: config.num_virtual_tokens]}
 
 
 def _distances(weight: torch.Tensor, initial: Path) -> list[float]:
@@ -135,7 +160,7 @@ def _distances(weight: torch.Tensor, initial: Path) -> list[float]:
     if start.shape != weight.shape:
         shapes = f"{list(start.shape)}, the trained prompt {list(weight.shape)}"
         raise AdapterError(f"{initial} is {shapes}; it belongs to another run. Remove it.")
-    return _rounded((weight - start).norm(dim=1))
+    return rounded((weight - start).norm(dim=1))
 
 
 def _input_embeddings(args: ModelArguments, config: PretrainedConfig) -> torch.Tensor:
@@ -185,14 +210,14 @@ def _describe_embeddings(
         near = []
         for id, cosine in zip(vector_ids, vector_cosines, strict=True):
             text = token_text(tokenizer, id, special=id in special)
-            near.append({"id": id, "token": text, "cosine": _rounded(cosine)})
+            near.append({"id": id, "token": text, "cosine": rounded(cosine)})
         percentile = round(100 * (norms < vector.norm()).float().mean().item(), 1)
         tokens.append(
-            {"token": number, "norm": _rounded(vector.norm()), "norm_percentile": percentile, "nearest": near}
+            {"token": number, "norm": rounded(vector.norm()), "norm_percentile": percentile, "nearest": near}
         )
-    low, high = _rounded(norms.quantile(torch.tensor([0.05, 0.95])))
-    size = {"size": len(vocabulary), "norm_mean": _rounded(norms.mean()), "norm_5th": low, "norm_95th": high}
-    return {"vocabulary": size, "tokens": tokens, "similarity": _rounded(F.normalize(weight) @ F.normalize(weight).T)}
+    low, high = rounded(norms.quantile(torch.tensor([0.05, 0.95])))
+    size = {"size": len(vocabulary), "norm_mean": rounded(norms.mean()), "norm_5th": low, "norm_95th": high}
+    return {"vocabulary": size, "tokens": tokens, "similarity": rounded(F.normalize(weight) @ F.normalize(weight).T)}
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, id: int, *, special: bool) -> str:
@@ -236,16 +261,12 @@ def _describe_prefix(weight: torch.Tensor, config: PeftConfig) -> dict[str, Any]
     slots = weight.split(widths, dim=1)  # Every layer has its keys and then its values.
     for name, keys, values in zip(names, slots[::2], slots[1::2], strict=True):
         layers.append(
-            {"layer": name, "key_norms": _rounded(keys.norm(dim=1)), "value_norms": _rounded(values.norm(dim=1))}
+            {"layer": name, "key_norms": rounded(keys.norm(dim=1)), "value_norms": rounded(values.norm(dim=1))}
         )
         for slot in (keys, values):
             similarity += F.normalize(slot) @ F.normalize(slot).T
     tokens = [{"token": number} for number in range(len(weight))]
-    return {"layers": layers, "tokens": tokens, "similarity": _rounded(similarity / len(slots))}
-
-
-def _rounded(tensor: torch.Tensor) -> Any:
-    return torch.round(tensor.double(), decimals=4).tolist()
+    return {"layers": layers, "tokens": tokens, "similarity": rounded(similarity / len(slots))}
 
 
 def inspection_text(report: dict[str, Any]) -> str:
@@ -258,6 +279,8 @@ def inspection_text(report: dict[str, Any]) -> str:
         f"{report['adapter']}: {counted(report['virtual_tokens'], 'virtual token')} ({report['method']}) of "
         f"{report['model']}"
     ]
+    if report.get("text_tokens"):
+        lines.append(f"behind them {counted(report['text_tokens'], 'trained token')} inside the template")
     is_prefix = "layers" in report
     if is_prefix:
         lines.append("a prefix is keys and values, not embeddings, so nearest tokens do not exist for it")
@@ -265,19 +288,21 @@ def inspection_text(report: dict[str, Any]) -> str:
         size, mean, low, high = report["vocabulary"].values()
         lines.append(f"norms of the vocabulary's {size:,} tokens: mean {mean:.3f}, 90 % in {low:.3f} to {high:.3f}")
     if report["initial_prompt"]:
-        mean, low, high = _mean_and_range([token["moved"] for token in report["tokens"]])
+        moved = [token["moved"] for token in report["tokens"] if "start" not in token]
+        mean, low, high = mean_and_range(moved)
         lines.append(f"moved from {report['initial_prompt']} by {mean:.3f} on average, {low:.3f} to {high:.3f}")
-    else:
+    elif report["virtual_tokens"]:
         lines.append(f"no {RunFolder.INITIAL_PROMPT} in {report['adapter']}, so how far the prompt moved is unknown")
     cosines = []
     for number, row in enumerate(report["similarity"]):
         cosines += row[:number]
     if cosines:
-        mean, low, high = _mean_and_range(cosines)
+        mean, low, high = mean_and_range(cosines)
         over = ", mean over layers, keys and values" if is_prefix else ""
         lines.append(f"cosine between two virtual tokens{over}: {mean:.3f} on average, {low:.3f} to {high:.3f}")
     table = _layer_table(report["layers"]) if is_prefix else _token_table(report["tokens"])
-    return "\n".join([*lines, "", table, "", report["caution"]])
+    tables = [table, layer_vectors_table(report["layer_vectors"])] if "layer_vectors" in report else [table]
+    return "\n\n".join(["\n".join(lines), *tables, report["caution"]])
 
 
 def _layer_table(layers: list[dict[str, Any]]) -> str:
@@ -285,7 +310,7 @@ def _layer_table(layers: list[dict[str, Any]]) -> str:
     for layer in layers:
         row = [layer["layer"]]
         for name in ("key_norms", "value_norms"):
-            mean, low, high = _mean_and_range(layer[name])
+            mean, low, high = mean_and_range(layer[name])
             row += [f"{mean:.3f}", f"{low:.3f} to {high:.3f}"]
         rows.append(row)
     head = ("layer", "norm of keys", "lowest to highest", "norm of values", "lowest to highest")
@@ -297,13 +322,10 @@ def _token_table(tokens: list[dict[str, Any]]) -> str:
     for token in tokens:
         near = ", ".join(f"{entry['token']} {entry['cosine']:.2f}" for entry in token["nearest"])
         moved = f"{token['moved']:.3f}" if "moved" in token else "-"
-        rows.append([str(token["token"]), f"{token['norm']:.3f}", f"{token['norm_percentile']:.1f}", moved, near])
+        number = f"{token['token']} {token['start']}" if "start" in token else str(token["token"])
+        rows.append([number, f"{token['norm']:.3f}", f"{token['norm_percentile']:.1f}", moved, near])
     head = ("token", "norm", "percentile", "moved", "nearest tokens by cosine")
     return text_table(head, rows, align=("right", "right", "right", "right", "left"))
-
-
-def _mean_and_range(values: list[float]) -> tuple[float, float, float]:
-    return sum(values) / len(values), min(values), max(values)
 
 
 def _draw(report: dict[str, Any], path: Path) -> None:
@@ -328,7 +350,7 @@ def _draw(report: dict[str, Any], path: Path) -> None:
 
 def _draw_layers(layers: list[dict[str, Any]], axes: Axes) -> None:
     for name, color in (("key_norms", "tab:blue"), ("value_norms", "tab:orange")):
-        mean, low, high = zip(*(_mean_and_range(layer[name]) for layer in layers), strict=True)
+        mean, low, high = zip(*(mean_and_range(layer[name]) for layer in layers), strict=True)
         axes.plot(mean, ".-", color=color, label=name.replace("_norms", "s"))
         axes.fill_between(range(len(mean)), low, high, color=color, alpha=0.2)
     axes.set(xlabel="layer, in the table's order", ylabel="norm", title="Norms of keys and values, mean and range")

@@ -1,6 +1,7 @@
 """Hold trained tokens, with and without layer vectors, to a plain forward of the base model that is written here."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -61,11 +62,11 @@ def plain_logits(model, row, name="default"):
     ids = torch.tensor(row)
     is_text = ids >= VOCABULARY
     embeds = base.get_input_embeddings()(ids.masked_fill(is_text, 0)).clone()
-    embeds[is_text] = tokens.text_embeddings[ids[is_text] - VOCABULARY]
+    embeds[is_text] = tokens.text_embeddings[ids[is_text] - VOCABULARY].to(embeds.dtype)
     columns = torch.where(is_text, ids - VOCABULARY + tokens.num_virtual, -1)
     settings = {}
     if tokens.num_virtual or not model.peft_config[name].num_virtual_tokens:
-        embeds = torch.cat([encoder.embedding.weight, embeds])
+        embeds = torch.cat([encoder.embedding.weight.to(embeds.dtype), embeds])
         columns = torch.cat([torch.arange(tokens.num_virtual), columns])
     else:
         settings["cache"] = model.get_prompt(batch_size=1)
@@ -75,7 +76,7 @@ def plain_logits(model, row, name="default"):
 
         def add(module, args, number=number):
             vectors = tokens.layer_vectors[number][columns.clamp(min=0)] * tokens.layer_scales[number]
-            return (args[0] + vectors * (columns >= 0)[:, None], *args[1:])
+            return (args[0] + (vectors * (columns >= 0)[:, None]).to(args[0].dtype), *args[1:])
 
         hooks.append(layer.register_forward_pre_hook(add))
     try:
@@ -252,6 +253,30 @@ def test_choices_after_trained_text_have_the_likelihood_of_a_plain_forward(archi
             logits = plain_logits(model, row + choice)[len(row) - 1 : -1].log_softmax(-1)
             expected = logits[torch.arange(len(choice)), choice].sum().item()
             assert score == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2"])
+def test_in_bfloat16_a_row_in_a_batch_is_near_what_it_is_alone(architecture):
+    model = trained(build(architecture).to(torch.bfloat16))
+    assert all(weight.dtype == torch.float32 for weight in weights(model))
+    output = model(**right_padded(ROWS, TARGETS))
+    start = 0
+    for row, count in zip(ROWS, TARGETS, strict=True):
+        with torch.no_grad():
+            alone = plain_logits(model, row)[-count - 1 : -1].float()
+        # The bound is that of soft prompts in tests/engine/test_half_precision.py.
+        assert (output.logits[start : start + count].float() - alone).abs().max() < 0.15 * alone.std()
+        start += count
+    output.loss.backward()
+    assert all(weight.grad.isfinite().all() and weight.grad.dtype == torch.float32 for weight in weights(model))
+
+
+def test_threads_that_generate_at_once_read_each_their_own_rows():
+    model = trained(build("llama"))
+    rows = [SOURCE_ROWS, SOURCE_ROWS[::-1], SOURCE_ROWS[:1], SOURCE_ROWS[1:3]] * 4
+    expected = [written(model, batch) for batch in rows]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda batch: written(model, batch), rows)) == expected
 
 
 def test_rows_continue_behind_a_cache_of_trained_tokens():

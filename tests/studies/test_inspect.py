@@ -159,6 +159,28 @@ def test_a_prefix_has_norms_by_layer_and_no_nearest_tokens(prefix, monkeypatch):
     assert inspect(str(folder))["tokens"][1]["moved"] == pytest.approx((3 * 4 + 25) ** 0.5, abs=1e-4)
 
 
+@pytest.mark.parametrize("length", [0, 2])
+def test_trained_tokens_have_their_start_and_the_size_of_their_vectors(length, base, tmp_path):
+    config = prompt_config(base, length, PromptArguments(layer_vectors=True), text_ids=IDS)
+    start = base.get_input_embeddings().weight[IDS[:length]]
+    model = add_soft_prompt(base, config, start, layer_scales=torch.tensor([3.0, 4.0]))
+    tokens = model.prompt_encoder["default"].trained_tokens
+    with torch.no_grad():
+        tokens.text_embeddings[1] += 2
+        tokens.layer_vectors[1, length] = 0.5
+    model.save_pretrained(tmp_path)
+    report = inspect(str(tmp_path))
+    assert (report["virtual_tokens"], report["text_tokens"]) == (length, 4)
+    assert [token["moved"] for token in report["tokens"][length:]] == [0, pytest.approx(2 * 32**0.5, abs=1e-3), 0, 0]
+    assert [token["nearest"][0]["id"] for token in report["tokens"][length:]][::2] == IDS[::2]
+    first, second = report["layer_vectors"]
+    assert (first["unit"], second["unit"]) == (3, 4)
+    assert first["sizes"] == [0] * (length + 4) and second["sizes"] == [0] * length + [0.5, 0, 0, 0]
+    text = inspection_text(report)
+    assert "4 trained tokens inside the template" in text
+    assert f"{0.5 / (length + 4):.3f}" in text.split("size of vectors")[1]
+
+
 def test_an_encoder_decoder_prefix_has_layers_of_each_place(model_folders, tmp_path):
     base = AutoModelForSeq2SeqLM.from_pretrained(model_folders["t5"])
     config = EncoderDecoderPrefixConfig(num_virtual_tokens=3, prefix_decoder=False)
