@@ -5,6 +5,7 @@
 # make lint         run ruff check, ruff format and mypy
 # make benchmark    print every figure of benchmarks/results.md, some half an hour
 # make gpu          measure one CUDA GPU in at most ten minutes, and write benchmarks/results-gpu.md
+# make tables       print every table of recipes/README.md from the rows in DATA=FOLDER, some days
 # make cards        write the model cards of model_cards/ from their facts
 # make clean        remove the environments, the model and the runs
 
@@ -14,7 +15,7 @@ CONSTRAINTS := constraints.txt
 MODEL := models/SmolLM2-135M-Instruct
 RUN := runs/quickstart
 
-.PHONY: quickstart test test-latest fuzz lint benchmark gpu cards clean
+.PHONY: quickstart test test-latest fuzz lint benchmark gpu tables cards clean
 
 quickstart:
 	@if $(MAKE) --no-print-directory --question $(RUN)/results.json; then $(VENV)/bin/prompt-tuning show $(RUN); else $(MAKE) --no-print-directory $(RUN)/results.json; fi
@@ -38,6 +39,9 @@ benchmark: $(MODEL)/config.json
 
 gpu: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/gpu.py
+
+tables: $(MODEL)/config.json
+	$(VENV)/bin/python benchmarks/tables.py $(DATA)
 
 cards: $(VENV)/installed
 	for facts in model_cards/*.json; do $(VENV)/bin/prompt-tuning card $$facts; done

@@ -147,7 +147,8 @@ def main() -> None:
         }
     if args.few_shot:
         ranked["few_shot"] = {"template": args.few_shot[0], "num_demonstrations": int(args.few_shot[1])}
-    into = ROOT / "runs" / "reference" / args.recipe.stem
+    name = args.recipe.stem + (f"-longest{args.longest}" if args.longest else "")
+    into = ROOT / "runs" / "reference" / name
     rows = ROWS
     if args.train_rows:
         into = into / "curve"

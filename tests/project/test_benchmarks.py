@@ -1,8 +1,14 @@
 """Every benchmark imports what it needs from the current code, and `make benchmark` names benchmarks that exist."""
 
+from pathlib import Path
+
 import pytest
 from helpers.benchmarks import load_benchmark
 from helpers.paths import ROOT
+from helpers.rows import question_rows, write_jsonl
+
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.studies.sweep import read_sweep
 
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
 
@@ -26,3 +32,50 @@ def test_an_unknown_benchmark_is_refused(monkeypatch, capsys):
         run.main()
     assert ended.value.code == 2
     assert "no benchmark nothing" in capsys.readouterr().err
+
+
+def test_the_comparison_of_methods_runs_on_a_tiny_model(model_folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    rows = tmp_path / "qa-newwiki"
+    rows.mkdir()
+    for split, count in (("train", 40), ("validation", 8), ("test", 8)):
+        write_jsonl(rows / f"{split}.jsonl", question_rows(count, len(split)))
+    flags = ["--only", "lora", "prompt", "--short", "--seeds", "1", "--use_cpu=true", "--disable_tqdm=true"]
+    comparison = load_benchmark("comparison")
+    comparison.main([str(tmp_path), *flags, f"--model_name_or_path={model_folders['llama']}"])
+    text = capsys.readouterr().out
+    assert "| lora " in text and "| prompt " in text and "0.001: " in text and "0.003: " in text
+    assert "as many steps as fit in the time of lora" in text
+
+
+def test_every_method_of_the_comparison_suits_every_task(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    comparison = load_benchmark("comparison")
+    runs = read_sweep(comparison.RECIPES / "methods.yaml", takes_learning_rates=True)
+    files = [f"--{split}_file=recipes/quickstart/{split}.jsonl" for split in ("train", "validation", "test")]
+    for task in comparison.TASKS:
+        for run in runs.values():
+            recipe = load_recipe(comparison.RECIPES / f"{task}.yaml", [*run.flags, *files])
+            assert len(run.learning_rates) == (0 if recipe.prompt.method == "none" else 3)
+
+
+def test_make_tables_names_scripts_and_recipes_and_makes_no_table_twice(tmp_path, monkeypatch, capsys):
+    tables = load_benchmark("tables")
+    tables.main([str(tmp_path), "--list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(set(lines)) == 3 * 3 + 2 + 8
+    for line in lines:
+        for word in line.split():
+            assert not word.startswith(("benchmarks/", "recipes/")) or (ROOT / word).is_file(), word
+    ran = []
+
+    def run(command, **settings):
+        ran.append(Path(command[1]).stem)
+        return type("Done", (), {"stdout": "| a table |\n"})
+
+    monkeypatch.setattr(tables, "TABLES", tmp_path / "tables.md")
+    monkeypatch.setattr(tables.subprocess, "run", run)
+    for _ in range(2):
+        tables.main([str(tmp_path), "methods", "multitask"])
+    assert ran == ["methods", "multitask"]
+    assert (tmp_path / "tables.md").read_text().count("| a table |") == 2
