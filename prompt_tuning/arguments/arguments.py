@@ -170,7 +170,16 @@ class PromptArguments:
     num_virtual_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Length of the prompt, in tokens; by default the length of the text that it starts from, or 20."
+            "help": "Length of the prompt, in tokens; by default the length of the text that it starts from, or 20. 0 "
+            "leaves the prompt out, with trained_text."
+        },
+    )
+    trained_text: Literal["none", "ending", "all", "marked"] = field(
+        default="none",
+        metadata={
+            "help": "prompt_tuning, prefix_tuning: train the embeddings of the template's own words too, each from "
+            "that of its token. ending: the fixed text after the last column. all: all fixed text. marked: the text "
+            "between {% soft %} and {% endsoft %}. With num_virtual_tokens 0 nothing else is trained."
         },
     )
     init: Init = field(

@@ -146,7 +146,7 @@ _ROWS = (
         trained_part="embeddings",
         settings=(
             "init", "residual", "init_demonstrations", "teacher_template", "encoder_hidden_size", "num_virtual_tokens",
-            "layer_vectors",
+            "layer_vectors", "trained_text",
         ),
         layered_learning_rate=1e-2,
         joins_ensembles=True,
@@ -172,7 +172,7 @@ _ROWS = (
         trained_part="keys and values",
         settings=(
             "init", "init_demonstrations", "teacher_template", "prefix_projection", "prefix_encoder", "prefix_decoder",
-            "prefix_cross", "encoder_hidden_size", "num_virtual_tokens", "layer_vectors",
+            "prefix_cross", "encoder_hidden_size", "num_virtual_tokens", "layer_vectors", "trained_text",
         ),
         refused_inits=("frequent", "class_labels", "adapter"),
         learning_rate=1e-2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def user_example(folder: Path, file: Path, *, trust_remote_code: bool = False) -
     example = {"source": encoded["source"], "references": encoded["references"], "cut_tokens": encoded["cut_tokens"]}
     example[tuned] = predictor([row])[0]
     if "hard_prompt" in results and not method.trains_whole_model:
+        hard_prompt = replace(predictor, encoder=replace(predictor.encoder, trained_text=None))
         with predictor.model.disable_adapter():
-            example["hard_prompt"] = predictor([row])[0]
+            example["hard_prompt"] = hard_prompt([row])[0]
     columns = sorted(predictor.encoder.template.source_columns)
     return {"example": {name: row[name] for name in columns if name in row}, "own_example": example}

@@ -58,7 +58,9 @@ def _rendered_rows(prepared: Prepared, split: str, count: int) -> Iterator[str]:
 def _row_lines(prepared: Prepared, row: dict[str, Any]) -> list[str]:
     tokenizer = prepared.tokenizer
     labels = [label for label in row["labels"] if label != -100]
-    source_ids = row["input_ids"] if prepared.config.is_encoder_decoder else row["input_ids"][: -len(labels)]
+    model_ids = row["input_ids"] if prepared.config.is_encoder_decoder else row["input_ids"][: -len(labels)]
+    trained_text = prepared.trained_text
+    source_ids = trained_text.ordinary_ids(model_ids) if trained_text else model_ids
     # Some tokenizers add special tokens, change characters, or have no token for one.
     read = tokenizer.decode(source_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     lines = [row["source"]]
@@ -79,9 +81,14 @@ def _row_lines(prepared: Prepared, row: dict[str, Any]) -> list[str]:
     num_virtual = prepared.num_virtual_tokens
     soft_prompt = f"{counted(num_virtual, 'virtual token')}, then " if num_virtual else ""
     cut = _cut(row["cut_tokens"], row["omitted_demonstrations"])
+    tokens = list(map(repr, tokenizer.convert_ids_to_tokens(source_ids)))
+    changed = [place for place, id in enumerate(model_ids) if id != source_ids[place]]
+    for place in changed:
+        tokens[place] = f"*{tokens[place]}"
+    trained = f" ({counted(len(changed), 'token')} of trained text, with *)" if changed else ""
     lines += [
-        f"-- {soft_prompt}{counted(len(source_ids), 'source token')}, {cut}:",
-        _quoted(tokenizer.convert_ids_to_tokens(source_ids), " "),
+        f"-- {soft_prompt}{counted(len(source_ids), 'source token')}{trained}, {cut}:",
+        " ".join(tokens),
         f"-- {counted(len(labels), 'token')} that {agreed(len(labels), 'carry')} loss:",
         _quoted(tokenizer.convert_ids_to_tokens(labels), " "),
     ]

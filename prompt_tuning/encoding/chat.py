@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import accumulate
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -26,6 +27,9 @@ CHAT_DAY = datetime(2024, 7, 26)
 QUESTION, ANSWER = "Where is the ferry?", "In the harbour."
 
 Message = dict[str, str]
+
+# Unicode reserves them for the inside of programs; no text may hold them.
+START, END = "\U000ffffe", "\U000fffff"
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,49 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -
                 "message. Put its words into source, or take a template without chat: true."
             )
     return text[: len(text) - chat.cut] + chat.opening
+
+
+@dataclass(frozen=True)
+class MessagePlace:
+    """The characters of a message's content that a chat template writes, and where.
+
+    Args:
+        start: the place of the first of them in the whole text.
+        first: the number of the first one in the content.
+        last: the number of the character after the last one in the content.
+    """
+
+    start: int
+    first: int
+    last: int
+
+
+def message_places(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[MessagePlace]:
+    """Return where `chat_text` writes the content of each message. Spaces at its ends may be left out.
+
+    Raises:
+        TemplateError: the chat template fails on these messages, or changes them by what they say.
+    """
+    text = chat_text(tokenizer, messages)
+    # Most chat templates strip a message.
+    for stripped in (False, True):
+        contents = [message["content"] for message in messages]
+        edges = []
+        for content in contents:
+            last = len(content.rstrip()) if stripped else len(content)
+            edges.append((min(len(content) - len(content.lstrip()), last) if stripped else 0, last))
+        marked = []
+        for message, (first, last) in zip(messages, edges, strict=True):
+            content = message["content"]
+            marked.append(message | {"content": content[:first] + START + content[first:last] + END + content[last:]})
+        pieces = re.split(f"([{START}{END}])", chat_text(tokenizer, marked))
+        if "".join(pieces[::2]) == text and pieces[1::2] == [START, END] * len(messages):
+            starts = list(accumulate(map(len, pieces[::2])))[::2]
+            return [MessagePlace(start, *ends) for start, ends in zip(starts, edges, strict=False)]
+    raise TemplateError(
+        f"the chat template of {_name(tokenizer)} changes messages by what they say, so that the places of a "
+        "template's own words are not known. Set trained_text: none, or take a template without chat: true."
+    )
 
 
 def answer_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:

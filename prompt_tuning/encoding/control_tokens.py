@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from prompt_tuning.templates.values import map_texts
 
 # Unicode reserves U+FDD0 to U+FDEF for the inside of programs; no text may hold them.
 MARKER = "\ufdd0"
+# SentencePiece writes a space at the start of a word so.
+SPACE_MARK = "\u2581"
 STAND_INS = tuple(map(chr, range(0xFDD1, 0xFDF0)))
 _RESERVED = re.compile("[\ufdd0-\ufdef]")
 
@@ -81,29 +84,70 @@ class ControlTokens:
         name = "text_target" if settings.pop("target", False) else "text"
         if not _RESERVED.search(marked):
             return self.tokenizer(**{name: marked}, **settings).input_ids
-        tokens = list(self.ids)
-        text = self.pattern.sub(lambda token: f"{MARKER}{tokens.index(token[0])}{MARKER}", marked)
         if self.tokenizer.is_fast:
-            return self._encode_apart({name: self.plain(text)}, settings)
-        if text != marked:
+            return self._encode_apart(name, marked, settings)[0]
+        if self.pattern.search(marked):
             raise TemplateError(
                 f"the row holds the text of a special token, and this tokenizer ({type(self.tokenizer).__name__}) "
                 "cannot tell it from the template's own; take it out of the row, or out of the template"
             )
-        return self.tokenizer(**{name: self.plain(text)}, split_special_tokens=True, **settings).input_ids
+        return self.tokenizer(**{name: self.plain(marked)}, split_special_tokens=True, **settings).input_ids
 
-    def _encode_apart(self, text: dict[str, str], settings: dict[str, Any]) -> list[int]:
-        """Encode a text whose own control tokens are written by number, and any other control token as plain text."""
+    def offsets(self, marked: str, **settings: Any) -> list[tuple[int, int]]:
+        """Return for each token that `encode` gives its characters `(start, end)` in the marked text.
+
+        A token that the tokenizer adds has none. Only a fast tokenizer knows them.
+        """
+        if _RESERVED.search(marked):
+            return self._encode_apart("text", marked, settings)[1]
+        return self.tokenizer(marked, return_offsets_mapping=True, **settings).offset_mapping
+
+    def _encode_apart(
+        self, name: str, marked: str, settings: dict[str, Any]
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Encode a text whose own control tokens are written by number, and any other control token as plain text.
+
+        Returns:
+            The token ids, and the characters of each in the marked text.
+        """
         tokenizer, own_ids = self._numbered
-        encoded = tokenizer(**text, split_special_tokens=True, return_special_tokens_mask=True, **settings)
+        text, places = self._written_by_number(marked)
+        encoded = tokenizer(
+            **{name: self.plain(text)},
+            split_special_tokens=True,
+            return_special_tokens_mask=True,
+            return_offsets_mapping=True,
+            **settings,
+        )
         control_ids = set(self.ids.values()) - {self.tokenizer.unk_token_id}
         ids: list[int] = []
-        for token, added in zip(encoded.input_ids, encoded.special_tokens_mask, strict=True):
+        offsets: list[tuple[int, int]] = []
+        for token, added, (start, end) in zip(
+            encoded.input_ids, encoded.special_tokens_mask, encoded.offset_mapping, strict=True
+        ):
+            written = [own_ids.get(token, token)]
             if token in control_ids and not added:
-                ids += self._characters(token)
-            else:
-                ids.append(own_ids.get(token, token))
-        return ids
+                written = self._characters(token)
+            ids += written
+            offsets += [(places[start], places[end])] * len(written)
+        return ids, offsets
+
+    def _written_by_number(self, marked: str) -> tuple[str, list[int]]:
+        """Return a text with each of its own control tokens as a number, and the place in it of each character.
+
+        The end of the text has a place too.
+        """
+        tokens = list(self.ids)
+        text, places = "", [0]
+        for piece, token in _pieces(marked, self.pattern):
+            start = places.pop()
+            places += range(start, start + len(piece) + 1)
+            text += piece
+            if token:
+                written = f"{MARKER}{tokens.index(token)}{MARKER}"
+                places += [places[-1]] * (len(written) - 1) + [places[-1] + len(token)]
+                text += written
+        return text, places
 
     @functools.cached_property
     def _numbered(self) -> tuple[PreTrainedTokenizerBase, dict[int, int]]:
@@ -128,6 +172,28 @@ class ControlTokens:
             raise TemplateError(f"the tokenizer cannot write {text!r} as plain text; take it out of the row")
         return ids
 
+    def continuation(self, text: str) -> list[int]:
+        """Return the token ids of a marked text within a longer one, without the space SentencePiece puts first."""
+        ids = self.encode(text, add_special_tokens=False)
+        first = "".join(self.tokenizer.convert_ids_to_tokens(ids[:1]))
+        if text.startswith(" ") or not first.startswith(SPACE_MARK):
+            return ids
+        line_break = self.tokenizer("\n", add_special_tokens=False).input_ids
+        after = self.encode("\n" + text, add_special_tokens=False)
+        return after[len(line_break) :] if after[: len(line_break)] == line_break else ids
+
+    def shorten(self, text: str, tokens: int) -> str:
+        """Return a text of data without its last tokens."""
+        # The text of a control token has several tokens, in the source too.
+        settings = {"add_special_tokens": False, "split_special_tokens": bool(self.pattern.search(text))}
+        if not self.tokenizer.is_fast:
+            # Only a fast tokenizer knows where its tokens are in the text.
+            kept = self.tokenizer(text, **settings).input_ids[:-tokens]
+            return self.tokenizer.decode(kept, clean_up_tokenization_spaces=False).rstrip()
+        offsets = self.tokenizer(text, **settings, return_offsets_mapping=True).offset_mapping
+        keep = len(offsets) - tokens
+        return text[: offsets[keep][0]].rstrip() if keep > 0 else ""
+
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
     """Return the control tokens of a tokenizer."""
@@ -141,3 +207,12 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase, size: int, chat_template
         if token.content in chat_template and not token.content.isspace():
             ids[token.content] = id
     return ControlTokens(tokenizer, ids)
+
+
+def _pieces(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+    """Yield what stands before each match of a pattern in a text, with the match; at the end the rest, with ""."""
+    end = 0
+    for match in pattern.finditer(text):
+        yield text[end : match.start()], match[0]
+        end = match.end()
+    yield text[end:], ""

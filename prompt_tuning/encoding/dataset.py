@@ -24,6 +24,7 @@ COLUMNS = {
     "source": Value("string"),
     "references": List(Value("string")),
     "cut_tokens": Value("int64"),
+    "untrained_tokens": Value("int64"),
     "shown_demonstrations": Value("int64"),
     "omitted_demonstrations": Value("int64"),
     "row": Value("int64"),
@@ -35,8 +36,10 @@ COLUMNS = {
     "empty": Value("bool"),
 }
 REPORTED_ONLY = [
-    "problem", "overlong", "empty", "shown_demonstrations", "unreachable", "reference_tokens", "answer_cut"
+    "problem", "overlong", "empty", "shown_demonstrations", "unreachable", "reference_tokens", "answer_cut",
+    "untrained_tokens",
 ]  # fmt: skip
+COUNTS = ("cut_tokens", "untrained_tokens", "shown_demonstrations", "omitted_demonstrations", "reference_tokens")
 CHOICE_COLUMNS = {"choices": List(Value("string")), "choice_ids": List(List(Value("int64")))}
 
 
@@ -174,6 +177,7 @@ def _select_rows(
     cut = _numbers(encoded, "cut_tokens")[kept]
     omitted = _numbers(encoded, "omitted_demonstrations")[kept]
     shown = _numbers(encoded, "shown_demonstrations")[kept]
+    untrained = _numbers(encoded, "untrained_tokens")[kept]
     lengths = pc.list_value_length(encoded.data.column("input_ids")).to_numpy()[kept]
     too_long = _numbers(encoded, "reference_tokens")[kept] > max_new_tokens
     cut_answers = _numbers(encoded, "answer_cut")[kept]
@@ -202,6 +206,8 @@ def _select_rows(
         unreachable=tuple(first_unreachable),
         empty_rows=int((empty & ~held).sum()) if drop_empty else 0,
         empty_problems=0 if drop_empty else int(empty.sum()),
+        untrained_rows=int((untrained > 0).sum()),
+        untrained_tokens=int(untrained.sum()),
     )
     return encoded.remove_columns(REPORTED_ONLY), report
 
@@ -234,7 +240,7 @@ def _encode_row(
         encoded = {"input_ids": [], "labels": [], "source": "", "references": []}
         if encoder.closed:
             encoded |= {"choices": [], "choice_ids": []}
-        counts = {"cut_tokens": 0, "shown_demonstrations": 0, "omitted_demonstrations": 0, "reference_tokens": 0}
+        counts = dict.fromkeys(COUNTS, 0)
         overlong = isinstance(error, OverlongError)
         part = "target" if isinstance(error, OverlongTargetError) else "source"
         problem = {"problem": str(error), "overlong": part if overlong else "", "unreachable": "", "answer_cut": False}

@@ -33,6 +33,8 @@ class RowCounts:
         cut_answers: the number of rows in which the answer was in the cut columns, and is not after the cut.
         unreachable_targets: the number of rows whose target no prediction can be.
         unreachable: (row, reason) of the first of these rows.
+        untrained_rows: the number of rows with tokens of trained text that no training row has.
+        untrained_tokens: the number of these tokens, of all rows together. They have ordinary ids.
     """
 
     rows: int = 0
@@ -45,6 +47,8 @@ class RowCounts:
     cut_answers: int = 0
     unreachable_targets: int = 0
     unreachable: tuple[tuple[int, str], ...] = ()
+    untrained_rows: int = 0
+    untrained_tokens: int = 0
 
     def losses(self) -> list[str]:
         """Return for the log what was cut, or that nothing was, and what else the rows lost."""
@@ -58,6 +62,9 @@ class RowCounts:
             parts.append(f"{self.unreachable_targets} with a target that no prediction can be")
         if self.empty_rows:
             parts.append(f"{self.empty_rows} left out as empty")
+        if self.untrained_rows:
+            tokens = counted(self.untrained_tokens, "token")
+            parts.append(f"{self.untrained_rows} with {tokens} of the trained text that no training row has")
         return parts
 
 

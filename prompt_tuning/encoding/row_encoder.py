@@ -12,16 +12,16 @@ from prompt_tuning.encoding.chat import chat_format, chat_text
 from prompt_tuning.encoding.control_tokens import ControlTokens, control_tokens
 from prompt_tuning.encoding.embedded import check_embedded
 from prompt_tuning.encoding.row_checks import answer_is_cut, unreachable_target
+from prompt_tuning.encoding.text_tokens import EncodedSource, TextToken, text_tokens
+from prompt_tuning.encoding.trained_text import TrainedText
 from prompt_tuning.errors import EmptyRowError, OverlongError, OverlongTargetError, TemplateError
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.support.text import gap_after, listed
 from prompt_tuning.templates.languages import language_variables
+from prompt_tuning.templates.literals import Part, locate
 from prompt_tuning.templates.rendered import Rendered
 from prompt_tuning.templates.sandbox import VALUE_END
 from prompt_tuning.templates.template import Template
-
-# SentencePiece writes a space at the start of a word so.
-SPACE_MARK = "\u2581"
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Encoder:
         num_chosen: the number of the template's demonstrations, its last, that are training rows a recipe chose.
         source_setting: the setting that the budget of a source is from, for messages.
         num_embeddings: the number of tokens that the model has embeddings for; None for all of the tokenizer.
+        trained_text: the tokens of the template that have trained ids; None if it is an ordinary hard prompt.
     """
 
     template: Template
@@ -56,6 +57,7 @@ class Encoder:
     num_chosen: int = 0
     source_setting: str = "max_source_tokens"
     num_embeddings: int | None = None
+    trained_text: TrainedText | None = None
 
     @classmethod
     def from_recipe(
@@ -103,24 +105,26 @@ class Encoder:
             OverlongError: the source does not fit its budget.
         """
         encoder, omitted = self.fit_demonstrations(row, nearest)
-        ids, cut, source, fitted = encoder.cut_source(row)
+        source = encoder.cut_source(row)
+        ids = source.ids
         marked_target, references = self._render_target(row)
         target = self.control.plain(marked_target)
-        target_ids = self._target_ids(source, ids, marked_target)
+        target_ids = self._target_ids(source.text, ids, marked_target)
         check_embedded(target_ids, self.tokenizer, self.num_embeddings)
         encoded = {
             "input_ids": ids if self.is_encoder_decoder else ids + target_ids,
             "labels": target_ids if self.is_encoder_decoder else [-100] * len(ids) + target_ids,
-            "source": self.control.plain(source),
+            "source": self.control.plain(source.text),
             "references": list(references),
-            "cut_tokens": cut,
+            "cut_tokens": source.cut_tokens,
+            "untrained_tokens": source.untrained_tokens,
             "unreachable": "",
             "answer_cut": False,
             "shown_demonstrations": len(encoder.template.demonstrations) - self._num_permanent,
             "omitted_demonstrations": omitted,
         }
         if self.closed:
-            choices, choice_ids = self.choices(row, source, ids)
+            choices, choice_ids = self.choices(row, source.text, ids)
             if target.strip() not in choices:
                 raise TemplateError(
                     f"the target {target!r} is not among the row's choices ({listed(choices)}); correct the row or "
@@ -129,9 +133,9 @@ class Encoder:
             return encoded | {"choices": choices, "choice_ids": choice_ids}
         stop = self.template.stop
         encoded["unreachable"] = unreachable_target(target_ids, target, references, self.tokenizer, stop)
-        if cut:
+        if source.cut_tokens:
             whole = self.template.standard_row(row)
-            encoded["answer_cut"] = answer_is_cut(whole, fitted, self._cut_columns, references)
+            encoded["answer_cut"] = answer_is_cut(whole, source.row, self._cut_columns, references)
         return encoded
 
     def training_row(self, row: dict[str, Any], nearest: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
@@ -213,7 +217,8 @@ class Encoder:
             TemplateError: the row cannot be rendered or is rendered as nothing, or a column in `truncate` is not text.
             OverlongError: the source does not fit its budget with nothing left to cut.
         """
-        return self.fit_demonstrations(row)[0].cut_source(row)[:3]
+        source = self.fit_demonstrations(row)[0].cut_source(row)
+        return source.ids, source.cut_tokens, source.text
 
     @property
     def _num_permanent(self) -> int:
@@ -242,14 +247,11 @@ class Encoder:
     def _cut_columns(self) -> tuple[str, ...]:
         return self.template.truncate if self.truncate is None else self.truncate
 
-    def cut_source(self, row: dict[str, Any]) -> tuple[list[int], int, str, dict[str, Any]]:
+    def cut_source(self, row: dict[str, Any]) -> EncodedSource:
         """Encode a row's source with all of the template's demonstrations.
 
-        Returns:
-            What `source` returns, and the row with its cut columns.
-
         Raises:
-            TemplateError: as `source` does.
+            TemplateError: as `source` does; or the source does not end with the trained ending.
         """
         row = self.template.standard_row(row)
         text = self.source_text(row)
@@ -267,7 +269,19 @@ class Encoder:
                 f"the source has {len(ids)} tokens with nothing left to cut, {self.source_setting} is "
                 f"{self.max_source_tokens}; raise it{name_column}"
             )
-        return check_embedded(ids, self.tokenizer, self.num_embeddings), max(full - len(ids), 0), text, row
+        check_embedded(ids, self.tokenizer, self.num_embeddings)
+        source = EncodedSource(ids, text, row, max(full - len(ids), 0))
+        if self.trained_text is None:
+            return source
+        tokens = self.text_tokens(source, self.trained_text.part)
+        ids, untrained = self.trained_text.apply(ids, tokens, self.template.name)
+        return replace(source, ids=ids, untrained_tokens=untrained)
+
+    def text_tokens(self, source: EncodedSource, part: Part) -> list[TextToken | None]:
+        """Return for each token of a source, with ordinary ids, the token of a literal that it is, or None."""
+        row = self.control.mark({**source.row})
+        rendered, spans = locate(self._marked_template(), row, self.languages, part)
+        return text_tokens(source, rendered, spans, self.control, chat=self.template.chat)
 
     def demonstration(self, row: dict[str, Any]) -> str:
         """Return a row's source, within its budget, and target as one marked text; raises as `source` does."""
@@ -369,31 +383,15 @@ class Encoder:
             return ids if end in ids else [*ids, end]  # mBART writes the language after the end.
         text = self._gap(source) + target + (usual_tail if tail is None else tail)
         joint = self.tokenize(source + text)
+        if self.trained_text:
+            source_ids = self.trained_text.ordinary_ids(source_ids)
         if joint[: len(source_ids)] == source_ids:
             return [*joint[len(source_ids) :], end]
         # The tokenizer merged across the boundary. Generation cannot do that, so training must not either.
-        return [*self._continuation(text), end]
-
-    def _continuation(self, text: str) -> list[int]:
-        """Return the token ids of a marked text within a longer one, without the space SentencePiece puts first."""
-        ids = self.control.encode(text, add_special_tokens=False)
-        first = "".join(self.tokenizer.convert_ids_to_tokens(ids[:1]))
-        if text.startswith(" ") or not first.startswith(SPACE_MARK):
-            return ids
-        line_break = self.tokenizer("\n", add_special_tokens=False).input_ids
-        after = self.control.encode("\n" + text, add_special_tokens=False)
-        return after[len(line_break) :] if after[: len(line_break)] == line_break else ids
+        return [*self.control.continuation(text), end]
 
     def _shorten(self, text: str, column: str, tokens: int) -> str:
         """Return a column's text without its last tokens."""
         if not isinstance(text, str):
             raise TemplateError(f"column {column!r} is not text, so it cannot be cut; take it out of truncate")
-        # The text of a control token has several tokens, in the source too.
-        settings = {"add_special_tokens": False, "split_special_tokens": bool(self.control.pattern.search(text))}
-        if not self.tokenizer.is_fast:
-            # Only a fast tokenizer knows where its tokens are in the text.
-            kept = self.tokenizer(text, **settings).input_ids[:-tokens]
-            return self.tokenizer.decode(kept, clean_up_tokenization_spaces=False).rstrip()
-        offsets = self.tokenizer(text, **settings, return_offsets_mapping=True).offset_mapping
-        keep = len(offsets) - tokens
-        return text[: offsets[keep][0]].rstrip() if keep > 0 else ""
+        return self.control.shorten(text, tokens)

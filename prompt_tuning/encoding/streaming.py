@@ -42,6 +42,8 @@ class StreamReport(RowCounts):
         self.rows += 1
         self.cut_rows += encoded["cut_tokens"] > 0
         self.cut_tokens += encoded["cut_tokens"]
+        self.untrained_rows += encoded["untrained_tokens"] > 0
+        self.untrained_tokens += encoded["untrained_tokens"]
         self.longest = max(self.longest, len(encoded["input_ids"]))
         self.cut_answers += encoded["answer_cut"]
         if encoded["unreachable"]:

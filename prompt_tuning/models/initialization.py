@@ -110,7 +110,8 @@ def initial_ids(text: str | None, tokenizer: PreTrainedTokenizerBase, init: str)
 def prompt_length(args: PromptArguments, ids: Sequence[int] | None) -> int:
     """Return the number of virtual tokens.
 
-    By default it is the length of the text or adapter that the prompt starts from, else 20.
+    By default it is the length of the text or adapter that the prompt starts from, else 20. It is 0 if only text of
+    the template is trained.
 
     Args:
         args: num_virtual_tokens and `init`.
@@ -121,6 +122,8 @@ def prompt_length(args: PromptArguments, ids: Sequence[int] | None) -> int:
         AdapterError: init_adapter holds no soft prompt.
     """
     length = args.num_virtual_tokens
+    if length == 0:
+        return 0
     if ids is not None and length and length < len(ids):
         raise RecipeError(
             f"init {args.init} has {counted(len(ids), 'token')} and num_virtual_tokens is {length}. "

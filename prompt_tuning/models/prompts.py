@@ -99,11 +99,6 @@ def prompt_config(
             common |= {"num_layers": 1}
     if args.layer_vectors or text_ids:
         check_trained_tokens(model.config, layer_vectors=args.layer_vectors)
-        if METHODS[args.method].trains_keys_and_values and not text_ids:
-            raise RecipeError(
-                "layer_vectors: the tokens of a prefix have keys and values instead. Set trained_text, or method: "
-                "prompt_tuning."
-            )
         common |= {"text_token_ids": list(text_ids), "layer_vectors": args.layer_vectors, "trained_text": trained_text}
     return CONFIGS[args.method](model, args, ids, common)
 

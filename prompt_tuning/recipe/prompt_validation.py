@@ -69,16 +69,27 @@ def prompt_errors(recipe: Recipe) -> list[str]:
             "Leave it out.",
         ),
         (
-            prompt.layer_vectors and (prompt.residual or prompt.prefix_projection),
-            "layer_vectors are trained beside the prompt itself, not beside a network that writes it. Leave residual "
-            "and prefix_projection out.",
+            (prompt.layer_vectors or prompt.trained_text != "none") and (prompt.residual or prompt.prefix_projection),
+            "layer_vectors and trained_text are trained beside the prompt itself, not beside a network that writes "
+            "it. Leave residual and prefix_projection out.",
+        ),
+        (
+            prompt.layer_vectors and method.trains_keys_and_values and prompt.trained_text == "none",
+            "layer_vectors: the tokens of a prefix have keys and values instead. Set trained_text, or method: "
+            "prompt_tuning.",
         ),
         (
             method.starts_from_text and not prompt.init_text,
             f"{prompt.method} starts from a text. Set init_text.",
         ),
     ]
-    return _init_errors(recipe) + _adapter_errors(recipe) + broken_rules(rules) + _loss_errors(recipe)
+    return [
+        *_init_errors(recipe),
+        *_length_errors(recipe),
+        *_adapter_errors(recipe),
+        *broken_rules(rules),
+        *_loss_errors(recipe),
+    ]
 
 
 def _init_errors(recipe: Recipe) -> list[str]:
@@ -114,6 +125,32 @@ def _init_errors(recipe: Recipe) -> list[str]:
             "Set demonstration_selection: random or balanced.",
         ),
     ]
+    return broken_rules(rules)
+
+
+def _length_errors(recipe: Recipe) -> list[str]:
+    """Return what is wrong with a prompt of no virtual tokens, beside which text of the template is trained."""
+    prompt = recipe.prompt
+    method = METHODS[prompt.method]
+    if prompt.num_virtual_tokens != 0:
+        return []
+    rules: Rules = [
+        (
+            method.takes("trained_text") and prompt.trained_text == "none",
+            "num_virtual_tokens 0 trains nothing. Set trained_text: ending, or leave num_virtual_tokens out.",
+        ),
+        (
+            not method.takes("trained_text"),
+            f"num_virtual_tokens is 0; with method {prompt.method} it must be at least 1. Leave it out.",
+        ),
+        (
+            method.trains_keys_and_values,
+            "num_virtual_tokens 0 leaves no prefix. Set method: prompt_tuning to train text of the template alone.",
+        ),
+    ]
+    for name in ("init", "residual", "init_demonstrations"):
+        message = f"{name} has no effect with num_virtual_tokens 0. Leave one of them out."
+        rules.append((name in recipe.explicitly_set and method.takes(name), message))
     return broken_rules(rules)
 
 

@@ -66,7 +66,7 @@ RANGES = {
     "buffer_size": COUNT,
     "split_seed": SEED,
     # What a prompt is, and how rows are encoded.
-    "num_virtual_tokens": COUNT,
+    "num_virtual_tokens": NOT_NEGATIVE,  # With 0 only text of the template is trained.
     "num_ranks": COUNT,
     "init_demonstrations": COUNT,
     "encoder_hidden_size": COUNT,

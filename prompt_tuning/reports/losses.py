@@ -12,6 +12,7 @@ ROW_LOSSES = {
     "dropped_rows": "were left out as too long",
     "cut_answers": "have lost the answer in a source that was cut to fit max_source_tokens",
     "unreachable_targets": "have a target that no prediction can be",
+    "untrained_rows": "have tokens of the trained text that no training row has",
     "long_references": "have references longer than a prediction may be (generation_max_length)",
 }
 """The counts of a split in results.json, under `splits`, with what they say of its rows."""

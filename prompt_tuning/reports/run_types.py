@@ -32,6 +32,8 @@ class SplitSize(_SplitSize, total=False):
     long_references: int
     empty_rows: int
     rows_without_reference: int
+    untrained_rows: int
+    untrained_tokens: int
 
 
 class Leakage(TypedDict):

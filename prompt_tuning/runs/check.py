@@ -12,6 +12,7 @@ from prompt_tuning.runs.multitask import join_rows, prepare_tasks
 from prompt_tuning.runs.prepare import Prepared, prepare_run
 from prompt_tuning.runs.resume import checkpoint_to_resume
 from prompt_tuning.runs.sharding import check_sharding
+from prompt_tuning.runs.trained_text import check_checkpoint_text
 from prompt_tuning.training.resuming import check_position
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ def check(recipe: Recipe) -> dict[str, Prepared]:
     else:
         tasks = {"": prepare_run(recipe)}
         rows = tasks[""].encoded.get("train")
+        if checkpoint:
+            check_checkpoint_text(Path(checkpoint), tasks[""].trained_text)
     if checkpoint:
         check_position(Path(checkpoint), rows, recipe.training)
     return tasks

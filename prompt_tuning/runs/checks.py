@@ -51,8 +51,9 @@ def check_architecture(recipe: Recipe, config: PretrainedConfig) -> None:
     """Raise an error for settings of a prompt that do nothing, or cannot be trained, in this kind of model."""
     prompt = recipe.prompt
     architecture = config.get_text_config().model_type
-    if prompt.layer_vectors:
-        check_trained_tokens(config, layer_vectors=True)
+    trains_text = METHODS[prompt.method].takes("trained_text") and prompt.trained_text != "none"
+    if prompt.layer_vectors or trains_text:
+        check_trained_tokens(config, layer_vectors=prompt.layer_vectors)
     if config.is_encoder_decoder:
         if METHODS[prompt.method].trains_keys_and_values and prompt.init not in ("random", "vocab"):
             raise RecipeError(

@@ -15,7 +15,7 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from prompt_tuning.arguments.methods import find_method
+from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.data.loading import SPLITS, row_origin, split_origin
 from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.dispatch import get_base
@@ -31,11 +31,13 @@ from prompt_tuning.reports.run_files import read_results
 from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.prepare import Prepared, prepare
 from prompt_tuning.runs.results import answer_counts, describe, scores_of, write_pages, write_run
+from prompt_tuning.runs.trained_text import without_trained_text
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
 
+HARD_PROMPT = METHODS["none"].results_key
 NEUTRAL_DECODING = {
     "repetition_penalty": 1, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "length_penalty": 1,
     "encoder_repetition_penalty": 1, "encoder_no_repeat_ngram_size": 0, "suppress_tokens": None, "stop_strings": None,
@@ -80,7 +82,7 @@ def _evaluate(
     recipe: Recipe, folder: Path, split: str, adapter: str | None, adapter_config: PeftConfig | None
 ) -> None:
     """Evaluate a split into a folder that this process holds; the adapter's configuration has its base model."""
-    prepared = prepare(recipe, (split,))
+    prepared = prepare(without_trained_text(recipe), (split,), adapter)
     # Training rows need no references until they are evaluated.
     prepared.template.check_columns(prepared.rows[split].column_names, split_origin(recipe.data, split))
     if adapter:
@@ -140,7 +142,8 @@ def evaluate_models(
     """Predict and score a split with one model after the other, and write the results.
 
     Args:
-        models: every model with its name in results.json. A generator may make each when it is needed.
+        models: every model with its name in results.json. A generator may make each when it is needed. The hard prompt
+            is read without trained ids.
         prepared: the recipe with its rows.
         split: the split to predict.
         folder: the folder to write.
@@ -155,7 +158,8 @@ def evaluate_models(
     started = time.perf_counter()
     for name, model in models:
         logger.info("evaluating %s with the %s", split_origin(prepared.recipe.data, split), name.replace("_", " "))
-        texts, limited = trainer_for(model, prepared).predict_texts_to_limit(prepared.encoded[split])
+        rows = prepared.hard_prompt_rows(split) if name == HARD_PROMPT else prepared.encoded[split]
+        texts, limited = trainer_for(model, prepared).predict_texts_to_limit(rows)
         predictions[name] = texts
         results.setdefault("prediction_counts", {})[name] = prediction_counts(texts, limited)
         results[name] = scores_of(predictions[name], prepared, split).to_json()

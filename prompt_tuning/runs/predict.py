@@ -75,6 +75,7 @@ def predict(
     for count, message in (
         (counts["replaced"], "had a column 'prediction', which is replaced"),
         (counts["cut"], "were cut to fit max_source_tokens"),
+        (counts["untrained"], "have tokens of the trained text that no training row has, which are not trained"),
         (counts["fewer"], "have fewer demonstrations, to fit max_source_tokens"),
     ):
         if count:
@@ -109,6 +110,7 @@ def _predict_batch(predictor: Predictor, batch: list[OriginAndRow], file: TextIO
         questions.append(question)
         counts["rows"] += 1
         counts["cut"] += question.cut_tokens > 0
+        counts["untrained"] += question.untrained_tokens > 0
         counts["fewer"] += question.omitted_demonstrations > 0
         counts["replaced"] += "prediction" in row
     predictions, limited = predictor.answer_to_limit(questions)

@@ -32,6 +32,7 @@ from prompt_tuning.models.loading import load_base_model, load_config, load_toke
 from prompt_tuning.models.prompts import check_adapter, load_adapter
 from prompt_tuning.recipe.loading import load_recipe, read_switches
 from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.runs.trained_text import saved_text
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.templates.template import Template
 
@@ -49,6 +50,7 @@ class Question:
         choice_ids: the token ids of every choice, as they follow the source.
         cut_tokens: the number of tokens that were cut to fit the budget.
         omitted_demonstrations: the number of demonstrations that do not fit the budget.
+        untrained_tokens: the number of tokens of the trained text that no training row has.
     """
 
     source: list[int]
@@ -56,6 +58,7 @@ class Question:
     choice_ids: Sequence[list[int]] = ()
     cut_tokens: int = 0
     omitted_demonstrations: int = 0
+    untrained_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ class Predictor:
             check_adapter(adapter_config, run.path, config, revision=recipe.model.model_revision, renamed=renamed)
             check_tokenizer(run.path, tokenizer, renamed=renamed)
         encoder = Encoder.from_recipe(recipe, template, tokenizer, config)
+        if adapter_config is not None:
+            encoder = replace(encoder, trained_text=saved_text(adapter_config, run.path, encoder))
         check_embedded([tokenizer.pad_token_id, tokenizer.eos_token_id], tokenizer, encoder.num_embeddings)
         num_chosen = min(recipe.prompt.num_demonstrations, len(template.demonstrations))
         model = load_base_model(recipe.model, config).to(recipe.training.device)
@@ -144,9 +149,9 @@ class Predictor:
         """
         row = with_standard_columns(row, self.data)
         encoder, omitted = self.encoder.fit_demonstrations(row)
-        ids, cut, text = encoder.source(row)
-        choices, choice_ids = encoder.choices(row, text, ids) if encoder.closed else ([], [])
-        return Question(ids, choices, choice_ids, cut, omitted)
+        source = encoder.cut_source(row)
+        choices, choice_ids = encoder.choices(row, source.text, source.ids) if encoder.closed else ([], [])
+        return Question(source.ids, choices, choice_ids, source.cut_tokens, omitted, source.untrained_tokens)
 
     @torch.inference_mode()
     def answer(self, questions: Sequence[Question]) -> list[str]:

@@ -21,6 +21,7 @@ from prompt_tuning.encoding.demonstrations import Demonstrations
 from prompt_tuning.encoding.embedded import check_embedded
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.streaming import StreamReport, encode_stream
+from prompt_tuning.encoding.trained_text import TrainedText
 from prompt_tuning.errors import DataError, ErrorList
 from prompt_tuning.metrics.loading import load_metrics
 from prompt_tuning.metrics.scores import MetricFunction
@@ -32,6 +33,7 @@ from prompt_tuning.models.prompts import check_adapter
 from prompt_tuning.models.quantization import quantization_config
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs import checks
+from prompt_tuning.runs.trained_text import needs_training_rows, text_of_run
 from prompt_tuning.templates.template import Template
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,16 @@ class Prepared:
         return self.encoder.template
 
     @property
+    def trained_text(self) -> TrainedText | None:
+        """The tokens of the template that have trained ids in the encoded rows; None without trained text."""
+        return self.encoder.trained_text
+
+    def hard_prompt_rows(self, split: str) -> Dataset:
+        """Return the encoded rows of a split with the ids of the ordinary hard prompt."""
+        rows = self.encoded[split]
+        return self.trained_text.ordinary_rows(rows) if self.trained_text else rows
+
+    @property
     def last_split(self) -> str:
         """The split that a finished run is evaluated on."""
         return "test" if "test" in self.encoded else "validation"
@@ -100,12 +112,13 @@ def prepare_run(recipe: Recipe) -> Prepared:
     return prepared
 
 
-def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
+def prepare(recipe: Recipe, splits: tuple[str, ...], adapter: str | None = None) -> Prepared:
     """Load and encode the splits that the recipe has, out of `splits`.
 
     Args:
         recipe: the recipe of one task.
         splits: train, validation, test, or some of them.
+        adapter: the folder or hub id of a saved adapter to evaluate, whose trained text the rows get.
 
     Raises:
         PromptTuningError: everything that is wrong with model name, template, prompt, metrics and rows, a line each.
@@ -123,17 +136,16 @@ def prepare(recipe: Recipe, splits: tuple[str, ...]) -> Prepared:
     few_shot = demonstrations.encoder if demonstrations else encoder
     # A prompt that starts from the demonstrations replaces them, so that rows need not show them again.
     replaces_demonstrations = prompt.init == "template" and METHODS[prompt.method].takes_init
-    init_ids, num_virtual_tokens = None, 0
     with errors.collect():
         source = few_shot if replaces_demonstrations else encoder
         init_ids, num_virtual_tokens = _initial_prompt(recipe, config, source, rows.get("train"))
-    with errors.collect():
         _check_prompt(recipe, config, encoder, init_ids, num_virtual_tokens)
 
     encoder = few_shot
     if replaces_demonstrations:
         encoder = replace(few_shot, template=replace(few_shot.template, demonstrations=()), num_chosen=0)
     with errors.collect():
+        encoder = replace(encoder, trained_text=text_of_run(recipe, encoder, loaded, demonstrations, adapter))
         encoded, reports = _encode_splits(recipe, rows, encoder, demonstrations, score)
     teacher_rows = None
     if prompt.teacher_template and "train" in rows and not errors:
@@ -165,7 +177,7 @@ def _load(
 ) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Template, MetricFunction, DatasetDict]:
     """Load what a recipe names: the model's configuration, its tokenizer, the template, the metrics and the rows.
 
-    Training rows are also loaded if demonstrations are chosen from them.
+    Training rows are also loaded if demonstrations are chosen from them, or the tokens of trained text found in them.
 
     Raises:
         PromptTuningError: everything that is wrong with any of them, or with two of them together.
@@ -192,7 +204,8 @@ def _load(
         checks.check_metrics(recipe, score)
     loaded = DatasetDict()
     with errors.collect():
-        training_rows = ("train",) if prompt.num_demonstrations and "train" not in splits else ()
+        reads_training_rows = prompt.num_demonstrations or needs_training_rows(recipe)
+        training_rows = ("train",) if reads_training_rows and "train" not in splits else ()
         loaded = load_splits(data, (*training_rows, *splits))
         if not loaded.keys() & set(splits):
             raise DataError(f"{recipe.path}: no {' or '.join(splits)} rows; set {splits[-1]}_file")
@@ -324,6 +337,7 @@ def _encode_for_teacher(recipe: Recipe, config: PretrainedConfig, encoder: Encod
         source_setting="max_teacher_tokens",
         truncate=None,
         num_chosen=0,
+        trained_text=None,
     )
     teacher_rows, report = encode(
         rows,

@@ -39,7 +39,7 @@ def describe(prepared: Prepared, split: str) -> dict[str, Any]:
         for count in ROW_COUNTS:
             if count in counts:  # A stream has no references.
                 sizes[name][count] = counts[count]
-        for count in ("empty_rows", "rows_without_reference"):
+        for count in ("empty_rows", "rows_without_reference", "untrained_rows", "untrained_tokens"):
             if counts.get(count):
                 sizes[name][count] = counts[count]
     if prepared.encoder.closed:

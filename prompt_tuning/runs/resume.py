@@ -28,7 +28,7 @@ SAVED = (RunFolder.ADAPTER_WEIGHTS, RunFolder.ADAPTER_CONFIG, RunFolder.MODEL_WE
 MODEL_SETTINGS = (
     "method", "num_virtual_tokens", "num_ranks", "tasks", "residual", "encoder_hidden_size", "prefix_projection",
     "encoder_reparameterization_type", "prefix_encoder", "prefix_decoder", "prefix_cross", "lora_r", "lora_alpha",
-    "lora_target_modules", "lora_use_rslora", "lora_use_dora", "layer_vectors",
+    "lora_target_modules", "lora_use_rslora", "lora_use_dora", "layer_vectors", "trained_text",
 )  # fmt: skip
 """The settings that a checkpoint's weights depend on: with other values they do not fit, or mean something else."""
 

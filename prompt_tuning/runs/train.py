@@ -31,6 +31,7 @@ from prompt_tuning.runs.results import describe, write_pages
 from prompt_tuning.runs.resume import checkpoint_to_resume
 from prompt_tuning.runs.sharding import check_sharding
 from prompt_tuning.runs.trainable import add_trainable, soft_prompt_of
+from prompt_tuning.runs.trained_text import check_checkpoint_text
 from prompt_tuning.support.files import write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
@@ -85,6 +86,7 @@ def _train(
     checkpoint = checkpoint_to_resume(recipe, folder)
     prepared = prepare_run(recipe)
     if checkpoint:
+        check_checkpoint_text(Path(checkpoint), prepared.trained_text)
         check_position(Path(checkpoint), prepared.encoded["train"], recipe.training)
     pushes = recipe.training.push_to_hub and PartialState().is_main_process
     if pushes:

@@ -29,7 +29,15 @@ def add_trainable(base: PreTrainedModel, prepared: Prepared) -> PeftModel | PreT
         return load_adapter(base, prompt.adapter, is_trainable=True)
     if method.trains_whole_model:
         return base.requires_grad_()
-    config = prompt_config(base, prepared.num_virtual_tokens, prompt, prepared.init_ids or ())
+    text = prepared.trained_text
+    config = prompt_config(
+        base,
+        prepared.num_virtual_tokens,
+        prompt,
+        prepared.init_ids or (),
+        text_ids=text.start_ids if text else (),
+        trained_text=text.to_json() if text else None,
+    )
     if method.trains_layers:
         return add_adapter(base, config)
     residual = network_width(base, prompt) if prompt.residual else None
@@ -38,8 +46,10 @@ def add_trainable(base: PreTrainedModel, prepared: Prepared) -> PeftModel | PreT
 
 
 def _hard_prompts(prepared: Prepared) -> list[list[int]]:
-    """Return the ids of the first training rows, source and target, from which layer vectors take their units."""
-    return [row["input_ids"] for row in islice(prepared.encoded["train"], ROWS_FOR_SCALES)]
+    """Return the ordinary ids of the first training rows, from which layer vectors take their units."""
+    text = prepared.trained_text
+    rows = [row["input_ids"] for row in islice(prepared.encoded["train"], ROWS_FOR_SCALES)]
+    return [text.ordinary_ids(row) for row in rows] if text else rows
 
 
 def _initial_values(base: PreTrainedModel, prepared: Prepared) -> torch.Tensor | None:
@@ -47,6 +57,8 @@ def _initial_values(base: PreTrainedModel, prepared: Prepared) -> torch.Tensor |
     prompt, length, seed = prepared.recipe.prompt, prepared.num_virtual_tokens, prepared.recipe.training.seed
     method = METHODS[prompt.method]
     ids = prepared.init_ids
+    if not length:
+        return None
     if prompt.init == "frequent":
         ids = frequent_ids(prepared.encoded["train"]["labels"], prepared.tokenizer, length)
     if method.takes_init and method.trains_embeddings:

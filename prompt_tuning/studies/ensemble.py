@@ -29,7 +29,7 @@ from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.metrics.squad.squad import answer_tokens
-from prompt_tuning.models.adapter_config import load_adapter_config
+from prompt_tuning.models.adapter_config import load_adapter_config, read_adapter_config
 from prompt_tuning.models.base_model import check_tokenizer
 from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.models.prompts import check_adapter, load_adapter
@@ -40,6 +40,7 @@ from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.predictor import generate_texts
 from prompt_tuning.runs.prepare import Prepared, prepare
 from prompt_tuning.runs.results import describe, scores_of, write_pages, write_run
+from prompt_tuning.runs.trained_text import without_trained_text
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import text_table
 from prompt_tuning.support.text import counted
@@ -132,7 +133,7 @@ def ensemble(
 
 def _evaluate(recipe: Recipe, adapters: Sequence[str], combine: str, split: str, folder: Path) -> None:
     """Evaluate a split into a folder that this process holds."""
-    prepared = prepare(recipe, (split,))
+    prepared = prepare(without_trained_text(recipe), (split,), adapters[0])
     _check_template(prepared)
     for adapter in adapters:
         check_tokenizer(adapter, prepared.tokenizer)
@@ -225,6 +226,16 @@ def check_adapters(recipe: Recipe, adapters: Sequence[str], combine: str) -> Non
             folders.add(Path(folder).resolve())
             _check_adapter(folder, config, recipe.model.model_revision)
     errors.raise_all()
+    first, *others = map(_trained_text, adapters)
+    for folder, text in zip(adapters[1:], others, strict=True):
+        if text != first:
+            raise AdapterError(f"{folder}: it has other trained text than {adapters[0]}. Evaluate them one by one.")
+
+
+def _trained_text(folder: str) -> tuple[object, object]:
+    """Return what decides which tokens of the template have trained ids with an adapter."""
+    fields = vars(read_adapter_config(RunFolder(adapter_folder(folder))))
+    return fields.get("trained_text"), fields.get("text_token_ids")
 
 
 def _check_adapter(folder: str, config: PretrainedConfig, revision: str) -> None:

@@ -15,6 +15,7 @@ import jinja2
 from jinja2 import nodes
 
 from prompt_tuning.errors import TemplateError
+from prompt_tuning.templates.rendered import Rendered
 from prompt_tuning.templates.sandbox import environment, parsed, without_trim_blocks
 from prompt_tuning.templates.soft_text import PRINTED_BODIES, PRINTING_BLOCKS, without_marks
 from prompt_tuning.templates.template import Template
@@ -30,11 +31,19 @@ _MARKS = re.compile(rf"{MARK}(\d*){MARK}")
 
 
 class Span(NamedTuple):
-    """The place of a literal in a text: its number in the template, and the characters from start to end."""
+    """The place of a literal in a text.
+
+    Args:
+        literal: its number in the template.
+        start: the first character in the text.
+        end: the character after its last one.
+        skipped: the number of the literal's first characters that are trimmed from the text.
+    """
 
     literal: int
     start: int
     end: int
+    skipped: int = 0
 
 
 def literals(template: Template, part: Part) -> tuple[str, ...]:
@@ -64,31 +73,31 @@ _ADVICE = {
 
 def locate(
     template: Template, row: Mapping[str, Any], languages: dict[str, str] | None, part: Part
-) -> list[tuple[str, list[Span]]]:
-    """Return the text of every message that a template writes of a row, with the places of the literals in it.
+) -> tuple[Rendered, list[list[Span]]]:
+    """Return what a template writes of a row, and for every message the places of the literals in it.
 
     The ending is that of the row's own source. Demonstrations have the other literals too.
 
     Raises:
         TemplateError: as `Template.render` does.
     """
-    plain = template.render(row, languages, with_target=False).messages
+    rendered = template.render(row, languages, with_target=False)
     compile_text = functools.partial(_compiled, part=part)
     marked = template.render(row, languages, with_target=False, compile_text=compile_text).messages
     num_source = len(_literals(template.source, part))
     located = []
-    for number, (message, with_marks) in enumerate(zip(plain, marked, strict=True), 1):
-        text, spans = _unmarked(with_marks["content"], message["content"])
-        if part == "ending" and number < len(plain):
+    for number, (message, with_marks) in enumerate(zip(rendered.messages, marked, strict=True), 1):
+        spans = _spans(with_marks["content"], message["content"])
+        if part == "ending" and number < len(marked):
             spans = []
         if message["role"] == "system":
             spans = [span._replace(literal=span.literal + num_source) for span in spans]
-        located.append((text, spans))
-    return located
+        located.append(spans)
+    return rendered, located
 
 
-def _unmarked(marked: str, text: str) -> tuple[str, list[Span]]:
-    """Return a text and the places of the literals in it; `marked` is the text with marks, before a trim block."""
+def _spans(marked: str, text: str) -> list[Span]:
+    """Return the places of the literals in a text; `marked` is the text with marks, before a trim block."""
     start, place = 0, 0
     literal = ""
     spans = []
@@ -102,10 +111,10 @@ def _unmarked(marked: str, text: str) -> tuple[str, list[Span]]:
             literal, start = number, place
         elif literal:
             first, last = (min(max(edge - lead, 0), len(text)) for edge in (start, place))
-            spans.append(Span(int(literal), first, last))
+            spans.append(Span(int(literal), first, last, max(lead - start, 0)))
             literal = ""
         place += len(piece)
-    return text, spans
+    return spans
 
 
 @functools.lru_cache(maxsize=512)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from prompt_tuning.support.text import gap_after
 
@@ -24,10 +25,22 @@ class Rendered:
     @property
     def source(self) -> str:
         """All messages as plain text, without a chat template. A demonstration's target follows its source."""
-        parts: list[str] = []
-        for message in self.messages:
-            if message["role"] == "assistant":
-                parts[-1] += gap_after(parts[-1]) + message["content"]
-            else:
-                parts.append(message["content"])
-        return "\n\n".join(parts)
+        return "".join(gap + message["content"] for gap, message in zip(self._gaps, self.messages, strict=True))
+
+    @property
+    def starts(self) -> list[int]:
+        """The place in `source` where each message starts."""
+        starts = []
+        end = 0
+        for gap, message in zip(self._gaps, self.messages, strict=True):
+            starts.append(end + len(gap))
+            end = starts[-1] + len(message["content"])
+        return starts
+
+    @property
+    def _gaps(self) -> list[str]:
+        """What stands before each message in `source`."""
+        gaps = [""]
+        for before, message in pairwise(self.messages):
+            gaps.append(gap_after(before["content"]) if message["role"] == "assistant" else "\n\n")
+        return gaps

@@ -89,7 +89,7 @@ def test_names_types_and_ranges_of_file_and_command_line_are_reported_at_once_wi
         f"{path}, line {number['lr']}: unknown setting lr. Set learning_rate.",
         f"{path}, line {number['num_train_epochs']}: num_train_epochs is 0.0; it must be above 0",
         f"command line: {typed}",
-        "command line: num_virtual_tokens is -3; it must be at least 1",
+        "command line: num_virtual_tokens is -3; it must be at least 0",
         "command line: unknown setting epochs. Set num_train_epochs.",
         "command line: unknown setting top_p. Leave it out: predictions are greedy, or by generation_num_beams.",
     ]

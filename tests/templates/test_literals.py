@@ -22,11 +22,13 @@ def template(source, **fields):
 def found(of, row, part):
     """Return for every message the texts at the places of its literals, checked against the template's own."""
     texts = literals(of, part)
+    rendered, spans_of_messages = locate(of, row, None, part)
+    assert rendered == of.render(row, with_target=False)
     messages = []
-    for text, spans in locate(of, row, None, part):
-        places = [text[start:end] for _, start, end in spans]
-        assert all(place in texts[span.literal] for place, span in zip(places, spans, strict=True))
-        messages.append(places)
+    for message, spans in zip(rendered.messages, spans_of_messages, strict=True):
+        messages.append([message["content"][span.start : span.end] for span in spans])
+        for place, span in zip(messages[-1], spans, strict=True):
+            assert texts[span.literal][span.skipped :].startswith(place)
     return messages
 
 
@@ -55,7 +57,7 @@ def test_each_part_names_its_literals_in_branches_and_loops():
 
 
 def test_the_same_literal_in_a_loop_has_one_number():
-    [(_, spans)] = locate(template(MARKED), ROW, None, "marked")
+    _, [spans] = locate(template(MARKED), ROW, None, "marked")
     assert [span.literal for span in spans] == [0, 1, 2, 1, 2, 3]
 
 

@@ -1,0 +1,120 @@
+"""Find the tokens of a template's literals in training rows, before the rows are encoded with their trained ids."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterable, Sequence, Set
+from itertools import islice
+from typing import Any
+
+from datasets import Dataset, Features, IterableDataset, List, Value
+
+from prompt_tuning import __version__
+from prompt_tuning.data.loading import row_origin, streamed_rows
+from prompt_tuning.encoding.demonstrations import Demonstrations
+from prompt_tuning.encoding.row_encoder import Encoder
+from prompt_tuning.encoding.streaming import FIRST_ROWS
+from prompt_tuning.encoding.text_tokens import TextToken
+from prompt_tuning.encoding.trained_text import TrainedText, check_fast
+from prompt_tuning.errors import TemplateError
+from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.support.text import counted, listed
+from prompt_tuning.templates.literals import Part
+
+logger = logging.getLogger(__name__)
+
+NUMBERS = "numbers"
+TOKENS_SHOWN = 20
+
+
+def find_trained_text(
+    recipe: Recipe,
+    part: Part,
+    encoder: Encoder,
+    rows: Dataset | IterableDataset,
+    demonstrations: Demonstrations | None = None,
+) -> TrainedText:
+    """Return the tokens of a template's literals that the training rows have; of a stream, its first rows.
+
+    Args:
+        recipe: says how rows are read.
+        part: the literals that are trained.
+        encoder: writes the rows as ordinary hard prompts.
+        rows: the training rows.
+        demonstrations: the training rows that are shown before others.
+
+    Raises:
+        ModelError: the tokenizer is slow.
+        TemplateError: as `TrainedText.of_rows` does.
+    """
+    check_fast(encoder.tokenizer)
+    found: Iterable[list[TextToken] | None]
+    held_out: Set[int] = frozenset()
+    if isinstance(rows, IterableDataset):
+        found = [_tokens_of(encoder, row, (), part) for row in islice(streamed_rows(rows, recipe.data), FIRST_ROWS)]
+    else:
+        found = _tokens_of_rows(recipe, part, encoder, rows, demonstrations)
+        held_out = demonstrations.held_out() if demonstrations else frozenset()
+    first_id = encoder.num_embeddings or len(encoder.tokenizer)
+    # A row that cannot be encoded is reported by `encode`.
+    numbered = (
+        (number, tokens) for number, tokens in enumerate(found) if tokens is not None and number not in held_out
+    )
+    name_row = functools.partial(row_origin, recipe.data, "train")
+    text = TrainedText.of_rows(part, encoder.template, first_id, numbered, name_row)
+    tokens = encoder.tokenizer.convert_ids_to_tokens(text.start_ids)
+    logger.info("trained text (%s): %s, %s", part, counted(len(tokens), "token"), listed(tokens, most=TOKENS_SHOWN))
+    return text
+
+
+def _tokens_of(
+    encoder: Encoder, row: dict[str, Any], nearest: Sequence[dict[str, Any]], part: Part
+) -> list[TextToken] | None:
+    """Return the tokens of the literals in a row's source, in their order; None if it cannot be encoded."""
+    try:
+        fitted, _ = encoder.fit_demonstrations(row, nearest)
+        source = fitted.cut_source(row)
+    except TemplateError:
+        return None
+    return [token for token in fitted.text_tokens(source, part) if token]
+
+
+def _tokens_of_rows(
+    recipe: Recipe, part: Part, encoder: Encoder, rows: Dataset, demonstrations: Demonstrations | None
+) -> Iterable[list[TextToken] | None]:
+    """Yield what `_tokens_of` returns for every row, computed by as many processes as encode rows."""
+    found = rows.map(
+        _row_numbers,
+        fn_kwargs={
+            "encoder": encoder,
+            "part": part,
+            "candidates": demonstrations.train if demonstrations else None,
+            "nearest": demonstrations.nearest(rows) if demonstrations else None,
+            "version": __version__,  # datasets keeps the result under a key of these arguments, not of the code.
+        },
+        with_indices=True,
+        remove_columns=rows.column_names,
+        features=Features({NUMBERS: List(List(Value("int64")))}),
+        num_proc=recipe.data.preprocessing_num_workers,
+        desc="trained text",
+    )
+    for row in found:
+        numbers = row[NUMBERS]
+        yield None if numbers is None else [TextToken(*token) for token in numbers]
+
+
+def _row_numbers(
+    row: dict[str, Any],
+    index: int,
+    *,
+    encoder: Encoder,
+    part: Part,
+    candidates: Dataset | None,
+    nearest: Sequence[Sequence[int]] | None,
+    version: str,
+) -> dict[str, Any]:
+    of_row = []
+    if candidates is not None and nearest is not None:
+        of_row = [candidates[number] for number in nearest[index]]
+    return {NUMBERS: _tokens_of(encoder, row, of_row, part)}
