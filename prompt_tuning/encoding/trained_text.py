@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any, TypedDict
 
 from datasets import Dataset
@@ -77,7 +77,7 @@ class TrainedText:
                     f"token of {texts[0]!r}, or the rows before it do not. End the template with a word of its own"
                 )
         else:
-            tokens = sorted(set().union(*(found for _, found in rows)))
+            tokens = sorted(set(chain.from_iterable(found for _, found in rows)))
         if not tokens:
             raise TemplateError(
                 f"template {template.name}: trained_text {part}: no token of a training row lies wholly within its "
