@@ -27,6 +27,8 @@ from prompt_tuning.engine.base_checks import check_encoder_takes_embeddings
 from prompt_tuning.engine.calls import full_mask, further_arguments, generate_arguments, setting
 from prompt_tuning.engine.places import rows_first, select
 from prompt_tuning.engine.prompt_adapters import PromptAdapters
+from prompt_tuning.engine.trained_config import TrainedTokensConfig
+from prompt_tuning.engine.trained_tokens import check_trained_tokens
 from prompt_tuning.errors import AdapterError, ModelError
 from prompt_tuning.models.encoder_decoder_attention import (
     PREFIXED_ATTENTION,
@@ -62,7 +64,10 @@ class EncoderDecoderPromptModel(PromptAdapters, PeftModelForSeq2SeqLM):
 
         Raises:
             AdapterError: the configuration makes no prompt here, or one with rows that are never trained.
+            ModelError: it has trained tokens.
         """
+        if isinstance(peft_config, TrainedTokensConfig):
+            check_trained_tokens(self.base_model.config, layer_vectors=peft_config.layer_vectors)
         if isinstance(peft_config, EncoderDecoderPrefixConfig):
             super().add_adapter(adapter_name, peft_config, **kwargs)
             return

@@ -17,6 +17,7 @@ from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.encoding.control_tokens import control_tokens
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.engine.adapter_weights import check_weights
+from prompt_tuning.engine.trained_config import TrainedTokensConfig
 from prompt_tuning.engine.trained_tokens import decoder_layers
 from prompt_tuning.errors import AdapterError, EmptyRowError, OverlongError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
@@ -303,10 +304,15 @@ def saved_prompt(folder: str | Path) -> torch.Tensor:
         folder: a folder or a hub id.
 
     Raises:
-        AdapterError: the folder holds no soft prompt, or a damaged one.
+        AdapterError: the folder holds no soft prompt, a damaged one, or one with trained text or layer vectors.
     """
     run = RunFolder(adapter_folder(folder))
     config = read_adapter_config(run) if run.adapter_config.is_file() else None
     if config is None or not find_method(config.peft_type).trains_embeddings or not run.adapter_weights.is_file():
         raise AdapterError(f"init_adapter {folder}: no soft prompt there. Name the folder of one that train wrote.")
+    if isinstance(config, TrainedTokensConfig):
+        raise AdapterError(
+            f"init_adapter {folder}: its soft prompt was trained together with trained text or layer vectors, which "
+            "init leaves out. Set adapter instead, to train all of it further."
+        )
     return check_weights(config, run.path)["prompt_embeddings"]

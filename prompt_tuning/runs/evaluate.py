@@ -94,7 +94,8 @@ def _evaluate(
     if adapter:
         model = load_adapter(model, adapter, config=adapter_config)
         tensors = load_file(RunFolder(adapter_folder(adapter)).adapter_weights)
-        facts["trainable_parameters"] = sum(tensor.numel() for tensor in tensors.values())
+        trained = [tensor for name, tensor in tensors.items() if name != "layer_scales"]  # These are measured.
+        facts["trainable_parameters"] = sum(tensor.numel() for tensor in trained)
         facts["adapter"] = str(adapter)
     evaluate_models([(_results_key(adapter_config), model)], prepared, split, folder, facts)
     write_pages(folder, "report", trust_remote_code=recipe.model.trust_remote_code)

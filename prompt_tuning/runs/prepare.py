@@ -237,7 +237,7 @@ def _initial_prompt(
     prompt = recipe.prompt
     if prompt.adapter:
         config = load_adapter_config(prompt.adapter)
-        checks.check_adapter_method(prompt.adapter, config, prompt.method)
+        checks.check_adapter_method(prompt, config)
         check_adapter(config, prompt.adapter, model_config, revision=recipe.model.model_revision)
         check_tokenizer(prompt.adapter, encoder.tokenizer)
         return None, config.num_virtual_tokens if config.is_prompt_learning else 0

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.architectures import SETTINGS, VOCABULARY, build, left_padded, right_padded
+from helpers.models import tiny_t5
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
@@ -23,7 +24,7 @@ from prompt_tuning.encoding.batching import pad_left
 from prompt_tuning.engine.likelihood import log_likelihoods
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt_once
 from prompt_tuning.errors import AdapterError, ModelError
-from prompt_tuning.models.initialization import layer_scales
+from prompt_tuning.models.initialization import layer_scales, saved_prompt
 from prompt_tuning.models.prompts import add_soft_prompt, load_adapter, prompt_config
 
 STARTS = [30, 31, 32, 33]
@@ -358,6 +359,16 @@ def test_other_architectures_are_refused_by_name():
     )
     with pytest.raises(ModelError, match="trained_text: falcon has not been shown"):
         trained(falcon, layer_vectors=False)
+
+
+def test_an_encoder_decoder_and_another_start_refuse_saved_trained_tokens(tmp_path):
+    trained(build("llama")).save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match="Set adapter instead"):
+        saved_prompt(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(file.read_text().replace("CAUSAL_LM", "SEQ_2_SEQ_LM"))
+    with pytest.raises(ModelError, match="layer_vectors: t5 has not been shown"):
+        load_adapter(tiny_t5(VOCABULARY), tmp_path)
 
 
 def test_scales_are_the_median_size_of_each_layers_input_without_the_first_token():
