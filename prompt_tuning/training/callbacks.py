@@ -28,7 +28,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from prompt_tuning.errors import Stopped, TrainingError
 from prompt_tuning.training.distributed import keep_gathered_outside_layers, remove_duplicate_embedding_name
 from prompt_tuning.training.preparation import report_repeated_casts
-from prompt_tuning.training.resuming import CHANGED_SETTINGS, restore_hyperparameters, restore_intervals
+from prompt_tuning.training.resuming import (
+    CHANGED_SETTINGS,
+    check_optimizer_state,
+    restore_hyperparameters,
+    restore_intervals,
+)
 from prompt_tuning.training.sampling import EpochSampler
 
 logger = logging.getLogger(__name__)
@@ -80,6 +85,7 @@ class TrainingStart(TrainerCallback):
         self.first_step = state.global_step
         if self.checkpoint is None:
             return
+        check_optimizer_state(getattr(optimizer, "optimizer", optimizer))  # accelerate wraps it.
         restore_hyperparameters(optimizer, lr_scheduler, self.hyperparameters, args)
         restore_intervals(state, args)
         if self.changed_settings:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import struct
+import traceback
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypedDict
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -20,7 +24,7 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
-from prompt_tuning.errors import DataError, RecipeError, first_line
+from prompt_tuning.errors import DataError, PromptTuningError, RecipeError, first_line
 from prompt_tuning.models.weight_files import ShardIndex, shard_names
 from prompt_tuning.support.json_types import Place, check_value
 from prompt_tuning.support.run_folder import RunFolder
@@ -64,6 +68,14 @@ class SavedState(TypedDict):
 
 JSON_TYPES: dict[str, Any] = {TRAINER_STATE_NAME: SavedState, "*.safetensors.index.json": ShardIndex}
 """The types of a checkpoint's JSON files, by patterns of their names; the others may hold anything."""
+
+STATE_READERS = {
+    "_init_training_state", "_load_optimizer_and_scheduler", "_load_rng_state", "_load_scaler",
+    "check_optimizer_state", "interrupted_order", "restore_hyperparameters", "restore_intervals",
+}  # fmt: skip
+"""The functions that read a checkpoint's state or compute with it first. The others are those of the optimisers."""
+
+OPTIMIZERS = str(Path(torch.optim.__file__).parent)
 
 STATE_FILES = {
     "Trainer": TRAINER_STATE_NAME,
@@ -176,6 +188,34 @@ def _damage(file: Path) -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def resumed(checkpoint: Path | None, rows: Any, args: TrainingArguments) -> Iterator[None]:
+    """Check where a training resumes, and raise a RecipeError for an error of the code that reads the saved state.
+
+    A file that is whole may hold anything, and Trainer and torch check little of what they read.
+
+    Args:
+        checkpoint: the folder to resume from, if any.
+        rows: the training split.
+        args: the settings of the training.
+    """
+    if checkpoint:
+        check_position(checkpoint, rows, args)
+    try:
+        yield
+    except (PromptTuningError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        reads = any(frame.name in STATE_READERS or frame.filename.startswith(OPTIMIZERS) for frame in frames)
+        if not checkpoint or not reads:
+            raise
+        raise RecipeError(
+            f"{checkpoint}: its state does not fit this training ({type(error).__name__}: {first_line(error)}). Name "
+            "another checkpoint, or start another training from its adapter."
+        ) from error
+
+
 def check_position(checkpoint: Path, rows: Any, args: TrainingArguments) -> None:
     """Raise a RecipeError if an epoch had another number of steps, so that rows would be repeated or left out.
 
@@ -207,6 +247,21 @@ def hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:
         settings = {name: value for name, value in group.items() if name != "params"}
         groups.append({"initial_lr": settings.get("lr")} | settings)
     return groups
+
+
+def check_optimizer_state(optimizer: Optimizer) -> None:
+    """Raise a ValueError unless the loaded state of one of torch's optimisers has the shapes of the parameters.
+
+    torch's fused step checks no shape, and would read and write outside of a smaller tensor.
+    """
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return  # Others keep sums of rows and of blocks.
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+                raise ValueError(f"{name} of a parameter is no tensor of numbers")
+            if value.shape != (torch.Size() if name == "step" else parameter.shape):
+                raise ValueError(f"{name} has the shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}")
 
 
 def restore_hyperparameters(

@@ -13,10 +13,16 @@ ORDER = "order.pt"  # Version 0.1.0 kept the order of an epoch in this file.
 
 
 def interrupted_order(checkpoint: Path | None) -> torch.Tensor | None:
-    """Return the state of torch's generator from which version 0.1.0 drew the order of the epoch that was stopped."""
+    """Return the state of torch's generator from which version 0.1.0 drew the order of the epoch that was stopped.
+
+    Raises:
+        Exception: the file holds something else. It is the error of torch.
+    """
     if checkpoint is None or not (checkpoint / ORDER).is_file():
         return None
-    return torch.load(checkpoint / ORDER, weights_only=True)
+    order = torch.load(checkpoint / ORDER, weights_only=True)
+    torch.Generator().set_state(order)
+    return order
 
 
 class EpochSampler(LengthGroupedSampler):

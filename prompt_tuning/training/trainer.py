@@ -47,7 +47,7 @@ from prompt_tuning.training.evaluation import EvaluatingTrainer, trains_several_
 from prompt_tuning.training.losses import aligned_outputs, distillation_loss, teacher_logits
 from prompt_tuning.training.optimizer import separate_layer_vectors
 from prompt_tuning.training.preparation import check_arguments, check_model, prepare_model, use_one_gpu
-from prompt_tuning.training.resuming import check_position, check_whole, hyperparameters, newest_whole_checkpoint
+from prompt_tuning.training.resuming import check_whole, hyperparameters, newest_whole_checkpoint, resumed
 from prompt_tuning.training.sampling import EpochSampler, interrupted_order
 
 logger = logging.getLogger(__name__)
@@ -195,9 +195,8 @@ class PromptTuningTrainer(EvaluatingTrainer):
             checkpoint = Path(str(resume_from_checkpoint))
             check_whole(checkpoint, needs_best=needs_best)
         self.training_start.checkpoint = checkpoint
-        if checkpoint:
-            check_position(checkpoint, self.train_dataset, self.args)
-        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        with resumed(checkpoint, self.train_dataset, self.args):
+            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         best = self.state.best_model_checkpoint if needs_best else None
         if best and isinstance(self.model, PeftModel):
             load_named_adapter(self.model, Path(best))

@@ -295,3 +295,35 @@ def test_settings_that_changed_are_in_results_and_card_also_after_a_second_resum
     assert changed == {"2": {"learning_rate": [0.03, 1e-4], "save_steps": [2, 1], "weight_decay": [None, 0.1]}}
     card = (run / "README.md").read_text()
     assert "From step 2 on it was trained with other settings: `learning_rate` 0.0001 (0.03 before)" in card
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("optimizer.pt", lambda saved: saved | {"param_groups": []}),
+        ("optimizer.pt", lambda saved: saved | {"state": {0: saved["state"][0] | {"exp_avg": torch.zeros(3)}}}),
+        ("optimizer.pt", lambda saved: saved | {"state": {0: saved["state"][0] | {"step": torch.zeros(2)}}}),
+        ("scheduler.pt", lambda saved: [1, "x"]),
+        ("scheduler.pt", lambda saved: saved | {"last_epoch": "x"}),
+        ("rng_state.pth", lambda saved: {}),
+        ("order.pt", lambda saved: torch.zeros(0)),
+    ],
+)
+def test_a_whole_file_of_a_state_that_holds_something_else_is_an_error_of_its_checkpoint(
+    file, change, checkpoint, tokenizer, tmp_path
+):
+    copy = shutil.copytree(checkpoint, tmp_path / checkpoint.name)
+    saved = torch.load(copy / file, weights_only=False) if (copy / file).exists() else None
+    torch.save(change(saved), copy / file)
+    with pytest.raises(RecipeError, match="checkpoint-2: its state does not fit this training"):
+        recorded(tokenizer, tmp_path, copy)
+
+
+def test_an_error_that_is_not_of_the_saved_state_stays_what_it_is(checkpoint, tokenizer, tmp_path):
+    class Failing(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            raise ValueError("a bug")
+
+    run = trainer(soft("llama", tokenizer), tokenizer, tmp_path, callbacks=[Failing()], **SAVED)
+    with pytest.raises(ValueError, match="a bug"):
+        run.train(resume_from_checkpoint=str(checkpoint))
