@@ -296,7 +296,7 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, Row]]:
 def _csv_lines(file: Path) -> Iterator[str]:
     """Yield the lines of a csv file; a carriage return alone may end a line."""
     for _, line in _lines(file):
-        if "\r" in line[:-2]:
+        if "\r" in line.removesuffix("\n").removesuffix("\r"):
             yield from io.StringIO(line, newline="")
         else:
             yield line

@@ -45,6 +45,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
         ("rows.json", '[{"a": 1}]\nx', "line 2: not JSON: Extra data"),
         ("rows.csv", 'a,b\n1,"x\n2,3\n', "line 3: not csv"),
         ("rows.tsv", 'a\tb\n1\t"x" y\n', "line 2: not csv"),
+        ("rows.csv", "a,b\r\t", "line 2: 1 cell, and the first line names 2 columns"),
         ("rows.csv", "a,,b\n1,2,3\n", r"column 2 has no name .* to_csv\(..., index=False\)"),
         ("rows.parquet", "a,b", "not a parquet file"),
     ],
