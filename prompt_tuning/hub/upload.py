@@ -37,7 +37,6 @@ from prompt_tuning.errors import HubError, first_line
 from prompt_tuning.hub.download import is_hub_id
 from prompt_tuning.hub.refusal import explain_refusal
 from prompt_tuning.support.files import read_json
-from prompt_tuning.support.json_types import Place, check_value
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
 from prompt_tuning.support.yaml_files import read_yaml, to_yaml
@@ -302,9 +301,7 @@ def _public_file(path: Path, base_model: str | None) -> bytes | Path:
     if path.name == RunFolder.CARD:
         return _card_with_base(path, base_model) if base_model else path
     if path.name == RunFolder.RECIPE:
-        settings = read_yaml(path, HubError)
-        check_value(settings, dict[str, Any], Place(str(path)))
-        settings = public(settings)
+        settings = public(read_yaml(path, HubError, dict[str, Any]))
         settings |= {"model_name_or_path": base_model} if base_model else {}
         return to_yaml(settings).encode()
     base_model_keys = {

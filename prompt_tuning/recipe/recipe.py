@@ -96,9 +96,9 @@ class Recipe:
             run: the run's folder.
 
         Raises:
-            RecipeError: the recipe of the run cannot be read.
+            PromptTuningError: the recipe of the run cannot be read.
         """
-        saved = read_yaml(RunFolder(run).recipe, RecipeError)
+        saved = read_yaml(RunFolder(run).recipe, RecipeError, dict[str, Any])
         return [name for name in changed_settings(saved, self.resolved()) if name != "resume_from_checkpoint"]
 
     def _trainer_values(self) -> dict[str, Any]:

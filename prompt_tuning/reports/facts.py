@@ -199,6 +199,4 @@ def _plain_loader(run: RunFolder) -> str | None:
 
 def _read_template(file: Path) -> dict[str, Any]:
     """Return the fields of template.yaml."""
-    template = read_yaml(file, DataError)
-    check_value(template, dict[str, Any], Place(str(file)))
-    return template
+    return read_yaml(file, DataError, dict[str, Any])

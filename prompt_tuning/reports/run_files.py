@@ -206,6 +206,4 @@ def read_settings(run: RunFolder) -> dict[str, Any]:
     Raises:
         DataError: it is not a recipe that a run writes.
     """
-    settings = read_yaml(run.recipe, DataError)
-    check_value(settings, Settings, Place(str(run.recipe)))
-    return settings
+    return read_yaml(run.recipe, DataError, Settings)

@@ -62,7 +62,7 @@ def changed_since(recipe: Recipe, run: Path) -> list[str]:
         run: the run's folder, which holds its recipe.
 
     Raises:
-        RecipeError: the recipe of the run cannot be read.
+        PromptTuningError: the recipe of the run cannot be read.
     """
     changed = recipe.changed_since(run)
     base, _ = read_base_model(run)
@@ -156,7 +156,7 @@ def changes_since(recipe: Recipe, checkpoint: str) -> dict[str, tuple[Any, Any]]
     run = RunFolder(Path(checkpoint).parent)
     if not run.recipe.is_file():
         return {}
-    saved, settings = read_yaml(run.recipe, RecipeError), recipe.resolved()
+    saved, settings = read_yaml(run.recipe, RecipeError, dict[str, Any]), recipe.resolved()
     return {name: (saved.get(name), settings.get(name)) for name in changed_since(recipe, run.path)}
 
 

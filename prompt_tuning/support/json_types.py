@@ -125,7 +125,7 @@ def _check_entries(value: Any, kind: Any, limits: Limits, place: Place) -> None:
     if len(value) < (limits.least or 0):
         raise place.error(f"of {len(value)} entries", f"at least {limits.least:.0f}")
     for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
-        if not isinstance(key, (str, int)):
+        if isinstance(value, dict) and not isinstance(key, str):
             raise place.error(f"an object with the key {key!r}", "keys that are texts")
         check_value(entry, entry_kind, place.within(key))
 

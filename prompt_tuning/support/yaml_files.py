@@ -24,6 +24,7 @@ from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver
 
 from prompt_tuning.errors import PromptTuningError, first_line
+from prompt_tuning.support.json_types import Place, check_value
 from prompt_tuning.support.json_values import read_bounded
 
 MAX_DEPTH = 64  # lists and mappings in each other
@@ -52,7 +53,7 @@ class TextPair:
     line: int
 
 
-def read_yaml(path: Path, error: type[PromptTuningError]) -> Any:
+def read_yaml(path: Path, error: type[PromptTuningError], kind: Any = Any) -> Any:
     """Return the value of a YAML file.
 
     A plain scalar is a number, a truth value or a date only if that value is written in the same way. So `no`,
@@ -61,14 +62,18 @@ def read_yaml(path: Path, error: type[PromptTuningError]) -> Any:
     Args:
         path: a file of UTF-8 text.
         error: what to raise.
+        kind: what the value must be, as `check_value` takes it.
 
     Raises:
         PromptTuningError: of the kind `error`. The file is not UTF-8 or not YAML, sets a key twice, has a tag that
             would construct an object, or nests too deeply. The message names the file and the line.
+        DataError: the value is of another type.
     """
     yaml = _reader("safe", _PlainConstructor)
     with _explain(path, error):
-        return yaml.load(read_bounded(path, MAX_BYTES))
+        value = yaml.load(read_bounded(path, MAX_BYTES))
+    check_value(value, kind, Place(str(path)))
+    return value
 
 
 def read_text_pairs(path: Path, error: type[PromptTuningError]) -> list[TextPair]:

@@ -2,11 +2,12 @@
 
 import random
 import time
+from typing import Any
 
 import pytest
 import yaml
 
-from prompt_tuning.errors import DataError
+from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.support.yaml_files import read_text_pairs, read_yaml, to_yaml
 
 
@@ -116,3 +117,13 @@ def test_a_long_tag_makes_a_short_error(tmp_path):
     with pytest.raises(DataError, match="only !Template and") as caught:
         read_yaml(tmp_path / "a.yaml", DataError)
     assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [("", "it is null, expected an object"), ("- a", "it is a list"), ("1: x", "it is an object with the key 1")],
+)
+def test_a_file_of_another_type_than_expected_is_named(tmp_path, content, found):
+    (tmp_path / "a.yaml").write_text(content)
+    with pytest.raises(DataError, match=f"a.yaml: {found}"):
+        read_yaml(tmp_path / "a.yaml", RecipeError, dict[str, Any])
