@@ -1,7 +1,7 @@
 # make quickstart   tune a soft prompt on a real model and show what it gained (up to five minutes the first time)
 # make test         run the whole test suite, with the versions of constraints.txt
 # make test-latest  run it with the versions of constraints-latest.txt, in an environment of its own
-# make fuzz         give the commands 20,000 damaged files, and count tracebacks, hangs and changed files (some hours)
+# make fuzz         give the commands 20,000 damaged files, and look for tracebacks, hangs and changed files (some hours)
 # make lint         run ruff check, ruff format and mypy
 # make benchmark    print every figure of benchmarks/results.md, some half an hour
 # make gpu          measure one CUDA GPU in at most ten minutes, and write benchmarks/results-gpu.md

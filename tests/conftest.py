@@ -115,3 +115,13 @@ def recipe_file(tmp_path, model_folders):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def studied_files(tmp_path_factory):
+    """Return a folder with recipes, rows, a template, runs, and a comparison, sweep, ranking and ensemble of them."""
+    from helpers.fuzz import write_files  # imports hypothesis
+
+    folder = tmp_path_factory.mktemp("studied") / "files"
+    write_files(folder)
+    return folder

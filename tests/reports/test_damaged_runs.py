@@ -1,9 +1,8 @@
 """Change and cut the files of a run in many ways: no command ends in a traceback, and no text passes for a score.
 
-PROMPT_TUNING_MUTATIONS sets how many changes are tried; 0 is all of them.
+PROMPT_TUNING_MUTATIONS sets how many changes are tried, of which each study gets a twentieth; 0 is all of them.
 """
 
-import copy
 import json
 import logging
 import os
@@ -13,6 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.damage import REMOVED, paths_in, replaced
+from helpers.fuzz import COMPARE, ENSEMBLE, RANK, SWEEP, restore, snapshot
+from helpers.fuzz import run as run_command
 from helpers.paths import ROOT
 
 from prompt_tuning.cli.main import main
@@ -60,32 +62,6 @@ def run(tmp_path_factory):
     return folder
 
 
-def paths_in(value, path=()):
-    """Yield the path to every value in a value of JSON."""
-    yield path
-    if isinstance(value, (dict, list)):
-        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from paths_in(entry, (*path, key))
-
-
-def replaced(value, path, new):
-    """Return a copy of a value with another value at a path; REMOVED takes it out."""
-    if not path:
-        return {} if new is REMOVED else new
-    value = copy.deepcopy(value)
-    parent = value
-    for key in path[:-1]:
-        parent = parent[key]
-    if new is REMOVED:
-        del parent[path[-1]]
-    else:
-        parent[path[-1]] = new
-    return value
-
-
-REMOVED = object()
-
-
 def json_mutations(name, text):
     """Yield the texts of a JSON file with one value changed, or cut at some places."""
     value = json.loads(text)
@@ -129,18 +105,17 @@ def line_mutations(name, text):
     yield from cuts(name, text)
 
 
-def mutations(run):
-    """Return the changes of all files of a run, in a random order that is the same each time."""
-    makers = {
-        "results.json": json_mutations, "log_history.json": json_mutations, "adapter_config.json": json_mutations,
-        "recipe.yaml": yaml_mutations, "template.yaml": yaml_mutations, "predictions/test.jsonl": line_mutations,
-    }  # fmt: skip
+MAKERS = {".json": json_mutations, ".yaml": yaml_mutations, ".jsonl": line_mutations}
+
+
+def mutations(folder, files):
+    """Return the changes of all files of a folder, in a random order that is the same each time."""
     all_of_them = []
-    for file, maker in makers.items():
-        for name, content in maker(file, (run / file).read_text("utf-8")):
+    for file in files:
+        for name, content in MAKERS[Path(file).suffix](file, (folder / file).read_text("utf-8")):
             all_of_them.append((name, file, content))
     random.Random(1).shuffle(all_of_them)
-    return all_of_them[: COUNT or None]
+    return all_of_them
 
 
 def write(path, content):
@@ -165,7 +140,8 @@ def test_no_command_ends_in_a_traceback(run, capfd, tmp_path):
     )
     logging.disable()
     failures = []
-    for name, file, content in mutations(run):
+    files = ("results.json", "log_history.json", "adapter_config.json", "recipe.yaml", "template.yaml")
+    for name, file, content in mutations(run, (*files, "predictions/test.jsonl"))[: COUNT or None]:
         original = (folder / file).read_bytes()
         write(folder / file, content)
         for command in commands:
@@ -182,6 +158,27 @@ def test_no_command_ends_in_a_traceback(run, capfd, tmp_path):
         write(folder / file, original)
     logging.disable(logging.NOTSET)
     assert not failures, "\n".join(failures)
+
+
+STUDIES = {
+    COMPARE: ("finished/lora-seed42", ("results.json", "recipe.yaml", "predictions/test.jsonl")),
+    SWEEP: ("finished/lora-seed42", ("results.json", "recipe.yaml")),
+    RANK: ("ranked", ("likelihoods.jsonl", "predictions.jsonl", "settings.json")),
+    ENSEMBLE: ("demonstrations", ("adapter_config.json", "all/results.json")),
+}
+
+
+@pytest.mark.parametrize("command", STUDIES)
+def test_no_study_of_damaged_runs_ends_in_a_traceback(command, studied_files, tmp_path, monkeypatch):
+    work = Path(shutil.copytree(studied_files, tmp_path / "work"))
+    monkeypatch.chdir(work)
+    facts = snapshot(work)
+    folder, files = STUDIES[command]
+    for name, file, content in mutations(work / "runs" / folder, files)[: COUNT // 20 or None]:
+        print(name)
+        write(work / "runs" / folder / file, content)
+        run_command(command.split())
+        restore(work, studied_files, facts)
 
 
 @pytest.mark.parametrize(
