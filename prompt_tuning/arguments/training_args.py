@@ -87,7 +87,11 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
         },
     )
     per_device_eval_batch_size: int = field(
-        default=128, metadata={"help": "Most rows in an evaluation batch; the limit on tokens may allow fewer."}
+        default=128,
+        metadata={
+            "help": "Most rows in an evaluation batch; the limit on tokens may allow fewer. On CUDA both defaults "
+            "are multiplied, up to 8 times, by the free memory."
+        },
     )
     per_device_eval_batch_tokens: int = field(
         default=8192,

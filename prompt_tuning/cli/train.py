@@ -25,8 +25,8 @@ EXAMPLES = """\
 
 Every key of a recipe is a flag, and every flag can be a key of a recipe. The flags of transformers' Trainer are those
 of Seq2SeqTrainingArguments. --help_all lists them; a few that would have no effect here are refused. An evaluation
-batch holds as many rows as --per_device_eval_batch_tokens (8192) and --per_device_eval_batch_size (128) allow. The
-flags of this package:
+batch holds as many rows as --per_device_eval_batch_tokens (8192) and --per_device_eval_batch_size (128) allow, with
+free memory on CUDA up to 8 times as many. The flags of this package:
 """
 
 

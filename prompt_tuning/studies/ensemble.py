@@ -22,7 +22,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PretrainedConfig,
 from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.data.loading import SPLITS
 from prompt_tuning.encoding.batching import batches_within, source_length
-from prompt_tuning.engine.dispatch import CACHE_ARCHITECTURES
+from prompt_tuning.engine.dispatch import CACHE_ARCHITECTURES, get_base
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.errors import AdapterError, DataError, ErrorList, RecipeError
 from prompt_tuning.hub.download import adapter_folder
@@ -44,6 +44,7 @@ from prompt_tuning.runs.trained_text import without_trained_text
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import text_table
 from prompt_tuning.support.text import counted
+from prompt_tuning.training.batch_limits import evaluation_limits
 from prompt_tuning.training.memory import IN_EVALUATION, explain_out_of_memory
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
@@ -288,7 +289,7 @@ def write_together(
 
 def _batches(trainer: PromptTuningTrainer, sources: Sequence[list[int]], copies: int) -> list[list[int]]:
     """Split the numbers of rows into batches that hold K copies of a row, the longest rows first."""
-    args = trainer.args
+    most_rows, most_tokens = evaluation_limits(trainer.args, get_base(trainer.model))
     kwargs = trainer.generation_kwargs
     num_virtual_tokens = max(config.num_virtual_tokens for config in trainer.model.peft_config.values())
     order = sorted(range(len(sources)), key=lambda number: -len(sources[number]))
@@ -296,9 +297,8 @@ def _batches(trainer: PromptTuningTrainer, sources: Sequence[list[int]], copies:
     for number in order:
         length = num_virtual_tokens + len(sources[number]) + kwargs["max_new_tokens"]
         lengths.append(length * kwargs["num_beams"] * copies)
-    max_rows = max(args.per_device_eval_batch_size // copies, 1)
     batches = []
-    for places in batches_within(lengths, max_rows, args.per_device_eval_batch_tokens):
+    for places in batches_within(lengths, max(most_rows // copies, 1), most_tokens):
         batches.append([order[place] for place in places])
     return batches
 

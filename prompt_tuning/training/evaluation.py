@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -29,6 +28,7 @@ from prompt_tuning.engine.shared_prefix import compute_prompt_once
 from prompt_tuning.engine.stop_texts import text_settings
 from prompt_tuning.errors import AdapterError, DataError, RecipeError
 from prompt_tuning.metrics.scores import Scores
+from prompt_tuning.training.batch_limits import evaluation_limits
 from prompt_tuning.training.distributed import (
     batches_of_process,
     gather_outside_layers,
@@ -198,8 +198,7 @@ class EvaluatingTrainer(Seq2SeqTrainer):
         new_tokens = self.generation_kwargs.get("max_new_tokens", self.args.generation_max_length or 0)
         batches = batches_of_process(
             tokens_in_batch(test_dataset, prompt, new_tokens, self.generation_kwargs.get("num_beams", 1)),
-            self.args.per_device_eval_batch_size,
-            getattr(self.args, "per_device_eval_batch_tokens", sys.maxsize),  # Seq2SeqTrainingArguments lack it.
+            *evaluation_limits(self.args, get_base(self.model)),
             self.args.world_size,
             self.args.process_index,
         )

@@ -304,6 +304,7 @@ def pretended_cuda(monkeypatch, device):
         (torch.cuda, "set_device", lambda device: None),
         (torch.cuda, "get_device_name", lambda device: f"pretended GPU {device}"),
         (torch.cuda, "get_device_capability", lambda device: (7, 0)),
+        (torch.cuda, "mem_get_info", lambda device: (0, 0)),
     ):
         monkeypatch.setattr(owner, name, replacement)
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", device)
