@@ -291,7 +291,7 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
                 cache = DynamicCache(config=base.config)
                 embeds = self.embed(common_prefix)
                 embeds = torch.cat([prompt.to(embeds.dtype), embeds])[None]
-                vectors = self._layer_arguments([name], common_prefix, common_prefix[:0])
+                vectors = self._layer_arguments([name], common_prefix, common_prefix.new_empty(0))
                 base(inputs_embeds=embeds, cache=cache, use_cache=True, logits_to_keep=1, **vectors)
             caches.append(cache)
         return caches
