@@ -280,7 +280,7 @@ def inspection_text(report: dict[str, Any]) -> str:
         f"{report['model']}"
     ]
     if report.get("text_tokens"):
-        lines.append(f"behind them {counted(report['text_tokens'], 'trained token')} inside the template")
+        lines.append(f"{counted(report['text_tokens'], 'trained token')} inside the template")
     is_prefix = "layers" in report
     if is_prefix:
         lines.append("a prefix is keys and values, not embeddings, so nearest tokens do not exist for it")
