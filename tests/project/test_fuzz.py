@@ -6,12 +6,15 @@
 import os
 import shlex
 import shutil
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from helpers.damage import Change, Splice, damage, damages
+from helpers import fuzz
+from helpers.damage import ESCAPE, Change, Splice, damage, damages
 from helpers.fuzz import COMPARE, ENSEMBLE, RANK, RECIPE, SWEEP, content_of, restore, run, snapshot
 from helpers.paths import ROOT
 from hypothesis import HealthCheck, Phase, example, given, note, settings
@@ -152,3 +155,28 @@ def test_damaged_files_make_errors_and_nothing_else(name, studied_files, tmp_pat
     )
     chosen(attack)()
     print(f"{name:15}", *(f"{end}: {number}" for end, number in counts.items()))
+
+
+def test_a_hang_a_control_character_and_another_exit_code_are_failures(monkeypatch):
+    monkeypatch.setattr(fuzz, "TIMERS", ((signal.SIGALRM, signal.ITIMER_REAL, 0.05),))
+    commands = {"it hangs": lambda words: time.sleep(9), "31m": lambda words: print(ESCAPE) or 0, None: len}
+    for problem, command in commands.items():
+        monkeypatch.setattr(fuzz, "main", command)
+        with pytest.raises(AssertionError, match=problem):
+            run(["a", "command", "with", "words"])
+
+
+def test_a_change_outside_of_a_run_is_seen_and_undone(tmp_path):
+    intact = tmp_path / "intact"
+    (intact / "run").mkdir(parents=True)
+    (intact / "rows").write_text("rows")
+    work = Path(shutil.copytree(intact, tmp_path / "work"))
+    facts = snapshot(work)
+    before = snapshot(work, work / "run")
+    (work / "run" / "file").write_text("x")
+    assert snapshot(work, work / "run") == before
+    (work / "rows").unlink()
+    (work / "rows").symlink_to("/etc/passwd")
+    assert snapshot(work, work / "run") != before
+    restore(work, intact, facts)
+    assert snapshot(work) == facts
