@@ -24,7 +24,7 @@ RECIPES = ROOT / "recipes" / "compare"
 TASKS = ("qa-newwiki", "summarization-meqsum", "translation-tatoeba-en-fr")
 FEW_ROWS = (64, 16)
 SHORT_ROWS = {"train": 32, "validation": 6, "test": 6}
-SHORT_FLAGS = ("--max_steps=2", "--per_device_train_batch_size=2", "--max_source_tokens=96", "--max_target_tokens=4")
+SHORT_FLAGS = ("--max_steps=2", "--per_device_train_batch_size=2", "--max_source_tokens=256", "--max_target_tokens=24")
 
 
 def write_study(task: str, only: list[str], into: Path, num_rates: int | None = None) -> Path:

@@ -18,8 +18,7 @@ ANY = "any engine"
 EMBEDDINGS = "engines that take embeddings"
 LORA = "engines that load LoRA"
 PEFT = "PEFT"
-# The settings that change it: vLLM refuses DoRA, and PEFT does not know vectors in layers.
-SERVED_WITH = {"lora_use_dora": PEFT, "layer_vectors": "no other program"}
+NONE = "no other program"
 
 
 @dataclass(frozen=True)
@@ -121,9 +120,11 @@ class Method:
         Args:
             settings: the settings of the recipe, by name.
         """
-        for name, served_by in SERVED_WITH.items():
-            if settings.get(name):
-                return served_by
+        if settings.get("lora_use_dora"):
+            return PEFT  # vLLM refuses it.
+        trains_text = settings.get("trained_text", "none") != "none"
+        if settings.get("layer_vectors") or (trains_text and self.trains_keys_and_values):
+            return NONE  # Trained text is embeddings, but PEFT does not know those inside a template.
         return self.served_by
 
     def default_learning_rate(self, *, network: bool, layer_vectors: bool) -> float:

@@ -53,7 +53,10 @@ def test_other_programs_load_embeddings_and_lora_but_no_prefix():
     assert servers["prefix_tuning"] == "PEFT" and servers["none"] == "any engine"
     assert METHODS["lora"].servers({"lora_use_rslora": True}) == "engines that load LoRA"
     assert METHODS["lora"].servers({"lora_use_dora": True}) == "PEFT"
-    assert METHODS["prompt_tuning"].servers({"layer_vectors": True}) == "no other program"
+    ending = {"trained_text": "ending"}
+    assert METHODS["prompt_tuning"].servers(ending) == servers["prompt_tuning"]
+    assert METHODS["prefix_tuning"].servers(ending) == "no other program"
+    assert METHODS["prompt_tuning"].servers({**ending, "layer_vectors": True}) == "no other program"
 
 
 def names_compared(tree):
