@@ -166,7 +166,7 @@ def _evaluate(recipe: Recipe, run: Path) -> EvaluatedRun:
     if method.trains_whole_model:
         recipe = replace(recipe, model=replace(recipe.model, model_name_or_path=str(run)))
         adapter, method = None, METHODS["none"]
-    folder = run / f"evaluate-test-{method.results_key}"
+    folder = run / "compare-test"  # `evaluate` writes other folders, perhaps of fewer rows.
     if not RunFolder(folder).results.is_file():
         evaluate(recipe, adapter, "test", folder)
     return read_run(recipe, run, folder, method.results_key)

@@ -68,7 +68,7 @@ def test_a_full_model_that_was_chosen_is_evaluated_on_the_test_rows(study, tmp_p
     assert main(study("--learning_rates", "1e-2", "1e-6", full="{method: full, max_steps: 1}")) == 0
     full = json.loads((tmp_path / "runs" / "compare.json").read_text())["parts"]["full"]
     run = tmp_path / "runs" / f"full-rate{full['learning_rate']}-seed1"
-    results = json.loads((run / "evaluate-test-hard_prompt" / "results.json").read_text())
+    results = json.loads((run / "compare-test" / "results.json").read_text())
     assert full["of_seeds"][0] == results["hard_prompt"]["f1"] and full["served_by"] == "any engine"
     assert full["adapter_bytes"] == (run / "model.safetensors").stat().st_size
 
