@@ -190,9 +190,9 @@ class TrainedTable:
                 columns.append(torch.full((len(part.start_ids),), -1))
                 continue
             scaled.append(part.layer_vectors * part.layer_scales[:, None, None])
-            own = torch.arange(num_columns, num_columns + size)
-            self._virtual[name] = own[: part.num_virtual]
-            columns.append(own[part.num_virtual :])
+            of_part = torch.arange(num_columns, num_columns + size)
+            self._virtual[name] = of_part[: part.num_virtual]
+            columns.append(of_part[part.num_virtual :])
             num_columns += size
         self._text_columns = torch.cat(columns)
         self._start_ids = torch.tensor(starts, dtype=torch.long)

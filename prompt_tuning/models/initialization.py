@@ -271,10 +271,10 @@ def layer_scales(base: PreTrainedModel, rows: Sequence[Sequence[int]]) -> torch.
     layers = decoder_layers(base)
     sizes: list[list[torch.Tensor]] = [[] for _ in layers]
     hooks = []
-    for layer, found in zip(layers, sizes, strict=True):
+    for layer, of_layer in zip(layers, sizes, strict=True):
 
-        def keep(_: torch.nn.Module, args: tuple, found: list[torch.Tensor] = found) -> None:
-            found.append(args[0][0, 1:].float().square().mean(-1).sqrt())
+        def keep(_: torch.nn.Module, args: tuple, of_layer: list[torch.Tensor] = of_layer) -> None:
+            of_layer.append(args[0][0, 1:].float().square().mean(-1).sqrt())
 
         hooks.append(layer.register_forward_pre_hook(keep))
     try:
@@ -283,7 +283,7 @@ def layer_scales(base: PreTrainedModel, rows: Sequence[Sequence[int]]) -> torch.
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.stack([torch.cat(found).median() for found in sizes]).cpu()
+    return torch.stack([torch.cat(of_layer).median() for of_layer in sizes]).cpu()
 
 
 def _repeat_ids(ids: Sequence[int], length: int) -> torch.Tensor:

@@ -104,7 +104,7 @@ def test_other_ways_to_train_take_the_same_steps(name, tokenizer, tmp_path):
     other = run(tokenizer, tmp_path / "other", **same | OTHERS[name])
     other.train()
     losses, expected = (
-        [entry["loss"] for entry in each.state.log_history if "loss" in entry] for each in (other, whole)
+        [entry["loss"] for entry in trained.state.log_history if "loss" in entry] for trained in (other, whole)
     )
     assert losses == pytest.approx(expected, abs=0.06 if name == "bf16" else 1e-4)
     for ours, theirs in zip(state(other.model), state(whole.model), strict=True):
