@@ -20,7 +20,7 @@ from prompt_tuning.encoding.trained_text import TrainedText, check_fast
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.support.text import counted, listed
-from prompt_tuning.templates.literals import Part
+from prompt_tuning.templates.literals import Part, literals
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ def find_trained_text(
         (number, tokens) for number, tokens in enumerate(found) if tokens is not None and number not in held_out
     )
     name_row = functools.partial(row_origin, recipe.data, "train")
-    text = TrainedText.of_rows(part, encoder.template, first_id, numbered, name_row)
+    texts = literals(encoder.template, encoder.languages, part)
+    text = TrainedText.of_rows(part, texts, first_id, numbered, name_row)
     tokens = encoder.tokenizer.convert_ids_to_tokens(text.start_ids)
     logger.info("trained text (%s): %s, %s", part, counted(len(tokens), "token"), listed(tokens, most=TOKENS_SHOWN))
     return text

@@ -51,7 +51,7 @@ class TrainedText:
     def of_rows(
         cls,
         part: Part,
-        template: Template,
+        texts: tuple[str, ...],
         first_id: int,
         rows: Iterable[tuple[int, Sequence[TextToken]]],
         name_row: Callable[[int], str],
@@ -60,28 +60,27 @@ class TrainedText:
 
         Args:
             part: the literals that are trained.
-            template: the template.
+            texts: the texts of the literals.
             first_id: V, the number of the model's own embeddings.
             rows: for every training row its number, and the tokens of the literals in its source.
             name_row: names the row of a number in the message.
 
         Raises:
-            TemplateError: the template has no such literal, or the rows have no token of one in common.
+            TemplateError: the rows have no token of a literal, or none that ends all of them.
         """
-        texts = literals(template, part)
         if part == "ending":
             tokens, number = _common_ending(rows)
             if not tokens and number is not None:
                 raise TemplateError(
-                    f"template {template.name}: trained_text ending: {name_row(number)} does not end with the last "
-                    f"token of {texts[0]!r}, or the rows before it do not. End the template with a word of its own"
+                    f"trained_text ending: {name_row(number)} does not end with the last token of {texts[0]!r}, or "
+                    "the rows before it do not. End the template with a word of its own"
                 )
         else:
             tokens = sorted(set(chain.from_iterable(found for _, found in rows)))
         if not tokens:
             raise TemplateError(
-                f"template {template.name}: trained_text {part}: no token of a training row lies wholly within its "
-                "fixed text. Put a line break between the text and the columns beside it"
+                f"trained_text {part}: no token of a training row lies wholly within the template's fixed text. Put a "
+                "line break between the text and the columns beside it"
             )
         return cls(part, texts, tuple(tokens), first_id)
 
@@ -126,14 +125,15 @@ class TrainedText:
             raise AdapterError(f"{name}: trained_text: its tokens are not those of text_token_ids. {ADVICE}")
         return cls(value["part"], tuple(texts), tuple(tokens), first_id)
 
-    def check_template(self, template: Template, name: str) -> None:
+    def check_template(self, template: Template, languages: dict[str, str] | None, name: str) -> None:
         """Raise an AdapterError unless a template has the literals that an adapter was trained on.
 
         Args:
             template: the template to encode rows with.
+            languages: its language variables.
             name: the adapter's folder, for the message.
         """
-        found = literals(template, self.part)
+        found = literals(template, languages, self.part)
         if found != self.literals:
             pairs = zip([*self.literals, ""], [*found, ""], strict=False)
             trained, other = next(pair for pair in pairs if pair[0] != pair[1])

@@ -37,7 +37,7 @@ def saved_text(config: PeftConfig, name: str | Path, encoder: Encoder) -> Traine
         return None
     first_id = encoder.num_embeddings or len(encoder.tokenizer)
     text = TrainedText.from_json(value, config.text_token_ids, first_id, str(name))
-    text.check_template(encoder.template, str(name))
+    text.check_template(encoder.template, encoder.languages, str(name))
     check_fast(encoder.tokenizer)
     return text
 

@@ -15,6 +15,7 @@ import jinja2
 from jinja2 import nodes
 
 from prompt_tuning.errors import TemplateError
+from prompt_tuning.support.jinja import JINJA_ERRORS
 from prompt_tuning.templates.rendered import Rendered
 from prompt_tuning.templates.sandbox import environment, parsed, without_trim_blocks
 from prompt_tuning.templates.soft_text import PRINTED_BODIES, PRINTING_BLOCKS, without_marks
@@ -25,6 +26,9 @@ Part = Literal["ending", "all", "marked"]
 
 MARK = "\U0010fffe"
 """Unicode reserves it for the inside of programs; no text may hold it."""
+
+Constants = tuple[tuple[str, str], ...]
+"""The variables that are the same in every row, with their values."""
 
 _RESERVED = f"a text holds U+{ord(MARK):X}, which is not a character. Take it out."
 _MARKS = re.compile(rf"{MARK}(\d*){MARK}")
@@ -46,15 +50,24 @@ class Span(NamedTuple):
     skipped: int = 0
 
 
-def literals(template: Template, part: Part) -> tuple[str, ...]:
+def literals(template: Template, languages: dict[str, str] | None, part: Part) -> tuple[str, ...]:
     """Return the texts of a template's literals, those of the source first and then those of the system message.
+
+    Args:
+        template: the template.
+        languages: from `language_variables`. Their names are fixed text too, since they are the same in every row.
+        part: the literals that count.
 
     Raises:
         TemplateError: there are none; or a mark of `{% soft %}` stands where its text may be changed.
     """
-    texts = _literals(template.source, part)
-    if template.system and part != "ending":
-        texts += _literals(template.system, part)
+    constants = _constants(languages)
+    try:
+        texts = _literals(template.source, constants, part)
+        if template.system and part != "ending":
+            texts += _literals(template.system, constants, part)
+    except JINJA_ERRORS as error:
+        raise TemplateError(f"template {template.name}: {error}") from None
     if not texts:
         raise TemplateError(f"template {template.name}: trained_text {part}: {_ADVICE[part]}")
     if any(MARK in text for text in texts):
@@ -82,9 +95,9 @@ def locate(
         TemplateError: as `Template.render` does.
     """
     rendered = template.render(row, languages, with_target=False)
-    compile_text = functools.partial(_compiled, part=part)
+    compile_text = functools.partial(_compiled, constants=_constants(languages), part=part)
     marked = template.render(row, languages, with_target=False, compile_text=compile_text).messages
-    num_source = len(_literals(template.source, part))
+    num_source = len(_literals(template.source, _constants(languages), part))
     located = []
     for number, (message, with_marks) in enumerate(zip(rendered.messages, marked, strict=True), 1):
         spans = _spans(with_marks["content"], message["content"])
@@ -117,26 +130,46 @@ def _spans(marked: str, text: str) -> list[Span]:
     return spans
 
 
-@functools.lru_cache(maxsize=512)
-def _literals(text: str, part: Part) -> tuple[str, ...]:
-    return tuple("".join(words.data for words in run) for run in _runs_of(_tree(text, part), part))
+def _constants(languages: dict[str, str] | None) -> Constants:
+    return tuple(sorted((languages or {}).items()))
 
 
 @functools.lru_cache(maxsize=512)
-def _compiled(text: str, part: Part) -> jinja2.Template:
+def _literals(text: str, constants: Constants, part: Part) -> tuple[str, ...]:
+    return tuple("".join(words.data for words in run) for run in _runs_of(_tree(text, constants, part), part))
+
+
+@functools.lru_cache(maxsize=512)
+def _compiled(text: str, constants: Constants, part: Part) -> jinja2.Template:
     """Return a template that writes what another writes, with each literal as MARK number MARK literal MARK MARK."""
-    tree = _tree(text, part)
+    tree = _tree(text, constants, part)
     for number, run in enumerate(_runs_of(tree, part)):
         run[0].data = f"{MARK}{number}{MARK}{run[0].data}"
         run[-1].data += MARK + MARK
     return environment().from_string(without_marks(tree))
 
 
-def _tree(text: str, part: Part) -> nodes.Template:
+def _tree(text: str, constants: Constants, part: Part) -> nodes.Template:
+    """Return the parsed text, in which each printed constant is a word."""
     tree = parsed(text, marks=part == "marked")
     if len(tree.body) == 1:
         tree = without_trim_blocks(tree)
+    changed = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}
+    values = {name: value for name, value in constants if name not in changed}
+    for output in tree.find_all(nodes.Output):
+        output.nodes = [_written(piece, values) for piece in output.nodes]
     return tree
+
+
+def _written(piece: nodes.Expr, values: dict[str, str]) -> nodes.Expr:
+    """Return what an expression of constants prints, as words; any other expression as it is."""
+    output = nodes.Output([piece], lineno=piece.lineno)
+    names = {name.name for name in output.find_all(nodes.Name)}
+    if not names or names - values.keys() or output.find(nodes.Call):
+        return piece
+    tree = nodes.Template([output], lineno=piece.lineno)
+    tree.set_environment(environment())
+    return nodes.TemplateData(environment().from_string(tree).render(values), lineno=piece.lineno)
 
 
 def _runs_of(tree: nodes.Template, part: Part) -> list[list[nodes.TemplateData]]:

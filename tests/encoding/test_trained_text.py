@@ -16,6 +16,7 @@ from prompt_tuning.encoding.dataset import encode
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.trained_text import TrainedText, check_fast
 from prompt_tuning.errors import AdapterError, ModelError, TemplateError
+from prompt_tuning.templates.literals import literals
 
 LITERALS = ("\nQuestion: ", " (short)\nAnswer now:")
 SOURCE = "{{ context }}" + LITERALS[0] + "{% soft %}{{ question }}" + LITERALS[1] + "{% endsoft %}"
@@ -47,7 +48,7 @@ def trained(encoder, part, rows=ROWS):
         fitted, _ = encoder.fit_demonstrations(row)
         found.append((number, list(filter(None, fitted.text_tokens(fitted.cut_source(row), part)))))
     first_id = len(encoder.tokenizer)
-    text = TrainedText.of_rows(part, encoder.template, first_id, found, "row {}".format)
+    text = TrainedText.of_rows(part, literals(encoder.template, None, part), first_id, found, "row {}".format)
     return replace(encoder, trained_text=text)
 
 
@@ -233,12 +234,12 @@ def test_saved_trained_text_is_read_again_and_refused_with_another_template(toke
     text = trained(Encoder(TEMPLATE, tokenizer), "all").trained_text
     again = TrainedText.from_json(text.to_json(), text.start_ids, text.first_id, "run")
     assert again == text
-    again.check_template(Template(SOURCE + "{# a comment #}", "{{ other }}"), "run")
+    again.check_template(Template(SOURCE + "{# a comment #}", "{{ other }}"), None, "run")
     for source in (SOURCE.replace("now", "here"), SOURCE + "!", "{{ context }}"):
         with pytest.raises((AdapterError, TemplateError)):
-            again.check_template(Template(source, "x"), "run")
+            again.check_template(Template(source, "x"), None, "run")
     with pytest.raises(AdapterError, match=r"run: it was trained on .*Answer now.* other has '' there"):
-        again.check_template(Template("{{ a }}" + LITERALS[0] + "{{ b }}", "x", name="other"), "run")
+        again.check_template(Template("{{ a }}" + LITERALS[0] + "{{ b }}", "x", name="other"), None, "run")
 
 
 @pytest.mark.parametrize(

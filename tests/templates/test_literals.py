@@ -21,7 +21,7 @@ def template(source, **fields):
 
 def found(of, row, part):
     """Return for every message the texts at the places of its literals, checked against the template's own."""
-    texts = literals(of, part)
+    texts = literals(of, None, part)
     rendered, spans_of_messages = locate(of, row, None, part)
     assert rendered == of.render(row, with_target=False)
     messages = []
@@ -38,15 +38,15 @@ def test_a_mark_changes_nothing_of_what_a_template_writes_and_reads():
         assert marked.render(row) == plain.render(row)
         assert marked.common_prefix() == plain.common_prefix()
     assert marked.columns == plain.columns == {"context", "question", "facts", "hint"}
-    assert literals(marked, "all") == literals(plain, "all")
+    assert literals(marked, None, "all") == literals(plain, None, "all")
     assert Template.from_dict({"source": marked.source, "target": "x"}).to_yaml() == marked.to_yaml()
 
 
 def test_each_part_names_its_literals_in_branches_and_loops():
     of = template(MARKED, system="Be {{ question }} brief.", demonstrations=[ROW | {"context": "Bob."}])
-    assert literals(of, "ending") == ("Answer:",)
-    assert literals(of, "marked") == ("Question:", "- ", ";", "Answer:")
-    assert literals(of, "all")[0] == "\n\nQuestion: " and literals(of, "all")[-2:] == ("Be ", " brief.")
+    assert literals(of, None, "ending") == ("Answer:",)
+    assert literals(of, None, "marked") == ("Question:", "- ", ";", "Answer:")
+    assert literals(of, None, "all")[0] == "\n\nQuestion: " and literals(of, None, "all")[-2:] == ("Be ", " brief.")
     assert found(of, ROW, "ending") == [[], [], [], ["Answer:"]]  # system, demonstration, its target, the row
     of_row = ["Question:", "- ", ";", "- ", ";", "Answer:"]
     assert found(of, ROW, "marked") == [[], of_row, [], of_row]
@@ -69,7 +69,7 @@ def test_a_trimmed_template_has_its_literals_without_the_spaces_at_its_ends():
 
 def test_text_that_a_variable_may_change_is_no_literal():
     of = template("{% set head %}Note {{ a }}{% endset %}{{ head | upper }} {{ a }}!")
-    assert literals(of, "all") == (" ", "!")
+    assert literals(of, None, "all") == (" ", "!")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_mark_in_a_wrong_place_is_refused(fields, message):
 )
 def test_a_template_without_the_literals_is_refused(source, part, message):
     with pytest.raises(TemplateError, match=message):
-        literals(template(source), part)
+        literals(template(source), None, part)
 
 
 def test_a_row_that_holds_the_mark_is_refused():
@@ -111,7 +111,20 @@ def test_a_row_that_holds_the_mark_is_refused():
         locate(template("Say {{ a }}."), {"a": f"{MARK}0{MARK}"}, None, "all")
 
 
+def test_the_name_of_a_language_is_fixed_text_unless_the_template_changes_it():
+    languages = {"source_lang": "fr", "source_language": "French", "target_lang": "en", "target_language": "English"}
+    source = "{{ source_language }}: {{ text }}\n{{ target_language | upper }} ({{ target_lang }}):"
+    of = template(source)
+    assert literals(of, languages, "all") == ("French: ", "\nENGLISH (en):")
+    assert literals(of, languages, "ending") == ("\nENGLISH (en):",)
+    assert literals(of, None, "ending") == ("):",)
+    _, [spans] = locate(of, {"text": "Oui", "target_lang": "a column of the row"}, languages, "all")
+    assert [(span.start, span.end) for span in spans] == [(0, 8), (11, 25)]
+    of = template("{% set target_language = text %}" + source)
+    assert literals(of, languages, "ending") == (" (en):",)
+
+
 def test_every_shipped_template_has_its_literals():
     shipped, _ = load_templates()
     for of in shipped.values():
-        assert "".join(literals(of, "all"))
+        assert "".join(literals(of, None, "all"))
