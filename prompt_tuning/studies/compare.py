@@ -124,11 +124,8 @@ def _run_equal_time(
         if recipe is compared[0] or not _trains(recipe.recipe):
             equal.append(recipe_runs)
             continue
-        for each in (first, part):
-            if not each.get("seconds_per_step"):
-                raise DataError(
-                    f"{recipe.folder}: a run has no seconds_per_step. Remove the folder, and run it again."
-                )
+        if not first.get("seconds_per_step") or not part.get("seconds_per_step"):
+            raise DataError(f"{recipe.folder}: a run has no seconds_per_step. Remove the folder, and run it again.")
         steps = max(1, round(first["steps"] * first["seconds_per_step"] / part["seconds_per_step"]))
         logger.info("%s: %s steps take as long as %s of %s", recipe.name, steps, first["steps"], compared[0].name)
         same = steps == part["steps"]
