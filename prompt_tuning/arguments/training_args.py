@@ -38,6 +38,13 @@ def sharding_errors(args: Seq2SeqTrainingArguments) -> list[str]:
             "fsdp_offload_params: the weights would lie on the CPU and the rows on the GPU. Set it to false; load the "
             "frozen weights in bfloat16, or take more GPUs."
         )
+    if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
+        errors.append(
+            "deepspeed ZeRO-3 splits weights in a way that evaluation and saving do not support. Launch it with "
+            "recipes/accelerate/fsdp2.yaml."
+        )
+    if args.deepspeed_plugin is not None and args.fp16:
+        errors.append("fp16: DeepSpeed would round the trained weights to float16. Set bf16: true instead.")
     return errors
 
 

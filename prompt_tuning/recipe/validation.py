@@ -80,11 +80,6 @@ def _training_errors(recipe: Recipe) -> list[str]:
             "dataloader_persistent_workers needs dataloader_num_workers. Set it to at least 1.",
         ),
         (
-            training.deepspeed_plugin is not None and training.deepspeed_plugin.zero_stage == 3,
-            "deepspeed ZeRO-3 splits weights in a way that evaluation and saving do not support. Launch it with "
-            "recipes/accelerate/fsdp2.yaml.",
-        ),
-        (
             training.fsdp and training.world_size == 1,
             "fsdp splits a model over several processes. Start them by `accelerate launch`, for example with "
             "recipes/accelerate/fsdp2.yaml.",

@@ -14,9 +14,10 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.state import GradientState
+from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prompt_tuning.encoding.batching import batches_within
@@ -123,13 +124,33 @@ def without_repeated(
 def keep_losses_in_float32(accelerator: Accelerator) -> None:
     """Let a model that FSDP splits return its loss, and sum its gradients over processes, in float32.
 
-    accelerate would round both to the type of the computation, bfloat16 or float16.
+    accelerate would round both to the type of the computation, bfloat16 or float16. DeepSpeed would round all weights,
+    the trained ones too; here it computes under autocast instead.
     """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.mixed_precision == "bf16":
+        accelerator.deepspeed_plugin.deepspeed_config |= {
+            "bf16": {"enabled": False},
+            "torch_autocast": {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []},
+        }
     if accelerator.is_fsdp2 and accelerator.mixed_precision != "no":
         plugin = accelerator.state.fsdp_plugin
         plugin.mixed_precision_policy = replace(
             plugin.mixed_precision_policy, output_dtype=torch.float32, reduce_dtype=torch.float32
         )
+
+
+@contextmanager
+def without_deepspeed(trainer: Trainer) -> Iterator[None]:
+    """Let a trainer evaluate, within the block, a model that DeepSpeed has not prepared for training.
+
+    Each process has all weights of it. Trainer would refuse every ZeRO except the third.
+    """
+    enabled = trainer.is_deepspeed_enabled
+    trainer.is_deepspeed_enabled = enabled and trainer.deepspeed is not None
+    try:
+        yield
+    finally:
+        trainer.is_deepspeed_enabled = enabled
 
 
 def keep_gathered_outside_layers(model: torch.nn.Module) -> list[FSDPModule]:

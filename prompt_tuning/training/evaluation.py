@@ -20,7 +20,14 @@ from prompt_tuning.encoding.batching import pad_left, source_rows, start_with, t
 from prompt_tuning.encoding.decoding import decode, decode_to_limit
 from prompt_tuning.engine.attention import ATTENTION
 from prompt_tuning.engine.calls import first_set
-from prompt_tuning.engine.dispatch import get_base, has_prompt, packing_obstacle, within_window
+from prompt_tuning.engine.dispatch import (
+    autocast_dtype,
+    autocasting,
+    get_base,
+    has_prompt,
+    packing_obstacle,
+    within_window,
+)
 from prompt_tuning.engine.generation import count_new_tokens, generate_padded, generate_with_cache
 from prompt_tuning.engine.kv_cache import common_prefix_cache
 from prompt_tuning.engine.likelihood import Normalization, choose
@@ -35,6 +42,7 @@ from prompt_tuning.training.distributed import (
     loader_of_batches,
     num_real_rows,
     synchronized_forwards,
+    without_deepspeed,
 )
 from prompt_tuning.training.evaluated_rows import EvaluatedRows
 from prompt_tuning.training.memory import IN_EVALUATION, explain_out_of_memory
@@ -139,7 +147,8 @@ class EvaluatingTrainer(Seq2SeqTrainer):
             self.accelerator._models.append(fsdp2_prepare_model(self.accelerator, self.model))  # noqa: SLF001 - no public name
         with (
             explain_out_of_memory(IN_EVALUATION),
-            self.accelerator.autocast(),
+            self._autocast(),
+            without_deepspeed(self),
             gather_outside_layers(self.model),
             compute_prompt_once(self.model, evaluated.common_prefix),
         ):
@@ -154,6 +163,12 @@ class EvaluatingTrainer(Seq2SeqTrainer):
             if items:
                 output.metrics[name] = sum(loss for loss, _ in losses) / items
         return output
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        """Return the autocast of training; under DeepSpeed accelerate has none."""
+        if self.is_deepspeed_enabled:
+            return autocasting(self.args.device.type, autocast_dtype(vars(self.args)))
+        return self.accelerator.autocast()
 
     @torch.no_grad()  # Reading rows into a cache would keep every activation of LoRA and full fine-tuning.
     def prediction_step(

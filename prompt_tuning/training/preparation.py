@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.state import is_initialized
 from peft import PeftModel
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTrainingArguments, TrainingArguments
@@ -86,8 +87,8 @@ def check_arguments(
     errors.raise_all()
 
 
-def use_one_gpu(args: Seq2SeqTrainingArguments) -> None:
-    """Use one of several GPUs that one process sees, and log it.
+def set_up_devices(args: Seq2SeqTrainingArguments) -> None:
+    """Use one of several GPUs that one process sees, and log it; use the DeepSpeed of an earlier trainer of this run.
 
     Unlike this, Trainer's DataParallel would multiply the rows of a step, and copy the prompt at each one.
     """
@@ -99,6 +100,8 @@ def use_one_gpu(args: Seq2SeqTrainingArguments) -> None:
             args.device,
         )
         args._n_gpu = 1  # noqa: SLF001 - no public name; Trainer sets it, too
+    if args.deepspeed_plugin is not None and is_initialized():
+        args.deepspeed_plugin = None  # accelerate refuses to be given one again, and has kept it.
 
 
 def check_model(model: PreTrainedModel | PeftModel, args: Seq2SeqTrainingArguments) -> None:

@@ -52,9 +52,8 @@ NOT_WHOLE = (
 
 WEIGHTS = (
     RunFolder.ADAPTER_WEIGHTS, f"*/{RunFolder.ADAPTER_WEIGHTS}", "model*.safetensors", "pytorch_model*",
-    "global_step*",
 )  # fmt: skip
-"""The weights of a checkpoint: of an adapter with the default name or another one, a model, FSDP and DeepSpeed."""
+"""The weights of a checkpoint: of an adapter with the default name or another one, a model, and FSDP."""
 
 
 class SavedState(TypedDict):
@@ -149,6 +148,24 @@ def checkpoint_problem(checkpoint: Path, *, needs_best: bool = False) -> str | N
         problem = _damage(file)
         if problem:
             return f"{file.relative_to(checkpoint)} is damaged ({problem})"
+    problem = _missing_part(checkpoint)
+    if problem:
+        return problem
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
+    unknown = state.keys() - {field.name for field in fields(TrainerState)}
+    if unknown:
+        return f"{TRAINER_STATE_NAME} has {min(unknown)}, which this version of transformers does not know"
+    best = checkpoint.with_name(f"{PREFIX_CHECKPOINT_DIR}-{state.get('best_global_step')}")
+    if needs_best and state.get("best_global_step") and best != checkpoint:
+        problem = checkpoint_problem(best) if best.is_dir() else "missing"
+        return problem and f"its best checkpoint {best.name}: {problem}"
+    return None
+
+
+def _missing_part(checkpoint: Path) -> str | None:
+    """Return which state or weights a checkpoint lacks, or that DeepSpeed would have to read them; else None."""
+    if any(checkpoint.glob("global_step*")):
+        return "it is of DeepSpeed, which would run code that such a file holds; it is not resumed"
     missing = [name for name, pattern in STATE_FILES.items() if not any(checkpoint.glob(pattern))]
     if missing:
         reason = ", which save_only_model leaves out" if "the optimiser" in missing else ""
@@ -159,14 +176,6 @@ def checkpoint_problem(checkpoint: Path, *, needs_best: bool = False) -> str | N
         for shard in shard_names(index):
             if not (checkpoint / shard).is_file():
                 return f"no {shard} there"
-    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
-    unknown = state.keys() - {field.name for field in fields(TrainerState)}
-    if unknown:
-        return f"{TRAINER_STATE_NAME} has {min(unknown)}, which this version of transformers does not know"
-    best = checkpoint.with_name(f"{PREFIX_CHECKPOINT_DIR}-{state.get('best_global_step')}")
-    if needs_best and state.get("best_global_step") and best != checkpoint:
-        problem = checkpoint_problem(best) if best.is_dir() else "missing"
-        return problem and f"its best checkpoint {best.name}: {problem}"
     return None
 
 

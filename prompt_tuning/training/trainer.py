@@ -46,7 +46,7 @@ from prompt_tuning.training.distributed import full_state_dict, keep_losses_in_f
 from prompt_tuning.training.evaluation import EvaluatingTrainer, trains_several_tasks
 from prompt_tuning.training.losses import aligned_outputs, distillation_loss, teacher_logits
 from prompt_tuning.training.optimizer import separate_layer_vectors
-from prompt_tuning.training.preparation import check_arguments, check_model, prepare_model, use_one_gpu
+from prompt_tuning.training.preparation import check_arguments, check_model, prepare_model, set_up_devices
 from prompt_tuning.training.resuming import check_whole, hyperparameters, newest_whole_checkpoint, resumed
 from prompt_tuning.training.sampling import EpochSampler, interrupted_order
 
@@ -120,7 +120,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
     ) -> None:
         """Check the arguments and prepare model and tokenizer."""
         check_arguments(args, eval_dataset, compute_metrics, preprocess_logits_for_metrics)
-        use_one_gpu(args)
+        set_up_devices(args)
         if teacher is not None and compute_loss_func is not None:
             raise RecipeError("compute_loss_func: the loss is the divergence from the teacher. Leave one of them out")
         if model is not None:

@@ -1,6 +1,6 @@
 """Train and evaluate in two processes, for tests/training/test_distributed.py.
 
-    cd tests; torchrun --nproc_per_node 2 -m helpers.two_processes ddp|fsdp2 FOLDER
+    cd tests; torchrun --nproc_per_node 2 -m helpers.two_processes ddp|fsdp2|zero2 FOLDER
 
 The same functions run in one process for comparison. Each process writes its outcome to FOLDER/<kind>-<rank>.json.
 """
@@ -76,13 +76,9 @@ RATES = {
 ENDING = 2  # So many tokens end every source.
 TRAIN_ROWS, BATCH, STEPS = 20, 8, 7  # The last batch has 4 rows, all for one of two processes.
 REMAINDERS = (1, 2, 7)
-HALF = {  # On a CPU there is no autocast in float16.
-    "ddp": [("prompt tuning", "bf16"), ("prefix tuning", "bf16")],
-    "fsdp2": [
-        ("prompt tuning", "bf16"), ("P-tuning", "bf16"), ("prefix tuning", "bf16"), ("P-tuning", "fp16"),
-        ("trained tokens", "bf16"),
-    ],
-}  # fmt: skip
+BF16 = [(method, "bf16") for method in METHODS if method != "projected prefix"]
+# On a CPU there is no autocast in float16, but FSDP2 has a policy of its own.
+HALF = {"ddp": BF16, "zero2": BF16, "fsdp2": [*BF16, ("prefix tuning", "fp16"), ("P-tuning", "fp16")]}
 RESUMED = {
     "ddp": ["prompt tuning", "P-tuning", "trained tokens"],
     "fsdp2": ["prompt tuning", "P-tuning", "LoRA", "trained tokens"],
@@ -95,6 +91,7 @@ FSDP2 = {
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
 }
+ZERO2 = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
 
 
 class Watched(PromptTuningTrainer):
@@ -147,12 +144,10 @@ def trainer(folder, method, output, architecture="llama", rows=7, model=None, **
         torch.manual_seed(2)
         config = prompt_config(base, 6, METHODS[method], text_ids=text_ids)
         model = add_adapter(base, config) if method == "LoRA" else add_soft_prompt(base, config)
-    args = PromptTuningArguments(
-        output_dir=str(folder / output),
-        per_device_train_batch_size=BATCH // PartialState(cpu=True).num_processes,
-        learning_rate=RATES[method],
-        **dict(max_steps=STEPS, use_cpu=True, disable_tqdm=True, logging_steps=1, save_strategy="no") | settings,
-    )
+    settings = dict(max_steps=STEPS, use_cpu=True, disable_tqdm=True, logging_steps=1, save_strategy="no") | settings
+    at_once = PartialState(cpu=True).num_processes * settings.get("gradient_accumulation_steps", 1)
+    settings = {"learning_rate": RATES[method], "per_device_train_batch_size": BATCH // at_once} | settings
+    args = PromptTuningArguments(output_dir=str(folder / output), **settings)
     return Watched(
         model=model, args=args, processing_class=tokenizer, train_dataset=train, eval_dataset=evaluated,
         compute_metrics=load_metrics(["squad", "chrf", "ter"]), generation_kwargs={"max_new_tokens": 6}, stop=("\n",),
@@ -178,6 +173,12 @@ def fit_all(folder, kind):
     }
 
 
+def fit_accumulated(folder, kind, accumulated=2):
+    """Train by plain gradient descent, in which a gradient of another size makes another step."""
+    descent = dict(optim="sgd", learning_rate=1.0, max_grad_norm=0.0, train_sampling_strategy="sequential")
+    return fit(folder, "prompt tuning", f"{kind} accumulated", gradient_accumulation_steps=accumulated, **descent)
+
+
 def fit_in_half_precision(folder, kind):
     """Train methods with a policy of FSDP for bfloat16 or float16, or under DDP's autocast in bfloat16."""
     outcomes = {}
@@ -191,7 +192,7 @@ def fit_in_half_precision(folder, kind):
 
 
 def resume(folder, kind):
-    for method in RESUMED[kind]:
+    for method in RESUMED.get(kind, ()):
         checkpoint = str(folder / f"{kind} {method}" / "checkpoint-4")
         fit(folder, method, f"{kind} resumed {method}", resume=checkpoint)
 
@@ -278,15 +279,18 @@ def main(kind, folder):
         outcome = {"methods": fit_all(folder, kind), "remainders": remainders(folder), "sent": sent(folder)}
         outcome |= {"rows with dropout": rows_with_dropout(folder), "stopped": stopped(folder)}
         outcome["half precision"] = fit_in_half_precision(folder, kind)
+        outcome["accumulated"] = fit_accumulated(folder, kind)
         resume(folder, kind)
     else:
-        as_on_gpus()
-        PartialState(cpu=True)
-        os.environ |= FSDP2
+        if kind == "fsdp2":
+            as_on_gpus()
+            PartialState(cpu=True)
+        os.environ |= FSDP2 if kind == "fsdp2" else ZERO2
         outcome = {"methods": fit_all(folder, kind), "half precision": fit_in_half_precision(folder, kind)}
+        outcome["accumulated"] = fit_accumulated(folder, kind)
         resume(folder, kind)
         outcome["without training"] = predict_without_training(folder, "one prompt tuning/adapter")
-        recipe = [str(folder / "recipe.yaml"), "--output_dir", str(folder / "split run")]
+        recipe = [str(folder / "recipe.yaml"), "--output_dir", str(folder / f"{kind} run")]
         assert prompt_tuning(["train", *recipe, "--per_device_train_batch_size", "4"]) == 0
     (folder / f"{kind}-{PartialState().process_index}.json").write_text(json.dumps(outcome))
     dist.destroy_process_group()

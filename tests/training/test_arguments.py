@@ -2,6 +2,7 @@
 
 import copy
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -229,6 +230,39 @@ def test_what_fsdp_cannot_split_here_is_refused_in_a_recipe_and_by_the_trainer(
     assert message in capsys.readouterr().err
     with pytest.raises(RecipeError, match=message):
         build(soft("llama", tokenizer), tokenizer, tmp_path)
+
+
+def test_offloading_by_the_arguments_is_refused_too(tokenizer, tmp_path):
+    settings = {"fsdp": True, "fsdp_config": {"version": 2, "cpu_offload": True}}
+    with pytest.raises(RecipeError, match="fsdp_offload_params: the weights would lie on the CPU"):
+        build(soft("llama", tokenizer), tokenizer, tmp_path, settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("stage", "fp16", "message"),
+    [(3, False, "deepspeed ZeRO-3 splits weights"), (2, True, "fp16: DeepSpeed would round the trained weights")],
+)
+def test_a_trainer_refuses_what_deepspeed_would_do_wrong(stage, fp16, message, tokenizer, tmp_path):
+    args = PromptTuningArguments(str(tmp_path), use_cpu=True)
+    args.deepspeed_plugin, args.fp16 = SimpleNamespace(zero_stage=stage), fp16
+    with pytest.raises(RecipeError, match=message):
+        build(soft("llama", tokenizer), tokenizer, tmp_path, args=args)
+
+
+def test_a_further_trainer_of_a_run_does_not_pass_deepspeed_on_again(tokenizer, tmp_path):
+    run = build(soft("llama", tokenizer), tokenizer, tmp_path)
+    run.args.deepspeed_plugin = SimpleNamespace(zero_stage=2)  # accelerate would refuse it.
+    further = PromptTuningTrainer(model=run.model, args=run.args, processing_class=tokenizer)
+    assert "eval_loss" in further.evaluate(run.eval_dataset)
+
+
+def test_a_model_that_deepspeed_did_not_train_is_evaluated_under_the_autocast_of_training(tokenizer, tmp_path):
+    run = build(soft("llama", tokenizer), tokenizer, tmp_path, settings={"bf16": True})
+    expected = run.evaluate()["eval_loss"]
+    run = build(soft("llama", tokenizer), tokenizer, tmp_path, settings={"bf16": True})
+    run.is_deepspeed_enabled = True
+    assert run.evaluate()["eval_loss"] == expected
+    assert run.is_deepspeed_enabled
 
 
 def test_a_stream_of_evaluation_rows_is_refused_at_once(tokenizer, tmp_path):

@@ -1,12 +1,15 @@
-"""Compare two processes over gloo with one process, with DDP and, as far as a CPU can run it, with FSDP2."""
+"""Compare two processes over gloo with one process, with DDP and, as far as a CPU runs them, with FSDP2 and ZeRO-2."""
 
 import json
 import subprocess
 import sys
 from collections import Counter
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from helpers.models import tiny_llama
 from helpers.paths import ROOT
 from helpers.rows import question_rows, write_jsonl
@@ -17,6 +20,7 @@ from helpers.two_processes import (
     REMAINDERS,
     RESUMED,
     TRAIN_ROWS,
+    fit_accumulated,
     fit_all,
     predict_without_training,
     remainders,
@@ -27,7 +31,7 @@ from transformers import BloomConfig
 
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import ProcessError
-from prompt_tuning.training.distributed import explain_lost_process
+from prompt_tuning.training.distributed import explain_lost_process, keep_losses_in_float32
 
 PROMPT = 6 * 32  # A prompt has so many numbers.
 
@@ -59,6 +63,7 @@ def folder(model_folders, tmp_path_factory):
 @pytest.fixture(scope="module")
 def one(folder):
     outcome = {"methods": fit_all(folder, "one"), "remainders": remainders(folder)}
+    outcome["accumulated"] = fit_accumulated(folder, "one", 1)
     outcome["without training"] = predict_without_training(folder, "one prompt tuning/adapter")
     batch = ["--per_device_train_batch_size", "8", "--disable_tqdm", "true"]
     assert main(["train", str(folder / "recipe.yaml"), "--output_dir", str(folder / "one run"), *batch]) == 0
@@ -75,12 +80,19 @@ def fsdp2(folder, one):
     return in_two("fsdp2", folder)
 
 
+@pytest.fixture(scope="module")
+def zero2(folder, one):
+    if not find_spec("deepspeed"):
+        pytest.skip("needs deepspeed, which the suite does not install")
+    return in_two("zero2", folder)
+
+
 def adapter(folder, name):
     return load_file(folder / name / "adapter" / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero2"])
 def test_two_processes_take_the_steps_of_one(kind, method, one, folder, request):
     processes = request.getfixturevalue(kind)
     expected = one["methods"][method]
@@ -95,6 +107,14 @@ def test_two_processes_take_the_steps_of_one(kind, method, one, folder, request)
     assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=within) for name in ours)
 
 
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero2"])
+def test_accumulated_steps_of_two_processes_are_those_of_one(kind, one, folder, request):
+    for process in request.getfixturevalue(kind):
+        assert process["accumulated"]["losses"] == pytest.approx(one["accumulated"]["losses"], abs=1e-5)
+    ours, theirs = adapter(folder, f"{kind} accumulated"), adapter(folder, "one accumulated")
+    assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-6) for name in ours)
+
+
 @pytest.mark.parametrize(
     ("kind", "method", "precision"), [(kind, *run) for kind, runs in HALF.items() for run in runs]
 )
@@ -106,8 +126,9 @@ def test_half_precision_keeps_losses_and_the_saved_prompt_in_float32(kind, metho
         assert losses == pytest.approx([*expected["losses"], expected["loss"]], abs=0.06)
         assert outcome["losses"] == outcomes[0]["losses"] and len(outcome["texts"]) == len(expected["texts"])
         assert not equal_when_rounded(torch.tensor(losses), precision)
-    prompt = adapter(folder, f"{kind} {method} {precision}")["prompt_embeddings"]
-    assert prompt.dtype == torch.float32 and not equal_when_rounded(prompt, precision)
+    saved = adapter(folder, f"{kind} {method} {precision}").values()
+    assert all(weight.dtype == torch.float32 for weight in saved)
+    assert not equal_when_rounded(torch.cat([weight.flatten() for weight in saved]), precision)
 
 
 def equal_when_rounded(tensor, precision):
@@ -152,6 +173,16 @@ def test_a_stopped_run_of_two_processes_resumes_to_the_same_weights(kind, method
     request.getfixturevalue(kind)
     whole, resumed = adapter(folder, f"{kind} {method}"), adapter(folder, f"{kind} resumed {method}")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_deepspeed_computes_under_autocast_and_keeps_trained_weights_in_float32():
+    plugin = SimpleNamespace(deepspeed_config={"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}})
+    settings = dict(distributed_type=DistributedType.DEEPSPEED, is_fsdp2=False, deepspeed_plugin=plugin)
+    keep_losses_in_float32(SimpleNamespace(mixed_precision="bf16", **settings))
+    autocast = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    assert plugin.deepspeed_config == {
+        "bf16": {"enabled": False}, "zero_optimization": {"stage": 2}, "torch_autocast": autocast,
+    }  # fmt: skip
 
 
 LOST = """
@@ -227,14 +258,17 @@ def test_predict_refuses_two_processes(monkeypatch, capsys):
     assert "predict: it runs in one process" in capsys.readouterr().err
 
 
-def test_a_split_model_generates_what_a_whole_one_does(fsdp2, one):
-    for process in fsdp2:
+@pytest.mark.parametrize("kind", ["fsdp2", "zero2"])
+def test_a_split_model_generates_what_a_whole_one_does(kind, one, request):
+    for process in request.getfixturevalue(kind):
         assert process["without training"] == one["without training"]
 
 
-def test_a_split_model_is_saved_as_one_adapter_that_plain_peft_loads(fsdp2, folder, tokenizer):
-    assert_same_run(folder / "one run", folder / "split run")
-    for saved in (folder / "split run", folder / "split run" / "checkpoint-6"):
+@pytest.mark.parametrize("kind", ["fsdp2", "zero2"])
+def test_a_split_model_is_saved_as_one_adapter_that_plain_peft_loads(kind, folder, tokenizer, request):
+    request.getfixturevalue(kind)
+    assert_same_run(folder / "one run", folder / f"{kind} run")
+    for saved in (folder / f"{kind} run", folder / f"{kind} run" / "checkpoint-6"):
         plain = PeftModel.from_pretrained(tiny_llama(len(tokenizer)), saved)
         prompt = load_file(folder / "one run" / "adapter_model.safetensors")["prompt_embeddings"]
         assert torch.allclose(plain.prompt_encoder["default"].embedding.weight, prompt, rtol=0, atol=1e-6)

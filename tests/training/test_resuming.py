@@ -143,6 +143,14 @@ def test_a_checkpoint_without_a_state_is_refused(file, name, checkpoint, tokeniz
         recorded(tokenizer, tmp_path, copy)
 
 
+def test_a_checkpoint_of_deepspeed_is_refused_since_reading_it_could_run_code(checkpoint, tokenizer, tmp_path):
+    copy = tmp_path / checkpoint.name
+    shutil.copytree(checkpoint, copy)
+    (copy / "global_step2").mkdir()
+    with pytest.raises(RecipeError, match="checkpoint-2: it is of DeepSpeed, which would run code"):
+        recorded(tokenizer, tmp_path, copy)
+
+
 DAMAGES = {
     "removed": lambda file: file.unlink(),
     "empty": lambda file: file.write_bytes(b""),
