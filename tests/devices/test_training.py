@@ -95,3 +95,35 @@ def test_train_predict_and_rank_run_on_a_gpu(recipe_file, tmp_path, capsys, on_g
         predicted, scores, winner = results(tmp_path / "gpu", "false")
     assert (predicted, winner) == (expected[0], expected[2])
     assert scores == pytest.approx(expected[1], rel=1e-3)
+
+
+# Torch's inference mode fails on a pretended prompt of P-tuning, whose saved form is that of prompt tuning.
+@pytest.mark.parametrize("method", ["prefix_tuning", "lora"])
+def test_what_a_gpu_trains_predicts_there_what_it_predicts_on_the_cpu(method, recipe_file, tmp_path, capsys, on_gpu):
+    short = dict(max_steps=1, max_predict_samples=1, num_virtual_tokens=None if method == "lora" else 6)
+    recipe = recipe_file(method=method, use_cpu="false", **short)
+    predict = ["predict", "--adapter", str(tmp_path / "run"), "--input", str(tmp_path / "test.jsonl")]
+    with on_gpu():
+        assert main(["train", str(recipe)]) == 0
+        capsys.readouterr()
+        assert main(predict) == 0
+        on_device = capsys.readouterr().out
+    assert main(predict) == 0
+    assert capsys.readouterr().out == on_device
+
+
+def test_several_tasks_are_trained_and_evaluated_on_a_gpu_as_on_the_cpu(recipe_file, tmp_path, on_gpu):
+    for name in ("one.yaml", "two.yaml"):
+        recipe_file().rename(tmp_path / name)
+    task = ("task", "train_file", "validation_file", "test_file", "template", "max_source_tokens", "max_target_tokens")
+    settings = dict.fromkeys(task) | dict(method="multitask_prompt_tuning", max_steps=2)
+    settings["tasks"] = f"[{tmp_path}/one.yaml, {tmp_path}/two.yaml]"
+
+    def results(name, use_cpu):
+        recipe = recipe_file(output_dir=tmp_path / name, use_cpu=use_cpu, **settings)
+        assert main(["train", str(recipe)]) == 0
+        return [(tmp_path / name / task / "predictions" / "test.jsonl").read_text() for task in ("one", "two")]
+
+    expected = results("cpu", "true")
+    with on_gpu():
+        assert results("gpu", "false") == expected

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 import torch
 from accelerate.state import AcceleratorState
-from torch.utils._device import _device_constructors
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext, _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -249,7 +250,13 @@ _pad_sequence = torch._C._nn.pad_sequence
 
 
 def tensor(data, *, dtype=None, device=None, **kwargs):
-    """Return `torch.tensor(...)`, which copies from the CPU if the device is a GPU."""
+    """Return `torch.tensor(...)`, which copies from the CPU if the device is a GPU.
+
+    PyTorch gives its own function the device of `with torch.device(...)`, such as the one in which weights are loaded.
+    """
+    contexts = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, DeviceContext)]
+    if device is None and contexts:
+        device = contexts[-1].device
     place = pretended(device)
     if place is None:
         return _tensor(data, dtype=dtype, device=device, **kwargs)
@@ -297,22 +304,23 @@ def put(module, device):
 def pretended_cuda(monkeypatch, device):
     """Let this process run on cuda:N within the context, where tensors may also be on others; return the counts."""
     LOG.__init__()
-    for owner, name, replacement in (
-        (torch, "tensor", tensor),
-        (torch._C._nn, "pad_sequence", pad_sequence),
-        (torch.nn.Module, "to", module_to),
-        (torch.cuda, "set_device", lambda device: None),
-        (torch.cuda, "get_device_name", lambda device: f"pretended GPU {device}"),
-        (torch.cuda, "get_device_capability", lambda device: (7, 0)),
-        (torch.cuda, "mem_get_info", lambda device: (0, 0)),
-    ):
-        monkeypatch.setattr(owner, name, replacement)
-    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", device)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    _device_constructors.cache_clear()  # It may hold PyTorch's own `torch.tensor`, or later the one of here.
-    try:
-        with PretendMode():
-            yield LOG
-    finally:
-        _device_constructors.cache_clear()
+    with monkeypatch.context() as patch:
+        for owner, name, replacement in (
+            (torch, "tensor", tensor),
+            (torch._C._nn, "pad_sequence", pad_sequence),
+            (torch.nn.Module, "to", module_to),
+            (torch.cuda, "set_device", lambda device: None),
+            (torch.cuda, "get_device_name", lambda device: f"pretended GPU {device}"),
+            (torch.cuda, "get_device_capability", lambda device: (7, 0)),
+            (torch.cuda, "mem_get_info", lambda device: (0, 0)),
+        ):
+            patch.setattr(owner, name, replacement)
+        patch.setenv("ACCELERATE_TORCH_DEVICE", device)
         AcceleratorState._reset_state(reset_partial_state=True)
+        _device_constructors.cache_clear()  # It may hold PyTorch's own `torch.tensor`, or later the one of here.
+        try:
+            with PretendMode():
+                yield LOG
+        finally:
+            _device_constructors.cache_clear()
+            AcceleratorState._reset_state(reset_partial_state=True)
