@@ -97,8 +97,7 @@ def test_train_predict_and_rank_run_on_a_gpu(recipe_file, tmp_path, capsys, on_g
     assert scores == pytest.approx(expected[1], rel=1e-3)
 
 
-# Torch's inference mode fails on a pretended prompt of P-tuning, whose saved form is that of prompt tuning.
-@pytest.mark.parametrize("method", ["prefix_tuning", "lora"])
+@pytest.mark.parametrize("method", ["p_tuning", "prefix_tuning", "lora"])
 def test_what_a_gpu_trains_predicts_there_what_it_predicts_on_the_cpu(method, recipe_file, tmp_path, capsys, on_gpu):
     short = dict(max_steps=1, max_predict_samples=1, num_virtual_tokens=None if method == "lora" else 6)
     recipe = recipe_file(method=method, use_cpu="false", **short)

@@ -186,7 +186,10 @@ def run(operation, args, kwargs):
         return args[0] if operation._schema.returns else None
     if place is None:
         return output
-    return tree_map(lambda leaf: PretendTensor(leaf, place) if isinstance(leaf, torch.Tensor) else leaf, output)
+    # In inference mode a view of a tensor from outside is no inference tensor.
+    is_inference = torch.is_inference_mode_enabled() and not (operation.is_view and not tensors[0].is_inference())
+    with torch.inference_mode(is_inference):
+        return tree_map(lambda leaf: PretendTensor(leaf, place) if isinstance(leaf, torch.Tensor) else leaf, output)
 
 
 def check_devices(name, tensors, places):
