@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
-from prompt_tuning.errors import RecipeError
+from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.support.files import DISK_LIMITS, remove_abandoned
 from prompt_tuning.support.run_folder import RunFolder
 
@@ -38,7 +38,8 @@ def hold_folder(folder: Path, names: Sequence[str], *, written_before: bool = Fa
         written_before: the caller knows the folder by another file than `RunFolder.is_run` does.
 
     Raises:
-        RecipeError: another command holds the folder, it has a file of somebody else, or it cannot be written.
+        RecipeError: another command holds the folder, it has a file of somebody else or a link out of it in place of a
+            folder, or it cannot be written.
         OSError: the disk is full.
     """
     run = RunFolder(folder)
@@ -50,7 +51,7 @@ def hold_folder(folder: Path, names: Sequence[str], *, written_before: bool = Fa
             check_folder(folder, names, written_before=written_before)
             created = [path for path in (run.lock, folder, *folder.parents) if not path.exists()]
             lock = _lock(run)
-        except RecipeError as error:
+        except (RecipeError, DataError) as error:
             problem = str(error)
     # Without this the other processes would load their models before they notice.
     [problem] = broadcast_object_list([problem])
@@ -73,13 +74,23 @@ def check_folder(folder: Path, names: Sequence[str], *, written_before: bool = F
         folder: an output folder.
         names: the files that will be written in it.
         written_before: the folder is one of this package.
+
+    Raises:
+        DataError: a link leads a folder that would be written out of this folder.
     """
+    RunFolder(folder).check_links(*(folder / name for name in names if (folder / name).is_dir()))
     held = _held_names(folder, names)
     if held and not written_before and not RunFolder(folder).is_run():
         raise RecipeError(
             f"output_dir {folder}: it holds {held[0]}, which would be replaced, and is not a run of prompt-tuning. "
             f"Name another --output_dir, or move {folder / held[0]}."
         )
+
+
+def check_inner_folder(folder: Path) -> None:
+    """Raise the errors of `check_folder` for a run in a study's folder, also if the run is a link out of it."""
+    RunFolder(folder.parent).check_links(folder)
+    check_folder(folder, RunFolder.TRAINED)
 
 
 def _held_names(folder: Path, names: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ from prompt_tuning.recipe.parser import list_error, to_argv
 from prompt_tuning.recipe.ranges import RATE
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.run_files import read_evaluation, read_settings
-from prompt_tuning.runs.output_folder import check_folder, hold_folder
+from prompt_tuning.runs.output_folder import check_inner_folder, hold_folder
 from prompt_tuning.runs.prepare import prepare_run
 from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, has_runs, is_finished
 from prompt_tuning.support.files import atomic_write, is_plain_name, write_json
@@ -99,7 +99,7 @@ def _sweep(runs: Mapping[str, SweepRun], folder: Path) -> dict[str, Any]:
         except Exception as error:  # One task may fail in any way, and the other tasks are trained all the same.
             if PartialState().num_processes > 1:
                 raise  # The error may be that of this process only, and the others wait for it.
-            logger.error("%s: %s", name, error, exc_info=not isinstance(error, PromptTuningError))
+            logger.error("%s: %s", name, error, exc_info=not isinstance(error, (PromptTuningError, OSError)))
             errors[name] = without_secrets(f"{type(error).__name__}: {error}")
     PartialState().wait_for_everyone()  # The first process writes the last results.
     swept = {}
@@ -225,7 +225,7 @@ def _check(runs: Mapping[str, SweepRun]) -> dict[str, bool]:
 def _check_recipe(recipe: Recipe, *, finished: bool) -> None:
     if METHODS[recipe.prompt.method].trains_several_tasks:
         raise RecipeError(f"{recipe.path} trains several tasks in one run, with its own model. Train it by itself.")
-    check_folder(Path(str(recipe.training.output_dir)), RunFolder.TRAINED)
+    check_inner_folder(Path(str(recipe.training.output_dir)))
     prepared = prepare_run(recipe)
     if finished:
         check_unchanged(prepared)

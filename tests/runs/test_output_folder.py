@@ -67,6 +67,23 @@ def test_a_folder_with_files_of_others_is_refused_before_a_model_loads(
             (folder / top).rmdir()
 
 
+@pytest.mark.parametrize("name", ["train", "evaluate", "sweep", "compare"])
+def test_a_link_out_of_the_folder_is_refused_before_a_model_loads(name, recipe_file, tmp_path, capsys, monkeypatch):
+    forbid_model_loading(monkeypatch)
+    folder, theirs = tmp_path / "run", tmp_path / "theirs"
+    folder.mkdir()
+    theirs.mkdir()
+    (folder / ".prompt_tuning.lock").touch()
+    command, _ = commands(recipe_file, tmp_path, folder)[name]
+    link = folder / {"sweep": "a", "compare": "recipe-seed42"}.get(name, "predictions")
+    link.symlink_to(theirs)
+    assert main(command) in (1, 2)
+    assert (
+        f"{link}: a link to {theirs}, out of the run's folder. Remove it, or copy the file." in capsys.readouterr().err
+    )
+    assert not [*theirs.iterdir()]
+
+
 def test_a_folder_with_other_files_is_taken_and_keeps_them(recipe_file, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
