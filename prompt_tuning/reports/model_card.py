@@ -45,6 +45,7 @@ from prompt_tuning.support.yaml_files import to_yaml
 
 logger = logging.getLogger(__name__)
 
+CARD_MARK = b"; trained by prompt_tuning "  # A line of every card.
 STEPS_SHOWN = 20
 STARTS = {
     "random": "noise at the embeddings' own scale",
@@ -75,12 +76,13 @@ def write_card(source: Path, output: Path | None = None, own_example: dict[str, 
             `output`, results.json keeps it, so that later cards and `push` also have it.
 
     Raises:
-        DataError: the folder holds no finished training of one task, or the file no facts.
+        DataError: the folder holds no finished training of one task, the file no facts, or the file beside it that
+            would be replaced is not a card.
     """
     named_by_user = output is not None
     if source.suffix == ".json":
         facts = read_card_facts(source)
-        output = output or source.with_suffix(".md")
+        output = output or _card_beside(source)
     else:
         facts = card_facts(source, own_example)
         run = RunFolder(source)
@@ -169,6 +171,14 @@ def _facts_of_written_card(run: RunFolder) -> dict[str, Any] | None:
         if text == card_text(facts | names):
             return facts | names
     return None
+
+
+def _card_beside(facts: Path) -> Path:
+    """Return the path of the card beside its facts; raise a DataError if that is a file of another kind."""
+    card = facts.with_suffix(".md")
+    if card.exists() and not (card.is_file() and CARD_MARK in card.read_bytes()):
+        raise DataError(f"{card}: not a card of prompt-tuning, and it would be replaced. Name a file with --output.")
+    return card
 
 
 def _write_text(path: Path, text: str, *, named_by_user: bool = False) -> None:

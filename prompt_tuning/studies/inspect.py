@@ -7,6 +7,7 @@ al. 2023).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from transformers.utils.hub import cached_file
 from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.engine.trained_config import TrainedTokensConfig
-from prompt_tuning.errors import AdapterError
+from prompt_tuning.errors import AdapterError, DataError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.adapter_config import load_adapter_config
 from prompt_tuning.models.base_model import find_base_model
@@ -37,7 +38,7 @@ from prompt_tuning.studies.inspect_layers import (
     mean_and_range,
     rounded,
 )
-from prompt_tuning.support.files import atomic_folder, write_json
+from prompt_tuning.support.files import atomic_folder, read_json, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import text_table
 from prompt_tuning.support.text import counted
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, torch.Tensor]  # Those of an adapter's file, by their names.
 
+FILES = ("inspection.json", "inspection.png")
 INITIAL = "initial_prompt"  # The name of the tensor in RunFolder.INITIAL_PROMPT.
 CAUTION = """\
 These readings do not explain what the prompt does. Prompts that solve a task can lie next to any text, also that of a
@@ -76,20 +78,37 @@ def inspect(
         trust_remote_code: run the Python code that is with the base model.
 
     Raises:
-        PromptTuningError: there is no adapter with virtual tokens, no such base model, or matplotlib is not installed.
+        PromptTuningError: there is no adapter with virtual tokens, no such base model, somebody else's file would be
+            replaced, or matplotlib is not installed.
     """
     folder = adapter_folder(adapter)
     if folder != Path(adapter) and output is None:
         raise AdapterError(f"{adapter} is in the hub's cache. Name a folder to write to, such as --output inspected.")
+    target = Path(output) if output else folder
+    _check_target(target)
     config, tensors = _read_adapter(folder)
     base = _base_model(config, folder, model_name_or_path)
     args = ModelArguments(base, config.revision or "main", trust_remote_code=trust_remote_code)
     report = _describe(config, tensors, folder, args, nearest, renamed=bool(model_name_or_path))
     report = {"adapter": adapter, **report, "caution": CAUTION}
-    with atomic_folder(Path(output) if output else folder) as partial:
-        write_json(partial / "inspection.json", report)
-        _draw(report, partial / "inspection.png")
+    with atomic_folder(target) as partial:
+        write_json(partial / FILES[0], report)
+        _draw(report, partial / FILES[1])
     return report
+
+
+def _check_target(folder: Path) -> None:
+    """Raise an AdapterError if a folder holds a file that would be replaced, and no earlier `inspect` wrote it."""
+    held = [folder / name for name in FILES if os.path.lexists(folder / name)]
+    try:
+        is_ours = not held or "caution" in read_json(folder / FILES[0], dict[str, Any])
+    except (OSError, DataError):
+        is_ours = False
+    if not is_ours:
+        raise AdapterError(
+            f"{held[0]}: it would be replaced, and is not of an earlier `prompt-tuning inspect`. Name another folder "
+            "with --output, or move the file."
+        )
 
 
 def _base_model(config: PeftConfig, folder: Path, model_name_or_path: str | None) -> str:

@@ -179,7 +179,7 @@ def _check_settings(folder: Path, recipe: Recipe, prepared: Mapping[str, Prepare
     except DataError:
         saved = None
     has_scores = (folder / LIKELIHOODS).is_file() or (folder / PREDICTIONS).is_file()
-    if not isinstance(saved, dict) or (has_scores and not saved):
+    if not isinstance(saved, dict) or (not saved and (has_scores or file.is_file())):
         raise RecipeError(
             f"{file}: {'damaged' if file.is_file() else 'missing'}, so the settings of the scores beside it are not "
             f"known. Remove the folder {folder}, or name another --output_dir."

@@ -44,10 +44,13 @@ def atomic_checkpoint(checkpoint: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that no half of it is ever under its name."""
+    """Remove a folder so that no half of it is ever under its name; of a link only the link."""
     partial = folder.with_name(f"{PARTIAL}{folder.name}-{secrets.token_hex(4)}")
     os.replace(folder, partial)
-    shutil.rmtree(partial, ignore_errors=True)
+    if partial.is_symlink():
+        partial.unlink()
+    else:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def rotate_checkpoints(run: Path, limit: int | None, best: str | None) -> None:
