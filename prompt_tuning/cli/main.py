@@ -166,11 +166,22 @@ def _report_disk_error(error: OSError) -> int:
     """Print an error of a disk, a path or the output, and return the exit code; raise any other error again."""
     if isinstance(error, BrokenPipeError):
         return 128 + signal.SIGPIPE  # A shell gives this code to a program that ends when nobody reads its output.
+    if isinstance(error, FileNotFoundError) and error.errno is None:
+        error = _reason_of_safetensors(error)
     if error.errno not in DISK_ERRORS:
         raise error
     name = error.filename or ("the working directory" if error.errno == errno.ENOENT else "writing")
     _say(f"error: {name}: {error.strerror}; no partial file was left")
     return 1
+
+
+def _reason_of_safetensors(error: FileNotFoundError) -> OSError:
+    """Return why a file cannot be opened; safetensors says for every reason that there is no such file."""
+    try:
+        open(str(error).partition(": ")[2], "rb").close()
+    except OSError as reason:
+        return reason
+    return error
 
 
 def _how_to_resume(args: argparse.Namespace, argv: list[str] | None, stopped: Stopped) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -34,19 +35,19 @@ def import_gguf(source: str, output: str) -> Path:
     """
     file = _find_gguf(source)
     folder = Path(output)
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ModelError(f"{folder}: it exists already. Remove it, or name another folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(folder.parent)
     try:
-        partial.mkdir()  # A folder that cannot be written is reported now, and not after the model is read.
-        try:
-            model, tokenizer = _read(file)
-        except ModelError:
-            raise
-        except Exception as error:  # The libraries raise anything for damaged files.
-            raise ModelError(f"{file}: transformers cannot read it: {first_line(error)}") from error
         with explain_full_disk(folder, partial):
+            partial.mkdir()  # A folder that cannot be written is reported now, and not after the model is read.
+            try:
+                model, tokenizer = _read(file)
+            except ModelError:
+                raise
+            except Exception as error:  # The libraries raise anything for damaged files.
+                raise ModelError(f"{file}: transformers cannot read it: {first_line(error)}") from error
             _unquantized(model).save_pretrained(partial)
             tokenizer.save_pretrained(partial)
         apply_umask(partial)

@@ -114,18 +114,18 @@ def explain_full_disk(path: Path, partial: Path) -> Iterator[None]:
         partial: the file or folder that the block writes, and that still exists when the block fails.
 
     Raises:
-        OSError: of `DISK_LIMITS`.
+        OSError: of `DISK_LIMITS`, or one of the block that named the partial file.
     """
     try:
         yield
     except PromptTuningError:
         raise
     except Exception as error:
-        number = error.errno if isinstance(error, OSError) else None
-        if number not in DISK_LIMITS:
+        number, name = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
+        if number is None or (number not in DISK_LIMITS and str(name) != str(partial)):
             number = _disk_limit(partial)
-        if number not in DISK_LIMITS:
-            raise
+            if number not in DISK_LIMITS:
+                raise
         raise OSError(number, os.strerror(number), str(path)) from error
 
 

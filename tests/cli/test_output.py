@@ -115,10 +115,34 @@ def test_a_hang_up_saves_a_checkpoint_although_the_terminal_is_gone(recipe_file,
 def test_an_output_that_cannot_be_written_is_refused_before_a_model_loads(run, tmp_path, capsys, monkeypatch):
     forbid_model_loading(monkeypatch)
     (tmp_path / "file").write_text("mine")
-    for output in ("/proc/none/x.jsonl", str(tmp_path / "file" / "x.jsonl")):
+    outputs = {"/proc/none/x.jsonl": "/proc/none", str(tmp_path / "file" / "x.jsonl"): tmp_path / "file"}
+    for output, named in (outputs | {"/proc/x.jsonl": "/proc/x.jsonl"}).items():
         words = ["predict", "--adapter", str(run), "--input", str(tmp_path / "test.jsonl"), "--output", output]
         assert main(words) == 1
-        assert "no partial file was left" in capsys.readouterr().err
+        [error] = capsys.readouterr().err.splitlines()
+        assert error.startswith(f"error: {named}: ") and error.endswith("no partial file was left")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert main(["import-gguf", str(tmp_path / "model.gguf"), str(tmp_path / "file" / "model")]) == 1
     assert "no partial file was left" in capsys.readouterr().err
+
+
+def test_the_reason_why_safetensors_cannot_be_read_is_found_by_opening_them(run, capsys, monkeypatch):
+    def unreadable(file, *args, **kwargs):
+        raise FileNotFoundError(f"No such file or directory: {run}")
+
+    monkeypatch.setattr("safetensors.torch.safe_open", unreadable)
+    assert main(["predict", "--adapter", str(run), "--input", str(run.parent / "test.jsonl")]) == 1
+    assert capsys.readouterr().err == f"error: {run}: Is a directory; no partial file was left\n"
+
+
+def test_a_file_beside_facts_or_a_prompt_is_replaced_only_if_it_is_of_an_earlier_command(run, tmp_path, capsys):
+    assert main(["card", str(run), "--output", str(tmp_path / "facts.json")]) == 0
+    written = {"card": (tmp_path / "facts.json", tmp_path / "facts.md"), "inspect": (run, run / "inspection.json")}
+    for command, (source, file) in written.items():
+        for _ in range(2):
+            assert main([command, str(source)]) == 0
+        file.write_text('{"mine": true}')
+        assert main([command, str(source)]) == 1
+        assert f"error: {file}: " in capsys.readouterr().err and file.read_text() == '{"mine": true}'
+        other = tmp_path / "other.md"
+        assert main([command, str(source), "--output", str(other if command == "card" else tmp_path / "new")]) == 0

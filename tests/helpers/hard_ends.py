@@ -1,6 +1,6 @@
-"""Let writes of a training fail, and start two trainings of one folder at once; count what is lost.
+"""Let writes of a training and of other commands fail, and start two trainings of one folder at once; count losses.
 
-cd tests; python -m helpers.hard_ends FOLDER [FULL_DISKS PAIRS]
+cd tests; python -m helpers.hard_ends FOLDER [FULL_DISKS PAIRS COMMANDS]
 
 Each full disk is a limit of the size of a file, which fails the write that reaches it. `helpers.killed_runs` does the
 same for kills.
@@ -10,6 +10,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import sys
 import time
 import traceback
@@ -19,26 +20,52 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import prompt_tuning.runs.train  # noqa: F401  All forked processes share this import.
 from helpers.killed_runs import RECIPE, ended, write_inputs
+from helpers.models import tiny_gguf
 from prompt_tuning.cli.main import main
 from prompt_tuning.training.resuming import checkpoint_problem
 
 STEPS = ["--max_steps", "6", "--save_total_limit", "9"]
 
 
+# The commands that write files, with their words; each one writes a folder or a file of its own name.
+COMMANDS = {
+    "card": ["card", "whole"],
+    "card.json": ["card", "whole", "--output", "card.json"],
+    "facts": ["card", "facts.json"],
+    "report": ["report", "whole"],
+    "inspect": ["inspect", "whole"],
+    "inspected": ["inspect", "whole", "--output", "inspected"],
+    "predict": ["predict", "--adapter", "whole", "--input", "validation.jsonl", "--output", "predicted.jsonl"],
+    "import-gguf": ["import-gguf", "tiny.gguf", "imported"],
+    "evaluate": ["evaluate", "recipe.yaml", "--split", "validation", "--output_dir", "evaluated"],
+    "rank": ["rank", "recipe.yaml", "--templates", "question_answering/plain", "--output_dir", "ranked"],
+    "sweep": ["sweep", "sweep.yaml", "--output_dir", "swept"],
+    "compare": ["compare", "recipe.yaml", "other.yaml", "--method", "none", "--output_dir", "compared"],
+}
+
+
 def start(folder, name, *flags, limit=None):
-    """Train in a forked process, whose messages go to NAME.PROCESS.log, and return the process's id.
+    """Train in a forked process, as `start_command` does, and return the process's id."""
+    words = ["train", str(folder / "recipe.yaml"), "--output_dir", str(folder / name), *STEPS, *flags]
+    return start_command(folder, name, words, limit)
+
+
+def start_command(folder, name, words, limit=None):
+    """Run a command in a forked process, whose messages go to NAME.PROCESS.log, and return the process's id.
 
     Args:
         folder: The folder of the model, the rows and the recipe.
-        name: The name of the run's folder in it.
-        flags: More flags of the recipe.
+        name: The name of the log.
+        words: The command.
         limit: The bytes that a file may have.
     """
     process = os.fork()
     if process:
         return process
+    os.chdir(folder)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
     reading, writing = os.pipe()  # The messages themselves must not reach the limit.
     os.set_blocking(writing, False)
     os.dup2(writing, 1)
@@ -46,14 +73,15 @@ def start(folder, name, *flags, limit=None):
     sys.stdout = os.fdopen(1, "w")  # The earlier one may have been a file, and a pipe has no position.
     code = 1
     try:
-        code = main(["train", str(folder / "recipe.yaml"), "--output_dir", str(folder / name), *STEPS, *flags])
+        code = main(words)
     except Exception:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2)
-    log = os.read(reading, 65536)[-900:]  # An error is in the last lines.
-    (folder / f"{name}.{os.getpid()}.log").write_bytes(log[-min(limit or 900, 900) :])
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    (folder / f"{name}.{os.getpid()}.log").write_bytes(
+        os.read(reading, 65536)[-900:]
+    )  # An error is in the last lines.
     os._exit(code)
 
 
@@ -90,6 +118,41 @@ def full_disks(folder, number, seed=0):
     return counts
 
 
+def contents(folder):
+    """Return the content of every file in a folder, except the logs and the locks."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".log", ".lock")]
+    return {path: path.read_bytes() for path in files}
+
+
+def commands(folder, number, seed=0):
+    """Return how many commands ended at a full disk with one line and kept all files, and how many had the room."""
+    chance = random.Random(seed)
+    counts = {"full, one line, every earlier file kept": 0, "not reached": 0}
+    for place in range(number):
+        name = list(COMMANDS)[place % len(COMMANDS)]
+        limit = int(2 ** chance.uniform(3, 13))
+        before = contents(folder)
+        process = start_command(folder, name, COMMANDS[name], limit)
+        code = ended(process)
+        log = log_of(folder, name, process)
+        after = contents(folder)
+        assert code in (0, 1) and "Traceback" not in log, (name, limit, log)
+        assert not [*folder.rglob(".partial-*")], (name, limit)
+        if code:
+            # A sweep names the error of each run, and ends with its table.
+            error = log if name == "sweep" else log.splitlines()[-1].replace("; no partial file was left", "")
+            assert "File too large" in error, (name, limit, log)
+            assert after | before == after, (name, limit)
+        for path in after.keys() - before.keys():
+            if path.suffix == ".json":
+                json.loads(after[path])
+        for path in folder.glob("*"):
+            if path.name in ("imported", "evaluated", "ranked", "swept", "compared"):
+                shutil.rmtree(path)
+        counts["full, one line, every earlier file kept" if code else "not reached"] += 1
+    return counts
+
+
 def pairs(folder, number, seed=0):
     """Return how the second of two trainings that start in one folder at nearly the same time was refused."""
     chance = random.Random(seed)
@@ -116,5 +179,10 @@ if __name__ == "__main__":
     write_inputs(folder)
     (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder).replace("load_best_model_at_end: true\n", ""))
     assert ended(start(folder, "whole", "--save_steps", "2")) == 0
-    disks, twins = map(int, sys.argv[2:4] or (50, 20))
-    print(json.dumps({"full disks": full_disks(folder, disks), "pairs": pairs(folder, twins)}))
+    tiny_gguf(folder / "tiny.gguf")
+    (folder / "other.yaml").write_text((folder / "recipe.yaml").read_text())
+    (folder / "sweep.yaml").write_text("recipe: recipe.yaml\nruns: {a: {method: none}, b: {method: none, seed: 1}}\n")
+    assert ended(start_command(folder, "facts", ["card", "whole", "--output", "facts.json"])) == 0
+    disks, twins, others = map(int, sys.argv[2:5] or (50, 20, 120))
+    counts = {"full disks": full_disks(folder, disks), "pairs": pairs(folder, twins)}
+    print(json.dumps(counts | {"commands": commands(folder, others)}))

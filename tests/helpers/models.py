@@ -1,5 +1,7 @@
 """Build tiny models and tokenizers in memory."""
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -59,6 +61,32 @@ def tiny_sentencepiece(scheme="first"):
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
     )
+
+
+def tiny_gguf(path):
+    """Write a Llama of one layer and 26 letters as a GGUF file."""
+    writer = gguf.GGUFWriter(path, "llama")
+    size, pieces = 32, [*map(chr, range(97, 123)), "ab"]
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(size)
+    writer.add_feed_forward_length(size)
+    writer.add_head_count(2)
+    writer.add_vocab_size(len(pieces))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(pieces)
+    writer.add_token_merges(["a b"])
+    layer = [f"blk.0.{name}.weight" for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up")]
+    for name in (*layer, "blk.0.ffn_down.weight"):
+        writer.add_tensor(name, np.ones((size, size), np.float32))
+    for name in ("token_embd.weight", "output.weight"):
+        writer.add_tensor(name, np.ones((len(pieces), size), np.float32))
+    for name in ("blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight"):
+        writer.add_tensor(name, np.ones(size, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def tiny_llama(vocab_size, seed=0, **settings):

@@ -27,10 +27,12 @@ def test_an_invalid_gguf_file_leaves_no_folder(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
 
 
-def test_an_existing_folder_is_not_overwritten(tmp_path, capsys):
+def test_an_existing_folder_or_link_is_not_overwritten(tmp_path, capsys):
     (tmp_path / "model.gguf").write_bytes(b"")
-    assert main(["import-gguf", str(tmp_path / "model.gguf"), str(tmp_path)]) == 1
-    assert "exists already. Remove it, or name another folder" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to("none")
+    for output in (tmp_path, tmp_path / "link"):
+        assert main(["import-gguf", str(tmp_path / "model.gguf"), str(output)]) == 1
+        assert "exists already. Remove it, or name another folder" in capsys.readouterr().err
 
 
 def text(value):

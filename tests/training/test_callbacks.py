@@ -56,13 +56,15 @@ def test_a_run_killed_many_times_ends_with_the_adapter_of_an_uninterrupted_one(t
 
 
 def test_full_disks_and_two_trainings_of_one_folder_lose_nothing(tmp_path):
-    command = [sys.executable, "-m", "helpers.hard_ends", str(tmp_path), "3", "1"]
+    command = [sys.executable, "-m", "helpers.hard_ends", str(tmp_path), "3", "1", "12"]
     done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     counts = json.loads(done.stdout)
     print(counts)
     assert sum(counts["full disks"].values()) == 3 and sum(counts["pairs"].values()) == 1
     assert counts["full disks"]["full, one line, resumed to the same adapter"] > 0
+    assert sum(counts["commands"].values()) == 12
+    assert counts["commands"]["full, one line, every earlier file kept"] > 6
 
 
 @pytest.mark.parametrize(
