@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from prompt_tuning.support.text import one_line, printable
+
 # It replaces the line ends of a fenced text while blank lines between sections are counted.
 LINE_END = "\ue002"
 
 
 def fence(text: str, language: str = "text") -> str:
     """Return a fenced block that nothing in the text ends."""
+    text = printable(text)
     ticks = "`" * max(3, _longest_ticks(text) + 1)
     return f"{ticks}{language}\n{text.rstrip()}\n{ticks}".replace("\n", LINE_END)
 
 
 def inline_code(text: Any) -> str:
     """Return inline code on one line that nothing in the text ends."""
-    line = " ".join(str(text).replace(LINE_END, " ").split())
+    line = " ".join(one_line(str(text).replace(LINE_END, " ")).split())
     ticks = "`" * (_longest_ticks(line) + 1)
     pad = " " if "`" in line else ""
     return f"{ticks}{pad}{line}{pad}{ticks}"

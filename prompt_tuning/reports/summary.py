@@ -16,7 +16,7 @@ from prompt_tuning.reports.losses import losses_text
 from prompt_tuning.reports.run_files import NAMES, NOT_NUMBERS, read_predictions, read_results, systems_in
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import text_table
-from prompt_tuning.support.text import agreed, counted
+from prompt_tuning.support.text import agreed, counted, one_line
 
 LABEL_WIDTH = 20
 LINE_WIDTH = 110
@@ -47,7 +47,7 @@ def summarize(folder: Path, examples: int = 3) -> str:
         return "\n\n".join([*_blocks(run, results, examples), _files(run, run)])
     blocks = []
     for name, task_results in results["tasks"].items():
-        blocks += [f"== {name}", *_blocks(run.task(name), task_results, examples)]
+        blocks += [f"== {one_line(name)}", *_blocks(run.task(name), task_results, examples)]
     first = run.task(next(iter(results["tasks"])))
     return "\n\n".join([*blocks, _files(run, first)])
 
@@ -146,8 +146,8 @@ def _table(results: dict[str, Any]) -> str:
 
 def _facts(results: dict[str, Any]) -> str:
     facts = [
-        f"{counted(results['rows'], 'row')} of {results['split']}, template {results['template']}, "
-        f"model {results['model']}"
+        f"{counted(results['rows'], 'row')} of {results['split']}, template {one_line(results['template'])}, "
+        f"model {one_line(results['model'])}"
     ]
     if "train_seconds" in results:
         facts.append(

@@ -363,7 +363,8 @@ def _draw(report: dict[str, Any], path: Path) -> None:
     right.set(xlabel="virtual token", ylabel="virtual token", title="Similarity of virtual tokens")
     for axis in (left.xaxis, right.xaxis, right.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    figure.suptitle(f"{report['adapter']} ({report['method']}, {counted(report['virtual_tokens'], 'virtual token')})")
+    title = f"{report['adapter']} ({report['method']}, {counted(report['virtual_tokens'], 'virtual token')})"
+    figure.suptitle(title, parse_math=False)
     write_png(figure, path)
 
 

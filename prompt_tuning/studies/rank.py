@@ -40,7 +40,7 @@ from prompt_tuning.studies.rank_likelihoods import LikelihoodTable, find_finalis
 from prompt_tuning.studies.rank_results import rank_facts
 from prompt_tuning.studies.rank_table import rank_text
 from prompt_tuning.support.files import atomic_write, read_json, read_json_lines, write_json, write_json_lines
-from prompt_tuning.support.text import counted
+from prompt_tuning.support.text import counted, one_line
 from prompt_tuning.support.yaml_files import to_yaml
 
 logger = logging.getLogger(__name__)
@@ -246,6 +246,7 @@ def _write_winner(recipe: Recipe, winner: Candidate, hint: str | None, file: Pat
         "seed": winner.seed,
     }
     with atomic_write(file) as opened:
-        opened.write(f"# {winner}: the best of `prompt-tuning rank {recipe.path}` on the validation rows.\n")
+        command = one_line(f"# {winner}: the best of `prompt-tuning rank {recipe.path}` on the validation rows.")
+        opened.write(f"{command}\n")
         opened.write(f"# {hint[0].upper()}{hint[1:]}.\n" if hint else "")
         opened.write(to_yaml(settings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prompt_tuning.metrics.significance import DRAWS, FEW_ROWS
+from prompt_tuning.reports.markdown import plain_words
 from prompt_tuning.support.tables import markdown_table
 from prompt_tuning.support.text import counted
 
@@ -28,10 +29,11 @@ def _table(ranked: dict[str, Any]) -> str:
     compared = ("95 %", "against the winner", "p")
     rows = []
     for name, facts in ranked["candidates"].items():
-        cells = [name, str(facts["rows"]), *_cells(facts["log_likelihood"], "mean", 2)]
+        cells = [plain_words(name), str(facts["rows"]), *_cells(facts["log_likelihood"], "mean", 2)]
         cells += _cells(facts[metric], "score", 1) if metric in facts else [""] * 4
         rows.append(cells)
-    return markdown_table(("candidate", "rows", "log-likelihood", *compared, metric, *compared), rows)
+    head = ("candidate", "rows", "log-likelihood", *compared, plain_words(metric), *compared)
+    return markdown_table(head, rows)
 
 
 def _cells(facts: dict[str, Any], score: str, digits: int) -> list[str]:
@@ -54,15 +56,17 @@ def _notes(ranked: dict[str, Any]) -> list[str]:
     likelihood = f"log-likelihood: of a row's target without its end, in nats, {DRAWS} draws of rows"
     if min(facts["rows"] for facts in candidates.values()) <= FEW_ROWS:
         likelihood += f", p of at most {FEW_ROWS} rows by their signs, their intervals too narrow"
-    lines = [f"{counted(ranked['rows'], 'row')}; {likelihood}; {ranked['metric']}: {ranked['test']}"]
+    lines = [
+        f"{counted(ranked['rows'], 'row')}; {likelihood}; {plain_words(ranked['metric'])}: {plain_words(ranked['test'])}"
+    ]
     steps = [f"{counted(kept, 'candidate')} on {counted(reach, 'row')}" for kept, reach in ranked["halving"]]
     lines.append(f"halving: {', '.join(steps)}")
     for name, facts in candidates.items():
         if "lacking_rows" in facts:
             lacking = counted(facts["lacking_rows"], "row", "show fewer")
-            lines.append(f"{name}: {lacking}; more do not fit max_source_tokens")
+            lines.append(f"{plain_words(name)}: {lacking}; more do not fit max_source_tokens")
     for name, reason in ranked["left_out"].items():
-        lines.append(f"left out: {name}: {reason}")
+        lines.append(f"left out: {plain_words(name)}: {plain_words(reason)}")
     return lines
 
 
@@ -74,12 +78,14 @@ def _conclusions(ranked: dict[str, Any]) -> list[str]:
     for name, facts in ranked["candidates"].items():
         if metric in facts:
             if facts[metric].get("p", 0) > SIGNIFICANT:
-                similar.append(name)
+                similar.append(plain_words(name))
         elif facts["log_likelihood"]["against_winner"]["p"] > SIGNIFICANT:
-            stopped.append(name)
-    lines = [f"winner: {ranked['winner']}"]
+            stopped.append(plain_words(name))
+    lines = [f"winner: {plain_words(ranked['winner'])}"]
     if similar:
-        lines.append(f"not significantly different from it by {metric}: {'; '.join(similar)}; more rows may show one")
+        lines.append(
+            f"not significantly different from it by {plain_words(metric)}: {'; '.join(similar)}; more rows may show one"
+        )
     if stopped:
         lines.append(f"stopped, though their likelihood is not significantly different: {'; '.join(stopped)}")
     lines.append("it was chosen on these rows, so its score is too high: `evaluate` winner.yaml on the test split")

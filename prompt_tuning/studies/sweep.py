@@ -17,13 +17,14 @@ from accelerate import PartialState
 
 from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.arguments.methods import METHODS
-from prompt_tuning.errors import ErrorList, PromptTuningError, RecipeError, without_secrets
+from prompt_tuning.errors import ErrorList, PromptTuningError, RecipeError, first_line, without_secrets
 from prompt_tuning.metrics.loading import main_metric
 from prompt_tuning.recipe.loading import load_recipe, read_pairs
 from prompt_tuning.recipe.other_names import flag_name
 from prompt_tuning.recipe.parser import list_error, to_argv
 from prompt_tuning.recipe.ranges import RATE
 from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.reports.markdown import plain_words
 from prompt_tuning.reports.run_files import read_evaluation, read_settings
 from prompt_tuning.runs.output_folder import check_inner_folder, hold_folder
 from prompt_tuning.runs.prepare import prepare_run
@@ -254,12 +255,13 @@ def sweep_text(swept: Mapping[str, Any]) -> str:
     rows = []
     for name, run in swept.items():
         if "error" in run:
-            rows.append((name, f"failed: {run['error'].splitlines()[0]}", *[""] * (len(HEAD) - 2)))
+            error = plain_words(first_line(run["error"]))
+            rows.append((plain_words(name), f"failed: {error}", *[""] * (len(HEAD) - 2)))
             continue
         tuned = run.get("tuned")
         rows.append((
-            name,
-            run["metric"],
+            plain_words(name),
+            plain_words(run["metric"]),
             f"{run['hard_prompt']:.1f}",
             "" if tuned is None else f"{tuned:.1f}",
             f"{run.get('trainable_parameters', 0):,}",

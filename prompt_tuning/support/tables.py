@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
+
+from prompt_tuning.support.text import one_line
 
 
 def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
@@ -32,11 +35,17 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, align: Seq
     hard prompt   1.5
     soft prompt  12.0
     """
-    return tabulate(rows, headers=head, tablefmt="plain", disable_numparse=True, colalign=align or None)
+    lines = [list(map(one_line, row)) for row in (head, *rows)]
+    return tabulate(lines[1:], headers=lines[0], tablefmt="plain", disable_numparse=True, colalign=align or None)
 
 
 def _escaped(rows: Iterable[Sequence[object]]) -> list[list[str]]:
     lines = []
     for row in rows:
-        lines.append([" ".join(str(cell).split("\n")).replace("|", "\\|") for cell in row])
+        # A backslash before a pipe would take the escape from it.
+        lines.append([re.sub(r"(\\?)\|", _escaped_pipe, one_line(cell)) for cell in row])
     return lines
+
+
+def _escaped_pipe(found: re.Match[str]) -> str:
+    return f"{found[1]} \\|" if found[1] else "\\|"

@@ -79,6 +79,15 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def one_line(text: object) -> str:
+    r"""Return a text on one line whose control characters are written, for a cell of a table or a heading.
+
+    >>> print(one_line("a\nb\x1b[2J"))
+    a b\x1b[2J
+    """
+    return printable(" ".join(str(text).splitlines()))
+
+
 def printable_json(text: str) -> str:
     r"""Return JSON of the same value whose control characters are escaped as JSON escapes them.
 
