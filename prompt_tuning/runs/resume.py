@@ -81,19 +81,20 @@ def checkpoint_to_resume(recipe: Recipe, folder: Path) -> str | None:
             another run.
     """
     setting = recipe.training.resume_from_checkpoint
+    needs = {"needs_best": recipe.training.load_best_model_at_end, "needs_scaler": recipe.training.fp16}
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if setting and setting.lower() not in ("true", "auto"):
         if not Path(setting).is_dir():
             raise RecipeError(f"resume_from_checkpoint {setting}: no such folder; true and auto take the last one")
         _check_is_checkpoint(Path(setting))
-        check_whole(Path(setting), needs_best=recipe.training.load_best_model_at_end)
+        check_whole(Path(setting), **needs)
         _check_resumable(recipe, setting)
         if Path(setting).resolve().parent != folder.resolve():
             _check_nothing_lost(recipe, folder, last)
         return setting
     if setting and last:
         # `last` may be broken, and then it is reported and an earlier one is taken.
-        whole = newest_whole_checkpoint(folder, needs_best=recipe.training.load_best_model_at_end)
+        whole = newest_whole_checkpoint(folder, **needs)
         _check_resumable(recipe, str(whole))
         return str(whole)
     if setting and setting.lower() == "true":

@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import math
+import os
+import re
 import struct
 import traceback
 import zipfile
@@ -21,12 +23,13 @@ from safetensors import SafetensorError, safe_open
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import TrainerState, TrainingArguments
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from prompt_tuning.errors import DataError, PromptTuningError, RecipeError, first_line
 from prompt_tuning.models.weight_files import ShardIndex, shard_names
 from prompt_tuning.support.json_types import Place, check_value
+from prompt_tuning.support.json_values import MAX_BYTES, parse_json, read_bounded
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
 
@@ -76,6 +79,9 @@ STATE_READERS = {
 
 OPTIMIZERS = str(Path(torch.optim.__file__).parent)
 
+ZIP_END = b"PK\x05\x06"
+"""The mark of the last 22 bytes of a zip archive, which each tensor in a .distcp file is."""
+
 STATE_FILES = {
     "Trainer": TRAINER_STATE_NAME,
     "the optimiser": Path(OPTIMIZER_NAME).stem + "*",
@@ -84,27 +90,30 @@ STATE_FILES = {
 }
 
 
-def check_whole(checkpoint: Path, *, needs_best: bool) -> None:
+def check_whole(checkpoint: Path, *, needs_best: bool, needs_scaler: bool = False) -> None:
     """Raise a RecipeError for a checkpoint from which the training would continue as another one, or fail.
 
     Args:
         checkpoint: the folder to resume from.
         needs_best: the best checkpoint is loaded at the end.
+        needs_scaler: the training scales its loss, as it does in float16.
     """
-    problem = checkpoint_problem(checkpoint, needs_best=needs_best)
+    needs = {"needs_best": needs_best, "needs_scaler": needs_scaler}
+    problem = checkpoint_problem(checkpoint, **needs)
     if problem is None:
         return
-    whole = [path for path in _checkpoints(checkpoint.parent) if not checkpoint_problem(path, needs_best=needs_best)]
+    whole = [path for path in _checkpoints(checkpoint.parent) if not checkpoint_problem(path, **needs)]
     advice = f"Name {whole[0]}, the newest whole checkpoint." if whole else NO_WHOLE
     raise RecipeError(f"{checkpoint}: {problem}. {advice}")
 
 
-def newest_whole_checkpoint(run: Path, *, needs_best: bool) -> Path | None:
+def newest_whole_checkpoint(run: Path, *, needs_best: bool, needs_scaler: bool = False) -> Path | None:
     """Return the newest checkpoint of a run whose files are whole, and report the newer ones that are not.
 
     Args:
         run: a run's folder.
         needs_best: the best checkpoint is loaded at the end.
+        needs_scaler: the training scales its loss, as it does in float16.
 
     Returns:
         None if the run has no checkpoint.
@@ -114,7 +123,7 @@ def newest_whole_checkpoint(run: Path, *, needs_best: bool) -> Path | None:
     """
     problems: list[str] = []
     for checkpoint in _checkpoints(run):
-        problem = checkpoint_problem(checkpoint, needs_best=needs_best)
+        problem = checkpoint_problem(checkpoint, needs_best=needs_best, needs_scaler=needs_scaler)
         if problem is None:
             for broken in problems:
                 logger.warning("%s. The training resumes from %s, which is whole.", broken, checkpoint.name)
@@ -135,7 +144,7 @@ def _checkpoints(run: Path) -> list[Path]:
     return [steps[step] for step in sorted(steps, reverse=True)]
 
 
-def checkpoint_problem(checkpoint: Path, *, needs_best: bool = False) -> str | None:
+def checkpoint_problem(checkpoint: Path, *, needs_best: bool = False, needs_scaler: bool = False) -> str | None:
     """Return what is missing in a checkpoint or damaged, or None.
 
     Only what a file's own form shows is found: JSON, the header and length of safetensors, the sums of torch's files.
@@ -143,12 +152,15 @@ def checkpoint_problem(checkpoint: Path, *, needs_best: bool = False) -> str | N
     Args:
         checkpoint: the folder.
         needs_best: also look at the best checkpoint, which is loaded at the end.
+        needs_scaler: also look for the state by which the loss is scaled, if the run has saved any.
     """
+    if checkpoint.is_symlink():
+        return f"it is a link to {os.path.realpath(checkpoint)}"
     for file in sorted(checkpoint.rglob("*")):
         problem = _damage(file)
         if problem:
             return f"{file.relative_to(checkpoint)} is damaged ({problem})"
-    problem = _missing_part(checkpoint)
+    problem = _missing_part(checkpoint, needs_scaler=needs_scaler)
     if problem:
         return problem
     state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
@@ -162,7 +174,7 @@ def checkpoint_problem(checkpoint: Path, *, needs_best: bool = False) -> str | N
     return None
 
 
-def _missing_part(checkpoint: Path) -> str | None:
+def _missing_part(checkpoint: Path, *, needs_scaler: bool) -> str | None:
     """Return which state or weights a checkpoint lacks, or that DeepSpeed would have to read them; else None."""
     if any(checkpoint.glob("global_step*")):
         return "it is of DeepSpeed, which would run code that such a file holds; it is not resumed"
@@ -172,11 +184,45 @@ def _missing_part(checkpoint: Path) -> str | None:
         return f"no state of {', '.join(missing)} there{reason}"
     if not any(chain.from_iterable(checkpoint.glob(pattern) for pattern in WEIGHTS)):
         return "no weights there"
-    for index in checkpoint.glob("*.safetensors.index.json"):
-        for shard in shard_names(index):
-            if not (checkpoint / shard).is_file():
-                return f"no {shard} there"
+    absent = [
+        name for name in _expected_files(checkpoint, needs_scaler=needs_scaler) if not (checkpoint / name).is_file()
+    ]
+    if absent:
+        return f"no {absent[0]} there"
     return None
+
+
+def _expected_files(checkpoint: Path, *, needs_scaler: bool) -> list[str]:
+    """Return the names of the files that other files of a checkpoint, or of the run, ask for."""
+    has_scaler = any(checkpoint.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{SCALER_NAME}"))
+    names = [SCALER_NAME] if needs_scaler and has_scaler else []
+    for index in checkpoint.glob("*.safetensors.index.json"):
+        names += shard_names(index)
+    processes = [int(path.stem.rpartition("_")[2]) for path in checkpoint.glob("rng_state_*.pth")]
+    names += [f"rng_state_{process}.pth" for process in range(max(processes, default=-1))]
+    for folder in {path.parent for path in chain(checkpoint.glob("*/*.distcp"), checkpoint.glob("*/.metadata"))}:
+        metadata = folder / ".metadata"  # A pickle of torch.distributed.checkpoint, in which only the names are read.
+        names.append(f"{folder.name}/{metadata.name}")
+        shards = set(re.findall(rb"__\d+_\d+\.distcp", metadata.read_bytes() if metadata.is_file() else b""))
+        names += sorted(f"{folder.name}/{shard.decode()}" for shard in shards)
+    return names
+
+
+def report_missing_states(checkpoint: Path, args: TrainingArguments) -> None:
+    """Log which states a checkpoint does not have, because it is of a training with other settings.
+
+    Args:
+        checkpoint: the folder to resume from, which is whole.
+        args: the settings of the resumed training.
+    """
+    several = [f"rng_state_{process}.pth" for process in range(args.world_size)]
+    files = several if len(several) > 1 else ["rng_state.pth"]
+    states = dict.fromkeys(files, "its process draws other random numbers")
+    if args.fp16:
+        states[SCALER_NAME] = "the scale of the loss starts anew"
+    for file, consequence in states.items():
+        if not (checkpoint / file).is_file():
+            logger.warning("%s: it has no %s, so that %s", checkpoint, file, consequence)
 
 
 def _damage(file: Path) -> str | None:
@@ -184,14 +230,20 @@ def _damage(file: Path) -> str | None:
     try:
         if file.suffix == ".json":
             kind = next((kind for pattern, kind in JSON_TYPES.items() if file.match(pattern)), Any)
-            check_value(json.loads(file.read_bytes()), kind, Place(file.name, advice="Copy it again."))
+            value = parse_json(read_bounded(file, MAX_BYTES))
+            check_value(value, kind, Place(file.name, advice="Copy it again."))
         elif file.suffix == ".safetensors":
             with safe_open(file, "pt"):
                 pass
         elif file.suffix in (".pt", ".pth", ".bin"):
             with zipfile.ZipFile(file) as archive:
+                # torch compresses nothing. To unpack what somebody else has compressed could take hours.
+                if sum(entry.file_size for entry in archive.infolist()) > file.stat().st_size:
+                    return "it is compressed"
                 broken = archive.testzip()
             return broken and f"the sum of {broken} is wrong"
+        elif file.suffix == ".distcp" and not _last_bytes(file, 22).startswith(ZIP_END):
+            return "its end is missing"
     except NOT_WHOLE as error:
         return first_line(error)
     return None
@@ -210,6 +262,7 @@ def resumed(checkpoint: Path | None, rows: Any, args: TrainingArguments) -> Iter
     """
     if checkpoint:
         check_position(checkpoint, rows, args)
+        report_missing_states(checkpoint, args)
     try:
         yield
     except (PromptTuningError, torch.OutOfMemoryError):
@@ -223,6 +276,12 @@ def resumed(checkpoint: Path | None, rows: Any, args: TrainingArguments) -> Iter
             f"{checkpoint}: its state does not fit this training ({type(error).__name__}: {first_line(error)}). Name "
             "another checkpoint, or start another training from its adapter."
         ) from error
+
+
+def _last_bytes(file: Path, number: int) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(-min(number, file.stat().st_size), os.SEEK_END)
+        return opened.read()
 
 
 def check_position(checkpoint: Path, rows: Any, args: TrainingArguments) -> None:

@@ -40,6 +40,7 @@ from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.models.quantization import allow_quantized_evaluation
 from prompt_tuning.support.files import explain_full_disk
 from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.training import resuming
 from prompt_tuning.training.callbacks import Divergence, TrainingStart
 from prompt_tuning.training.checkpoints import KeepOnlyBest, atomic_checkpoint, load_named_adapter, rotate_checkpoints
 from prompt_tuning.training.distributed import full_state_dict, keep_losses_in_float32, without_repeated
@@ -47,7 +48,6 @@ from prompt_tuning.training.evaluation import EvaluatingTrainer, trains_several_
 from prompt_tuning.training.losses import aligned_outputs, distillation_loss, teacher_logits
 from prompt_tuning.training.optimizer import separate_layer_vectors
 from prompt_tuning.training.preparation import check_arguments, check_model, prepare_model, set_up_devices
-from prompt_tuning.training.resuming import check_whole, hyperparameters, newest_whole_checkpoint, resumed
 from prompt_tuning.training.sampling import EpochSampler, interrupted_order
 
 logger = logging.getLogger(__name__)
@@ -186,18 +186,18 @@ class PromptTuningTrainer(EvaluatingTrainer):
             TrainingError: a loss or gradient is not finite. Stopped: a signal came, and a checkpoint is saved.
             RecipeError: the checkpoint lacks a state, or these settings do not fit it.
         """
-        needs_best = self.args.load_best_model_at_end
+        needs = {"needs_best": self.args.load_best_model_at_end, "needs_scaler": self.args.fp16}
         checkpoint = None
         if resume_from_checkpoint is True:
-            checkpoint = newest_whole_checkpoint(Path(self.args.output_dir), needs_best=needs_best)
+            checkpoint = resuming.newest_whole_checkpoint(Path(self.args.output_dir), **needs)
             resume_from_checkpoint = str(checkpoint) if checkpoint else True  # Trainer refuses True.
         elif resume_from_checkpoint not in (None, False):
             checkpoint = Path(str(resume_from_checkpoint))
-            check_whole(checkpoint, needs_best=needs_best)
+            resuming.check_whole(checkpoint, **needs)
         self.training_start.checkpoint = checkpoint
-        with resumed(checkpoint, self.train_dataset, self.args):
+        with resuming.resumed(checkpoint, self.train_dataset, self.args):
             output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        best = self.state.best_model_checkpoint if needs_best else None
+        best = self.state.best_model_checkpoint if needs["needs_best"] else None
         if best and isinstance(self.model, PeftModel):
             load_named_adapter(self.model, Path(best))
         return output
@@ -208,7 +208,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
         optimizer = super().create_optimizer(model)
         if not exists:
             separate_layer_vectors(optimizer, model or self.model, self.args)
-        self.training_start.hyperparameters = hyperparameters(optimizer)
+        self.training_start.hyperparameters = resuming.hyperparameters(optimizer)
         return optimizer
 
     def training_step(

@@ -2,16 +2,20 @@
 
 import json
 import shutil
+import warnings
+import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.models import forbid_model_loading
 from helpers.trainers import prompt_of, soft, trainer
+from torch.distributed.checkpoint import save
 from transformers import TrainerCallback
 
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import RecipeError
-from prompt_tuning.training.resuming import newest_whole_checkpoint
+from prompt_tuning.training.resuming import newest_whole_checkpoint, report_missing_states
 
 SAVED = dict(max_steps=4, save_steps=2, save_total_limit=5, learning_rate=3e-2)
 
@@ -213,6 +217,78 @@ def test_json_of_another_form_in_the_last_checkpoint_is_named_and_the_one_before
     file.write_text(json.dumps(saved | value), encoding="utf-8")
     assert newest_whole_checkpoint(tmp_path, needs_best=False) == tmp_path / "checkpoint-1"
     assert problem in caplog.text
+
+
+BROKEN = {
+    "a link": (lambda folder: relink(folder), "it is a link to /"),
+    "a process": (lambda folder: (folder / "rng_state_0.pth").unlink(), "no rng_state_0.pth there"),
+    "scaler": (lambda folder: (folder / "scaler.pt").unlink(), "no scaler.pt there"),
+    "metadata": (lambda folder: (folder / "optimizer_0/.metadata").unlink(), "no optimizer_0/.metadata there"),
+    "shard": (
+        lambda folder: (folder / "pytorch_model_fsdp_0/__0_0.distcp").unlink(),
+        "no pytorch_model_fsdp_0/__0_0.d",
+    ),
+    "half a shard": (lambda folder: halve(folder / "optimizer_0/__0_0.distcp"), "optimizer_0/__0_0.distcp is damaged"),
+    "a bomb": (lambda folder: compress(folder / "scheduler.pt"), "scheduler.pt is damaged (it is compressed)"),
+}
+
+
+def relink(folder):
+    folder.rename(folder.parent / "elsewhere")
+    folder.symlink_to("elsewhere")
+
+
+def halve(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def compress(file):
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**6))
+
+
+@pytest.fixture(scope="module")
+def sharded(checkpoint, tmp_path_factory):
+    """Return a run with two checkpoints as FSDP writes them in float16 on two processes."""
+    run = tmp_path_factory.mktemp("sharded")
+    for step in (2, 4):
+        folder = run / f"checkpoint-{step}"
+        shutil.copytree(checkpoint, folder)
+        for name in ("adapter_model.safetensors", "optimizer.pt"):
+            (folder / name).unlink()
+        for process in range(2):
+            shutil.copyfile(folder / "rng_state.pth", folder / f"rng_state_{process}.pth")
+        (folder / "rng_state.pth").unlink()
+        torch.save({}, folder / "scaler.pt")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # There is only one process here.
+            for name in ("pytorch_model_fsdp_0", "optimizer_0"):
+                save({"weight": torch.zeros(8)}, checkpoint_id=str(folder / name), no_dist=True)
+    return run
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_checkpoint_of_several_processes_is_named_and_the_one_before_is_taken(
+    name, sharded, tmp_path, caplog
+):
+    run = tmp_path / "run"
+    shutil.copytree(sharded, run)
+    needs = {"needs_best": False, "needs_scaler": True}
+    assert newest_whole_checkpoint(run, **needs) == run / "checkpoint-4" and not caplog.text
+    damage, problem = BROKEN[name]
+    damage(run / "checkpoint-4")
+    assert newest_whole_checkpoint(run, **needs) == run / "checkpoint-2"
+    assert f"{run / 'checkpoint-4'}: {problem}" in caplog.text
+
+
+def test_states_that_a_checkpoint_of_other_settings_lacks_are_reported(checkpoint, sharded, caplog):
+    report_missing_states(checkpoint, SimpleNamespace(world_size=1, fp16=False))
+    report_missing_states(sharded / "checkpoint-2", SimpleNamespace(world_size=2, fp16=True))
+    assert not caplog.text
+    report_missing_states(checkpoint, SimpleNamespace(world_size=1, fp16=True))
+    report_missing_states(sharded / "checkpoint-2", SimpleNamespace(world_size=3, fp16=False))
+    assert "checkpoint-2: it has no scaler.pt, so that the scale of the loss starts anew" in caplog.text
+    assert "checkpoint-2: it has no rng_state_2.pth, so that its process draws other random numbers" in caplog.text
 
 
 def resumed(tokenizer, run):
