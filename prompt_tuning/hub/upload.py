@@ -31,15 +31,17 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 
 from prompt_tuning.errors import HubError, first_line
 from prompt_tuning.hub.download import is_hub_id
 from prompt_tuning.hub.refusal import explain_refusal
 from prompt_tuning.support.files import read_json
+from prompt_tuning.support.json_values import read_bounded
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
-from prompt_tuning.support.yaml_files import read_yaml, to_yaml
+from prompt_tuning.support.yaml_files import MAX_BYTES, parse_yaml, read_yaml, to_yaml
 
 # Returns the text of a card that names a repository and a base model; None: README.md is uploaded as it is.
 Card = Callable[[str, str | None], str | None]
@@ -322,7 +324,10 @@ def _public_file(path: Path, base_model: str | None) -> bytes | Path:
 def _card_with_base(path: Path, base_model: str) -> bytes:
     """Return README.md with the hub id of the base model in its metadata."""
     try:
-        card = ModelCard(path.read_text(encoding="utf-8"))
+        text = read_bounded(path, MAX_BYTES)
+        metadata = REGEX_YAML_BLOCK.search(text)
+        parse_yaml(metadata[2] if metadata else "", path, HubError)  # ModelCard reads it by a parser without limits.
+        card = ModelCard(text)
     except (ValueError, yaml.YAMLError) as error:
         raise HubError(f"{path}: its metadata is not YAML: {first_line(error)}. Correct it.") from error
     card.data.base_model = base_model

@@ -10,6 +10,7 @@ from prompt_tuning.errors import ModelError
 from prompt_tuning.support.files import read_json
 from prompt_tuning.support.run_folder import RunFolder
 
+MAX_HEADER = 100_000_000  # bytes, as safetensors has it
 ADVICE = "Download or copy the model again."
 LENGTH_SIZE = 8
 """The bytes at the start of a file that hold the length of the header."""
@@ -71,14 +72,22 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(LENGTH_SIZE), "little")
         start = LENGTH_SIZE + length
-        if start > size:
+        if start > min(size, MAX_HEADER):
             raise ModelError(f"{file}: {size:,} bytes, and its header alone would have {length:,}. {ADVICE}")
         try:
             header = json.loads(opened.read(length))
             header.pop("__metadata__", None)
-            end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            end = start + max(map(_end_of, header.values()), default=0)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
             raise ModelError(f"{file}: its header is not that of safetensors ({error}). {ADVICE}") from error
     if end != size:
         raise ModelError(f"{file}: {size:,} bytes, and its header says {end:,}. {ADVICE}")
     return header, start
+
+
+def _end_of(entry: dict[str, Any]) -> int:
+    """Return where the data of a tensor end; raise a ValueError or KeyError for an entry that no tensor can have."""
+    first, last = entry["data_offsets"]
+    if not 0 <= first <= last or not entry["dtype"] or not isinstance(entry["shape"], list):
+        raise ValueError(f"the data from {first} to {last}")
+    return last

@@ -38,6 +38,7 @@ from prompt_tuning.reports.summary import (
 )
 from prompt_tuning.support.files import atomic_write
 from prompt_tuning.support.json_types import Place, check_value
+from prompt_tuning.support.json_values import MAX_BYTES, read_bounded
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
 from prompt_tuning.support.yaml_files import to_yaml
@@ -356,8 +357,8 @@ def _recipe_text(run: RunFolder, results: dict[str, Any]) -> str | None:
 
 def _text_of(file: Path) -> str | None:
     try:
-        return file.read_text(encoding="utf-8") if file.is_file() else None
-    except UnicodeDecodeError as error:
+        return read_bounded(file, MAX_BYTES) if file.is_file() else None
+    except ValueError as error:
         raise DataError(f"{file}: not UTF-8 text ({error}). Copy it from the run again.") from error
 
 

@@ -38,6 +38,7 @@ from prompt_tuning.reports.summary import (
 )
 from prompt_tuning.support.data_files import file_format
 from prompt_tuning.support.files import atomic_write, write_json
+from prompt_tuning.support.json_values import MAX_BYTES
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import markdown_table
 from prompt_tuning.support.text import counted
@@ -164,7 +165,8 @@ def _facts_of_written_card(run: RunFolder) -> dict[str, Any] | None:
     facts = card_facts(run.path)
     if not run.card.is_file():
         return facts
-    text = run.card.read_bytes().decode("utf-8", "replace")  # read_text would change a carriage return
+    with run.card.open(encoding="utf-8", errors="replace", newline="") as file:  # A carriage return stays as it is.
+        text = file.read(MAX_BYTES)
     # The folder may have been moved after its card was written.
     trained_in = facts["settings"].get("output_dir", "")
     for names in ({}, {"folder": trained_in, "name": Path(trained_in).name}):

@@ -56,9 +56,8 @@ def _notes(ranked: dict[str, Any]) -> list[str]:
     likelihood = f"log-likelihood: of a row's target without its end, in nats, {DRAWS} draws of rows"
     if min(facts["rows"] for facts in candidates.values()) <= FEW_ROWS:
         likelihood += f", p of at most {FEW_ROWS} rows by their signs, their intervals too narrow"
-    lines = [
-        f"{counted(ranked['rows'], 'row')}; {likelihood}; {plain_words(ranked['metric'])}: {plain_words(ranked['test'])}"
-    ]
+    test = f"{plain_words(ranked['metric'])}: {plain_words(ranked['test'])}"
+    lines = [f"{counted(ranked['rows'], 'row')}; {likelihood}; {test}"]
     steps = [f"{counted(kept, 'candidate')} on {counted(reach, 'row')}" for kept, reach in ranked["halving"]]
     lines.append(f"halving: {', '.join(steps)}")
     for name, facts in candidates.items():
@@ -72,7 +71,7 @@ def _notes(ranked: dict[str, Any]) -> list[str]:
 
 def _conclusions(ranked: dict[str, Any]) -> list[str]:
     """Say which candidate is the best, and from which ones it does not differ significantly."""
-    metric = ranked["metric"]
+    metric, shown_metric = ranked["metric"], plain_words(ranked["metric"])
     similar = []
     stopped = []
     for name, facts in ranked["candidates"].items():
@@ -84,7 +83,7 @@ def _conclusions(ranked: dict[str, Any]) -> list[str]:
     lines = [f"winner: {plain_words(ranked['winner'])}"]
     if similar:
         lines.append(
-            f"not significantly different from it by {plain_words(metric)}: {'; '.join(similar)}; more rows may show one"
+            f"not significantly different from it by {shown_metric}: {'; '.join(similar)}; more rows may show one"
         )
     if stopped:
         lines.append(f"stopped, though their likelihood is not significantly different: {'; '.join(stopped)}")

@@ -69,11 +69,16 @@ def read_yaml(path: Path, error: type[PromptTuningError], kind: Any = Any) -> An
             would construct an object, or nests too deeply. The message names the file and the line.
         DataError: the value is of another type.
     """
-    yaml = _reader("safe", _PlainConstructor)
     with _explain(path, error):
-        value = yaml.load(read_bounded(path, MAX_BYTES))
+        value = parse_yaml(read_bounded(path, MAX_BYTES), path, error)
     check_value(value, kind, Place(str(path)))
     return value
+
+
+def parse_yaml(text: str, path: Path, error: type[PromptTuningError]) -> Any:
+    """Return the value of YAML that is part of a file, with the limits and errors of `read_yaml`."""
+    with _explain(path, error):
+        return _reader("safe", _PlainConstructor).load(text)
 
 
 def read_text_pairs(path: Path, error: type[PromptTuningError]) -> list[TextPair]:
