@@ -64,13 +64,16 @@ def printable(value: Any) -> Any:
     return value
 
 
+_NOT_TEXTS = (list, tuple, set, dict, bytes)  # A union of these would be made anew for each value.
+
+
 def of_printable(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a filter of texts that refuses the lists and mappings that a template itself makes."""
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         for value in (*args, *kwargs.values()):
-            if isinstance(value, list | tuple | set | dict | bytes):
+            if isinstance(value, _NOT_TEXTS):
                 printable(value)
         return function(*args, **kwargs)
 

@@ -7,7 +7,7 @@ import pytest
 from prompt_tuning.encoding.chat_sandbox import render_chat
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import TemplateError
-from prompt_tuning.support import jinja_limits as limits
+from prompt_tuning.support import jinja_prices
 from prompt_tuning.templates import Template
 
 MESSAGES = [
@@ -58,7 +58,7 @@ def test_a_chat_template_writes_what_transformers_writes(text, opens_answer, tok
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_hostile_chat_template_is_an_error_that_names_the_tokenizer(text, tokenizer, monkeypatch):
-    monkeypatch.setattr(limits, "MAX_COST", limits.MAX_COST // 20)
+    monkeypatch.setattr(jinja_prices, "MAX_COST", jinja_prices.MAX_COST // 20)
     hostile = copy.deepcopy(tokenizer)
     hostile.chat_template = text
     hostile.name_or_path = "stranger/model"

@@ -3,7 +3,7 @@
 import pytest
 
 from prompt_tuning.errors import TemplateError
-from prompt_tuning.support import jinja_limits as limits
+from prompt_tuning.support import jinja_limits, jinja_prices
 from prompt_tuning.templates import Template
 
 GROW = "{% set ns = namespace(x='ab', l=[], d={}, t=(1, 2)) %}"
@@ -69,6 +69,8 @@ TOO_COSTLY = [
     "{% set x = 'a' * 1000000 %}" + LOOP + "{% if x in context %}{% endif %}{% endfor %}",
     "{{ range(100000) | select('in', 'a' * 1000000) | list | length }}",
     "{{ 'x' * 1000 * 1000 * 1000 }}",
+    "{% set x = 'a' * 100000 %}" + LOOP + "{{ x }}{% endfor %}",
+    "{% macro m(x) %}" + LOOP + "{{ x }}{% endfor %}{% endmacro %}{{ m('a' * 100000) }}",
     "{% macro m() %}" + LOOP + LOOP + "{{ caller(i) }}{% endfor %}{% endfor %}"
     "{% endmacro %}{% call(x) m() %}{{ x }}{% endcall %}",
 ]
@@ -89,14 +91,14 @@ OTHERS = [
     "{% include 'x' %}",
     "{% extends 'x' %}",
     "{% import 'x' as y %}",
-    "x" * (limits.MAX_TEXT + 1),
+    "x" * (jinja_limits.MAX_TEXT + 1),
 ]
 ROW = {"context": "The ferry waits in the harbour.", "x": "y"}
 
 
 @pytest.mark.parametrize("text", TOO_COSTLY, ids=range(len(TOO_COSTLY)))
 def test_a_template_that_costs_too_much_is_an_error_that_names_it(text, monkeypatch):
-    monkeypatch.setattr(limits, "MAX_COST", limits.MAX_COST // 20)  # The whole cost takes a second.
+    monkeypatch.setattr(jinja_prices, "MAX_COST", jinja_prices.MAX_COST // 20)  # The whole cost takes a second.
     with pytest.raises(TemplateError, match=r"^template mine: .*(characters or steps|digits)") as caught:
         Template.from_dict({"source": "{{ context }}" + text, "target": "x"}, "mine").render(ROW)
     assert len(str(caught.value)) < 300
@@ -128,6 +130,11 @@ def test_an_ordinary_template_may_compute():
     assert template.render({"context": "The ferry waits"}).source == (
         "1/2 ferry  ferry\n2/2 waits  waits\n16 ===== The ferry waits 1000000000000"
     )
+
+
+def test_a_loop_has_the_items_that_its_list_had_before():
+    text = "{% set l = [1, 2] %}{% for i in l %}{% set _ = l.append(i) %}{{ loop.length }}{% endfor %}{{ l | length }}"
+    assert Template.from_dict({"source": text + "{{ x }}", "target": "x"}, "mine").render(ROW).source == "224y"
 
 
 def test_a_long_row_is_rendered():
