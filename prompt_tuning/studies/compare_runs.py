@@ -18,7 +18,7 @@ from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.run_files import read_evaluation
 from prompt_tuning.runs.evaluate import evaluate
-from prompt_tuning.runs.output_folder import check_folder
+from prompt_tuning.runs.output_folder import check_inner_folder
 from prompt_tuning.runs.prepare import prepare
 from prompt_tuning.studies.compare_results import EvaluatedRun, RecipeRuns, read_run
 from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, is_finished
@@ -70,7 +70,7 @@ class ComparedRecipe:
         """Raise a PromptTuningError if a finished run had other settings or rows, or its folder is not a run's."""
         for seed, rate in product(self.seeds, self.learning_rates or (None,)):
             recipe = self.load(seed, rate)
-            check_folder(Path(recipe.training.output_dir), RunFolder.TRAINED)
+            check_inner_folder(Path(recipe.training.output_dir))
             if is_finished(recipe):
                 check_unchanged(prepare(recipe, SPLITS))
 

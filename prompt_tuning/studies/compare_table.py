@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prompt_tuning.reports.markdown import plain_words
 from prompt_tuning.studies.figures import write_png
 from prompt_tuning.support.tables import markdown_table
 from prompt_tuning.support.text import counted
@@ -23,33 +24,36 @@ def comparison_text(compared: Mapping[str, Any]) -> str:
     Args:
         compared: what compare.json holds.
     """
-    metric, parts = compared["metric"], compared["parts"]
+    metric, parts = plain_words(compared["metric"]), compared["parts"]
     seeds = ", ".join(map(str, compared["seeds"]))
-    note = f"{counted(compared['rows'], 'row')}; seeds {seeds}; intervals and p: {compared['test']}"
+    note = f"{counted(compared['rows'], 'row')}; seeds {seeds}; intervals and p: {plain_words(compared['test'])}"
     blocks = [_scores(parts, metric), note, _costs(parts)]
     if any("tried" in part for part in parts.values()):
         blocks += [_rates(parts, metric), _rates_note(parts, compared["seeds"][0])]
     if "equal_time" in compared:
         equal = compared["equal_time"]["parts"]
-        blocks += [f"The same for as many steps as fit in the time of {next(iter(parts))}:", _scores(equal, metric)]
+        blocks += [
+            f"The same for as many steps as fit in the time of {plain_words(next(iter(parts)))}:",
+            _scores(equal, metric),
+        ]
         blocks.append(_costs(equal))
     return "\n\n".join(blocks)
 
 
 def _scores(parts: Mapping[str, Any], metric: str) -> str:
     first = next(iter(parts))
-    head = ("recipe", metric, "95 % interval", "of each seed", f"against {first}", "p", "in words")
+    head = ("recipe", metric, "95 % interval", "of each seed", f"against {plain_words(first)}", "p", "in words")
     rows = []
     for name, part in parts.items():
         against = part.get("against_first")
         rows.append((
-            name,
+            plain_words(name),
             f"{part['score']:.1f}",
             f"{part['low']:.1f} to {part['high']:.1f}",
             ", ".join(f"{score:.1f}" for score in part["of_seeds"]),
             f"{against['difference']:+.1f} ({against['low']:+.1f} to {against['high']:+.1f})" if against else "",
             f"{against['p']:.3f}" if against else "",
-            against["in_words"] if against else "",
+            plain_words(against["in_words"]) if against else "",
         ))  # fmt: skip
     return markdown_table(head, rows)
 
@@ -63,7 +67,7 @@ def _costs(parts: Mapping[str, Any]) -> str:
     for name, part in parts.items():
         memory = part.get("added_memory_bytes")
         rows.append((
-            name,
+            plain_words(name),
             f"{part['trainable_parameters']:,}",
             f"{part['adapter_bytes']:,}",
             f"{part['steps']:,}",
@@ -71,7 +75,7 @@ def _costs(parts: Mapping[str, Any]) -> str:
             f"{part['train_seconds']:.0f}",
             "" if memory is None else f"{memory / 2**20:,.0f}",
             f"{part['seconds_per_100_predictions']:.1f}",
-            part["served_by"],
+            plain_words(part["served_by"]),
         ))  # fmt: skip
     return markdown_table(head, rows)
 
@@ -82,7 +86,7 @@ def _rates(parts: Mapping[str, Any], metric: str) -> str:
         scores = []
         for rate, score in part.get("tried", {}).items():
             scores.append(f"{rate}: {'diverged' if score is None else f'{score:.1f}'}")
-        rows.append((name, part.get("learning_rate", ""), ", ".join(scores)))
+        rows.append((plain_words(name), part.get("learning_rate", ""), ", ".join(scores)))
     return markdown_table(("recipe", "learning rate", f"{metric} on the validation rows"), rows)
 
 
@@ -94,7 +98,7 @@ def _rates_note(parts: Mapping[str, Any], seed: int) -> str:
         chosen = part.get("learning_rate")
         if tried and chosen in (min(tried), max(tried)):
             end = "smallest" if chosen == min(tried) else "largest"
-            lines.append(f"{name}: the {end} rate won, so a better one may lie beyond it")
+            lines.append(f"{plain_words(name)}: the {end} rate won, so a better one may lie beyond it")
     return "; ".join(lines)
 
 
@@ -109,9 +113,12 @@ def draw(compared: Mapping[str, Any], figure: Figure, path: Path) -> None:
         num_drawn[size] += 1
         error = [[part["score"] - part["low"]], [part["high"] - part["score"]]]
         axes.errorbar(x, part["score"], np.maximum(error, 0), fmt="o", capsize=4)
-        axes.annotate(name, (x, part["score"]), xytext=(6, 5), textcoords="offset points", fontsize=8)
+        axes.annotate(
+            name, (x, part["score"]), xytext=(6, 5), textcoords="offset points", fontsize=8, parse_math=False
+        )
     axes.set_xscale("symlog", linthresh=10)
-    axes.set(xlabel="trained parameters", ylabel=compared["metric"])
+    axes.set_xlabel("trained parameters")
+    axes.set_ylabel(compared["metric"], parse_math=False)
     axes.margins(x=0.2, y=0.15)
     axes.set_xlim(left=-3)  # Recipes that train nothing are drawn at 0.
     axes.grid(alpha=0.3)

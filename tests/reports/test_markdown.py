@@ -6,7 +6,8 @@ import warnings
 import pytest
 
 from prompt_tuning.reports.markdown import fence, inline_code
-from prompt_tuning.studies import compare, inspect
+from prompt_tuning.studies import inspect
+from prompt_tuning.studies.compare_table import comparison_text, draw
 from prompt_tuning.studies.figures import new_figure
 from prompt_tuning.studies.rank_table import rank_text
 from prompt_tuning.studies.sweep import sweep_text
@@ -26,13 +27,15 @@ def ranked():
 
 
 def against():
-    return {"difference": -1.0, "low": -2.0, "high": 0.0, "p": 0.5}
+    return {"difference": -1.0, "low": -2.0, "high": 0.0, "p": 0.5, "in_words": NAME}
 
 
 def compared():
     part = {"score": 1.0, "low": 0.0, "high": 2.0, "of_seeds": [1.0], "against_first": against(), "train_seconds": 1.0}
-    part |= {"trainable_parameters": 4, "adapter_bytes": 16, "seconds_per_100_predictions": 1.0}
-    return {"metric": NAME, "rows": 8, "seeds": [1], "test": NAME, "parts": {NAME: part, f"{NAME}2": part}}
+    part |= {"trainable_parameters": 4, "adapter_bytes": 16, "seconds_per_100_predictions": 1.0, "steps": 1}
+    part |= {"served_by": NAME, "tried": {"0.1": 1.0, "0.2": 2.0}, "learning_rate": 0.2}
+    parts = {"parts": {NAME: part, f"{NAME}2": part}}
+    return {"metric": NAME, "rows": 8, "seeds": [1], "test": NAME, "equal_time": parts, **parts}
 
 
 def swept():
@@ -44,7 +47,7 @@ def swept():
     "text",
     [
         rank_text(ranked()),
-        compare.comparison_text(compared()),
+        comparison_text(compared()),
         sweep_text(swept()),
         markdown_table((inline_code(NAME), "b"), [(inline_code(NAME), "1"), ("c", inline_code(NAME))]),
         inline_code(NAME),
@@ -55,8 +58,9 @@ def test_a_name_of_a_stranger_is_no_markup_and_no_control_character(text):
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
     assert "\\x1b[2J" in text
     # GitHub takes a pipe for the end of a cell, in code too, unless a single backslash is before it.
-    widths = {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in text.splitlines() if line.startswith("|")}
-    assert len(widths) <= 1
+    for block in text.split("\n\n"):
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines}) <= 1
     plain = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", text)
     for markup in ("<img", "[x](", "*y*", "www.", "# Evil", "1 | 2", "`"):
         assert markup not in plain, markup
@@ -79,5 +83,5 @@ def test_a_fence_shows_control_characters_and_keeps_lines_and_tabs():
 def test_names_in_pictures_are_not_formulas(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Its font has no such signs.
-        compare._draw(compared(), new_figure("compare.png", 4, 3), tmp_path / "compare.png")
+        draw(compared(), new_figure("compare.png", 4, 3), tmp_path / "compare.png")
     assert (tmp_path / "compare.png").is_file()
