@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -26,6 +27,16 @@ LARGEST_SIZE = 2**31 - 1
 """The largest of these sizes that is read, so that torch can count the numbers of a tensor."""
 
 
+PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern")
+"""The fields with regular expressions, or with names of modules."""
+
+REPEATED_GROUP, REPETITION, MAX_REPETITIONS = re.compile(r"\)[*+{]"), re.compile(r"[*+{]"), 4
+
+
+MAX_COPIES = 100
+"""The most groups of layers that LoRA's layer_replication may copy."""
+
+
 class AdapterFields(TypedDict, total=False):
     """The fields of PEFT's configurations whose types PEFT relies on and does not check."""
 
@@ -41,6 +52,7 @@ class AdapterFields(TypedDict, total=False):
     target_parameters: list[str] | None
     layers_to_transform: int | list[int] | None
     layers_pattern: str | list[str] | None
+    layer_replication: list[list[int]] | None
     rank_pattern: dict[str, int] | None
     alpha_pattern: dict[str, float] | None
     lora_alpha: float
@@ -91,7 +103,7 @@ def read_adapter_config(run: RunFolder) -> PeftConfig:
     """
     try:
         config = load_prompt_config(run.path)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ImportError) as error:
         raise AdapterError(f"{run.adapter_config}: not the configuration of an adapter: {error}. {ADVICE}") from error
     try:
         read_json(run.adapter_config, AdapterFields)
@@ -105,12 +117,27 @@ def read_adapter_config(run: RunFolder) -> PeftConfig:
                 f"{run.adapter_config}: {name} is {size!r}, expected a whole number from {least} to {LARGEST_SIZE}. "
                 f"{ADVICE}"
             )
+    _check_patterns(config, run)
+    if len(vars(config).get("layer_replication") or ()) > MAX_COPIES:
+        raise AdapterError(f"{run.adapter_config}: layer_replication has more than {MAX_COPIES} entries. {ADVICE}")
     for place, sizes in (vars(config).get("places") or {}).items():
         if len(sizes) != 3:
             raise AdapterError(f"{run.adapter_config}: places.{place} has {len(sizes)} sizes, expected 3. {ADVICE}")
     if config.is_prompt_learning and config.num_virtual_tokens is None:
         raise AdapterError(f"{run.adapter_config}: num_virtual_tokens is missing. {ADVICE}")
     return config
+
+
+def _check_patterns(config: PeftConfig, run: RunFolder) -> None:
+    """Raise an AdapterError for a regular expression that PEFT could compare with a module's name for hours."""
+    for name in PATTERNS:
+        value = vars(config).get(name) or ()
+        for pattern in [value] if isinstance(value, str) else value:
+            if REPEATED_GROUP.search(pattern) or len(REPETITION.findall(pattern)) > MAX_REPETITIONS:
+                raise AdapterError(
+                    f"{run.adapter_config}: {name} has the pattern {pattern[:80]!r}, which repeats too much. Name the "
+                    "modules in a list."
+                )
 
 
 def _check_files(run: RunFolder) -> None:

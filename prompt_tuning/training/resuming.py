@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypedDict
 
 import torch
@@ -167,6 +168,8 @@ def checkpoint_problem(checkpoint: Path, *, needs_best: bool = False, needs_scal
     unknown = state.keys() - {field.name for field in fields(TrainerState)}
     if unknown:
         return f"{TRAINER_STATE_NAME} has {min(unknown)}, which this version of transformers does not know"
+    if type(state.get("best_global_step")) not in (int, NoneType):
+        return f"{TRAINER_STATE_NAME}: best_global_step is no step"
     best = checkpoint.with_name(f"{PREFIX_CHECKPOINT_DIR}-{state.get('best_global_step')}")
     if needs_best and state.get("best_global_step") and best != checkpoint:
         problem = checkpoint_problem(best) if best.is_dir() else "missing"
@@ -228,6 +231,8 @@ def report_missing_states(checkpoint: Path, args: TrainingArguments) -> None:
 def _damage(file: Path) -> str | None:
     """Return what is wrong with the form of a file, or None; torch's files are zip archives and are not unpickled."""
     try:
+        if not (file.is_file() or file.is_dir()):
+            return "it is not a file"  # A pipe would never end.
         if file.suffix == ".json":
             kind = next((kind for pattern, kind in JSON_TYPES.items() if file.match(pattern)), Any)
             value = parse_json(read_bounded(file, MAX_BYTES))

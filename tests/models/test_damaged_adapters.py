@@ -214,6 +214,27 @@ def test_a_field_of_another_type_is_refused_with_its_name(name, field, value, ol
         load_adapter_config(file.parent)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("target_modules", "([a-z_.0-9]+)+!"),
+        ("exclude_modules", "(a|a){9}b"),
+        ("target_modules", ".*.*.*.*.*x"),
+        ("rank_pattern", {"(q|.)*!": 2}),
+        ("alpha_pattern", {"(q|.)*!": 2}),
+    ],
+)
+def test_a_pattern_that_a_name_could_be_compared_with_for_hours_is_refused(field, value, old):
+    file = change_config(old / "runs" / "lora", **{field: value})
+    with pytest.raises(AdapterError, match=rf"adapter_config\.json: {field} has the pattern .*, which repeats too much"):
+        load_adapter_config(file.parent)
+
+
+def test_an_ordinary_pattern_of_modules_is_taken(old):
+    file = change_config(old / "runs" / "lora", target_modules=r".*\.layers\.[0-9]+\..*(q|v)_proj")
+    assert load_adapter_config(file.parent).target_modules.startswith(".*")
+
+
 @pytest.mark.parametrize("text", ("[]", "3", '"text"', "null", "{}", '{"peft_type": 3}', '{"peft_type": "OTHER"}'))
 def test_another_json_than_a_configuration_is_named(text, old):
     file = old / "runs" / "prompt_tuning" / "adapter_config.json"

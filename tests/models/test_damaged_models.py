@@ -52,6 +52,15 @@ def test_another_header_than_that_of_safetensors_is_refused(header, folder, caps
     assert f"{file}: its header is not that of safetensors" in refused(folder, capsys, recipe_file)
 
 
+@pytest.mark.parametrize("entry", [{"data_offsets": [-8, 8]}, {"data_offsets": [8, 4]}, {"dtype": ""}, {"shape": 3}])
+def test_a_header_of_tensors_that_cannot_be_is_refused(entry, folder, capsys, recipe_file):
+    file = folder / "model.safetensors"
+    entry = {"data_offsets": [0, 8], "dtype": "F32", "shape": [2]} | entry
+    header = json.dumps({"a": entry, "b": entry | {"data_offsets": [0, 8]}}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    assert f"{file}: its header is not that of safetensors" in refused(folder, capsys, recipe_file)
+
+
 def test_a_header_that_is_larger_than_the_file_is_not_read(folder, capsys, recipe_file):
     file = folder / "model.safetensors"
     file.write_bytes((2**62).to_bytes(8, "little") + file.read_bytes()[8:])

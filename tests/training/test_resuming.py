@@ -1,6 +1,7 @@
 """Resume with other settings: each one is applied from the checkpoint on and recorded, or refused."""
 
 import json
+import os
 import shutil
 import warnings
 import zipfile
@@ -203,6 +204,7 @@ def test_a_damaged_file_of_the_last_checkpoint_is_named_and_the_one_before_is_ta
         ("trainer_state.json", {"global_step": "four"}, "global_step is the text 'four', expected a whole number"),
         ("trainer_state.json", {"epoch": [1]}, "epoch is a list, expected a number or null"),
         ("trainer_state.json", {"log_history": {}}, "log_history is an object, expected a list"),
+        ("trainer_state.json", {"best_global_step": "../../x"}, "best_global_step is no step"),
         ("model.safetensors.index.json", {}, "weight_map is missing"),
         ("model.safetensors.index.json", {"weight_map": {"a": 1}}, "weight_map.a is 1, expected a text"),
     ],
@@ -229,6 +231,7 @@ BROKEN = {
         "no pytorch_model_fsdp_0/__0_0.d",
     ),
     "half a shard": (lambda folder: halve(folder / "optimizer_0/__0_0.distcp"), "optimizer_0/__0_0.distcp is damaged"),
+    "a pipe": (lambda folder: os.mkfifo(folder / "more.json"), "more.json is damaged (it is not a file)"),
     "a bomb": (lambda folder: compress(folder / "scheduler.pt"), "scheduler.pt is damaged (it is compressed)"),
 }
 
