@@ -65,11 +65,12 @@ def user_example(folder: Path, file: Path, *, trust_remote_code: bool = False) -
     from prompt_tuning.data.loading import with_standard_columns
     from prompt_tuning.reports.run_files import read_trained
     from prompt_tuning.runs.predictor import Predictor
+    from prompt_tuning.support.json_values import MAX_BYTES, read_bounded
 
     results = read_trained(folder)
     predictor = Predictor.load(folder, trust_remote_code=trust_remote_code)
     try:
-        row = parse_object(file.read_text(encoding="utf-8-sig"), f"--example {file}", 1)
+        row = parse_object(read_bounded(file, MAX_BYTES).removeprefix("\ufeff"), f"--example {file}", 1)
         row = with_standard_columns(row, predictor.data)
         encoded = predictor.encoder.row(row)
     except (OSError, ValueError, TypeError, TemplateError) as error:

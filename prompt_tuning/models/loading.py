@@ -37,8 +37,18 @@ from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
 from prompt_tuning.support.trust import ADVICE, FLAG, load_pretrained
 
+MAX_MODULES = 1000
+"""The most layers of a model, and the most experts of a layer."""
+
 FILES = {AutoConfig: RunFolder.MODEL_CONFIG, AutoTokenizer: "tokenizer.json, tokenizer_config.json"}
 """The files that each class reads besides weights."""
+
+
+COUNTS = (
+    "num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "n_layer", "n_layers",
+    "num_experts", "num_local_experts", "n_routed_experts",
+)  # fmt: skip
+"""The settings of configurations that count modules."""
 
 
 def load_config(args: ModelArguments) -> PretrainedConfig:
@@ -49,11 +59,24 @@ def load_config(args: ModelArguments) -> PretrainedConfig:
             folder's weights are cut or missing.
     """
     config = _from_pretrained(AutoConfig, args)
+    _check_counts(config, args)
     _check_generates(config, args)
     _check_kernels(config, args)
     if Path(str(args.model_name_or_path)).is_dir():
         check_weight_files(Path(str(args.model_name_or_path)))
     return config
+
+
+def _check_counts(config: PretrainedConfig, args: ModelArguments) -> None:
+    """Raise a ModelError for a configuration with more layers or experts than any model has, before they are made."""
+    values = vars(config.get_text_config())
+    for name in COUNTS:
+        count = values.get(name)
+        if isinstance(count, int) and count > MAX_MODULES:
+            raise ModelError(
+                f"model_name_or_path {args.model_name_or_path}: {name} is {count:,} in its {RunFolder.MODEL_CONFIG}, "
+                f"and no model has more than {MAX_MODULES:,}. Download or copy the model again."
+            )
 
 
 def _check_kernels(config: PretrainedConfig, args: ModelArguments) -> None:

@@ -77,7 +77,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         with explain_full_disk(path, partial):
             yield partial
-        os.replace(partial, path)
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

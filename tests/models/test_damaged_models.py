@@ -52,6 +52,13 @@ def test_another_header_than_that_of_safetensors_is_refused(header, folder, caps
     assert f"{file}: its header is not that of safetensors" in refused(folder, capsys, recipe_file)
 
 
+@pytest.mark.parametrize("name", ["num_hidden_layers", "num_experts"])
+def test_more_layers_than_any_model_has_are_not_made(name, folder, capsys, recipe_file):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {name: 10**8}))
+    assert f"{name} is 100,000,000 in its config.json, and no model has" in refused(folder, capsys, recipe_file)
+
+
 @pytest.mark.parametrize("entry", [{"data_offsets": [-8, 8]}, {"data_offsets": [8, 4]}, {"dtype": ""}, {"shape": 3}])
 def test_a_header_of_tensors_that_cannot_be_is_refused(entry, folder, capsys, recipe_file):
     file = folder / "model.safetensors"
