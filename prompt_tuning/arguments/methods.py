@@ -15,7 +15,7 @@ PROMPT_LEARNING_RATE = 3e-2
 
 # What other programs than transformers with PEFT need, such as vLLM or llama.cpp.
 ANY = "any engine"
-EMBEDDINGS = "engines that take embeddings"
+EMBEDDINGS = "any engine, after export"
 LORA = "engines that load LoRA"
 PEFT = "PEFT"
 NONE = "no other program"
@@ -45,6 +45,7 @@ class Method:
         joins_ensembles: `ensemble` takes its adapters.
         results_key: the name of its scores and predictions in a run's files.
         label: the name of its scores in tables.
+        instead_of_export: what to do with a run that `export` refuses; empty if it takes it.
         served_by: the programs other than this one that predict with what is saved.
         card_subject: what the model card calls the result.
         card_description: what the model card calls the method, with its paper.
@@ -66,6 +67,7 @@ class Method:
     joins_ensembles: bool = False
     results_key: str = "soft_prompt"
     label: str = "with soft prompt"
+    instead_of_export: str = "Merge it into the model by merge_and_unload of PEFT, and serve the result."
     served_by: str = PEFT
     card_subject: str = "An adapter"
     card_description: str = ""
@@ -89,6 +91,11 @@ class Method:
     def has_prompt(self) -> bool:
         """Virtual tokens stand before the text."""
         return self.trains_embeddings or self.trains_keys_and_values
+
+    @property
+    def exportable(self) -> bool:
+        """What is trained can be tokens of the model's vocabulary."""
+        return not self.instead_of_export
 
     @property
     def trains_layers(self) -> bool:
@@ -151,6 +158,7 @@ _ROWS = (
         ),
         layered_learning_rate=1e-2,
         joins_ensembles=True,
+        instead_of_export="",
         served_by=EMBEDDINGS,
         card_subject="A soft prompt",
         card_description="prompt tuning (Lester et al. 2021): trained embeddings before the text",
@@ -164,6 +172,7 @@ _ROWS = (
         written_by_network=True,
         continued_as="prompt_tuning",
         learning_rate=3e-3,
+        instead_of_export="",
         served_by=EMBEDDINGS,
         card_subject="A soft prompt",
         card_description="P-tuning (Liu et al. 2021): embeddings before the text, written by a network",
@@ -176,6 +185,7 @@ _ROWS = (
             "prefix_cross", "encoder_hidden_size", "num_virtual_tokens", "layer_vectors", "trained_text",
         ),
         refused_inits=("frequent", "class_labels", "adapter"),
+        instead_of_export="Train method prompt_tuning, or predict with prompt_tuning.Predictor.",
         learning_rate=1e-2,
         network_learning_rate=3e-4,
         card_subject="A prefix",
@@ -190,6 +200,7 @@ _ROWS = (
         learning_rate=3e-3,
         fits_encoder_decoder=False,
         runs_under_fsdp=False,  # The bound of the change is a copy of the embeddings, and FSDP drops it.
+        instead_of_export="",
         served_by=EMBEDDINGS,
         card_subject="A soft prompt",
         card_description="CPT (Blau et al. 2024): a bounded change of the embeddings of a text",
@@ -200,6 +211,7 @@ _ROWS = (
         settings=("init", "num_virtual_tokens", "tasks", "num_ranks"),
         trains_several_tasks=True,
         runs_under_fsdp=False,
+        instead_of_export="",
         served_by=EMBEDDINGS,
         card_subject="A soft prompt",
         card_description="multitask prompt tuning (Wang et al. 2023): one prompt times a matrix of each task",

@@ -22,6 +22,7 @@ from prompt_tuning.cli import (
     compare,
     ensemble,
     evaluate,
+    export,
     import_gguf,
     inspect,
     predict,
@@ -47,7 +48,7 @@ from prompt_tuning.support.text import print_text
 # The order of `prompt-tuning --help`.
 COMMANDS = (
     train, evaluate, predict, templates, render, check, rank, compare, sweep, ensemble, inspect, show, report, card,
-    push, import_gguf,
+    push, export, import_gguf,
 )  # fmt: skip
 
 # Errors of a disk or of a path that the user named.

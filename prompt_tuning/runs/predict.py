@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from transformers.utils import logging as transformers_logging
 
+from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.data.formats import rows_of_line, utf8_lines
 from prompt_tuning.data.loading import with_standard_columns
 from prompt_tuning.data.rows import open_rows
@@ -21,7 +22,7 @@ from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.engine.shared_prefix import compute_prompt_once
 from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.reports.losses import PREDICTION_LOSSES, prediction_counts
-from prompt_tuning.runs.predictor import Predictor, Question
+from prompt_tuning.runs.predictor import Predictor, Question, read_question
 from prompt_tuning.support.data_files import ARCHIVES, CONVERSIONS, file_format, matching_files, other_format
 from prompt_tuning.support.files import atomic_write
 from prompt_tuning.support.text import agreed, counted, print_text, printable_json
@@ -106,7 +107,7 @@ def _predict_batch(predictor: Predictor, batch: list[OriginAndRow], file: TextIO
     counts: Counter[str] = Counter()
     questions = []
     for origin, row in batch:
-        question = _read_row(predictor, origin, row)
+        question = read_row(predictor.encoder, predictor.data, origin, row)
         questions.append(question)
         counts["rows"] += 1
         counts["cut"] += question.cut_tokens > 0
@@ -122,10 +123,10 @@ def _predict_batch(predictor: Predictor, batch: list[OriginAndRow], file: TextIO
     return counts
 
 
-def _read_row(predictor: Predictor, origin: str, row: dict[str, Any]) -> Question:
+def read_row(encoder: Encoder, data: DataArguments, origin: str, row: dict[str, Any]) -> Question:
     """Return a row as token ids, or raise a DataError that says where it is from."""
-    template = predictor.encoder.template
-    missing = template.missing_columns(template.source_columns, with_standard_columns(row, predictor.data))
+    template = encoder.template
+    missing = template.missing_columns(template.source_columns, with_standard_columns(row, data))
     if missing:
         names = ", ".join(map(repr, row))
         raise DataError(
@@ -133,7 +134,7 @@ def _read_row(predictor: Predictor, origin: str, row: dict[str, Any]) -> Questio
             "rename one, or train with the setting that names it"
         )
     try:
-        return predictor.read(row)
+        return read_question(encoder, data, row)
     except TemplateError as error:
         raise DataError(f"{origin}: {error}") from error
 

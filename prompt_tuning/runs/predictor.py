@@ -10,8 +10,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from peft import PeftConfig, PeftModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.data.loading import with_standard_columns
@@ -61,6 +61,24 @@ class Question:
     untrained_tokens: int = 0
 
 
+def read_question(encoder: Encoder, data: DataArguments, row: dict[str, Any]) -> Question:
+    """Return a row as token ids.
+
+    Args:
+        encoder: writes it.
+        data: says what the row may call its columns.
+        row: the row.
+
+    Raises:
+        TemplateError: the row lacks a column or does not fit its budget.
+    """
+    row = with_standard_columns(row, data)
+    encoder, omitted = encoder.fit_demonstrations(row)
+    source = encoder.cut_source(row)
+    choices, choice_ids = encoder.choices(row, source.text, source.ids) if encoder.closed else ([], [])
+    return Question(source.ids, choices, choice_ids, source.cut_tokens, omitted, source.untrained_tokens)
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A model with its soft prompt, template and budget, as a run's folder describes them. Threads may share one.
@@ -107,17 +125,14 @@ class Predictor:
             base = str(run.path)
         else:
             base = find_base_model(adapter_config, run.path)
-        recipe, template = _read_run(run, base, trust_remote_code=trust_remote_code)
+        recipe, template = read_run(run, base, trust_remote_code=trust_remote_code)
         config = load_config(recipe.model)
         tokenizer = load_tokenizer(recipe.model, recipe.data.source_lang, recipe.data.target_lang)
         if adapter_config is not None:
             check_adapter(adapter_config, run.path, config, revision=recipe.model.model_revision, renamed=renamed)
             check_tokenizer(run.path, tokenizer, renamed=renamed)
-        encoder = Encoder.from_recipe(recipe, template, tokenizer, config)
-        if adapter_config is not None:
-            encoder = replace(encoder, trained_text=saved_text(adapter_config, run.path, encoder))
+        encoder = run_encoder(recipe, template, tokenizer, config, adapter_config)
         check_embedded([tokenizer.pad_token_id, tokenizer.eos_token_id], tokenizer, encoder.num_embeddings)
-        num_chosen = min(recipe.prompt.num_demonstrations, len(template.demonstrations))
         model = load_base_model(recipe.model, config).to(recipe.training.device)
         add_end_tokens(model, tokenizer)
         if adapter_config is not None:
@@ -126,7 +141,7 @@ class Predictor:
         text_settings(model, tokenizer, template.stop, generation_kwargs)
         return cls(
             model,
-            replace(encoder, num_chosen=num_chosen),
+            encoder,
             generation_kwargs,
             recipe.prompt.choice_normalization,
             recipe.data,
@@ -147,11 +162,7 @@ class Predictor:
         Raises:
             TemplateError: the row lacks a column or does not fit its budget.
         """
-        row = with_standard_columns(row, self.data)
-        encoder, omitted = self.encoder.fit_demonstrations(row)
-        source = encoder.cut_source(row)
-        choices, choice_ids = encoder.choices(row, source.text, source.ids) if encoder.closed else ([], [])
-        return Question(source.ids, choices, choice_ids, source.cut_tokens, omitted, source.untrained_tokens)
+        return read_question(self.encoder, self.data, row)
 
     @torch.inference_mode()
     def answer(self, questions: Sequence[Question]) -> list[str]:
@@ -218,7 +229,7 @@ def generate_texts(
     return decode_to_limit(generated[:, start:].tolist(), tokenizer, stop)
 
 
-def _read_run(run: RunFolder, model_name_or_path: str, *, trust_remote_code: bool) -> tuple[Recipe, Template]:
+def read_run(run: RunFolder, model_name_or_path: str, *, trust_remote_code: bool) -> tuple[Recipe, Template]:
     """Return the recipe and the template of a run's folder, or raise an AdapterError."""
     missing = [file.name for file in (run.recipe, run.template) if not file.is_file()]
     if missing:
@@ -236,6 +247,32 @@ def _read_run(run: RunFolder, model_name_or_path: str, *, trust_remote_code: boo
             "test_file, or train with demonstration_selection: random or balanced"
         )
     return recipe, template
+
+
+def run_encoder(
+    recipe: Recipe,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    adapter: PeftConfig | None = None,
+) -> Encoder:
+    """Return the encoder of a finished run, whose template has the demonstrations that were chosen.
+
+    Args:
+        recipe: the run's recipe.
+        template: the run's template.
+        tokenizer: the tokenizer of its base model.
+        config: the configuration of its base model.
+        adapter: the configuration of its adapter, which may hold trained text.
+    """
+    num_chosen = min(recipe.prompt.num_demonstrations, len(template.demonstrations))
+    encoder = replace(Encoder.from_recipe(recipe, template, tokenizer, config), num_chosen=num_chosen)
+    return encoder if adapter is None else with_saved_text(encoder, adapter, recipe.path.parent)
+
+
+def with_saved_text(encoder: Encoder, adapter: PeftConfig, name: Path) -> Encoder:
+    """Return an encoder that writes the trained text of an adapter, whose folder messages name, by its trained ids."""
+    return replace(encoder, trained_text=saved_text(adapter, name, encoder))
 
 
 def _lock_of(model: torch.nn.Module) -> threading.RLock:

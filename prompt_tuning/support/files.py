@@ -164,6 +164,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder to fill, which gets the name `path` only if the block ends without an error.
+
+    Raises:
+        OSError: there is a file of this name, or the disk or a quota is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path.parent)
+    try:
+        with explain_full_disk(path, partial):
+            partial.mkdir()
+            yield partial
+        apply_umask(partial)
+        os.rename(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def apply_umask(folder: Path) -> None:
     """Give a folder and all in it the mode of new files and folders.
 

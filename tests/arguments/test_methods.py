@@ -49,7 +49,7 @@ def test_a_type_of_peft_is_found_and_one_without_a_row_adds_layers():
 
 def test_other_programs_load_embeddings_and_lora_but_no_prefix():
     servers = {name: row.servers({}) for name, row in METHODS.items()}
-    assert servers["cpt"] == servers["prompt_tuning"] == "engines that take embeddings"
+    assert servers["cpt"] == servers["prompt_tuning"] == "any engine, after export"
     assert servers["prefix_tuning"] == "PEFT" and servers["none"] == "any engine"
     assert METHODS["lora"].servers({"lora_use_rslora": True}) == "engines that load LoRA"
     assert METHODS["lora"].servers({"lora_use_dora": True}) == "PEFT"

@@ -47,4 +47,4 @@ def test_a_corpus_metric_has_a_paired_difference_in_words(runs_of):
     assert costs["seconds_per_step"] == 1.5 and costs["added_memory_bytes"] == 2**22
     assert (costs["served_by"], costs["learning_rate"]) == ("PEFT", 1e-3)
     text = comparison_text({"metric": "bleu", "rows": 20, "seeds": [1, 2], **compared})
-    assert "| ahead " in text and "| engines that take embeddings" in text and "0.003: 20.0, 0.001: diverged" in text
+    assert "| ahead " in text and "| any engine, after export" in text and "0.003: 20.0, 0.001: diverged" in text

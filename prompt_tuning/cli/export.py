@@ -1,0 +1,55 @@
+"""`prompt-tuning export`: write a model folder whose vocabulary holds trained prompts."""
+
+from __future__ import annotations
+
+import argparse
+
+from prompt_tuning.cli.parsing import Commands, add_command, add_moved_model, add_trust
+from prompt_tuning.cli.processes import has_several_processes
+from prompt_tuning.errors import RecipeError
+from prompt_tuning.support.text import print_text
+
+EXAMPLES = """\
+  prompt-tuning export runs/quickstart exported
+  prompt-tuning export runs/quickstart exported --check recipes/quickstart/test.jsonl
+  prompt-tuning export qa=runs/quickstart fr=runs/fr-en exported
+
+OUT is an ordinary model folder in which each trained embedding is a token, so that servers that take token ids serve
+it. Its prompts.json has the ids of every task. It holds a copy of the base model, with an untied head. All runs must
+have the same base model. --check predicts rows with OUT in plain transformers, greedily, and compares the texts with
+those of this package; the exit code is 1 if one differs.
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands, "export", run, help="Write a model folder whose vocabulary holds trained prompts.", examples=EXAMPLES
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder or hub id of a trained run, or NAME=RUN")
+    parser.add_argument("output", metavar="OUT", help="the folder to create")
+    parser.add_argument("--check", metavar="FILE", nargs="+", default=[], help="a file with rows for each RUN")
+    parser.add_argument(
+        "--logit_bias",
+        "--logit-bias",
+        action="store_true",
+        help="export a model whose servers tie its head, for requests that all carry a logit bias",
+    )
+    add_moved_model(parser)
+    add_trust(parser)
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Export, check if asked for, and print the folder."""
+    if has_several_processes():
+        raise RecipeError("export: it runs in one process. Start it without accelerate launch.")
+    from prompt_tuning.runs.export import export_runs
+    from prompt_tuning.runs.export_check import check_export
+
+    options = {"model_name_or_path": args.model_name_or_path, "trust_remote_code": args.trust_remote_code}
+    folder = export_runs(args.runs, args.output, rows=args.check, logit_bias=args.logit_bias, **options)
+    print_text(folder)
+    equal = True
+    for name_and_run, file in zip(args.runs, args.check, strict=False):
+        equal = check_export(folder, name_and_run, file, **options) and equal
+    return 0 if equal else 1

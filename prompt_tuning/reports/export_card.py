@@ -1,0 +1,78 @@
+"""The README.md of an exported model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prompt_tuning.support.text import counted
+
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [prompt-tuning]
+---
+
+# {base} with trained prompts
+
+A copy of {base} with {tokens} more in its vocabulary. They hold trained soft prompts, one for each task:
+
+{tasks}
+
+The model reads these tokens and does not write them: its head is untied, and their rows in it are those of the token
+that it is farthest from writing. The largest probability of one of them at {positions} positions of the tasks' rows
+was {probability:.1e}.
+{bias}
+prompts.json holds the token ids of each task's prompt, its stop texts, its limit of new tokens and its scores. A
+prompt stands before the token ids of a row, also before a beginning-of-sequence token. Send token ids: a server that
+tokenizes text may put that token first, or lose a space.
+
+```python
+import json
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # where this file is
+with open(f"{{folder}}/prompts.json", encoding="utf-8") as file:
+    task = json.load(file)["tasks"]["{first}"]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+source = tokenizer("A row, rendered as {template} says").input_ids
+ids = torch.tensor([task["ids"] + source])
+output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=task["max_tokens"], do_sample=False)
+print(tokenizer.decode(output[0, ids.shape[1]:], skip_special_tokens=True))
+```
+
+`prompt-tuning requests FOLDER --task {first} --input rows.jsonl` renders rows and writes them as requests of OpenAI's
+completions API.
+"""
+
+BIAS = """
+**Every request must carry the `logit_bias` of prompts.json.** Some servers tie the head of this architecture to its
+embeddings, and then write tokens of the prompts.
+"""
+
+
+def export_card(base: str, tokens: Mapping[str, int], probability: float, positions: int, *, needs_bias: bool) -> str:
+    """Return the README.md of an export.
+
+    Args:
+        base: the name of the base model.
+        tokens: the number of added tokens of each task.
+        probability: the largest measured probability of one of them.
+        positions: the number of positions where it was measured.
+        needs_bias: whether requests must carry a logit bias.
+    """
+    first = next(iter(tokens))
+    rows = [f"- `{name}`: {counted(number, 'token')}" for name, number in tokens.items()]
+    return CARD.format(
+        base=base.rstrip("/").split("/")[-1],
+        tokens=counted(sum(tokens.values()), "token"),
+        tasks="\n".join(rows),
+        positions=f"{positions:,}",
+        probability=probability,
+        bias=BIAS if needs_bias else "",
+        first=first,
+        template=f"tasks/{first}/template.yaml",
+    )

@@ -1,0 +1,116 @@
+"""Read an export: its tasks, and their rows as the token ids of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.encoding.row_encoder import Encoder
+from prompt_tuning.errors import DataError
+from prompt_tuning.models.loading import load_config, load_tokenizer
+from prompt_tuning.runs.predictor import read_run, run_encoder
+from prompt_tuning.support.files import is_plain_name, read_json
+from prompt_tuning.support.json_types import Limits
+from prompt_tuning.support.run_folder import RunFolder
+
+PROMPTS = "prompts.json"
+TASKS = "tasks"
+
+
+class AlwaysSaved(TypedDict):
+    """What prompts.json holds of every task."""
+
+    ids: list[int]
+    text_ids: list[int]
+    template: str
+    stop: list[str]
+    max_tokens: int
+    score: dict[str, Any] | None
+    source_checksum: str
+
+
+class SavedTask(AlwaysSaved, total=False):
+    """A task in prompts.json."""
+
+    logit_bias: dict[str, Annotated[int, Limits(least=-100)]]
+
+
+class SavedPrompts(TypedDict):
+    """The content of prompts.json."""
+
+    num_embeddings: int
+    tasks: dict[str, SavedTask]
+
+
+@dataclass(frozen=True)
+class Text:
+    """The added tokens of a task.
+
+    Args:
+        ids: of the P virtual tokens before every source.
+        text_ids: of the S trained tokens inside the text.
+        first_id: V, the number of embeddings of the base model. Encoded rows count trained tokens from there.
+    """
+
+    ids: Sequence[int]
+    text_ids: Sequence[int]
+    first_id: int
+
+    def ids_of(self, source: Sequence[int]) -> list[int]:
+        """Return the ids of a request `[P + T]` for an encoded source `[T]`."""
+        text = [self.text_ids[id - self.first_id] if id >= self.first_id else id for id in source]
+        return [*self.ids, *text]
+
+
+@dataclass(frozen=True)
+class ExportedTask:
+    """A task of an export.
+
+    Args:
+        name: its name.
+        text: its added tokens.
+        encoder: writes rows as token ids.
+        data: says what rows may call their columns.
+        max_tokens: the largest number of new tokens.
+        logit_bias: what every request carries for servers that tie the head.
+    """
+
+    name: str
+    text: Text
+    encoder: Encoder
+    data: DataArguments
+    max_tokens: int
+    logit_bias: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: str | Path, name: str, *, trust_remote_code: bool = False) -> ExportedTask:
+        """Read a task of the folder that `export` wrote.
+
+        Raises:
+            DataError: there is no prompts.json, it is damaged, or it has no such task.
+            PromptTuningError: the task's recipe, its template or the tokenizer cannot be read.
+        """
+        file = Path(folder, PROMPTS)
+        if not file.is_file():
+            raise DataError(f"{folder}: no {PROMPTS} there. Name a folder that `prompt-tuning export` wrote.")
+        prompts = read_json(file, SavedPrompts)
+        if name not in prompts["tasks"] or not is_plain_name(name):
+            raise DataError(f"{file}: no task {name!r}. It has {', '.join(prompts['tasks'])}.")
+        saved = prompts["tasks"][name]
+        run = RunFolder(Path(folder, TASKS, name))
+        RunFolder(Path(folder)).check_links(run.recipe, run.template, run.adapter_config)
+        recipe, template = read_run(run, str(folder), trust_remote_code=trust_remote_code)
+        config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
+        encoder = run_encoder(recipe, template, tokenizer, config)
+        text = Text(saved["ids"], saved["text_ids"], prompts["num_embeddings"])
+        return cls(
+            name,
+            text,
+            replace(encoder, num_embeddings=text.first_id),
+            recipe.data,
+            saved["max_tokens"],
+            saved.get("logit_bias", {}),
+        )

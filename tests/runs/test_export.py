@@ -1,0 +1,188 @@
+import json
+import re
+import shutil
+import stat
+
+import pytest
+import torch
+from helpers.models import forbid_model_loading, tiny_llama, tiny_sentencepiece
+from helpers.rows import question_rows, write_jsonl
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from prompt_tuning import Predictor, Template, add_soft_prompt, prompt_config
+from prompt_tuning.cli.main import main
+from prompt_tuning.errors import AdapterError, ModelError, PromptTuningError, RecipeError
+from prompt_tuning.models.base_model import write_base_model
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs import export_files
+from prompt_tuning.runs.export import export_runs
+from prompt_tuning.runs.export_check import check_export
+from prompt_tuning.runs.exported import ExportedTask
+from prompt_tuning.runs.fitting import save_adapter, save_recipe
+from prompt_tuning.runs.predictor import read_question
+
+TEXT = "Answer the question."
+
+
+@pytest.fixture
+def make_run(recipe_file, tmp_path, tokenizer):
+    """Return a function that writes a run as `train` does, with a prompt drawn at random; no evaluation."""
+    rows = tmp_path / "rows.jsonl"
+    write_jsonl(rows, question_rows(9, 5))
+
+    def make(name="qa", model=None, method="prompt_tuning", tokens=tokenizer, seed=0, **settings):
+        model = model or tiny_llama(len(tokens), tie_word_embeddings=True, bos_token_id=None)
+        base = tmp_path / "base"
+        model.save_pretrained(base)
+        tokens.save_pretrained(base)
+        folder = tmp_path / "runs" / name
+        recipe = load_recipe(
+            recipe_file(model_name_or_path=base, method=method, output_dir=folder, max_steps=None, **settings)
+        )
+        torch.manual_seed(seed)
+        ids = list(range(20, 26))
+        prompted = add_soft_prompt(model, prompt_config(model, 6, recipe.prompt, ids))
+        for parameter in prompted.prompt_encoder.parameters():
+            parameter.data += 0.5 * torch.randn_like(parameter)
+        folder.mkdir(parents=True)
+        save_adapter(prompted, folder, None)
+        save_recipe(recipe, folder, Template.load(recipe.prompt.template))
+        write_base_model(folder, recipe.model, tokens)
+        return str(folder)
+
+    make.rows = str(rows)
+    return make
+
+
+def export(run, tmp_path, *flags):
+    """Run the command and return its exit code."""
+    return main(["export", *([run] if isinstance(run, str) else run), str(tmp_path / "out"), *flags])
+
+
+def test_an_export_of_several_methods_writes_what_their_runs_write(make_run, tmp_path, caplog):
+    cpt = make_run("cpt", method="cpt", num_virtual_tokens=None, init_text=TEXT)
+    runs = [make_run("qa"), make_run("p", method="p_tuning"), f"copied={cpt}"]
+    assert export(runs, tmp_path, "--check", *[make_run.rows] * 3) == 0
+    assert caplog.text.count("9 of 9 rows") == 3
+    prompts = json.loads((tmp_path / "out/prompts.json").read_text())
+    assert list(prompts["tasks"]) == ["qa", "p", "copied"]
+    ids = [id for task in prompts["tasks"].values() for id in task["ids"]]
+    assert ids == list(range(prompts["num_embeddings"], prompts["num_embeddings"] + len(ids)))
+    task = prompts["tasks"]["qa"]
+    assert len(task["ids"]) == 6 and task["max_tokens"] == 12 and task["score"] is None
+    assert len(task["source_checksum"]) == 64
+
+
+def test_a_check_that_fails_names_the_rows(make_run, tmp_path, caplog):
+    run = make_run()
+    file = export_runs([run], tmp_path / "out", rows=[make_run.rows]) / "prompts.json"
+    prompts = json.loads(file.read_text())
+    prompts["tasks"]["qa"]["ids"].reverse()
+    file.write_text(json.dumps(prompts))
+    assert not check_export(tmp_path / "out", run, make_run.rows)
+    assert re.search(r"row \d: the export writes '.*', the run '", caplog.text)
+
+
+def test_a_tokenizer_that_puts_a_beginning_and_a_space_before_a_text_is_taken(make_run, tmp_path):
+    tokens = tiny_sentencepiece()
+    run = make_run(tokens=tokens)
+    assert export(run, tmp_path, "--check", make_run.rows) == 0
+    task = ExportedTask.load(tmp_path / "out", "qa")
+    assert task.encoder.tokenizer.convert_ids_to_tokens(task.text.ids[0]) == "<|prompt:qa:0|>"
+
+
+def test_a_row_with_the_name_of_a_prompt_token_is_plain_text(make_run, tmp_path):
+    run = make_run()
+    export_runs([run], tmp_path / "out", rows=[make_run.rows])
+    task = ExportedTask.load(tmp_path / "out", "qa")
+    row = question_rows(1)[0] | {"question": "What is <|prompt:qa:0|>?"}
+    source = read_question(task.encoder, task.data, row).source
+    assert task.text.ids[0] not in source
+    assert source == Predictor.load(run).read(row).source
+
+
+def test_files_have_the_modes_of_new_files_and_a_failed_export_leaves_none(make_run, tmp_path, monkeypatch):
+    run = make_run()
+    folder = export_runs([run], tmp_path / "out", rows=[make_run.rows])
+    (tmp_path / "new").touch()
+    mode = stat.S_IMODE((tmp_path / "new").stat().st_mode)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()} == {mode}
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_files, "_write_tasks", interrupted)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        export_runs([run], tmp_path / "second", rows=[make_run.rows])
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_disk_without_room_is_reported_before_anything_is_written(make_run, tmp_path, monkeypatch, capsys):
+    run = make_run()
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert export(run, tmp_path, "--check", make_run.rows) == 1
+    assert "No space left" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_code_of_the_card_runs(make_run, tmp_path, monkeypatch, capsys):
+    folder = export_runs([make_run()], tmp_path / "out", rows=[make_run.rows])
+    card = (folder / "README.md").read_text("utf-8")
+    monkeypatch.chdir(folder)
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})
+    assert "6 tokens" in card and re.search(r"was \d\.\de-\d+", card)
+    assert (folder / "tasks/qa/template.yaml").is_file() and "tasks/qa/template.yaml" in card
+
+
+def test_rows_of_the_evaluation_measure_the_head(recipe_file, tmp_path):
+    recipe = recipe_file(max_steps=1)
+    assert main(["train", str(recipe)]) == 0
+    assert export(str(tmp_path / "run"), tmp_path) == 0
+    task = json.loads((tmp_path / "out/prompts.json").read_text())["tasks"]["run"]
+    assert task["score"]["split"] == "test" and "f1" in task["score"]
+
+
+def test_what_cannot_be_exported_is_refused_before_a_model_loads(make_run, recipe_file, tmp_path, monkeypatch):
+    prefix = make_run("prefix", method="prefix_tuning")
+    layers = make_run("layers", layer_vectors="true")
+    good = make_run("good")
+    forbid_model_loading(monkeypatch)
+    for run, message in {
+        prefix: "prefix_tuning trains no tokens. Train method prompt_tuning",
+        layers: "vectors in every layer, and a server adds none",
+        f"../x={good}": "'../x' cannot be a task's name",
+    }.items():
+        with pytest.raises(PromptTuningError, match=re.escape(message)):
+            export_runs([run], tmp_path / "out", rows=[make_run.rows])
+    with pytest.raises(RecipeError, match="another run has the name good"):
+        export_runs([good, good], tmp_path / "out")
+    with pytest.raises(RecipeError, match="it exists already"):
+        export_runs([good], tmp_path / "runs")
+    with pytest.raises(AdapterError, match="no rows to measure the head with"):
+        export_runs([good], tmp_path / "out")
+    with pytest.raises(RecipeError, match="1 file of rows for 2 runs"):
+        export_runs([good, f"b={good}"], tmp_path / "out", rows=[make_run.rows])
+
+
+def test_runs_on_other_weights_are_refused_by_name(make_run, tmp_path, monkeypatch, tokenizer):
+    first = make_run("first")
+    second = make_run("second", model=tiny_llama(len(tokenizer), seed=1))
+    forbid_model_loading(monkeypatch)
+    with pytest.raises(AdapterError, match=r"first was trained on .* which has other weights"):
+        export_runs([second, first], tmp_path / "out", rows=[make_run.rows] * 2)
+
+
+def test_architectures_whose_servers_tie_need_a_logit_bias(make_run, tmp_path, tokenizer, monkeypatch):
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, initializer_range=0.3, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    run = make_run(model=Gemma2ForCausalLM(config).requires_grad_(False).eval())
+    with pytest.raises(ModelError, match=r"vLLM and llama.cpp tie the head of gemma2 .* Give --logit_bias"):
+        export_runs([run], tmp_path / "out", rows=[make_run.rows])
+    assert export(run, tmp_path, "--logit_bias", "--check", make_run.rows) == 0
+    task = ExportedTask.load(tmp_path / "out", "qa")
+    assert task.logit_bias == {str(id): -100 for id in task.text.ids}
+    assert "must carry the `logit_bias`" in (tmp_path / "out/README.md").read_text("utf-8")
