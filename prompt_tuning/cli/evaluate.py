@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, output_folder
 from prompt_tuning.cli.train import print_summary
+from prompt_tuning.errors import RecipeError
 
 EXAMPLES = """\
   prompt-tuning evaluate recipes/quickstart/qa.yaml                                    the hard prompt alone
   prompt-tuning evaluate recipes/quickstart/qa.yaml --adapter runs/quickstart          with the soft prompt
   prompt-tuning evaluate recipes/quickstart/qa.yaml --num_demonstrations 1 --demonstration_selection bm25
+  prompt-tuning evaluate recipes/quickstart/qa.yaml --predictions predicted.jsonl
   prompt-tuning evaluate recipes/quickstart/qa.yaml --split validation --template question_answering/instruction
 
 It writes results.json, predictions/ and report.html to --output_dir. The default is a folder evaluate-SPLIT-NAME in
@@ -32,6 +35,9 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--adapter", metavar="ADAPTER", help="folder or hub id of a trained run (default: the hard prompt alone)"
     )
+    parser.add_argument(
+        "--predictions", metavar="FILE", help="score the rows that `predict` or `requests` wrote, without a model"
+    )
     add_split(parser, "test")
 
 
@@ -40,6 +46,12 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     from prompt_tuning.recipe.loading import load_recipe
 
     recipe = load_recipe(args.recipe, overrides)
-    from prompt_tuning.runs.evaluate import evaluate
+    from prompt_tuning.runs.evaluate import evaluate, evaluate_predictions
 
-    print_summary(evaluate(recipe, args.adapter, args.split, output_folder(recipe, overrides)))
+    folder = output_folder(recipe, overrides)
+    if args.predictions is not None:
+        if args.adapter:
+            raise RecipeError("--predictions: they are written already. Leave --adapter or --predictions out.")
+        print_summary(evaluate_predictions(recipe, Path(args.predictions), args.split, folder))
+    else:
+        print_summary(evaluate(recipe, args.adapter, args.split, folder))

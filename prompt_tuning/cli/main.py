@@ -30,6 +30,7 @@ from prompt_tuning.cli import (
     rank,
     render,
     report,
+    requests,
     show,
     sweep,
     templates,
@@ -48,7 +49,7 @@ from prompt_tuning.support.text import print_text
 # The order of `prompt-tuning --help`.
 COMMANDS = (
     train, evaluate, predict, templates, render, check, rank, compare, sweep, ensemble, inspect, show, report, card,
-    push, export, import_gguf,
+    push, export, requests, import_gguf,
 )  # fmt: skip
 
 # Errors of a disk or of a path that the user named.

@@ -40,10 +40,16 @@ def decode_to_limit(
     texts = []
     for number, text in enumerate(tokenizer.batch_decode(rows, skip_special_tokens=True)):
         text = text.lstrip()
-        until_stop = min((text.split(end)[0] for end in stop), key=len, default=text)
+        until_stop = cut_at_stop(text, stop)
         limited[number] = limited[number] and until_stop == text
         texts.append(until_stop.strip())
     return texts, limited
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """Return a text until the first of the stop texts in it, without white space before it."""
+    text = text.lstrip()
+    return min((text.split(end)[0] for end in stop), key=len, default=text)
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from accelerate import PartialState
 from peft import PeftConfig, PeftModel
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from prompt_tuning.arguments.methods import METHODS, find_method
-from prompt_tuning.data.loading import SPLITS, row_origin, split_origin
+from prompt_tuning.data.loading import SPLITS, row_origin, split_origin, with_standard_columns
 from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.dispatch import get_base
 from prompt_tuning.errors import DataError, RecipeError
@@ -32,6 +32,7 @@ from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.prepare import Prepared, prepare
 from prompt_tuning.runs.results import answer_counts, describe, scores_of, write_pages, write_run
 from prompt_tuning.runs.trained_text import without_trained_text
+from prompt_tuning.support.files import read_json_lines
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
@@ -45,6 +46,12 @@ NEUTRAL_DECODING = {
     "forced_eos_token_id": None, "exponential_decay_length_penalty": None, "early_stopping": False,
 }  # fmt: skip
 """Settings of a model's generation_config.json with the value that changes nothing; length_penalty is for beams."""
+
+
+class PredictedRow(TypedDict):
+    """What is read of a row that `predict` wrote, besides its columns."""
+
+    prediction: str
 
 
 def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", output_dir: Path | None = None) -> Path:
@@ -101,6 +108,55 @@ def _evaluate(
     write_pages(folder, "report", trust_remote_code=recipe.model.trust_remote_code)
     # The other processes must not return before the folder is whole.
     PartialState().wait_for_everyone()
+
+
+def evaluate_predictions(recipe: Recipe, file: Path, split: str = "test", output_dir: Path | None = None) -> Path:
+    """Score predictions that `predict` or `requests` wrote for all rows of a split, in their order.
+
+    Args:
+        recipe: the recipe, with the rows and the template.
+        file: JSON Lines, the rows of the split's file with a column `prediction`.
+        split: train, validation or test.
+        output_dir: the folder to write; None for one in the recipe's output_dir.
+
+    Returns:
+        The folder with results.json, predictions/<split>.jsonl and report.html.
+
+    Raises:
+        RecipeError: output_dir holds a run of `train`, or files of others.
+        DataError: the file has other rows than the split, or rows without prediction.
+    """
+    check_output_dir(output_dir)
+    folder = output_dir or Path(recipe.training.output_dir) / f"evaluate-{split}-{file.stem}"
+    with hold_folder(folder, RunFolder.EVALUATED):
+        _check_same_adapter(folder, str(file))
+        prepared = prepare(without_trained_text(recipe), (split,))
+        texts = _read_predictions(file, prepared, split)
+        key = METHODS["prompt_tuning"].results_key
+        results = describe(prepared, split) | {"recipe": recipe.resolved(), "adapter": str(file)}
+        results["prediction_counts"] = {key: prediction_counts(texts, [False] * len(texts))}
+        results |= {key: scores_of(texts, prepared, split).to_json()}
+        write_run(folder, results, prepared, split, {key: texts})
+        write_pages(folder, "report", trust_remote_code=recipe.model.trust_remote_code)
+    return folder
+
+
+def _read_predictions(file: Path, prepared: Prepared, split: str) -> list[str]:
+    """Return the predictions of the encoded rows of a split; raise a DataError if they are of other rows."""
+    lines = read_json_lines(file, PredictedRow)
+    rows, data = prepared.rows[split], prepared.recipe.data
+    key = partial(prepared.template.source_key, languages=prepared.encoder.languages)
+    texts = []
+    for number in prepared.encoded[split]["row"]:
+        if number >= len(lines):
+            raise DataError(
+                f"{file}: it has {len(lines)} rows, and {split_origin(data, split)} {len(rows)}. Predict all."
+            )
+        line = with_standard_columns(lines[number], data)
+        if key(line) != key(rows[number]):
+            raise DataError(f"{file}, line {number + 1}: not {row_origin(data, split, number)}. Predict that file.")
+        texts.append(line["prediction"])
+    return texts
 
 
 def _results_key(adapter_config: PeftConfig | None) -> str:

@@ -207,14 +207,15 @@ def _check_base(
 
 def _measured_rows(task: Exported, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> list[list[int]]:
     """Return token ids of rows of a task: of its file, else of the run's evaluation, else of its example."""
-    encoder = run_encoder(task.recipe, task.template, tokenizer, config)
+    encoder = run_encoder(task.recipe, task.template, tokenizer, config, task.config)
     data = task.recipe.data
     if task.rows:
         rows = list(zip(range(MEASURED_ROWS), open_rows(task.rows), strict=False))
         return [read_row(encoder, data, origin, row).source for _, (origin, row) in rows]
     results = read_results(task.run.path) if task.run.results.is_file() else {}
     predictions = task.run.predictions(results["split"]) if "split" in results else None
-    if predictions and predictions.is_file():
+    # Predictions have the text of a row, which does not say which of its tokens are trained.
+    if predictions and predictions.is_file() and encoder.trained_text is None:
         task.run.check_links(predictions)
         lines = read_json_lines(predictions, dict[str, Any])[:MEASURED_ROWS]
         return [encoder.tokenize(line["source"]) for line in lines]

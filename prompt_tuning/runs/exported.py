@@ -10,8 +10,9 @@ from typing import Annotated, Any, TypedDict
 from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import DataError
+from prompt_tuning.models.adapter_config import read_adapter_config
 from prompt_tuning.models.loading import load_config, load_tokenizer
-from prompt_tuning.runs.predictor import read_run, run_encoder
+from prompt_tuning.runs.predictor import read_run, run_encoder, with_saved_text
 from prompt_tuning.support.files import is_plain_name, read_json
 from prompt_tuning.support.json_types import Limits
 from prompt_tuning.support.run_folder import RunFolder
@@ -75,6 +76,7 @@ class ExportedTask:
         encoder: writes rows as token ids.
         data: says what rows may call their columns.
         max_tokens: the largest number of new tokens.
+        checksum: of the adapter's file.
         logit_bias: what every request carries for servers that tie the head.
     """
 
@@ -83,6 +85,7 @@ class ExportedTask:
     encoder: Encoder
     data: DataArguments
     max_tokens: int
+    checksum: str
     logit_bias: dict[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -104,13 +107,17 @@ class ExportedTask:
         RunFolder(Path(folder)).check_links(run.recipe, run.template, run.adapter_config)
         recipe, template = read_run(run, str(folder), trust_remote_code=trust_remote_code)
         config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
-        encoder = run_encoder(recipe, template, tokenizer, config)
         text = Text(saved["ids"], saved["text_ids"], prompts["num_embeddings"])
+        # Trained text has ids from the end of the base model's vocabulary.
+        encoder = replace(run_encoder(recipe, template, tokenizer, config), num_embeddings=text.first_id)
+        if run.adapter_config.is_file():
+            encoder = with_saved_text(encoder, read_adapter_config(run), run.path)
         return cls(
             name,
             text,
-            replace(encoder, num_embeddings=text.first_id),
+            encoder,
             recipe.data,
             saved["max_tokens"],
+            saved["source_checksum"],
             saved.get("logit_bias", {}),
         )

@@ -55,17 +55,15 @@ def predict(
         DataError: a row is bad, with its line. No output file is written then.
         PromptTuningError: as `Predictor.load` does.
     """
-    path = _checked_path(source, output)
-    # A pipe may have the name of a file, and can be read only once.
-    rows = iter(open_rows(source)) if file_format(source) and path and path.is_file() else None
+    path = checked_path(source, output)
+    rows = open_input(source, path)
     transformers_logging.disable_progress_bar()
     with ExitStack() as files:
         # The output is opened first, so that a file that cannot be written is refused before the model loads.
         file = sys.stdout if output == "-" else files.enter_context(atomic_write(Path(output), named_by_user=True))
         predictor = Predictor.load(adapter, model_name_or_path, trust_remote_code=trust_remote_code)
         if rows is None:
-            stream = files.enter_context(path.open("rb")) if path else sys.stdin.buffer
-            rows = _line_rows(utf8_lines(stream, _name(source)), predictor.encoder, source)
+            rows = stream_input(source, path, predictor.encoder, files)
         files.enter_context(predictor.autocasting())
         files.enter_context(compute_prompt_once(predictor.model))
         counts: Counter[str] = Counter()
@@ -73,6 +71,11 @@ def predict(
             counts += _predict_batch(predictor, batch, file)
         if not counts["rows"]:
             raise DataError(f"{_name(source)}: no rows")
+    report_counts(counts)
+
+
+def report_counts(counts: Counter[str]) -> None:
+    """Say for how many rows a prediction is of less than the row, is cut or is empty."""
     for count, message in (
         (counts["replaced"], "had a column 'prediction', which is replaced"),
         (counts["cut"], "were cut to fit max_source_tokens"),
@@ -87,7 +90,7 @@ def predict(
             print_text(f"{counts[name]} of {of_all} {agreed(counts[name], message)}", file=sys.stderr)
 
 
-def _checked_path(source: str, output: str) -> Path | None:
+def checked_path(source: str, output: str) -> Path | None:
     """Return the first file of the input, None for standard input; raise a DataError if it cannot be read."""
     paths: list[Path | None] = [None] if source == "-" else [*matching_files(source)]
     for name, path in (("--input", source), ("--output", output)):
@@ -137,6 +140,20 @@ def read_row(encoder: Encoder, data: DataArguments, origin: str, row: dict[str, 
         return read_question(encoder, data, row)
     except TemplateError as error:
         raise DataError(f"{origin}: {error}") from error
+
+
+def open_input(source: str, path: Path | None) -> Iterator[OriginAndRow] | None:
+    """Return the rows of a file that `train` reads; None for a file of lines and for standard input.
+
+    A pipe may have the name of a file, and can be read only once.
+    """
+    return iter(open_rows(source)) if file_format(source) and path and path.is_file() else None
+
+
+def stream_input(source: str, path: Path | None, encoder: Encoder, files: ExitStack) -> Iterator[OriginAndRow]:
+    """Return the rows of a file of lines, or of standard input for None, which `files` closes."""
+    stream = files.enter_context(path.open("rb")) if path else sys.stdin.buffer
+    return _line_rows(utf8_lines(stream, _name(source)), encoder, source)
 
 
 def _line_rows(lines: Iterator[tuple[int, str]], encoder: Encoder, source: str) -> Iterator[OriginAndRow]:

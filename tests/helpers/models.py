@@ -4,7 +4,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -42,6 +42,16 @@ def tiny_tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", chat_template=CHAT_TEMPLATE
     )
+
+
+def tokenizer_with_beginning():
+    """Return a tokenizer that puts a token before every text, such as those of Llama 3 and Gemma."""
+    tokenizer = tiny_tokenizer()
+    beginning = ("<|system|>", 2)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|system|> $A", special_tokens=[beginning]
+    )
+    return tokenizer
 
 
 def tiny_sentencepiece(scheme="first"):

@@ -5,53 +5,20 @@ import stat
 
 import pytest
 import torch
-from helpers.models import forbid_model_loading, tiny_llama, tiny_sentencepiece
-from helpers.rows import question_rows, write_jsonl
+from helpers.models import forbid_model_loading, tiny_llama, tiny_sentencepiece, tokenizer_with_beginning
+from helpers.rows import question_rows
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from prompt_tuning import Predictor, Template, add_soft_prompt, prompt_config
+from prompt_tuning import Predictor
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import AdapterError, ModelError, PromptTuningError, RecipeError
-from prompt_tuning.models.base_model import write_base_model
-from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs import export_files
 from prompt_tuning.runs.export import export_runs
 from prompt_tuning.runs.export_check import check_export
 from prompt_tuning.runs.exported import ExportedTask
-from prompt_tuning.runs.fitting import save_adapter, save_recipe
 from prompt_tuning.runs.predictor import read_question
 
 TEXT = "Answer the question."
-
-
-@pytest.fixture
-def make_run(recipe_file, tmp_path, tokenizer):
-    """Return a function that writes a run as `train` does, with a prompt drawn at random; no evaluation."""
-    rows = tmp_path / "rows.jsonl"
-    write_jsonl(rows, question_rows(9, 5))
-
-    def make(name="qa", model=None, method="prompt_tuning", tokens=tokenizer, seed=0, **settings):
-        model = model or tiny_llama(len(tokens), tie_word_embeddings=True, bos_token_id=None)
-        base = tmp_path / "base"
-        model.save_pretrained(base)
-        tokens.save_pretrained(base)
-        folder = tmp_path / "runs" / name
-        recipe = load_recipe(
-            recipe_file(model_name_or_path=base, method=method, output_dir=folder, max_steps=None, **settings)
-        )
-        torch.manual_seed(seed)
-        ids = list(range(20, 26))
-        prompted = add_soft_prompt(model, prompt_config(model, 6, recipe.prompt, ids))
-        for parameter in prompted.prompt_encoder.parameters():
-            parameter.data += 0.5 * torch.randn_like(parameter)
-        folder.mkdir(parents=True)
-        save_adapter(prompted, folder, None)
-        save_recipe(recipe, folder, Template.load(recipe.prompt.template))
-        write_base_model(folder, recipe.model, tokens)
-        return str(folder)
-
-    make.rows = str(rows)
-    return make
 
 
 def export(run, tmp_path, *flags):
@@ -83,9 +50,9 @@ def test_a_check_that_fails_names_the_rows(make_run, tmp_path, caplog):
     assert re.search(r"row \d: the export writes '.*', the run '", caplog.text)
 
 
-def test_a_tokenizer_that_puts_a_beginning_and_a_space_before_a_text_is_taken(make_run, tmp_path):
-    tokens = tiny_sentencepiece()
-    run = make_run(tokens=tokens)
+@pytest.mark.parametrize("build", [tiny_sentencepiece, tokenizer_with_beginning])
+def test_a_tokenizer_that_puts_a_space_or_a_token_before_a_text_is_taken(build, make_run, tmp_path):
+    run = make_run(tokens=build())
     assert export(run, tmp_path, "--check", make_run.rows) == 0
     task = ExportedTask.load(tmp_path / "out", "qa")
     assert task.encoder.tokenizer.convert_ids_to_tokens(task.text.ids[0]) == "<|prompt:qa:0|>"
@@ -141,6 +108,16 @@ def test_rows_of_the_evaluation_measure_the_head(recipe_file, tmp_path):
     assert export(str(tmp_path / "run"), tmp_path) == 0
     task = json.loads((tmp_path / "out/prompts.json").read_text())["tasks"]["run"]
     assert task["score"]["split"] == "test" and "f1" in task["score"]
+
+
+def test_trained_text_of_a_template_is_exported_too(make_run, recipe_file, tmp_path, caplog):
+    recipe = recipe_file(trained_text="all", max_steps=1, learning_rate=0.5)
+    assert main(["train", str(recipe)]) == 0
+    assert export(str(tmp_path / "run"), tmp_path, "--check", make_run.rows) == 0
+    assert "9 of 9 rows" in caplog.text
+    task = ExportedTask.load(tmp_path / "out", "run")
+    source = read_question(task.encoder, task.data, question_rows(1)[0]).source
+    assert task.text.text_ids and set(task.text.ids_of(source)) & set(task.text.text_ids)
 
 
 def test_what_cannot_be_exported_is_refused_before_a_model_loads(make_run, recipe_file, tmp_path, monkeypatch):

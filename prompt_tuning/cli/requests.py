@@ -1,0 +1,54 @@
+"""`prompt-tuning requests`: write rows of an exported task as requests for a server, or send them."""
+
+from __future__ import annotations
+
+import argparse
+
+from prompt_tuning.cli.parsing import SAME_COMMAND_RESUMES, Commands, add_command, add_trust, number_in
+from prompt_tuning.errors import RecipeError
+from prompt_tuning.recipe.ranges import COUNT
+
+EXAMPLES = """\
+  prompt-tuning requests exported --task qa --input rows.jsonl > requests.jsonl
+  prompt-tuning requests exported --task qa --input rows.jsonl --url http://localhost:8000/v1 --output out.jsonl
+  prompt-tuning evaluate recipes/quickstart/qa.yaml --predictions out.jsonl
+
+A request is the body of OpenAI's completions API, with the prompt as token ids. --url sends the requests and writes
+the rows with their predictions, as `predict` does; it needs prompt-tuning[serve], and takes a key only from the
+environment variable OPENAI_API_KEY. The same command resumes after a break.
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands, "requests", run, help="Write rows of an exported task as requests, or send them.", examples=EXAMPLES
+    )
+    parser.add_argument("folder", metavar="OUT", help="a folder that `prompt-tuning export` wrote")
+    parser.add_argument("--task", metavar="NAME", required=True, help="a task of the folder's prompts.json")
+    parser.add_argument("--input", metavar="FILE", default="-", help="rows, as for predict (default: standard input)")
+    parser.add_argument("--output", metavar="FILE", default="-", help="default: standard output; --url needs a file")
+    parser.add_argument("--model", metavar="NAME", help="the server's name for the model (default: OUT)")
+    parser.add_argument("--text", action="store_true", help="write text instead of token ids")
+    parser.add_argument("--url", metavar="URL", help="send to the server here, such as http://localhost:8000/v1")
+    parser.add_argument(
+        "--concurrency", metavar="N", type=number_in(COUNT), default=8, help="requests at once (default: 8)"
+    )
+    add_trust(parser)
+    parser.set_defaults(when_interrupted=SAME_COMMAND_RESUMES)
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Write the requests, or send them and write the rows with their predictions."""
+    if args.text and args.url:
+        raise RecipeError("--text: sent requests have token ids. Leave --text or --url out.")
+    from prompt_tuning.runs.exported import ExportedTask
+    from prompt_tuning.runs.requests import openai_client, send_requests, write_requests
+
+    send = openai_client(args.url) if args.url else None
+    task = ExportedTask.load(args.folder, args.task, trust_remote_code=args.trust_remote_code)
+    model = args.model or args.folder
+    if send is None:
+        write_requests(task, args.input, args.output, model=model, as_text=args.text)
+    else:
+        send_requests(task, args.input, args.output, send, model=model, concurrency=args.concurrency)

@@ -1,0 +1,225 @@
+"""Write rows of an exported task as requests of OpenAI's completions API, or send them to a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from prompt_tuning.encoding.decoding import cut_at_stop, special_tokens
+from prompt_tuning.errors import DataError, ModelError, RecipeError, first_line
+from prompt_tuning.reports.losses import prediction_counts
+from prompt_tuning.runs.exported import ExportedTask
+from prompt_tuning.runs.predict import checked_path, open_input, read_row, report_counts, stream_input
+from prompt_tuning.runs.predictor import Question
+from prompt_tuning.support.files import atomic_write
+from prompt_tuning.support.json_values import parse_json
+from prompt_tuning.support.text import printable_json
+
+TRIES = 6
+"""How often a request is sent that a server does not answer; the client waits longer before every try."""
+
+Send = Callable[[dict[str, Any]], Any]
+"""Sends a request and returns the first choice of its answer."""
+
+
+def write_requests(
+    task: ExportedTask, source: str = "-", output: str = "-", *, model: str, as_text: bool = False
+) -> None:
+    """Write a request for every row, a JSON object a line.
+
+    Args:
+        task: from `ExportedTask.load`.
+        source: the rows, as for `predict`; "-" is standard input.
+        output: the file to write; "-" is standard output.
+        model: the name that the server has for the exported model.
+        as_text: write the prompt as text instead of token ids.
+
+    Raises:
+        DataError: a row is bad, or its text does not have its token ids.
+    """
+    path = checked_path(source, output)
+    counts: Counter[str] = Counter()
+    with ExitStack() as files:
+        file = sys.stdout if output == "-" else files.enter_context(atomic_write(Path(output), named_by_user=True))
+        rows = open_input(source, path) or stream_input(source, path, task.encoder, files)
+        for origin, row in rows:
+            question = _read(task, origin, row, counts)
+            line = json.dumps(request(task, question, origin, model=model, as_text=as_text), ensure_ascii=False)
+            file.write(f"{printable_json(line) if file is sys.stdout else line}\n")
+    report_counts(counts)
+
+
+def request(
+    task: ExportedTask, question: Question, origin: str, *, model: str, as_text: bool = False
+) -> dict[str, Any]:
+    """Return the body of a greedy request.
+
+    Args:
+        task: the task.
+        question: a row of it.
+        origin: where the row is from, for messages.
+        model: the name that the server has for the exported model.
+        as_text: write the prompt as text.
+
+    Raises:
+        DataError: the text of the row does not have its token ids.
+    """
+    ids = task.text.ids_of(question.source)
+    special = special_tokens(task.encoder.tokenizer)
+    stop = [text for text in task.encoder.template.stop if text.strip() not in special]
+    prompt = _text(task, ids, origin) if as_text else ids
+    body = {"model": model, "prompt": prompt, "max_tokens": task.max_tokens, "temperature": 0}
+    optional = {"stop": stop, "logit_bias": task.logit_bias}
+    return body | {name: value for name, value in optional.items() if value}
+
+
+def _text(task: ExportedTask, ids: list[int], origin: str) -> str:
+    """Return token ids as text; raise a DataError if a server would make other ids of it."""
+    tokenizer = task.encoder.tokenizer
+    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if tokenizer(text).input_ids != ids:
+        raise DataError(f"{origin}: tokenized again, its text has other token ids. Leave --text out.")
+    return text
+
+
+def send_requests(
+    task: ExportedTask, source: str, output: str, send: Send, *, model: str, concurrency: int = 8
+) -> None:
+    """Send a request for every row, and write the rows with their predictions as `predict` does.
+
+    Answered rows are kept beside the output until it is complete, so that the same call resumes after a break.
+
+    Args:
+        task: from `ExportedTask.load`.
+        source: the rows, as for `predict`.
+        output: the file to write.
+        send: sends a request, such as `openai_client` returns it.
+        model: the name that the server has for the exported model.
+        concurrency: the number of requests that are sent at once.
+
+    Raises:
+        DataError: a row is bad, or answered rows of other rows lie beside the output.
+        ModelError: the server does not answer.
+    """
+    path = checked_path(source, output)
+    if output == "-":
+        raise RecipeError("--output: sent requests need a file, so that they can resume. Name one.")
+    file = Path(os.path.realpath(output))
+    partial = file.parent / f".{file.name}.{task.name}-{task.checksum[:8]}.partial"
+    counts: Counter[str] = Counter()
+    with ExitStack() as files:
+        rows = open_input(source, path) or stream_input(source, path, task.encoder, files)
+        answered = _answered(partial)
+        written = files.enter_context(partial.open("a", encoding="utf-8"))
+        pool = files.enter_context(ThreadPoolExecutor(concurrency))
+        files.callback(pool.shutdown, wait=False, cancel_futures=True)
+        bar = files.enter_context(tqdm(desc=task.name, unit="row", disable=None))
+        waiting: deque[tuple[dict[str, Any], Future[tuple[str, bool]]]] = deque()
+
+        def finish(most: int) -> None:
+            while len(waiting) > most:
+                row, future = waiting.popleft()
+                text, limited = future.result()
+                counts.update(prediction_counts([text], [limited]))
+                written.write(json.dumps(row | {"prediction": text}, ensure_ascii=False, default=str) + "\n")
+                written.flush()
+                bar.update()
+
+        for origin, row in rows:
+            question = _read(task, origin, row, counts)
+            if answered:
+                known = answered.popleft()
+                _check_answered(row, known, origin, partial)
+                counts.update(prediction_counts([known["prediction"]], [False]))
+                bar.update()
+                continue
+            body = request(task, question, origin, model=model)
+            waiting.append((row, pool.submit(_answer, send, body, task.encoder.template.stop)))
+            finish(2 * concurrency)
+        finish(0)
+    if not counts["rows"]:
+        raise DataError(f"{source}: no rows")
+    os.replace(partial, file)
+    report_counts(counts)
+
+
+def _read(task: ExportedTask, origin: str, row: dict[str, Any], counts: Counter[str]) -> Question:
+    """Return a row as token ids, and count what it lost."""
+    question = read_row(task.encoder, task.data, origin, row)
+    counts["rows"] += 1
+    counts["cut"] += question.cut_tokens > 0
+    counts["untrained"] += question.untrained_tokens > 0
+    counts["fewer"] += question.omitted_demonstrations > 0
+    counts["replaced"] += "prediction" in row
+    return question
+
+
+def _answered(partial: Path) -> deque[dict[str, Any]]:
+    """Return the rows that were answered before a break, and cut a line that was not written to its end."""
+    if not partial.is_file():
+        return deque()
+    lines = partial.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        os.truncate(partial, sum(map(len, lines[:-1])))
+        lines.pop()
+    return deque(parse_json(line.decode("utf-8")) for line in lines)
+
+
+def _check_answered(row: dict[str, Any], answered: dict[str, Any], origin: str, partial: Path) -> None:
+    """Raise a DataError unless the row is the answered one."""
+    known = json.loads(json.dumps(row, ensure_ascii=False, default=str))
+    if {**known, "prediction": None} != {**answered, "prediction": None}:
+        raise DataError(f"{partial}: it holds answers of other rows ({origin} differs). Remove it.")
+
+
+def _answer(send: Send, body: dict[str, Any], stop: tuple[str, ...]) -> tuple[str, bool]:
+    """Return the text that a server writes, cut as this package cuts it, and whether only the limit ended it.
+
+    A stop text at the start of an answer counts only behind other text here. Servers stop at it, and are asked again.
+    """
+    choice = send(body)
+    if "stop" in body and choice.finish_reason == "stop" and not choice.text.strip():
+        choice = send({name: value for name, value in body.items() if name != "stop"})
+    text = cut_at_stop(choice.text, stop)
+    limited = choice.finish_reason == "length" and text == choice.text.lstrip()
+    return text.strip(), limited
+
+
+def openai_client(url: str) -> Send:
+    """Return a function that sends requests to a server through the client of `openai`.
+
+    The key is that of the environment variable OPENAI_API_KEY, which most servers of one's own do not need.
+
+    Args:
+        url: the server's address, with the path of its API, such as http://localhost:8000/v1.
+
+    Raises:
+        ModelError: the package openai is not installed.
+    """
+    try:
+        import openai
+    except ImportError:
+        raise ModelError("--url: requests are sent by the package openai. Install prompt-tuning[serve].") from None
+    key = os.environ.get("OPENAI_API_KEY") or "none"
+    client = openai.OpenAI(base_url=url, api_key=key, max_retries=TRIES - 1)
+
+    def send(body: dict[str, Any]) -> Any:
+        try:
+            return client.completions.create(**body).choices[0]
+        except openai.APIStatusError as error:
+            raise ModelError(f"{url}: it answers {error.status_code}: {first_line(error.message)}.") from error
+        except openai.APIConnectionError as error:
+            raise ModelError(
+                f"{url}: no answer ({first_line(error)}). Start the server, and run the same command again to resume."
+            ) from error
+
+    return send

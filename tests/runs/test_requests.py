@@ -1,0 +1,182 @@
+import json
+import re
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.models import forbid_model_loading, tokenizer_with_beginning
+from helpers.rows import question_rows, write_jsonl
+from transformers import AutoModelForCausalLM
+
+from prompt_tuning.cli.main import main
+from prompt_tuning.errors import DataError, ModelError
+from prompt_tuning.runs.export import export_runs
+from prompt_tuning.runs.exported import ExportedTask
+from prompt_tuning.runs.requests import openai_client, send_requests, write_requests
+
+
+@pytest.fixture
+def exported(make_run, tmp_path):
+    """Return the folder of an export with one task, qa, whose rows are 9 rows of the test split."""
+    return export_runs([make_run()], tmp_path / "out", rows=[make_run.rows])
+
+
+def server_of(folder, task):
+    """Return a function that answers requests as a server of the folder does: texts without special tokens."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    lock = threading.Lock()
+
+    def send(body):
+        ids = torch.tensor([body["prompt"]])
+        settings = dict(max_new_tokens=body["max_tokens"], do_sample=False, pad_token_id=0)
+        with lock, torch.inference_mode():
+            new = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, ids.shape[1] :].tolist()
+        text = task.encoder.tokenizer.decode(new, skip_special_tokens=True)
+        stopped = min((text.split(stop)[0] for stop in body.get("stop", [])), key=len, default=text)
+        reason = "length" if stopped == text and new[-1] != 1 else "stop"
+        return SimpleNamespace(text=stopped, finish_reason=reason)
+
+    return send
+
+
+def test_a_request_is_a_body_of_the_completions_api(exported, make_run, monkeypatch, capsys):
+    forbid_model_loading(monkeypatch)
+    assert main(["requests", str(exported), "--task", "qa", "--input", make_run.rows]) == 0
+    bodies = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(bodies) == 9
+    task = ExportedTask.load(exported, "qa")
+    assert bodies[0].keys() == {"model", "prompt", "max_tokens", "temperature", "stop"}
+    assert bodies[0]["stop"] == ["\n"] and bodies[0]["max_tokens"] == 12 and bodies[0]["temperature"] == 0
+    assert all(body["prompt"][:6] == task.text.ids for body in bodies)
+
+
+def test_sent_rows_are_predicted_resumed_and_scored_as_the_run_does(exported, make_run, recipe_file, tmp_path):
+    task = ExportedTask.load(exported, "qa")
+    send, sent = server_of(exported, task), []
+    output = tmp_path / "answers.jsonl"
+
+    def breaks(body):
+        sent.append(body)
+        if len(sent) == 5:
+            raise ModelError("the server is gone")
+        return send(body)
+
+    with pytest.raises(ModelError, match="gone"):
+        send_requests(task, make_run.rows, str(output), breaks, model="m", concurrency=1)
+    assert not output.exists()
+    send_requests(task, make_run.rows, str(output), send, model="m", concurrency=3)
+    assert [path.name for path in tmp_path.glob(".answers*")] == []
+
+    predicted = tmp_path / "predicted.jsonl"
+    run = str(tmp_path / "runs/qa")
+    assert main(["predict", "--adapter", run, "--input", make_run.rows, "--output", str(predicted)]) == 0
+    assert output.read_text("utf-8") == predicted.read_text("utf-8")
+
+    recipe = str(recipe_file(model_name_or_path=tmp_path / "base"))
+    folders = [str(tmp_path / name) for name in ("one", "two")]
+    assert main(["evaluate", recipe, "--predictions", str(output), "--output_dir", folders[0]]) == 0
+    assert main(["evaluate", recipe, "--adapter", run, "--output_dir", folders[1]]) == 0
+    scores = [json.loads((tmp_path / name / "results.json").read_text())["soft_prompt"] for name in ("one", "two")]
+    assert scores[0] == scores[1]
+
+
+def test_answers_of_other_rows_are_not_taken(exported, make_run, tmp_path):
+    task = ExportedTask.load(exported, "qa")
+
+    def breaks(body):
+        raise ModelError("the server is gone")
+
+    partial = tmp_path / f".answers.jsonl.qa-{task.checksum[:8]}.partial"
+    row = question_rows(1)[0] | {"question": "another?", "prediction": "x"}
+    partial.write_text(json.dumps(row) + "\n" + '{"half')
+    with pytest.raises(DataError, match=r"answers of other rows .*Remove it"):
+        send_requests(task, make_run.rows, str(tmp_path / "answers.jsonl"), breaks, model="m")
+    assert partial.read_text() == json.dumps(row) + "\n"  # The line without an end is cut.
+
+
+def test_a_stop_text_at_the_start_of_an_answer_is_asked_for_again(exported, make_run, tmp_path):
+    task = ExportedTask.load(exported, "qa")
+
+    def send(body):
+        text = "" if "stop" in body else "\n\nTurin\nand more"
+        return SimpleNamespace(text=text, finish_reason="stop" if "stop" in body else "length")
+
+    send_requests(task, make_run.rows, str(tmp_path / "answers.jsonl"), send, model="m")
+    lines = (tmp_path / "answers.jsonl").read_text().splitlines()
+    assert {json.loads(line)["prediction"] for line in lines} == {"Turin"}
+
+
+def test_predictions_of_other_rows_are_not_scored(recipe_file, tmp_path, capsys):
+    rows = question_rows(9, 5)
+    for rows_of_file, message in ((rows[:3], "it has 3 rows"), (rows[::-1], r"line 1: not .*test.jsonl, line 1")):
+        write_jsonl(tmp_path / "predicted.jsonl", [row | {"prediction": "x"} for row in rows_of_file])
+        assert main(["evaluate", str(recipe_file()), "--predictions", str(tmp_path / "predicted.jsonl")]) == 1
+        assert re.search(message, capsys.readouterr().err)
+
+
+def test_text_is_refused_where_a_server_makes_other_ids_of_it(make_run, tmp_path):
+    bytes_only = export_runs([make_run()], tmp_path / "out", rows=[make_run.rows])
+    write_requests(ExportedTask.load(bytes_only, "qa"), make_run.rows, str(tmp_path / "x"), model="m", as_text=True)
+    assert json.loads((tmp_path / "x").read_text().splitlines()[0])["prompt"].startswith("<|prompt:qa:0|>")
+    prefixed = export_runs(
+        [make_run("p", tokens=tokenizer_with_beginning(), base="other")], tmp_path / "p", rows=[make_run.rows]
+    )
+    with pytest.raises(DataError, match=r"line 1: tokenized again, its text has other token ids"):
+        write_requests(ExportedTask.load(prefixed, "p"), make_run.rows, str(tmp_path / "y"), model="m", as_text=True)
+    assert not (tmp_path / "y").exists()
+
+
+def test_a_task_that_is_not_there_is_named(exported, tmp_path):
+    with pytest.raises(DataError, match=r"no task 'x'. It has qa"):
+        ExportedTask.load(exported, "x")
+    with pytest.raises(DataError, match=r"no prompts.json there"):
+        ExportedTask.load(tmp_path, "qa")
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A server that is busy at first, and then answers with the length of the prompt."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.bodies.append((self.path, self.headers["Authorization"], body))
+        busy = len(self.server.bodies) == 1
+        answer = {"choices": [{"text": str(len(body["prompt"])), "finish_reason": "stop", "index": 0}]}
+        answer |= {"id": "1", "object": "text_completion", "created": 0, "model": "m"}
+        content = json.dumps({"error": {"message": "busy"}} if busy else answer).encode()
+        self.send_response(503 if busy else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_busy_server_is_asked_again_through_the_client_of_openai(exported, make_run, tmp_path, monkeypatch):
+    pytest.importorskip("openai", reason="the package openai is not installed")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server.bodies = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    task = ExportedTask.load(exported, "qa")
+    send_requests(task, make_run.rows, str(tmp_path / "answers.jsonl"), openai_client(url), model="m")
+    server.shutdown()
+    server.server_close()
+    path, key, body = server.bodies[-1]
+    assert path == "/v1/completions" and key == "Bearer sk-mine" and len(server.bodies) == 10
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert len(lines) == 9 and all(line["prediction"].isdecimal() for line in lines)
+    monkeypatch.setattr("prompt_tuning.runs.requests.TRIES", 1)
+    with pytest.raises(ModelError, match=r"no answer .*run the same command again to resume"):
+        openai_client(url)(body)
+
+
+def test_requests_without_the_client_name_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ModelError, match=r"Install prompt-tuning\[serve\]"):
+        openai_client("http://127.0.0.1:1/v1")
