@@ -112,6 +112,9 @@ class ExportedTask:
         encoder = replace(run_encoder(recipe, template, tokenizer, config), num_embeddings=text.first_id)
         if run.adapter_config.is_file():
             encoder = with_saved_text(encoder, read_adapter_config(run), run.path)
+        trained = encoder.trained_text.tokens if encoder.trained_text else ()
+        if len(text.text_ids) != len(trained):
+            raise DataError(f"{file}: {name}: text_ids are not those of {run.adapter_config}. Export the run again.")
         return cls(
             name,
             text,

@@ -11,7 +11,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from prompt_tuning import Predictor
 from prompt_tuning.cli.main import main
-from prompt_tuning.errors import AdapterError, ModelError, PromptTuningError, RecipeError
+from prompt_tuning.errors import AdapterError, DataError, ModelError, PromptTuningError, RecipeError
 from prompt_tuning.runs import export_files
 from prompt_tuning.runs.export import export_runs
 from prompt_tuning.runs.export_check import check_export
@@ -118,6 +118,9 @@ def test_trained_text_of_a_template_is_exported_too(make_run, recipe_file, tmp_p
     task = ExportedTask.load(tmp_path / "out", "run")
     source = read_question(task.encoder, task.data, question_rows(1)[0]).source
     assert task.text.text_ids and set(task.text.ids_of(source)) & set(task.text.text_ids)
+    (tmp_path / "out/tasks/run/adapter_config.json").unlink()
+    with pytest.raises(DataError, match="text_ids are not those of"):
+        ExportedTask.load(tmp_path / "out", "run")
 
 
 def test_what_cannot_be_exported_is_refused_before_a_model_loads(make_run, recipe_file, tmp_path, monkeypatch):
