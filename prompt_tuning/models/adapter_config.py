@@ -33,6 +33,9 @@ PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern
 REPEATED_GROUP, REPETITION, MAX_REPETITIONS = re.compile(r"\)[*+{]"), re.compile(r"[*+{]"), 4
 
 
+MAX_BYTES = 1_000_000
+"""The size of a configuration."""
+
 MAX_COPIES = 100
 """The most groups of layers that LoRA's layer_replication may copy."""
 
@@ -101,6 +104,8 @@ def read_adapter_config(run: RunFolder) -> PeftConfig:
     Raises:
         AdapterError: it is not one of PEFT's, or a field in it has another type.
     """
+    if run.adapter_config.is_file() and run.adapter_config.stat().st_size > MAX_BYTES:
+        raise AdapterError(f"{run.adapter_config}: larger than {MAX_BYTES:,} bytes. {ADVICE}")
     try:
         config = load_prompt_config(run.path)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ImportError) as error:

@@ -230,6 +230,13 @@ def test_a_pattern_that_a_name_could_be_compared_with_for_hours_is_refused(field
         load_adapter_config(file.parent)
 
 
+@pytest.mark.parametrize(("number", "problem"), [(200, "has more than 100 entries"), (200_000, "larger than 1,000,000")])
+def test_many_copies_of_layers_are_refused(number, problem, old):
+    file = change_config(old / "runs" / "lora", layer_replication=[[0, 1]] * number)
+    with pytest.raises(AdapterError, match=problem):
+        load_adapter_config(file.parent)
+
+
 def test_an_ordinary_pattern_of_modules_is_taken(old):
     file = change_config(old / "runs" / "lora", target_modules=r".*\.layers\.[0-9]+\..*(q|v)_proj")
     assert load_adapter_config(file.parent).target_modules.startswith(".*")
