@@ -130,7 +130,7 @@ def test_a_failed_run_is_reported_and_only_that_run_is_run_again(recipe_file, tm
     assert main(command) == 1
     out, err = capsys.readouterr()
     assert trained == ["one", "two", "three"]
-    assert re.search(r"\| two +\| failed: ZeroDivisionError: made up +\|", out)
+    assert re.search(r"\| two +\| failed: `ZeroDivisionError: made up` +\|", out)
     assert re.search(r"\| three +\| f1 +\|", out)
     assert "two: made up" in err and "Traceback" in err
     assert "error" in json.loads((tmp_path / "runs" / "sweep.json").read_text())["two"]
