@@ -179,7 +179,7 @@ class PromptArguments:
         metadata={
             "help": "prompt_tuning, prefix_tuning: train the embeddings of the template's own words too, each from "
             "that of its token. ending: the fixed text after the last column. all: all fixed text. marked: the text "
-            "between {% soft %} and {% endsoft %}. With num_virtual_tokens 0 nothing else is trained."
+            "between the tags soft and endsoft. With num_virtual_tokens 0 nothing else is trained."
         },
     )
     init: Init = field(

@@ -64,5 +64,6 @@ def read_config(folder: str | Path, **kwargs: Any) -> PeftConfig:
         ValueError: the folder holds no adapter_config.json. KeyError: the type is unknown.
     """
     saved_type = PeftConfig._get_peft_type(str(folder), **kwargs)  # noqa: SLF001 - no public name
-    reader = TrainedTokensConfig if saved_type == SAVED_TYPE else PeftConfig
-    return reader.from_pretrained(str(folder), **kwargs)
+    if saved_type == SAVED_TYPE:
+        return TrainedTokensConfig.from_pretrained(str(folder), **kwargs)
+    return PeftConfig.from_pretrained(str(folder), **kwargs)

@@ -112,9 +112,7 @@ def embedding_scale(model: PreTrainedModel) -> float:
 
 
 @torch.no_grad()
-def silence(
-    model: PreTrainedModel, silent: Sequence[int], num_tokens: int, rows: Iterable[Sequence[int]]
-) -> HeadRow:
+def silence(model: PreTrainedModel, silent: Sequence[int], num_tokens: int, rows: Iterable[Sequence[int]]) -> HeadRow:
     """Give tokens the head row of the token that the model is farthest from writing, and return what was measured.
 
     Args:

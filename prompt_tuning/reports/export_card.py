@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
 
 CARD = """\
@@ -74,5 +75,5 @@ def export_card(base: str, tokens: Mapping[str, int], probability: float, positi
         probability=probability,
         bias=BIAS if needs_bias else "",
         first=first,
-        template=f"tasks/{first}/template.yaml",
+        template=f"tasks/{first}/{RunFolder.TEMPLATE}",
     )

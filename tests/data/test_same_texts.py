@@ -14,7 +14,7 @@ from prompt_tuning.data.loading import load_splits, streamed_rows
 from prompt_tuning.data.rows import read_row
 from prompt_tuning.encoding.dataset import encode
 from prompt_tuning.runs.predict import predict
-from prompt_tuning.runs.predictor import Predictor
+from prompt_tuning.runs.predictor import Predictor, read_question
 from prompt_tuning.templates.preview import render_on_row
 from prompt_tuning.templates.template import Template
 
@@ -117,13 +117,13 @@ def predicted_sources(llama, tokenizer, tmp_path, monkeypatch):
     sources = []
     encoder = pt.Encoder(TEMPLATE, tokenizer, max_source_tokens=4000, max_target_tokens=4000)
 
-    def read(self, row, read=Predictor.read):
-        sources.append(self.encoder.source(row)[2])
-        return read(self, row)
+    def read(encoder, data, row):
+        sources.append(encoder.source(row)[2])
+        return read_question(encoder, data, row)
 
     model = pt.add_soft_prompt(llama, pt.prompt_config(llama, 2))
     monkeypatch.setattr(Predictor, "load", lambda *args, **kwargs: Predictor(model, encoder, {}))
-    monkeypatch.setattr(Predictor, "read", read)
+    monkeypatch.setattr("prompt_tuning.runs.predict.read_question", read)
     monkeypatch.setattr(Predictor, "answer", lambda self, questions: [""] * len(questions))
 
     def predicted(file):

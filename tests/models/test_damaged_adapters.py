@@ -226,11 +226,11 @@ def test_a_field_of_another_type_is_refused_with_its_name(name, field, value, ol
 )
 def test_a_pattern_that_a_name_could_be_compared_with_for_hours_is_refused(field, value, old):
     file = change_config(old / "runs" / "lora", **{field: value})
-    with pytest.raises(AdapterError, match=rf"adapter_config\.json: {field} has the pattern .*, which repeats too much"):
+    with pytest.raises(AdapterError, match=rf"adapter_config\.json: {field} has the pattern .*, which repeats too"):
         load_adapter_config(file.parent)
 
 
-@pytest.mark.parametrize(("number", "problem"), [(200, "has more than 100 entries"), (200_000, "larger than 1,000,000")])
+@pytest.mark.parametrize(("number", "problem"), [(200, "more than 100 entries"), (200_000, "larger than 1,000,000")])
 def test_many_copies_of_layers_are_refused(number, problem, old):
     file = change_config(old / "runs" / "lora", layer_replication=[[0, 1]] * number)
     with pytest.raises(AdapterError, match=problem):

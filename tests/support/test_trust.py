@@ -13,7 +13,7 @@ from prompt_tuning.metrics.loading import load_metrics
 
 TRUST = ROOT / "prompt_tuning" / "support" / "trust.py"
 # PEFT's configurations and adapters are JSON and safetensors.
-WITHOUT_CODE = {"PeftConfig", "PeftModel", "EncoderDecoderPrefixConfig"}
+WITHOUT_CODE = {"PeftConfig", "EncoderDecoderPrefixConfig", "TrainedTokensConfig"}
 LOADERS = {"from_pretrained", "from_config"}
 READERS_OF_ROWS = {"data/files.py", "data/loading.py", "data/saved.py"}
 
