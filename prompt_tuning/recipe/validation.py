@@ -10,6 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from accelerate.utils import DynamoBackend
+
 from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.arguments.training_args import is_sharded
@@ -20,6 +22,8 @@ from prompt_tuning.support.files import name_problem
 
 if TYPE_CHECKING:
     from prompt_tuning.recipe.recipe import Recipe
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
 
 # No other value of these settings of Trainer fits an evaluation by generation, and why.
 REQUIRED_VALUES = {
@@ -41,7 +45,7 @@ def validation_errors(recipe: Recipe) -> list[str]:
         errors += multitask_errors(recipe)
     else:
         errors += _task_errors(recipe) + _split_errors(recipe.data) + _demonstration_errors(recipe)
-    errors += prompt_errors(recipe) + _precision_errors(recipe)
+    errors += prompt_errors(recipe) + _precision_errors(recipe) + _compile_errors(recipe)
     errors += _training_errors(recipe) + recipe.training.validation_errors()
     return errors + _hub_errors(recipe) + _stream_errors(recipe) + _dependency_errors(recipe)
 
@@ -168,6 +172,18 @@ def _precision_errors(recipe: Recipe) -> list[str]:
                 f"quantization_config: {name} has no effect without load_in_4bit: true. Set that too.",
             ),
         ]
+    return broken_rules(rules)
+
+
+def _compile_errors(recipe: Recipe) -> list[str]:
+    """Return the settings of torch.compile that neither accelerate nor PyTorch knows."""
+    backends = [name.lower() for name in DynamoBackend.__members__ if name != "NO"]
+    taken = {"torch_compile_backend": backends, "torch_compile_mode": COMPILE_MODES}
+    rules: Rules = []
+    for name, values in taken.items():
+        value = getattr(recipe.training, name)
+        unknown = value is not None and value.lower() not in values
+        rules.append((unknown, f"{name} is {value!r}. Take one of {', '.join(values)}."))
     return broken_rules(rules)
 
 

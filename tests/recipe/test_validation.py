@@ -163,3 +163,12 @@ def test_an_unknown_language_is_reported(recipe_file, caplog):
     caplog.clear()
     prepare(load_recipe(recipe_file(lang="zh-Hans")), ("test",))
     assert "not a known code" not in caplog.text
+
+
+def test_unknown_settings_of_torch_compile_are_refused(recipe_file):
+    known = load_recipe(recipe_file(torch_compile_backend="aot_eager", torch_compile_mode="max-autotune"))
+    assert validation_errors(known) == []
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe_file(torch_compile_backend="evil.module", torch_compile_mode="fast"))
+    assert "torch_compile_backend is 'evil.module'. Take one of eager, " in str(caught.value)
+    assert "torch_compile_mode is 'fast'. Take one of default, " in str(caught.value)
