@@ -23,7 +23,7 @@ from prompt_tuning.support.files import name_problem
 if TYPE_CHECKING:
     from prompt_tuning.recipe.recipe import Recipe
 
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 # No other value of these settings of Trainer fits an evaluation by generation, and why.
 REQUIRED_VALUES = {
