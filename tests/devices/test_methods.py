@@ -1,4 +1,9 @@
-"""Train, evaluate, write and choose on a pretended GPU with each method and kind of architecture, as on the CPU."""
+"""Train, evaluate, write and choose on a pretended GPU with each method and kind of architecture, as on the CPU.
+
+The suite tries two methods with each architecture, and DEVICES_METHODS=5 all of them.
+"""
+
+import os
 
 import pytest
 import torch
@@ -21,12 +26,13 @@ METHODS = {
 ARCHITECTURES = (
     "llama", "mixtral", "bloom", "gemma2, window 6", "gpt2", "opt", "phi3", "mamba", "t5", "bart",
 )  # fmt: skip
+METHODS_EACH = int(os.environ.get("DEVICES_METHODS", "2"))  # DEVICES_METHODS=5 tries all methods.
 REFUSED = [("mamba", "prefix_tuning"), ("mamba", "lora")]  # PEFT refuses LoRA in Mamba's linear layers.
 CELLS = [
     (architecture, method)
     for number, architecture in enumerate(ARCHITECTURES)
     for place, method in enumerate(METHODS)
-    if (place - number) % 5 < 2 and (architecture, method) not in REFUSED
+    if (place - number) % 5 < METHODS_EACH and (architecture, method) not in REFUSED
 ]
 
 
@@ -67,6 +73,8 @@ def outcome(architecture, method, tokenizer, folder, **settings):
     return losses, torch.cat(weights), run.predict_texts(run.eval_dataset), choices
 
 
+# PEFT says how it places LoRA in the linear layers of GPT-2 and Mixtral.
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning", "ignore:The following rank_pattern:RuntimeWarning")
 @pytest.mark.parametrize(("architecture", "method"), CELLS)
 def test_a_gpu_trains_evaluates_writes_and_chooses_as_the_cpu_does(architecture, method, tokenizer, tmp_path, on_gpu):
     losses, weights, texts, choices = outcome(architecture, method, tokenizer, tmp_path)
