@@ -74,7 +74,7 @@ def outcome(architecture, method, tokenizer, folder, **settings):
 
 
 # PEFT says how it places LoRA in the linear layers of GPT-2 and Mixtral.
-@pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning", "ignore:The following rank_pattern:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning", "ignore:The following .*pattern:RuntimeWarning")
 @pytest.mark.parametrize(("architecture", "method"), CELLS)
 def test_a_gpu_trains_evaluates_writes_and_chooses_as_the_cpu_does(architecture, method, tokenizer, tmp_path, on_gpu):
     losses, weights, texts, choices = outcome(architecture, method, tokenizer, tmp_path)
