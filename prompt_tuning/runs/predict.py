@@ -74,6 +74,15 @@ def predict(
     report_counts(counts)
 
 
+def count_row(counts: Counter[str], question: Question, row: dict[str, Any]) -> None:
+    """Count a row, and what its prediction does not see of it, for `report_counts`."""
+    counts["rows"] += 1
+    counts["cut"] += question.cut_tokens > 0
+    counts["untrained"] += question.untrained_tokens > 0
+    counts["fewer"] += question.omitted_demonstrations > 0
+    counts["replaced"] += "prediction" in row
+
+
 def report_counts(counts: Counter[str]) -> None:
     """Say for how many rows a prediction is of less than the row, is cut or is empty."""
     for count, message in (
@@ -112,11 +121,7 @@ def _predict_batch(predictor: Predictor, batch: list[OriginAndRow], file: TextIO
     for origin, row in batch:
         question = read_row(predictor.encoder, predictor.data, origin, row)
         questions.append(question)
-        counts["rows"] += 1
-        counts["cut"] += question.cut_tokens > 0
-        counts["untrained"] += question.untrained_tokens > 0
-        counts["fewer"] += question.omitted_demonstrations > 0
-        counts["replaced"] += "prediction" in row
+        count_row(counts, question, row)
     predictions, limited = predictor.answer_to_limit(questions)
     counts.update(prediction_counts(predictions, limited))
     for (_, row), prediction in zip(batch, predictions, strict=True):

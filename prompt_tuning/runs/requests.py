@@ -18,7 +18,7 @@ from prompt_tuning.encoding.decoding import cut_at_stop, special_tokens
 from prompt_tuning.errors import DataError, ModelError, RecipeError, first_line
 from prompt_tuning.reports.losses import prediction_counts
 from prompt_tuning.runs.exported import ExportedTask
-from prompt_tuning.runs.predict import checked_path, open_input, read_row, report_counts, stream_input
+from prompt_tuning.runs.predict import checked_path, count_row, open_input, read_row, report_counts, stream_input
 from prompt_tuning.runs.predictor import Question
 from prompt_tuning.support.files import atomic_write
 from prompt_tuning.support.json_values import parse_json
@@ -155,11 +155,7 @@ def send_requests(
 def _read(task: ExportedTask, origin: str, row: dict[str, Any], counts: Counter[str]) -> Question:
     """Return a row as token ids, and count what it lost."""
     question = read_row(task.encoder, task.data, origin, row)
-    counts["rows"] += 1
-    counts["cut"] += question.cut_tokens > 0
-    counts["untrained"] += question.untrained_tokens > 0
-    counts["fewer"] += question.omitted_demonstrations > 0
-    counts["replaced"] += "prediction" in row
+    count_row(counts, question, row)
     return question
 
 
