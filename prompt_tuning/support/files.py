@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -151,17 +151,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk or a quota is full, or a file is too large.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    partial = partial_path(path)
-    try:
-        with explain_full_disk(path, partial):
-            partial.mkdir()
-            yield partial
-        apply_umask(partial)
+
+    def move(partial: Path) -> None:
         for file in sorted(partial.iterdir()):
             os.replace(file, path / file.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+    path.mkdir(parents=True, exist_ok=True)
+    with _partial_folder(path, path, move) as partial:
+        yield partial
 
 
 @contextmanager
@@ -172,13 +169,20 @@ def new_folder(path: Path) -> Iterator[Path]:
         OSError: there is a file of this name, or the disk or a quota is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_path(path.parent)
+    with _partial_folder(path, path.parent, lambda partial: os.rename(partial, path)) as partial:
+        yield partial
+
+
+@contextmanager
+def _partial_folder(path: Path, parent: Path, move: Callable[[Path], None]) -> Iterator[Path]:
+    """Yield a new folder in `parent`, which `move` brings to `path` only if the block ends without an error."""
+    partial = partial_path(parent)
     try:
         with explain_full_disk(path, partial):
             partial.mkdir()
             yield partial
         apply_umask(partial)
-        os.rename(partial, path)
+        move(partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
