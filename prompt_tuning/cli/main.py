@@ -31,6 +31,7 @@ from prompt_tuning.cli import (
     render,
     report,
     requests,
+    schema,
     show,
     sweep,
     templates,
@@ -49,7 +50,7 @@ from prompt_tuning.support.text import print_text
 # The order of `prompt-tuning --help`.
 COMMANDS = (
     train, evaluate, predict, templates, render, check, rank, compare, sweep, ensemble, inspect, show, report, card,
-    push, export, requests, import_gguf,
+    push, export, requests, import_gguf, schema,
 )  # fmt: skip
 
 # Errors of a disk or of a path that the user named.

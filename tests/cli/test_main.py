@@ -28,6 +28,7 @@ COMMANDS = [
     "compare",
     "rank",
     "sweep",
+    "schema",
 ]
 
 

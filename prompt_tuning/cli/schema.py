@@ -1,0 +1,34 @@
+"""`prompt-tuning schema`: print a JSON schema of recipes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from prompt_tuning.cli.parsing import Commands, add_command
+from prompt_tuning.support.text import print_text
+
+EXAMPLES = """\
+  prompt-tuning schema > recipe.schema.json
+
+An editor that knows JSON schemas completes the settings of a recipe with it, explains them and marks wrong names and
+values. With the YAML extension of VS Code and with other clients of yaml-language-server, begin a recipe with the line
+
+  # yaml-language-server: $schema=recipe.schema.json
+
+Settings that contradict each other are reported by `prompt-tuning check`.
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the command line."""
+    add_command(
+        commands, "schema", run, help="Print a JSON schema of recipes, for completion in editors.", examples=EXAMPLES
+    )
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Print the schema."""
+    from prompt_tuning.recipe.schema import recipe_schema
+
+    print_text(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
