@@ -96,7 +96,7 @@ class RowLayout:
         """
         key = (before, window, like.dtype, like.device)
         if key not in self._masks:  # One mask for the longest row is made once a step.
-            longest = max(self.lengths)
+            longest = max(self.rows if before else self.lengths)
             query = torch.arange(before, before + longest, device=like.device)[:, None]
             self._masks[key] = causal_mask(
                 query, torch.arange(before + longest, device=like.device)[None], window, like

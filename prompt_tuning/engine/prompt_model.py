@@ -27,6 +27,7 @@ from prompt_tuning.engine.dispatch import (
     has_tested_cache,
     packing_obstacle,
 )
+from prompt_tuning.engine.frozen_start import read_start
 from prompt_tuning.engine.kv_cache import PackedPrefixes, caches_of_rows, common_prefix_cache
 from prompt_tuning.engine.limits import rotary_limit, window_limit
 from prompt_tuning.engine.padded_segments import to_device
@@ -316,10 +317,20 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
 
     def _packed_logits(self, batch: Batch, names: list[PromptName], prompt_index: list[int]) -> torch.Tensor:
         """Return the logits `[targets, V]` of a batch from one sequence `[1, P + N, H]` of prompts and rows."""
-        computed = [self._prompt(name) for name in names]
-        prefixes = PackedPrefixes.from_caches(computed) if self._prompt_is_cache else PackedPrefixes((), [])
-        common_prefix = batch.common_prefix[: 0 if self._prompt_is_cache else None]
-        batch = batch if self._prompt_is_cache else batch.rest()
+        common_prefix = batch.common_prefix[:0]
+        computed: list[Any] = []
+        virtual = any(self.peft_config[name.adapter].num_virtual_tokens for name in names)
+        start = None if virtual or not torch.is_grad_enabled() else read_start(self.get_base_model(), batch)
+        if start is not None:
+            prefixes, batch = start
+            names, prompt_index = [], list(range(len(prompt_index)))
+        elif self._prompt_is_cache:
+            prefixes = PackedPrefixes.from_caches([self._prompt(name) for name in names])
+            names = []
+        else:
+            prefixes = PackedPrefixes((), [])
+            computed = [self._prompt(name) for name in names]
+            common_prefix, batch = batch.common_prefix, batch.rest()
         row_lengths = batch.needed.sum(1).tolist()
         rows = [number for number, length in enumerate(row_lengths) if length]
         layout = RowLayout(
@@ -332,12 +343,12 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
         predicts = batch.predicts[batch.needed].nonzero()[:, 0]
         predicts += len(positions) - sum(layout.rows)
         ids = batch.input_ids[batch.needed]
-        vectors = self._layer_arguments([] if self._prompt_is_cache else names, common_prefix, ids)
+        vectors = self._layer_arguments(names, common_prefix, ids)
         shared_ids, ids, positions, predicts = to_device(
             self.word_embeddings.weight.device, common_prefix, ids, positions, predicts
         )
         embeds = self.embed(ids)
-        if not self._prompt_is_cache:
+        if computed:
             shared = self.embed(shared_ids)
             prompts = [torch.cat([prompt, shared]) for prompt in computed]
             embeds = torch.cat([*(prompt.to(embeds.dtype) for prompt in prompts), embeds])

@@ -157,6 +157,30 @@ def test_other_trained_tokens_have_the_loss_gradient_and_text_of_a_plain_forward
         check_against_plain_forward(trained(base, 0 if "no" in method else 3, method=method.split(",")[0]))
 
 
+@pytest.mark.parametrize("architecture", [name for name in SETTINGS if name != "bloom"])
+def test_text_before_the_first_trained_token_is_read_once_and_without_a_gradient(architecture, monkeypatch):
+    passage = [*range(10, 30), *range(10, 20)]
+    sources = [[*passage, 40, *ENDING], [*passage, 41, 42, *ENDING], [50, *ENDING], ENDING]
+    rows = [source + answer for source, answer in zip(sources, ANSWERS, strict=True)]
+    monkeypatch.setitem(globals(), "ROWS", rows)
+    model = trained(build(architecture), 0)
+    read = {True: [], False: []}
+    first_layer = next(module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
+    first_layer.register_forward_pre_hook(lambda _, args: read[torch.is_grad_enabled()].append(args[0].shape[1]))
+
+    expected = plain_loss(model)
+    expected_gradient = gradient(expected, model)
+    for length in read.values():
+        length.clear()
+    output = model(**right_padded(rows, TARGETS))
+    assert abs(output.loss.item() - expected.item()) < 1e-5
+    assert (gradient(output.loss, model) - expected_gradient).norm() / expected_gradient.norm() < 1e-4
+    # The logits of an answer's last token predict no target.
+    assert sum(read[True]) == len(rows) * len(ENDING) + sum(TARGETS) - len(rows)
+    empty_cache = 1
+    assert sum(read[False]) == empty_cache + len(passage) + 1 + 2 + 1
+
+
 @pytest.mark.parametrize("length", [0, 3])
 def test_untrained_it_is_the_hard_prompt_to_the_bit(length):
     base = build("llama")
