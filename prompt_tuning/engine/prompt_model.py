@@ -28,6 +28,7 @@ from prompt_tuning.engine.dispatch import (
     packing_obstacle,
 )
 from prompt_tuning.engine.frozen_start import read_start
+from prompt_tuning.engine.kept_prompts import KeptPrompts, cache_state
 from prompt_tuning.engine.kv_cache import PackedPrefixes, caches_of_rows, common_prefix_cache
 from prompt_tuning.engine.limits import rotary_limit, window_limit
 from prompt_tuning.engine.padded_segments import to_device
@@ -60,8 +61,7 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
     def __init__(self, model: torch.nn.Module, peft_config: Any, adapter_name: str = "default", **kwargs: Any) -> None:
         """Put a prompt before the base model and choose its attention; the arguments are those of the base class."""
         super().__init__(model, peft_config, adapter_name, **kwargs)
-        self._common_prefix: torch.Tensor | None = None  # It is set while the cache of a prompt is kept.
-        self._kept_caches: dict[PromptName, list[DynamicCache]] = {}
+        self._kept = KeptPrompts()
         self._logged: set[str] = set()
         self._compiled = False
         path = self.execution_path
@@ -213,16 +213,21 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
         """Return a context in which compiled layers run uncompiled, for shapes that would each be compiled anew."""
         return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
-    @contextmanager
-    def keep_prompt_cache(self, common_prefix: Sequence[int]) -> Iterator[None]:
-        """Keep one cache of the prompt and of these ids within the context, for batches whose rows open with them."""
+    def keep_prompt_cache(self, common_prefix: Sequence[int]) -> AbstractContextManager[None]:
+        """Return a context that keeps a cache of each prompt and of these ids, for rows that open with them."""
         device = self.get_base_model().device
-        self._common_prefix = torch.tensor(list(common_prefix), dtype=torch.long, device=device)
-        try:
-            yield
-        finally:
-            self._common_prefix = None
-            self._kept_caches = {}
+        return self._kept.keep(torch.tensor(list(common_prefix), dtype=torch.long, device=device))
+
+    def reuse_prompt_caches(self) -> AbstractContextManager[None]:
+        """Return a context that keeps the caches of prompts, also for the next such context.
+
+        They are computed again after weights, the device or the numbers of autocast have changed.
+        """
+        base = self.get_base_model()
+        if self._kept.common_prefix is not None or not self.active_peft_config.is_prompt_learning:
+            return nullcontext()
+        state = cache_state(base, self.prompt_encoder, base.device.type)
+        return self._kept.reuse(state, torch.empty(0, dtype=torch.long, device=base.device))
 
     def _log_once(self, message: str, *values: Any) -> None:
         if message not in self._logged:
@@ -379,12 +384,10 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
     def _generation_caches(
         self, names: list[PromptName], input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[list[DynamicCache], torch.Tensor]:
-        """Return the kept cache and its ids if they open every row, else caches for this batch and no ids."""
-        kept = self._common_prefix
-        if kept is not None and len(names) == 1 and start_with(input_ids, attention_mask, kept):
-            if names[0] not in self._kept_caches:
-                self._kept_caches[names[0]] = self._prompt_caches(names, kept)
-            return self._kept_caches[names[0]], kept
+        """Return the kept caches and their ids if these open every row, else caches for this batch and no ids."""
+        kept = self._kept.common_prefix
+        if kept is not None and start_with(input_ids, attention_mask, kept):
+            return self._kept.caches(names, lambda name: self._prompt_caches([name], kept)[0]), kept
         none = input_ids.new_empty(0)
         return self._prompt_caches(names, none), none
 

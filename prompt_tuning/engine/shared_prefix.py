@@ -357,3 +357,11 @@ def compute_prompt_once(model: torch.nn.Module, common_prefix: Sequence[int] = (
     The prompt must not be trained meanwhile. A model other than a SharedPrefixModel is left as it is.
     """
     return model.keep_prompt_cache(common_prefix) if isinstance(model, SharedPrefixModel) else nullcontext()
+
+
+def reuse_prompts(model: torch.nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which `generate` takes the prompts' caches of the last such context, if nothing changed.
+
+    A model other than a SharedPrefixModel is left as it is.
+    """
+    return model.reuse_prompt_caches() if isinstance(model, SharedPrefixModel) else nullcontext()

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM
 
 from prompt_tuning.data.rows import open_rows
 from prompt_tuning.encoding.decoding import decode_to_limit
-from prompt_tuning.engine.shared_prefix import compute_prompt_once
 from prompt_tuning.runs.export import named_run
 from prompt_tuning.runs.exported import ExportedTask
 from prompt_tuning.runs.predict import read_row
@@ -45,10 +44,9 @@ def check_export(
     predictor = Predictor.load(of_run.path, model_name_or_path, trust_remote_code=trust_remote_code)
     predictor = replace(predictor, autocast=None)
     expected = []
-    with compute_prompt_once(predictor.model):
-        for start in range(0, len(rows), BATCH):
-            batch = [read_row(predictor.encoder, predictor.data, *row) for row in rows[start : start + BATCH]]
-            expected += predictor.answer(batch)
+    for start in range(0, len(rows), BATCH):
+        batch = [read_row(predictor.encoder, predictor.data, *row) for row in rows[start : start + BATCH]]
+        expected += predictor.answer(batch)
     del predictor
     task = ExportedTask.load(folder, name, trust_remote_code=trust_remote_code)
     texts = write_plainly(folder, task, rows, trust_remote_code=trust_remote_code)

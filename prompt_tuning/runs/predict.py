@@ -19,7 +19,6 @@ from prompt_tuning.data.formats import rows_of_line, utf8_lines
 from prompt_tuning.data.loading import with_standard_columns
 from prompt_tuning.data.rows import open_rows
 from prompt_tuning.encoding.row_encoder import Encoder
-from prompt_tuning.engine.shared_prefix import compute_prompt_once
 from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.reports.losses import PREDICTION_LOSSES, prediction_counts
 from prompt_tuning.runs.predictor import Predictor, Question, read_question
@@ -64,8 +63,6 @@ def predict(
         predictor = Predictor.load(adapter, model_name_or_path, trust_remote_code=trust_remote_code)
         if rows is None:
             rows = stream_input(source, path, predictor.encoder, files)
-        files.enter_context(predictor.autocasting())
-        files.enter_context(compute_prompt_once(predictor.model))
         counts: Counter[str] = Counter()
         while batch := list(islice(rows, batch_size)):
             counts += _predict_batch(predictor, batch, file)

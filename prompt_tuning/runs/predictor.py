@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.dispatch import autocast_dtype, autocasting, get_base
 from prompt_tuning.engine.generation import generate_padded
 from prompt_tuning.engine.likelihood import Normalization, choose
+from prompt_tuning.engine.shared_prefix import reuse_prompts
 from prompt_tuning.engine.stop_texts import add_end_tokens, text_settings
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.hub.download import adapter_folder
@@ -177,7 +179,7 @@ class Predictor:
             return self._write_to_limit(sources)
         texts = [question.choices for question in questions]
         ids = [question.choice_ids for question in questions]
-        with _lock_of(self.model), self.autocasting():
+        with self._computing():
             best = choose(
                 self.model, self.encoder.tokenizer, sources, texts, ids, normalization=self.choice_normalization
             )
@@ -193,8 +195,14 @@ class Predictor:
             return [], []
         tokenizer = self.encoder.tokenizer
         settings = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id} | self.generation_kwargs
-        with _lock_of(self.model), self.autocasting():
+        with self._computing():
             return generate_texts(self.model, tokenizer, sources, self.encoder.template.stop, **settings)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Hold the model, compute in the run's own numbers, and keep the prompt's cache for further calls."""
+        with _lock_of(self.model), self.autocasting(), reuse_prompts(self.model):
+            yield
 
     def autocasting(self) -> torch.autocast:
         """Return the context in which the model computes in the run's own numbers."""
