@@ -11,17 +11,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from peft import PeftConfig
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from prompt_tuning.arguments.methods import find_method
+from prompt_tuning.engine.dispatch import has_tested_cache
 from prompt_tuning.engine.peft_generation import peft_warnings_ignored
-from prompt_tuning.errors import ModelError, first_line
+from prompt_tuning.engine.trained_config import TrainedTokensConfig
+from prompt_tuning.engine.trained_tokens import check_trained_tokens
+from prompt_tuning.errors import AdapterError, ModelError, first_line
 
 NUM_TOKENS = 8
 PREFIX = 4  # So many of these tokens are a prefix in the trial.
 # The largest difference of two logits that count as equal, in standard deviations.
 BOUND = 0.01
 BOUND_OF_HALF = 0.15
+
+
+def check_base(base: PreTrainedModel, config: PeftConfig) -> None:
+    """Try whether an untested causal model takes the prompt of this configuration.
+
+    Raises:
+        ModelError: text behind a prompt would not be what it is behind text.
+        AdapterError: a prefix has another shape than the model's keys and values.
+    """
+    method = find_method(config.peft_type)
+    if isinstance(config, TrainedTokensConfig):
+        check_trained_tokens(base.config, layer_vectors=config.layer_vectors)
+    if has_tested_cache(base):
+        return
+    if not method.trains_keys_and_values:
+        check_takes_embeddings(base)
+        return
+    shape = config.num_layers, config.num_attention_heads, config.token_dim // config.num_attention_heads
+    kept = cache_shape(base)
+    if shape != kept:
+        raise AdapterError(
+            f"a prefix for {shape} (layers, heads, head size), but {type(base).__name__} keeps {kept}. Load it on "
+            "the model that it was trained on, or take method prompt_tuning or lora."
+        )
 
 
 def check_takes_embeddings(base: PreTrainedModel) -> None:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModelForCausalLM
+from peft import PeftModelForCausalLM
 from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -18,13 +18,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import start_with
 from prompt_tuning.engine.attention import ATTENTION, RowLayout, shared_prefix_attention
-from prompt_tuning.engine.base_checks import cache_shape, check_takes_embeddings
+from prompt_tuning.engine.base_checks import check_base
 from prompt_tuning.engine.dispatch import (
     ExecutionPath,
     check_checkpointing,
     checkpointed_prefix,
     execution_path,
-    has_tested_cache,
     packing_obstacle,
 )
 from prompt_tuning.engine.frozen_start import read_start
@@ -41,7 +40,6 @@ from prompt_tuning.engine.trained_tokens import (
     TrainedTable,
     TrainedTokens,
     active_table,
-    check_trained_tokens,
     hook_layers,
     read_trained_ids,
     trained_tokens_of,
@@ -83,7 +81,7 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
             AdapterError: the prefix has another shape than the model's keys and values, or layers are checkpointed
                 that it cannot be trained in.
         """
-        self._check_base(self.peft_config[adapter_name])
+        check_base(self.base_model, self.peft_config[adapter_name])
         if self.base_model.is_activation_checkpointing:
             check_checkpointing(self.base_model, self.peft_config[adapter_name])
         path = execution_path(self.base_model, self.peft_config[adapter_name], training=True)
@@ -164,24 +162,6 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
             length = self.peft_config[name.adapter].num_virtual_tokens
             columns = [self._table.prompt_columns(name.adapter, length), behind, *columns]
         return self._table.layer_arguments(torch.cat(columns))
-
-    def _check_base(self, config: PeftConfig) -> None:
-        """Try whether an untested base model takes the prompt of this configuration."""
-        base, method = self.base_model, find_method(config.peft_type)
-        if isinstance(config, TrainedTokensConfig):
-            check_trained_tokens(base.config, layer_vectors=config.layer_vectors)
-        if has_tested_cache(base):
-            return
-        if not method.trains_keys_and_values:
-            check_takes_embeddings(base)
-            return
-        shape = config.num_layers, config.num_attention_heads, config.token_dim // config.num_attention_heads
-        kept = cache_shape(base)
-        if shape != kept:
-            raise AdapterError(
-                f"a prefix for {shape} (layers, heads, head size), but {type(base).__name__} keeps {kept}. Load it on "
-                "the model that it was trained on, or take method prompt_tuning or lora."
-            )
 
     @property
     def disabled(self) -> bool:
