@@ -221,7 +221,7 @@ class EarlyStopping(EarlyStoppingCallback):
     ) -> None:
         """Restore the patience, and stop at once if none is left."""
         super().on_train_begin(args, state, control, **kwargs)
-        saved = state.stateful_callbacks.get(type(self).__name__, self.state())
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
         if self.early_stopping_patience_counter >= self.early_stopping_patience:
             control.should_training_stop = True

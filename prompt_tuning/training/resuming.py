@@ -60,6 +60,30 @@ WEIGHTS = (
 """The weights of a checkpoint: of an adapter with the default name or another one, a model, and FSDP."""
 
 
+class PatienceLeft(TypedDict):
+    """What `EarlyStopping` saves of itself."""
+
+    early_stopping_patience_counter: int
+
+
+class SavedEarlyStopping(TypedDict):
+    """What Trainer saves of `EarlyStopping`."""
+
+    attributes: PatienceLeft
+
+
+class SavedControl(TypedDict):
+    """What Trainer saves of every training's callbacks, and replaces in the next checkpoint."""
+
+    TrainerControl: Any
+
+
+class SavedCallbacks(SavedControl, total=False):
+    """What Trainer saves of callbacks."""
+
+    EarlyStopping: SavedEarlyStopping
+
+
 class SavedState(TypedDict):
     """The fields of Trainer's state that a resumed training reads."""
 
@@ -67,6 +91,10 @@ class SavedState(TypedDict):
     epoch: float | None
     max_steps: int
     log_history: list[dict[str, Any]]
+    best_metric: float | None
+    total_flos: float
+    num_input_tokens_seen: int
+    stateful_callbacks: SavedCallbacks
 
 
 JSON_TYPES: dict[str, Any] = {TRAINER_STATE_NAME: SavedState, "*.safetensors.index.json": ShardIndex}

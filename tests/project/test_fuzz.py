@@ -94,6 +94,8 @@ PAST = {
     "checkpoint": [
         [("runs/stopped_prompt_tuning/checkpoint-8/trainer_state.json", Change(("x",), float("nan")))],
         [("runs/stopped_prompt_tuning/checkpoint-8/trainer_state.json", Change(("global_stepx",), -1))],
+        [("runs/stopped_prompt_tuning/checkpoint-8/trainer_state.json", Change(("stateful_callbacks",), True))],
+        [("runs/stopped_prompt_tuning/checkpoint-8/trainer_state.json", Change(("stateful_callbacks",), None))],
         [("runs/stopped_prompt_tuning/checkpoint-8/order.pt", Change((), None))],
     ],
 }
