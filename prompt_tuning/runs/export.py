@@ -21,6 +21,7 @@ from prompt_tuning.errors import AdapterError, ErrorList, ModelError, RecipeErro
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.adapter_config import load_adapter_config
 from prompt_tuning.models.base_model import check_tokenizer, find_base_model
+from prompt_tuning.models.gguf import convert_to_gguf, find_converter
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
 from prompt_tuning.models.prompts import check_adapter
 from prompt_tuning.recipe.recipe import Recipe
@@ -50,6 +51,7 @@ def export_runs(
     *,
     rows: Sequence[str] = (),
     logit_bias: bool = False,
+    gguf: str | None = None,
     model_name_or_path: str | None = None,
     trust_remote_code: bool = False,
 ) -> Path:
@@ -60,6 +62,7 @@ def export_runs(
         output: the folder to create.
         rows: for each run a file with rows, to measure the head with; by default the rows of the run's evaluation.
         logit_bias: export an architecture whose servers tie the head, for requests that all carry a logit bias.
+        gguf: also write a GGUF file with weights of this type, such as q8_0, by llama.cpp's converter.
         model_name_or_path: the base model, if it has moved.
         trust_remote_code: run the Python code that is with the model.
 
@@ -75,6 +78,7 @@ def export_runs(
     named = _named_runs(runs)
     if rows and len(rows) != len(named):
         raise RecipeError(f"{counted(len(rows), 'file')} of rows for {counted(len(named), 'run')}. Give one for each.")
+    converter = find_converter() if gguf else ""
     exported = []
     errors = ErrorList()
     for number, (name, run) in enumerate(named.items()):
@@ -91,6 +95,10 @@ def export_runs(
     with new_folder(folder) as partial:
         model = load_base_model(model_args, config)
         write_export(partial, exported, encoded, model, tokenizer, logit_bias=logit_bias)
+        del model
+        if gguf:
+            written = convert_to_gguf(converter, partial, gguf, folder.name)
+            logger.info("%s takes %.1f MB", folder / written.name, written.stat().st_size / 1e6)
     return folder
 
 

