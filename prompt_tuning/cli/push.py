@@ -1,4 +1,4 @@
-"""`prompt-tuning push`: share a run on the Hugging Face hub."""
+"""`prompt-tuning push`: share a run or an export on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ EXAMPLES = """\
   prompt-tuning push runs/quickstart --repo_id me/quickstart --base_model HuggingFaceTB/SmolLM2-135M-Instruct --dry-run
   prompt-tuning push runs/quickstart --repo_id me/quickstart --base_model HuggingFaceTB/SmolLM2-135M-Instruct --private
   prompt-tuning push runs/hub-model --repo_id me/squad-prompt
+  prompt-tuning push exported --repo_id me/served
 
 --base_model names the hub model that a local model folder is a copy of. A run on a hub model does not need it. One
 commit uploads the adapter, its recipe, template, results and card. It holds no checkpoint, no predictions, no token
 and no absolute path. Card and results quote one row of the data, unless `prompt-tuning card RUN --example ROW.json`
 replaced it. Log in once with `hf auth login`, or set HF_TOKEN. Then the hub id works wherever a folder does:
   prompt-tuning predict --adapter me/squad-prompt --input rows.jsonl
+
+Of a folder that `export` wrote, it uploads the whole model, prompts.json and the files of the tasks.
 """
 
 
 def add_parser(commands: Commands) -> None:
     """Add the command to the command line."""
-    parser = add_command(commands, "push", run, help="Share a run on the Hugging Face hub.", examples=EXAMPLES)
-    parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a finished train")
+    parser = add_command(
+        commands, "push", run, help="Share a run or an export on the Hugging Face hub.", examples=EXAMPLES
+    )
+    parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a finished train, or of an export")
     parser.add_argument(
         "--repo_id", "--repo-id", metavar="NAME", required=True, help="NAME or USER/NAME, created if it is new"
     )

@@ -1,4 +1,4 @@
-"""Upload a run to the hub as one commit.
+"""Upload a run or an export to the hub as one commit.
 
 Only the files of `plan_upload` are uploaded. So these stay on this machine: checkpoints with the optimizer's state,
 predictions and report.html (they hold rows of the data), the training arguments (they may hold a token), and
@@ -74,7 +74,7 @@ def push(
     A push that was interrupted changes nothing and can be repeated.
 
     Args:
-        run: the folder of the run.
+        run: the folder of the run, or of an export.
         repo_id: `name` or `user/name`. The repository is created if it does not exist.
         card: writes the model card for the repository (see `card_for_hub`). None uploads README.md as it is, with the
             names that this machine has for the folder and the base model. `runs.push_run` has the right one.
@@ -144,7 +144,7 @@ def plan_upload(
     A file that could name a folder of this machine is rewritten, so its value is bytes. Other files are paths.
 
     Args:
-        run: the folder of the run.
+        run: the folder of the run, or of an export.
         repo_id: `name` or `user/name`.
         base_model: the hub id that replaces the name of the base model.
         finished: refuse a folder without results.
@@ -163,9 +163,12 @@ def plan_upload(
     _base_model(folder, base_model)
     is_adapter = folder.adapter_config.is_file()
     content = (*folder.ADAPTER_FILES, folder.BASE_MODEL) if is_adapter else folder.MODEL_FILES
+    if folder.prompts.is_file():
+        content = (*content, *folder.EXPORT_FILES)
     names: set[str] = set()
     for pattern in (folder.CARD, *folder.RUN_FILES, *content):
-        names.update(path.name for path in folder.path.glob(pattern) if path.is_file())
+        files_of_pattern = filter(Path.is_file, folder.path.glob(pattern))
+        names.update(path.relative_to(folder.path).as_posix() for path in files_of_pattern)
     folder.check_links(*map(folder.path.joinpath, sorted(names)))
     files = {name: _public_file(folder.path / name, base_model) for name in sorted(names)}
     text = card(repo_id, base_model) if card else None
@@ -187,7 +190,7 @@ def _check_complete(folder: RunFolder, *, finished: bool) -> None:
     """Raise a HubError if a file is missing that every upload of this kind has."""
     adapter = folder.adapter_config.is_file()
     needed = list(folder.ADAPTER_FILES) if adapter else [folder.MODEL_CONFIG]
-    if finished:
+    if finished and not folder.prompts.is_file():
         needed += folder.RUN_FILES
     missing = [name for name in needed if not (folder.path / name).is_file()]
     if missing:
@@ -263,10 +266,10 @@ def _file_names(repository: ModelInfo) -> set[str]:
 
 
 def _model_files(repository: ModelInfo) -> set[str]:
-    """Return the names of the shards, the tokenizer and the configuration of a whole model."""
+    """Return the names of the files of a whole model, also of an exported one."""
     names = _file_names(repository)
     matching: set[str] = set()
-    for pattern in RunFolder.MODEL_FILES:
+    for pattern in (*RunFolder.MODEL_FILES, *RunFolder.EXPORT_FILES):
         matching.update(fnmatch.filter(names, pattern))
     return matching
 

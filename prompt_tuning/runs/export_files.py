@@ -22,7 +22,7 @@ from prompt_tuning.engine.stop_texts import add_end_tokens
 from prompt_tuning.models.added_tokens import HeadRow, add_embeddings, add_tokens, check_rows_are_read, silence
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.export_card import export_card
-from prompt_tuning.runs.exported import PROMPTS, TASKS, Text
+from prompt_tuning.runs.exported import Text
 from prompt_tuning.support.files import write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
@@ -129,7 +129,7 @@ def _write_tasks(folder: Path, exported: Sequence[Exported], texts: Mapping[str,
     """Write prompts.json, and for each task the files from which `requests` makes its sources."""
     tasks = {}
     for task in exported:
-        place = RunFolder(folder / TASKS / task.name)
+        place = RunFolder(folder / RunFolder.TASKS / task.name)
         place.path.mkdir(parents=True)
         shutil.copyfile(task.run.recipe, place.recipe)
         shutil.copyfile(task.run.template, place.template)
@@ -148,7 +148,7 @@ def _write_tasks(folder: Path, exported: Sequence[Exported], texts: Mapping[str,
         if biased:
             tasks[task.name]["logit_bias"] = {str(id): NEVER for id in biased}
     num_embeddings = next(iter(texts.values())).first_id
-    write_json(folder / PROMPTS, {"num_embeddings": num_embeddings, "tasks": tasks})
+    write_json(RunFolder(folder).prompts, {"num_embeddings": num_embeddings, "tasks": tasks})
 
 
 def _write_card(folder: Path, exported: Sequence[Exported], head: HeadRow, biased: Sequence[int]) -> None:

@@ -17,9 +17,6 @@ from prompt_tuning.support.files import is_plain_name, read_json
 from prompt_tuning.support.json_types import Limits
 from prompt_tuning.support.run_folder import RunFolder
 
-PROMPTS = "prompts.json"
-TASKS = "tasks"
-
 
 class AlwaysSaved(TypedDict):
     """What prompts.json holds of every task."""
@@ -96,14 +93,14 @@ class ExportedTask:
             DataError: there is no prompts.json, it is damaged, or it has no such task.
             PromptTuningError: the task's recipe, its template or the tokenizer cannot be read.
         """
-        file = Path(folder, PROMPTS)
+        file = RunFolder(Path(folder)).prompts
         if not file.is_file():
-            raise DataError(f"{folder}: no {PROMPTS} there. Name a folder that `prompt-tuning export` wrote.")
+            raise DataError(f"{folder}: no {file.name} there. Name a folder that `prompt-tuning export` wrote.")
         prompts = read_json(file, SavedPrompts)
         if name not in prompts["tasks"] or not is_plain_name(name):
             raise DataError(f"{file}: no task {name!r}. It has {', '.join(prompts['tasks'])}.")
         saved = prompts["tasks"][name]
-        run = RunFolder(Path(folder, TASKS, name))
+        run = RunFolder(Path(folder, RunFolder.TASKS, name))
         RunFolder(Path(folder)).check_links(run.recipe, run.template, run.adapter_config)
         recipe, template = read_run(run, str(folder), trust_remote_code=trust_remote_code)
         config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)

@@ -32,9 +32,11 @@ class RunFolder:
     MODEL_INDEX: ClassVar[str] = "model.safetensors.index.json"
     MODEL_WEIGHTS: ClassVar[str] = "model.safetensors"
     PREDICTIONS: ClassVar[str] = "predictions"
+    PROMPTS: ClassVar[str] = "prompts.json"
     RECIPE: ClassVar[str] = "recipe.yaml"
     REPORT: ClassVar[str] = "report.html"
     RESULTS: ClassVar[str] = "results.json"
+    TASKS: ClassVar[str] = "tasks"
     TEMPLATE: ClassVar[str] = "template.yaml"
 
     # What `evaluate` and `train` write. Others may have files of these names.
@@ -46,6 +48,10 @@ class RunFolder:
     MODEL_FILES: ClassVar[tuple[str, ...]] = (
         MODEL_CONFIG, "generation_config.json", MODEL_WEIGHTS, "model-*.safetensors", MODEL_INDEX, "tokenizer*",
         "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "chat_template.jinja",
+    )  # fmt: skip
+    # What `export` writes beside a model's files.
+    EXPORT_FILES: ClassVar[tuple[str, ...]] = (
+        PROMPTS, f"{TASKS}/*/{RECIPE}", f"{TASKS}/*/{TEMPLATE}", f"{TASKS}/*/{ADAPTER_CONFIG}", "model-*.gguf",
     )  # fmt: skip
 
     @property
@@ -87,6 +93,11 @@ class RunFolder:
     def model_config(self) -> Path:
         """The configuration of a whole model, which `method: full` trains."""
         return self.path / self.MODEL_CONFIG
+
+    @property
+    def prompts(self) -> Path:
+        """The token ids of the tasks of an exported model."""
+        return self.path / self.PROMPTS
 
     @property
     def recipe(self) -> Path:

@@ -27,6 +27,9 @@ from prompt_tuning.hub.download import adapter_folder, download_adapter, is_hub_
 from prompt_tuning.hub.upload import plan_upload, push
 from prompt_tuning.reports.model_card import card_for_hub
 from prompt_tuning.runs import push_run
+from prompt_tuning.runs.export import export_runs
+from prompt_tuning.runs.exported import ExportedTask
+from prompt_tuning.runs.requests import write_requests
 
 TOKEN = "hf_secretOfAnn"
 BASE = "bea/tiny-llama"
@@ -160,6 +163,32 @@ def test_a_pushed_run_is_accepted_wherever_a_folder_is(
     at_hub(hub, monkeypatch, tmp_path, offline=True)
     predictor = Predictor.load("ann/squad", str(model_folders["llama"]))  # The cache has its files.
     assert predictor(question_rows(9, 5)) == expected
+
+
+def test_a_pushed_export_makes_the_same_requests_and_replaces_an_older_one(run, hub, commands, tmp_path):
+    folder = export_runs([f"qa={run}"], tmp_path / "exported")
+    (folder / "notes.txt").write_text("of ann")
+    (folder / "model-q8_0.gguf").write_bytes(b"GGUF")
+    hub.add("ann/served", {"tasks/old/recipe.yaml": b"x", "model-f16.gguf": b"x"})
+    push = ["push", folder, "--repo_id", "ann/served", "--base_model", BASE]
+    listed, _ = commands([*push, "--dry-run"], push).stdout.split("bytes in")
+    files = hub.files("ann/served")
+    added = {"prompts.json", "tasks/qa/recipe.yaml", "tasks/qa/template.yaml", "model-q8_0.gguf", "model.safetensors"}
+    assert added < files.keys() and not {"notes.txt", "tasks/old/recipe.yaml", "model-f16.gguf"} & files.keys()
+    assert all(f"  {name}\n" in listed for name in files)
+    texts = [data for name, data in files.items() if not name.endswith((".safetensors", ".gguf"))]
+    assert str(tmp_path).encode() not in b"".join(texts) and str(run.parent).encode() not in b"".join(texts)
+    assert ModelCard(files["README.md"].decode()).data.base_model == BASE
+
+    for name, data in files.items():
+        (tmp_path / "downloaded" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "downloaded" / name).write_bytes(data)
+    rows = tmp_path / "rows.jsonl"
+    write_jsonl(rows, question_rows(3))
+    for name in ("exported", "downloaded"):
+        task = ExportedTask.load(tmp_path / name, "qa")
+        write_requests(task, str(rows), str(tmp_path / f"{name}.jsonl"), model="m")
+    assert (tmp_path / "exported.jsonl").read_text() == (tmp_path / "downloaded.jsonl").read_text()
 
 
 def test_uploaded_files_hold_no_token_no_path_and_no_row_except_the_cards_example(run, hub, commands):
