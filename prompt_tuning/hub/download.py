@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from pathlib import Path
 
 from httpx2 import HTTPError
@@ -25,13 +24,9 @@ from huggingface_hub.errors import (
 )
 
 from prompt_tuning.errors import AdapterError
+from prompt_tuning.hub.ids import is_hub_id
 from prompt_tuning.hub.refusal import explain_refusal
 from prompt_tuning.support.run_folder import RunFolder
-
-
-def is_hub_id(name: str | Path) -> bool:
-    """Return whether a name can be a repository of the hub: `user/name` or `user/name@revision`."""
-    return bool(re.fullmatch(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+(@\S+)?", str(name), re.ASCII))
 
 
 def hub_answers(repo_id: str, repo_type: str, file: str, revision: str | None = None) -> bool:

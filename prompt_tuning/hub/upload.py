@@ -35,7 +35,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 
 from prompt_tuning.errors import HubError, first_line
-from prompt_tuning.hub.download import is_hub_id
+from prompt_tuning.hub.ids import is_hub_id
 from prompt_tuning.hub.refusal import explain_refusal
 from prompt_tuning.support.files import read_json
 from prompt_tuning.support.json_values import read_bounded

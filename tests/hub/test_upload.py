@@ -23,7 +23,8 @@ from huggingface_hub import ModelCard
 from prompt_tuning import Predictor
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import AdapterError, DataError, HubError
-from prompt_tuning.hub.download import adapter_folder, download_adapter, is_hub_id
+from prompt_tuning.hub.download import adapter_folder, download_adapter
+from prompt_tuning.hub.ids import is_hub_id
 from prompt_tuning.hub.upload import plan_upload, push
 from prompt_tuning.reports.model_card import card_for_hub
 from prompt_tuning.runs import push_run
