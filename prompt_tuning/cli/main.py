@@ -21,6 +21,7 @@ from prompt_tuning.cli import (
     check,
     compare,
     ensemble,
+    env,
     evaluate,
     export,
     import_gguf,
@@ -50,7 +51,7 @@ from prompt_tuning.support.text import print_text
 # The order of `prompt-tuning --help`.
 COMMANDS = (
     train, evaluate, predict, templates, render, check, rank, compare, sweep, ensemble, inspect, show, report, card,
-    push, export, requests, import_gguf, schema,
+    push, export, requests, import_gguf, schema, env,
 )  # fmt: skip
 
 # Errors of a disk or of a path that the user named.
