@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from prompt_tuning.errors import without_secrets
 from prompt_tuning.support.text import printable
@@ -29,13 +30,18 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def explain_lost_process() -> AbstractContextManager:
-    """Return a context that turns the loss of another process into a ProcessError."""
-    if "WORLD_SIZE" not in os.environ:
-        return nullcontext()
-    from prompt_tuning.training.distributed import explain_lost_process as explain  # imports torch
+@contextmanager
+def explain_lost_process() -> Iterator[None]:
+    """Raise a ProcessError when torch fails to reach another process within the block."""
+    try:
+        yield
+    except RuntimeError:
+        if "WORLD_SIZE" not in os.environ:
+            raise
+        from prompt_tuning.training.distributed import explain_lost_process as explain  # It imports torch.
 
-    return explain()
+        with explain():
+            raise
 
 
 def set_up_messages() -> None:
