@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from prompt_tuning.cli.parsing import Commands, add_command
+from prompt_tuning.cli.parsing import Commands, add_command, load_recipe
 from prompt_tuning.errors import PromptTuningError
 from prompt_tuning.support.text import print_text
 
@@ -55,10 +55,10 @@ def _rows_of_recipe(path: str, overrides: list[str]) -> str:
     Raises:
         PromptTuningError: names all that is wrong.
     """
-    from prompt_tuning.recipe.loading import load_recipe
+    recipe = load_recipe(path, overrides)
     from prompt_tuning.runs.check import check
 
-    tasks = check(load_recipe(path, overrides))
+    tasks = check(recipe)
     return "; ".join(f"{name} ({_rows(task)})" if name else _rows(task) for name, task in tasks.items())
 
 

@@ -62,6 +62,10 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Train what is not finished, and print the table."""
+    from prompt_tuning.studies.run_lists import runs_of_comparison
+
+    # Wrong text is reported before torch is imported.
+    runs_of_comparison(args.recipes, overrides, args.learning_rates)
     from prompt_tuning.studies.compare import compare
     from prompt_tuning.studies.compare_table import comparison_text
 

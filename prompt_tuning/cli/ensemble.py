@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, output_folder
+from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, load_recipe, output_folder
 from prompt_tuning.cli.processes import is_first_process
 from prompt_tuning.support.text import print_text
 
@@ -40,8 +40,6 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Evaluate the ensemble, and print its table."""
-    from prompt_tuning.recipe.loading import load_recipe
-
     recipe = load_recipe(args.recipe, overrides)
     from prompt_tuning.studies.ensemble import ensemble, ensemble_text
 

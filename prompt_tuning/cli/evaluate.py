@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, output_folder
+from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, load_recipe, output_folder
 from prompt_tuning.cli.train import print_summary
 from prompt_tuning.errors import RecipeError
 
@@ -43,15 +43,13 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Evaluate, and print the summary."""
-    from prompt_tuning.recipe.loading import load_recipe
-
+    if args.predictions is not None and args.adapter:
+        raise RecipeError("--predictions: they are written already. Leave --adapter or --predictions out.")
     recipe = load_recipe(args.recipe, overrides)
     from prompt_tuning.runs.evaluate import evaluate, evaluate_predictions
 
     folder = output_folder(recipe, overrides)
     if args.predictions is not None:
-        if args.adapter:
-            raise RecipeError("--predictions: they are written already. Leave --adapter or --predictions out.")
         print_summary(evaluate_predictions(recipe, Path(args.predictions), args.split, folder))
     else:
         print_summary(evaluate(recipe, args.adapter, args.split, folder))

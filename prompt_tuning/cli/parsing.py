@@ -58,6 +58,20 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file")
 
 
+def load_recipe(path: str, overrides: list[str]) -> Recipe:
+    """Load a recipe. What its text shows to be wrong is reported before torch is imported.
+
+    Raises:
+        PromptTuningError: with all that is wrong.
+    """
+    from prompt_tuning.recipe.drafts import checked_draft
+
+    draft = checked_draft(path, overrides)
+    from prompt_tuning.recipe.loading import complete
+
+    return complete(draft)
+
+
 def add_moved_model(parser: argparse.ArgumentParser) -> None:
     """Add the flag for a base model that is not where the adapter was trained."""
     parser.add_argument(
@@ -149,7 +163,7 @@ def usage_errors(args: argparse.Namespace, rest: list[str]) -> list[str]:
         return errors + [_unknown_flag(args.parser, flag) for flag in unknown or rest]
     if not errors and not any(_nearest_flag(args.parser, flag) for flag in unknown):
         return []  # The recipe's flags are checked together with the recipe.
-    from prompt_tuning.recipe.parser import RecipeParser  # It imports torch.
+    from prompt_tuning.recipe.parser import RecipeParser
 
     settings = RecipeParser()
     for words in split_flags(rest):

@@ -73,6 +73,11 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Rank the candidates, and print the table."""
+    from prompt_tuning.recipe.drafts import checked_draft
+    from prompt_tuning.studies.run_lists import flags_of_ranking
+
+    # Wrong text is reported before torch is imported.
+    checked_draft(args.recipe, [*overrides, *flags_of_ranking(args.num_demonstrations)])
     from prompt_tuning.studies.rank import WINNER, rank
     from prompt_tuning.studies.rank_table import rank_text
 

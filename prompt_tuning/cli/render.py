@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, number_in
+from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, load_recipe, number_in
 from prompt_tuning.recipe.ranges import COUNT
 from prompt_tuning.support.text import agreed, counted, has_unseen_characters, print_text
 
@@ -36,8 +36,6 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Print the first rows of a split."""
-    from prompt_tuning.recipe.loading import load_recipe
-
     recipe = load_recipe(args.recipe, overrides)
     from prompt_tuning.runs.prepare import prepare
 

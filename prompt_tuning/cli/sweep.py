@@ -46,6 +46,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     Returns:
         1 if a run failed, else 0.
     """
+    from prompt_tuning.studies.run_lists import runs_of_sweep
+
+    # Wrong text is reported before torch is imported.
+    runs_of_sweep(args.sweep, overrides, args.output_dir)
     from prompt_tuning.studies.sweep import sweep, sweep_text
 
     runs = sweep(args.sweep, overrides, args.output_dir)

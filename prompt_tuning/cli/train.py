@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
-from prompt_tuning.cli.parsing import Commands, add_command
+from prompt_tuning.cli.parsing import Commands, add_command, load_recipe
 from prompt_tuning.cli.processes import is_first_process
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.ranges import RANGES
@@ -48,10 +48,10 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Train, and print the run's summary."""
-    from prompt_tuning.recipe.loading import load_recipe, print_all_flags
-
     if args.help_all:
-        print_all_flags()
+        from prompt_tuning.recipe.parser import RecipeParser
+
+        RecipeParser().print_help()
         return
     if args.recipe is None:
         raise RecipeError("no recipe. Name one: `prompt-tuning train recipes/quickstart/qa.yaml`.")

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from transformers import HfArgumentParser
-
-from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
-from prompt_tuning.arguments.training_args import PromptTuningArguments
+from prompt_tuning.arguments.flags import read_flags, truth_value
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.old_settings import GONE
 from prompt_tuning.recipe.other_names import flag_name, hint, split_flags
 from prompt_tuning.recipe.ranges import RANGES, range_error
 from prompt_tuning.support.json_values import parse_json
 
+TYPES = {"bool": truth_value, "dict": dict, "float": float, "int": int, "str": str}
 TRUTH_VALUES = {"True": True, "TRUE": True, "False": False, "FALSE": False}  # JSON has them in lower case
 
 
-class RecipeParser(HfArgumentParser):
+class RecipeParser(argparse.ArgumentParser):
     """Types the settings of all four blocks, and raises an error instead of leaving the process."""
 
     def __init__(self) -> None:
         """Add a flag for every setting, without abbreviations."""
-        blocks = (ModelArguments, DataArguments, PromptArguments, PromptTuningArguments)
-        super().__init__(blocks, allow_abbrev=False, add_help=False)
-        for action in self._actions:
-            if action.dest in RANGES:
-                action.help = f"{action.help} It is {RANGES[action.dest]}."
+        super().__init__(allow_abbrev=False, add_help=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        for flag in read_flags():
+            options = {name: value for name, value in flag.items() if name != "names"}
+            if "type" in options:
+                options["type"] = TYPES[options["type"]]
+            if options["dest"] in RANGES:
+                options["help"] += f" It is {RANGES[options['dest']]}."
+            self.add_argument(*flag["names"], **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise RecipeError with argparse's message.
@@ -41,6 +44,11 @@ class RecipeParser(HfArgumentParser):
     def has_setting(self, name: str) -> bool:
         """Return whether a name is that of a setting."""
         return f"--{name}" in self._option_string_actions
+
+    def settings_of(self, words: Iterable[str]) -> frozenset[str]:
+        """Return the settings that the flags among the words of a command line set: bf16 for --no-bf16=true."""
+        actions = [self._option_string_actions.get(word.split("=")[0]) for word in words]
+        return frozenset(action.dest for action in actions if action)
 
     def pair_error(self, key: str, value: Any) -> str | None:
         """Return what is wrong with one setting of a recipe, or None.

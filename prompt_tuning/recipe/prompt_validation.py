@@ -1,4 +1,4 @@
-"""Check the settings of a recipe that belong to its prompt."""
+"""Check the settings of a recipe that belong to its prompt, by its text."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 from prompt_tuning.arguments.arguments import TASK_SETTINGS
 from prompt_tuning.arguments.methods import METHODS, methods_of_setting
-from prompt_tuning.hub.download import is_hub_id
+from prompt_tuning.hub.ids import is_hub_id
 from prompt_tuning.recipe.rules import Rules, broken_rules
 from prompt_tuning.support.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from prompt_tuning.recipe.recipe import Recipe
+    from prompt_tuning.recipe.recipe import Draft
 
 # The setting that each value of `init` reads.
 INIT_SETTINGS = {"text": "init_text", "class_labels": "init_labels", "adapter": "init_adapter"}
 
 
-def multitask_errors(recipe: Recipe) -> list[str]:
+def multitask_errors(recipe: Draft) -> list[str]:
     """Return what is wrong with a recipe that trains on several tasks, except in the recipes of the tasks."""
     prompt = recipe.prompt
     count = len(prompt.tasks or ())
@@ -50,7 +50,7 @@ def multitask_errors(recipe: Recipe) -> list[str]:
     return broken_rules(rules)
 
 
-def prompt_errors(recipe: Recipe) -> list[str]:
+def prompt_errors(recipe: Draft) -> list[str]:
     """Return the settings of the prompt that need each other, or have no effect."""
     prompt = recipe.prompt
     method = METHODS[prompt.method]
@@ -61,13 +61,7 @@ def prompt_errors(recipe: Recipe) -> list[str]:
         methods = ", ".join(methods_of_setting(name))
         message = f"{name} has no effect with method {prompt.method}; it belongs to {methods}"
         rules.append((not method.takes(name), message))
-    checkpointing = recipe.training.activation_checkpointing_kwargs or {}
     rules += [
-        (
-            method.trains_keys_and_values and checkpointing.get("use_reentrant"),
-            "activation_checkpointing_kwargs: use_reentrant takes no gradient through the cache that holds a prefix. "
-            "Leave it out.",
-        ),
         (
             (prompt.layer_vectors or prompt.trained_text != "none") and (prompt.residual or prompt.prefix_projection),
             "layer_vectors and trained_text are trained beside the prompt itself, not beside a network that writes "
@@ -92,7 +86,7 @@ def prompt_errors(recipe: Recipe) -> list[str]:
     ]
 
 
-def _init_errors(recipe: Recipe) -> list[str]:
+def _init_errors(recipe: Draft) -> list[str]:
     """Return what is wrong with the settings of the prompt's start."""
     prompt = recipe.prompt
     method = METHODS[prompt.method]
@@ -128,7 +122,7 @@ def _init_errors(recipe: Recipe) -> list[str]:
     return broken_rules(rules)
 
 
-def _length_errors(recipe: Recipe) -> list[str]:
+def _length_errors(recipe: Draft) -> list[str]:
     """Return what is wrong with a prompt of no virtual tokens, beside which text of the template is trained."""
     prompt = recipe.prompt
     method = METHODS[prompt.method]
@@ -154,7 +148,7 @@ def _length_errors(recipe: Recipe) -> list[str]:
     return broken_rules(rules)
 
 
-def _adapter_errors(recipe: Recipe) -> list[str]:
+def _adapter_errors(recipe: Draft) -> list[str]:
     """Return the settings that name an adapter and are neither a run's folder nor a hub id."""
     rules: Rules = []
     for name in ("adapter", "init_adapter"):
@@ -168,7 +162,7 @@ def _adapter_errors(recipe: Recipe) -> list[str]:
     return broken_rules(rules)
 
 
-def _loss_errors(recipe: Recipe) -> list[str]:
+def _loss_errors(recipe: Draft) -> list[str]:
     """Return what is wrong with the settings of context distillation."""
     prompt = recipe.prompt
     distills = prompt.loss != "cross_entropy"

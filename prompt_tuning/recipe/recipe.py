@@ -35,15 +35,15 @@ DEFAULTS = vars(ModelArguments()) | vars(DataArguments()) | vars(PromptArguments
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A parsed recipe.
+class Draft:
+    """A recipe as its text says it, before the libraries that train are imported.
 
     Args:
         path: the file that it was read from.
         model: the settings of the base model.
         data: the settings of the rows.
         prompt: the settings of the prompt.
-        training: the settings of Trainer.
+        training: the settings of Trainer as they are written, with its defaults.
         explicitly_set: the names of the settings that the file or the command line sets.
     """
 
@@ -51,8 +51,15 @@ class Recipe:
     model: ModelArguments
     data: DataArguments
     prompt: PromptArguments
-    training: PromptTuningArguments
+    training: Any
     explicitly_set: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Recipe(Draft):
+    """A parsed recipe, whose settings of Trainer are completed by Trainer's own class."""
+
+    training: PromptTuningArguments
 
     @property
     def metrics(self) -> Sequence[str]:

@@ -48,7 +48,7 @@ def recipe_schema() -> dict[str, Any]:
 def _setting_schema(action: argparse.Action, hint: Any) -> dict[str, Any]:
     """Return the schema of one setting, whose flag has the choices and whose field has the type."""
     schema: dict[str, Any] = {"description": " ".join((action.help or "").split())}
-    if action.choices is not None:
+    if action.choices is not None and action.nargs is None:
         return schema | {"enum": [*action.choices]}
     names = list(dict.fromkeys(_type_names(hint)))
     schema["type"] = names[0] if len(names) == 1 else names

@@ -1,29 +1,25 @@
-"""Check the settings of a recipe: those that exclude each other, need each other, or have no effect.
+"""Check the settings of a recipe by its text: those that exclude each other, need each other, or have no effect.
 
-Each function lists rules as (is broken, message) and returns the messages of the broken ones.
+Each function lists rules as (is broken, message) and returns the messages of the broken ones. Nothing large is
+imported, so that a wrong recipe is refused at once.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from accelerate.utils import DynamoBackend
-
 from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.flags import read_flags
 from prompt_tuning.arguments.methods import METHODS
-from prompt_tuning.arguments.training_args import is_sharded
 from prompt_tuning.recipe.prompt_validation import multitask_errors, prompt_errors
 from prompt_tuning.recipe.rules import Rules, broken_rules
 from prompt_tuning.support.data_files import file_format, matching_files, other_format
 from prompt_tuning.support.files import name_problem
 
 if TYPE_CHECKING:
-    from prompt_tuning.recipe.recipe import Recipe
-
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+    from prompt_tuning.recipe.recipe import Draft
 
 # No other value of these settings of Trainer fits an evaluation by generation, and why.
 REQUIRED_VALUES = {
@@ -38,19 +34,18 @@ REQUIRED_VALUES = {
 }
 
 
-def validation_errors(recipe: Recipe) -> list[str]:
-    """Return all that is wrong with the settings of a recipe, one message each. Reads no row and no model."""
+def text_errors(recipe: Draft) -> list[str]:
+    """Return all that the text of a recipe shows to be wrong, one message each. Reads no row and no model."""
     errors = broken_rules([(not recipe.model.model_name_or_path, "model_name_or_path is missing")])
     if METHODS[recipe.prompt.method].trains_several_tasks:
         errors += multitask_errors(recipe)
     else:
         errors += _task_errors(recipe) + _split_errors(recipe.data) + _demonstration_errors(recipe)
-    errors += prompt_errors(recipe) + _precision_errors(recipe) + _compile_errors(recipe)
-    errors += _training_errors(recipe) + recipe.training.validation_errors()
+    errors += prompt_errors(recipe) + _quantization_errors(recipe) + _training_errors(recipe)
     return errors + _hub_errors(recipe) + _stream_errors(recipe) + _dependency_errors(recipe)
 
 
-def _training_errors(recipe: Recipe) -> list[str]:
+def _training_errors(recipe: Draft) -> list[str]:
     """Return what is wrong with the settings of Trainer."""
     training = recipe.training
     method = METHODS[recipe.prompt.method]
@@ -83,11 +78,6 @@ def _training_errors(recipe: Recipe) -> list[str]:
             training.dataloader_persistent_workers and not training.dataloader_num_workers,
             "dataloader_persistent_workers needs dataloader_num_workers. Set it to at least 1.",
         ),
-        (
-            training.fsdp and training.world_size == 1,
-            "fsdp splits a model over several processes. Start them by `accelerate launch`, for example with "
-            "recipes/accelerate/fsdp2.yaml.",
-        ),
     ]
     for name, (value, reason) in REQUIRED_VALUES.items():
         separator = "" if reason.startswith(":") else " "
@@ -101,7 +91,7 @@ def _training_errors(recipe: Recipe) -> list[str]:
     return broken_rules(rules)
 
 
-def _dependency_errors(recipe: Recipe) -> list[str]:
+def _dependency_errors(recipe: Draft) -> list[str]:
     """Return the settings that have no effect without another one.
 
     Settings at their default pass, since the recipe.yaml of a run has those too.
@@ -120,9 +110,9 @@ def _dependency_errors(recipe: Recipe) -> list[str]:
     }
     for name in ("dataset_config_name", "dataset_revision", "train_split", "validation_split", "test_split"):
         needs[name] = (data.dataset_name, "dataset_name")
-    at_default: set[str] = set()
-    for block in (data, prompt, recipe.training):
-        at_default.update(field.name for field in fields(block) if getattr(block, field.name) == field.default)
+    values = vars(recipe.training) | vars(data) | vars(prompt)
+    flags = [flag for flag in read_flags() if "type" in flag]  # --no_bf16 has the default of a switch, not of bf16.
+    at_default = {flag["dest"] for flag in flags if values.get(flag["dest"]) == flag["default"]}
     rules: Rules = []
     for name, (is_met, needed) in needs.items():
         is_set = name in recipe.explicitly_set and name not in at_default
@@ -130,31 +120,15 @@ def _dependency_errors(recipe: Recipe) -> list[str]:
     return broken_rules(rules)
 
 
-def _precision_errors(recipe: Recipe) -> list[str]:
-    """Return what is wrong with the number formats of the computation and of the weights."""
+def _quantization_errors(recipe: Draft) -> list[str]:
+    """Return what is wrong with the mapping of fewer bits, whatever the machine is."""
     settings = recipe.model.quantization_config
     quantization = settings if isinstance(settings, dict) else {}
-    computing = recipe.computing_type
-    stored = str(quantization.get("bnb_4bit_quant_storage", "uint8")).removeprefix("torch.")
     rules: Rules = [
-        (
-            recipe.training.fp16 and recipe.training.device.type == "cpu",
-            "fp16 has no effect on a CPU: accelerate trains in float32. Set bf16: true, or leave it out.",
-        ),
         (
             quantization and METHODS[recipe.prompt.method].trains_whole_model,
             "quantization_config: method full trains all weights, and quantized weights cannot be trained. Set "
             "method: lora.",
-        ),
-        (
-            quantization and is_sharded(recipe.training) and not quantization.get("load_in_4bit"),
-            "quantization_config: FSDP splits quantized weights only of load_in_4bit. Launch it with "
-            "recipes/accelerate/ddp.yaml.",
-        ),
-        (
-            quantization.get("load_in_4bit") and is_sharded(recipe.training) and stored != computing,
-            f"quantization_config: FSDP splits 4-bit weights only if they are stored as {computing}, in which the "
-            f"training computes. Set bnb_4bit_quant_storage: {computing}.",
         ),
         (
             quantization.get("load_in_4bit") and quantization.get("load_in_8bit"),
@@ -175,19 +149,7 @@ def _precision_errors(recipe: Recipe) -> list[str]:
     return broken_rules(rules)
 
 
-def _compile_errors(recipe: Recipe) -> list[str]:
-    """Return the settings of torch.compile that neither accelerate nor PyTorch knows."""
-    backends = [name.lower() for name in DynamoBackend.__members__ if name != "NO"]
-    taken = {"torch_compile_backend": backends, "torch_compile_mode": COMPILE_MODES}
-    rules: Rules = []
-    for name, values in taken.items():
-        value = getattr(recipe.training, name)
-        unknown = value is not None and value.lower() not in values
-        rules.append((unknown, f"{name} is {value!r}. Take one of {', '.join(values)}."))
-    return broken_rules(rules)
-
-
-def _hub_errors(recipe: Recipe) -> list[str]:
+def _hub_errors(recipe: Draft) -> list[str]:
     """Return what is wrong with the settings of a push to the hub."""
     training = recipe.training
     base = recipe.model.model_name_or_path
@@ -199,7 +161,7 @@ def _hub_errors(recipe: Recipe) -> list[str]:
             (training.hub_token, token_message),
             (
                 training.push_to_hub and "hub_strategy" in recipe.explicitly_set and training.hub_strategy != "end",
-                f"hub_strategy {training.hub_strategy.value} would upload unfinished runs or the optimiser's state. "
+                f"hub_strategy {training.hub_strategy} would upload unfinished runs or the optimiser's state. "
                 "Leave it out: the finished run is pushed.",
             ),
             (
@@ -219,7 +181,7 @@ def _hub_errors(recipe: Recipe) -> list[str]:
     )
 
 
-def _stream_errors(recipe: Recipe) -> list[str]:
+def _stream_errors(recipe: Draft) -> list[str]:
     """Return the settings that need all training rows before training."""
     data = recipe.data
     prompt = recipe.prompt
@@ -247,7 +209,7 @@ def _stream_errors(recipe: Recipe) -> list[str]:
     return broken_rules(rules)
 
 
-def _task_errors(recipe: Recipe) -> list[str]:
+def _task_errors(recipe: Draft) -> list[str]:
     """Return what is wrong with the settings of a task and its data."""
     data = recipe.data
     files = list(filter(None, (data.train_file, data.validation_file, data.test_file)))
@@ -312,7 +274,7 @@ def _split_errors(data: DataArguments) -> list[str]:
     return broken_rules(rules)
 
 
-def _demonstration_errors(recipe: Recipe) -> list[str]:
+def _demonstration_errors(recipe: Draft) -> list[str]:
     """Return what is wrong with the demonstrations that are chosen from the training rows."""
     count = recipe.prompt.num_demonstrations
     selection = recipe.prompt.demonstration_selection

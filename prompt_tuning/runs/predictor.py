@@ -32,7 +32,8 @@ from prompt_tuning.models.adapter_config import load_adapter_config
 from prompt_tuning.models.base_model import check_tokenizer, find_base_model
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
 from prompt_tuning.models.prompts import check_adapter, load_adapter
-from prompt_tuning.recipe.loading import load_recipe, read_switches
+from prompt_tuning.recipe.drafts import read_switches
+from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs.trained_text import saved_text
 from prompt_tuning.support.run_folder import RunFolder

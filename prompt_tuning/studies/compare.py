@@ -5,7 +5,6 @@ Each run is an ordinary `train` run in its own folder, so that a stopped compari
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +18,7 @@ from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.metrics.loading import MAIN_METRIC
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.metrics.significance import corpus_significance, row_scores
-from prompt_tuning.recipe.loading import load_recipe, read_pairs
-from prompt_tuning.recipe.other_names import flag_name, split_flags
+from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.prepare import Prepared, prepare, score_of
@@ -28,8 +26,8 @@ from prompt_tuning.studies.compare_results import RecipeRuns, compare_runs
 from prompt_tuning.studies.compare_runs import ComparedRecipe, run_recipe, run_seeds
 from prompt_tuning.studies.compare_table import comparison_text, draw
 from prompt_tuning.studies.figures import new_figure
+from prompt_tuning.studies.run_lists import runs_of_comparison
 from prompt_tuning.studies.shared_base import SharedBaseModel, has_runs
-from prompt_tuning.studies.sweep import SweepRun, read_sweep
 from prompt_tuning.support.files import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
@@ -140,43 +138,14 @@ def _trains(recipe: Recipe) -> bool:
 def _compared_recipes(
     paths: Sequence[str], overrides: list[str], seeds: Sequence[int], folder: Path, learning_rates: Sequence[float]
 ) -> list[ComparedRecipe]:
-    """Return the recipes of all files, by their place in the table.
-
-    Raises:
-        RecipeError: two of them have the same name, or a recipe has a setting that the comparison sets.
-    """
-    compared: dict[str, ComparedRecipe] = {}
-    for path in paths:
-        for name, run in _read_runs(path).items():
-            if name in compared:
-                raise RecipeError(f"{', '.join(paths)}: two recipes have the same file name. Rename one of them.")
-            flags = [*run.flags, *overrides]
-            rates = run.learning_rates or tuple(dict.fromkeys(learning_rates))
-            _check_flags(name, flags, rates)
-            recipe = load_recipe(run.recipe, flags)
-            rates = rates if _trains(recipe) else ()
-            own_seeds = _seeds(recipe, list(dict.fromkeys(seeds)))
-            compared[name] = ComparedRecipe(name, recipe, flags, folder, own_seeds, rates)
-    return list(compared.values())
-
-
-def _read_runs(path: str) -> dict[str, SweepRun]:
-    """Return the runs of a file of several recipes, or a recipe as one run."""
-    keys: set[str] = set()
-    with contextlib.suppress(RecipeError):  # The recipe's own loading reports it together with wrong flags.
-        keys = {pair.key for pair in read_pairs(Path(path))}
-    if "runs" in keys:
-        return read_sweep(Path(path), takes_learning_rates=True)
-    return {Path(path).stem: SweepRun(path, [])}
-
-
-def _check_flags(name: str, flags: list[str], learning_rates: Sequence[float]) -> None:
-    """Raise a RecipeError if a flag has no effect, because the comparison sets it."""
-    names = {flag_name(words[0]) for words in split_flags(flags)}
-    if "seed" in names:
-        raise RecipeError("seed has no effect, since every recipe is trained with every one of --seeds. Set --seeds.")
-    if "learning_rate" in names and learning_rates:
-        raise RecipeError(f"{name}: learning_rate has no effect beside learning_rates. Leave one of them out.")
+    """Return the recipes of all files, by their place in the table; raise what `runs_of_comparison` raises."""
+    compared = []
+    for name, run in runs_of_comparison(paths, overrides, learning_rates).items():
+        recipe = load_recipe(run.recipe, run.flags)
+        rates = run.learning_rates if _trains(recipe) else ()
+        own_seeds = _seeds(recipe, list(dict.fromkeys(seeds)))
+        compared.append(ComparedRecipe(name, recipe, run.flags, folder, own_seeds, rates))
+    return compared
 
 
 def _check_rates(compared: Sequence[ComparedRecipe]) -> None:

@@ -39,6 +39,7 @@ from prompt_tuning.studies.rank_candidates import (
 from prompt_tuning.studies.rank_likelihoods import LikelihoodTable, find_finalists, halving_plan
 from prompt_tuning.studies.rank_results import rank_facts
 from prompt_tuning.studies.rank_table import rank_text
+from prompt_tuning.studies.run_lists import flags_of_ranking
 from prompt_tuning.support.files import atomic_write, read_json, read_json_lines, write_json, write_json_lines
 from prompt_tuning.support.text import counted, one_line
 from prompt_tuning.support.yaml_files import to_yaml
@@ -139,11 +140,7 @@ def _score(
 
 def _load_recipe(path: str, overrides: list[str], counts: list[int] | None) -> Recipe:
     """Load the recipe with the largest number of demonstrations, so that it is checked with demonstrations."""
-    flags = [f"--num_demonstrations={max(counts)}"] if counts else []
-    if counts and not max(counts):
-        # A recipe that chooses demonstrations in another way is refused if it shows none.
-        flags.append("--demonstration_selection=random")
-    recipe = load_recipe(path, [*overrides, *flags])
+    recipe = load_recipe(path, [*overrides, *flags_of_ranking(counts)])
     if METHODS[recipe.prompt.method].trains_several_tasks:
         raise RecipeError(f"{path}: rank is for one task; name one of {', '.join(recipe.prompt.tasks or ())}")
     return recipe

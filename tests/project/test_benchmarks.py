@@ -8,7 +8,7 @@ from helpers.paths import ROOT
 from helpers.rows import question_rows, write_jsonl
 
 from prompt_tuning.recipe.loading import load_recipe
-from prompt_tuning.studies.sweep import read_sweep
+from prompt_tuning.studies.run_lists import read_sweep
 
 NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
 

@@ -11,7 +11,8 @@ from transformers import Seq2SeqTrainingArguments
 
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import RecipeError
-from prompt_tuning.recipe.loading import load_recipe, read_switches
+from prompt_tuning.recipe.drafts import read_switches
+from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import changed_settings
 from prompt_tuning.templates.template import Template
 

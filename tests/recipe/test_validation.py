@@ -6,7 +6,7 @@ import pytest
 
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.loading import load_recipe
-from prompt_tuning.recipe.validation import validation_errors
+from prompt_tuning.recipe.machine_validation import validation_errors
 from prompt_tuning.runs.prepare import prepare
 
 
@@ -135,6 +135,11 @@ from prompt_tuning.runs.prepare import prepare
         ({"greater_is_better": "false"}, [], ["greater_is_better has no effect without metric_for_best_model"]),
         (
             {"load_best_model_at_end": "true"},
+            [],
+            ["load_best_model_at_end needs evaluations to choose by. Set eval_strategy"],
+        ),
+        (
+            {"load_best_model_at_end": "true", "eval_strategy": "epoch"},
             [],
             ["--load_best_model_at_end requires the save and eval strategy to match"],
         ),

@@ -169,15 +169,19 @@ def test_all_errors_of_all_runs_are_raised_before_a_model_loads(recipe_file, tmp
     write_jsonl(tmp_path / "bad.jsonl", [{"context": "c", "question": None, "answers": {"text": ["a"]}}])
     settings = {
         "good": {},
-        "key": {"num_virtual_token": 3},
         "rows": {"train_file": tmp_path / "bad.jsonl"},
         "splits": {"method": "none", "eval_strategy": "no"},
+        "machine": {"report_to": "wandb"},
     }
     recipe = recipe_file(output_dir=None)
+    assert main(["sweep", write_sweep(tmp_path, recipe, settings), "--output_dir", str(tmp_path / "runs")]) == 1
+    err = capsys.readouterr().err
+    assert "run rows: " in err and "bad.jsonl, line 1: " in err and "run machine: " in err
+    settings |= {"key": {"num_virtual_token": 3}, "file": {"train_file": "gone.jsonl"}}
     assert main(["sweep", write_sweep(tmp_path, recipe, settings), "--output_dir", str(tmp_path / "runs")]) == 2
     err = capsys.readouterr().err
     assert "run key: command line: unknown setting num_virtual_token. Did you mean num_virtual_tokens?" in err
-    assert "run rows: " in err and "bad.jsonl, line 1: " in err
+    assert "run file: " in err and "gone.jsonl: no such file" in err
     assert not base_models and not (tmp_path / "runs").exists()
 
 

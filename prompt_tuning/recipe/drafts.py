@@ -1,0 +1,217 @@
+"""Read recipes as their text says them: each pair of a flat YAML file becomes a flag, typed with the command line.
+
+It imports nothing large, so that a wrong recipe is refused at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from argparse import ArgumentTypeError
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.arguments.flags import truth_value
+from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.errors import ErrorList, RecipeError, first_line
+from prompt_tuning.recipe.old_settings import translate
+from prompt_tuning.recipe.other_names import flag_name
+from prompt_tuning.recipe.parser import RecipeParser, to_argv
+from prompt_tuning.recipe.recipe import Draft
+from prompt_tuning.recipe.validation import text_errors
+from prompt_tuning.support.files import is_plain_name
+from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.trust import ADVICE, FLAG
+from prompt_tuning.support.yaml_files import TextPair, read_text_pairs
+from prompt_tuning.templates.template import Template
+
+# The settings of Trainer that a finished run predicts with.
+PREDICTION_SETTINGS = ("output_dir", "seed", "generation_max_length", "generation_num_beams")
+
+Block = TypeVar("Block")
+
+
+def checked_draft(path: str | Path, overrides: list[str]) -> Draft:
+    """Read a recipe, and check all that its text and the files that it names show.
+
+    Args:
+        path: a flat YAML file.
+        overrides: as on the command line, `["--learning_rate", "0.1", "--bf16"]`.
+
+    Raises:
+        PromptTuningError: with every unknown key, wrong type, missing setting and wrong template at once.
+    """
+    draft = read_draft(Path(path), overrides)
+    errors = ErrorList()
+    with errors.collect():
+        problems = text_errors(draft)
+        tasks: dict[str, Draft] = {}
+        if METHODS[draft.prompt.method].trains_several_tasks:
+            try:
+                tasks = draft_tasks(draft)
+            except RecipeError as error:
+                problems += str(error).splitlines()
+        if problems:
+            raise RecipeError("\n".join(f"{path}: {problem}" for problem in problems))
+    for part in (draft, *tasks.values()):
+        for template in filter(None, (part.prompt.template, part.prompt.teacher_template)):
+            with errors.collect():
+                Template.load(template)
+    errors.raise_all()
+    return draft
+
+
+def read_draft(path: Path, overrides: list[str], *, for_prediction: bool = False) -> Draft:
+    """Read and type a recipe.
+
+    Args:
+        path: a flat YAML file.
+        overrides: as on the command line.
+        for_prediction: the recipe is that of a finished run.
+
+    Raises:
+        RecipeError: with every unknown key and wrong type at once.
+    """
+    parser = RecipeParser()
+    try:
+        pairs = read_pairs(path)
+    except RecipeError as error:
+        # The value of a misspelt flag before RECIPE is taken for the recipe, so that the flags are reported too.
+        raise RecipeError("\n".join([str(error), *parser.flag_errors(overrides)])) from None
+    if for_prediction:
+        pairs = translate(path, [pair for pair in pairs if _is_for_prediction(pair.key, parser)])
+    values = _parse(path, parser, pairs, overrides)
+    explicitly_set = parser.settings_of([*(f"--{pair.key}" for pair in pairs), *overrides])
+    try:
+        model = build(ModelArguments, values, explicitly_set)
+        data = build(DataArguments, values, explicitly_set)
+        prompt = build(PromptArguments, values, explicitly_set)
+    except ValueError as error:
+        raise RecipeError(f"{path}: {first_line(error)}") from error
+    if data.streaming and "train_sampling_strategy" not in explicitly_set:
+        values["train_sampling_strategy"] = "sequential"  # The stream itself is shuffled.
+    return Draft(path, model, data, prompt, argparse.Namespace(**values), explicitly_set)
+
+
+def build(block: type[Block], values: Mapping[str, Any], names: Iterable[str]) -> Block:
+    """Return a block of settings, with its own defaults for all except the named ones."""
+    own = {field.name for field in dataclasses.fields(block)}  # type: ignore[arg-type]
+    return block(**{name: values[name] for name in own.intersection(names)})
+
+
+def _is_for_prediction(name: str, parser: RecipeParser) -> bool:
+    """Return whether a setting of a finished run is read to predict with it, or is not a setting any more."""
+    if name == FLAG:
+        return False
+    own = vars(ModelArguments()) | vars(DataArguments()) | vars(PromptArguments())
+    return name in own or name in PREDICTION_SETTINGS or not parser.has_setting(name)
+
+
+def _parse(path: Path, parser: RecipeParser, pairs: list[TextPair], overrides: list[str]) -> dict[str, Any]:
+    """Type pairs and overrides; raise RecipeError with all that is wrong with any of them."""
+    problems = []
+    for pair in pairs:
+        problem = parser.pair_error(pair.key, pair.value)
+        if not problem and pair.key == FLAG:
+            problem = _trust_error(pair, overrides)
+        if problem:
+            problems.append(f"{path}, line {pair.line}: {problem}")
+    problems += parser.flag_errors(overrides)
+    if problems:
+        raise RecipeError("\n".join(problems))
+    argv = [f"--output_dir=runs/{path.stem}"]
+    for pair in pairs:
+        if pair.key != FLAG:
+            argv += to_argv(pair.key, pair.value)
+    return vars(parser.parse_args(argv + overrides))
+
+
+def _trust_error(pair: TextPair, overrides: list[str]) -> str | None:
+    """Return what is wrong with a recipe that asks for the code of others, which only the command line can allow."""
+    if not truth_value(str(pair.value)) or FLAG in map(flag_name, overrides):
+        return None
+    return f"{FLAG}: the recipe asks to run Python code of others, and only the command line can allow it. {ADVICE}"
+
+
+def draft_tasks(recipe: Draft) -> dict[str, Draft]:
+    """Return the recipes of the tasks of a multitask recipe by the tasks' names. A task's id is its place here.
+
+    Raises:
+        RecipeError: with all that is wrong with the text of any of them.
+    """
+    tasks: dict[str, Draft] = {}
+    problems: list[str] = []
+    for path in map(Path, recipe.prompt.tasks or ()):
+        try:
+            # The state of accelerate is that of the last recipe read, so that use_cpu must be the same.
+            flags = [f"--use_cpu={recipe.training.use_cpu}", f"--{FLAG}={recipe.model.trust_remote_code}"]
+            task = read_draft(path, flags)
+        except RecipeError as error:
+            problems.append(str(error))
+            continue
+        if METHODS[task.prompt.method].trains_several_tasks:
+            problems.append(f"{path}: its method is {task.prompt.method} too. Name recipes that can be trained alone.")
+        elif not is_plain_name(path.stem):
+            problems.append(f"{path}: a task has the name of its file, and {path.stem!r} is no name. Rename the file.")
+        elif task.data.streaming:
+            problems.append(f"{path}: rows of several tasks are not streamed. Set streaming: false.")
+        elif RunFolder.is_reserved(path.stem):
+            problems.append(f"{path}: a run has a file or folder {path.stem}, so no task has that name. Rename it.")
+        elif path.stem in tasks:
+            problems.append(
+                f"{path}: task {path.stem} is {tasks[path.stem].path} already. Rename one of the two files."
+            )
+        else:
+            tasks[path.stem] = task
+            problems += [f"{path}: {problem}" for problem in text_errors(task)]
+    if problems:
+        raise RecipeError("\n".join(problems))
+    return tasks
+
+
+def read_switches(path: Path, names: Iterable[str]) -> dict[str, bool]:
+    """Return switches of a saved recipe, typed as their flags type them: `no` is false. A missing one is false.
+
+    Args:
+        path: the recipe of a run.
+        names: the settings to read.
+
+    Raises:
+        RecipeError: the recipe cannot be read, or a value is not a truth value.
+    """
+    values = {pair.key: pair.value for pair in read_pairs(path)}
+    switches = {}
+    for name in names:
+        try:
+            switches[name] = truth_value(str(values.get(name, "no")))
+        except ArgumentTypeError as error:
+            raise RecipeError(f"{path}: {name}: {first_line(error)}") from error
+    return switches
+
+
+def read_pairs(path: Path) -> list[TextPair]:
+    """Return the settings of a recipe, with every scalar as text: `no` is Norwegian, and a flag types `5e-5`.
+
+    Keys have underscores instead of dashes. Settings that are null are left out.
+
+    Raises:
+        RecipeError: the file is missing, is not a mapping in YAML, or sets a key twice.
+    """
+    try:
+        pairs = read_text_pairs(path, RecipeError)
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe. Name a YAML file, such as recipes/quickstart/qa.yaml.") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: this is a folder. Name a recipe in it.") from None
+    lines: dict[str, int] = {}
+    for number, pair in enumerate(pairs):
+        key = pair.key.replace("-", "_")
+        if key in lines:
+            raise RecipeError(
+                f"{path}, line {pair.line}: {key} was set on line {lines[key]} already. Keep one of the two."
+            )
+        lines[key] = pair.line
+        pairs[number] = dataclasses.replace(pair, key=key)
+    return [pair for pair in pairs if pair.value is not None]

@@ -1,0 +1,90 @@
+"""What the text of a command line and its files show to be wrong is reported before a large library is imported."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from prompt_tuning.cli.main import main
+
+LARGE = {"accelerate", "datasets", "evaluate", "huggingface_hub", "numpy", "peft", "torch", "transformers"}
+# Run each command line of standard input in one process, and print its exit code, its errors and what it imported.
+RUN = f"""
+import contextlib, io, json, sys
+from prompt_tuning.cli.main import main
+for command in json.load(sys.stdin):
+    errors, imported = io.StringIO(), set(sys.modules)
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            code = main(command)
+        except SystemExit as ended:
+            code = ended.code
+    print(json.dumps([code, errors.getvalue(), sorted({LARGE!r} & (set(sys.modules) - imported))]))
+"""
+
+
+@pytest.fixture(scope="module")
+def run_commands():
+    def run(commands):
+        words = json.dumps([list(map(str, command)) for command in commands])
+        done = subprocess.run([sys.executable, "-c", RUN], input=words, capture_output=True, text=True, check=True)
+        return list(map(json.loads, done.stdout.splitlines()))
+
+    return run
+
+
+def test_a_wrong_recipe_is_refused_before_a_large_import(run_commands, recipe_file, tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("source: '{{ question }} {% if'\ntarget: '{{ answers[0] }}'\n", encoding="utf-8")
+    wrong = [
+        ({}, ["--lerning_rate", "1"], "command line: unknown setting lerning_rate. Did you mean learning_rate?"),
+        ({"learning_rat": 1}, [], "unknown setting learning_rat. Did you mean learning_rate?"),
+        ({"learning_rate": "high"}, [], "invalid float value: 'high'"),
+        ({"learning_rate": -1}, [], "learning_rate is -1.0; it must be at least 0"),
+        ({"optim": "best"}, [], "invalid choice: 'best' (choose from "),
+        ({"debug": "[all]"}, [], "invalid choice: 'all' (choose from "),
+        ({"bf16": "maybe"}, [], "Truthy value expected: got maybe"),
+        ({"init": "text"}, [], "init is text but init_text is missing"),
+        ({"save_strategy": "best"}, [], "save_strategy best needs evaluations to choose by"),
+        ({"streaming": "true"}, [], "streaming: a stream has no known length. Set max_steps."),
+        ({"train_file": "gone.jsonl"}, [], "gone.jsonl: no such file (looked in "),
+        ({"adapter": "gone"}, [], "adapter gone: no adapter_config.json there"),
+        ({"template": broken}, [], "broken.yaml: unexpected 'end of template'"),
+        ({"loss": "kl", "teacher_template": broken}, [], "broken.yaml: unexpected 'end of template'"),
+        ({"template": "question_answering/plane"}, [], "question_answering/plane"),
+    ]
+    commands = []
+    for number, (changes, flags, _) in enumerate(wrong):
+        settings = {"max_steps": -1} | changes
+        path = recipe_file(**settings).rename(tmp_path / f"{number}.yaml")
+        commands.append(["train", path, *flags])
+    path = recipe_file(train_file="gone.jsonl")
+    for command in ("check", "evaluate", "render"):
+        commands.append([command, path])
+    commands.append(["ensemble", path, "--adapters", "a", "b"])
+    messages = [message for _, _, message in wrong] + ["gone.jsonl: no such file"] * 4
+    for command, message, (code, errors, imported) in zip(commands, messages, run_commands(commands), strict=True):
+        assert (code, imported) == (2, []) and message in errors, (command, errors)
+
+
+def test_commands_that_read_no_rows_import_no_large_library(run_commands, tmp_path):
+    commands = [["--version"], ["train", "--help_all"], ["env"], ["templates"], ["train"], ["train", "none.yaml"]]
+    commands += [["show", tmp_path], ["predict", "--adapter"]]
+    codes = [0, 0, 0, 0, 2, 2, 1, 2]
+    for command, expected, (code, _, imported) in zip(commands, codes, run_commands(commands), strict=True):
+        assert (code or 0, imported) == (expected, []), command
+
+
+def test_the_package_imports_no_large_library():
+    code = f"import sys, prompt_tuning; assert not {LARGE!r} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_env_names_versions_memory_and_devices_and_no_token(monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_AbCdEfGh12")
+    monkeypatch.setenv("HF_ENDPOINT", "https://ann:secret@hub.example")
+    assert main(["env"]) == 0
+    shown = capsys.readouterr().out
+    assert "- torch: " in shown and " GiB" in shown and "- GPU: " in shown
+    assert "- HF_ENDPOINT: https://***@hub.example" in shown and "AbCdEfGh12" not in shown
