@@ -202,6 +202,13 @@ class PromptArguments:
     init_demonstrations: int = field(
         default=2, metadata={"help": "init demonstrations: number of training rows that the prompt starts from."}
     )
+    init_demonstration_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "init demonstrations: most tokens of such a row's source; longer rows are not drawn. By default "
+            "max_source_tokens."
+        },
+    )
     init_adapter: str | None = field(
         default=None,
         metadata={"help": "init adapter: folder or hub id of the soft prompt to start from; its length may differ."},

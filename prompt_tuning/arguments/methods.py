@@ -153,8 +153,8 @@ _ROWS = (
         "prompt_tuning",
         trained_part="embeddings",
         settings=(
-            "init", "residual", "init_demonstrations", "teacher_template", "encoder_hidden_size", "num_virtual_tokens",
-            "layer_vectors", "trained_text",
+            "init", "residual", "init_demonstrations", "init_demonstration_tokens", "teacher_template",
+            "encoder_hidden_size", "num_virtual_tokens", "layer_vectors", "trained_text",
         ),
         layered_learning_rate=1e-2,
         joins_ensembles=True,
@@ -181,8 +181,9 @@ _ROWS = (
         "prefix_tuning",
         trained_part="keys and values",
         settings=(
-            "init", "init_demonstrations", "teacher_template", "prefix_projection", "prefix_encoder", "prefix_decoder",
-            "prefix_cross", "encoder_hidden_size", "num_virtual_tokens", "layer_vectors", "trained_text",
+            "init", "init_demonstrations", "init_demonstration_tokens", "teacher_template", "prefix_projection",
+            "prefix_encoder", "prefix_decoder", "prefix_cross", "encoder_hidden_size", "num_virtual_tokens",
+            "layer_vectors", "trained_text",
         ),
         refused_inits=("frequent", "class_labels", "adapter"),
         instead_of_export="Train method prompt_tuning, or predict with prompt_tuning.Predictor.",

@@ -6,6 +6,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,6 +56,11 @@ def initial_text(
     if args.init == "class_labels":
         return " ".join(args.init_labels or ())
     if args.init == "demonstrations" and train_rows is not None:
+        limit = args.init_demonstration_tokens
+        if limit:
+            encoder = replace(
+                encoder, max_source_tokens=limit, truncate=(), source_setting="init_demonstration_tokens"
+            )
         return "\n\n".join(_draw_demonstrations(encoder, train_rows, args.init_demonstrations, seed)) + "\n\n"
     if args.init == "template" and train_rows is not None:
         text = encoder.common_prefix()
@@ -86,7 +92,7 @@ def _draw_demonstrations(encoder: Encoder, rows: Dataset, count: int, seed: int)
     if len(texts) < count:
         raise RecipeError(
             f"init_demonstrations is {count}, and "
-            f"{counted(len(texts), 'training row', 'fit max_source_tokens')}. Lower it."
+            f"{counted(len(texts), 'training row', f'fit {encoder.source_setting}')}. Lower it."
         )
     if unfit:
         rows_replaced = counted(len(unfit), "drawn row")

@@ -142,7 +142,7 @@ def _length_errors(recipe: Draft) -> list[str]:
             "num_virtual_tokens 0 leaves no prefix. Set method: prompt_tuning to train text of the template alone.",
         ),
     ]
-    for name in ("init", "residual", "init_demonstrations"):
+    for name in ("init", "residual", "init_demonstrations", "init_demonstration_tokens"):
         message = f"{name} has no effect with num_virtual_tokens 0. Leave one of them out."
         rules.append((name in recipe.explicitly_set and method.takes(name), message))
     return broken_rules(rules)

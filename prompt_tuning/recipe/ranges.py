@@ -69,6 +69,7 @@ RANGES = {
     "num_virtual_tokens": NOT_NEGATIVE,  # With 0 only text of the template is trained.
     "num_ranks": COUNT,
     "init_demonstrations": COUNT,
+    "init_demonstration_tokens": COUNT,
     "encoder_hidden_size": COUNT,
     "lora_r": COUNT,
     "lora_alpha": COUNT,

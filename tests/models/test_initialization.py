@@ -97,6 +97,18 @@ def test_a_demonstration_over_its_budget_is_replaced_and_logged(tokenizer, caplo
         initial_text(arguments, encoder, Dataset.from_list([long, long]), seed=0)
 
 
+def test_demonstrations_may_have_a_limit_of_their_own_over_which_no_row_is_cut(tokenizer):
+    long = {"context": "The story goes on and on. " * 30, "question": "Which?", "answers": {"text": ["it"]}}
+    rows = Dataset.from_list([long, *question_rows(2), long])
+    encoder = Encoder(Template.load("question_answering/plain"), tokenizer)
+    arguments = PromptArguments(init="demonstrations", init_demonstration_tokens=64)
+    for seed in range(8):
+        assert "goes on and on" not in initial_text(arguments, encoder, rows, seed)
+    arguments.init_demonstrations = 3
+    with pytest.raises(RecipeError, match="3, and 2 training rows fit init_demonstration_tokens"):
+        initial_text(arguments, encoder, rows, seed=0)
+
+
 def test_a_prompt_starts_from_another_adapter_of_any_length(llama, tokenizer, tmp_path):
     saved = add_soft_prompt(llama, prompt_config(llama, 4), torch.arange(128.0).reshape(4, 32))
     saved.save_pretrained(tmp_path)
