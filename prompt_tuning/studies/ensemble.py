@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from datasets import Dataset
 from transformers import LogitsProcessor, LogitsProcessorList, PretrainedConfig, set_seed
+from transformers.utils.logging import tqdm
 
 from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.data.loading import SPLITS
@@ -280,10 +281,12 @@ def write_together(
         sources.append(row["input_ids"][: source_length(row["labels"])])
     copies = len(names)
     written: list[list[str]] = [[] for _ in sources]
-    for numbers in _batches(trainer, sources, copies):
-        texts = _write_batch(trainer, [sources[number] for number in numbers], names, processors)
-        for place, number in enumerate(numbers):
-            written[number] = texts[place * copies : (place + 1) * copies]
+    with tqdm(total=len(sources), desc="ensemble", unit="row", disable=trainer.args.disable_tqdm) as bar:
+        for numbers in _batches(trainer, sources, copies):
+            texts = _write_batch(trainer, [sources[number] for number in numbers], names, processors)
+            for place, number in enumerate(numbers):
+                written[number] = texts[place * copies : (place + 1) * copies]
+            bar.update(len(numbers))
     return written
 
 
