@@ -83,7 +83,7 @@ def compare(
     with hold_folder(folder, FILES, written_before=has_runs(folder)):
         for recipe in compared:
             recipe.check_finished()
-        base = SharedBaseModel()
+        base = SharedBaseModel(planned=sum(recipe.num_runs for recipe in compared))
         runs: list[RecipeRuns] = []
         for recipe in compared:
             runs.append(run_recipe(recipe, base, metric, evaluate_hard_prompt=not runs))
@@ -126,8 +126,11 @@ def _run_equal_time(
             raise DataError(f"{recipe.folder}: a run has no seconds_per_step. Remove the folder, and run it again.")
         steps = max(1, round(first["steps"] * first["seconds_per_step"] / part["seconds_per_step"]))
         logger.info("%s: %s steps take as long as %s of %s", recipe.name, steps, first["steps"], compared[0].name)
-        same = steps == part["steps"]
-        equal.append(recipe_runs if same else run_seeds(recipe, base, recipe_runs.learning_rate, max_steps=steps))
+        if steps == part["steps"]:
+            equal.append(recipe_runs)
+            continue
+        base.planned += len(recipe.seeds)
+        equal.append(run_seeds(recipe, base, recipe_runs.learning_rate, max_steps=steps))
     return equal
 
 

@@ -52,6 +52,11 @@ class ComparedRecipe:
         """Several learning rates are tried."""
         return len(self.learning_rates) > 1
 
+    @property
+    def num_runs(self) -> int:
+        """The number of runs of all learning rates and seeds; the one that is tried and taken counts twice."""
+        return len(self.seeds) + (len(self.learning_rates) if self.tries else 0)
+
     def load(self, seed: int, rate: float | None, max_steps: int | None = None) -> Recipe:
         """Load the recipe of one run, with the run's folder."""
         name = self.name
@@ -152,9 +157,10 @@ def _run(
 ) -> Path:
     """Train or resume a run that is not finished, and return its folder."""
     folder = Path(recipe.training.output_dir)
-    if is_finished(recipe):
+    finished = is_finished(recipe)
+    base.announce(folder.name, finished=finished)
+    if finished:
         return folder
-    logger.info("%s", folder.name)
     trains = METHODS[recipe.prompt.method].trains
     return base.train(recipe, evaluate_hard_prompt=evaluate_hard_prompt or not trains, split=split)
 

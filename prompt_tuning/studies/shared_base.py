@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from prompt_tuning.runs.prepare import Prepared
 from prompt_tuning.runs.resume import BASE_MODEL, changed_since
 from prompt_tuning.runs.train import train
 from prompt_tuning.support.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 def is_finished(recipe: Recipe) -> bool:
@@ -78,10 +81,20 @@ class SharedBaseModel:
     Args:
         args: names the model that was read last.
         model: the model that was read last.
+        planned: the number of runs, for messages.
+        begun: the number of those that have begun, or were finished before.
     """
 
     args: ModelArguments | None = None
     model: PreTrainedModel | None = None
+    planned: int = 0
+    begun: int = 0
+
+    def announce(self, name: str, *, finished: bool) -> None:
+        """Count a run, and say which one of how many begins unless it is finished."""
+        self.begun += 1
+        if not finished:
+            logger.info("== run %s of %s: %s", self.begun, self.planned, name)
 
     def train(self, recipe: Recipe, *, evaluate_hard_prompt: bool = True, split: str | None = None) -> Path:
         """Train a recipe with this model, evaluate a split as `runs.train.train` does, and return the run's folder.

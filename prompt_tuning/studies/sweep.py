@@ -58,12 +58,12 @@ def sweep(path: str, overrides: list[str], folder: Path) -> dict[str, Any]:
 def _sweep(runs: Mapping[str, SweepRun], folder: Path) -> dict[str, Any]:
     """Run what is not finished in a folder that this process holds."""
     finished = _check(runs)
-    base = SharedBaseModel()
+    base = SharedBaseModel(planned=len(runs))
     errors = {}
     for name, run in runs.items():
+        base.announce(name, finished=finished[name])
         if finished[name]:
             continue
-        logger.info("== %s", name)
         try:
             base.train(load_recipe(run.recipe, run.flags))  # It also sets up accelerate for this run.
         except Exception as error:  # One task may fail in any way, and the other tasks are trained all the same.

@@ -132,6 +132,7 @@ def test_a_failed_run_is_reported_and_only_that_run_is_run_again(recipe_file, tm
     assert trained == ["one", "two", "three"]
     assert re.search(r"\| two +\| failed: `ZeroDivisionError: made up` +\|", out)
     assert re.search(r"\| three +\| f1 +\|", out)
+    assert "== run 1 of 3: one" in err and "== run 2 of 3: two" in err
     assert "two: made up" in err and "Traceback" in err
     assert "error" in json.loads((tmp_path / "runs" / "sweep.json").read_text())["two"]
     assert (tmp_path / "runs" / "two" / "checkpoint-1").is_dir()
