@@ -40,6 +40,7 @@ from prompt_tuning.cli import (
 )
 from prompt_tuning.cli.parsing import usage_errors
 from prompt_tuning.cli.processes import (
+    announce_imports,
     explain_lost_process,
     has_several_processes,
     is_first_process,
@@ -101,7 +102,7 @@ def _run(argv: list[str] | None) -> int:
         sys.stdout.reconfigure(encoding="utf-8")  # rows are of any language, whatever the terminal's is
     try:
         os.getcwd()  # Libraries ask for it when they are imported.
-        with explain_lost_process():
+        with announce_imports(), explain_lost_process():
             return args.run(args, rest) or 0
     except PromptTuningError as error:
         for line in str(error).splitlines():

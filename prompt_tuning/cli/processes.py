@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prompt_tuning.errors import without_secrets
 from prompt_tuning.support.text import printable
+
+IMPORTLIB = "<frozen importlib._bootstrap>"
 
 
 class PrintableFormatter(logging.Formatter):
@@ -42,6 +46,32 @@ def explain_lost_process() -> Iterator[None]:
 
         with explain():
             raise
+
+
+@contextmanager
+def announce_imports(delay: float = 0.8) -> Iterator[None]:
+    """Say on a terminal that libraries are loaded, if the block still imports one after some time.
+
+    PyTorch and transformers take seconds, in which nothing else would be printed.
+
+    Args:
+        delay: the seconds until then.
+    """
+    main_thread = threading.get_ident()
+
+    def say() -> None:
+        stack = traceback.walk_stack(sys._current_frames()[main_thread])  # noqa: SLF001 - its documented purpose
+        if any(frame.f_code.co_filename == IMPORTLIB for frame, _ in stack):
+            print("loading libraries ...", file=sys.stderr, flush=True)
+
+    timer = threading.Timer(delay, say)
+    timer.daemon = True
+    if is_first_process() and sys.stderr.isatty():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def set_up_messages() -> None:
