@@ -40,7 +40,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Evaluate the ensemble, and print its table."""
-    recipe = load_recipe(args.recipe, overrides)
+    recipe = load_recipe(args.recipe, overrides, args.adapters)
     from prompt_tuning.studies.ensemble import ensemble, ensemble_text
 
     folder = ensemble(recipe, args.adapters, args.combine, args.split, output_folder(recipe, overrides))

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Evaluate, and print the summary."""
     if args.predictions is not None and args.adapter:
         raise RecipeError("--predictions: they are written already. Leave --adapter or --predictions out.")
-    recipe = load_recipe(args.recipe, overrides)
+    recipe = load_recipe(args.recipe, overrides, [args.adapter] if args.adapter else [])
     from prompt_tuning.runs.evaluate import evaluate, evaluate_predictions
 
     folder = output_folder(recipe, overrides)

@@ -39,6 +39,9 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Print the readings of a prompt."""
+    from prompt_tuning.hub.ids import check_local_adapter
+
+    check_local_adapter(args.adapter)
     from prompt_tuning.studies.inspect import inspect, inspection_text
 
     report = inspect(

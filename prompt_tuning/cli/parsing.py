@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,15 +58,23 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file")
 
 
-def load_recipe(path: str, overrides: list[str]) -> Recipe:
-    """Load a recipe. What its text shows to be wrong is reported before torch is imported.
+def load_recipe(path: str, overrides: list[str], adapters: Sequence[str] = ()) -> Recipe:
+    """Load a recipe. What its text or a folder's files show to be wrong is reported before torch is imported.
+
+    Args:
+        path: the recipe.
+        overrides: the flags of the command line.
+        adapters: folders or hub ids that the command takes besides.
 
     Raises:
-        PromptTuningError: with all that is wrong.
+        PromptTuningError: with all that is wrong with the recipe, or a folder that is not an adapter's.
     """
+    from prompt_tuning.hub.ids import check_local_adapter
     from prompt_tuning.recipe.drafts import checked_draft
 
     draft = checked_draft(path, overrides)
+    for adapter in adapters:
+        check_local_adapter(adapter)
     from prompt_tuning.recipe.loading import complete
 
     return complete(draft)

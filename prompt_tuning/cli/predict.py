@@ -46,6 +46,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Predict, row by row in their order."""
     if has_several_processes():
         raise RecipeError("predict: it runs in one process. Start it without accelerate launch.")
+    from prompt_tuning.hub.ids import check_local_adapter
+    from prompt_tuning.support.data_files import checked_path
+
+    checked_path(args.input, args.output)
+    check_local_adapter(args.adapter, or_model=True)
     from prompt_tuning.runs.predict import predict
 
     predict(

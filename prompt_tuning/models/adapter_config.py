@@ -83,7 +83,7 @@ def load_adapter_config(folder: str | Path) -> PeftConfig:
             one with the prompts of several tasks.
     """
     run = RunFolder(adapter_folder(folder))
-    _check_files(run)
+    run.check_adapter()
     config = read_adapter_config(run)
     if isinstance(config, XLoraConfig):
         # PEFT would load them from any folder, and from the hub.
@@ -143,16 +143,3 @@ def _check_patterns(config: PeftConfig, run: RunFolder) -> None:
                     f"{run.adapter_config}: {name} has the pattern {pattern[:80]!r}, which repeats too much. Name the "
                     "modules in a list."
                 )
-
-
-def _check_files(run: RunFolder) -> None:
-    """Raise an AdapterError if a file of an adapter is missing."""
-    for name in run.ADAPTER_FILES:
-        if (run.path / name).is_file():
-            continue
-        if run.model_config.is_file():
-            raise AdapterError(
-                f"{run.path}: it is a whole model, as method: full trains. Write it as --model_name_or_path, without "
-                "--adapter."
-            )
-        raise AdapterError(f"{run.path}: no {name} there. Name the folder that `prompt-tuning train` wrote.")

@@ -22,7 +22,7 @@ from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.reports.losses import PREDICTION_LOSSES, prediction_counts
 from prompt_tuning.runs.predictor import Predictor, Question, read_question
-from prompt_tuning.support.data_files import ARCHIVES, CONVERSIONS, file_format, matching_files, other_format
+from prompt_tuning.support.data_files import checked_path, file_format
 from prompt_tuning.support.files import atomic_write
 from prompt_tuning.support.text import agreed, counted, print_text, printable_json
 
@@ -94,21 +94,6 @@ def report_counts(counts: Counter[str]) -> None:
         if counts[name]:
             of_all = counted(counts["rows"], "prediction")
             print_text(f"{counts[name]} of {of_all} {agreed(counts[name], message)}", file=sys.stderr)
-
-
-def checked_path(source: str, output: str) -> Path | None:
-    """Return the first file of the input, None for standard input; raise a DataError if it cannot be read."""
-    paths: list[Path | None] = [None] if source == "-" else [*matching_files(source)]
-    for name, path in (("--input", source), ("--output", output)):
-        if Path(path).expanduser().is_dir():
-            raise DataError(f"{name} {path}: a folder; name a file")
-    if not paths:
-        raise DataError(f"--input {source}: no such file")
-    if Path(source).suffix.lower() in (*CONVERSIONS, *ARCHIVES):
-        raise DataError(f"--input {other_format(source)}")
-    if len(paths) > 1 and not file_format(source):
-        raise DataError(f"--input {source}: {len(paths)} files of plain text; name one")
-    return paths[0]
 
 
 def _predict_batch(predictor: Predictor, batch: list[OriginAndRow], file: TextIO) -> Counter[str]:

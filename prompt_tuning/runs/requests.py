@@ -18,8 +18,9 @@ from prompt_tuning.encoding.decoding import cut_at_stop, special_tokens
 from prompt_tuning.errors import DataError, ModelError, RecipeError, first_line
 from prompt_tuning.reports.losses import prediction_counts
 from prompt_tuning.runs.exported import ExportedTask
-from prompt_tuning.runs.predict import checked_path, count_row, open_input, read_row, report_counts, stream_input
+from prompt_tuning.runs.predict import count_row, open_input, read_row, report_counts, stream_input
 from prompt_tuning.runs.predictor import Question
+from prompt_tuning.support.data_files import checked_path
 from prompt_tuning.support.files import atomic_write
 from prompt_tuning.support.json_values import parse_json
 from prompt_tuning.support.text import printable_json

@@ -6,6 +6,8 @@ import glob
 import os
 from pathlib import Path
 
+from prompt_tuning.errors import DataError
+
 LOCAL_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 """The format of a data file by the end of its name, in capitals too."""
 
@@ -46,3 +48,18 @@ def other_format(name: str | Path) -> str:
         call = CONVERSIONS[suffix].format(name=name, stem=path.with_suffix(""))
         return f"{name}: {path.suffix} is not read. Convert it in Python: `{call}`."
     return f"{name}: cannot tell its format. Expected a name ending in {', '.join(LOCAL_FORMATS)}."
+
+
+def checked_path(source: str, output: str) -> Path | None:
+    """Return the first file of the input, None for standard input; raise a DataError if it cannot be read."""
+    paths: list[Path | None] = [None] if source == "-" else [*matching_files(source)]
+    for name, path in (("--input", source), ("--output", output)):
+        if Path(path).expanduser().is_dir():
+            raise DataError(f"{name} {path}: a folder; name a file")
+    if not paths:
+        raise DataError(f"--input {source}: no such file")
+    if Path(source).suffix.lower() in (*CONVERSIONS, *ARCHIVES):
+        raise DataError(f"--input {other_format(source)}")
+    if len(paths) > 1 and not file_format(source):
+        raise DataError(f"--input {source}: {len(paths)} files of plain text; name one")
+    return paths[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from prompt_tuning.errors import DataError
+from prompt_tuning.errors import AdapterError, DataError
 from prompt_tuning.support.files import is_plain_name, read_json
 
 
@@ -53,6 +53,18 @@ class RunFolder:
     EXPORT_FILES: ClassVar[tuple[str, ...]] = (
         PROMPTS, f"{TASKS}/*/{RECIPE}", f"{TASKS}/*/{TEMPLATE}", f"{TASKS}/*/{ADAPTER_CONFIG}", "model-*.gguf",
     )  # fmt: skip
+
+    def check_adapter(self) -> None:
+        """Raise an AdapterError if a file of an adapter is missing."""
+        for name in self.ADAPTER_FILES:
+            if (self.path / name).is_file():
+                continue
+            if self.model_config.is_file():
+                raise AdapterError(
+                    f"{self.path}: it is a whole model, as method: full trains. Write it as --model_name_or_path, "
+                    "without --adapter."
+                )
+            raise AdapterError(f"{self.path}: no {name} there. Name the folder that `prompt-tuning train` wrote.")
 
     @property
     def adapter_config(self) -> Path:

@@ -1,12 +1,16 @@
 """What the text of a command line and its files show to be wrong is reported before a large library is imported."""
 
+import importlib
+import io
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
 from prompt_tuning.cli.main import main
+from prompt_tuning.cli.processes import announce_imports
 
 LARGE = {"accelerate", "datasets", "evaluate", "huggingface_hub", "numpy", "peft", "torch", "transformers"}
 # Run each command line of standard input in one process, and print its exit code, its errors and what it imported.
@@ -68,6 +72,25 @@ def test_a_wrong_recipe_is_refused_before_a_large_import(run_commands, recipe_fi
         assert (code, imported) == (2, []) and message in errors, (command, errors)
 
 
+def test_a_folder_or_file_that_is_not_there_is_reported_before_a_large_import(run_commands, recipe_file, tmp_path):
+    recipe, gone = recipe_file(), tmp_path / "gone"
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    commands = [
+        (["predict", "--adapter", gone], "gone: no adapter_config.json there"),
+        (["predict", "--adapter", gone, "--input", "gone.jsonl"], "--input gone.jsonl: no such file"),
+        (["inspect", gone], "gone: no adapter_config.json there"),
+        (["inspect", tmp_path / "model"], "model: it is a whole model"),
+        (["evaluate", recipe, "--adapter", gone], "gone: no adapter_config.json there"),
+        (["ensemble", recipe, "--adapters", gone, gone], "gone: no adapter_config.json there"),
+        (["show", gone], "gone: no results.json there"),
+        (["report", gone], "gone: no results.json there"),
+    ]
+    results = run_commands([command for command, _ in commands])
+    for (command, message), (code, errors, imported) in zip(commands, results, strict=True):
+        assert (code, imported) == (1, []) and message in errors, (command, errors)
+
+
 def test_commands_that_read_no_rows_import_no_large_library(run_commands, tmp_path):
     commands = [["--version"], ["train", "--help_all"], ["env"], ["templates"], ["train"], ["train", "none.yaml"]]
     commands += [["show", tmp_path], ["predict", "--adapter"]]
@@ -79,6 +102,26 @@ def test_commands_that_read_no_rows_import_no_large_library(run_commands, tmp_pa
 def test_the_package_imports_no_large_library():
     code = f"import sys, prompt_tuning; assert not {LARGE!r} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_terminal_says_that_libraries_are_loaded_if_that_takes_long(monkeypatch, tmp_path):
+    (tmp_path / "slow_library.py").write_text("import time\ntime.sleep(0.5)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    with announce_imports(0.1):
+        time.sleep(0.3)
+    with announce_imports(0.1):
+        importlib.import_module("slow_library")
+    assert shown.getvalue() == ""
+    shown.isatty = lambda: True
+    with announce_imports(0.1):
+        time.sleep(0.3)
+    assert shown.getvalue() == ""
+    del sys.modules["slow_library"]
+    with announce_imports(0.1):
+        importlib.import_module("slow_library")
+    assert shown.getvalue() == "loading libraries ...\n"
 
 
 def test_env_names_versions_memory_and_devices_and_no_token(monkeypatch, capsys):
