@@ -11,12 +11,17 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from prompt_tuning import Predictor
 from prompt_tuning.cli.main import main
+from prompt_tuning.data.rows import open_rows
 from prompt_tuning.errors import AdapterError, DataError, ModelError, PromptTuningError, RecipeError
+from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs import export_files
 from prompt_tuning.runs.export import export_runs
-from prompt_tuning.runs.export_check import check_export
+from prompt_tuning.runs.export_check import check_export, write_plainly
 from prompt_tuning.runs.exported import ExportedTask
 from prompt_tuning.runs.predictor import read_question
+from prompt_tuning.studies.ensemble import ensemble, vote
+from prompt_tuning.support.files import read_json_lines
+from prompt_tuning.support.run_folder import RunFolder
 
 TEXT = "Answer the question."
 
@@ -38,6 +43,17 @@ def test_an_export_of_several_methods_writes_what_their_runs_write(make_run, tmp
     task = prompts["tasks"]["qa"]
     assert len(task["ids"]) == 6 and task["max_tokens"] == 12 and task["score"] is None
     assert len(task["source_checksum"]) == 64
+
+
+def test_a_vote_over_the_texts_of_an_export_is_that_of_the_ensemble(make_run, recipe_file, tmp_path):
+    runs = [make_run(f"seed{seed}", seed=seed) for seed in range(3)]
+    folder = export_runs(runs, tmp_path / "out", rows=[make_run.rows] * 3)
+    rows = list(open_rows(make_run.rows))
+    texts = [write_plainly(folder, ExportedTask.load(folder, f"seed{seed}"), rows) for seed in range(3)]
+    recipe = load_recipe(recipe_file(model_name_or_path=tmp_path / "base"))
+    together = ensemble(recipe, runs, output_dir=tmp_path / "together")
+    expected = [row["ensemble"] for row in read_json_lines(RunFolder(together).predictions("test"))]
+    assert [vote(choices)[0] for choices in zip(*texts, strict=True)] == expected
 
 
 def test_a_check_that_fails_names_the_rows(make_run, tmp_path, caplog):

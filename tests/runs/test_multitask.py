@@ -358,6 +358,7 @@ def test_the_folder_of_all_tasks_names_their_folders(recipes, tmp_path, capsys):
         ["evaluate", "qa.yaml", "--adapter", run],
         ["evaluate", recipe, "--adapter", run],
         ["inspect", run],
+        ["export", run, "exported"],
     ]
     for command in commands:
         assert main(command) == 1
@@ -366,6 +367,15 @@ def test_the_folder_of_all_tasks_names_their_folders(recipes, tmp_path, capsys):
         load_adapter(build("llama"), run)
     assert main(["train", recipe]) == 2
     assert "holds checkpoint-4 already" in capsys.readouterr().err
+
+
+def test_the_folders_of_the_tasks_are_exported_together(recipes, tmp_path, caplog):
+    recipe, summaries = recipes(save_strategy="'no'"), tmp_path / "summaries.yaml"
+    summaries.write_text(summaries.read_text().replace("generation_num_beams: 2\n", ""))
+    assert main(["train", str(recipe)]) == 0
+    runs = [str(tmp_path / "run" / name) for name in ("qa", "summaries")]
+    assert main(["export", *runs, "exported", "--check", "test.jsonl", "summaries_test.jsonl"]) == 0
+    assert "qa: 9 of 9 rows" in caplog.text and "summaries: 7 of 7 rows" in caplog.text
 
 
 def test_an_interrupted_run_resumes_and_its_saved_recipe_runs_again(recipes, tmp_path):
