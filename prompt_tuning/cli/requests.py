@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from prompt_tuning.cli.parsing import SAME_COMMAND_RESUMES, Commands, add_command, add_trust, number_in
-from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.ranges import COUNT
 
 EXAMPLES = """\
@@ -29,7 +28,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--input", metavar="FILE", default="-", help="rows, as for predict (default: standard input)")
     parser.add_argument("--output", metavar="FILE", default="-", help="default: standard output; --url needs a file")
     parser.add_argument("--model", metavar="NAME", help="the server's name for the model (default: OUT)")
-    parser.add_argument("--text", action="store_true", help="write text instead of token ids")
+    parser.add_argument("--text", action="store_true", help="text instead of token ids, for servers that take none")
     parser.add_argument("--url", metavar="URL", help="send to the server here, such as http://localhost:8000/v1")
     parser.add_argument(
         "--concurrency", metavar="N", type=number_in(COUNT), default=8, help="requests at once (default: 8)"
@@ -40,15 +39,13 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Write the requests, or send them and write the rows with their predictions."""
-    if args.text and args.url:
-        raise RecipeError("--text: sent requests have token ids. Leave --text or --url out.")
     from prompt_tuning.runs.exported import ExportedTask
     from prompt_tuning.runs.requests import openai_client, send_requests, write_requests
 
     send = openai_client(args.url) if args.url else None
     task = ExportedTask.load(args.folder, args.task, trust_remote_code=args.trust_remote_code)
-    model = args.model or args.folder
+    options = {"model": args.model or args.folder, "as_text": args.text}
     if send is None:
-        write_requests(task, args.input, args.output, model=model, as_text=args.text)
+        write_requests(task, args.input, args.output, **options)
     else:
-        send_requests(task, args.input, args.output, send, model=model, concurrency=args.concurrency)
+        send_requests(task, args.input, args.output, send, concurrency=args.concurrency, **options)

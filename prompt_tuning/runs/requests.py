@@ -93,7 +93,14 @@ def _text(task: ExportedTask, ids: list[int], origin: str) -> str:
 
 
 def send_requests(
-    task: ExportedTask, source: str, output: str, send: Send, *, model: str, concurrency: int = 8
+    task: ExportedTask,
+    source: str,
+    output: str,
+    send: Send,
+    *,
+    model: str,
+    as_text: bool = False,
+    concurrency: int = 8,
 ) -> None:
     """Send a request for every row, and write the rows with their predictions as `predict` does.
 
@@ -105,6 +112,7 @@ def send_requests(
         output: the file to write.
         send: sends a request, such as `openai_client` returns it.
         model: the name that the server has for the exported model.
+        as_text: send the prompts as text instead of token ids.
         concurrency: the number of requests that are sent at once.
 
     Raises:
@@ -143,7 +151,7 @@ def send_requests(
                 counts.update(prediction_counts([known["prediction"]], [False]))
                 bar.update()
                 continue
-            body = request(task, question, origin, model=model)
+            body = request(task, question, origin, model=model, as_text=as_text)
             waiting.append((row, pool.submit(_answer, send, body, task.encoder.template.stop)))
             finish(2 * concurrency)
         finish(0)

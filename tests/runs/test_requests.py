@@ -83,6 +83,19 @@ def test_sent_rows_are_predicted_resumed_and_scored_as_the_run_does(exported, ma
     assert scores[0] == scores[1]
 
 
+def test_a_server_that_takes_no_token_ids_gets_text(exported, make_run, tmp_path, monkeypatch):
+    prompts = []
+
+    def send(body):
+        prompts.append(body["prompt"])
+        return SimpleNamespace(text="x", finish_reason="stop")
+
+    monkeypatch.setattr("prompt_tuning.runs.requests.openai_client", lambda url: send)
+    command = ["requests", str(exported), "--task", "qa", "--input", make_run.rows, "--url", "http://127.0.0.1:1/v1"]
+    assert main([*command, "--output", str(tmp_path / "answers.jsonl"), "--text", "--concurrency", "1"]) == 0
+    assert len(prompts) == 9 and all(prompt.startswith("<|prompt:qa:0|>") for prompt in prompts)
+
+
 def test_answers_of_other_rows_are_not_taken(exported, make_run, tmp_path):
     task = ExportedTask.load(exported, "qa")
 
