@@ -45,8 +45,16 @@ output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens
 print(tokenizer.decode(output[0, ids.shape[1]:], skip_special_tokens=True))
 ```
 
-`prompt-tuning requests FOLDER --task {first} --input rows.jsonl` renders rows and writes them as requests of OpenAI's
-completions API.
+## Serve
+
+```bash
+vllm serve FOLDER
+prompt-tuning requests FOLDER --task {first} --input rows.jsonl --url http://localhost:8000/v1 --output answers.jsonl
+```
+
+FOLDER is where this file is. The second command renders rows, sends them as token ids by OpenAI's completions API, and
+writes the answers. Without `--url` it writes the requests. llama.cpp's server takes the file that
+`prompt-tuning export --format gguf` adds: `llama-server --model FOLDER/model-q8_0.gguf --port 8000`.
 """
 
 BIAS = """
