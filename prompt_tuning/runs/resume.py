@@ -18,7 +18,7 @@ from prompt_tuning.models.base_model import is_same_model, read_base_model
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import read_yaml
-from prompt_tuning.training.resuming import check_whole, newest_whole_checkpoint
+from prompt_tuning.training.whole_checkpoints import check_whole, newest_whole_checkpoint
 
 logger = logging.getLogger(__name__)
 

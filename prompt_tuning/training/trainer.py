@@ -49,6 +49,7 @@ from prompt_tuning.training.losses import aligned_outputs, distillation_loss, te
 from prompt_tuning.training.optimizer import separate_layer_vectors
 from prompt_tuning.training.preparation import check_arguments, check_model, prepare_model, set_up_devices
 from prompt_tuning.training.sampling import EpochSampler, interrupted_order
+from prompt_tuning.training.whole_checkpoints import check_whole, newest_whole_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -189,11 +190,11 @@ class PromptTuningTrainer(EvaluatingTrainer):
         needs = {"needs_best": self.args.load_best_model_at_end, "needs_scaler": self.args.fp16}
         checkpoint = None
         if resume_from_checkpoint is True:
-            checkpoint = resuming.newest_whole_checkpoint(Path(self.args.output_dir), **needs)
+            checkpoint = newest_whole_checkpoint(Path(self.args.output_dir), **needs)
             resume_from_checkpoint = str(checkpoint) if checkpoint else True  # Trainer refuses True.
         elif resume_from_checkpoint not in (None, False):
             checkpoint = Path(str(resume_from_checkpoint))
-            resuming.check_whole(checkpoint, **needs)
+            check_whole(checkpoint, **needs)
         self.training_start.checkpoint = checkpoint
         with resuming.resumed(checkpoint, self.train_dataset, self.args):
             output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)

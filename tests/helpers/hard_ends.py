@@ -22,7 +22,7 @@ import prompt_tuning.runs.train  # noqa: F401  All forked processes share this i
 from helpers.killed_runs import RECIPE, ended, write_inputs
 from helpers.models import tiny_gguf
 from prompt_tuning.cli.main import main
-from prompt_tuning.training.resuming import checkpoint_problem
+from prompt_tuning.training.whole_checkpoints import checkpoint_problem
 
 STEPS = ["--max_steps", "6", "--save_total_limit", "9"]
 

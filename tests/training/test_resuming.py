@@ -16,7 +16,8 @@ from transformers import TrainerCallback
 
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import RecipeError
-from prompt_tuning.training.resuming import newest_whole_checkpoint, report_missing_states
+from prompt_tuning.training.resuming import report_missing_states
+from prompt_tuning.training.whole_checkpoints import newest_whole_checkpoint
 
 SAVED = dict(max_steps=4, save_steps=2, save_total_limit=5, learning_rate=3e-2)
 
