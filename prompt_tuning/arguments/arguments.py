@@ -101,6 +101,11 @@ class DataArguments:
     context_column: str | None = field(default=None, metadata={"help": "Column to read as `context`."})
     question_column: str | None = field(default=None, metadata={"help": "Column to read as `question`."})
     answer_column: str | None = field(default=None, metadata={"help": "Column to read as `answers`."})
+    source_column: str | None = field(
+        default=None,
+        metadata={"help": "translation: column of the texts in source_lang, if the code is not its name."},
+    )
+    target_column: str | None = field(default=None, metadata={"help": "The same for the texts in target_lang."})
     preprocessing_num_workers: int | None = field(
         default=None, metadata={"help": "Number of processes that encode rows."}
     )

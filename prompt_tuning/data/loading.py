@@ -26,8 +26,7 @@ from prompt_tuning.hub.download import hub_answers
 from prompt_tuning.support.data_files import matching_files
 from prompt_tuning.support.files import looks_like_path
 from prompt_tuning.support.run_folder import RunFolder
-from prompt_tuning.templates.shapes import language_pair, with_translation
-from prompt_tuning.templates.template import COLUMN_SETTINGS
+from prompt_tuning.templates.shapes import language_pair, standard_columns, with_translation
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +119,7 @@ def with_standard_columns(row: dict[str, Any], args: DataArguments) -> dict[str,
 
     Columns that the row lacks are ignored.
     """
-    renamed = {standard: row[name] for standard, name in _column_settings(args).items() if name in row}
+    renamed = {standard: row[name] for standard, name in standard_columns(vars(args)).items() if name in row}
     row = row | renamed
     if args.task == "translation":
         row = dict(with_translation(row, args.source_lang, args.target_lang))
@@ -248,7 +247,7 @@ def _standard_columns(
 ) -> Dataset | IterableDataset:
     """Rename columns to the standard ones, and make a translation of two columns, one for each language."""
     names = list(column_names(dataset))
-    for standard, name in _column_settings(args).items():
+    for standard, name in standard_columns(vars(args)).items():
         if not name or name == standard:
             continue
         if name not in names:
@@ -280,8 +279,3 @@ def _with_translation(
     # map does not encode its result, and with input_columns it leaves the columns that it reads as they are.
     features = Features(dataset.features | {"translation": WrittenJson()})
     return dataset.map(pair, input_columns=names, features=features)
-
-
-def _column_settings(args: DataArguments) -> dict[str, str | None]:
-    """Return the recipe's name of every standard column, or None if the recipe names none."""
-    return {standard: getattr(args, setting) for standard, setting in COLUMN_SETTINGS.items()}

@@ -39,7 +39,7 @@ SETTINGS_OF = {
     "train_split": "dataset_train_split split_train",
     "test_split": "dataset_test_split",
     "text_column": "dataset_text_field text_column_name",
-    "summary_column": "summary_column_name target_column",
+    "summary_column": "summary_column_name",
     "answer_column": "answer_column_name answers_column",
     "lang": "language",
     "num_virtual_tokens": "num_tokens prompt_length prompt_len num_prompt_tokens prefix_length pre_seq_len n_tokens",

@@ -110,6 +110,8 @@ def _dependency_errors(recipe: Draft) -> list[str]:
     }
     for name in ("dataset_config_name", "dataset_revision", "train_split", "validation_split", "test_split"):
         needs[name] = (data.dataset_name, "dataset_name")
+    for name in ("source_column", "target_column"):
+        needs[name] = (data.task == "translation", "task: translation")
     values = vars(recipe.training) | vars(data) | vars(prompt)
     flags = [flag for flag in read_flags() if "type" in flag]  # --no_bf16 has the default of a switch, not of bf16.
     at_default = {flag["dest"] for flag in flags if values.get(flag["dest"]) == flag["default"]}

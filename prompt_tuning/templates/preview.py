@@ -9,8 +9,8 @@ from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.support.tables import text_table
 from prompt_tuning.support.text import gap_after, has_unseen_characters
 from prompt_tuning.templates.languages import language_variables
-from prompt_tuning.templates.shapes import with_translation
-from prompt_tuning.templates.template import COLUMN_SETTINGS, Template
+from prompt_tuning.templates.shapes import standard_columns, with_translation
+from prompt_tuning.templates.template import Template
 
 FIRST_WORDS_WIDTH = 60
 
@@ -71,15 +71,15 @@ def rename_columns(
 
     Args:
         row: values by column.
-        columns: the settings of COLUMN_SETTINGS by name.
+        columns: the settings that name columns, by name.
         source_lang: by default the first language of the column `translation`.
         target_lang: by default the next language of the column `translation`.
 
     Raises:
         DataError: the row lacks a column that a setting names.
     """
-    for usual_name, setting in COLUMN_SETTINGS.items():
-        column = columns[setting]
+    languages = {"source_lang": source_lang, "target_lang": target_lang}
+    for usual_name, column in standard_columns(columns | languages).items():
         if column and column not in row:
             raise DataError(f"the row has no column {column!r}. It has {', '.join(map(repr, row))}.")
         if column:

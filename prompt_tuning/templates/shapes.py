@@ -17,6 +17,30 @@ import jinja2.nodes
 from prompt_tuning.templates.sandbox import environment, item_key
 from prompt_tuning.templates.values import kind_of
 
+COLUMN_SETTINGS = {
+    "document": "text_column",
+    "summary": "summary_column",
+    "context": "context_column",
+    "question": "question_column",
+    "answers": "answer_column",
+}
+
+
+def standard_columns(settings: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the data's name of every standard column; None for one that no setting names.
+
+    In a translation of two columns the standard name of each is the code of its language.
+
+    Args:
+        settings: the settings of COLUMN_SETTINGS, source_lang, source_column, target_lang and target_column by name.
+    """
+    columns = {standard: settings[setting] for standard, setting in COLUMN_SETTINGS.items()}
+    for side in ("source", "target"):
+        code = settings[f"{side}_lang"]
+        if code:
+            columns[code] = settings[f"{side}_column"]
+    return columns
+
 
 def standard_shapes(row: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
     """Return a row with the columns answers, translation and document in the shape that a template expects.

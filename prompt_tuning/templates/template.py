@@ -31,20 +31,12 @@ from prompt_tuning.templates.sandbox import (
     printed_values,
     trimmed_lines,
 )
-from prompt_tuning.templates.shapes import shape_hint, standard_shapes
+from prompt_tuning.templates.shapes import COLUMN_SETTINGS, shape_hint, standard_shapes
 from prompt_tuning.templates.values import kind_of, replaced, with_nulls
 
 UNNAMED_HINT = '. A column with a space or a dash in its name is row["its name"]'
 
 # The setting that reads a column under another name, by the usual name of the column.
-COLUMN_SETTINGS = {
-    "document": "text_column",
-    "summary": "summary_column",
-    "context": "context_column",
-    "question": "question_column",
-    "answers": "answer_column",
-}
-
 Compile = Callable[[str], jinja2.Template]
 
 

@@ -6,6 +6,7 @@ from helpers.rows import write_jsonl
 from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.data.loading import load_splits, row_origin, with_standard_columns
 from prompt_tuning.errors import DataError
+from prompt_tuning.templates.preview import rename_columns
 
 PAIRS = [{"document": f"Text {number}.", "summary": f"T{number}"} for number in range(5)]
 
@@ -46,6 +47,17 @@ def test_two_columns_named_by_languages_become_a_translation(tmp_path):
     path.write_text("fr,en\nBonjour.,Good morning.\n", encoding="utf-8")
     rows = load_splits(arguments(path, task="translation", source_lang="fr", target_lang="en"))["train"]
     assert rows[0]["translation"] == {"fr": "Bonjour.", "en": "Good morning."}
+
+
+def test_a_translation_of_two_columns_of_other_names_is_read_by_every_command(tmp_path):
+    path = write_jsonl(tmp_path / "pairs.jsonl", [{"src": "Bonjour.", "Anglais": "Good morning."}])
+    args = arguments(
+        path, task="translation", source_lang="fr", target_lang="en", source_column="src", target_column="Anglais"
+    )
+    assert load_splits(args)["train"][0]["translation"] == {"fr": "Bonjour.", "en": "Good morning."}
+    assert with_standard_columns({"src": "Bonjour."}, args)["translation"] == {"fr": "Bonjour."}
+    shown, _ = rename_columns({"src": "Bonjour.", "Anglais": "Good morning."}, vars(args), "fr", "en")
+    assert shown["translation"] == {"fr": "Bonjour.", "en": "Good morning."}
 
 
 def test_a_split_without_rows_is_reported(tmp_path):

@@ -128,6 +128,7 @@ from prompt_tuning.runs.prepare import prepare
         ({}, ["--no_prefix_encoder"], ["prefix_encoder has no effect with method prompt_tuning"]),
         ({"train_file": "[a.jsonl, b.jsonl]"}, [], ["line 3: train_file: expected one value, found a list of 2"]),
         ({"init_text": "{{question}}"}, [], ["line 15: a key must be one text. Quote a value that begins with {"]),
+        ({"source_column": "src"}, [], ["source_column has no effect without task: translation"]),
         ({"train_split": "half"}, [], ["train_split has no effect without dataset_name"]),
         ({"encoder_hidden_size": 5}, [], ["encoder_hidden_size has no effect without residual"]),
         ({"early_stopping_threshold": 0.5}, [], ["early_stopping_threshold has no effect without early_stopping"]),

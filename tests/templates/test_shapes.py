@@ -109,8 +109,7 @@ def test_two_columns_are_a_translation_in_training_prediction_and_preview(tmp_pa
     expected = {"fr": "Bonjour", "en": "Hello"}
     assert load_splits(args)["train"][0]["translation"] == expected
     assert with_standard_columns(pair, args)["translation"] == expected
-    columns = dict.fromkeys(("text_column", "summary_column", "context_column", "question_column", "answer_column"))
-    assert rename_columns(pair, columns, "fr", "en")[0]["translation"] == expected
+    assert rename_columns(pair, vars(args), "fr", "en")[0]["translation"] == expected
 
 
 def test_a_document_of_sentences_is_one_text_and_is_cut():
