@@ -11,7 +11,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, IterableDataset, config, load_dataset
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    config,
+    get_dataset_split_names,
+    load_dataset,
+)
 from datasets.exceptions import DatasetNotFoundError
 from httpx2 import HTTPError
 from huggingface_hub import constants
@@ -34,6 +42,9 @@ LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test"
 """The setting that limits the number of rows of every split."""
 
 SPLITS = tuple(LIMITS)
+
+NOT_FROM_HUB = (DatasetNotFoundError, FileNotFoundError, ConnectionError, HTTPError, ValueError, RuntimeError)
+"""The errors of a data set that cannot be loaded; one with a script is refused by a RuntimeError."""
 
 
 def load_splits(args: DataArguments, splits: tuple[str, ...] = SPLITS) -> DatasetDict:
@@ -66,6 +77,22 @@ def load_splits(args: DataArguments, splits: tuple[str, ...] = SPLITS) -> Datase
                 loaded[split] = _limited(dataset, args, split)
     errors.raise_all()
     return loaded
+
+
+def split_names(args: DataArguments) -> list[str]:
+    """Return the names of the splits of `dataset_name`, a data set of the hub or a folder that `save_to_disk` wrote.
+
+    Raises:
+        DataError: the folder is damaged, or the hub has no such data set or cannot be reached.
+    """
+    name = str(args.dataset_name)
+    if is_saved(name):
+        return [*saved_splits(name)]
+    _check_reachable(args, "train")
+    try:
+        return get_dataset_split_names(name, args.dataset_config_name, revision=args.dataset_revision)
+    except NOT_FROM_HUB as error:
+        raise _not_from_hub(args, "train", error) from error
 
 
 def split_origin(args: DataArguments, split: str) -> str:
@@ -216,8 +243,7 @@ def _load_from_hub(args: DataArguments, split: str, *, streaming: bool) -> Datas
             revision=args.dataset_revision,
             streaming=streaming,
         )
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, HTTPError, ValueError, RuntimeError) as error:
-        # datasets refuses a data set with a script by a RuntimeError.
+    except NOT_FROM_HUB as error:
         raise _not_from_hub(args, split, error) from error
 
 

@@ -54,7 +54,7 @@ def split_numbers(rows: Dataset, args: DataArguments, origin: str) -> dict[str, 
     Raises:
         DataError: a split or the rest would have no rows.
     """
-    groups = _groups(rows, args)
+    groups = passages(rows, args)
     seed = SEED if args.split_seed is None else args.split_seed
     order = sorted(groups, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest())
     numbers: dict[str, list[int]] = {}
@@ -79,7 +79,7 @@ def split_numbers(rows: Dataset, args: DataArguments, origin: str) -> dict[str, 
 def description(numbers: dict[str, list[int]], rows: Dataset, args: DataArguments) -> str:
     """Return one line for the log with the number of rows of every split, and what keeps rows together."""
     counts = ", ".join(f"{len(numbers[split])} {split}" for split in sorted(numbers))
-    column = _group_column(rows, args)
+    column = group_column(rows, args)
     passage = "text to translate" if column == "translation" else column
     together = f"; rows with the same {passage} stay together" if column else ""
     return f"cut by {', '.join(_settings(args))} into {counts} rows{together}"
@@ -89,17 +89,18 @@ def _settings(args: DataArguments) -> list[str]:
     return [f"{split}_size {split_size(args, split)}" for split in CUT if split_size(args, split)]
 
 
-def _group_column(rows: Dataset, args: DataArguments) -> str | None:
+def group_column(rows: Dataset, args: DataArguments) -> str | None:
+    """Return the column that keeps rows together in one split, if the rows have one."""
     columns = GROUP_COLUMNS[args.task] if args.task else ()
     return next(filter(rows.column_names.__contains__, columns), None)
 
 
-def _groups(rows: Dataset, args: DataArguments) -> dict[str, list[int]]:
+def passages(rows: Dataset, args: DataArguments) -> dict[str, list[int]]:
     """Return the numbers of the rows of every passage, compared without case and white space.
 
     A row without a passage is a group of its own.
     """
-    column = _group_column(rows, args)
+    column = group_column(rows, args)
     groups: dict[str, list[int]] = defaultdict(list)
     values = rows[column] if column else [None] * len(rows)
     for number, value in enumerate(values):

@@ -121,9 +121,9 @@ def _readers(text: str) -> dict[str, Callable[[Any], Any]]:
     prints_text = False
     for item in items:
         if _is_name(item.node, "translation"):
-            readers["translation"] = _translation
+            readers["translation"] = as_translation
         if _is_name(item.node, "answers") and item_key(item) == "text":
-            readers["answers"] = _answers
+            readers["answers"] = as_answers
             prints_text = prints_text or item in printed
     if prints_text:
         # A template that prints `answers.text` expects one text there.
@@ -138,7 +138,7 @@ def _is_name(node: jinja2.nodes.Node, name: str) -> bool:
     return isinstance(node, jinja2.nodes.Name) and node.name == name
 
 
-def _answers(value: Any) -> Any:
+def as_answers(value: Any) -> Any:
     """Return answers as `{text: [...]}`. An empty list of them is a question without an answer."""
     if isinstance(value, Mapping):
         texts = value.get("text")
@@ -159,7 +159,7 @@ def _answer(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) else value
 
 
-def _translation(value: Any) -> Any:
+def as_translation(value: Any) -> Any:
     """Return a translation as `{code: text}`, or `{code: [text, ...]}` for a language with several."""
     if isinstance(value, Mapping) and set(value) == {"language", "translation"}:
         pairs = list(zip(value["language"], value["translation"], strict=False))
