@@ -25,6 +25,7 @@ from prompt_tuning.cli import (
     evaluate,
     export,
     import_gguf,
+    init,
     inspect,
     predict,
     push,
@@ -51,8 +52,8 @@ from prompt_tuning.support.text import print_text
 
 # The order of `prompt-tuning --help`.
 COMMANDS = (
-    train, evaluate, predict, templates, render, check, rank, compare, sweep, ensemble, inspect, show, report, card,
-    push, export, requests, import_gguf, schema, env,
+    init, train, evaluate, predict, templates, render, check, rank, compare, sweep, ensemble, inspect, show, report,
+    card, push, export, requests, import_gguf, schema, env,
 )  # fmt: skip
 
 # Errors of a disk or of a path that the user named.

@@ -79,6 +79,23 @@ class RecipeParser(argparse.ArgumentParser):
                 errors.append(f"command line: {error}")
         return errors
 
+    def typed_flags(self, flags: list[str]) -> dict[str, Any]:
+        """Return the typed value of every setting that the flags of a command line set.
+
+        Raises:
+            RecipeError: with all that is wrong with the flags.
+        """
+        errors = self.flag_errors(flags)
+        if errors:
+            raise RecipeError("\n".join(errors))
+        words: list[str] = []
+        for group in split_flags(flags):
+            # argparse takes -1e-3 for a flag, unless it follows "=".
+            words += ["=".join(group)] if len(group) == 2 and "=" not in group[0] else group
+        for action in self._actions:
+            action.default = argparse.SUPPRESS
+        return vars(self.parse_args(words))
+
     def _flag_error(self, words: list[str]) -> str | None:
         """Return what is wrong with one flag and its values."""
         name = flag_name(words[0])

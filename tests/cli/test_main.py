@@ -29,6 +29,7 @@ COMMANDS = [
     "rank",
     "sweep",
     "schema",
+    "init",
 ]
 
 

@@ -1,0 +1,342 @@
+"""Propose a recipe for a user's rows: what `init` writes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from prompt_tuning.arguments.arguments import DataArguments, ModelArguments
+from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.data.loading import LIMITS, load_splits, split_origin
+from prompt_tuning.data.recognition import TARGETS, Recognized, are_yes_or_no, recognize
+from prompt_tuning.data.sources import find_source
+from prompt_tuning.data.splitting import group_column, passages
+from prompt_tuning.encoding.dataset import encode
+from prompt_tuning.encoding.row_encoder import Encoder
+from prompt_tuning.errors import DataError
+from prompt_tuning.models.initialization import DEFAULT_VIRTUAL_TOKENS
+from prompt_tuning.models.loading import load_config, load_tokenizer
+from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.text import counted, listed
+from prompt_tuning.templates.languages import language_variables
+from prompt_tuning.templates.template import Template
+
+SAMPLE = 200
+"""The number of rows by which columns are recognised."""
+
+MEASURED = 2000
+"""The number of rows of a split of which tokens are counted."""
+
+SHARES = {"test": 0.2, "validation": 0.1}
+MOST_EVALUATED = {"test": 500, "validation": 200}
+"""The most rows of a split that a proposal evaluates, since the model writes a text for each."""
+
+BATCH_SIZE = 8
+LEAST_STEPS, MOST_STEPS = 40, 120
+EPOCHS = 3
+DEMONSTRATIONS = 2
+MOST_PROMPT_TOKENS = 512
+ROUNDED = 8
+"""Budgets of tokens are multiples of this number."""
+
+MOST_LINES = 0.05
+"""The largest share of targets of several lines that a template may cut at their first line break."""
+
+SPEAKERS = r"(?m)^[^\n:：]{1,30}[:：].*\n[^\n:：]{1,30}[:：]"
+"""Two lines of a dialogue, each of which begins with who speaks."""
+
+LOCAL_MODELS = Path("models")
+MODELS = {"English": "HuggingFaceTB/SmolLM2-135M-Instruct", "others": "Qwen/Qwen3-0.6B"}
+"""The models of this project's own recipes."""
+
+Ask = Callable[[str, Sequence[str]], str]
+"""Returns the answer to a question, of which the first of the given answers is proposed."""
+
+
+@dataclass
+class Proposal:
+    """The settings of a recipe with the reason of each.
+
+    Args:
+        settings: the settings, by name.
+        set_by_user: the settings that are not proposed but set; they win.
+        reasons: comments, by the setting that each stands above.
+        recognized: what is known of the rows.
+    """
+
+    settings: dict[str, Any]
+    set_by_user: dict[str, Any]
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str = "", **settings: Any) -> None:
+        """Add settings with one reason. What the user has set stays."""
+        names = [name for name in settings if name not in self.set_by_user]
+        for name in names:
+            self.settings[name] = settings[name]
+        if names and reason:
+            self.reasons[names[0]] = reason
+
+    def data(self) -> DataArguments:
+        """Return the settings of the rows."""
+        return DataArguments(**_of_block(DataArguments, self.settings | self.set_by_user))
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the value of a setting; None if it has none."""
+        return (self.settings | self.set_by_user).get(name)
+
+
+def propose(name: str, set_by_user: dict[str, Any], ask: Ask) -> Proposal:
+    """Return a recipe for the rows of a file, a folder or a data set of the hub.
+
+    Args:
+        name: the file, the pattern, the folder or the hub id.
+        set_by_user: typed settings that are not guessed.
+        ask: asks what the rows do not tell.
+
+    Raises:
+        PromptTuningError: the rows cannot be read, do not show their task, or the model cannot be loaded.
+    """
+    proposal = Proposal(find_source(name, set_by_user), set_by_user)
+    origin = {
+        key: set_by_user[key] for key in set_by_user if key.endswith(("_file", "_split")) or key.startswith("data")
+    }
+    raw = load_splits(DataArguments(**_of_block(DataArguments, proposal.settings | origin)))
+    if "train" not in raw:
+        raise DataError(f"{name}: no training rows. Name a file or a folder that has them.")
+    sizes = {split: len(rows) for split, rows in raw.items()}
+    columns = listed(raw["train"].column_names)
+    proposal.reasons[next(iter(proposal.settings))] = f"{_counts(sizes)}, with the columns {columns}."
+    rows = list(_some(raw["train"], SAMPLE))
+    recognized = _recognize(rows, proposal, ask)
+    standard = load_splits(proposal.data(), ("train",))["train"]
+    _propose_splits(proposal, sizes, standard)
+    _propose_model(proposal, ask)
+    model = ModelArguments(**_of_block(ModelArguments, proposal.settings | set_by_user))
+    config = load_config(model)
+    tokenizer = load_tokenizer(model, proposal["source_lang"], proposal["target_lang"])
+    template, reason = choose_template(recognized, rows, config, tokenizer)
+    if proposal["lang"] not in ("en", None):
+        reason += (
+            f" Its words are English; `prompt-tuning templates {template} > mine.yaml` writes a file to translate."
+        )
+    proposal.add(reason, template=template)
+    _propose_lengths(proposal, config, tokenizer)
+    steps = min(max(math.ceil(EPOCHS * len(standard) / BATCH_SIZE), LEAST_STEPS), MOST_STEPS)
+    proposal.add(per_device_train_batch_size=BATCH_SIZE)
+    if "num_train_epochs" not in set_by_user:
+        proposal.add(max_steps=steps)
+    proposal.add(seed=42, output_dir=_free_folder(name))
+    return proposal
+
+
+def _counts(sizes: Mapping[str, int]) -> str:
+    return ", ".join(counted(size, f"{split} row") for split, size in sizes.items())
+
+
+def choose_template(
+    recognized: Recognized,
+    rows: Sequence[Mapping[str, Any]],
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[str, str]:
+    """Return a shipped template and the reason for it."""
+    task = recognized.settings["task"]
+    targets = recognized.texts[TARGETS[task]]
+    other = f"Words for the model. `prompt-tuning templates {task}` lists others, and `rank` finds the best of them."
+    if "t5" in config.model_type:
+        return f"{task}/t5", "T5 was pre-trained with this wording."
+    if task == "question_answering":
+        if are_yes_or_no(targets):
+            return f"{task}/yes_no", "All answers are yes or no, so that the likelier of the two is taken."
+        if all(isinstance(row.get("choices"), list) for row in rows):
+            return f"{task}/multiple_choice", "The rows have a list of choices."
+        if not all(map(str.strip, targets)):
+            return f"{task}/unanswerable", "Some questions have no answer."
+    if _share("\n", targets) > MOST_LINES:
+        kind = "chat" if tokenizer.chat_template else "t5"
+        return (
+            f"{task}/{kind}",
+            "Some targets have several lines, and most templates end a prediction at a line break.",
+        )
+    if task == "summarization":
+        is_dialogue = _share(SPEAKERS, recognized.texts["document"]) > 0.5
+        return (
+            (f"{task}/instruction_dialogue", "The texts are dialogues.")
+            if is_dialogue
+            else (f"{task}/instruction_last", other)
+        )
+    return f"{task}/{'plain' if task == 'translation' else 'instruction_last'}", other
+
+
+def _share(pattern: str, texts: Sequence[str]) -> float:
+    """Return the share of texts in which a pattern occurs, apart from spaces at their ends."""
+    return sum(re.search(pattern, text.strip()) is not None for text in texts) / len(texts)
+
+
+def choose_method(num_rows: int, prompt_tokens: float, *, fits: bool) -> tuple[dict[str, Any], str]:
+    """Return the settings of the method, and the reason for them.
+
+    Args:
+        num_rows: the number of training rows.
+        prompt_tokens: the usual length of a prompt that starts from DEMONSTRATIONS training rows.
+        fits: the model has positions for the longest of these prompts.
+    """
+    method = METHODS["prompt_tuning"]
+    settings: dict[str, Any] = {"method": method.name}
+    rate = {"learning_rate": method.default_learning_rate(network=False, layer_vectors=False)}
+    if num_rows < BATCH_SIZE or prompt_tokens > MOST_PROMPT_TOKENS or not fits:
+        return settings | rate, "A soft prompt of 20 tokens that starts from words of the vocabulary."
+    settings |= {"init": "demonstrations", "init_demonstrations": DEMONSTRATIONS}
+    return settings | rate, "A soft prompt that starts from two training rows, the best start of a prompt so far."
+
+
+def _of_block(block: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that belong to a block of a recipe."""
+    names = {setting.name for setting in fields(block)}
+    return {name: value for name, value in settings.items() if name in names}
+
+
+def _some(rows: Dataset, most: int) -> Dataset:
+    """Return at most so many rows, evenly from all of them."""
+    return rows.select(range(0, len(rows), math.ceil(len(rows) / most)))
+
+
+def _recognize(rows: Sequence[Mapping[str, Any]], proposal: Proposal, ask: Ask) -> Recognized:
+    """Recognise the rows, add their settings, and ask for the direction of a translation."""
+    recognized = recognize(rows, proposal.set_by_user)
+    choices = recognized.choices.get("source_lang", [])
+    if choices and not {"source_lang", "source_column"} & proposal.set_by_user.keys():
+        source = ask("Which language do you translate from?", choices)
+        if source != choices[0]:
+            recognized = recognize(rows, proposal.set_by_user | {"source_lang": source})
+    for name, value in recognized.settings.items():
+        proposal.add(recognized.reasons.get(name, ""), **{name: value})
+    return recognized
+
+
+def _propose_splits(proposal: Proposal, sizes: Mapping[str, int], rows: Dataset) -> None:
+    """Add the splits that are cut from the training rows, and the limits of those that are there.
+
+    Raises:
+        DataError: all rows are of one passage, so that none are left to evaluate.
+    """
+    groups = passages(rows, proposal.data())
+    column = group_column(rows, proposal.data())
+    passage = "text to translate" if column == "translation" else column or "row"
+    missing = [split for split in ("test", "validation") if split not in sizes]
+    if missing and len(groups) < 2:
+        raise DataError(f"all rows have the same {passage}, so that none can be kept for a test. Set --test_file.")
+    reason = f"Evaluated rows are cut from the {len(rows):,} rows."
+    if len(groups) < len(rows):
+        reason = f"{reason} They have {len(groups):,} different values of {passage}, and equal ones stay together."
+    usual = np.median([len(numbers) for numbers in groups.values()])
+    for split in missing[: len(groups) - 1]:
+        size = min(round(SHARES[split] * len(rows)), MOST_EVALUATED[split])
+        proposal.add(reason, **{f"{split}_size": int(max(size, usual))})
+        reason = ""
+    for split, limit in LIMITS.items():
+        most = MOST_EVALUATED.get(split, 0)
+        if 0 < most < sizes.get(split, 0):
+            proposal.add(f"The first {most} of {sizes[split]:,} {split} rows, since each is written.", **{limit: most})
+
+
+def _propose_model(proposal: Proposal, ask: Ask) -> None:
+    """Add the base model: one in the folder models, or a small one of the hub."""
+    if proposal["model_name_or_path"]:
+        return
+    is_english = {proposal["lang"], proposal["source_lang"], proposal["target_lang"]} <= {"en", None}
+    names = [str(config.parent) for config in sorted(LOCAL_MODELS.glob(f"*/{RunFolder.MODEL_CONFIG}"))]
+    names.append(MODELS["English" if is_english else "others"])
+    model = ask("Which base model, a folder or a hub id?", names)
+    proposal.add(
+        "The frozen base model, of which any other causal model may take the place.", model_name_or_path=model
+    )
+
+
+def _propose_lengths(proposal: Proposal, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add the token budgets and the method, whose prompt has to fit beside them.
+
+    Raises:
+        PromptTuningError: the template does not fit the rows.
+    """
+    data = proposal.data()
+    template = Template.load(str(proposal["template"]))
+    loaded = load_splits(data)
+    template.check_columns(loaded["train"].column_names, split_origin(data, "train"), template.training_columns)
+    languages = language_variables(data.source_lang, data.target_lang)
+    encoder = Encoder(
+        template,
+        tokenizer,
+        is_encoder_decoder=config.is_encoder_decoder,
+        max_source_tokens=sys.maxsize,
+        max_target_tokens=sys.maxsize,
+        languages=languages,
+    )
+    sources, targets = _lengths(loaded, encoder, data)
+    positions = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    target = _rounded(max(targets) if encoder.closed else np.percentile(targets, 99))
+    cut = proposal["truncate"] or template.truncate
+    most = np.percentile(sources, 95) if cut else max(sources)
+    source = min(_rounded(most), positions - target - DEFAULT_VIRTUAL_TOKENS)
+    fate = f"Longer ones lose the end of {' or '.join(cut)}." if cut else "Nothing may be cut."
+    proposal.add(f"Tokens of a source: {_spread(sources, 95)}. {fate}", max_source_tokens=source)
+    proposal.add(
+        f"Tokens of a target: {_spread(targets, 99)}. Training rows that do not fit are left out and counted.",
+        max_target_tokens=target,
+        drop_overlong=True,
+    )
+    usual = DEMONSTRATIONS * float(np.median(sources) + np.median(targets))
+    fits = (DEMONSTRATIONS + 1) * (source + target + ROUNDED) <= positions
+    settings, reason = choose_method(len(loaded["train"]), usual, fits=fits)
+    if "method" not in proposal.set_by_user:
+        proposal.add(reason, **settings)
+
+
+def _lengths(loaded: DatasetDict, encoder: Encoder, data: DataArguments) -> tuple[list[int], list[int]]:
+    """Return the numbers of tokens of the sources and of the targets of some rows of every split.
+
+    Raises:
+        DataError: not one row can be encoded.
+    """
+    sources: list[int] = []
+    targets: list[int] = []
+    problems = []
+    for split, rows in loaded.items():
+        encoded, report = encode(_some(rows, MEASURED), encoder)
+        problems += [f"{split_origin(data, split)}: {message}" for _, message in report.problems[:1]]
+        for row in encoded:
+            target = sum(label != -100 for label in row["labels"])
+            targets.append(target)
+            sources.append(len(row["input_ids"]) - (0 if encoder.is_encoder_decoder else target))
+    if not sources:
+        raise DataError(f"no row can be encoded. The first problem: {problems[0]}")
+    return sources, targets
+
+
+def _spread(lengths: Sequence[int], percent: int) -> str:
+    usual, most = np.percentile(lengths, [50, percent])
+    return f"{usual:.0f} in the median, at most {most:.0f} in {percent} % of the rows, {max(lengths)} in the longest"
+
+
+def _rounded(tokens: float) -> int:
+    return math.ceil(tokens / ROUNDED) * ROUNDED
+
+
+def _free_folder(name: str) -> str:
+    """Return a folder of runs/ that is not there yet, named after the data."""
+    stem = re.sub(r"[^\w.-]+", "-", Path(name).stem).strip("-.") or "mine"
+    numbers = itertools.count(2)
+    folder = Path("runs") / stem
+    while folder.exists():
+        folder = Path("runs") / f"{stem}-{next(numbers)}"
+    return str(folder)

@@ -1,0 +1,158 @@
+"""init writes a recipe that runs at once, from rows of other names and formats, and replaces no file unasked."""
+
+import csv
+import io
+import json
+import sys
+
+import pandas as pd
+import pytest
+from helpers.rows import question_rows, write_jsonl
+
+from prompt_tuning.cli.main import main
+from prompt_tuning.recipe.drafts import read_pairs
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.check import check
+
+QUICK = ["--yes", "--no_measurement", "--use_cpu=true"]
+
+
+def settings_of(path):
+    return {pair.key: pair.value for pair in read_pairs(path)}
+
+
+@pytest.fixture
+def init(tmp_path, model_folders, monkeypatch, capsys):
+    """Return a function that runs init in an empty folder and returns the settings that it wrote, after a check."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(data, *flags, quick=QUICK):
+        command = ["init", str(data), "--model_name_or_path", str(model_folders["llama"]), *quick, *flags]
+        assert main(command) == 0, capsys.readouterr().err
+        check(load_recipe(tmp_path / "recipe.yaml"))
+        return settings_of(tmp_path / "recipe.yaml")
+
+    return run
+
+
+def renamed(count):
+    """Make rows of questions as a program would export them, with columns of other names."""
+    rows = []
+    for row in question_rows(count):
+        rows.append(
+            {"nr": row["id"], "seite": row["context"], "was": row["question"], "fund": row["answers"]["text"][0]}
+        )
+    return rows
+
+
+def write_csv(path, rows, delimiter):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+RENAMED = {"context_column": "seite", "question_column": "was", "answer_column": "fund"}
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.parquet"])
+def test_tables_of_other_names_become_a_recipe_that_checks(name, init, tmp_path):
+    rows = renamed(40)
+    if name == "rows.parquet":
+        pd.DataFrame(rows).to_parquet(tmp_path / name)
+    else:
+        write_csv(tmp_path / name, rows, ";" if name == "rows.csv" else "\t")
+    settings = init(name)
+    assert settings["train_file"] == name and settings["task"] == "question_answering"
+    assert {key: settings[key] for key in RENAMED} == RENAMED
+    assert (settings["test_size"], settings["validation_size"], settings["lang"]) == ("8", "4", "en")
+    assert settings["output_dir"] == "runs/rows" and "use_cpu" in settings
+
+
+def test_nested_squad_is_cut_by_passage(init, tmp_path, capsys):
+    paragraphs = []
+    for row in question_rows(12):
+        answers = [{"text": "Oslo", "answer_start": 0}]
+        qas = [{"id": row["id"] + letter, "question": row["question"], "answers": answers} for letter in "abcd"]
+        paragraphs.append({"context": f"{row['context']} Number {row['id']} is in Oslo.", "qas": qas})
+    (tmp_path / "squad.json").write_text(json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]}))
+    settings = init("squad.json")
+    assert settings["task"] == "question_answering" and "context_column" not in settings
+    text = (tmp_path / "recipe.yaml").read_text()
+    assert "They have 12 different values of context, and equal ones stay together." in text
+    rows = check(load_recipe(tmp_path / "recipe.yaml"))[""].rows
+    contexts = [set(rows[split]["context"]) for split in ("train", "validation", "test")]
+    assert all(contexts) and not contexts[0] & contexts[1] and not contexts[0] & contexts[2]
+
+
+def test_a_folder_of_chinese_rows_keeps_its_splits(init, tmp_path):
+    for split, count in (("train", 12), ("dev", 4)):
+        rows = []
+        for number in range(count):
+            passage = f"{split}第{number}号渡船于{1900 + number}年用橡木建造，在卑尔根运送邮件四十年。"
+            rows.append({"文章": passage, "问题": f"第{number}号渡船是哪一年建造的？", "答案": f"{1900 + number}年"})
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    settings = init(tmp_path)
+    assert settings["validation_file"] == f"{tmp_path}/dev.jsonl" and "validation_size" not in settings
+    assert (settings["lang"], settings["test_size"], settings["question_column"]) == ("zh", "2", "问题")
+    assert "Its words are English" in (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+
+
+def test_the_measured_recipe_has_its_costs_and_leaves_no_other_file(init, tmp_path, capsys):
+    write_csv(tmp_path / "pairs.csv", [{"fr": f"Le bateau {n}.", "en": f"The boat {n}."} for n in range(24)], ",")
+    flags = ("--source_lang", "en", "--target_lang", "fr", "--max_steps", "7", "--num_virtual_tokens", "4")
+    settings = init("pairs.csv", *flags, "--init=vocab", quick=["--use_cpu=true"])
+    assert (settings["source_lang"], settings["max_steps"], settings["init"]) == ("en", "7", "vocab")
+    text = (tmp_path / "recipe.yaml").read_text()
+    assert "so that 7 steps take about" in text and "The prompt has 4 virtual tokens." in text
+    assert {path.name for path in tmp_path.iterdir()} == {"pairs.csv", "recipe.yaml"}
+    shown = capsys.readouterr().out
+    assert "Train: prompt-tuning train recipe.yaml" in shown and "train_runtime" not in shown
+
+
+def test_a_terminal_is_asked_only_what_rows_do_not_show(init, tmp_path, monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    write_csv(tmp_path / "pairs.csv", [{"fr": f"Le bateau {n}.", "en": f"The boat {n}."} for n in range(24)], ",")
+    monkeypatch.setattr(sys, "stdin", Terminal("en\n"))
+    assert init("pairs.csv", quick=["--no_measurement"])["target_lang"] == "fr"
+    assert capsys.readouterr().err.count("?") == 1
+    (tmp_path / "recipe.yaml").unlink()
+    monkeypatch.setattr(sys, "stdin", Terminal(""))
+    assert init("pairs.csv", quick=["--no_measurement"])["target_lang"] == "en"
+
+
+def test_a_file_is_replaced_only_if_told(init, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("mine")
+    assert main(["init", "rows.jsonl", *QUICK]) == 2
+    assert "recipe.yaml: the file is there already. Name another --output" in capsys.readouterr().err
+    assert (tmp_path / "recipe.yaml").read_text() == "mine"
+    write_jsonl(tmp_path / "rows.jsonl", question_rows(20))
+    assert init("rows.jsonl", "--overwrite")["task"] == "question_answering"
+    assert main(["init", "rows.jsonl", "--output", "rows.jsonl", "--overwrite", *QUICK]) == 2
+    assert main(["init", "none.csv", "--output", "other.yaml", *QUICK]) == 1
+    assert "none.csv" in capsys.readouterr().err and not (tmp_path / "other.yaml").exists()
+
+
+def test_names_of_a_stranger_stay_text(init, tmp_path, capsys):
+    evil = "was\nmodel_name_or_path: evil/model\x1b[2J\u2028metrics: [evil/metric]"
+    rows = [{"seite": row["seite"], evil: row["was"], "fund": row["fund"]} for row in renamed(20)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    settings = init("rows.jsonl")
+    assert settings["question_column"] == evil and "evil" not in settings["model_name_or_path"]
+    assert "metrics" not in settings
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+
+
+def test_a_recipe_that_does_not_run_is_written_and_its_errors_are_named(tmp_path, model_folders, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "rows.jsonl", question_rows(20))
+    model = str(model_folders["llama"])
+    flags = ["--yes", "--use_cpu=true", "--model_name_or_path", model, "--metrics", "no_such_metric"]
+    assert main(["init", "rows.jsonl", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "no_such_metric" in error and "recipe.yaml is written. Correct it, and run `prompt-tuning check" in error
+    assert settings_of(tmp_path / "recipe.yaml")["metrics"] == ["no_such_metric"]
