@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, combinations, islice, permutations
+from itertools import chain, combinations, islice, permutations, repeat
 from statistics import median
 from typing import Any
 
@@ -30,7 +30,13 @@ TASK_COLUMNS = {"question_answering": ("question", "answers", "context"), "summa
 TARGETS = {"question_answering": "answers", "summarization": "summary", "translation": "target"}
 SOURCE_NAMES = {"source", "src", "input", "原文"}
 TARGET_NAMES = {"target", "tgt", "trg", "output", "译文", "translation"}
-PARALLEL_COLUMNS = {"sourceString", "targetString", "sourceLang", "targetLang"}
+TASK_SETTINGS = {
+    "question_answering": ("context_column", "question_column", "answer_column"),
+    "summarization": ("text_column", "summary_column"),
+    "translation": ("source_lang", "source_column", "target_lang", "target_column"),
+}
+"""The settings that only one task has."""
+
 QUESTION_MARK = re.compile(r"[?？؟]\s*$")
 
 MOST = 0.5
@@ -86,8 +92,7 @@ def recognize(rows: Sequence[Mapping[str, Any]], set_by_user: Mapping[str, Any])
     if "translation" in tasks:
         sides = _sides_of_column(rows)
         if sides:
-            languages = ", ".join(side.code for side in sides)
-            return _translation(sides, f"The column translation has texts in {languages}.", set_by_user)
+            return _translation(sides, f"The column translation has texts in {_names_of(sides)}.", set_by_user)
     if "question_answering" in tasks:
         names = _named("question_answering", texts, set_by_user)
         if names:
@@ -125,12 +130,10 @@ def _first_text(value: Any) -> str:
 
 def _tasks_of_settings(set_by_user: Mapping[str, Any]) -> list[str]:
     """Return the tasks that the columns and languages that a user has set belong to; all of them without any."""
-    for task, columns in TASK_COLUMNS.items():
-        if any(set_by_user.get(COLUMN_SETTINGS[column]) for column in columns):
+    for task, settings in TASK_SETTINGS.items():
+        if not set_by_user.keys().isdisjoint(settings):
             return [task]
-    if any(set_by_user.get(f"{side}_{kind}") for side in ("source", "target") for kind in ("lang", "column")):
-        return ["translation"]
-    return [*TARGETS]
+    return [*TASK_SETTINGS]
 
 
 def _by_texts(tasks: Sequence[str], texts: Texts, set_by_user: Mapping[str, Any]) -> Recognized:
@@ -154,13 +157,12 @@ def _by_texts(tasks: Sequence[str], texts: Texts, set_by_user: Mapping[str, Any]
         shortened = _summary(some, set_by_user)
         if shortened:
             return _with_columns("summarization", *shortened, texts)
-    flags = ["--task question_answering, --context_column, --question_column and --answer_column"]
-    flags += ["--task summarization, --text_column and --summary_column"]
-    flags += ["--task translation, --source_lang, --source_column, --target_lang and --target_column"]
-    wanted = [flag for flag in flags if flag.split()[1].rstrip(",") in tasks]
+    advice = []
+    for task in tasks:
+        advice.append(f"--task {task}, --{', --'.join(TASK_SETTINGS[task])}")
     raise DataError(
         f"the columns ({listed([*texts]) or 'none of them holds text'}) do not show {_task_or_columns(tasks)}. Set "
-        f"{'; or '.join(wanted)}."
+        f"{'; or '.join(advice)}."
     )
 
 
@@ -174,7 +176,8 @@ def _with_columns(task: str, names: Mapping[str, str], reason: str, texts: Texts
     for standard in COLUMN_SETTINGS:
         if names.get(standard, standard) != standard:
             settings[COLUMN_SETTINGS[standard]] = names[standard]
-    recognized = Recognized(settings, {"task": reason}, {standard: texts[name] for standard, name in names.items()})
+    standard_texts = dict(zip(names, map(texts.__getitem__, names.values()), strict=True))
+    recognized = Recognized(settings, {"task": reason}, standard_texts)
     targets = recognized.texts[TARGETS[task]]
     # Answers of one word show their script, but seldom their language.
     language = language_of_script(targets) or guess_language(list(chain.from_iterable(recognized.texts.values())))
@@ -194,45 +197,53 @@ class _Side:
     texts: list[str]
     column: str | None = None
 
+    def __str__(self) -> str:
+        """Return its name for a message."""
+        return self.column or self.code
+
 
 def _sides_of_column(rows: Sequence[Mapping[str, Any]]) -> list[_Side]:
     """Return the languages of the column `translation`; none if it does not hold several."""
-    pairs = [as_translation(row.get("translation")) for row in rows]
-    codes = list(pairs[0]) if isinstance(pairs[0], Mapping) else []
-    if len(codes) < 2 or not all(isinstance(pair, Mapping) for pair in pairs):
-        return []
-    return [_Side(str(code), [_first_text(pair.get(code)) for pair in pairs]) for code in codes]
+    texts: dict[Any, list[str]] = {}
+    for row in rows:
+        pair = as_translation(row.get("translation"))
+        if not isinstance(pair, Mapping):
+            return []
+        texts = texts or {code: [] for code in pair}
+        for code, of_language in texts.items():
+            of_language.append(_first_text(pair.get(code)))
+    return list(map(_Side, map(str, texts), texts.values())) if len(texts) > 1 else []
 
 
 def _sides_by_name(first: Mapping[str, Any], texts: Texts, set_by_user: Mapping[str, Any]) -> list[_Side]:
     """Return the columns that a user names or that are named by languages; none if these are not at least two."""
-    columns = (set_by_user.get("source_column"), set_by_user.get("target_column"))
-    if all(column in texts for column in columns):
-        return [_side_by_text(str(column), texts) for column in columns]
-    if set(first) >= PARALLEL_COLUMNS:
-        codes = [str(first["sourceLang"]), str(first["targetLang"])]
-        return [_Side(code, texts[f"{side}String"]) for side, code in zip(("source", "target"), codes, strict=True)]
+    source, target = set_by_user.get("source_column"), set_by_user.get("target_column")
+    if source in texts and target in texts:
+        return [_side_by_text(source, texts), _side_by_text(target, texts)]
+    if {"sourceLang", "targetLang"} <= first.keys() and {"sourceString", "targetString"} <= texts.keys():
+        source = _Side(str(first["sourceLang"]), texts["sourceString"])
+        return [source, _Side(str(first["targetLang"]), texts["targetString"])]
     sides = []
     for column in texts:
         code = column.removeprefix("sentence_")
         base = re.split(r"[-_]", code)[0]
+        # The code of Indonesian, id, is also a usual name of a column that holds no language.
+        if base == "id" and guess_language(texts[column]) != "id":
+            continue
         if base.isascii() and base.lower() in LANGUAGES and language_pair(first, code):
             sides.append(_Side(code, texts[column]))
         elif column.strip().casefold() in LANGUAGE_OF_NAME:
             sides.append(_Side(LANGUAGE_OF_NAME[column.strip().casefold()], texts[column], column))
-    # The code of Indonesian, id, is also a usual name of a column that holds no language.
-    sides = [side for side in sides if side.code != "id" or guess_language(side.texts) == "id"]
     return sides if len(sides) > 1 else []
 
 
 def _sides_by_text(texts: Texts) -> list[_Side]:
     """Return two columns of similar length that are in different languages; none if there are no two such columns."""
-    for pair in combinations(texts, 2):
-        sides = [_side_by_text(column, texts) for column in pair]
-        lengths = sorted(sum(map(len, side.texts)) for side in sides)
-        is_similar = lengths[1] <= MOST_TIMES_AS_LONG * lengths[0]
-        if is_similar and sides[0].code != sides[1].code and UNKNOWN not in (sides[0].code, sides[1].code):
-            return sides
+    for first, second in combinations(map(_side_by_text, texts, repeat(texts)), 2):
+        shorter, longer = sorted((_length(first.texts), _length(second.texts)))
+        has_two_languages = first.code != second.code and UNKNOWN not in (first.code, second.code)
+        if has_two_languages and longer <= MOST_TIMES_AS_LONG * shorter:
+            return [first, second]
     return []
 
 
@@ -258,18 +269,31 @@ def _translation(sides: Sequence[_Side], reason: str, set_by_user: Mapping[str, 
                 f"the language of the column {side.column!r} is unknown. Set --{name}_lang, such as --{name}_lang fr."
             )
     texts = {"source": first.texts, "target": second.texts}
-    codes = list(dict.fromkeys([settings["source_lang"], *(side.code for side in sides)]))
-    return Recognized(settings, {"task": reason}, texts, {"source_lang": codes})
+    codes = dict.fromkeys([settings["source_lang"]])
+    for side in sides:
+        codes[side.code] = None
+    return Recognized(settings, {"task": reason}, texts, {"source_lang": [*codes]})
 
 
 def _ordered(sides: Sequence[_Side], set_by_user: Mapping[str, Any]) -> tuple[_Side, _Side]:
     """Return the side to translate from and the side to translate into."""
-    sides = sorted(sides, key=lambda side: _plain(side.column or "") in TARGET_NAMES)
-    sides.sort(key=lambda side: _plain(side.column or "") not in SOURCE_NAMES)
-    target = next((side for side in sides if side.code == set_by_user.get("target_lang")), None)
-    others = [side for side in sides if side is not target]
-    source = next((side for side in others if side.code == set_by_user.get("source_lang")), others[0])
-    return source, target or next(side for side in others if side is not source)
+    others = sorted(sides, key=_place)
+    target = _with_code(others, set_by_user.get("target_lang"))
+    if target:
+        others.remove(target)
+    source = _with_code(others, set_by_user.get("source_lang")) or others[0]
+    others.remove(source)
+    return source, target or others[0]
+
+
+def _place(side: _Side) -> int:
+    """Return 0 for a column named as a source, 2 for one named as a target, 1 for others."""
+    name = _plain(side.column or "")
+    return 0 if name in SOURCE_NAMES else 2 if name in TARGET_NAMES else 1
+
+
+def _with_code(sides: Sequence[_Side], code: str | None) -> _Side | None:
+    return next(filter(lambda side: side.code == code, sides), None)
 
 
 def _plain(column: str) -> str:
@@ -277,7 +301,7 @@ def _plain(column: str) -> str:
 
 
 def _names_of(sides: Sequence[_Side]) -> str:
-    return ", ".join(f"{side.column or side.code}" for side in sides)
+    return ", ".join(map(str, sides))
 
 
 def _named(task: str, texts: Texts, set_by_user: Mapping[str, Any]) -> dict[str, str] | None:
@@ -285,7 +309,7 @@ def _named(task: str, texts: Texts, set_by_user: Mapping[str, Any]) -> dict[str,
     names: dict[str, str] = {}
     for standard in TASK_COLUMNS[task]:
         of_user = set_by_user.get(COLUMN_SETTINGS[standard])
-        name = of_user or _usual(standard, [column for column in texts if column not in names.values()])
+        name = of_user or _usual(standard, texts.keys() - set(names.values()))
         if name not in texts:
             return None
         names[standard] = name
@@ -294,8 +318,10 @@ def _named(task: str, texts: Texts, set_by_user: Mapping[str, Any]) -> dict[str,
 
 def _usual(standard: str, columns: Iterable[str]) -> str | None:
     """Return the column with the most telling of the usual names of a standard column; None if there is none."""
-    plain = {_plain(column): column for column in columns}
-    return next((plain[name] for name in NAMES[standard].split() if name in plain), None)
+    columns = sorted(columns)
+    by_name = dict(zip(map(_plain, columns), columns, strict=True))
+    name = next(filter(by_name.__contains__, NAMES[standard].split()), None)
+    return None if name is None else by_name[name]
 
 
 def _naming(names: Mapping[str, str]) -> str:
@@ -315,7 +341,7 @@ def _questions(texts: Texts, set_by_user: Mapping[str, Any]) -> tuple[dict[str, 
         score, reason = within, f"{within:.0%} of the texts of {answers} are a part of {context}"
         if are_yes_or_no(texts[answers]) and _length(texts[context]) > _length(texts[question]):
             score, reason = 1.0, f"the texts of {answers} are yes and no"
-        score += _length(texts[context]) / 1e6  # Of two columns that hold the answers, the longer is the context.
+        score += _length(texts[context]) / 1e6  # The context is the longer of two columns that hold the answers.
         if score >= MOST and (best is None or score > best[0]):
             best = (score, names, f"{asked:.0%} of the texts of {question} end with a question mark, and {reason}.")
     return None if best is None else best[1:]
@@ -323,42 +349,44 @@ def _questions(texts: Texts, set_by_user: Mapping[str, Any]) -> tuple[dict[str, 
 
 def _summary(texts: Texts, set_by_user: Mapping[str, Any]) -> tuple[dict[str, str], str] | None:
     """Return the columns of a long text and of a much shorter one that differs from row to row, and the reason."""
-    sentences = [name for name in texts if _length(texts[name]) >= LEAST_WORDS and _is_varied(texts[name])]
-    sentences.sort(key=lambda name: -_length(texts[name]))
+    sentences = sorted(filter(lambda name: _are_sentences(texts[name]), texts), key=lambda name: -_length(texts[name]))
     for document, summary in combinations(sentences, 2):
         names = {"document": document, "summary": summary}
         ratio = _length(texts[summary]) / _length(texts[document])
         if ratio <= SHORTER and not _contradicts(names, set_by_user):
-            return names, f"A text of {summary} has {ratio:.0%} of the words of {document}, in the median."
+            return names, f"A text of {summary} has {ratio:.0%} of the length of {document}, in the median."
     return None
 
 
 def _contradicts(names: Mapping[str, str], set_by_user: Mapping[str, Any]) -> bool:
     """Return True if a user has named another column than one of these."""
-    settings = ((set_by_user.get(COLUMN_SETTINGS[standard]), name) for standard, name in names.items())
-    return any(of_user and of_user != name for of_user, name in settings)
+    return any(set_by_user.get(COLUMN_SETTINGS[standard], name) != name for standard, name in names.items())
 
 
 def _share(holds: Callable[[str], object], texts: Sequence[str]) -> float:
     """Return the share of the texts, of those that are not empty, for which a function holds."""
-    filled = [text for text in texts if text.strip()]
+    filled = list(filter(str.strip, texts))
     return sum(map(bool, map(holds, filled))) / len(filled) if filled else 0.0
 
 
 def _share_within(parts: Sequence[str], wholes: Sequence[str]) -> float:
     """Return the share of rows whose part is a proper part of the whole, of those that have a part."""
-    pairs = [(normalised(part), normalised(whole)) for part, whole in zip(parts, wholes, strict=True) if part.strip()]
-    return sum(part in whole and part != whole for part, whole in pairs) / len(pairs) if pairs else 0.0
+    num_parts = num_within = 0
+    for part, whole in zip(map(normalised, parts), map(normalised, wholes), strict=True):
+        num_parts += part != ""
+        num_within += part != "" and part != whole and part in whole
+    return num_within / max(num_parts, 1)
 
 
 def are_yes_or_no(texts: Sequence[str]) -> bool:
     """Return True if every text is yes or no, and both occur."""
-    return {normalised(text) for text in texts} == {"yes", "no"}
+    return set(map(normalised, texts)) == {"yes", "no"}
 
 
 def _length(texts: Sequence[str]) -> float:
-    return median(len(words(text)) for text in texts)
+    return median(map(len, texts))
 
 
-def _is_varied(texts: Sequence[str]) -> bool:
-    return len(set(texts)) >= MOST * len(texts)
+def _are_sentences(texts: Sequence[str]) -> bool:
+    """Return True if most texts have several words and differ from each other, unlike categories and names."""
+    return median(map(len, map(words, texts))) >= LEAST_WORDS and len(set(texts)) >= MOST * len(texts)

@@ -53,7 +53,10 @@ def split_of_name(name: str) -> str | None:
     ('validation', 'train', None)
     """
     parts = re.split(r"[^a-z]+", name.casefold())
-    return next((split for split, names in SPLIT_WORDS.items() if set(names) & set(parts)), None)
+    for split, names in SPLIT_WORDS.items():
+        if not set(names).isdisjoint(parts):
+            return split
+    return None
 
 
 def _files_of_folder(folder: Path) -> dict[str, Any]:
@@ -79,8 +82,8 @@ def _pattern(files: list[Path]) -> str:
         return str(files[0])
     folder, suffix = files[0].parent, files[0].suffix
     # The common prefix of two sorted names is that of all.
-    letters = takewhile(lambda pair: pair[0] == pair[1], zip(files[0].name, files[-1].name, strict=False))
-    prefix = "".join(letter for letter, _ in letters)
+    same = takewhile(bool, map(str.__eq__, files[0].name, files[-1].name))
+    prefix = files[0].name[: sum(same)]
     pattern = f"{glob.escape(str(folder / prefix))}*{suffix}"
     if matching_files(pattern) != files:
         names = [file.name for file in files]

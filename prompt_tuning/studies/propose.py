@@ -113,7 +113,7 @@ def propose(name: str, set_by_user: dict[str, Any], ask: Ask) -> Proposal:
     raw = load_splits(DataArguments(**_of_block(DataArguments, proposal.settings | origin)))
     if "train" not in raw:
         raise DataError(f"{name}: no training rows. Name a file or a folder that has them.")
-    sizes = {split: len(rows) for split, rows in raw.items()}
+    sizes = raw.num_rows
     columns = listed(raw["train"].column_names)
     proposal.reasons[next(iter(proposal.settings))] = f"{_counts(sizes)}, with the columns {columns}."
     rows = list(_some(raw["train"], SAMPLE))
@@ -202,8 +202,7 @@ def choose_method(num_rows: int, prompt_tokens: float, *, fits: bool) -> tuple[d
 
 def _of_block(block: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that belong to a block of a recipe."""
-    names = {setting.name for setting in fields(block)}
-    return {name: value for name, value in settings.items() if name in names}
+    return {setting.name: settings[setting.name] for setting in fields(block) if setting.name in settings}
 
 
 def _some(rows: Dataset, most: int) -> Dataset:
@@ -239,7 +238,7 @@ def _propose_splits(proposal: Proposal, sizes: Mapping[str, int], rows: Dataset)
     reason = f"Evaluated rows are cut from the {len(rows):,} rows."
     if len(groups) < len(rows):
         reason = f"{reason} They have {len(groups):,} different values of {passage}, and equal ones stay together."
-    usual = np.median([len(numbers) for numbers in groups.values()])
+    usual = np.median(list(map(len, groups.values())))
     for split in missing[: len(groups) - 1]:
         size = min(round(SHARES[split] * len(rows)), MOST_EVALUATED[split])
         proposal.add(reason, **{f"{split}_size": int(max(size, usual))})
