@@ -25,6 +25,9 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Write the report, and print its path."""
+    from prompt_tuning.reports.run_files import read_results
+
+    read_results(args.folder)  # A folder of no run is reported before torch is imported.
     from prompt_tuning.reports.html import write_report
 
     print_text(write_report(args.folder, trust_remote_code=args.trust_remote_code))
