@@ -37,7 +37,7 @@ from prompt_tuning.encoding.batching import unpadded
 from prompt_tuning.engine.calls import setting
 from prompt_tuning.engine.dispatch import get_base, has_prompt
 from prompt_tuning.engine.kv_cache import RoomyLayer, cache_of_rows, caches_of_rows
-from prompt_tuning.engine.stop_texts import StopTexts
+from prompt_tuning.engine.stop_texts import HalfFinished, StopTexts
 from prompt_tuning.engine.trained_tokens import TrainedTable
 
 # Transformers makes these processors from settings too, unless one of the same class is passed. Placeholder ids do not
@@ -342,23 +342,6 @@ def _with_settings_of_ids(base: PreTrainedModel, kwargs: dict[str, Any], starts:
     return kwargs | neutral | {"logits_processor": shown}
 
 
-class HalfFinished(StoppingCriteria):
-    """A criterion that ends a batch as soon as half of its rows have ended, and remembers which."""
-
-    def __init__(self, criteria: StoppingCriteriaList) -> None:
-        """Set the criteria by which a row ends."""
-        self.criteria = criteria
-        self.finished = torch.zeros((), dtype=torch.bool)
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Return `[B]`, true for all rows as soon as half of them have ended."""
-        ended = self.criteria(input_ids, scores, **kwargs)
-        self.finished = self.finished.to(ended.device) | ended
-        if int((~self.finished).sum()) <= len(ended) // 2:
-            return torch.ones_like(ended)
-        return ended
-
-
 def _generate_dropping_finished(
     base: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, cache: Cache, **kwargs: Any
 ) -> Any:
@@ -396,5 +379,7 @@ def _generate_dropping_finished(
         attention_mask = torch.cat([attention_mask, grown], 1)[unfinished]
         alive = alive[unfinished]
         input_ids = written[unfinished]
+        for criterion in kwargs.get("stopping_criteria") or ():
+            criterion.keep(unfinished.tolist())
         output.cache.batch_select_indices(unfinished)
         arguments |= {"attention_mask": attention_mask, "cache": output.cache}

@@ -73,7 +73,7 @@ def generate_row_by_row(
     written: list[torch.Tensor] = []
     for number, (ids, mask) in enumerate(zip(input_ids, attention_mask.bool(), strict=True)):
         row = ids[mask][None]
-        settings = dict(kwargs) if num_rows == 1 else kwargs | _own_copies(kwargs)
+        settings = dict(kwargs) if num_rows == 1 else kwargs | _own_copies(kwargs, number)
         if allowed:
             settings["prefix_allowed_tokens_fn"] = functools.partial(_allowed_in_row, allowed, number)
         with peft_warnings_ignored():
@@ -98,18 +98,20 @@ def _check_several_rows(base: PreTrainedModel, kwargs: dict[str, Any]) -> None:
         raise AdapterError(f"generate: a streamer cannot be told several rows apart. {ONE_AT_A_TIME}")
 
 
-def _own_copies(kwargs: dict[str, Any]) -> dict[str, Any]:
+def _own_copies(kwargs: dict[str, Any], row: int) -> dict[str, Any]:
     """Return copies of a user's processors and criteria for one row, since they may remember what they have seen."""
     copies: dict[str, Any] = {}
     for name, make_list in (("logits_processor", LogitsProcessorList), ("stopping_criteria", StoppingCriteriaList)):
         if kwargs.get(name):
-            copies[name] = make_list([_copy(item) for item in kwargs[name]])
+            copies[name] = make_list([_copy(item, row) for item in kwargs[name]])
     return copies
 
 
-def _copy(item: Any) -> Any:
+def _copy(item: Any, row: int) -> Any:
     if isinstance(item, StopTexts):  # It holds a tokenizer.
-        return copy.copy(item)
+        copied = copy.copy(item)
+        copied.keep([row])
+        return copied
     try:
         return copy.deepcopy(item)
     except Exception as error:

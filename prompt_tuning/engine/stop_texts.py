@@ -11,6 +11,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
+    StoppingCriteriaList,
 )
 
 from prompt_tuning.encoding.chat import answer_ends
@@ -64,6 +65,9 @@ class StopTexts(StoppingCriteria):
         self._ended = {row for row, end in zip(rows, ended, strict=True) if end}
         return torch.tensor(ended, device=input_ids.device)
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Continue with these rows of the batch alone."""
+
     def _ends(self, row: tuple[int, ...], num_new: int) -> bool:
         """Return whether the last `num_new` tokens of a row end it."""
         new = row[-num_new:]
@@ -91,6 +95,41 @@ class StopTexts(StoppingCriteria):
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+class StopTextsOfRows(StopTexts):
+    """A criterion that ends each row at stop texts of its own."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[Sequence[str]]) -> None:
+        """Set the tokenizer, and for each row the texts that end it."""
+        super().__init__(tokenizer, ())
+        self.of_rows = [StopTexts(tokenizer, stop) for stop in stops]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Return for each row of ids `[B, T]` whether it has ended, `[B]`."""
+        rows = input_ids.split(1)
+        return torch.cat([criterion(row, scores) for criterion, row in zip(self.of_rows, rows, strict=True)])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Continue with these rows of the batch alone."""
+        self.of_rows = [self.of_rows[row] for row in rows]
+
+
+class HalfFinished(StoppingCriteria):
+    """A criterion that ends a batch as soon as half of its rows have ended, and remembers which."""
+
+    def __init__(self, criteria: StoppingCriteriaList) -> None:
+        """Set the criteria by which a row ends."""
+        self.criteria = criteria
+        self.finished = torch.zeros((), dtype=torch.bool)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return `[B]`, true for all rows as soon as half of them have ended."""
+        ended = self.criteria(input_ids, scores, **kwargs)
+        self.finished = self.finished.to(ended.device) | ended
+        if int((~self.finished).sum()) <= len(ended) // 2:
+            return torch.ones_like(ended)
+        return ended
 
 
 def text_settings(
