@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from prompt_tuning.cli.parsing import Commands, add_command, add_moved_model, add_trust, number_in
-from prompt_tuning.cli.processes import has_several_processes
-from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.ranges import COUNT
 
 EXAMPLES = """\
@@ -14,6 +13,8 @@ EXAMPLES = """\
   echo '{"context": "Ada lives in Turin.", "question": "Where?"}' | prompt-tuning predict --adapter runs/quickstart
   prompt-tuning predict --adapter runs/fr-en --input sentences.txt --batch_size 32
   prompt-tuning predict --adapter somebody/squad-prompt@main --input rows.jsonl
+  prompt-tuning predict --adapter qa=runs/quickstart runs/fr-en --input mixed.jsonl --output predicted.parquet
+  accelerate launch --num_processes 2 -m prompt_tuning predict --adapter runs/mine --input rows.jsonl --output out.csv
 """
 
 
@@ -22,7 +23,14 @@ def add_parser(commands: Commands) -> None:
     parser = add_command(
         commands, "predict", run, help="Predict for the rows of a file or of standard input.", examples=EXAMPLES
     )
-    parser.add_argument("--adapter", metavar="ADAPTER", required=True, help="folder or hub id of a trained run")
+    parser.add_argument(
+        "--adapter",
+        metavar="ADAPTER",
+        nargs="+",
+        required=True,
+        help="folder or hub id of a trained run; or of several on one base model, each also as NAME=ADAPTER, for rows "
+        "whose column `task` names one",
+    )
     parser.add_argument(
         "--input",
         metavar="FILE",
@@ -33,10 +41,30 @@ def add_parser(commands: Commands) -> None:
         "--output",
         metavar="FILE",
         default="-",
-        help="JSON Lines: the rows, with their `prediction` (default: standard output)",
+        help="the rows with their `prediction`: csv, tsv, parquet or a JSON array if its name ends so, else JSON "
+        "Lines (default: standard output)",
     )
     parser.add_argument(
         "--batch_size", "--batch-size", metavar="N", type=number_in(COUNT), default=8, help="default: 8"
+    )
+    parser.add_argument(
+        "--batch_tokens",
+        "--batch-tokens",
+        metavar="N",
+        type=number_in(COUNT),
+        default=float("inf"),
+        help="the most tokens of a batch, padding and new tokens included (default: no limit)",
+    )
+    parser.add_argument(
+        "--truncated",
+        action="store_true",
+        help="also write the columns `truncated` (the row was cut to fit max_source_tokens) and `at_limit` (only the "
+        "limit of new tokens ended the prediction)",
+    )
+    parser.add_argument(
+        "--score",
+        action="store_true",
+        help="also write the column `score`, the mean log-probability of the prediction's tokens",
     )
     add_moved_model(parser)
     add_trust(parser)
@@ -44,20 +72,20 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Predict, row by row in their order."""
-    if has_several_processes():
-        raise RecipeError("predict: it runs in one process. Start it without accelerate launch.")
     from prompt_tuning.hub.ids import check_local_adapter
     from prompt_tuning.support.data_files import checked_path
 
     checked_path(args.input, args.output)
-    check_local_adapter(args.adapter, or_model=True)
-    from prompt_tuning.runs.predict import predict
+    for word in args.adapter:
+        is_named = len(args.adapter) > 1 and not Path(word).is_dir()
+        check_local_adapter(word.rpartition("=")[2] if is_named else word, or_model=True)
+    from prompt_tuning.runs.predict import PredictSettings, predict
 
-    predict(
-        args.adapter,
-        args.input,
-        args.output,
+    settings = PredictSettings(
         args.batch_size,
-        args.model_name_or_path,
+        args.batch_tokens,
+        with_truncated=args.truncated,
+        with_scores=args.score,
         trust_remote_code=args.trust_remote_code,
     )
+    predict(args.adapter, args.input, args.output, args.model_name_or_path, settings)

@@ -97,32 +97,33 @@ def parse_object(text: str, name: str, line: int) -> Row:
     return _checked(value, text[start:end], f"{name}, line {line}")
 
 
-def utf8_lines(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
-    """Yield the number, from 1, and the text of every line, without a byte-order mark.
+def utf8_line(line: bytes, name: str, number: int) -> str:
+    """Return the text of a line, without a byte-order mark.
 
     Args:
-        stream: the lines as bytes.
-        name: what an error calls the stream.
+        line: the line.
+        name: what an error calls its file.
+        number: its number, from 1.
 
     Raises:
-        DataError: a line is not UTF-8, or has a NUL.
+        DataError: the line is not UTF-8, or has a NUL.
     """
-    for number, line in enumerate(stream, 1):
-        if number == 1 and line.startswith(UTF16):
-            raise DataError(f"{name}, line 1: UTF-16 text, not UTF-8; save it as UTF-8")
-        if b"\0" in line:
-            raise DataError(f"{name}, line {number}: a NUL byte, as in UTF-16; save it as UTF-8 text")
-        try:
-            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{name}, line {number}: not UTF-8 text (byte {error.start} of the line); save it as UTF-8"
-            ) from None
+    if number == 1 and line.startswith(UTF16):
+        raise DataError(f"{name}, line 1: UTF-16 text, not UTF-8; save it as UTF-8")
+    if b"\0" in line:
+        raise DataError(f"{name}, line {number}: a NUL byte, as in UTF-16; save it as UTF-8 text")
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name}, line {number}: not UTF-8 text (byte {error.start} of the line); save it as UTF-8"
+        ) from None
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     with file.open("rb") as stream:
-        yield from utf8_lines(stream, str(file))
+        for number, line in enumerate(stream, 1):
+            yield number, utf8_line(line, str(file), number)
 
 
 def _filled_lines(file: Path) -> Iterator[tuple[int, str]]:

@@ -98,7 +98,10 @@ def open_rows(name: str | Path, *, streaming: bool = False) -> LocalRows:
             raise DataError(f"{file}: the file is empty")
     if kind == "json" and streaming:
         return LocalRows(files, None)
-    columns = {"csv": _csv_columns, "json": _json_columns, "parquet": _parquet_columns}[kind](files)
+    if kind == "json":
+        columns = column_types(row for file in files for _, row in numbered_rows(file))
+    else:
+        columns = {"csv": _csv_columns, "parquet": _parquet_columns}[kind](files)
     if not columns:
         raise DataError(f"{name}: no rows")
     return LocalRows(files, columns)
@@ -124,22 +127,23 @@ def read_row(argument: str) -> Row:
     return row
 
 
-def _json_columns(files: Iterable[Path]) -> dict[str, pa.DataType | None]:
+def column_types(rows: Iterable[Row]) -> dict[str, pa.DataType | None]:
+    """Return Arrow's type of every column of rows, as LocalRows has them; a column of nulls has the type null."""
     columns: dict[str, pa.DataType | None] = {}
-    for file in files:
-        for batch in _batches(numbered_rows(file)):
-            for name in chain.from_iterable(batch):
-                columns.setdefault(name, pa.null())
-            for name in columns:
-                columns[name] = _common_type(columns[name], [row.get(name) for row in batch])
+    for batch in batches_of_rows(iter(rows)):
+        for name in chain.from_iterable(batch):
+            columns.setdefault(name, pa.null())
+        for name in columns:
+            columns[name] = _common_type(columns[name], [row.get(name) for row in batch])
     return columns
 
 
-def _batches(rows: Iterator[tuple[Number, Row]]) -> Iterator[list[Row]]:
-    batch = [row for _, row in islice(rows, BATCH)]
+def batches_of_rows(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Yield `BATCH` rows at a time."""
+    batch = list(islice(rows, BATCH))
     while batch:
         yield batch
-        batch = [row for _, row in islice(rows, BATCH)]
+        batch = list(islice(rows, BATCH))
 
 
 def _common_type(kind: pa.DataType | None, values: list[Any]) -> pa.DataType | None:

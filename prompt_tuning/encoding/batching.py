@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
+
+Item = TypeVar("Item")
 
 
 def common_prefix(encoded: Dataset, *, is_encoder_decoder: bool = False) -> list[int]:
@@ -83,6 +85,36 @@ def batches_within(lengths: Sequence[int], max_rows: int, max_tokens: int) -> li
             longest = length
         batches[-1].append(number)
     return batches
+
+
+def streamed_batches(
+    items: Iterable[Item | None], length: Callable[[Item], int], max_rows: int, max_tokens: float
+) -> Iterator[list[Item]]:
+    """Yield items in their order as batches with the limits of `batches_within`.
+
+    Args:
+        items: what the batches are made of. After a None the items before it are not kept waiting for others.
+        length: returns the number of tokens of an item.
+        max_rows: the most items of a batch.
+        max_tokens: the most tokens of a batch, its longest item times the number of items; a longer item is alone.
+    """
+    batch: list[Item] = []
+    longest = 0
+    for item in items:
+        longest = longest if item is None else max(longest, length(item))
+        if batch and (item is None or (len(batch) + 1) * longest > max_tokens):
+            yield batch
+            batch = []
+        if item is None:
+            continue
+        longest = longest if batch else length(item)
+        batch.append(item)
+        if len(batch) == max_rows:
+            yield batch
+            batch = []
+            longest = 0
+    if batch:
+        yield batch
 
 
 def tokens_in_batch(encoded: Dataset, prompt: int, new_tokens: int, beams: int) -> list[int]:

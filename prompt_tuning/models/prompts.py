@@ -309,7 +309,7 @@ def load_adapter(
     config.inference_mode = not is_trainable
     if not config.is_prompt_learning:
         return _load_layers(model, folder, config, is_trainable=is_trainable)
-    peft_model = add_soft_prompt(model, _config_of_saved(model, config, is_trainable=is_trainable))
+    peft_model = add_soft_prompt(model, config_of_saved(model, config, is_trainable=is_trainable))
     peft_model.load_adapter(str(folder), "default", is_trainable=is_trainable, torch_device=str(model.device))
     if not is_trainable:
         peft_model.requires_grad_(requires_grad=False)
@@ -331,7 +331,7 @@ def _load_layers(model: PreTrainedModel, folder: Path, config: PeftConfig, *, is
     return peft_model.eval()
 
 
-def _config_of_saved(model: PreTrainedModel, config: PeftConfig, *, is_trainable: bool) -> PeftConfig:
+def config_of_saved(model: PreTrainedModel, config: PeftConfig, *, is_trainable: bool) -> PeftConfig:
     """Return the configuration of the prompt that a file holds, without the network or the text that made it."""
     method = find_method(config.peft_type)
     if is_trainable and method.continues_as != method.name:

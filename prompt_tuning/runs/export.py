@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.data.rows import open_rows
 from prompt_tuning.encoding.decoding import special_stop_ids
 from prompt_tuning.errors import AdapterError, ErrorList, ModelError, RecipeError
-from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.adapter_config import load_adapter_config
 from prompt_tuning.models.base_model import check_tokenizer, find_base_model
 from prompt_tuning.models.gguf import convert_to_gguf, find_converter
@@ -27,7 +25,8 @@ from prompt_tuning.models.prompts import check_adapter
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.run_files import read_results
 from prompt_tuning.runs.export_files import Exported, write_export
-from prompt_tuning.runs.predict import read_row
+from prompt_tuning.runs.input_rows import read_row
+from prompt_tuning.runs.named_runs import named_runs
 from prompt_tuning.runs.predictor import read_run, run_encoder
 from prompt_tuning.support.files import new_folder, read_json_lines
 from prompt_tuning.support.run_folder import RunFolder
@@ -41,7 +40,6 @@ SERVERS_THAT_TIE = {
 }  # fmt: skip
 """Architectures whose heads a server ties to the embeddings, whatever the configuration says."""
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MEASURED_ROWS = 32
 
 
@@ -75,7 +73,7 @@ def export_runs(
     folder = Path(output)
     if os.path.lexists(folder):
         raise RecipeError(f"{folder}: it exists already. Remove it, or name another folder.")
-    named = _named_runs(runs)
+    named = named_runs(runs)
     if rows and len(rows) != len(named):
         raise RecipeError(f"{counted(len(rows), 'file')} of rows for {counted(len(named), 'run')}. Give one for each.")
     converter = find_converter() if gguf else ""
@@ -100,36 +98,6 @@ def export_runs(
             written = convert_to_gguf(converter, partial, gguf, folder.name)
             logger.info("%s takes %.1f MB", folder / written.name, written.stat().st_size / 1e6)
     return folder
-
-
-def _named_runs(runs: Sequence[str]) -> dict[str, RunFolder]:
-    """Return the folders of runs by the names of their tasks."""
-    named: dict[str, RunFolder] = {}
-    for word in runs:
-        name, run = named_run(word)
-        if name in named:
-            raise RecipeError(f"{word}: another run has the name {name}. Name the task otherwise, as NAME=RUN.")
-        named[name] = run
-    return named
-
-
-def named_run(word: str) -> tuple[str, RunFolder]:
-    """Return the name of a task and the run's folder, of RUN or NAME=RUN.
-
-    Raises:
-        RecipeError: the name cannot be that of a task.
-        AdapterError: the hub has no such run.
-    """
-    name, equals, run = word.rpartition("=")
-    if Path(word).is_dir() or not equals:
-        name, run = "", word
-    folder = RunFolder(adapter_folder(run))
-    name = name or Path(run.partition("@")[0]).resolve().name
-    if not NAME.fullmatch(name):
-        raise RecipeError(
-            f"{run}: {name!r} cannot be a task's name. Give one of letters, digits, '.', '_' and '-', as NAME=RUN."
-        )
-    return name, folder
 
 
 def _read(

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from prompt_tuning.data.rows import open_rows
 from prompt_tuning.encoding.decoding import decode_to_limit
-from prompt_tuning.runs.export import named_run
 from prompt_tuning.runs.exported import ExportedTask
-from prompt_tuning.runs.predict import read_row
+from prompt_tuning.runs.input_rows import read_row
+from prompt_tuning.runs.named_runs import named_run
 from prompt_tuning.runs.predictor import Predictor
 from prompt_tuning.support.trust import load_pretrained
 

@@ -3,72 +3,121 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import islice
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, TextIO
 
+from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from prompt_tuning.arguments.arguments import DataArguments
-from prompt_tuning.data.formats import rows_of_line, utf8_lines
-from prompt_tuning.data.loading import with_standard_columns
-from prompt_tuning.data.rows import open_rows
-from prompt_tuning.encoding.row_encoder import Encoder
-from prompt_tuning.errors import DataError, TemplateError
+from prompt_tuning.data.rows import LocalRows
+from prompt_tuning.data.writing import is_table
+from prompt_tuning.encoding.batching import streamed_batches
+from prompt_tuning.errors import DataError
 from prompt_tuning.reports.losses import PREDICTION_LOSSES, prediction_counts
-from prompt_tuning.runs.predictor import Predictor, Question, read_question
-from prompt_tuning.support.data_files import checked_path, file_format
-from prompt_tuning.support.files import atomic_write
+from prompt_tuning.runs.answers import Question
+from prompt_tuning.runs.input_rows import (
+    OriginAndRow,
+    input_name,
+    open_input,
+    raise_error,
+    read_row,
+    stream_input,
+)
+from prompt_tuning.runs.predictor import Predictor
+from prompt_tuning.runs.shares import Share
+from prompt_tuning.support.data_files import checked_path
 from prompt_tuning.support.text import agreed, counted, print_text, printable_json
 
-OriginAndRow = tuple[str, dict[str, Any]]
-"""Where a row is from, for messages, and the row."""
+Item = tuple[dict[str, Any], Question]
+"""A row, and the row as token ids."""
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """How rows are predicted.
+
+    Args:
+        batch_size: the most rows that are predicted together.
+        batch_tokens: the most tokens that are predicted together, padding and new tokens included.
+        with_truncated: write the columns `truncated` (the row was cut to fit max_source_tokens) and `at_limit` (only
+            the limit of new tokens ended the prediction).
+        with_scores: write the column `score`, the mean log-probability of the prediction's tokens.
+        trust_remote_code: run the Python code that is with the model.
+    """
+
+    batch_size: int = 8
+    batch_tokens: float = float("inf")
+    with_truncated: bool = False
+    with_scores: bool = False
+    trust_remote_code: bool = False
 
 
 def predict(
-    adapter: str,
+    adapters: Sequence[str],
     source: str = "-",
     output: str = "-",
-    batch_size: int = 8,
     model_name_or_path: str | None = None,
-    *,
-    trust_remote_code: bool = False,
+    settings: PredictSettings | None = None,
 ) -> None:
     """Predict for every row of a file or of standard input, a batch at a time.
 
+    In one of several processes of a launch, predict for a share of the rows; the first process writes them all.
+
     Args:
-        adapter: the folder of a run, or its hub id.
+        adapters: the folder of a run or its hub id; or of several, each also as NAME=RUN, for rows with `task`.
         source: a file or pattern as `train` reads it, or another file, of JSON Lines or plain text with one source a
             line; "-" is standard input.
-        output: the file to write, JSON Lines with a column `prediction`; "-" is standard output.
-        batch_size: the number of rows that are predicted together.
+        output: the file to write, with a column `prediction`: a table if its name is that of one, else JSON Lines;
+            "-" is standard output.
         model_name_or_path: the base model, if it is no longer where it was.
-        trust_remote_code: run the Python code that is with the model.
+        settings: how rows are predicted.
 
     Raises:
-        DataError: a row is bad, with its line. No output file is written then.
+        DataError: a row is bad, with its line. No output file is written then, except for lines: the rows before and
+            after a bad one are predicted.
         PromptTuningError: as `Predictor.load` does.
     """
+    settings = settings or PredictSettings()
     path = checked_path(source, output)
-    rows = open_input(source, path)
+    is_table(output)
+    share = Share.of_launch()
+    share.check(path, output)
+    rows: Iterable[OriginAndRow | None] | None = open_input(source, path)
     transformers_logging.disable_progress_bar()
+    errors: list[DataError] = []
     with ExitStack() as files:
         # The output is opened first, so that a file that cannot be written is refused before the model loads.
-        file = sys.stdout if output == "-" else files.enter_context(atomic_write(Path(output), named_by_user=True))
-        predictor = Predictor.load(adapter, model_name_or_path, trust_remote_code=trust_remote_code)
+        file = files.enter_context(share.output(output))
+        predictor = Predictor.load(
+            adapters[0] if len(adapters) == 1 else adapters,
+            model_name_or_path,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        bar = files.enter_context(_bar(rows, share, output))
+        on_error: Callable[[DataError], None] = raise_error
         if rows is None:
-            rows = stream_input(source, path, predictor.encoder, files)
+            on_error = raise_error if share.of > 1 else _reporter(errors)
+            rows = stream_input(source, path, predictor.encoder, files, on_error=on_error)
         counts: Counter[str] = Counter()
-        while batch := list(islice(rows, batch_size)):
-            counts += _predict_batch(predictor, batch, file)
+        items = _items(predictor, share.rows(rows), counts, on_error)
+        for batch in streamed_batches(
+            items, lambda item: predictor.length(item[1]), settings.batch_size, settings.batch_tokens
+        ):
+            counts.update(_predict_batch(predictor, batch, file, settings))
+            file.flush()
+            bar.update(len(batch))
+        counts = share.total(counts)
         if not counts["rows"]:
-            raise DataError(f"{_name(source)}: no rows")
-    report_counts(counts)
+            raise _without_prediction(source, errors)
+        share.write(file, output)
+    if share.number == 0:
+        report_counts(counts)
+    if errors:
+        raise _without_prediction(source, errors)
 
 
 def count_row(counts: Counter[str], question: Question, row: dict[str, Any]) -> None:
@@ -96,94 +145,67 @@ def report_counts(counts: Counter[str]) -> None:
             print_text(f"{counts[name]} of {of_all} {agreed(counts[name], message)}", file=sys.stderr)
 
 
-def _predict_batch(predictor: Predictor, batch: list[OriginAndRow], file: TextIO) -> Counter[str]:
-    """Write the rows of a batch with their predictions; return the numbers of rows for the messages at the end."""
-    counts: Counter[str] = Counter()
-    questions = []
-    for origin, row in batch:
-        question = read_row(predictor.encoder, predictor.data, origin, row)
-        questions.append(question)
+def _reporter(errors: list[DataError]) -> Callable[[DataError], None]:
+    """Return a function that keeps an error and prints it at once."""
+
+    def report(error: DataError) -> None:
+        errors.append(error)
+        print_text(f"error: {error}", file=sys.stderr)
+
+    return report
+
+
+def _without_prediction(source: str, errors: list[DataError]) -> DataError:
+    """Return the error of an input of which rows, or all of them, have no prediction."""
+    if not errors:
+        return DataError(f"{input_name(source)}: no rows")
+    number = counted(len(errors), "row")
+    return DataError(f"{input_name(source)}: {number} without a prediction. Correct what is named above.")
+
+
+def _bar(rows: Iterable[Any] | None, share: Share, output: str) -> tqdm:
+    """Return a progress bar, which a terminal shows unless the predictions are printed there."""
+    total = None
+    if isinstance(rows, LocalRows) and sys.stderr.isatty():
+        total = sum(1 for _ in share.rows(rows))
+    return tqdm(total=total, unit="row", disable=True if output == "-" and sys.stdout.isatty() else None)
+
+
+def _items(
+    predictor: Predictor,
+    rows: Iterable[OriginAndRow | None],
+    counts: Counter[str],
+    on_error: Callable[[DataError], None],
+) -> Iterator[Item | None]:
+    """Yield each row with its question, and None for each None."""
+    for origin_and_row in rows:
+        if origin_and_row is None:
+            yield None
+            continue
+        origin, row = origin_and_row
+        try:
+            name = predictor.task_name(row, origin)
+            task = predictor.all_tasks[name]
+            question = read_row(task.encoder, task.data, origin, row, name)
+        except DataError as error:
+            on_error(error)
+            continue
         count_row(counts, question, row)
-    predictions, limited = predictor.answer_to_limit(questions)
-    counts.update(prediction_counts(predictions, limited))
-    for (_, row), prediction in zip(batch, predictions, strict=True):
-        line = json.dumps(row | {"prediction": prediction}, ensure_ascii=False, default=str)
+        yield row, question
+
+
+def _predict_batch(predictor: Predictor, batch: list[Item], file: TextIO, settings: PredictSettings) -> dict[str, int]:
+    """Write the rows of a batch with their predictions; return the numbers of rows for the messages at the end."""
+    rows, questions = zip(*batch, strict=True)
+    texts, at_limit = [], []
+    for row, answer in zip(rows, predictor.answers(questions, with_scores=settings.with_scores), strict=True):
+        texts.append(answer.text)
+        at_limit.append(answer.at_limit)
+        columns: dict[str, Any] = {"prediction": answer.text}
+        if settings.with_truncated:
+            columns |= {"truncated": answer.truncated, "at_limit": answer.at_limit}
+        if settings.with_scores:
+            columns["score"] = answer.score
+        line = json.dumps(row | columns, ensure_ascii=False, default=str)
         file.write(f"{printable_json(line) if file is sys.stdout else line}\n")
-    file.flush()
-    return counts
-
-
-def read_row(encoder: Encoder, data: DataArguments, origin: str, row: dict[str, Any]) -> Question:
-    """Return a row as token ids, or raise a DataError that says where it is from."""
-    template = encoder.template
-    missing = template.missing_columns(template.source_columns, with_standard_columns(row, data))
-    if missing:
-        names = ", ".join(map(repr, row))
-        raise DataError(
-            f"template {template.name} reads the column {missing[0]!r}, and {origin}, has {names}; "
-            "rename one, or train with the setting that names it"
-        )
-    try:
-        return read_question(encoder, data, row)
-    except TemplateError as error:
-        raise DataError(f"{origin}: {error}") from error
-
-
-def open_input(source: str, path: Path | None) -> Iterator[OriginAndRow] | None:
-    """Return the rows of a file that `train` reads; None for a file of lines and for standard input.
-
-    A pipe may have the name of a file, and can be read only once.
-    """
-    return iter(open_rows(source)) if file_format(source) and path and path.is_file() else None
-
-
-def stream_input(source: str, path: Path | None, encoder: Encoder, files: ExitStack) -> Iterator[OriginAndRow]:
-    """Return the rows of a file of lines, or of standard input for None, which `files` closes."""
-    stream = files.enter_context(path.open("rb")) if path else sys.stdin.buffer
-    return _line_rows(utf8_lines(stream, _name(source)), encoder, source)
-
-
-def _line_rows(lines: Iterator[tuple[int, str]], encoder: Encoder, source: str) -> Iterator[OriginAndRow]:
-    """Yield the rows of JSON Lines, or of plain text with one source a line. The first line tells which it is."""
-    is_json = True if source.endswith(".jsonl") else None
-    first_empty: str | None = None
-    for number, line in lines:
-        origin = f"{_name(source)}, line {number}"
-        empty = not line.strip()
-        if empty:
-            first_empty = first_empty or origin
-        elif is_json is None:
-            is_json = _is_json(line, origin)
-        if is_json is False and first_empty:
-            raise DataError(f"{first_empty}: empty; plain text needs one source on every line")
-        if is_json and not empty:
-            for place, row in rows_of_line(line, _name(source), number):
-                yield f"{_name(source)}, line {place}", row
-        elif not empty:
-            yield origin, _text_row(line, encoder)
-
-
-def _is_json(line: str, origin: str) -> bool:
-    """Return True if the first line of a file is that of JSON Lines."""
-    if re.match(r"\s*\[\s*(\{|$)", line):
-        raise DataError(f"{origin}: a JSON array; give an object a line, or name the file .json")
-    return line.lstrip().startswith("{")
-
-
-def _text_row(line: str, encoder: Encoder) -> dict[str, Any]:
-    """Return a line of plain text as a row of the one column that the template reads."""
-    text = line.rstrip("\r\n")
-    columns = sorted(encoder.template.source_columns)
-    if len(columns) != 1:
-        raise DataError(
-            f"plain text has one column and template {encoder.template.name} reads {len(columns)} "
-            f"({', '.join(columns)}); "
-            f'give JSON Lines, as {{"{columns[0]}": "..."}}'
-        )
-    if columns == ["translation"]:
-        return {"translation": {(encoder.languages or {})["source_lang"]: text}}
-    return {columns[0]: text}
-
-
-def _name(source: str) -> str:
-    return "standard input" if source == "-" else source
+    return prediction_counts(texts, at_limit)

@@ -1,10 +1,9 @@
-"""Predict with a trained run: its model, soft prompt, template and decoding."""
+"""Predict with trained runs: their model, prompts, templates and decoding."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,25 @@ from peft import PeftConfig, PeftModel
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prompt_tuning.arguments.arguments import DataArguments
-from prompt_tuning.data.loading import with_standard_columns
-from prompt_tuning.encoding.batching import pad_left
-from prompt_tuning.encoding.decoding import decode_to_limit
+from prompt_tuning.encoding.batching import streamed_batches
 from prompt_tuning.encoding.embedded import check_embedded
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.target_language import target_language
-from prompt_tuning.engine.dispatch import autocast_dtype, autocasting, get_base
-from prompt_tuning.engine.generation import generate_padded
-from prompt_tuning.engine.likelihood import Normalization, choose
-from prompt_tuning.engine.shared_prefix import reuse_prompts
+from prompt_tuning.engine.dispatch import autocast_dtype, get_base, has_prompt
+from prompt_tuning.engine.likelihood import ROWS_AT_ONCE, TOKENS_AT_ONCE, Normalization
 from prompt_tuning.engine.stop_texts import add_end_tokens, text_settings
-from prompt_tuning.errors import AdapterError
+from prompt_tuning.errors import AdapterError, DataError, ErrorList
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.adapter_config import load_adapter_config
 from prompt_tuning.models.base_model import check_tokenizer, find_base_model
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
 from prompt_tuning.models.prompts import check_adapter, load_adapter
+from prompt_tuning.models.several_prompts import check_kinds, load_prompts
 from prompt_tuning.recipe.drafts import read_switches
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.runs.answers import Answer, Question, Task, answer_batch, read_question
+from prompt_tuning.runs.named_runs import named_runs
 from prompt_tuning.runs.trained_text import saved_text
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.templates.template import Template
@@ -44,55 +42,21 @@ _LOCKS: WeakKeyDictionary[torch.nn.Module, threading.RLock] = WeakKeyDictionary(
 
 
 @dataclass(frozen=True)
-class Question:
-    """A row as token ids.
-
-    Args:
-        source: the token ids of its source.
-        choices: the texts that a closed question may be answered with.
-        choice_ids: the token ids of every choice, as they follow the source.
-        cut_tokens: the number of tokens that were cut to fit the budget.
-        omitted_demonstrations: the number of demonstrations that do not fit the budget.
-        untrained_tokens: the number of tokens of the trained text that no training row has.
-    """
-
-    source: list[int]
-    choices: Sequence[str] = ()
-    choice_ids: Sequence[list[int]] = ()
-    cut_tokens: int = 0
-    omitted_demonstrations: int = 0
-    untrained_tokens: int = 0
-
-
-def read_question(encoder: Encoder, data: DataArguments, row: dict[str, Any]) -> Question:
-    """Return a row as token ids.
-
-    Args:
-        encoder: writes it.
-        data: says what the row may call its columns.
-        row: the row.
-
-    Raises:
-        TemplateError: the row lacks a column or does not fit its budget.
-    """
-    row = with_standard_columns(row, data)
-    encoder, omitted = encoder.fit_demonstrations(row)
-    source = encoder.cut_source(row)
-    choices, choice_ids = encoder.choices(row, source.text, source.ids) if encoder.closed else ([], [])
-    return Question(source.ids, choices, choice_ids, source.cut_tokens, omitted, source.untrained_tokens)
-
-
-@dataclass(frozen=True)
 class Predictor:
     """A model with its soft prompt, template and budget, as a run's folder describes them. Threads may share one.
 
+    The keys and values of prompts are kept from call to call. They are computed again after weights, the device or the
+    numbers of autocast have changed; a change in place of the `.data` of the base model's weights is not seen.
+
     Args:
-        model: the base model with its adapter, or a whole trained model.
+        model: the base model with its adapters, or a whole trained model.
         encoder: writes rows as token ids.
         generation_kwargs: the arguments of `generate`, as `Recipe.decoding` gives them.
         choice_normalization: the number by which the log-likelihood of a closed question's choice is divided.
         data: its column settings say what rows may call their columns, as in training.
         autocast: the numbers to compute in, those of the run's own evaluation; None for those of the weights.
+        tasks: the runs by their names if several were loaded. A row's column `task` chooses one. The fields above are
+            those of the first.
     """
 
     model: PeftModel | PreTrainedModel
@@ -101,141 +65,217 @@ class Predictor:
     choice_normalization: Normalization = "none"
     data: DataArguments = field(default_factory=DataArguments)
     autocast: torch.dtype | None = None
+    tasks: Mapping[str, Task] = field(default_factory=dict)
 
     @classmethod
     def load(
-        cls, adapter: str | Path, model_name_or_path: str | None = None, *, trust_remote_code: bool = False
+        cls,
+        adapter: str | Path | Sequence[str | Path],
+        model_name_or_path: str | None = None,
+        *,
+        trust_remote_code: bool = False,
     ) -> Predictor:
         """Load what `prompt-tuning train` wrote.
 
         Args:
-            adapter: the run's folder or its hub id.
+            adapter: the run's folder or its hub id, or several of them, each also as NAME=RUN, whose prompts then
+                stand before one base model. The name is that of the folder.
             model_name_or_path: the base model, if it is no longer where it was.
             trust_remote_code: run the Python code that is with the model. The run's recipe does not decide it, because
                 a stranger may have written it.
 
         Raises:
-            AdapterError: this is not such a folder, the adapter is of another model, or the hub does not have it.
+            AdapterError: this is not such a folder, the adapter is of another model, several runs do not share a base
+                model or a kind of prompt, or the hub does not have it.
             ModelError: the base model is not found, or its generation config does not hold for rows of a batch.
         """
-        run = RunFolder(adapter_folder(adapter))
-        # A run that trained every weight is itself a model.
-        adapter_config = None if run.model_config.is_file() else load_adapter_config(run.path)
-        renamed = bool(model_name_or_path)
-        if model_name_or_path:
-            base = model_name_or_path
-        elif adapter_config is None:
-            base = str(run.path)
+        several = not isinstance(adapter, str | Path)
+        if isinstance(adapter, str | Path):
+            named = {"": RunFolder(adapter_folder(adapter))}
         else:
-            base = find_base_model(adapter_config, run.path)
-        recipe, template = read_run(run, base, trust_remote_code=trust_remote_code)
-        config = load_config(recipe.model)
-        tokenizer = load_tokenizer(recipe.model, recipe.data.source_lang, recipe.data.target_lang)
-        if adapter_config is not None:
-            check_adapter(adapter_config, run.path, config, revision=recipe.model.model_revision, renamed=renamed)
-            check_tokenizer(run.path, tokenizer, renamed=renamed)
-        encoder = run_encoder(recipe, template, tokenizer, config, adapter_config)
-        check_embedded([tokenizer.pad_token_id, tokenizer.eos_token_id], tokenizer, encoder.num_embeddings)
-        model = load_base_model(recipe.model, config).to(recipe.training.device)
-        add_end_tokens(model, tokenizer)
-        if adapter_config is not None:
-            model = load_adapter(model, run.path, config=adapter_config)
-        generation_kwargs = recipe.decoding | target_language(tokenizer)
-        text_settings(model, tokenizer, template.stop, generation_kwargs)
+            named = named_runs(map(str, adapter))
+        runs = _read_runs(list(named.values()), model_name_or_path, trust_remote_code=trust_remote_code)
+        first = runs[0]
+        adapted = [(run.folder.path, run.adapter) for run in runs]
+        if several:
+            check_kinds(adapted)
+        model = load_base_model(first.recipe.model, first.config).to(first.recipe.training.device)
+        for run in runs:
+            add_end_tokens(model, run.encoder.tokenizer)
+        adapters: Sequence[str | None] = [None]
+        if several:
+            model, adapters = load_prompts(model, adapted)
+        elif first.adapter is not None:
+            model = load_adapter(model, first.folder.path, config=first.adapter)
+        tasks = [run.task(model, name) for run, name in zip(runs, adapters, strict=True)]
+        task = tasks[0]
         return cls(
             model,
-            encoder,
-            generation_kwargs,
-            recipe.prompt.choice_normalization,
-            recipe.data,
-            _autocast_dtype(run, recipe.training.device),
+            task.encoder,
+            dict(task.generation_kwargs),
+            task.choice_normalization,
+            task.data,
+            task.autocast,
+            dict(zip(named, tasks, strict=True)) if several else {},
         )
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> list[str]:
-        """Return what the model writes for every row, or the choice that it takes; the rows are one batch.
+    def __call__(
+        self,
+        rows: Iterable[dict[str, Any]],
+        batch_size: int = ROWS_AT_ONCE,
+        batch_tokens: int = TOKENS_AT_ONCE,
+    ) -> list[str]:
+        """Return what the model writes for every row, or the choice that it takes; arguments as for `stream`.
 
         Raises:
             TemplateError: a row lacks a column or does not fit its budget.
         """
-        return self.answer([self.read(row) for row in rows])
+        return [answer.text for answer in self.stream(rows, batch_size, batch_tokens)]
+
+    def stream(
+        self,
+        rows: Iterable[dict[str, Any]],
+        batch_size: int = ROWS_AT_ONCE,
+        batch_tokens: int = TOKENS_AT_ONCE,
+        *,
+        with_scores: bool = False,
+    ) -> Iterator[Answer]:
+        """Yield the answer to each row in their order, as soon as its batch is computed.
+
+        Args:
+            rows: the rows, of any number.
+            batch_size: the most rows that are computed together.
+            batch_tokens: the most tokens that are computed together, padding and new tokens included.
+            with_scores: also compute the score of each answer.
+
+        Raises:
+            DataError: a row names no task, or another one than those that were loaded.
+            TemplateError: a row lacks a column or does not fit its budget.
+        """
+        for batch in streamed_batches(map(self.read, rows), self.length, batch_size, batch_tokens):
+            yield from self.answers(batch, with_scores=with_scores)
+
+    @property
+    def all_tasks(self) -> Mapping[str, Task]:
+        """The tasks by their names; the only one has the name ""."""
+        if self.tasks:
+            return self.tasks
+        return {"": Task(self.encoder, self.generation_kwargs, self.choice_normalization, self.data, self.autocast)}
+
+    def task_name(self, row: Mapping[str, Any], origin: str = "a row") -> str:
+        """Return the name of a row's task.
+
+        Args:
+            row: the row.
+            origin: what an error calls the row.
+
+        Raises:
+            DataError: several runs were loaded, and the row names none of them.
+        """
+        if not self.tasks:
+            return ""
+        name = row.get("task")
+        if not isinstance(name, str) or name not in self.tasks:
+            problem = "no column 'task'" if name is None else f"the task {name!r} is not loaded"
+            raise DataError(f"{origin}: {problem}. Give it one of {', '.join(self.tasks)}.")
+        return name
 
     def read(self, row: dict[str, Any]) -> Question:
         """Return a row as token ids.
 
         Raises:
+            DataError: the row names no task of several.
             TemplateError: the row lacks a column or does not fit its budget.
         """
-        return read_question(self.encoder, self.data, row)
+        name = self.task_name(row)
+        task = self.all_tasks[name]
+        return read_question(task.encoder, task.data, row, name)
 
-    @torch.inference_mode()
+    def length(self, question: Question) -> int:
+        """Return how many tokens a row takes in a batch, with its prompt and its new tokens or choices."""
+        task = self.all_tasks[question.task]
+        length = len(question.source)
+        if has_prompt(self.model):
+            length += self.model.peft_config[task.adapter or self.model.active_adapter].num_virtual_tokens
+        if question.choice_ids:
+            return length + sum(map(len, question.choice_ids)) + len(question.choice_ids)
+        return (length + task.generation_kwargs.get("max_new_tokens", 0)) * task.generation_kwargs.get("num_beams", 1)
+
     def answer(self, questions: Sequence[Question]) -> list[str]:
         """Return what the model writes after every source, or the choice that it takes; they are one batch."""
-        return self.answer_to_limit(questions)[0]
+        return [answer.text for answer in self.answers(questions)]
 
     @torch.inference_mode()
-    def answer_to_limit(self, questions: Sequence[Question]) -> tuple[list[str], list[bool]]:
-        """Return what `answer` does, and for each text whether only the limit of new tokens ended it."""
-        sources = [question.source for question in questions]
-        if not self.encoder.closed or not sources:
-            return self._write_to_limit(sources)
-        texts = [question.choices for question in questions]
-        ids = [question.choice_ids for question in questions]
-        with self._computing():
-            best = choose(
-                self.model, self.encoder.tokenizer, sources, texts, ids, normalization=self.choice_normalization
-            )
-        return [choices[number] for choices, number in zip(texts, best, strict=True)], [False] * len(sources)
+    def answers(self, questions: Sequence[Question], *, with_scores: bool = False) -> list[Answer]:
+        """Return the answers to questions, which are one batch."""
+        with _lock_of(self.model):
+            return answer_batch(self.model, self.all_tasks, questions, with_scores=with_scores)
 
-    @torch.inference_mode()
-    def write(self, sources: Sequence[list[int]]) -> list[str]:
-        """Return what the model writes after every source of token ids, stripped and cut at the template's `stop`."""
-        return self._write_to_limit(sources)[0]
 
-    def _write_to_limit(self, sources: Sequence[list[int]]) -> tuple[list[str], list[bool]]:
-        if not sources:
-            return [], []
+@dataclass(frozen=True)
+class _Run:
+    """What is read of a run before its base model."""
+
+    folder: RunFolder
+    adapter: PeftConfig | None
+    recipe: Recipe
+    config: PretrainedConfig
+    encoder: Encoder
+
+    @classmethod
+    def read(cls, folder: RunFolder, base: str | None, *, trust_remote_code: bool, renamed: bool) -> _Run:
+        """Read a run, and check that it is one of its base model; the arguments are those of `_read_runs`."""
+        # A run that trained every weight is itself a model.
+        adapter = None if folder.model_config.is_file() else load_adapter_config(folder.path)
+        if base is None:
+            base = str(folder.path) if adapter is None else find_base_model(adapter, folder.path)
+        recipe, template = read_run(folder, base, trust_remote_code=trust_remote_code)
+        config = load_config(recipe.model)
+        tokenizer = load_tokenizer(recipe.model, recipe.data.source_lang, recipe.data.target_lang)
+        if adapter is not None:
+            check_adapter(adapter, folder.path, config, revision=recipe.model.model_revision, renamed=renamed)
+            check_tokenizer(folder.path, tokenizer, renamed=renamed)
+        encoder = run_encoder(recipe, template, tokenizer, config, adapter)
+        check_embedded([tokenizer.pad_token_id, tokenizer.eos_token_id], tokenizer, encoder.num_embeddings)
+        return cls(folder, adapter, recipe, config, encoder)
+
+    def task(self, model: PeftModel | PreTrainedModel, adapter: str | None) -> Task:
+        """Return how the rows of the run are answered, by an adapter of a model that has several."""
         tokenizer = self.encoder.tokenizer
-        settings = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id} | self.generation_kwargs
-        with self._computing():
-            return generate_texts(self.model, tokenizer, sources, self.encoder.template.stop, **settings)
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Hold the model, compute in the run's own numbers, and keep the prompt's cache for further calls."""
-        with _lock_of(self.model), self.autocasting(), reuse_prompts(self.model):
-            yield
-
-    def autocasting(self) -> torch.autocast:
-        """Return the context in which the model computes in the run's own numbers."""
-        return autocasting(self.model.device.type, self.autocast)
+        generation_kwargs = self.recipe.decoding | target_language(tokenizer)
+        text_settings(model, tokenizer, self.encoder.template.stop, generation_kwargs)
+        normalization = self.recipe.prompt.choice_normalization
+        autocast = _autocast_dtype(self.folder, self.recipe.training.device)
+        return Task(self.encoder, generation_kwargs, normalization, self.recipe.data, autocast, adapter)
 
 
-def generate_texts(
-    model: PeftModel | PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sources: Sequence[Sequence[int]],
-    stop: Sequence[str],
-    **settings: Any,
-) -> tuple[list[str], list[bool]]:
-    """Generate one batch, and return the text after every source and whether only the limit of tokens ended it.
+def _read_runs(folders: Sequence[RunFolder], base: str | None, *, trust_remote_code: bool) -> list[_Run]:
+    """Return what is read of runs that share a base model.
 
     Args:
-        model: the model.
-        tokenizer: the model's tokenizer.
-        sources: the token ids of every source.
-        stop: texts that a generated text ends before.
-        settings: other arguments of `generate`.
+        folders: the runs.
+        base: the base model, if it is no longer where it was.
+        trust_remote_code: run the Python code that is with the model.
+
+    Raises:
+        AdapterError: a run cannot be read, is of another base model than the first, or has no prompt of its kind.
     """
-    if model.config.is_encoder_decoder:
-        batch = tokenizer.pad({"input_ids": list(sources)}, return_tensors="pt", padding_side="right")
-        start = 1
-    else:
-        batch = pad_left(sources, tokenizer.pad_token_id)
-        start = batch["input_ids"].shape[1]
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    settings |= text_settings(model, tokenizer, stop, settings)
-    generated = generate_padded(model, **batch, **settings)
-    return decode_to_limit(generated[:, start:].tolist(), tokenizer, stop)
+    switches = {"trust_remote_code": trust_remote_code, "renamed": bool(base)}
+    runs = [_Run.read(folders[0], base, **switches)]
+    errors = ErrorList()
+    for folder in folders[1:]:
+        model = runs[0].recipe.model
+        with errors.collect():
+            run = _Run.read(folder, str(model.model_name_or_path), **switches)
+            loaded_as = run.recipe.model.dtype, run.recipe.model.quantization_config
+            if loaded_as != (model.dtype, model.quantization_config):
+                raise AdapterError(
+                    f"{folder.path}: its model was loaded in other numbers than that of {folders[0].path} (dtype, "
+                    "quantization_config). Load them apart."
+                )
+            runs.append(run)
+    errors.raise_all()
+    return runs
 
 
 def read_run(run: RunFolder, model_name_or_path: str, *, trust_remote_code: bool) -> tuple[Recipe, Template]:

@@ -17,9 +17,10 @@ from tqdm import tqdm
 from prompt_tuning.encoding.decoding import cut_at_stop, special_tokens
 from prompt_tuning.errors import DataError, ModelError, RecipeError, first_line
 from prompt_tuning.reports.losses import prediction_counts
+from prompt_tuning.runs.answers import Question
 from prompt_tuning.runs.exported import ExportedTask
-from prompt_tuning.runs.predict import count_row, open_input, read_row, report_counts, stream_input
-from prompt_tuning.runs.predictor import Question
+from prompt_tuning.runs.input_rows import input_name, open_input, read_row, stream_input
+from prompt_tuning.runs.predict import count_row, report_counts
 from prompt_tuning.support.data_files import checked_path
 from prompt_tuning.support.files import atomic_write
 from prompt_tuning.support.json_values import parse_json
@@ -51,11 +52,13 @@ def write_requests(
     counts: Counter[str] = Counter()
     with ExitStack() as files:
         file = sys.stdout if output == "-" else files.enter_context(atomic_write(Path(output), named_by_user=True))
-        rows = open_input(source, path) or stream_input(source, path, task.encoder, files)
+        rows = open_input(source, path) or filter(None, stream_input(source, path, task.encoder, files))
         for origin, row in rows:
             question = _read(task, origin, row, counts)
             line = json.dumps(request(task, question, origin, model=model, as_text=as_text), ensure_ascii=False)
             file.write(f"{printable_json(line) if file is sys.stdout else line}\n")
+        if not counts["rows"]:
+            raise DataError(f"{input_name(source)}: no rows")
     report_counts(counts)
 
 
@@ -126,7 +129,7 @@ def send_requests(
     partial = file.parent / f".{file.name}.{task.name}-{task.checksum[:8]}.partial"
     counts: Counter[str] = Counter()
     with ExitStack() as files:
-        rows = open_input(source, path) or stream_input(source, path, task.encoder, files)
+        rows = open_input(source, path) or filter(None, stream_input(source, path, task.encoder, files))
         answered = _answered(partial)
         written = files.enter_context(partial.open("a", encoding="utf-8"))
         pool = files.enter_context(ThreadPoolExecutor(concurrency))
@@ -156,7 +159,7 @@ def send_requests(
             finish(2 * concurrency)
         finish(0)
     if not counts["rows"]:
-        raise DataError(f"{source}: no rows")
+        raise DataError(f"{input_name(source)}: no rows")
     os.replace(partial, file)
     report_counts(counts)
 

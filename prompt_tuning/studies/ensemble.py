@@ -36,9 +36,9 @@ from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.models.prompts import check_adapter, load_adapter
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.run_files import read_results
+from prompt_tuning.runs.answers import generate_texts
 from prompt_tuning.runs.evaluate import check_output_dir, trainer_for
 from prompt_tuning.runs.output_folder import hold_folder
-from prompt_tuning.runs.predictor import generate_texts
 from prompt_tuning.runs.prepare import Prepared, prepare
 from prompt_tuning.runs.results import describe, scores_of, write_pages, write_run
 from prompt_tuning.runs.trained_text import without_trained_text

@@ -146,9 +146,15 @@ def test_predict_reads_patterns_and_a_pipe_with_the_name_of_a_file(run, tmp_path
 )
 def test_standard_input_is_read_as_files_are(run, capsys, monkeypatch, second, message):
     text = f'{{"context": "a", "question": "b"}}\n{second}\n'
+    text = f"{text}{text.splitlines()[0]}\n"
+    capsys.readouterr()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     assert main(["predict", "--adapter", str(run)]) == 1
-    assert f"standard input, {message}" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert f"error: standard input, {message}" in printed.err
+    assert "standard input: 1 row without a prediction" in printed.err
+    # The rows before and after it are answered.
+    assert len(printed.out.splitlines()) == 2
 
 
 def test_predict_reads_a_file_before_it_loads_a_model(run, tmp_path, capsys, monkeypatch):

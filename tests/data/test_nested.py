@@ -11,7 +11,7 @@ from prompt_tuning.cli.main import main
 from prompt_tuning.data.loading import load_splits, row_origin
 from prompt_tuning.data.rows import read_row
 from prompt_tuning.errors import DataError
-from prompt_tuning.runs.predict import _line_rows
+from prompt_tuning.runs.input_rows import _line_rows, raise_error
 
 PASSAGES = [
     {
@@ -156,8 +156,8 @@ def test_a_preview_and_a_prediction_read_the_same_rows(tmp_path, recipe_file, ca
     blank = {"is_impossible": None, "plausible_answers": None}
     assert read_row(str(tmp_path / "train.json")) == first | blank
     assert read_row(json.dumps(PASSAGES[0])) == {"context": "Ada lives in Turin."} | PASSAGES[0]["qas"][0]
-    lines = [(1, json.dumps(PASSAGES[0]) + "\n"), (2, json.dumps(first) + "\n")]
-    rows = list(_line_rows(iter(lines), None, "-"))
+    lines = [json.dumps(row).encode() + b"\n" for row in (PASSAGES[0], first)]
+    rows = list(_line_rows(lines, None, "-", raise_error))
     assert [(origin, row["question"]) for origin, row in rows] == [
         ("standard input, line 1, row 0", "Where?"),
         ("standard input, line 1, row 1", "When?"),

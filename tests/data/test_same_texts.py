@@ -13,8 +13,9 @@ from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.data.loading import load_splits, streamed_rows
 from prompt_tuning.data.rows import read_row
 from prompt_tuning.encoding.dataset import encode
+from prompt_tuning.runs.answers import Answer, read_question
 from prompt_tuning.runs.predict import predict
-from prompt_tuning.runs.predictor import Predictor, read_question
+from prompt_tuning.runs.predictor import Predictor
 from prompt_tuning.templates.preview import render_on_row
 from prompt_tuning.templates.template import Template
 
@@ -117,18 +118,18 @@ def predicted_sources(llama, tokenizer, tmp_path, monkeypatch):
     sources = []
     encoder = pt.Encoder(TEMPLATE, tokenizer, max_source_tokens=4000, max_target_tokens=4000)
 
-    def read(encoder, data, row):
+    def read(encoder, data, row, task):
         sources.append(encoder.source(row)[2])
-        return read_question(encoder, data, row)
+        return read_question(encoder, data, row, task)
 
     model = pt.add_soft_prompt(llama, pt.prompt_config(llama, 2))
     monkeypatch.setattr(Predictor, "load", lambda *args, **kwargs: Predictor(model, encoder, {}))
-    monkeypatch.setattr("prompt_tuning.runs.predict.read_question", read)
-    monkeypatch.setattr(Predictor, "answer", lambda self, questions: [""] * len(questions))
+    monkeypatch.setattr("prompt_tuning.runs.input_rows.read_question", read)
+    monkeypatch.setattr(Predictor, "answers", lambda self, questions, **_: [Answer("", False, False)] * len(questions))
 
     def predicted(file):
         sources.clear()
-        predict("run", str(file), str(tmp_path / "out.jsonl"), 50)
+        predict(["run"], str(file), str(tmp_path / "out.jsonl"))
         return list(sources)
 
     return encoder, predicted

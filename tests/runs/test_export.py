@@ -7,18 +7,26 @@ import pytest
 import torch
 from helpers.models import forbid_model_loading, tiny_llama, tiny_sentencepiece, tokenizer_with_beginning
 from helpers.rows import question_rows
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    ContinuousBatchingConfig,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GenerationConfig,
+    pipeline,
+)
 
 from prompt_tuning import Predictor
 from prompt_tuning.cli.main import main
 from prompt_tuning.data.rows import open_rows
+from prompt_tuning.encoding.decoding import cut_at_stop, decode
 from prompt_tuning.errors import AdapterError, DataError, ModelError, PromptTuningError, RecipeError
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs import export_files
+from prompt_tuning.runs.answers import read_question
 from prompt_tuning.runs.export import export_runs
 from prompt_tuning.runs.export_check import check_export, write_plainly
 from prompt_tuning.runs.exported import ExportedTask
-from prompt_tuning.runs.predictor import read_question
 from prompt_tuning.studies.ensemble import ensemble, vote
 from prompt_tuning.support.files import read_json_lines
 from prompt_tuning.support.run_folder import RunFolder
@@ -54,6 +62,34 @@ def test_a_vote_over_the_texts_of_an_export_is_that_of_the_ensemble(make_run, re
     together = ensemble(recipe, runs, output_dir=tmp_path / "together")
     expected = [row["ensemble"] for row in read_json_lines(RunFolder(together).predictions("test"))]
     assert [vote(choices)[0] for choices in zip(*texts, strict=True)] == expected
+
+
+def test_transformers_own_pipeline_and_continuous_batching_write_what_the_runs_write(make_run, tmp_path):
+    runs = {"qa": make_run("qa"), "p": make_run("p", method="p_tuning", seed=1)}
+    folder = export_runs([*runs.values()], tmp_path / "out", rows=[make_run.rows] * 2)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    greedy = {"max_new_tokens": 12, "do_sample": False}
+    rows = question_rows(3, 5)
+    prompts, expected = [], []
+    for name, run in runs.items():
+        task = ExportedTask.load(folder, name)
+        tokenizer, stop = task.encoder.tokenizer, task.encoder.template.stop
+        write = pipeline("text-generation", model=model, tokenizer=tokenizer)
+        texts = Predictor.load(run)(rows)
+        for row, text in zip(rows, texts, strict=True):
+            ids = task.text.ids_of(read_question(task.encoder, task.data, row).source)
+            prompt = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            (written,) = write(prompt, return_full_text=False, **greedy)
+            assert cut_at_stop(written["generated_text"], stop).strip() == text
+            prompts.append(ids)
+            expected.append(text)
+    # It is what `transformers serve` runs: rows of several tasks in one batch.
+    settings = GenerationConfig(**greedy, eos_token_id=1, pad_token_id=0)
+    small = ContinuousBatchingConfig(page_size=16, num_blocks=64, max_batch_tokens=64)
+    model.set_attn_implementation("sdpa")
+    outputs = model.generate_batch(prompts, settings, small, warmup=False)
+    outputs = sorted(outputs.values(), key=lambda output: prompts.index(output.prompt_ids))
+    assert decode([output.generated_tokens for output in outputs], tokenizer, stop) == expected
 
 
 def test_a_check_that_fails_names_the_rows(make_run, tmp_path, caplog):

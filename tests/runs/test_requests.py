@@ -1,3 +1,4 @@
+import io
 import json
 import re
 import sys
@@ -51,6 +52,14 @@ def test_a_request_is_a_body_of_the_completions_api(exported, make_run, monkeypa
     assert bodies[0].keys() == {"model", "prompt", "max_tokens", "temperature", "stop"}
     assert bodies[0]["stop"] == ["\n"] and bodies[0]["max_tokens"] == 12 and bodies[0]["temperature"] == 0
     assert all(body["prompt"][:6] == task.text.ids for body in bodies)
+
+
+def test_an_input_without_rows_is_reported(exported, tmp_path, monkeypatch):
+    task = ExportedTask.load(exported, "qa")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    with pytest.raises(DataError, match="standard input: no rows"):
+        write_requests(task, output=str(tmp_path / "requests.jsonl"), model="m")
+    assert not (tmp_path / "requests.jsonl").exists()
 
 
 def test_sent_rows_are_predicted_resumed_and_scored_as_the_run_does(exported, make_run, recipe_file, tmp_path):

@@ -7,7 +7,7 @@ from helpers.trainers import BUILDERS, encoded, soft, trainer
 from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.engine.dispatch import get_base
 from prompt_tuning.errors import ModelError, RecipeError
-from prompt_tuning.runs.predictor import generate_texts
+from prompt_tuning.runs.answers import generate_texts
 
 SETTINGS = {
     "stop strings": {"stop_strings": [*"abcdefghijklmnopqrstuvwxyz0123456789"]},
