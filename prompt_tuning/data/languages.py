@@ -64,7 +64,7 @@ def guess_language(texts: Sequence[str]) -> str | None:
     by_script = language_of_script(texts)
     counts = Counter(word for text in texts for word in words(text.casefold()))
     scores = {code: sum(map(counts.__getitem__, frequent.split())) for code, frequent in FREQUENT_WORDS.items()}
-    best = max(scores, key=scores.__getitem__)
-    if scores[best] and scores[best] >= LEAST_SHARE * counts.total():
+    best, second = sorted(scores, key=scores.__getitem__, reverse=True)[:2]
+    if scores[best] > scores[second] and scores[best] >= LEAST_SHARE * counts.total():
         return best
     return None if by_script == "und" else by_script

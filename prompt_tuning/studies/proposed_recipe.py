@@ -15,7 +15,7 @@ from prompt_tuning.support.trust import FLAG
 from prompt_tuning.support.yaml_files import to_yaml
 
 WIDTH = 118
-SECONDS_IN_WORDS = ((7200, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds"))
+SECONDS_IN_WORDS = ((7200, 3600, "hour"), (120, 60, "minute"), (0, 1, "second"))
 """The least seconds that are told in a unit, the seconds of the unit, and its name."""
 
 
@@ -75,4 +75,4 @@ def comment(text: str) -> list[str]:
 
 def _duration(seconds: float) -> str:
     unit, name = next((unit, name) for least, unit, name in SECONDS_IN_WORDS if seconds >= least)
-    return f"{math.ceil(seconds / unit)} {name}"
+    return counted(math.ceil(seconds / unit), name)

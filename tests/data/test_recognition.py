@@ -169,4 +169,5 @@ def test_languages_are_told_by_script_and_frequent_words():
     }  # fmt: skip
     assert {code: guess_language([text]) for code, text in texts.items()} == {code: code for code in texts}
     assert guess_language(["Oslo 1871"]) is None and guess_language([]) is None
+    assert guess_language(["Oslo repairs it to carry mail, to be sure"]) != "cs"  # English and Czech both have "to".
     assert json.dumps(guess_language(["ᚠᚢᚦ"])) == "null"  # Runes have no usual language.
