@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning import arguments
+from prompt_tuning.support.text import print_text
 
 FILE = Path(__file__).with_name("flags.json")
 TRUE = ("yes", "true", "t", "y", "1")
@@ -76,4 +77,4 @@ def _options(action: Action) -> dict[str, Any]:
 
 if __name__ == "__main__":
     lines = ",\n".join(json.dumps(flag) for flag in list_flags())
-    print(f'{{"transformers": "{version("transformers")}", "flags": [\n{lines}\n]}}')
+    print_text(f'{{"transformers": "{version("transformers")}", "flags": [\n{lines}\n]}}')

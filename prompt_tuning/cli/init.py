@@ -10,6 +10,7 @@ from pathlib import Path
 from prompt_tuning.cli.parsing import Commands, add_command
 from prompt_tuning.cli.processes import has_several_processes
 from prompt_tuning.errors import PromptTuningError, RecipeError
+from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
@@ -38,7 +39,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("data", metavar="DATA", help="a file, a folder or a hub id")
     parser.add_argument(
-        "--output", metavar="FILE", default="recipe.yaml", help="the recipe to write (default: recipe.yaml)"
+        "--output", metavar="FILE", default=RunFolder.RECIPE, help="the recipe to write (default: recipe.yaml)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     parser.add_argument("--yes", action="store_true", help="ask nothing and take the proposals, as without a terminal")

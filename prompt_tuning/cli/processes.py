@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prompt_tuning.errors import without_secrets
-from prompt_tuning.support.text import printable
+from prompt_tuning.support.text import print_text, printable
 
 IMPORTLIB = "<frozen importlib._bootstrap>"
 
@@ -62,7 +62,7 @@ def announce_imports(delay: float = 0.8) -> Iterator[None]:
     def say() -> None:
         stack = traceback.walk_stack(sys._current_frames()[main_thread])  # noqa: SLF001 - its documented purpose
         if any(frame.f_code.co_filename == IMPORTLIB for frame, _ in stack):
-            print("loading libraries ...", file=sys.stderr, flush=True)
+            print_text("loading libraries ...", file=sys.stderr)
 
     timer = threading.Timer(delay, say)
     timer.daemon = True

@@ -129,7 +129,7 @@ def _write_tasks(folder: Path, exported: Sequence[Exported], texts: Mapping[str,
     """Write prompts.json, and for each task the files from which `requests` makes its sources."""
     tasks = {}
     for task in exported:
-        place = RunFolder(folder / RunFolder.TASKS / task.name)
+        place = RunFolder(folder).exported_task(task.name)
         place.path.mkdir(parents=True)
         shutil.copyfile(task.run.recipe, place.recipe)
         shutil.copyfile(task.run.template, place.template)

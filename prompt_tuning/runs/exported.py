@@ -100,7 +100,7 @@ class ExportedTask:
         if name not in prompts["tasks"] or not is_plain_name(name):
             raise DataError(f"{file}: no task {name!r}. It has {', '.join(prompts['tasks'])}.")
         saved = prompts["tasks"][name]
-        run = RunFolder(Path(folder, RunFolder.TASKS, name))
+        run = RunFolder(Path(folder)).exported_task(name)
         RunFolder(Path(folder)).check_links(run.recipe, run.template, run.adapter_config)
         recipe, template = read_run(run, str(folder), trust_remote_code=trust_remote_code)
         config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)

@@ -36,7 +36,6 @@ class RunFolder:
     RECIPE: ClassVar[str] = "recipe.yaml"
     REPORT: ClassVar[str] = "report.html"
     RESULTS: ClassVar[str] = "results.json"
-    TASKS: ClassVar[str] = "tasks"
     TEMPLATE: ClassVar[str] = "template.yaml"
 
     # What `evaluate` and `train` write. Others may have files of these names.
@@ -51,7 +50,7 @@ class RunFolder:
     )  # fmt: skip
     # What `export` writes beside a model's files.
     EXPORT_FILES: ClassVar[tuple[str, ...]] = (
-        PROMPTS, f"{TASKS}/*/{RECIPE}", f"{TASKS}/*/{TEMPLATE}", f"{TASKS}/*/{ADAPTER_CONFIG}", "model-*.gguf",
+        PROMPTS, f"tasks/*/{RECIPE}", f"tasks/*/{TEMPLATE}", f"tasks/*/{ADAPTER_CONFIG}", "model-*.gguf",
     )  # fmt: skip
 
     def check_adapter(self) -> None:
@@ -110,6 +109,10 @@ class RunFolder:
     def prompts(self) -> Path:
         """The token ids of the tasks of an exported model."""
         return self.path / self.PROMPTS
+
+    def exported_task(self, name: str) -> RunFolder:
+        """Return the folder of a task of an exported model."""
+        return RunFolder(self.path / "tasks" / name)
 
     @property
     def recipe(self) -> Path:

@@ -252,12 +252,6 @@ def test_models_and_methods_that_fsdp_cannot_train_are_refused(
     assert message in capsys.readouterr().err
 
 
-def test_predict_refuses_two_processes(monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["predict", "--adapter", "run"]) == 2
-    assert "predict: it runs in one process" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("kind", ["fsdp2", "zero2"])
 def test_a_split_model_generates_what_a_whole_one_does(kind, one, request):
     for process in request.getfixturevalue(kind):
