@@ -5,7 +5,7 @@ import stat
 
 import pytest
 import torch
-from helpers.models import forbid_model_loading, tiny_llama, tiny_sentencepiece, tokenizer_with_beginning
+from helpers.models import forbid_model_loading, tiny_llama, tiny_sentencepiece, tiny_t5, tokenizer_with_beginning
 from helpers.rows import question_rows
 from transformers import (
     AutoModelForCausalLM,
@@ -206,7 +206,8 @@ def test_trained_text_of_a_template_is_exported_too(make_run, recipe_file, tmp_p
         ExportedTask.load(tmp_path / "out", "run")
 
 
-def test_what_cannot_be_exported_is_refused_before_a_model_loads(make_run, recipe_file, tmp_path, monkeypatch):
+def test_what_cannot_be_exported_is_refused_before_a_model_loads(make_run, tokenizer, tmp_path, monkeypatch):
+    pairs = make_run("pairs", model=tiny_t5(len(tokenizer)), base="pairs")
     prefix = make_run("prefix", method="prefix_tuning")
     layers = make_run("layers", layer_vectors="true")
     good = make_run("good")
@@ -214,6 +215,7 @@ def test_what_cannot_be_exported_is_refused_before_a_model_loads(make_run, recip
     for run, message in {
         prefix: "prefix_tuning trains no tokens. Train method prompt_tuning",
         layers: "vectors in every layer, and a server adds none",
+        pairs: "pairs: an encoder-decoder model, and export takes causal models. Predict with prompt_tuning.Predictor",
         f"../x={good}": "'../x' cannot be a task's name",
     }.items():
         with pytest.raises(PromptTuningError, match=re.escape(message)):
