@@ -37,9 +37,9 @@ from common import ROOT, describe_machine, print_table
 from prompt_tuning import Predictor
 from prompt_tuning.data.rows import open_rows
 from prompt_tuning.errors import PromptTuningError
-from prompt_tuning.runs.export import export_runs, named_run
+from prompt_tuning.runs.export import export_runs
 from prompt_tuning.runs.exported import ExportedTask
-from prompt_tuning.runs.predict import read_row
+from prompt_tuning.runs.named_runs import named_run
 from prompt_tuning.runs.requests import openai_client, send_requests, write_requests
 from prompt_tuning.support.files import read_json_lines, write_json_lines
 
@@ -146,11 +146,8 @@ def expect(runs: dict[str, tuple[Path, Path]], count: int, folder: Path) -> tupl
             part = rows[number * count : (number + 1) * count]
             phase.files[name] = folder / f"{name}-{phase.at_once}.jsonl"
             write_json_lines(phase.files[name], [row for _, row in part])
-            questions = [read_row(predictor.encoder, predictor.data, *row) for row in part]
             start = time.process_time()
-            phase.expected[name] = []
-            for first in range(0, len(questions), phase.at_once):
-                phase.expected[name] += predictor.answer(questions[first : first + phase.at_once])
+            phase.expected[name] = predictor([row for _, row in part], batch_size=phase.at_once)
             seconds[number] += time.process_time() - start
     return phases, seconds
 
