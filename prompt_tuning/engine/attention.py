@@ -1,4 +1,4 @@
-"""Attention over one packed sequence of prompts and rows: a row sees its prompt and itself.
+"""Attention over one packed sequence of prompts and rows: a row sees what stands before it, and itself.
 
 Registered with transformers as the attention implementation "shared_prefix". A model that is given a `row_layout` runs
 the sequence [prompt 1, ..., prompt K, row 1, ..., row B] of shape `[1, N, H]` through its linear layers as it is, with
@@ -7,7 +7,7 @@ no padding; only here is it taken apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import accumulate
 from typing import Any
@@ -20,101 +20,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from prompt_tuning.engine.joined_segments import JoinedSegments
-from prompt_tuning.engine.padded_segments import PaddedSegments, causal_mask
+from prompt_tuning.engine.row_layout import RowLayout
 
 ATTENTION = "shared_prefix"
-
-States = tuple[torch.Tensor, torch.Tensor]  # keys and values of a layer, both `[1, key heads, N, D]`
 
 # `scaled_dot_product_attention` runs these on a CPU; they have no public names.
 flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 - no public name
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001 - no public name
-
-
-class RowLayout:
-    """The places of prompts and rows in a packed sequence.
-
-    It is no dataclass: FSDP would hand a copy of it to each layer.
-    """
-
-    def __init__(
-        self,
-        *,
-        prompts: tuple[int, ...],
-        rows: tuple[int, ...],
-        prompt_index: tuple[int, ...],
-        prefixes: Sequence[States] = (),
-        states: dict[int, States] | None = None,
-    ) -> None:
-        """Note the lengths of prompts and rows, in their order in the sequence.
-
-        Args:
-            prompts: length of each prompt.
-            rows: length of each row.
-            prompt_index: for each row the index of its prompt.
-            prefixes: for each layer the keys and values of all prompts if they are computed already, one prompt after
-                the other; the packed sequence then holds only rows.
-            states: if not None, attention stores here by layer the keys and values of the packed sequence.
-        """
-        self.prompts = prompts
-        self.rows = rows
-        self.prompt_index = prompt_index
-        self.prefixes = prefixes
-        self.states = states
-        self._masks: dict[Any, torch.Tensor] = {}
-        self._padded: dict[torch.device, PaddedSegments] = {}
-        self._joined: dict[torch.device, JoinedSegments] = {}
-
-    @property
-    def lengths(self) -> list[int]:
-        """Lengths of all segments that have keys: the prompts, then the rows."""
-        return [*self.prompts, *self.rows]
-
-    def segments(self) -> list[tuple[int | None, int]]:
-        """Return each segment that has queries, as the segment that it sees before itself and its own number."""
-        segments: list[tuple[int | None, int]] = []
-        if not self.prefixes:
-            segments += [(None, number) for number, length in enumerate(self.prompts) if length]
-        segments += [(prompt, len(self.prompts) + row) for row, prompt in enumerate(self.prompt_index)]
-        return segments
-
-    def positions(self) -> torch.Tensor:
-        """Return the positions `[N]`: a prompt counts from 0, a row continues where its prompt ends."""
-        lengths = self.lengths
-        spans = []
-        for before, segment in self.segments():
-            start = 0 if before is None else lengths[before]
-            spans.append(torch.arange(start, start + lengths[segment]))
-        return torch.cat(spans)
-
-    def mask(self, before: int, length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
-        """Return the causal mask of a row behind `before` positions, as far as the window reaches.
-
-        Returns:
-            `[length, before + length]`, 0 where a token may look and -inf elsewhere.
-        """
-        key = (before, window, like.dtype, like.device)
-        if key not in self._masks:  # One mask for the longest row is made once a step.
-            longest = max(self.rows if before else self.lengths)
-            query = torch.arange(before, before + longest, device=like.device)[:, None]
-            self._masks[key] = causal_mask(
-                query, torch.arange(before + longest, device=like.device)[None], window, like
-            )
-        return self._masks[key][:length, : before + length]
-
-    def padded(self, device: torch.device) -> PaddedSegments:
-        """Return the segments side by side, whose indices are copied to a device once for all layers."""
-        if device not in self._padded:
-            num_hidden = sum(self.prompts) if self.prefixes else 0
-            self._padded[device] = PaddedSegments(self.segments(), self.lengths, num_hidden, device)
-        return self._padded[device]
-
-    def joined(self, device: torch.device) -> JoinedSegments:
-        """Return the segments one after the other, whose indices are copied to a device once for all layers."""
-        if device not in self._joined:
-            self._joined[device] = JoinedSegments(self.segments(), self.lengths, device)
-        return self._joined[device]
 
 
 def shared_prefix_attention(
@@ -219,17 +131,18 @@ def _rows(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield for each segment its queries, the keys and values that it sees, and its mask."""
     lengths = layout.lengths
-    segments = layout.segments()
     keys = key.split(lengths, 2)
     values = value.split(lengths, 2)
-    queries = query.split([lengths[segment] for _, segment in segments], 2)
-    for states, (before, segment) in zip(queries, segments, strict=True):
-        if before is None:
-            yield states, keys[segment], values[segment], layout.mask(0, lengths[segment], window, query)
-        else:
-            seen_keys = torch.cat([keys[before], keys[segment]], 2)
-            seen_values = torch.cat([values[before], values[segment]], 2)
-            yield states, seen_keys, seen_values, layout.mask(lengths[before], lengths[segment], window, query)
+    queries = query.split([lengths[segment] for _, segment in layout.segments], 2)
+    for states, (ancestors, segment) in zip(queries, layout.segments, strict=True):
+        seen = (*ancestors, segment)
+        mask = layout.mask(layout.num_before(ancestors), lengths[segment], window, query)
+        yield states, _joined(keys, seen), _joined(values, seen), mask
+
+
+def _joined(states: tuple[torch.Tensor, ...], seen: tuple[int, ...]) -> torch.Tensor:
+    """Return the states of these segments, one after the other; those of a single segment are no copy."""
+    return states[seen[0]] if len(seen) == 1 else torch.cat([states[segment] for segment in seen], 2)
 
 
 def _visibility(mask: torch.Tensor, window: int | None) -> dict[str, Any]:
@@ -267,14 +180,13 @@ class RowAttention(torch.autograd.Function):
         """Return the gradients of query, key and value from that of the output `[1, N, heads, D]`."""
         query, key, value, attended, *sums = ctx.saved_tensors
         lengths = ctx.layout.lengths
-        segments = ctx.layout.segments()
         starts = [0, *accumulate(lengths)]
         query_gradient = torch.empty_like(query)
         key_gradient = torch.zeros_like(key)
         value_gradient = torch.zeros_like(value)
         start = 0
-        rows = zip(_rows(query, key, value, ctx.layout, ctx.window), segments, sums, strict=True)
-        for (states, keys, values, mask), (before, segment), logsumexp in rows:
+        rows = zip(_rows(query, key, value, ctx.layout, ctx.window), ctx.layout.segments, sums, strict=True)
+        for (states, keys, values, mask), (ancestors, segment), logsumexp in rows:
             here = slice(start, start + states.shape[2])
             by_query, by_key, by_value = flash_backward(
                 gradient[:, here].transpose(1, 2), states, keys, values, attended[:, here].transpose(1, 2), logsumexp,
@@ -282,7 +194,7 @@ class RowAttention(torch.autograd.Function):
             )  # fmt: skip
             query_gradient[:, :, here] = by_query
             first = 0
-            for seen in (segment,) if before is None else (before, segment):
+            for seen in (*ancestors, segment):
                 target = slice(starts[seen], starts[seen + 1])
                 part = slice(first, first + lengths[seen])
                 key_gradient[:, :, target] += by_key[:, :, part]

@@ -9,7 +9,7 @@ from prompt_tuning.engine.kv_cache import PackedPrefixes, common_prefix_cache, p
 from prompt_tuning.engine.target_batch import Batch
 
 
-def read_start(base: PreTrainedModel, batch: Batch) -> tuple[PackedPrefixes, Batch] | None:
+def read_start(base: PreTrainedModel, batch: Batch) -> tuple[PackedPrefixes, list[int], Batch] | None:
     """Read each row up to its first trained token or loss; a passage that opens several rows is read once.
 
     Args:
@@ -17,13 +17,16 @@ def read_start(base: PreTrainedModel, batch: Batch) -> tuple[PackedPrefixes, Bat
         batch: rows without a prompt before them.
 
     Returns:
-        For each row the keys and values of its start, and the rest of the batch; None if every start is empty.
+        The keys and values of each start, for each row the number of its start, and the rest of the batch; None if
+        every start is empty.
     """
     is_trained = batch.input_ids >= len(base.get_input_embeddings().weight)
     is_start = batch.needed & ((is_trained | batch.predicts).cumsum(1) == 0)
     if not is_start.any():
         return None
-    starts = [ids[chosen].tolist() for ids, chosen in zip(batch.input_ids, is_start, strict=True)]
+    starts = [tuple(ids[chosen].tolist()) for ids, chosen in zip(batch.input_ids, is_start, strict=True)]
+    numbers = {start: number for number, start in enumerate(dict.fromkeys(starts))}
     with torch.no_grad():
-        prefixes = prefixes_of_rows(base, [common_prefix_cache(base, [])], [0] * len(starts), starts)
-    return prefixes, Batch(batch.input_ids, batch.needed & ~is_start, batch.predicts, shared=0)
+        prefixes = prefixes_of_rows(base, [common_prefix_cache(base, [])], [0] * len(numbers), list(numbers))
+    rest = Batch(batch.input_ids, batch.needed & ~is_start, batch.predicts, shared=0)
+    return prefixes, [numbers[start] for start in starts], rest

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from prompt_tuning.engine.padded_segments import to_device
+from prompt_tuning.engine.padded_segments import Segment, key_places, to_device
 
 
 class JoinedSegments:
-    """The indices with which the keys of all segments are joined, where a row's prompt stands before its own keys.
+    """The indices with which the keys of all segments are joined, where what a row sees stands before its own keys.
 
     Attributes:
         key_places: `[K]`, for each of the joined keys its place in the packed sequence.
@@ -20,28 +20,22 @@ class JoinedSegments:
         most_keys: of a segment.
     """
 
-    def __init__(
-        self, segments: Sequence[tuple[int | None, int]], lengths: Sequence[int], device: torch.device
-    ) -> None:
+    def __init__(self, segments: Sequence[Segment], lengths: Sequence[int], device: torch.device) -> None:
         """Make the indices on the CPU, and copy them together.
 
         Args:
-            segments: for each the segment that it sees before itself, and its own number.
+            segments: for each those that it sees before itself, and its own number.
             lengths: of all segments that have keys.
             device: where the packed sequence is.
         """
-        starts = torch.tensor([0, *lengths]).cumsum(0)
+        places = key_places(segments, lengths)
         num_queries = torch.tensor([lengths[number] for _, number in segments])
-        num_before = torch.tensor([0 if before is None else lengths[before] for before, _ in segments])
-        num_keys = num_before + num_queries
-        key_starts = num_keys.cumsum(0) - num_keys
-        column = torch.arange(int(num_keys.sum())) - key_starts.repeat_interleave(num_keys)
-        start_before = starts[[before or 0 for before, _ in segments]].repeat_interleave(num_keys)
-        start = (starts[[number for _, number in segments]] - num_before).repeat_interleave(num_keys)
-        places = torch.where(column < num_before.repeat_interleave(num_keys), start_before, start) + column
+        num_keys = torch.tensor([len(seen) for seen in places])
         self.most_queries = int(num_queries.max())
         self.most_keys = int(num_keys.max())
-        self.key_places, query_ends, key_ends = to_device(device, places, _ends(num_queries), _ends(num_keys))
+        self.key_places, query_ends, key_ends = to_device(
+            device, torch.cat(places), _ends(num_queries), _ends(num_keys)
+        )
         self.query_ends = query_ends.int()
         self.key_ends = key_ends.int()
 

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from prompt_tuning.encoding.batching import common_prefix_length
-from prompt_tuning.engine.attention import RowLayout, States
+from prompt_tuning.engine.row_layout import RowLayout, States
 
 WORTH_SHARING = 16  # Rows must open with so many equal tokens for these to be read once.
 READ_AT_ONCE = 2048  # A CPU maps the temporaries of more tokens into memory anew each time.
@@ -205,7 +205,7 @@ def read_packed(
         layout = RowLayout(
             prompts=prefixes.lengths,
             rows=tuple(len(rows[number]) for number in chunk),
-            prompt_index=tuple(prefix_index[number] for number in chunk),
+            parents=tuple(prefix_index[number] for number in chunk),
             prefixes=prefixes.states,
             states=states,
         )

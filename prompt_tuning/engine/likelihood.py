@@ -28,10 +28,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import batches_within, common_prefix, source_length
 from prompt_tuning.encoding.target_language import target_language
-from prompt_tuning.engine.attention import ATTENTION, RowLayout
+from prompt_tuning.engine.attention import ATTENTION
 from prompt_tuning.engine.dispatch import get_base, has_prompt, packing_obstacle, within_window
 from prompt_tuning.engine.kv_cache import chunks, common_prefix_cache, length_order, prefixes_of_rows, run_packed
 from prompt_tuning.engine.padded_segments import to_device
+from prompt_tuning.engine.row_layout import RowLayout
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt_once
 
 Normalization = Literal["none", "tokens", "characters", "bytes", "unconditional"]
@@ -231,7 +232,7 @@ def _packed_logits(
         layout = RowLayout(
             prompts=chunk_prefixes.lengths,
             rows=tuple(map(len, ids)),
-            prompt_index=tuple(segments[number].row - first for number in chunk),
+            parents=tuple(segments[number].row - first for number in chunk),
             prefixes=chunk_prefixes.states,
         )
         yield from run_packed(base, ids, layout).logits[0].split(list(layout.rows))

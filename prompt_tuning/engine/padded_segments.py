@@ -7,11 +7,14 @@ copied once a batch. Segments are called together if they are of like length, so
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 WIDTH = 64  # Widths are multiples of this: cuDNN plans anew for each shape, and masks are to be aligned.
+Segment = tuple[tuple[int, ...], int]  # The segments that it sees before itself, the first of all first; its number.
 MOST_PADDING = 1.5  # The scores that a call computes are at most so many times those that its segments need.
 
 
@@ -25,6 +28,18 @@ def causal_mask(query: torch.Tensor, key: torch.Tensor, window: int | None, like
     distance = query - key
     hidden = (distance < 0) | (distance >= window) if window else distance < 0
     return torch.zeros(distance.shape, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))
+
+
+def key_places(segments: Sequence[Segment], lengths: Sequence[int]) -> list[torch.Tensor]:
+    """Return for each segment the places `[U]` of all keys that its last query sees, its own at the end.
+
+    Args:
+        segments: for each those that it sees before itself, and its own number.
+        lengths: of all segments that have keys.
+    """
+    starts = [0, *accumulate(lengths)]
+    spans = [torch.arange(start, start + length) for start, length in zip(starts, lengths, strict=False)]
+    return [torch.cat([spans[number] for number in (*ancestors, own)]) for ancestors, own in segments]
 
 
 class Group(NamedTuple):
@@ -75,7 +90,7 @@ class PaddedSegments:
 
     def __init__(
         self,
-        segments: Sequence[tuple[int | None, int]],
+        segments: Sequence[Segment],
         lengths: Sequence[int],
         num_hidden: int,
         device: torch.device,
@@ -83,36 +98,33 @@ class PaddedSegments:
         """Make the indices.
 
         Args:
-            segments: for each the segment that it sees before itself, and its own number.
+            segments: for each those that it sees before itself, and its own number.
             lengths: of all segments that have keys.
             num_hidden: how many tokens at the start have keys and no queries.
             device: where the packed sequence is.
         """
         own = [lengths[number] for _, number in segments]
-        before = [0 if seen is None else lengths[seen] for seen, _ in segments]
+        seen = key_places(segments, lengths)
+        before = [len(places) - length for places, length in zip(seen, own, strict=True)]
         self.groups = groups_of_like_length(own, before)
         starts = torch.tensor([0, *lengths]).cumsum(0)
-        query_places = []
-        key_places = []
+        query_index = []
+        key_index = []
         packed_places = torch.zeros(sum(own), dtype=torch.long)
         num_padded = 0
         for numbers, width, reach in self.groups:
             length = torch.tensor([own[n] for n in numbers])[:, None]
-            first = torch.tensor([before[n] for n in numbers])[:, None]
             start = starts[[segments[n][1] for n in numbers]][:, None]
-            start_before = starts[[segments[n][0] or 0 for n in numbers]][:, None]
             column = torch.arange(width)
             real = column < length
             query = (start - num_hidden + column).where(real, 0)
             packed_places[query[real]] = num_padded + real.flatten().nonzero()[:, 0]
             num_padded += real.numel()
-            column = torch.arange(reach)
-            key = torch.where(column < first, start_before + column, start + column - first)
-            query_places.append(query.flatten())
-            key_places.append(key.where(column < first + length, 0).flatten())
+            query_index.append(query.flatten())
+            key_index += [F.pad(seen[n], (0, reach - len(seen[n]))) for n in numbers]
         order = torch.tensor([before[n] for group in self.groups for n in group.segments])
         self._query_places, self._key_places, self.packed_places, self._before = to_device(
-            device, torch.cat(query_places), torch.cat(key_places), packed_places, order
+            device, torch.cat(query_index), torch.cat(key_index), packed_places, order
         )
         self._masks: dict[tuple[int | None, torch.dtype], list[torch.Tensor]] = {}
 

@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import start_with
-from prompt_tuning.engine.attention import ATTENTION, RowLayout, shared_prefix_attention
+from prompt_tuning.engine.attention import ATTENTION, shared_prefix_attention
 from prompt_tuning.engine.base_checks import check_base
 from prompt_tuning.engine.dispatch import (
     ExecutionPath,
@@ -34,6 +34,7 @@ from prompt_tuning.engine.padded_segments import to_device
 from prompt_tuning.engine.peft_generation import prepare_under_old_name
 from prompt_tuning.engine.prompt_adapters import PromptAdapters
 from prompt_tuning.engine.prompt_names import PromptName, index_prompts
+from prompt_tuning.engine.row_tree import RowTree
 from prompt_tuning.engine.target_batch import Batch
 from prompt_tuning.engine.trained_config import TrainedTokensConfig
 from prompt_tuning.engine.trained_tokens import (
@@ -47,6 +48,8 @@ from prompt_tuning.engine.trained_tokens import (
 from prompt_tuning.errors import AdapterError
 
 logger = logging.getLogger(__name__)
+
+SHARED_TEXTS = "Text that several rows of a batch open with is computed once: %s of the first %s tokens are saved."
 
 
 class PromptModel(PromptAdapters, PeftModelForCausalLM):
@@ -209,10 +212,10 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
         state = cache_state(base, self.prompt_encoder, base.device.type)
         return self._kept.reuse(state, torch.empty(0, dtype=torch.long, device=base.device))
 
-    def _log_once(self, message: str, *values: Any) -> None:
+    def _log_once(self, message: str, *values: Any, level: int = logging.WARNING) -> None:
         if message not in self._logged:
             self._logged.add(message)
-            logger.warning(message, *values)
+            logger.log(level, message, *values)
 
     def _log_limits(self, length: int) -> None:
         """Log once that sequences of this length, their prompt included, pass a window or a rotary length."""
@@ -307,8 +310,8 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
         virtual = any(self.peft_config[name.adapter].num_virtual_tokens for name in names)
         start = None if virtual or not torch.is_grad_enabled() else read_start(self.get_base_model(), batch)
         if start is not None:
-            prefixes, batch = start
-            names, prompt_index = [], list(range(len(prompt_index)))
+            prefixes, prompt_index, batch = start
+            names = []
         elif self._prompt_is_cache:
             prefixes = PackedPrefixes.from_caches([self._prompt(name) for name in names])
             names = []
@@ -316,18 +319,13 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
             prefixes = PackedPrefixes((), [])
             computed = [self._prompt(name) for name in names]
             common_prefix, batch = batch.common_prefix, batch.rest()
-        row_lengths = batch.needed.sum(1).tolist()
-        rows = [number for number, length in enumerate(row_lengths) if length]
-        layout = RowLayout(
-            prompts=prefixes.lengths or tuple(len(prompt) + len(common_prefix) for prompt in computed),
-            rows=tuple(row_lengths[number] for number in rows),
-            prompt_index=tuple(prompt_index[number] for number in rows),
-            prefixes=prefixes.states,
-        )
+        prompts = prefixes.lengths or tuple(len(prompt) + len(common_prefix) for prompt in computed)
+        tree = RowTree(batch, prompt_index, len(prompts))
+        if tree.num_saved:
+            self._log_once(SHARED_TEXTS, tree.num_saved, tree.num_saved + len(tree.ids), level=logging.INFO)
+        layout = tree.layout(prompts, prefixes.states)
         positions = layout.positions()
-        predicts = batch.predicts[batch.needed].nonzero()[:, 0]
-        predicts += len(positions) - sum(layout.rows)
-        ids = batch.input_ids[batch.needed]
+        ids, predicts = tree.ids, tree.predicts + len(positions)
         vectors = self._layer_arguments(names, common_prefix, ids)
         shared_ids, ids, positions, predicts = to_device(
             self.word_embeddings.weight.device, common_prefix, ids, positions, predicts
@@ -335,8 +333,8 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
         embeds = self.embed(ids)
         if computed:
             shared = self.embed(shared_ids)
-            prompts = [torch.cat([prompt, shared]) for prompt in computed]
-            embeds = torch.cat([*(prompt.to(embeds.dtype) for prompt in prompts), embeds])
+            computed = [torch.cat([prompt, shared]) for prompt in computed]
+            embeds = torch.cat([*(prompt.to(embeds.dtype) for prompt in computed), embeds])
         output = self.get_base_model()(
             inputs_embeds=embeds[None],
             position_ids=positions[None],

@@ -7,13 +7,16 @@ from helpers.architectures import VOCABULARY, build, right_padded
 from helpers.models import tiny_llama
 from helpers.real_cuda import GPU, IS_REAL
 
-from prompt_tuning.engine.attention import RowLayout, row_by_row, side_by_side, without_padding
+from prompt_tuning.engine.attention import row_by_row, side_by_side, without_padding
+from prompt_tuning.engine.row_layout import RowLayout
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 
 LAYOUTS = {
-    "one prompt": dict(prompts=(5,), rows=(6, 2, 11), prompt_index=(0, 0, 0)),
-    "several prompts": dict(prompts=(5, 3, 9), rows=(6, 2, 11, 1), prompt_index=(2, 0, 1, 0)),
-    "prefixes": dict(prompts=(4, 7), rows=(6, 2, 11), prompt_index=(1, 0, 1), prefixes=[()]),
+    "one prompt": dict(prompts=(5,), rows=(6, 2, 11), parents=(0, 0, 0)),
+    "several prompts": dict(prompts=(5, 3, 9), rows=(6, 2, 11, 1), parents=(2, 0, 1, 0)),
+    "prefixes": dict(prompts=(4, 7), rows=(6, 2, 11), parents=(1, 0, 1), prefixes=[()]),
+    "shared texts": dict(prompts=(5, 3), rows=(7, 4, 6, 2, 11, 1), parents=(0, 2, 3, 3, 2, 1)),
+    "shared texts behind prefixes": dict(prompts=(5,), rows=(7, 6, 2), parents=(0, 1, 1), prefixes=[()]),
 }
 SETTINGS = dict(scale=0.3, dropout=0.0, softcap=None)
 
