@@ -10,6 +10,9 @@
     PromptTuningArguments     its arguments, with defaults for prompts
     load_metrics              score(predictions, references), offline
     Predictor                 a finished run, ready to predict
+    train, evaluate           what the commands of these names do, also with rows in memory
+    rank, compare             the same
+    Run                       a finished run: its results, its report, its predictor
     __version__               the version of the package
     PromptTuningError         base of all errors that a user can correct
 
@@ -21,6 +24,7 @@ from typing import TYPE_CHECKING
 from prompt_tuning.support.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from prompt_tuning.api import Run, compare, evaluate, rank, train
     from prompt_tuning.arguments.training_args import PromptTuningArguments
     from prompt_tuning.encoding.dataset import encode
     from prompt_tuning.encoding.row_encoder import Encoder
@@ -40,14 +44,19 @@ __all__ = [
     "PromptTuningArguments",
     "PromptTuningError",
     "PromptTuningTrainer",
+    "Run",
     "SharedPrefixModel",
     "Template",
     "__version__",
     "add_soft_prompt",
+    "compare",
     "encode",
+    "evaluate",
     "load_adapter",
     "load_metrics",
     "prompt_config",
+    "rank",
+    "train",
 ]
 
 __getattr__ = lazy_names(
@@ -55,16 +64,21 @@ __getattr__ = lazy_names(
     {
         "Encoder": "encoding.row_encoder",
         "Predictor": "runs.predictor",
+        "Run": "api",
         "PromptTuningArguments": "arguments.training_args",
         "PromptTuningError": "errors",
         "PromptTuningTrainer": "training.trainer",
         "SharedPrefixModel": "engine.shared_prefix",
         "Template": "templates.template",
         "add_soft_prompt": "models.prompts",
+        "compare": "api",
         "encode": "encoding.dataset",
+        "evaluate": "api",
         "load_adapter": "models.prompts",
         "load_metrics": "metrics.loading",
         "prompt_config": "models.prompts",
+        "rank": "api",
+        "train": "api",
     },
 )
 

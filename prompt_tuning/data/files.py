@@ -74,7 +74,7 @@ def load_file(name: str | Path, *, streaming: bool = False) -> Dataset | Iterabl
             rows = load_dataset("parquet", fingerprint, data_files=files, split="train")
             check_texts(rows)
             return rows
-        features = _features(local.columns or {})
+        features = features_of(local.columns or {})
         return Dataset.from_generator(_rows_alone, features, gen_kwargs={"rows": local}, fingerprint=fingerprint)
     except (DatasetGenerationError, ValueError) as error:
         raise DataError(f"{name}: {error.__cause__ or error}") from error
@@ -94,7 +94,7 @@ def check_texts(rows: Dataset) -> None:
     rows.data.validate(full=True)
 
 
-def _features(columns: dict[str, pa.DataType | None]) -> Features:
+def features_of(columns: dict[str, pa.DataType | None]) -> Features:
     """Return the features of columns: Arrow's types, and JSON texts where no type gives all values back."""
     types = {name: kind or pa.null() for name, kind in columns.items()}
     features = Features.from_arrow_schema(pa.schema(types))

@@ -94,7 +94,7 @@ def parse_object(text: str, name: str, line: int) -> Row:
     value, end = _decode(text, start, name, line)
     if _after_space(text, end) < len(text):
         raise _not_json("Extra data", f"{name}, line {line}", end + 1)
-    return _checked(value, text[start:end], f"{name}, line {line}")
+    return checked_row(value, text[start:end], f"{name}, line {line}")
 
 
 def utf8_line(line: bytes, name: str, number: int) -> str:
@@ -174,7 +174,7 @@ def _json_rows(text: str, name: str) -> Iterator[tuple[Number, Row]]:
         counted_to = place
         number: Number = f"{line}, row {index}" if line == last_line else line
         value, end = _decode(text, place, name, 1)
-        yield number, _checked(value, text[place:end], f"{name}, line {number}")
+        yield number, checked_row(value, text[place:end], f"{name}, line {number}")
         last_line = line
         index += 1
         place = _after_space(text, end)
@@ -244,7 +244,7 @@ def _not_json(reason: str, origin: str, column: int) -> DataError:
     return DataError(f"{origin}: not JSON: {reason} (column {column})")
 
 
-def _checked(value: Any, text: str, origin: str) -> Row:
+def checked_row(value: Any, text: str, origin: str) -> Row:
     """Return a value that was read from a text, if it is an object that every later step can take.
 
     Raises:

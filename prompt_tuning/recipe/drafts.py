@@ -19,31 +19,34 @@ from prompt_tuning.errors import ErrorList, RecipeError, first_line
 from prompt_tuning.recipe.old_settings import translate
 from prompt_tuning.recipe.other_names import flag_name
 from prompt_tuning.recipe.parser import RecipeParser, to_argv
-from prompt_tuning.recipe.recipe import Draft
+from prompt_tuning.recipe.recipe import Draft, RecipeSource
 from prompt_tuning.recipe.validation import text_errors
 from prompt_tuning.support.files import is_plain_name
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.trust import ADVICE, FLAG
-from prompt_tuning.support.yaml_files import TextPair, read_text_pairs
+from prompt_tuning.support.yaml_files import TextPair, read_text_pairs, text_pairs, to_yaml
 from prompt_tuning.templates.template import Template
 
 # The settings of Trainer that a finished run predicts with.
 PREDICTION_SETTINGS = ("output_dir", "seed", "generation_max_length", "generation_num_beams")
 
+OF_PYTHON = Path("recipe")
+"""What messages call a recipe that is a mapping."""
+
 Block = TypeVar("Block")
 
 
-def checked_draft(path: str | Path, overrides: list[str]) -> Draft:
+def checked_draft(source: RecipeSource, overrides: list[str]) -> Draft:
     """Read a recipe, and check all that its text and the files that it names show.
 
     Args:
-        path: a flat YAML file.
+        source: a flat YAML file, or its settings as a mapping.
         overrides: as on the command line, `["--learning_rate", "0.1", "--bf16"]`.
 
     Raises:
         PromptTuningError: with every unknown key, wrong type, missing setting and wrong template at once.
     """
-    draft = read_draft(Path(path), overrides)
+    draft = read_draft(source, overrides)
     errors = ErrorList()
     with errors.collect():
         problems = text_errors(draft)
@@ -54,7 +57,7 @@ def checked_draft(path: str | Path, overrides: list[str]) -> Draft:
             except RecipeError as error:
                 problems += str(error).splitlines()
         if problems:
-            raise RecipeError("\n".join(f"{path}: {problem}" for problem in problems))
+            raise RecipeError("\n".join(f"{draft.path}: {problem}" for problem in problems))
     for part in (draft, *tasks.values()):
         for template in filter(None, (part.prompt.template, part.prompt.teacher_template)):
             with errors.collect():
@@ -63,11 +66,11 @@ def checked_draft(path: str | Path, overrides: list[str]) -> Draft:
     return draft
 
 
-def read_draft(path: Path, overrides: list[str], *, for_prediction: bool = False) -> Draft:
+def read_draft(source: RecipeSource, overrides: list[str], *, for_prediction: bool = False) -> Draft:
     """Read and type a recipe.
 
     Args:
-        path: a flat YAML file.
+        source: a flat YAML file, or its settings as a mapping.
         overrides: as on the command line.
         for_prediction: the recipe is that of a finished run.
 
@@ -75,8 +78,9 @@ def read_draft(path: Path, overrides: list[str], *, for_prediction: bool = False
         RecipeError: with every unknown key and wrong type at once.
     """
     parser = RecipeParser()
+    path = OF_PYTHON if isinstance(source, Mapping) else Path(source)
     try:
-        pairs = read_pairs(path)
+        pairs = pairs_of_settings(source) if isinstance(source, Mapping) else read_pairs(path)
     except RecipeError as error:
         # The value of a misspelt flag before RECIPE is taken for the recipe, so that the flags are reported too.
         raise RecipeError("\n".join([str(error), *parser.flag_errors(overrides)])) from None
@@ -117,7 +121,8 @@ def _parse(path: Path, parser: RecipeParser, pairs: list[TextPair], overrides: l
         if not problem and pair.key == FLAG:
             problem = _trust_error(pair, overrides)
         if problem:
-            problems.append(f"{path}, line {pair.line}: {problem}")
+            line = "" if path is OF_PYTHON else f", line {pair.line}"
+            problems.append(f"{path}{line}: {problem}")
     problems += parser.flag_errors(overrides)
     if problems:
         raise RecipeError("\n".join(problems))
@@ -205,6 +210,33 @@ def read_pairs(path: Path) -> list[TextPair]:
         raise RecipeError(f"{path}: no such recipe. Name a YAML file, such as recipes/quickstart/qa.yaml.") from None
     except IsADirectoryError:
         raise RecipeError(f"{path}: this is a folder. Name a recipe in it.") from None
+    return _without_nulls(pairs, path)
+
+
+def pairs_of_settings(settings: Mapping[str, Any]) -> list[TextPair]:
+    """Return the settings of a mapping as `read_pairs` returns those of a file; a setting that is None is left out.
+
+    Raises:
+        RecipeError: a key is not a text, or a value is not one that a file can hold.
+    """
+    plain = {}
+    for key, value in settings.items():
+        if not isinstance(key, str):
+            raise RecipeError(f"{OF_PYTHON}: the key {key!r} is not a text. Name a setting.")
+        plain[key] = str(value) if isinstance(value, Path) else value
+        try:
+            to_yaml(plain[key])
+        except TypeError:
+            kind = type(value).__name__
+            raise RecipeError(
+                f"{OF_PYTHON}: {key} is or holds an object that no file of settings can hold ({kind}). Set a text, a "
+                "number, a truth value, a list or a dict."
+            ) from None
+    return _without_nulls(text_pairs(to_yaml(plain), OF_PYTHON, RecipeError), OF_PYTHON)
+
+
+def _without_nulls(pairs: list[TextPair], path: Path) -> list[TextPair]:
+    """Return settings without those that are null, their keys with underscores; raise RecipeError for a key twice."""
     lines: dict[str, int] = {}
     for number, pair in enumerate(pairs):
         key = pair.key.replace("-", "_")

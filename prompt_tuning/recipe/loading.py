@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import RecipeError, first_line
 from prompt_tuning.metrics.loading import MAIN_METRIC
 from prompt_tuning.recipe.drafts import build, checked_draft, draft_tasks, read_draft
 from prompt_tuning.recipe.machine_validation import validation_errors
-from prompt_tuning.recipe.recipe import Draft, Recipe
+from prompt_tuning.recipe.recipe import Draft, Recipe, RecipeSource
 
 DRAFTED = {"output_dir", "train_sampling_strategy"}
 """The settings of Trainer for which a draft has a default of its own."""
 PLATEAU_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")
 
 
-def load_recipe(path: str | Path, overrides: list[str] | None = None, *, for_prediction: bool = False) -> Recipe:
+def load_recipe(source: RecipeSource, overrides: list[str] | None = None, *, for_prediction: bool = False) -> Recipe:
     """Read a recipe and type it together with its overrides.
 
     Args:
-        path: a flat YAML file.
+        source: a flat YAML file, or its settings as a mapping.
         overrides: as on the command line, `["--learning_rate", "0.1", "--bf16"]`.
         for_prediction: the recipe of a finished run, also of version 0.1.0. The data may be missing, and settings
             that only training needs, such as a GPU's number formats, are left out. So is trust_remote_code, because a
@@ -35,8 +33,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, *, for_pre
             nothing, with all that is wrong on this machine.
     """
     if for_prediction:
-        return _complete(read_draft(Path(path), overrides or [], for_prediction=True), for_prediction=True)
-    return complete(checked_draft(path, overrides or []))
+        return _complete(read_draft(source, overrides or [], for_prediction=True), for_prediction=True)
+    return complete(checked_draft(source, overrides or []))
 
 
 def complete(draft: Draft) -> Recipe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,9 @@ from prompt_tuning.support.yaml_files import read_yaml
 if TYPE_CHECKING:
     from prompt_tuning.arguments.training_args import PromptTuningArguments
 
+
+RecipeSource = str | Path | Mapping[str, Any]
+"""A recipe: its file, or its settings by name."""
 
 HALF_PRECISION = ("bf16", "fp16")
 # A token is a secret, and a repeated run should not overwrite the pushed one.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from peft import PeftConfig, PeftModel
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.data.in_memory import Rows, plain_rows
 from prompt_tuning.encoding.batching import streamed_batches
 from prompt_tuning.encoding.embedded import check_embedded
 from prompt_tuning.encoding.row_encoder import Encoder
@@ -21,7 +22,7 @@ from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.dispatch import autocast_dtype, get_base, has_prompt
 from prompt_tuning.engine.likelihood import ROWS_AT_ONCE, TOKENS_AT_ONCE, Normalization
 from prompt_tuning.engine.stop_texts import add_end_tokens, text_settings
-from prompt_tuning.errors import AdapterError, DataError, ErrorList
+from prompt_tuning.errors import AdapterError, DataError, ErrorList, TemplateError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.adapter_config import load_adapter_config
 from prompt_tuning.models.base_model import check_tokenizer, find_base_model
@@ -121,20 +122,20 @@ class Predictor:
 
     def __call__(
         self,
-        rows: Iterable[dict[str, Any]],
+        rows: Rows,
         batch_size: int = ROWS_AT_ONCE,
         batch_tokens: int = TOKENS_AT_ONCE,
     ) -> list[str]:
         """Return what the model writes for every row, or the choice that it takes; arguments as for `stream`.
 
         Raises:
-            TemplateError: a row lacks a column or does not fit its budget.
+            TemplateError: a row lacks a column or does not fit its budget; the message has its number, from 0.
         """
         return [answer.text for answer in self.stream(rows, batch_size, batch_tokens)]
 
     def stream(
         self,
-        rows: Iterable[dict[str, Any]],
+        rows: Rows,
         batch_size: int = ROWS_AT_ONCE,
         batch_tokens: int = TOKENS_AT_ONCE,
         *,
@@ -143,17 +144,24 @@ class Predictor:
         """Yield the answer to each row in their order, as soon as its batch is computed.
 
         Args:
-            rows: the rows, of any number.
+            rows: the rows, of any number: dicts, a Dataset, or a data frame of pandas.
             batch_size: the most rows that are computed together.
             batch_tokens: the most tokens that are computed together, padding and new tokens included.
             with_scores: also compute the score of each answer.
 
         Raises:
             DataError: a row names no task, or another one than those that were loaded.
-            TemplateError: a row lacks a column or does not fit its budget.
+            TemplateError: a row lacks a column or does not fit its budget; the message has its number, from 0.
         """
-        for batch in streamed_batches(map(self.read, rows), self.length, batch_size, batch_tokens):
+        for batch in streamed_batches(self._questions(rows), self.length, batch_size, batch_tokens):
             yield from self.answers(batch, with_scores=with_scores)
+
+    def _questions(self, rows: Rows) -> Iterator[Question]:
+        for number, row in enumerate(plain_rows(rows)):
+            try:
+                yield self.read(row, f"row {number}")
+            except TemplateError as error:
+                raise type(error)(f"row {number}: {error}") from error
 
     @property
     def all_tasks(self) -> Mapping[str, Task]:
@@ -180,14 +188,18 @@ class Predictor:
             raise DataError(f"{origin}: {problem}. Give it one of {', '.join(self.tasks)}.")
         return name
 
-    def read(self, row: dict[str, Any]) -> Question:
+    def read(self, row: dict[str, Any], origin: str = "a row") -> Question:
         """Return a row as token ids.
+
+        Args:
+            row: the row.
+            origin: what an error about its task calls the row.
 
         Raises:
             DataError: the row names no task of several.
             TemplateError: the row lacks a column or does not fit its budget.
         """
-        name = self.task_name(row)
+        name = self.task_name(row, origin)
         task = self.all_tasks[name]
         return read_question(task.encoder, task.data, row, name)
 

@@ -19,7 +19,7 @@ from prompt_tuning.metrics.loading import MAIN_METRIC
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.metrics.significance import corpus_significance, row_scores
 from prompt_tuning.recipe.loading import load_recipe
-from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.recipe.recipe import Recipe, RecipeSource
 from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.prepare import Prepared, prepare, score_of
 from prompt_tuning.studies.compare_results import RecipeRuns, compare_runs
@@ -41,7 +41,7 @@ EXAMPLE_ROWS = (
 
 
 def compare(
-    paths: list[str],
+    sources: Sequence[str] | Mapping[str, RecipeSource],
     overrides: list[str],
     seeds: list[int],
     folder: Path,
@@ -53,7 +53,8 @@ def compare(
     """Run what is not finished, and write compare.json, compare.md and compare.png.
 
     Args:
-        paths: recipes, or files of several recipes as `read_sweep` reads them. The others are compared with the first.
+        sources: files of recipes, or of several recipes as `read_sweep` reads them; or recipes by their names. The
+            others are compared with the first.
         overrides: flags for all recipes.
         seeds: each recipe is run once with each seed. A recipe that trains nothing and draws no demonstrations is run
             with the first.
@@ -71,7 +72,7 @@ def compare(
             different numbers of learning rates.
         DataError: they would be evaluated on different rows, or a finished run was.
     """
-    compared = _compared_recipes(paths, overrides, seeds, folder, learning_rates)
+    compared = _compared_recipes(sources, overrides, seeds, folder, learning_rates)
     recipes = {recipe.name: recipe.recipe for recipe in compared}
     metric = metric or MAIN_METRIC[_common_task(recipes)]
     figure = new_figure("compare.png", 9, 5.5)  # A missing matplotlib is reported now, and not after the training.
@@ -139,15 +140,19 @@ def _trains(recipe: Recipe) -> bool:
 
 
 def _compared_recipes(
-    paths: Sequence[str], overrides: list[str], seeds: Sequence[int], folder: Path, learning_rates: Sequence[float]
+    sources: Sequence[str] | Mapping[str, RecipeSource],
+    overrides: list[str],
+    seeds: Sequence[int],
+    folder: Path,
+    learning_rates: Sequence[float],
 ) -> list[ComparedRecipe]:
     """Return the recipes of all files, by their place in the table; raise what `runs_of_comparison` raises."""
     compared = []
-    for name, run in runs_of_comparison(paths, overrides, learning_rates).items():
+    for name, run in runs_of_comparison(sources, overrides, learning_rates).items():
         recipe = load_recipe(run.recipe, run.flags)
         rates = run.learning_rates if _trains(recipe) else ()
         own_seeds = _seeds(recipe, list(dict.fromkeys(seeds)))
-        compared.append(ComparedRecipe(name, recipe, run.flags, folder, own_seeds, rates))
+        compared.append(ComparedRecipe(name, run, recipe, folder, own_seeds, rates))
     return compared
 
 

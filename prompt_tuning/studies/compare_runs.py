@@ -21,6 +21,7 @@ from prompt_tuning.runs.evaluate import evaluate
 from prompt_tuning.runs.output_folder import check_inner_folder
 from prompt_tuning.runs.prepare import prepare
 from prompt_tuning.studies.compare_results import EvaluatedRun, RecipeRuns, read_run
+from prompt_tuning.studies.run_lists import SweepRun
 from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, is_finished
 from prompt_tuning.support.run_folder import RunFolder
 
@@ -33,16 +34,16 @@ class ComparedRecipe:
 
     Args:
         name: its name in the table.
+        source: the recipe as it was given, with the flags for all recipes.
         recipe: the recipe as all runs have it.
-        flags: the settings that its file does not have.
         folder: the folder of the comparison.
         seeds: the seeds that it is run with.
         learning_rates: the rates that are tried; with one, or none, nothing is tried.
     """
 
     name: str
+    source: SweepRun
     recipe: Recipe
-    flags: list[str]
     folder: Path
     seeds: Sequence[int]
     learning_rates: Sequence[float]
@@ -60,7 +61,7 @@ class ComparedRecipe:
     def load(self, seed: int, rate: float | None, max_steps: int | None = None) -> Recipe:
         """Load the recipe of one run, with the run's folder."""
         name = self.name
-        flags = list(self.flags)
+        flags = list(self.source.flags)
         if rate is not None:
             name += f"-rate{rate}"
             flags.append(f"--learning_rate={rate}")
@@ -69,7 +70,7 @@ class ComparedRecipe:
             flags.append(f"--max_steps={max_steps}")
         output = self.folder / f"{name}-seed{seed}"
         flags += [f"--seed={seed}", f"--output_dir={output}", "--resume_from_checkpoint=auto"]
-        return load_recipe(self.recipe.path, flags)
+        return load_recipe(self.source.recipe, flags)
 
     def check_finished(self) -> None:
         """Raise a PromptTuningError if a finished run had other settings or rows, or its folder is not a run's."""

@@ -24,7 +24,7 @@ from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.metrics.loading import MAIN_METRIC, score_example_row
 from prompt_tuning.models.loading import load_base_model
 from prompt_tuning.recipe.loading import load_recipe
-from prompt_tuning.recipe.recipe import Recipe, changed_settings
+from prompt_tuning.recipe.recipe import Recipe, RecipeSource, changed_settings
 from prompt_tuning.runs.evaluate import trainer_for
 from prompt_tuning.runs.fingerprints import rows_fingerprint, weights_fingerprint
 from prompt_tuning.runs.output_folder import hold_folder
@@ -69,7 +69,7 @@ PROMPT_STARTS = ("adapter", "init_text", "init_labels", "init_adapter", "num_vir
 
 
 def rank(
-    path: str,
+    source: RecipeSource,
     overrides: list[str],
     folder: Path,
     *,
@@ -82,7 +82,7 @@ def rank(
     """Score what has no score yet, and write rank.json, rank.md and winner.yaml, a recipe.
 
     Args:
-        path: a recipe.
+        source: a recipe.
         overrides: flags of the recipe.
         folder: for what is written. The same call resumes a stopped ranking in it.
         templates: as `load_templates` takes them; by default the recipe's own and all that are shipped for its task,
@@ -98,13 +98,15 @@ def rank(
     Raises:
         RecipeError: there is nothing to rank, or the folder holds a ranking with other settings.
     """
-    recipe = _load_recipe(path, overrides, counts)
+    recipe = _load_recipe(source, overrides, counts)
     metric = _main_metric(recipe)
     names, left_out = choose_templates(recipe, templates)
     counts = counts or [recipe.prompt.num_demonstrations]
     candidates = make_candidates(recipe, names, counts, seeds or [recipe.training.seed])
     if not candidates:
-        raise RecipeError("\n".join([f"{path}: no template could be ranked", *dict.fromkeys(left_out.values())]))
+        raise RecipeError(
+            "\n".join([f"{recipe.path}: no template could be ranked", *dict.fromkeys(left_out.values())])
+        )
     prepared, unfit = prepare_candidates(recipe, candidates, rows)
     num_rows = len(validation_rows(next(iter(prepared.values()))))
     plan = halving_plan(len(prepared), num_rows, finalists)
@@ -138,11 +140,11 @@ def _score(
     return rank_facts(prepared, table, texts, metric)
 
 
-def _load_recipe(path: str, overrides: list[str], counts: list[int] | None) -> Recipe:
+def _load_recipe(source: RecipeSource, overrides: list[str], counts: list[int] | None) -> Recipe:
     """Load the recipe with the largest number of demonstrations, so that it is checked with demonstrations."""
-    recipe = load_recipe(path, [*overrides, *flags_of_ranking(counts)])
+    recipe = load_recipe(source, [*overrides, *flags_of_ranking(counts)])
     if METHODS[recipe.prompt.method].trains_several_tasks:
-        raise RecipeError(f"{path}: rank is for one task; name one of {', '.join(recipe.prompt.tasks or ())}")
+        raise RecipeError(f"{recipe.path}: rank is for one task; name one of {', '.join(recipe.prompt.tasks or ())}")
     return recipe
 
 

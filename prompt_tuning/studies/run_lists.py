@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from prompt_tuning.recipe.drafts import checked_draft, read_pairs
 from prompt_tuning.recipe.other_names import flag_name, split_flags
 from prompt_tuning.recipe.parser import list_error, to_argv
 from prompt_tuning.recipe.ranges import RATE
+from prompt_tuning.recipe.recipe import RecipeSource
 from prompt_tuning.support.files import is_plain_name
 from prompt_tuning.support.trust import ADVICE, FLAG
 
@@ -31,12 +32,12 @@ class SweepRun:
     """A run of a sweep.
 
     Args:
-        recipe: the path of its recipe.
+        recipe: its recipe.
         flags: its other settings, as flags of the recipe.
         learning_rates: those that `compare` tries; none if the recipe's is taken.
     """
 
-    recipe: str
+    recipe: RecipeSource
     flags: list[str]
     learning_rates: tuple[float, ...] = ()
 
@@ -68,19 +69,25 @@ def naming_run(name: str, errors: ErrorList) -> Iterator[None]:
 
 
 def runs_of_comparison(
-    paths: Sequence[str], overrides: list[str], learning_rates: Sequence[float]
+    sources: Sequence[str] | Mapping[str, RecipeSource], overrides: list[str], learning_rates: Sequence[float]
 ) -> dict[str, SweepRun]:
-    """Return the recipes of all files by their place in the table, each with the flags and rates for all.
+    """Return the recipes by their place in the table, each with the flags and rates for all.
+
+    Args:
+        sources: files of one recipe or of several; or recipes by their names in the table.
+        overrides: flags for all recipes.
+        learning_rates: those that are tried for each recipe that has none of its own.
 
     Raises:
         PromptTuningError: two of them have the same name, a recipe has a setting that the comparison sets, or the
             text of a recipe is wrong.
     """
     runs: dict[str, SweepRun] = {}
-    for path in paths:
-        for name, run in _read_runs(path).items():
+    named = [_read_runs(path) for path in sources] if not isinstance(sources, Mapping) else [_named_runs(sources)]
+    for of_file in named:
+        for name, run in of_file.items():
             if name in runs:
-                raise RecipeError(f"{', '.join(paths)}: two recipes have the same file name. Rename one of them.")
+                raise RecipeError(f"{', '.join(sources)}: two recipes have the same file name. Rename one of them.")
             flags = [*run.flags, *overrides]
             rates = run.learning_rates or tuple(dict.fromkeys(learning_rates))
             _check_flags(name, flags, rates)
@@ -197,6 +204,15 @@ def _read_runs(path: str) -> dict[str, SweepRun]:
     if "runs" in keys:
         return read_sweep(Path(path), takes_learning_rates=True)
     return {Path(path).stem: SweepRun(path, [])}
+
+
+def _named_runs(sources: Mapping[str, RecipeSource]) -> dict[str, SweepRun]:
+    """Return recipes by their names; raise a RecipeError if a name cannot be that of a folder."""
+    for name in sources:
+        errors = _name_errors(name)
+        if errors:
+            raise RecipeError(f"recipe {name!r}: {errors[0]}")
+    return {name: SweepRun(source, []) for name, source in sources.items()}
 
 
 def _check_flags(name: str, flags: list[str], learning_rates: Sequence[float]) -> None:

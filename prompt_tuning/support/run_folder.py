@@ -36,6 +36,7 @@ class RunFolder:
     RECIPE: ClassVar[str] = "recipe.yaml"
     REPORT: ClassVar[str] = "report.html"
     RESULTS: ClassVar[str] = "results.json"
+    ROWS: ClassVar[str] = "rows"
     TEMPLATE: ClassVar[str] = "template.yaml"
 
     # What `evaluate` and `train` write. Others may have files of these names.

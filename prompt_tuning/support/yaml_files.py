@@ -92,10 +92,17 @@ def read_text_pairs(path: Path, error: type[PromptTuningError]) -> list[TextPair
         PromptTuningError: of the kind `error`. The file is not UTF-8 or not YAML, is not a mapping, sets a key twice
             within a value, or nests too deeply. The message names the file and the line.
     """
+    with _explain(path, error):
+        text = read_bounded(path, MAX_BYTES)
+    return text_pairs(text, path, error)
+
+
+def text_pairs(text: str, path: Path, error: type[PromptTuningError]) -> list[TextPair]:
+    """Return the pairs of a mapping in YAML, which messages call `path`; raise as `read_text_pairs` does."""
     yaml = _reader("base", BaseConstructor)  # texts, lists and mappings, whatever tags say
     pairs = []
     with _explain(path, error):
-        root = yaml.compose(read_bounded(path, MAX_BYTES))
+        root = yaml.compose(text)
         if not isinstance(root, MappingNode):
             kind = "an empty file" if root is None else "a list" if root.id == "sequence" else "one text"
             raise error(f"{path}: expected `key: value` pairs, found {kind}. Write one pair a line.")

@@ -11,7 +11,7 @@ import prompt_tuning
 
 ORDER = (
     "errors", "support", "metrics", "templates", "hub", "arguments", "recipe", "data", "encoding", "engine", "models",
-    "reports", "training", "runs", "studies", "page", "cli",
+    "reports", "training", "runs", "studies", "api", "page", "cli",
 )  # fmt: skip
 # The trainer pushes and writes its card, so that these two may be imported when it does.
 IN_FUNCTIONS = {

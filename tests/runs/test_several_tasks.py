@@ -124,7 +124,7 @@ def test_a_run_without_a_prompt_is_loaded_alone():
 def test_a_row_of_no_task_is_refused_by_name(make_run):
     predictor = Predictor.load([make_run("a"), make_run("b", seed=1)])
     row = question_rows(1)[0]
-    with pytest.raises(DataError, match=r"a row: no column 'task'\. Give it one of a, b"):
+    with pytest.raises(DataError, match=r"row 0: no column 'task'\. Give it one of a, b"):
         predictor([row])
-    with pytest.raises(DataError, match="a row: the task 'c' is not loaded"):
+    with pytest.raises(DataError, match="row 0: the task 'c' is not loaded"):
         predictor([row | {"task": "c"}])
