@@ -160,7 +160,9 @@ class RowAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, settings):
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: tuple[Any, ...]
+    ) -> torch.Tensor:
         """Return the attended values `[1, N, heads, D]`; `settings` are layout, window and scale of `side_by_side`."""
         layout, window, scale = settings
         attended = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
@@ -176,7 +178,7 @@ class RowAttention(torch.autograd.Function):
         return attended
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of query, key and value from that of the output `[1, N, heads, D]`."""
         query, key, value, attended, *sums = ctx.saved_tensors
         lengths = ctx.layout.lengths

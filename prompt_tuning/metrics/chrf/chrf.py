@@ -40,7 +40,9 @@ Returns:
             reference_urls=["https://github.com/m-popovic/chrF", "https://github.com/mjpost/sacrebleu"],
         )
 
-    def _compute(self, predictions, references, word_order=2, **options):
+    def _compute(
+        self, predictions: list[str], references: list[list[str]], word_order: int = 2, **options: Any
+    ) -> dict[str, Any]:
         chrf = corpus_chrf(word_order=word_order, **options)
         score = chrf.corpus_score(predictions, reference_streams(references))
         return {"chrf": score.score, "chrf_signature": str(chrf.get_signature())}

@@ -1,5 +1,7 @@
 """Exact match: the share of predictions that equal a reference, letter by letter."""
 
+from typing import Any
+
 import evaluate
 
 from prompt_tuning.metrics.references import FEATURES, require_references
@@ -22,7 +24,7 @@ Returns:
             features=FEATURES,
         )
 
-    def _compute(self, predictions, references):
+    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
         require_references(references)
         hits = 0
         for prediction, texts in zip(predictions, references, strict=True):

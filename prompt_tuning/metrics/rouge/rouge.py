@@ -1,6 +1,7 @@
 """ROUGE (Lin, 2004), computed by rouge_score, with tokens and sentences for all languages."""
 
 import re
+from typing import Any
 
 import evaluate
 from rouge_score.rouge_scorer import RougeScorer
@@ -79,12 +80,14 @@ Returns:
             reference_urls=["https://github.com/google-research/google-research/tree/master/rouge"],
         )
 
-    def _compute(self, predictions, references, language=None):
+    def _compute(
+        self, predictions: list[str], references: list[list[str]], language: str | None = None
+    ) -> dict[str, Any]:
         require_references(references)
         language = primary_language(language)
         # Without a tokenizer RougeScorer logs a line, for which absl gives the root logger a handler: then every
         # message of the process is printed twice.
-        tokenizer = DefaultTokenizer(use_stemmer=True) if is_english(language) else UnicodeTokenizer(language)
+        tokenizer = DefaultTokenizer(use_stemmer=True) if is_english(language) else UnicodeTokenizer(str(language))
         scorer = RougeScorer(_TYPES, tokenizer=tokenizer)
         rows = []
         for prediction, texts in zip(predictions, references, strict=True):

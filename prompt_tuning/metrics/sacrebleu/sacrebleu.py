@@ -68,7 +68,16 @@ Returns:
             reference_urls=["https://github.com/mjpost/sacrebleu"],
         )
 
-    def _compute(self, predictions, references, language=None, tokenize=None, *, force=True, **options):
+    def _compute(
+        self,
+        predictions: list[str],
+        references: list[list[str]],
+        language: str | None = None,
+        tokenize: str | None = None,
+        *,
+        force: bool = True,
+        **options: Any,
+    ) -> dict[str, Any]:
         bleu = corpus_bleu(language, tokenize, force=force, **options)
         score = bleu.corpus_score(predictions, reference_streams(references))
         return {"bleu": score.score, "bleu_signature": str(bleu.get_signature())}

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import compress
+from typing import Any
 
 import evaluate
 
@@ -121,7 +122,14 @@ Returns:
             reference_urls=["https://rajpurkar.github.io/SQuAD-explorer/", "https://github.com/facebookresearch/MLQA"],
         )
 
-    def _compute(self, predictions, references, language=None, script=None, no_answer="unanswerable"):
+    def _compute(
+        self,
+        predictions: list[str],
+        references: list[list[str]],
+        language: str | None = None,
+        script: str | None = None,
+        no_answer: str = "unanswerable",
+    ) -> dict[str, Any]:
         language = primary_language(language)
         if script in _ALL_ANSWERED:
             require_references(references)

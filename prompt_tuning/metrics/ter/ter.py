@@ -46,7 +46,9 @@ Returns:
             reference_urls=["https://github.com/jhclark/tercom", "https://github.com/mjpost/sacrebleu"],
         )
 
-    def _compute(self, predictions, references, language=None, **options):
+    def _compute(
+        self, predictions: list[str], references: list[list[str]], language: str | None = None, **options: Any
+    ) -> dict[str, Any]:
         ter = corpus_ter(language, **options)
         score = ter.corpus_score(predictions, reference_streams(references))
         return {"ter": score.score, "ter_signature": str(ter.get_signature())}
