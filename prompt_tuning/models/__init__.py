@@ -7,6 +7,7 @@ from prompt_tuning.support.lazy import lazy_names
 if TYPE_CHECKING:
     from prompt_tuning.models.adapter_config import load_adapter_config
     from prompt_tuning.models.gguf import import_gguf
+    from prompt_tuning.models.layered_llama import LayeredLlamaForCausalLM
     from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
     from prompt_tuning.models.prompts import (
         add_adapter,
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "LayeredLlamaForCausalLM",
     "add_adapter",
     "add_soft_prompt",
     "import_gguf",
@@ -30,6 +32,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "LayeredLlamaForCausalLM": "layered_llama",
         "add_adapter": "prompts",
         "add_soft_prompt": "prompts",
         "import_gguf": "gguf",

@@ -23,7 +23,7 @@ A copy of {base} with {tokens} more in its vocabulary. They hold trained soft pr
 The model reads these tokens and does not write them: its head is untied, and their rows in it are those of the token
 that it is farthest from writing. The largest probability of one of them at {positions} positions of the tasks' rows
 was {probability:.1e}.
-{bias}
+{layers}{bias}
 prompts.json holds the token ids of each task's prompt, its stop texts, its limit of new tokens and its scores. A
 prompt stands before the token ids of a row, also before a beginning-of-sequence token. Send token ids: a server that
 tokenizes text may put that token first, or lose a space.
@@ -31,7 +31,7 @@ tokenizes text may put that token first, or lose a space.
 ```python
 import json
 
-import torch
+{imports}import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "."  # where this file is
@@ -53,8 +53,7 @@ prompt-tuning requests FOLDER --task {first} --input rows.jsonl --url http://loc
 ```
 
 FOLDER is where this file is. The second command renders rows, sends them as token ids by OpenAI's completions API, and
-writes the answers. Without `--url` it writes the requests. llama.cpp's server takes the file that
-`prompt-tuning export --format gguf` adds: `llama-server --model FOLDER/model-q8_0.gguf --port 8000`.
+writes the answers. Without `--url` it writes the requests.{gguf}
 """
 
 BIAS = """
@@ -63,7 +62,20 @@ embeddings, and then write tokens of the prompts.
 """
 
 
-def export_card(base: str, tokens: Mapping[str, int], probability: float, positions: int, *, needs_bias: bool) -> str:
+LAYERS = """
+**Each of these tokens also has a vector for every layer**, which the layer adds to its input. Only a program that
+imports `prompt_tuning.models.layered_llama` reads them; others do not know the architecture `prompt_tuning_llama`.
+"""
+
+IMPORT = "import prompt_tuning.models.layered_llama  # It lets transformers load this folder.\n"
+
+GGUF = """ llama.cpp's server takes the file that
+`prompt-tuning export --format gguf` adds: `llama-server --model FOLDER/model-q8_0.gguf --port 8000`."""
+
+
+def export_card(
+    base: str, tokens: Mapping[str, int], probability: float, positions: int, *, needs_bias: bool, layered: bool
+) -> str:
     """Return the README.md of an export.
 
     Args:
@@ -72,6 +84,7 @@ def export_card(base: str, tokens: Mapping[str, int], probability: float, positi
         probability: the largest measured probability of one of them.
         positions: the number of positions where it was measured.
         needs_bias: whether requests must carry a logit bias.
+        layered: whether tokens have vectors in every layer.
     """
     first = next(iter(tokens))
     rows = [f"- `{name}`: {counted(number, 'token')}" for name, number in tokens.items()]
@@ -82,6 +95,9 @@ def export_card(base: str, tokens: Mapping[str, int], probability: float, positi
         positions=f"{positions:,}",
         probability=probability,
         bias=BIAS if needs_bias else "",
+        layers=LAYERS if layered else "",
+        imports=IMPORT if layered else "",
+        gguf="" if layered else GGUF,
         first=first,
         template=f"tasks/{first}/{RunFolder.TEMPLATE}",
     )

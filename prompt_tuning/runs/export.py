@@ -20,6 +20,7 @@ from prompt_tuning.errors import AdapterError, ErrorList, ModelError, RecipeErro
 from prompt_tuning.models.adapter_config import load_adapter_config
 from prompt_tuning.models.base_model import check_tokenizer, find_base_model
 from prompt_tuning.models.gguf import convert_to_gguf, find_converter
+from prompt_tuning.models.layered_config import BASES
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
 from prompt_tuning.models.prompts import check_adapter
 from prompt_tuning.recipe.recipe import Recipe
@@ -87,6 +88,7 @@ def export_runs(
     model_args = exported[0].recipe.model
     config = load_config(model_args)
     tokenizer = load_tokenizer(model_args)
+    _check_layers(exported, config, gguf=bool(gguf))
     _check_base(exported, config, tokenizer, logit_bias=logit_bias, renamed=bool(model_name_or_path))
     transformers_logging.disable_progress_bar()
     encoded = {task.name: _measured_rows(task, tokenizer, config) for task in exported}
@@ -110,20 +112,18 @@ def _read(
     method = find_method(config.peft_type)
     if not method.exportable:
         raise AdapterError(f"{run.path}: {method.name} trains no tokens. {method.instead_of_export}")
-    if vars(config).get("layer_vectors"):
-        raise AdapterError(
-            f"{run.path}: it has vectors in every layer, and a server adds none. Train without layer_vectors, or "
-            "predict with prompt_tuning.Predictor."
-        )
     base = model_name_or_path or find_base_model(config, run.path)
     run.check_links(run.recipe, run.template, run.adapter_config, run.adapter_weights)
     recipe, template = read_run(run, base, trust_remote_code=trust_remote_code)
     _check_decoding(run, recipe, template)
     tensors = load_file(run.adapter_weights)
     parts = [tensors[key].float() for key in ("prompt_embeddings", "text_embeddings") if key in tensors]
+    layers = None
+    if "layer_vectors" in tensors:
+        layers = (tensors["layer_vectors"] * tensors["layer_scales"][:, None, None]).float()
     results = read_results(run.path) if run.results.is_file() else {}
     scores = {"split": results["split"], **results[method.results_key]} if method.results_key in results else {}
-    return Exported(name, run, config, recipe, template, torch.cat(parts), rows, scores)
+    return Exported(name, run, config, recipe, template, torch.cat(parts), layers, rows, scores)
 
 
 def _check_decoding(run: RunFolder, recipe: Recipe, template: Template) -> None:
@@ -140,6 +140,23 @@ def _check_decoding(run: RunFolder, recipe: Recipe, template: Template) -> None:
         )
     if recipe.decoding["num_beams"] > 1:
         logger.warning("%s: it predicts with beams, and requests are greedy. Expect other texts.", run.path)
+
+
+def _check_layers(exported: Sequence[Exported], config: PretrainedConfig, *, gguf: bool) -> None:
+    """Raise an error for layer vectors of a model, or in a file, that cannot hold them."""
+    layered = next((task.run.path for task in exported if task.layer_vectors is not None), None)
+    if layered is None:
+        return
+    if config.model_type not in BASES:
+        raise ModelError(
+            f"{layered}: it has vectors in every layer, which export writes for {', '.join(BASES)} and not for "
+            f"{config.model_type}. Train without layer_vectors, or predict with prompt_tuning.Predictor."
+        )
+    if gguf:
+        raise RecipeError(
+            f"{layered}: it has vectors in every layer, and llama.cpp adds none. Leave --format out, or train without "
+            "layer_vectors."
+        )
 
 
 def _check_base(

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prompt_tuning.encoding.decoding import special_stop_ids
 from prompt_tuning.engine.stop_texts import add_end_tokens
 from prompt_tuning.models.added_tokens import HeadRow, add_embeddings, add_tokens, check_rows_are_read, silence
+from prompt_tuning.models.layered_llama import with_layer_vectors
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.export_card import export_card
 from prompt_tuning.runs.exported import Text
@@ -45,6 +46,7 @@ class Exported:
         recipe: its recipe, with the base model to load.
         template: its template.
         vectors: `[P + S, H]`, its prompt and then the tokens inside its text.
+        layer_vectors: `[L, P + S, H]`, what the layers add to their inputs at these tokens, or None.
         rows: the file with rows of the task, or None.
         scores: the scores of its evaluation.
     """
@@ -55,6 +57,7 @@ class Exported:
     recipe: Recipe
     template: Template
     vectors: torch.Tensor
+    layer_vectors: torch.Tensor | None = None
     rows: str | None = None
     scores: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,15 +81,19 @@ def write_export(
     _add_stops(model, special_stop_ids(tokenizer, exported[0].template.stop))
     ids = add_tokens(tokenizer, names)
     vectors = torch.cat([task.vectors for task in exported])
-    _check_space(folder, model, num_embeddings, vectors)
+    layer_vectors = _join_layer_vectors(exported)
+    _check_space(folder, model, vectors, layer_vectors)
     silent = add_embeddings(model, ids, vectors)
     texts = {}
+    first_id = ids[0]
     for task in exported:
         own, ids = ids[: len(task.vectors)], ids[len(task.vectors) :]
         num_virtual = task.config.num_virtual_tokens
         texts[task.name] = Text(own[:num_virtual], own[num_virtual:], num_embeddings)
         row = texts[task.name].ids_of(encoded[task.name][0])[num_virtual:]
         check_rows_are_read(model, own[:num_virtual], task.vectors[:num_virtual], row)
+    if layer_vectors is not None:
+        model = with_layer_vectors(model, first_id, layer_vectors)
     rows = chain.from_iterable((texts[name].ids_of(row) for row in rows) for name, rows in encoded.items())
     head = silence(model, silent, num_tokens, rows)
     logger.info(
@@ -105,21 +112,38 @@ def _add_stops(model: PreTrainedModel, stop_ids: set[int]) -> None:
     model.generation_config.eos_token_id = [*ends, *sorted(stop_ids - {*ends})]
 
 
-def _check_space(folder: Path, model: PreTrainedModel, num_embeddings: int, vectors: torch.Tensor) -> None:
+def _join_layer_vectors(exported: Sequence[Exported]) -> torch.Tensor | None:
+    """Return the vectors `[L, N, H]` of all added tokens, 0 for runs without any; None if no run has vectors."""
+    num_layers = max(0 if task.layer_vectors is None else len(task.layer_vectors) for task in exported)
+    if not num_layers:
+        return None
+    parts = []
+    for task in exported:
+        none = torch.zeros(num_layers, *task.vectors.shape)
+        parts.append(none if task.layer_vectors is None else task.layer_vectors)
+    return torch.cat(parts, 1)
+
+
+def _check_space(
+    folder: Path, model: PreTrainedModel, vectors: torch.Tensor, layer_vectors: torch.Tensor | None
+) -> None:
     """Report the size of the export, and raise an OSError unless the disk has room for it."""
     weight = model.get_input_embeddings().weight
     added = 2 * vectors.numel() * weight.itemsize
+    layered = 0 if layer_vectors is None else layer_vectors.numel() * weight.itemsize
     is_tied = model.get_output_embeddings() is not None and model.get_output_embeddings().weight is weight
     untied = weight.numel() * weight.itemsize if is_tied else 0
-    total = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters()) + added + untied
+    total = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters()) + added + layered + untied
     logger.info(
-        "the folder takes %.1f MB: %s of %s in two tables %.1f MB, the untied head %.1f MB, the model %.1f MB",
+        "the folder takes %.1f MB: %s of %s in two tables %.1f MB, their vectors in layers %.1f MB, the untied head "
+        "%.1f MB, the model %.1f MB",
         total / 1e6,
         counted(len(vectors), "token"),
         counted(vectors.shape[1], "number"),
         added / 1e6,
+        layered / 1e6,
         untied / 1e6,
-        (total - added - untied) / 1e6,
+        (total - added - layered - untied) / 1e6,
     )
     if shutil.disk_usage(folder).free < total:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.parent))
@@ -154,5 +178,6 @@ def _write_tasks(folder: Path, exported: Sequence[Exported], texts: Mapping[str,
 def _write_card(folder: Path, exported: Sequence[Exported], head: HeadRow, biased: Sequence[int]) -> None:
     tokens = {task.name: len(task.vectors) for task in exported}
     base = str(exported[0].recipe.model.model_name_or_path)
-    text = export_card(base, tokens, head.probability, head.positions, needs_bias=bool(biased))
+    layered = any(task.layer_vectors is not None for task in exported)
+    text = export_card(base, tokens, head.probability, head.positions, needs_bias=bool(biased), layered=layered)
     RunFolder(folder).card.write_text(text, "utf-8")

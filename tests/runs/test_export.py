@@ -5,8 +5,10 @@ import stat
 
 import pytest
 import torch
+from helpers import architectures
 from helpers.models import forbid_model_loading, tiny_llama, tiny_sentencepiece, tiny_t5, tokenizer_with_beginning
 from helpers.rows import question_rows
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     ContinuousBatchingConfig,
@@ -22,6 +24,7 @@ from prompt_tuning.data.rows import open_rows
 from prompt_tuning.encoding.decoding import cut_at_stop, decode
 from prompt_tuning.errors import AdapterError, DataError, ModelError, PromptTuningError, RecipeError
 from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs import export as export_module
 from prompt_tuning.runs import export_files
 from prompt_tuning.runs.answers import read_question
 from prompt_tuning.runs.export import export_runs
@@ -206,20 +209,54 @@ def test_trained_text_of_a_template_is_exported_too(make_run, recipe_file, tmp_p
         ExportedTask.load(tmp_path / "out", "run")
 
 
+def test_vectors_in_layers_are_read_by_plain_transformers(make_run, recipe_file, tmp_path, monkeypatch, caplog):
+    plain = make_run("plain")
+    virtual = make_run("virtual", layer_vectors="true", seed=1)
+    recipe = recipe_file(
+        trained_text="all",
+        layer_vectors="true",
+        max_steps=2,
+        learning_rate=0.5,
+        layer_vectors_learning_rate=0.5,
+        model_name_or_path=tmp_path / "base",
+    )
+    assert main(["train", str(recipe)]) == 0
+    runs = [plain, virtual, str(tmp_path / "run")]
+    assert export(runs, tmp_path, "--check", *[make_run.rows] * 3) == 0
+    assert caplog.text.count("9 of 9 rows of ") == 3
+    folder = tmp_path / "out"
+    card = (folder / "README.md").read_text("utf-8")
+    assert "also has a vector for every layer" in card and "llama.cpp" not in card
+    monkeypatch.chdir(folder)
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})
+    weights = load_file(folder / "model.safetensors")
+    for number in range(2):
+        vectors = weights[f"model.layers.{number}.token_vectors.weight"]
+        assert not vectors[:6].any() and vectors[6:12].any(-1).all() and vectors[12:-1].any()
+        assert not vectors[-1].any()
+        vectors[:] = 0
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert check_export(folder, plain, make_run.rows) and not check_export(folder, virtual, make_run.rows)
+
+
 def test_what_cannot_be_exported_is_refused_before_a_model_loads(make_run, tokenizer, tmp_path, monkeypatch):
     pairs = make_run("pairs", model=tiny_t5(len(tokenizer)), base="pairs")
     prefix = make_run("prefix", method="prefix_tuning")
     layers = make_run("layers", layer_vectors="true")
+    mistral = make_run("mistral", architectures.build("mistral", len(tokenizer)), layer_vectors="true", base="mistral")
     good = make_run("good")
     forbid_model_loading(monkeypatch)
     for run, message in {
         prefix: "prefix_tuning trains no tokens. Train method prompt_tuning",
-        layers: "vectors in every layer, and a server adds none",
+        mistral: "in every layer, which export writes for llama and not for mistral. Train without layer_vectors",
         pairs: "pairs: an encoder-decoder model, and export takes causal models. Predict with prompt_tuning.Predictor",
         f"../x={good}": "'../x' cannot be a task's name",
     }.items():
         with pytest.raises(PromptTuningError, match=re.escape(message)):
             export_runs([run], tmp_path / "out", rows=[make_run.rows])
+    monkeypatch.setattr(export_module, "find_converter", lambda: "")
+    with pytest.raises(RecipeError, match="vectors in every layer, and llama"):
+        export_runs([layers], tmp_path / "out", gguf="q8_0")
     with pytest.raises(RecipeError, match="another run has the name good"):
         export_runs([good, good], tmp_path / "out")
     with pytest.raises(RecipeError, match="it exists already"):
