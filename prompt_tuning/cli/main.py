@@ -38,6 +38,7 @@ from prompt_tuning.cli import (
     sweep,
     templates,
     train,
+    try_run,
 )
 from prompt_tuning.cli.parsing import usage_errors
 from prompt_tuning.cli.processes import (
@@ -52,8 +53,8 @@ from prompt_tuning.support.text import print_text
 
 # The order of `prompt-tuning --help`.
 COMMANDS = (
-    init, train, evaluate, predict, templates, render, check, rank, compare, sweep, ensemble, inspect, show, report,
-    card, push, export, requests, import_gguf, schema, env,
+    init, train, try_run, evaluate, predict, templates, render, check, rank, compare, sweep, ensemble, inspect, show,
+    report, card, push, export, requests, import_gguf, schema, env,
 )  # fmt: skip
 
 # Errors of a disk or of a path that the user named.

@@ -26,3 +26,7 @@ def question_rows(count, shift=0):
 def write_jsonl(path, rows):
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+HOSTILE = '<img src=x onerror="alert(1)"> [link](javascript:alert(2)) $$\\frac{1}{2}$$ ${alert(3)} {{ 7*7 }}'
+"""A text that a page must show as it is: HTML, a link of markdown, a formula, and two kinds of templates."""
