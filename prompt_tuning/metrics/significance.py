@@ -16,13 +16,12 @@ from prompt_tuning.errors import RecipeError
 from prompt_tuning.metrics.chrf.chrf import corpus_chrf
 from prompt_tuning.metrics.references import reference_streams
 from prompt_tuning.metrics.sacrebleu.sacrebleu import corpus_bleu
-from prompt_tuning.metrics.scores import MetricFunction
+from prompt_tuning.metrics.scores import LOWER_IS_BETTER, MetricFunction
 from prompt_tuning.metrics.ter.ter import corpus_ter
 
 DRAWS = 2000
 FEW_ROWS = 16  # p is exact for at most so many rows.
 LEVEL = 1.0  # A system is level if it loses less than so many points.
-LOWER_IS_BETTER = ("ter",)
 # The scores that sacreBLEU tests, and what computes each of them here and in its `evaluate` module.
 CORPUS_METRICS: dict[str, Callable[..., Metric]] = {"bleu": corpus_bleu, "chrf": corpus_chrf, "ter": corpus_ter}
 

@@ -98,6 +98,9 @@ def training_facts(trainer: Trainer) -> dict[str, Any]:
     # Without load_best_model_at_end Trainer also notes the best checkpoint, but saves the last weights.
     if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
         facts["best_checkpoint"] = Path(trainer.state.best_model_checkpoint).name
+        if trainer.state.best_metric is not None:
+            metric = str(trainer.args.metric_for_best_model).removeprefix("eval_")
+            facts["best_metric"] = {metric: round(float(trainer.state.best_metric), 4)}
     return facts
 
 
@@ -164,7 +167,9 @@ def card_facts(folder: Path, own_example: dict[str, Any] | None = None) -> dict[
     example = facts["results"].pop("own_example", None)
     if example:
         return facts | {"example": example, "own_example": True}
-    return facts | {"example": read_predictions(run, results)[0]}
+    rows = read_predictions(run, results)
+    row = next((row for row in rows if row["row"] == results.get("example_row")), rows[0])
+    return facts | {"example": {name: value for name, value in row.items() if name not in ("columns", "scores")}}
 
 
 def read_card_facts(file: Path) -> dict[str, Any]:

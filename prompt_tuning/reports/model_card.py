@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import math
 import pprint
 import re
 import shlex
@@ -26,14 +25,20 @@ from prompt_tuning.arguments.methods import METHODS, Method, find_method
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import DataError
 from prompt_tuning.metrics.scores import Scores
+from prompt_tuning.reports.card_tables import (
+    data_table,
+    read_split,
+    results_table,
+    saved_step,
+    steps_table,
+    steps_with_saved,
+)
 from prompt_tuning.reports.facts import card_facts, read_card_facts, trainer_facts
 from prompt_tuning.reports.markdown import LINE_END, fence, inline_code, plain_words
-from prompt_tuning.reports.run_files import NAMES, read_results, systems_in
+from prompt_tuning.reports.run_files import read_results, systems_in
 from prompt_tuning.reports.summary import (
     answers_text,
     decoding_text,
-    leakage_text,
-    logged_steps,
     scores_of_systems,
 )
 from prompt_tuning.support.data_files import file_format
@@ -47,7 +52,6 @@ from prompt_tuning.support.yaml_files import to_yaml
 logger = logging.getLogger(__name__)
 
 CARD_MARK = b"; trained by prompt_tuning "  # A line of every card.
-STEPS_SHOWN = 20
 STARTS = {
     "random": "noise at the embeddings' own scale",
     "vocab": "tokens sampled from the vocabulary",
@@ -218,7 +222,7 @@ def card_text(facts: dict[str, Any]) -> str:
     results, settings = facts["results"], facts["settings"]
     systems = scores_of_systems(results)
     scores = next(iter(systems.values()), Scores({}, {}))
-    steps = _steps(facts)
+    steps = steps_with_saved(facts)
     try:
         text = _card_template().render(
             facts,
@@ -226,13 +230,14 @@ def card_text(facts: dict[str, Any]) -> str:
             start=STARTS.get(settings.get("init", "")),
             metrics=list(scores.values),
             signatures=list(scores.signatures.values()),
-            results_table=_results_table(systems),
+            results_table=results_table(systems, results.get("comparison", {})),
+            compares=len(systems) == 2,
             decoding=decoding_text(results["decoding"]) if systems else None,
             answers=answers_text(results["answers"]) if "answers" in results else [],
             predicted=_predictions(facts.get("example", {})),
-            data_table=_data_table(results, settings) if systems else None,
+            data_table=data_table(results, settings) if systems else None,
             changed=_changed(settings, results["method"]),
-            steps_table=_steps_table(steps, _saved_step(results)),
+            steps_table=steps_table(steps, saved_step(results)),
             steps=len(steps),
         )
     except UndefinedError as error:
@@ -305,7 +310,7 @@ def _eval_results(results: dict[str, Any], settings: dict[str, Any], task: str) 
 def _evaluated_data(results: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of EvalResult that name the evaluated rows."""
     split = results.get("split")
-    read = _read_split(settings, split)
+    read = read_split(settings, split)
     file = settings.get(f"{read}_file")
     if file:
         path = Path(file)
@@ -317,11 +322,6 @@ def _evaluated_data(results: dict[str, Any], settings: dict[str, Any]) -> dict[s
         "dataset_split": settings.get(f"{read}_split"),
         "dataset_revision": results.get("dataset_commit"),
     }
-
-
-def _read_split(settings: dict[str, Any], split: str | None) -> str | None:
-    """Return the split whose rows were read: the training split, if `split` is a share of it."""
-    return "train" if f"{split}_size" in settings else split
 
 
 def _changed(settings: dict[str, Any], method: str) -> dict[str, Any]:
@@ -344,63 +344,6 @@ def _defaults(block: Any) -> dict[str, Any]:
 def _predictions(example: dict[str, Any]) -> dict[str, str]:
     """Return the predictions of the example row by the label of what made them."""
     return {label: example[name] for name, label in systems_in(example).items()}
-
-
-def _results_table(systems: dict[str, Scores]) -> tuple[list[str], list[list[Any]]]:
-    metrics = list(next(iter(systems.values())).values) if systems else []
-    rows = []
-    for name, scores in systems.items():
-        rows.append([NAMES[name], *map(scores.values.__getitem__, metrics)])
-    return ["", *map(plain_words, metrics)], rows
-
-
-def _data_table(results: dict[str, Any], settings: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    rows = []
-    for split, size in results["splits"].items():
-        read = _read_split(settings, split)
-        origin = inline_code(settings.get(f"{read}_file") or settings[f"{read}_split"])
-        if read != split:
-            origin += f", {plain_words(split)}_size {plain_words(settings[f'{split}_size'])}"
-        count = f"{size['rows']:,}{' read of a stream' if split == 'train' and 'stream' in results else ''}"
-        reasons = {"too long": size.get("dropped_rows"), "empty": size.get("empty_rows")}
-        omitted = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items() if number)
-        if omitted:
-            count += f" (left out: {omitted})"
-        leaked = leakage_text(results["leakage"][split]) if split in results["leakage"] else ""
-        rows.append([origin, count, plain_words(size["longest"]), plain_words(size["cut_rows"]), plain_words(leaked)])
-    return ["", "rows", "longest row, tokens", "cut to fit", "rows that are also elsewhere"], rows
-
-
-def _saved_step(results: dict[str, Any]) -> int:
-    best = results.get("best_checkpoint")
-    return int(best.rpartition("-")[2]) if best else results["train_steps"]
-
-
-def _steps(facts: dict[str, Any]) -> dict[int, dict[str, float]]:
-    """Return what was logged by step, with the step whose weights were saved; nothing if nothing was logged."""
-    steps = logged_steps(facts.get("log_history", []))
-    if steps:
-        steps.setdefault(_saved_step(facts["results"]), {})
-    return dict(sorted(steps.items()))
-
-
-def _steps_table(steps: dict[int, dict[str, float]], saved: int) -> tuple[list[str], list[list[Any]]] | None:
-    """Return at most about STEPS_SHOWN of the steps, evenly spaced, with the saved one."""
-    if not steps:
-        return None
-    logged = set().union(*steps.values())
-    labels = {"loss": "training loss", "eval_loss": "validation loss"}
-    for key in sorted(logged - labels.keys()):
-        if key.startswith("eval_"):
-            labels[key] = f"validation {plain_words(key.removeprefix('eval_'))}"
-    keys = [key for key in labels if key in logged]
-    stride = math.ceil(len(steps) / STEPS_SHOWN)
-    rows: list[list[Any]] = []
-    for number, (step, values) in enumerate(steps.items(), 1):
-        if number % stride == 0 or step == saved:
-            numbers = [f"{values[key]:.4g}" if key in values else "" for key in keys]
-            rows.append([f"**{step}, saved**" if step == saved else step, *numbers])
-    return ["step", *map(labels.__getitem__, keys)], rows
 
 
 def _method(name: str) -> Method:

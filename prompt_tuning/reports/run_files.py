@@ -154,7 +154,18 @@ def read_predictions(run: RunFolder, results: Mapping[str, Any]) -> list[dict[st
             if type(row.get(system)) is not str:
                 found = shown(row[system]) if system in row else "missing"
                 raise Place(f"{file}, line {number}", system).error(found, "a text")
+        _check_row_scores(row, rows[0], set(evaluated), Place(f"{file}, line {number}", "scores"))
     return rows
+
+
+def _check_row_scores(row: Mapping[str, Any], first: Mapping[str, Any], systems: set[str], place: Place) -> None:
+    """Check that a row has the scores of every system, by the metrics of the first row."""
+    if ("scores" in row) != ("scores" in first):
+        raise place.error("in some rows only", "the scores of every row")
+    for system in systems if "scores" in row else ():
+        metrics = first["scores"].get(system, {}).keys()
+        if row["scores"].get(system, {}).keys() != metrics or not metrics:
+            raise place.within(system).error("of other metrics", "those of the first row")
 
 
 def systems_in(record: Mapping[str, Any]) -> dict[str, str]:

@@ -93,11 +93,32 @@ class Example(TypedDict):
     cut_tokens: int
 
 
-class Prediction(Example):
-    """A row of predictions/<split>.jsonl; it also has a text for each system."""
-
+class _Prediction(Example):
     row: int
     source_tokens: int
+
+
+class Prediction(_Prediction, total=False):
+    """A row of predictions/<split>.jsonl; it also has a text for each system.
+
+    `columns` has the row's own texts, and `scores` the scores of the row alone by system and metric. Rows of older
+    versions have neither.
+    """
+
+    columns: dict[str, str]
+    scores: dict[str, dict[str, float]]
+
+
+class _Difference(TypedDict):
+    difference: float
+    low: float
+    high: float
+
+
+class Difference(_Difference, total=False):
+    """How what was trained differs from the hard prompt by a metric, with the ends of the 95 % interval."""
+
+    p: float
 
 
 class _Common(TypedDict):
@@ -119,6 +140,7 @@ class Common(_Common, total=False):
     text_tokens: Positive
     layer_vectors: bool
     best_checkpoint: Annotated[str, Limits(pattern=r"checkpoint-\d{1,15}")]
+    best_metric: Annotated[dict[str, float], Limits(least=1)]
     resumed_from: str
     changed_settings: dict[str, dict[str, Annotated[list[Any], Limits(least=2)]]]
     stream: dict[str, Any]
@@ -141,7 +163,9 @@ class Results(_Results, total=False):
 
     splits: dict[str, SplitSize]
     example: dict[str, Any]
+    example_row: int
     own_example: Example
+    comparison: dict[str, Difference]
     hardware: str
     processes: Positive
     base_model: str

@@ -11,16 +11,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.metrics.scores import Scores
+from prompt_tuning.metrics.loading import main_metric
+from prompt_tuning.metrics.scores import LOWER_IS_BETTER, Scores
+from prompt_tuning.reports.advice import advice, is_significant, is_small
 from prompt_tuning.reports.losses import losses_text
-from prompt_tuning.reports.run_files import NAMES, NOT_NUMBERS, read_predictions, read_results, systems_in
+from prompt_tuning.reports.run_files import (
+    NAMES,
+    NOT_NUMBERS,
+    read_log_history,
+    read_predictions,
+    read_results,
+    read_settings,
+    systems_in,
+)
+from prompt_tuning.reports.shown_rows import counts_text, row_texts, shortened_line
 from prompt_tuning.support.run_folder import RunFolder
-from prompt_tuning.support.tables import text_table
+from prompt_tuning.support.tables import prose_width, text_table
 from prompt_tuning.support.text import agreed, counted, one_line
 
-LABEL_WIDTH = 20
-LINE_WIDTH = 110
-ANSWER_WIDTH = 100
 NOT_SHOWN = ("epoch", "step", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second", *NOT_NUMBERS)
 LEAKAGE = {
     "same_target": "with a training row's source and target",
@@ -53,7 +61,66 @@ def summarize(folder: Path, examples: int = 3) -> str:
 
 
 def _blocks(run: RunFolder, results: dict[str, Any], examples: int) -> list[str]:
-    return [_table(results), _facts(results), *_examples(run, results, examples)]
+    metric = main_metric(results["task"], next(iter(scores_of_systems(results).values())))
+    blocks = [_table(results), *_conclusions(run, results, metric), _facts(results)]
+    if not run.predictions(results["split"]).is_file():
+        return blocks
+    rows = read_predictions(run, results)
+    systems = list(systems_in(results))
+    counts = counts_text(rows, systems, metric)
+    return [*blocks, *filter(None, [counts]), *row_texts(rows, systems, metric, examples)]
+
+
+def _conclusions(run: RunFolder, results: dict[str, Any], metric: str) -> list[str]:
+    """Say whether the difference is significant, why this checkpoint was saved, and what to try after a small gain."""
+    log = read_log_history(run) if run.log_history.is_file() else []
+    lines = []
+    compared = results.get("comparison", {}).get(metric)
+    if compared:
+        lines.append(f"difference in {metric}: {significance_text(metric, compared)}")
+    if "best_checkpoint" in results:
+        lines.append(best_checkpoint_text(results, log))
+    blocks = [[_filled(line) for line in lines]] if lines else []
+    if compared and "method" in results and is_small(metric, compared):
+        settings = read_settings(run) if run.recipe.is_file() else {}
+        tips = [_filled(f"- {tip}", "  ") for tip in advice(results, metric, settings, log)]
+        blocks.append(["the gain is small; what this run shows, and what to try:", *tips])
+    return ["\n".join(block) for block in blocks]
+
+
+def _filled(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, prose_width(), subsequent_indent=indent, break_long_words=False)
+
+
+def significance_text(metric: str, compared: Mapping[str, float]) -> str:
+    """Say in words what the 95 % interval of a difference shows.
+
+    Args:
+        metric: the metric.
+        compared: its entry of `comparison` in results.json.
+    """
+    interval = f"95 % interval {compared['low']:+.1f} to {compared['high']:+.1f} by draws of rows, one seed"
+    if not is_significant(compared):
+        return f"not significant ({interval})"
+    is_better = (compared["difference"] > 0) != (metric in LOWER_IS_BETTER)
+    return f"significantly {'better' if is_better else 'worse'} ({interval})"
+
+
+def best_checkpoint_text(results: Mapping[str, Any], log: list[dict[str, Any]]) -> str:
+    """Say which checkpoint was saved and why.
+
+    Args:
+        results: results.json, with `best_checkpoint`.
+        log: log_history.json.
+    """
+    best = int(results["best_checkpoint"].rpartition("-")[2])
+    text = f"saved: step {best} of {results['train_steps']}"
+    for metric, value in results.get("best_metric", {}).items():
+        text += f", which has the best validation {metric}, {value:.4g}"
+        last = [entry for entry in log if f"eval_{metric}" in entry]
+        if last and last[-1]["step"] != best:
+            text += f"; step {last[-1]['step']}, the last, has {last[-1][f'eval_{metric}']:.4g}"
+    return text
 
 
 def scores_of_systems(results: Mapping[str, Any]) -> dict[str, Scores]:
@@ -93,11 +160,11 @@ def answers_text(answers: dict[str, Any]) -> list[str]:
         counts[NAMES[name]] = taken
     lines = []
     for label, frequencies in counts.items():
-        texts = [f"{_one_line(text)} {count:,}" for text, count in frequencies.items()]
+        texts = [f"{shortened_line(text)} {count:,}" for text, count in frequencies.items()]
         lines.append(f"{label}: {', '.join(texts)}")
     constant = answers["always"]
     scores = [f"{metric} {value:.1f}" for metric, value in Scores.from_json(constant).values.items()]
-    return [*lines, f"always {_one_line(constant['answer'])}: {', '.join(scores)}"]
+    return [*lines, f"always {shortened_line(constant['answer'])}: {', '.join(scores)}"]
 
 
 def leakage_text(leakage: dict[str, Any]) -> str:
@@ -141,6 +208,13 @@ def _table(results: dict[str, Any]) -> str:
     if len(systems) == 2:
         hard, tuned = systems.values()
         rows.append(["difference", *(f"{tuned.values[metric] - hard.values[metric]:+.1f}" for metric in metrics)])
+    compared = results.get("comparison")
+    if compared:
+        intervals = []
+        for metric in metrics:
+            ends = compared.get(metric)
+            intervals.append(f"{ends['low']:+.1f} to {ends['high']:+.1f}" if ends else "")
+        rows.append(["95 % interval", *intervals])
     return text_table(["", *metrics], rows, align=["left", *["right"] * len(metrics)])
 
 
@@ -168,31 +242,6 @@ def _facts(results: dict[str, Any]) -> str:
         facts.append(f"{results['cut_rows']} of these rows were cut to fit max_source_tokens")
     facts += losses_text(results) or []
     return "\n".join(facts)
-
-
-def _examples(run: RunFolder, results: dict[str, Any], count: int) -> list[str]:
-    """Return the text of `count` rows, evenly spaced; nothing if the predictions are gone."""
-    if not run.predictions(results["split"]).is_file():
-        return []
-    rows = read_predictions(run, results)
-    numbers = sorted({index * len(rows) // count for index in range(count)})
-    return [_example(rows[number]) for number in numbers]
-
-
-def _example(row: dict[str, Any]) -> str:
-    source = textwrap.indent(textwrap.fill(" ".join(row["source"].split()), LINE_WIDTH), "  | ")
-    references = " / ".join(dict.fromkeys(row["references"]))
-    lines = [f"row {row['row']}", source, f"  {'expected':{LABEL_WIDTH}}{references}"]
-    for name, label in systems_in(row).items():
-        lines.append(f"  {label:{LABEL_WIDTH}}{_one_line(row[name])}")
-    return "\n".join(lines)
-
-
-def _one_line(text: str) -> str:
-    text = " ".join(text.split())
-    if len(text) > ANSWER_WIDTH:
-        text = f"{text[: ANSWER_WIDTH - 4].rstrip()} ..."
-    return text or "(nothing)"
 
 
 def _files(run: RunFolder, adapter: RunFolder) -> str:

@@ -229,8 +229,7 @@ def evaluate_models(
     results["prediction_seconds"] = seconds
     if prepared.encoder.closed:
         results |= answer_counts(prepared, split, predictions)
-    write_run(folder, results, prepared, split, predictions)
-    return results
+    return write_run(folder, results, prepared, split, predictions)
 
 
 def _decoding_of(model: PreTrainedModel | PeftModel) -> dict[str, float]:

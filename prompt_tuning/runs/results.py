@@ -19,6 +19,7 @@ from prompt_tuning.reports.html import write_report
 from prompt_tuning.reports.model_card import write_card
 from prompt_tuning.runs.fingerprints import input_fingerprints
 from prompt_tuning.runs.prepare import Prepared
+from prompt_tuning.runs.row_scores import RowScores, compare_systems, right_row, score_rows
 from prompt_tuning.support.files import atomic_write, write_json, write_json_lines
 from prompt_tuning.support.run_folder import RunFolder
 
@@ -58,15 +59,15 @@ def describe(prepared: Prepared, split: str) -> dict[str, Any]:
         "decoding": decoding,
         "leakage": prepared.leakage,
         "inputs": input_fingerprints(prepared),
-        "example": _example(prepared, split),
+        "example": _example(prepared, split, 0),
         **origin_facts(str(recipe.model.model_name_or_path), recipe.data.dataset_name, prepared.rows[split]),
         **machine_facts(recipe.training),
     }
 
 
-def _example(prepared: Prepared, split: str) -> dict[str, Any]:
-    """Return the columns of the first row that the template reads, for the model card."""
-    row = prepared.rows[split][prepared.encoded[split][0]["row"]]
+def _example(prepared: Prepared, split: str, place: int) -> dict[str, Any]:
+    """Return the columns of a row that the template reads, for the model card."""
+    row = prepared.rows[split][prepared.encoded[split][place]["row"]]
     example = {column: row[column] for column in sorted(prepared.template.source_columns) if column in row}
     # A parquet file may hold dates, which JSON cannot.
     return json.loads(json.dumps(example, default=str))
@@ -106,32 +107,48 @@ def answer_counts(prepared: Prepared, split: str, predictions: dict[str, list[st
 
 def write_run(
     folder: Path, results: dict[str, Any], prepared: Prepared, split: str, predictions: dict[str, list[str]]
-) -> None:
+) -> dict[str, Any]:
     """Write predictions/<split>.jsonl, template.yaml and, last of all, results.json; only the main process writes.
 
     Args:
         folder: the run's folder.
-        results: what results.json holds.
+        results: what results.json holds, except what the scores of each row add.
         prepared: the recipe with its rows.
         split: the evaluated split.
         predictions: the texts of all rows, by the name of the model that wrote them.
+
+    Returns:
+        What results.json holds.
     """
     if not PartialState().is_main_process:
-        return
+        return results
     run = RunFolder(folder)
-    write_json_lines(run.predictions(split), _prediction_rows(prepared, split, predictions))
+    scored = score_rows(predictions, prepared, split)
+    comparison = compare_systems(results, scored, predictions, prepared)
+    if comparison:
+        results = results | {"comparison": comparison}
+    place = right_row(results, scored)
+    if place is not None:
+        number = prepared.encoded[split][place]["row"]
+        results = results | {"example": _example(prepared, split, place), "example_row": number}
+    write_json_lines(run.predictions(split), _prediction_rows(prepared, split, predictions, scored))
     with atomic_write(run.template) as file:
         file.write(prepared.template.to_yaml())
     write_json(run.results, results)
+    return results
 
 
-def _prediction_rows(prepared: Prepared, split: str, predictions: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
+def _prediction_rows(
+    prepared: Prepared, split: str, predictions: dict[str, list[str]], scored: RowScores
+) -> Iterator[dict[str, Any]]:
     columns = ["row", "source", "references", "cut_tokens", "input_ids", "labels"]
+    data = prepared.rows[split].select_columns(_read_columns(prepared, split))
     for number, row in enumerate(prepared.encoded[split].select_columns(columns)):
         # A causal row holds source and target, an encoder-decoder's only the source.
         is_encoder_decoder = prepared.config.is_encoder_decoder
         written = {
             "row": row["row"],
+            "columns": _column_texts(data[row["row"]], prepared.recipe.data.source_lang),
             "source": row["source"],
             "references": row["references"],
             "source_tokens": len(row["input_ids"]) if is_encoder_decoder else source_length(row["labels"]),
@@ -139,7 +156,24 @@ def _prediction_rows(prepared: Prepared, split: str, predictions: dict[str, list
         }
         for name, texts in predictions.items():
             written[name] = texts[number]
+        if scored:
+            written["scores"] = {name: rows[number] for name, rows in scored.items()}
         yield written
+
+
+def _read_columns(prepared: Prepared, split: str) -> list[str]:
+    return sorted(prepared.template.source_columns & set(prepared.rows[split].column_names))
+
+
+def _column_texts(row: dict[str, Any], source_lang: str | None) -> dict[str, str]:
+    """Return the columns of a row as texts for reports; of a translation only the text to translate."""
+    texts = {}
+    for name, value in row.items():
+        if isinstance(value, dict) and source_lang in value:
+            name, value = str(source_lang), value[source_lang]
+        if value is not None:
+            texts[name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return texts
 
 
 def write_pages(folder: Path, *names: str, trust_remote_code: bool = False) -> None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
 from prompt_tuning.support.text import one_line
+
+MOST_PROSE = 110  # characters of a line of prose
+LONGEST_WORD = 20  # characters of a word that a narrow column keeps whole
+GAP = "  "
 
 
 def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
@@ -22,21 +29,92 @@ def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> 
     return tabulate(_escaped(rows), headers=_escaped([head])[0], tablefmt="github", disable_numparse=True)
 
 
-def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, align: Sequence[str] = ()) -> str:
+def text_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, align: Sequence[str] = (), width: int | None = None
+) -> str:
     """Return a table with aligned columns and no lines.
+
+    A table that is wider than the terminal gets its longest cells in several lines. If that is not enough, each row
+    becomes a block with a line for each cell.
 
     Args:
         head: the first row.
         rows: the other rows.
         align: "left" or "right" for every column. Default: left.
+        width: the most characters of a line. Default: those of the terminal; without a terminal there is no limit.
 
     >>> print(text_table(("", "F1"), [("hard prompt", "1.5"), ("soft prompt", "12.0")], align=("left", "right")))
                    F1
     hard prompt   1.5
     soft prompt  12.0
+    >>> print(text_table(("run", "words"), [("a", "one two three four")], width=14))
+    run  words
+    a    one two
+         three
+         four
+    >>> print(text_table(("run", "steps", "seconds"), [("a", "1", ""), ("b", "3", "4.0")], width=12))
+    a
+      steps: 1
+    b
+      steps: 3
+      seconds: 4.0
     """
     lines = [list(map(one_line, row)) for row in (head, *rows)]
-    return tabulate(lines[1:], headers=lines[0], tablefmt="plain", disable_numparse=True, colalign=align or None)
+    widths = _fitting_widths(lines, terminal_width() if width is None else width)
+    if widths is None:
+        return _blocks(lines, terminal_width() if width is None else width)
+    return tabulate(
+        lines[1:],
+        headers=lines[0],
+        tablefmt="plain",
+        disable_numparse=True,
+        colalign=align or None,
+        maxcolwidths=widths or None,
+        maxheadercolwidths=widths or None,
+    )
+
+
+def terminal_width() -> int | None:
+    """Return the characters of a line of the terminal that standard output is; None if it is not one."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def prose_width() -> int:
+    """Return the characters of a line of prose: at most MOST_PROSE, and those of the terminal."""
+    return min(terminal_width() or MOST_PROSE, MOST_PROSE)
+
+
+def _fitting_widths(lines: Sequence[Sequence[str]], width: int | None) -> list[int] | None:
+    """Return a width for each column so that the table fits; nothing if it does anyway, None if it cannot."""
+    columns = list(zip(*lines, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    free = None if width is None else width - len(GAP) * (len(columns) - 1)
+    if free is None or sum(widths) <= free:
+        return []
+    least = []
+    for column in columns:
+        words = " ".join(column).split() or [""]
+        least.append(min(max(map(len, words)), LONGEST_WORD))
+    if sum(least) > free:
+        return None
+    while sum(widths) > free:
+        spare = [present - smallest for present, smallest in zip(widths, least, strict=True)]
+        widest = max(range(len(widths)), key=lambda place: (spare[place] > 0, widths[place]))
+        widths[widest] -= 1
+    return widths
+
+
+def _blocks(lines: Sequence[Sequence[str]], width: int | None) -> str:
+    """Return each row as its first cell and a line for each other cell that holds something."""
+    head, *rows = lines
+    blocks = []
+    for first, *others in rows:
+        blocks.append(first)
+        for name, cell in zip(head[1:], others, strict=True):
+            if cell:
+                text = f"{name}: {cell}" if name else cell
+                blocks.append(textwrap.fill(text, width or MOST_PROSE, initial_indent="  ", subsequent_indent="    "))
+    return "\n".join(blocks)
 
 
 def _escaped(rows: Iterable[Sequence[object]]) -> list[list[str]]:

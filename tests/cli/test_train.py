@@ -31,7 +31,8 @@ def test_train_writes_every_file_of_a_run(run, recipe_file, model_folders, capsy
     rows = [json.loads(line) for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
     assert [row["row"] for row in rows] == list(range(9))
     assert set(rows[0]) == {
-        "row", "source", "references", "source_tokens", "cut_tokens", "hard_prompt", "soft_prompt",
+        "row", "columns", "source", "references", "source_tokens", "cut_tokens", "hard_prompt", "soft_prompt",
+        "scores",
     }  # fmt: skip
     assert main(["show", str(run)]) == 0
     shown = capsys.readouterr().out

@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-import yaml
 from helpers.browser import CHROMIUM, Browser
-from helpers.rows import PLACES, write_jsonl
+from helpers.made_runs import make_run
+from helpers.rows import PLACES
 
 from prompt_tuning.cli.main import main
 from prompt_tuning.hub.upload import plan_upload
@@ -19,9 +19,6 @@ from prompt_tuning.reports import html as report
 from prompt_tuning.reports.charts import histogram, line_chart
 
 EVIL = "</script><script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>\"' onload=x {{ 7 * 7 }}"
-
-
-LEAKAGE = dict.fromkeys(("same_target", "other_target", "near", "shared_passages", "demonstrated", "initial_text"), 0)
 
 
 class Page(HTMLParser):
@@ -55,34 +52,6 @@ class Page(HTMLParser):
 
     def column(self, name):
         return [next(cell for cell in row if cell[0] == name) for row in self.rows]
-
-
-def make_run(folder, names=("hard_prompt", "soft_prompt"), count=12, changes=None, results=None, **recipe):
-    """Return the folder of a finished run with made-up predictions; `changes` replaces values by row number."""
-    rows = []
-    for number in range(count):
-        place = PLACES[number % 10]
-        row = {
-            "row": number,
-            "source": f"Context: {'It is a long story. ' * (number % 4)}Ada lives in {place}.\nWhere does Ada live?",
-            "references": [place, place],
-            "source_tokens": 20 + 3 * number,
-            "cut_tokens": 7 * (number % 3 == 1),
-        }
-        answers = {"hard_prompt": "" if number % 2 else f"in {place}", names[-1]: "Rome" if number == 4 else place}
-        rows.append(row | {name: answers[name] for name in names} | (changes or {}).get(number, {}))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "predictions").mkdir(exist_ok=True)
-    write_jsonl(folder / "predictions" / "test.jsonl", rows)
-    facts = {
-        "task": "question_answering", "split": "test", "rows": count, "cut_rows": count // 3, "seed": 1,
-        "model": "tiny", "template": "question_answering/plain", "decoding": {"max_new_tokens": 9, "num_beams": 1},
-        "versions": {"torch": "2"}, "leakage": {"test": LEAKAGE | {"rows": count, "near": 2, "shared_passages": 3}},
-    }  # fmt: skip
-    scores = {name: {"f1": 50.0, "exact_match": 25.0} for name in names}
-    (folder / "results.json").write_text(json.dumps(facts | scores | (results or {})))
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({"task": "question_answering"} | recipe, allow_unicode=True))
-    return folder
 
 
 def read(folder):

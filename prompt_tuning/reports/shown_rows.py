@@ -1,0 +1,100 @@
+"""Choose the rows that a summary shows: one that the trained prompt mends, one typical, one that is still wrong."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from prompt_tuning.metrics.scores import LOWER_IS_BETTER
+from prompt_tuning.reports.run_files import systems_in
+from prompt_tuning.support.tables import prose_width
+
+LABEL_WIDTH = 20
+ANSWER_WIDTH = 100
+INDENT = "  | "
+
+Row = dict[str, Any]
+
+
+def row_texts(rows: Sequence[Row], systems: Sequence[str], metric: str, count: int) -> list[str]:
+    """Return the text of `count` rows, each with the reason why it is shown.
+
+    Args:
+        rows: the rows of predictions/<split>.jsonl.
+        systems: the keys of the systems, the hard prompt first.
+        metric: by which a row is better than another one.
+        count: how many. Rows after the first three, and rows of older versions, are evenly spaced.
+    """
+    labels = _labelled(rows, systems, metric) if rows and "scores" in rows[0] else {}
+    chosen = dict(list(labels.items())[:count])
+    for index in range(count):
+        if len(chosen) < min(count, len(rows)):
+            chosen.setdefault(index * len(rows) // count, "")
+    for place in range(len(rows)):  # Labelled rows may be among those that are evenly spaced.
+        if len(chosen) < min(count, len(rows)):
+            chosen.setdefault(place, "")
+    return [_text(rows[place], label) for place, label in chosen.items()]
+
+
+def counts_text(rows: Sequence[Row], systems: Sequence[str], metric: str) -> str | None:
+    """Say how many rows the second of two systems answers better and worse than the first; None without scores."""
+    if len(systems) != 2 or not rows or "scores" not in rows[0]:
+        return None
+    gains = [_gain(row, systems, metric) for row in rows]
+    better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    return f"rows by {metric}: {better} better, {worse} worse, {len(rows) - better - worse} the same"
+
+
+def _labelled(rows: Sequence[Row], systems: Sequence[str], metric: str) -> dict[int, str]:
+    """Return the places of the row that is mended most, of a typical one and of the worst one, with their labels."""
+    scores = [_sign(metric) * row["scores"][systems[-1]][metric] for row in rows]
+    order = sorted(range(len(rows)), key=scores.__getitem__)
+    places: dict[int, str] = {}
+    if len(systems) == 2:
+        best = max(order, key=lambda place: _gain(rows[place], systems, metric))
+        if _gain(rows[best], systems, metric) > 0:
+            old, new = (rows[best]["scores"][system][metric] for system in systems)
+            places[best] = f"mended: {metric} {old:.1f} becomes {new:.1f}"
+    # The median row of equal scores may be the mended one. Its neighbours are as typical.
+    typical = next((place for place in order[len(order) // 2 :] if place not in places), None)
+    if typical is not None:
+        places[typical] = f"typical: {metric} {_score(rows[typical], systems, metric):.1f}, the median"
+    wrong = order[0]
+    if scores[wrong] < scores[order[-1]] and wrong not in places:
+        still = "still wrong" if len(systems) == 2 else "wrong"
+        places[wrong] = f"{still}: {metric} {_score(rows[wrong], systems, metric):.1f}"
+    return places
+
+
+def _score(row: Row, systems: Sequence[str], metric: str) -> float:
+    return row["scores"][systems[-1]][metric]
+
+
+def _gain(row: Row, systems: Sequence[str], metric: str) -> float:
+    old, new = (row["scores"][system][metric] for system in systems)
+    return _sign(metric) * (new - old)
+
+
+def _sign(metric: str) -> int:
+    return -1 if metric in LOWER_IS_BETTER else 1
+
+
+def _text(row: Row, label: str) -> str:
+    heading = f"row {row['row']}" + (f", {label}" if label else "")
+    source = textwrap.fill(
+        " ".join(row["source"].split()), prose_width(), initial_indent=INDENT, subsequent_indent=INDENT
+    )
+    references = " / ".join(dict.fromkeys(row["references"]))
+    lines = [heading, source, f"  {'expected':{LABEL_WIDTH}}{references}"]
+    for name, system in systems_in(row).items():
+        lines.append(f"  {system:{LABEL_WIDTH}}{shortened_line(row[name])}")
+    return "\n".join(lines)
+
+
+def shortened_line(text: str) -> str:
+    """Return a text on one line of at most ANSWER_WIDTH characters."""
+    text = " ".join(text.split())
+    if len(text) > ANSWER_WIDTH:
+        text = f"{text[: ANSWER_WIDTH - 4].rstrip()} ..."
+    return text or "(nothing)"

@@ -1,0 +1,129 @@
+"""Score each predicted row alone, compare what was trained with the hard prompt, and choose the row of the card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from transformers.utils.logging import tqdm
+
+from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.metrics.loading import OWN_METRICS, load_metrics, main_metric
+from prompt_tuning.metrics.scores import MetricFunction, Scores
+from prompt_tuning.metrics.significance import CORPUS_METRICS, corpus_difference, difference
+from prompt_tuning.runs.prepare import Prepared
+
+HARD_PROMPT = METHODS["none"].results_key
+RIGHT = 100.0
+"""The score of a row that is right, by the metrics that compare a whole answer with its references."""
+MEAN_TOLERANCE = 0.006  # results.json has two decimals
+
+RowScores = dict[str, list[dict[str, float]]]
+"""The scores of every row by metric, for every system."""
+
+
+def score_rows(predictions: Mapping[str, Sequence[str]], prepared: Prepared, split: str) -> RowScores:
+    """Score every row alone by the metrics of this package; nothing if the recipe has none of them.
+
+    Metrics of others may load a model for each call, so they score only all rows together.
+
+    Args:
+        predictions: the texts of all rows, by the name of the system that wrote them.
+        prepared: the recipe with its rows.
+        split: the predicted split.
+    """
+    score = _own_score(prepared)
+    if score is None:
+        return {}
+    references = list(prepared.encoded[split]["references"])
+    scored: RowScores = {name: [] for name in predictions}
+    total = len(predictions) * len(references)
+    disabled = prepared.recipe.training.disable_tqdm
+    with tqdm(total=total, desc="scoring rows", unit="row", disable=disabled, delay=1) as bar:
+        for name, texts in predictions.items():
+            for text, texts_of_row in zip(texts, references, strict=True):
+                values = Scores.from_json(score([text], [texts_of_row])).values
+                scored[name].append({metric: round(value, 4) for metric, value in values.items()})
+                bar.update()
+    return _of_all_rows(scored)
+
+
+def _of_all_rows(scored: RowScores) -> RowScores:
+    """Keep the metrics that every row has; SQuAD's v2.0 has some only for rows with, or without, an answer."""
+    metrics: dict[str, None] | None = None
+    for row in chain.from_iterable(scored.values()):
+        metrics = dict.fromkeys(row) if metrics is None else {name: None for name in metrics if name in row}
+    kept = {}
+    for system, rows in scored.items():
+        kept[system] = [{name: row[name] for name in metrics or ()} for row in rows]
+    return kept
+
+
+def _own_score(prepared: Prepared) -> MetricFunction | None:
+    names = prepared.recipe.metrics
+    own_names = [name for name in names if name in OWN_METRICS]
+    if len(own_names) == len(names):
+        return prepared.score
+    return load_metrics(own_names, language=prepared.recipe.data.metric_language) if own_names else None
+
+
+def compare_systems(
+    results: Mapping[str, Any], scored: RowScores, predictions: Mapping[str, Sequence[str]], prepared: Prepared
+) -> dict[str, dict[str, float]]:
+    """Return the difference of what was trained from the hard prompt by metric, with its 95 % interval.
+
+    Args:
+        results: what results.json holds, with the scores of all rows.
+        scored: of `score_rows`.
+        predictions: the texts of all rows, by system.
+        prepared: the recipe with its rows.
+
+    Returns:
+        For a metric that is a mean over rows or has a test: `difference`, `low`, `high`, and `p` of a mean. Nothing
+        unless there are two systems, of which one is the hard prompt.
+    """
+    others = [name for name in predictions if name != HARD_PROMPT]
+    if len(predictions) != 2 or len(others) != 1:
+        return {}
+    trained = others[0]
+    references = list(prepared.encoded[results["split"]]["references"])
+    comparison = {}
+    for metric in Scores.from_json(results[trained]).values:
+        if metric in CORPUS_METRICS and all(references):
+            texts = (predictions[trained], predictions[HARD_PROMPT])
+            language = prepared.recipe.data.metric_language
+            tested = corpus_difference(metric, [texts[0]], [texts[1]], references, language)
+        elif scored and metric in scored[trained][0] and _is_mean(scored[trained], metric, results[trained][metric]):
+            new, old = (np.array([[row[metric] for row in scored[name]]]) for name in (trained, HARD_PROMPT))
+            tested = difference(new, old)
+        else:
+            continue
+        comparison[metric] = {name: round(value, 4) for name, value in tested.items()}
+    return comparison
+
+
+def _is_mean(rows: Sequence[Mapping[str, float]], metric: str, score: float) -> bool:
+    return abs(float(np.mean([row[metric] for row in rows])) - score) < MEAN_TOLERANCE
+
+
+def right_row(results: Mapping[str, Any], scored: RowScores) -> int | None:
+    """Return the place of the first row that the trained system answers right, preferably one that it mends.
+
+    Args:
+        results: what results.json holds.
+        scored: of `score_rows`.
+
+    Returns:
+        None if no row is right, or if the task's metric does not say it.
+    """
+    others = [name for name in scored if name != HARD_PROMPT]
+    if not others:
+        return None
+    metric = main_metric(results["task"], Scores.from_json(results[others[0]]))
+    right = [place for place, row in enumerate(scored[others[0]]) if row.get(metric) == RIGHT]
+    if HARD_PROMPT in scored:
+        before = scored[HARD_PROMPT]
+        right.sort(key=lambda place: before[place][metric] == RIGHT)
+    return right[0] if right else None
