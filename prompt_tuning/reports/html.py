@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import logging
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from prompt_tuning.errors import DataError
 from prompt_tuning.metrics.loading import OWN_METRICS, TASK_METRICS, load_metrics, main_metric, score_example_row
 from prompt_tuning.metrics.scores import MetricFunction
-from prompt_tuning.metrics.significance import rows_scored_alone
+from prompt_tuning.reports.advice import is_significant
 from prompt_tuning.reports.charts import Chart, histogram, line_chart
 from prompt_tuning.reports.losses import losses_text
+from prompt_tuning.reports.report_rows import (
+    add_gains,
+    add_scores,
+    add_texts,
+    compared_rows,
+    has_scores,
+    scores_are_means,
+    shown_metrics,
+)
 from prompt_tuning.reports.run_files import (
     NAMES,
     read_log_history,
@@ -31,6 +38,7 @@ from prompt_tuning.reports.run_files import (
 from prompt_tuning.reports.run_types import Settings
 from prompt_tuning.reports.summary import (
     answers_text,
+    best_checkpoint_text,
     decoding_text,
     leakage_text,
     logged_steps,
@@ -43,16 +51,7 @@ from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
 from prompt_tuning.support.yaml_files import to_yaml
 
-logger = logging.getLogger(__name__)
-
-ROWS_SHOWN = 1000  # in the table; all rows are scored, counted and searched for gains and losses
-CHARACTERS_SHOWN = 4000  # in a text
-PREVIEW = 160  # characters
-EXTREMES = 5
-STEPS_SHOWN = 300
-MEAN_TOLERANCE = 0.006  # results.json has two decimals
-
-Row = dict[str, Any]
+STEPS_SHOWN = 2000  # in the table of numbers; curves have every logged point
 
 
 def write_report(folder: Path, *, trust_remote_code: bool = False) -> Path:
@@ -116,43 +115,24 @@ def _run_content(run: RunFolder, results: dict[str, Any], *, trust_remote_code: 
     settings = _settings(run, results)
     language = settings.get("lang") or settings.get("target_lang")
     metric = main_metric(results["task"], next(iter(scores_of_systems(results).values())))
-    names = settings.get("metrics") or TASK_METRICS[results["task"]]
-    score = _metric_function(metric, names, language, trust_remote_code=trust_remote_code)
-    is_mean = _add_scores(rows, metric, score, results)
-    _add_previews(rows)
+    if not has_scores(rows, metric):
+        names = settings.get("metrics") or TASK_METRICS[results["task"]]
+        score = _metric_function(metric, names, language, trust_remote_code=trust_remote_code)
+        add_scores(rows, metric, score, results)
+    add_gains(rows, metric, list(systems_in(results)))
+    add_texts(rows)
     return {
         "facts": _task_facts(results) | _facts(results),
         "tables": {"Results": _table(results)},
         "table": {
             "metric": metric,
-            "mean": is_mean,
+            "metrics": shown_metrics(rows, metric),
+            "mean": scores_are_means(rows, metric, results),
             "file": f"{RunFolder.PREDICTIONS}/{run.predictions(results['split']).name}",
             "language": language.replace("_", "-") if language else None,
-            **_compared_rows(rows, systems_in(results)),
+            **compared_rows(rows, systems_in(results)),
         },
         "lengths": _lengths(rows, results),
-    }
-
-
-def _compared_rows(rows: list[Row], systems: dict[str, str]) -> dict[str, Any]:
-    """Return the rows to show, and those that the second of two systems answers best and worst."""
-    compared = len(systems) == 2
-    better, worse = [], []
-    if compared:
-        ranked = sorted(rows, key=lambda row: -row["gain"])
-        better = [row for row in ranked if row["gain"] > 0]
-        worse = [row for row in reversed(ranked) if row["gain"] < 0]
-    shown = rows[:ROWS_SHOWN]
-    return {
-        "systems": systems,
-        "rows": shown,
-        "total": len(rows),
-        "compared": compared,
-        "gains": better[:EXTREMES],
-        "losses": worse[:EXTREMES],
-        "better": len(better),
-        "worse": len(worse),
-        "last_shown": shown[-1]["place"],
     }
 
 
@@ -162,10 +142,6 @@ def _settings(run: RunFolder, results: dict[str, Any]) -> dict[str, Any]:
         check_value(results["recipe"], Settings, Place(str(run.results), "recipe"))
         return results["recipe"]
     return read_settings(run) if run.recipe.is_file() else {}
-
-
-def _column(rows: list[Row], name: str) -> list[Any]:
-    return [row[name] for row in rows]
 
 
 def _metric_function(
@@ -178,63 +154,6 @@ def _metric_function(
         if metric in score_example_row(score).values:
             return score
     raise DataError(f"metric {metric}: none of {', '.join(names)} computes it. Evaluate again.")
-
-
-def _add_scores(rows: list[Row], metric: str, score: MetricFunction, results: dict[str, Any]) -> bool:
-    """Set `scores`, `gain` and `place` of every row.
-
-    The gain is the second system's score minus the first's, which is the hard prompt. A positive gain is better.
-
-    Returns:
-        True if the metric of all rows is the mean of the rows' scores.
-    """
-    logger.info("scoring every row alone, for the report")
-    references = _column(rows, "references")
-    sign = -1 if metric == "ter" else 1  # a lower translation edit rate is better
-    for place, row in enumerate(rows):
-        row |= {"place": place, "scores": {}, "gain": 0.0}
-    is_mean = True
-    for name, scores in scores_of_systems(results).items():
-        row_scores = rows_scored_alone(score, metric, _column(rows, name), references)
-        is_mean = is_mean and abs(row_scores.mean() - scores.values[metric]) < MEAN_TOLERANCE
-        for row, row_score in zip(rows, row_scores, strict=True):
-            row["scores"][name] = float(row_score)
-    for row in rows:
-        first, *others = row["scores"].values()
-        if others:
-            row["gain"] = sign * (others[0] - first)
-    return is_mean
-
-
-def _add_previews(rows: list[Row]) -> None:
-    """Set `preview`, the source without the words that all rows open with, and shorten texts that are too long."""
-    prefix = _common_words(_column(rows, "source"))
-    for row in rows:
-        text = " ".join((row["source"][len(prefix) :].strip() or row["source"]).split())
-        if len(text) > PREVIEW:  # a question is often at the end
-            text = f"{text[: PREVIEW // 2].rstrip()} … {text[-PREVIEW // 2 :].lstrip()}"
-        row["preview"] = f"… {text}" if prefix else text
-        row["whole"] = row["preview"] == row["source"]
-        row["references"] = list(dict.fromkeys(map(_shortened, row["references"])))
-        for key, value in row.items():
-            if isinstance(value, str):
-                row[key] = _shortened(value)
-
-
-def _common_words(sources: list[str]) -> str:
-    """Return the words that all sources open with; nothing if all are the same."""
-    prefix = os.path.commonprefix(sources)  # noqa: RUF071  # the comparison by character is wanted here
-    if prefix == max(sources):
-        return ""
-    return prefix[: max(prefix.rfind(" "), prefix.rfind("\n")) + 1]
-
-
-def _shortened(text: str) -> str:
-    """Return a text, or its two ends with the number of characters left out between them."""
-    if len(text) <= CHARACTERS_SHOWN:
-        return text
-    half = CHARACTERS_SHOWN // 2
-    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters are left out here …]\n{text[-half:]}"
 
 
 def _table(results: dict[str, Any]) -> dict[str, Any]:
@@ -251,14 +170,24 @@ def _table(results: dict[str, Any]) -> dict[str, Any]:
         numbers = [column[metric] for column in columns.values()]
         lines[metric] = list(map("{:.2f}".format, numbers))
         if len(numbers) == 2:
-            lines[metric].append(f"{numbers[1] - numbers[0]:+.2f}")
+            lines[metric].append(f"{numbers[1] - numbers[0]:+.2f}{_interval(results, metric)}")
     return {
         "columns": [*columns, "change"] if len(columns) == 2 else [*columns],
         "lines": lines,
         "signatures": list(first.signatures.values()),
         "rows": results["rows"],
         "split": results["split"],
+        "compared": "comparison" in results,
     }
+
+
+def _interval(results: dict[str, Any], metric: str) -> str:
+    """Return the 95 % interval of a difference, and say if it is not significant."""
+    compared = results.get("comparison", {}).get(metric)
+    if compared is None:
+        return ""
+    text = f" ({compared['low']:+.1f} to {compared['high']:+.1f})"
+    return text if is_significant(compared) else f"{text} not significant"
 
 
 def _task_facts(results: dict[str, Any]) -> dict[str, str]:
@@ -293,7 +222,9 @@ def _facts(results: dict[str, Any]) -> dict[str, str]:
             f"{rows}, {counted(results['train_steps'], 'step')}, {results['train_seconds']:.0f} s, "
             f"{results['trainable_parameters']:,} trained parameters"
         )
-    for label, key in (("Best checkpoint", "best_checkpoint"), ("Adapter", "adapter"), ("Combined by", "combine")):
+    if "best_checkpoint" in results:
+        facts["Checkpoint"] = best_checkpoint_text(results, [])
+    for label, key in (("Adapter", "adapter"), ("Combined by", "combine")):
         if key in results:
             facts[label] = results[key]
     versions = [f"{name} {number}" for name, number in results["versions"].items()]
@@ -341,10 +272,10 @@ def _series(steps: dict[int, dict[str, float]], key: str) -> list[tuple[int, flo
     return [(step, values[key]) for step, values in steps.items() if key in values]
 
 
-def _lengths(rows: list[Row], results: dict[str, Any]) -> dict[str, Any]:
+def _lengths(rows: list[dict[str, Any]], results: dict[str, Any]) -> dict[str, Any]:
     """Return histograms of the sources' lengths and of the tokens that were cut from them."""
-    lengths = _column(rows, "source_tokens")
-    cuts = list(filter(None, _column(rows, "cut_tokens")))
+    lengths = [row["source_tokens"] for row in rows]
+    cuts = [row["cut_tokens"] for row in rows if row["cut_tokens"]]
     charts = [histogram("Length of the sources, in tokens", "tokens", lengths)]
     if cuts:
         charts.append(histogram("Tokens cut from a source, for sources that were cut", "tokens", cuts))

@@ -16,6 +16,7 @@ from helpers.rows import PLACES
 from prompt_tuning.cli.main import main
 from prompt_tuning.hub.upload import plan_upload
 from prompt_tuning.reports import html as report
+from prompt_tuning.reports import report_rows
 from prompt_tuning.reports.charts import histogram, line_chart
 
 EVIL = "</script><script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>\"' onload=x {{ 7 * 7 }}"
@@ -74,8 +75,9 @@ def test_train_and_evaluate_write_a_report_of_their_results(recipe_file, tmp_pat
     assert [cell[2] for cell in page.column("reference")] == [row["references"][0] for row in saved]
     for name, label in (("hard_prompt", "hard prompt alone"), ("soft_prompt", "with soft prompt")):
         assert [cell[2] for cell in page.column(label)] == [shown(row[name]) for row in saved]
-        scores = [float(cell[1]) for cell in page.column(f"f1, {label}")]
-        assert sum(scores) / 9 == pytest.approx(results[name]["f1"], abs=0.01)
+        place = 0 if name == "hard_prompt" else 1
+        scores = [float(cell[2].split(" → ")[place]) for cell in page.column("f1")]
+        assert sum(scores) / 9 == pytest.approx(results[name]["f1"], abs=0.05)
         assert f"{results[name]['exact_match']:.2f}" in page.texts["td"]
     assert "is not its mean" not in text
     assert "Loss by step" in text and "f1 by step, on the validation rows" in text
@@ -117,8 +119,32 @@ def test_the_training_split_has_a_report_and_incomplete_rows_are_reported(recipe
 def test_a_run_that_trains_nothing_has_one_column_and_no_curves(recipe_file, tmp_path):
     assert main(["train", str(recipe_file(method="none", num_virtual_tokens=None))]) == 0
     page = Page((tmp_path / "run" / "report.html").read_text())
-    assert len(page.rows) == 9 and len(page.rows[0]) == 5
+    assert len(page.rows) == 9 and len(page.rows[0]) == 6
     assert {"Curves", "Largest gains and losses"}.isdisjoint(page.texts["h2"])
+
+
+def test_the_rows_own_columns_and_all_metrics_are_in_the_cells(tmp_path):
+    scores = {"hard_prompt": {"f1": 40.0, "exact_match": 0.0}, "soft_prompt": {"f1": 90.0, "exact_match": 50.0}}
+    columns = {"context": "It rains. " * 60, "question": "Does it <b>rain</b>?"}
+    changes = {number: {"scores": scores, "columns": columns} for number in range(12)}
+    changes[1] |= {"hard_prompt": "in the town", "soft_prompt": "in a town"}
+    page = read(make_run(tmp_path / "run", changes=changes))
+    cell = page.column("source")[0][2].split()
+    assert cell[:4] == ["question", "Does", "it", "<b>rain</b>?"] and "context" in cell
+    assert {cell[2] for cell in page.column("f1")} == {"40.0 → 90.0"}
+    assert {cell[2] for cell in page.column("exact_match")} == {"0.0 → 50.0"}
+    assert {cell[1] for cell in page.column("exact_match")} == {"50.0"}  # It is sorted by what was trained.
+    assert {"the", "a"} <= {*page.texts["mark"]} and "town" not in "".join(page.texts["mark"])
+
+
+def test_each_logged_point_is_drawn(tmp_path):
+    facts = {"method": "prompt_tuning", "train_steps": 300, "train_seconds": 3, "trainable_parameters": 9}
+    run = make_run(tmp_path / "run", results=facts | {"total_parameters": 99, "evaluation_seconds": 1})
+    log = [{"loss": 1 / step, "step": step} for step in range(1, 301)]
+    (run / "log_history.json").write_text(json.dumps(log))
+    page = read(run)
+    assert [tag for tag, _ in page.elements].count("circle") == 300
+    assert {f"{entry['loss']:.5g}" for entry in log} <= {*page.texts["td"]}
 
 
 @pytest.mark.parametrize("name", ["soft_prompt", "lora", "full"])
@@ -136,7 +162,7 @@ def test_closed_choices_and_the_recipes_own_metric(tmp_path):
         tmp_path, results=scores | {"decoding": {"choice_normalization": "tokens"}}, metrics=["exact_match"]
     )
     page = read(run)
-    assert {cell[1] for cell in page.column("exact_match, with soft prompt")} == {"0.0", "100.0"}
+    assert {cell[1] for cell in page.column("exact_match")} == {"0.0", "100.0"}
     assert "the most likely of the row's choices, normalised by tokens" in page.texts["dd"]
 
 
@@ -149,8 +175,8 @@ def test_a_corpus_metric_is_marked_as_sentence_level(tmp_path):
 
 
 def test_rows_that_are_not_shown_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "ROWS_SHOWN", 4)
-    monkeypatch.setattr(report, "CHARACTERS_SHOWN", 300)
+    monkeypatch.setattr(report_rows, "ROWS_SHOWN", 4)
+    monkeypatch.setattr(report_rows, "CHARACTERS_SHOWN", 300)
     page = read(make_run(tmp_path, changes={2: {"source": "山川" * 500}}))
     assert len(page.rows) == 4 and "The first 4 of 12 rows are shown." in page.texts["strong"]
     assert "700 characters are left out here" in "".join(page.texts["div"])
@@ -260,7 +286,8 @@ def page_file(tmp_path_factory):
         tmp_path_factory.mktemp("runs") / ("a-long-name" * 9),
         changes={0: {"soft_prompt": EVIL}, 2: {"source": "x" * 500}},
         results={"method": "prompt_tuning", "train_steps": 40, "train_rows": 8, "train_seconds": 3, "model": "m" * 200,
-                 "trainable_parameters": 99, "best_checkpoint": "checkpoint-20"},
+                 "trainable_parameters": 99, "total_parameters": 1000, "evaluation_seconds": 1,
+                 "best_checkpoint": "checkpoint-20"},
     )  # fmt: skip
     log = [{"loss": 3 / step, "learning_rate": 0.1, "step": step} for step in (10, 20, 30, 40)]
     log += [{"eval_loss": 2.0, "eval_f1": 30.0, "eval_runtime": 1.0, "step": 20}]
@@ -280,10 +307,10 @@ def test_rows_are_searched_and_sorted_in_a_browser(browser, page_file):
     browser.run("new Promise(done => setTimeout(done, 100))")
     assert browser.run("found.textContent") == "12 rows"  # A link to a hidden row shows it again.
     heads = browser.run("[...document.querySelectorAll('#rows thead th button')].map(each => each.textContent)")
-    assert heads[0] == "row" and heads[-1] == "gain" and len({*heads}) == len(heads) == 8
+    assert heads[0] == "row" and heads[-1] == "gain" and len({*heads}) == len(heads) == 7
     press = "document.querySelectorAll('#rows thead button')[{}].click()"
     sorting = "[...document.querySelectorAll('[aria-sort]')].map(each => [each.textContent, each.ariaSort])"
-    browser.run(press.format(7))
+    browser.run(press.format(6))
     assert browser.run(sorting) == [["gain", "ascending"]] and browser.run(VISIBLE)[:2] == ["0", "4"]
     browser.run(press.format(0))
     browser.run(press.format(0))
@@ -291,6 +318,10 @@ def test_rows_are_searched_and_sorted_in_a_browser(browser, page_file):
     assert browser.run(VISIBLE) == [str(number) for number in reversed(range(12))]
     browser.run(press.format(2))
     assert browser.run("document.querySelector('#rows tbody tr').cells[2].textContent") == min(PLACES)
+    choose = "kind.value = {!r}; kind.dispatchEvent(new Event('change')); found.textContent"
+    assert browser.run(choose.format("worse")) == "2 of 12 rows"
+    assert {*browser.run(VISIBLE)} == {"0", "4"}
+    assert browser.run(choose.format("cut")) == "4 of 12 rows"
     assert browser.errors == [] and browser.requests == [page_file.as_uri()]
 
 
