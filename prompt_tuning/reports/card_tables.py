@@ -29,7 +29,7 @@ def results_table(systems: dict[str, Scores], comparison: dict[str, dict[str, fl
     for name, scores in systems.items():
         rows.append([NAMES[name], *map(scores.values.__getitem__, metrics)])
     if comparison:
-        rows.append(["difference", *(_difference(comparison.get(metric)) for metric in metrics)])
+        rows.append(["difference", *map(_difference, map(comparison.get, metrics))])
     return ["", *map(plain_words, metrics)], rows
 
 

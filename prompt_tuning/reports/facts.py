@@ -169,7 +169,9 @@ def card_facts(folder: Path, own_example: dict[str, Any] | None = None) -> dict[
         return facts | {"example": example, "own_example": True}
     rows = read_predictions(run, results)
     row = next((row for row in rows if row["row"] == results.get("example_row")), rows[0])
-    return facts | {"example": {name: value for name, value in row.items() if name not in ("columns", "scores")}}
+    for name in ("columns", "scores"):
+        row.pop(name, None)
+    return facts | {"example": row}
 
 
 def read_card_facts(file: Path) -> dict[str, Any]:

@@ -28,11 +28,14 @@ Row = dict[str, Any]
 def compared_rows(rows: list[Row], systems: dict[str, str]) -> dict[str, Any]:
     """Return the rows to show, and those that the second of two systems answers best and worst."""
     compared = len(systems) == 2
-    better, worse = [], []
-    if compared:
-        ranked = sorted(rows, key=lambda row: -row["gain"])
-        better = [row for row in ranked if row["gain"] > 0]
-        worse = [row for row in reversed(ranked) if row["gain"] < 0]
+    better: list[Row] = []
+    worse: list[Row] = []
+    for row in sorted(rows, key=lambda row: -row["gain"]):
+        if row["gain"] > 0:
+            better.append(row)
+        elif row["gain"] < 0:
+            worse.append(row)
+    worse.reverse()
     shown = rows[:ROWS_SHOWN]
     # A row of the gains or losses may be beyond those that the table shows.
     _add_marks([*shown, *better[:EXTREMES], *worse[:EXTREMES]], list(systems))
@@ -56,7 +59,7 @@ def _column(rows: list[Row], name: str) -> list[Any]:
 
 def has_scores(rows: list[Row], metric: str) -> bool:
     """Return whether the run has written the scores of each row, as runs of older versions have not."""
-    return "scores" in rows[0] and all(metric in scores for scores in rows[0]["scores"].values())
+    return metric in next(iter(rows[0].get("scores", {"": ()}).values()))
 
 
 def add_scores(rows: list[Row], metric: str, score: MetricFunction, results: dict[str, Any]) -> None:
@@ -74,7 +77,7 @@ def add_scores(rows: list[Row], metric: str, score: MetricFunction, results: dic
 def shown_metrics(rows: list[Row], metric: str) -> list[str]:
     """Return the metrics that each row has, the main one first."""
     of_rows = next(iter(rows[0]["scores"].values()))
-    return [metric, *(name for name in of_rows if name != metric)]
+    return list(dict.fromkeys([metric, *of_rows]))
 
 
 def add_gains(rows: list[Row], metric: str, systems: list[str]) -> None:
@@ -84,8 +87,9 @@ def add_gains(rows: list[Row], metric: str, systems: list[str]) -> None:
     """
     sign = -1 if metric in LOWER_IS_BETTER else 1
     for place, row in enumerate(rows):
-        scores = [row["scores"][system][metric] for system in systems]
-        gain = sign * (scores[1] - scores[0]) if len(scores) == 2 else 0.0
+        gain = 0.0
+        if len(systems) == 2:
+            gain = sign * (row["scores"][systems[1]][metric] - row["scores"][systems[0]][metric])
         kind = "better" if gain > 0 else "worse" if gain < 0 else "same"
         row |= {"place": place, "gain": gain, "kind": kind}
 
@@ -93,8 +97,8 @@ def add_gains(rows: list[Row], metric: str, systems: list[str]) -> None:
 def scores_are_means(rows: list[Row], metric: str, results: dict[str, Any]) -> bool:
     """Return whether the metric of all rows is the mean of the rows' scores."""
     for name, scores in scores_of_systems(results).items():
-        row_scores = [row["scores"][name][metric] for row in rows]
-        if abs(math.fsum(row_scores) / len(rows) - scores.values[metric]) >= MEAN_TOLERANCE:
+        total = math.fsum(row["scores"][name][metric] for row in rows)
+        if abs(total / len(rows) - scores.values[metric]) >= MEAN_TOLERANCE:
             return False
     return True
 
@@ -120,9 +124,11 @@ def add_texts(rows: list[Row]) -> None:
 def _add_marks(rows: list[Row], systems: Sequence[str]) -> None:
     """Set `marked`: for each of two predictions its pieces, each with whether the other one lacks it."""
     for row in rows:
-        texts = [row[name] for name in systems]
-        pieces = marked_pieces(*texts) if len(texts) == 2 else [[(text, False)] for text in texts]
-        row["marked"] = dict(zip(systems, pieces, strict=True))
+        row["marked"] = {}
+        for name in systems:
+            row["marked"][name] = [(row[name], False)] if row[name] else []
+        if len(systems) == 2:
+            row["marked"] = dict(zip(systems, marked_pieces(row[systems[0]], row[systems[1]]), strict=True))
 
 
 def _preview(text: str) -> str | None:

@@ -34,15 +34,18 @@ def row_texts(rows: Sequence[Row], systems: Sequence[str], metric: str, count: i
     for place in range(len(rows)):  # Labelled rows may be among those that are evenly spaced.
         if len(chosen) < min(count, len(rows)):
             chosen.setdefault(place, "")
-    return [_text(rows[place], label) for place, label in chosen.items()]
+    return list(map(_text, map(rows.__getitem__, chosen), chosen.values()))
 
 
 def counts_text(rows: Sequence[Row], systems: Sequence[str], metric: str) -> str | None:
     """Say how many rows the second of two systems answers better and worse than the first; None without scores."""
     if len(systems) != 2 or not rows or "scores" not in rows[0]:
         return None
-    gains = [_gain(row, systems, metric) for row in rows]
-    better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    better = worse = 0
+    for row in rows:
+        gain = _gain(row, systems, metric)
+        better += gain > 0
+        worse += gain < 0
     return f"rows by {metric}: {better} better, {worse} worse, {len(rows) - better - worse} the same"
 
 
@@ -54,11 +57,12 @@ def _labelled(rows: Sequence[Row], systems: Sequence[str], metric: str) -> dict[
     if len(systems) == 2:
         best = max(order, key=lambda place: _gain(rows[place], systems, metric))
         if _gain(rows[best], systems, metric) > 0:
-            old, new = (rows[best]["scores"][system][metric] for system in systems)
-            places[best] = f"mended: {metric} {old:.1f} becomes {new:.1f}"
+            old = rows[best]["scores"][systems[0]][metric]
+            places[best] = f"mended: {metric} {old:.1f} becomes {_score(rows[best], systems, metric):.1f}"
     # The median row of equal scores may be the mended one. Its neighbours are as typical.
-    typical = next((place for place in order[len(order) // 2 :] if place not in places), None)
-    if typical is not None:
+    middle = order[len(order) // 2 :]
+    typical = middle[0] if middle[0] not in places or len(middle) == 1 else middle[1]
+    if typical not in places:
         places[typical] = f"typical: {metric} {_score(rows[typical], systems, metric):.1f}, the median"
     wrong = order[0]
     if scores[wrong] < scores[order[-1]] and wrong not in places:
@@ -72,8 +76,7 @@ def _score(row: Row, systems: Sequence[str], metric: str) -> float:
 
 
 def _gain(row: Row, systems: Sequence[str], metric: str) -> float:
-    old, new = (row["scores"][system][metric] for system in systems)
-    return _sign(metric) * (new - old)
+    return _sign(metric) * (_score(row, systems, metric) - row["scores"][systems[0]][metric])
 
 
 def _sign(metric: str) -> int:

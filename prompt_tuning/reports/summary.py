@@ -80,12 +80,14 @@ def _conclusions(run: RunFolder, results: dict[str, Any], metric: str) -> list[s
         lines.append(f"difference in {metric}: {significance_text(metric, compared)}")
     if "best_checkpoint" in results:
         lines.append(best_checkpoint_text(results, log))
-    blocks = [[_filled(line) for line in lines]] if lines else []
+    blocks = ["\n".join(map(_filled, lines))] if lines else []
     if compared and "method" in results and is_small(metric, compared):
         settings = read_settings(run) if run.recipe.is_file() else {}
-        tips = [_filled(f"- {tip}", "  ") for tip in advice(results, metric, settings, log)]
-        blocks.append(["the gain is small; what this run shows, and what to try:", *tips])
-    return ["\n".join(block) for block in blocks]
+        tips = ["the gain is small; what this run shows, and what to try:"]
+        for tip in advice(results, metric, settings, log):
+            tips.append(_filled(f"- {tip}", "  "))
+        blocks.append("\n".join(tips))
+    return blocks
 
 
 def _filled(text: str, indent: str = "") -> str:
@@ -117,9 +119,12 @@ def best_checkpoint_text(results: Mapping[str, Any], log: list[dict[str, Any]]) 
     text = f"saved: step {best} of {results['train_steps']}"
     for metric, value in results.get("best_metric", {}).items():
         text += f", which has the best validation {metric}, {value:.4g}"
-        last = [entry for entry in log if f"eval_{metric}" in entry]
-        if last and last[-1]["step"] != best:
-            text += f"; step {last[-1]['step']}, the last, has {last[-1][f'eval_{metric}']:.4g}"
+        scores = {}
+        for entry in log:
+            if f"eval_{metric}" in entry:
+                scores[entry["step"]] = entry[f"eval_{metric}"]
+        if scores and max(scores) != best:
+            text += f"; step {max(scores)}, the last, has {scores[max(scores)]:.4g}"
     return text
 
 

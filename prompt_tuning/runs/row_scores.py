@@ -38,32 +38,34 @@ def score_rows(predictions: Mapping[str, Sequence[str]], prepared: Prepared, spl
     if score is None:
         return {}
     references = list(prepared.encoded[split]["references"])
-    scored: RowScores = {name: [] for name in predictions}
+    scored: RowScores = {}
     total = len(predictions) * len(references)
     disabled = prepared.recipe.training.disable_tqdm
     with tqdm(total=total, desc="scoring rows", unit="row", disable=disabled, delay=1) as bar:
         for name, texts in predictions.items():
+            scored[name] = []
             for text, texts_of_row in zip(texts, references, strict=True):
-                values = Scores.from_json(score([text], [texts_of_row])).values
-                scored[name].append({metric: round(value, 4) for metric, value in values.items()})
+                scored[name].append(_rounded(Scores.from_json(score([text], [texts_of_row])).values))
                 bar.update()
     return _of_all_rows(scored)
 
 
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in values.items()}
+
+
 def _of_all_rows(scored: RowScores) -> RowScores:
     """Keep the metrics that every row has; SQuAD's v2.0 has some only for rows with, or without, an answer."""
-    metrics: dict[str, None] | None = None
+    metrics = set.intersection(*map(set, chain.from_iterable(scored.values())))
     for row in chain.from_iterable(scored.values()):
-        metrics = dict.fromkeys(row) if metrics is None else {name: None for name in metrics if name in row}
-    kept = {}
-    for system, rows in scored.items():
-        kept[system] = [{name: row[name] for name in metrics or ()} for row in rows]
-    return kept
+        for name in row.keys() - metrics:
+            del row[name]
+    return scored
 
 
 def _own_score(prepared: Prepared) -> MetricFunction | None:
     names = prepared.recipe.metrics
-    own_names = [name for name in names if name in OWN_METRICS]
+    own_names = list(filter(OWN_METRICS.__contains__, names))
     if len(own_names) == len(names):
         return prepared.score
     return load_metrics(own_names, language=prepared.recipe.data.metric_language) if own_names else None
@@ -84,10 +86,9 @@ def compare_systems(
         For a metric that is a mean over rows or has a test: `difference`, `low`, `high`, and `p` of a mean. Nothing
         unless there are two systems, of which one is the hard prompt.
     """
-    others = [name for name in predictions if name != HARD_PROMPT]
-    if len(predictions) != 2 or len(others) != 1:
+    if len(predictions) != 2 or HARD_PROMPT not in predictions:
         return {}
-    trained = others[0]
+    trained = _trained_system(predictions)
     references = list(prepared.encoded[results["split"]]["references"])
     comparison = {}
     for metric in Scores.from_json(results[trained]).values:
@@ -96,16 +97,26 @@ def compare_systems(
             language = prepared.recipe.data.metric_language
             tested = corpus_difference(metric, [texts[0]], [texts[1]], references, language)
         elif scored and metric in scored[trained][0] and _is_mean(scored[trained], metric, results[trained][metric]):
-            new, old = (np.array([[row[metric] for row in scored[name]]]) for name in (trained, HARD_PROMPT))
-            tested = difference(new, old)
+            tested = difference(_column(scored[trained], metric), _column(scored[HARD_PROMPT], metric))
         else:
             continue
-        comparison[metric] = {name: round(value, 4) for name, value in tested.items()}
+        comparison[metric] = _rounded(tested)
     return comparison
 
 
 def _is_mean(rows: Sequence[Mapping[str, float]], metric: str, score: float) -> bool:
-    return abs(float(np.mean([row[metric] for row in rows])) - score) < MEAN_TOLERANCE
+    return abs(float(_column(rows, metric).mean()) - score) < MEAN_TOLERANCE
+
+
+def _column(rows: Sequence[Mapping[str, float]], metric: str) -> np.ndarray:
+    """Return a metric of each row, `[1, rows]`."""
+    return np.array([[row[metric] for row in rows]])
+
+
+def _trained_system(systems: Mapping[str, Any]) -> str:
+    """Return the system that is compared with the hard prompt; the hard prompt if it is the only one."""
+    others = [name for name in systems if name != HARD_PROMPT]
+    return others[0] if others else HARD_PROMPT
 
 
 def right_row(results: Mapping[str, Any], scored: RowScores) -> int | None:
@@ -118,12 +129,16 @@ def right_row(results: Mapping[str, Any], scored: RowScores) -> int | None:
     Returns:
         None if no row is right, or if the task's metric does not say it.
     """
-    others = [name for name in scored if name != HARD_PROMPT]
-    if not others:
+    trained = _trained_system(scored)
+    if trained not in results or trained not in scored:
         return None
-    metric = main_metric(results["task"], Scores.from_json(results[others[0]]))
-    right = [place for place, row in enumerate(scored[others[0]]) if row.get(metric) == RIGHT]
-    if HARD_PROMPT in scored:
-        before = scored[HARD_PROMPT]
-        right.sort(key=lambda place: before[place][metric] == RIGHT)
-    return right[0] if right else None
+    metric = main_metric(results["task"], Scores.from_json(results[trained]))
+    before = scored.get(HARD_PROMPT, [])
+    first = None
+    for place, row in enumerate(scored[trained]):
+        if row.get(metric) != RIGHT:
+            continue
+        if not before or before[place][metric] != RIGHT:
+            return place
+        first = place if first is None else first
+    return first

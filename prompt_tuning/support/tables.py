@@ -98,8 +98,7 @@ def _fitting_widths(lines: Sequence[Sequence[str]], width: int | None) -> list[i
     if sum(least) > free:
         return None
     while sum(widths) > free:
-        spare = [present - smallest for present, smallest in zip(widths, least, strict=True)]
-        widest = max(range(len(widths)), key=lambda place: (spare[place] > 0, widths[place]))
+        widest = max(range(len(widths)), key=lambda place: (widths[place] > least[place], widths[place]))
         widths[widest] -= 1
     return widths
 
