@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, load_peft_weights
+from peft import LoraConfig, PeftConfig, TaskType, load_peft_weights
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from safetensors import SafetensorError
 
@@ -74,6 +74,8 @@ def _prompt_shapes(config: PeftConfig) -> dict[str, list[int | None]]:
         if config.layer_vectors:
             shapes["layer_vectors"] = [config.num_layers, text if prefixed else length + text, None]
             shapes["layer_scales"] = [config.num_layers]
+            if config.task_type == TaskType.SEQ_2_SEQ_LM:
+                shapes |= {"decoder_vectors": [None, 1, None], "decoder_scales": [None]}
         return shapes
     if method.trains_keys_and_values:
         return {"prompt_embeddings": [length, _prefix_width(config)]}

@@ -28,6 +28,10 @@ PACKED_ARCHITECTURES = (
     "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
 )  # fmt: skip
 CACHE_ARCHITECTURES = (*PACKED_ARCHITECTURES, "bloom")  # exact behind a cache of the prompt
+# tests/models/test_encoder_decoder.py compares each of these with attention computed by hand.
+T5_LIKE = ("t5", "mt5", "umt5")
+BART_LIKE = ("bart", "marian", "mbart", "pegasus")
+ENCODER_DECODERS = (*T5_LIKE, *BART_LIKE, "m2m_100")  # tests/models/test_encoder_decoder_tokens.py holds them, too.
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from prompt_tuning.engine.attention import ATTENTION
 from prompt_tuning.engine.dispatch import get_base, has_prompt, packing_obstacle, within_window
 from prompt_tuning.engine.kv_cache import chunks, common_prefix_cache, length_order, prefixes_of_rows, run_packed
 from prompt_tuning.engine.padded_segments import to_device
+from prompt_tuning.engine.prompt_adapters import PromptAdapters
 from prompt_tuning.engine.row_layout import RowLayout
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt_once
 
@@ -175,6 +176,7 @@ def log_likelihoods(
     with ExitStack() as stack:
         if isinstance(model, SharedPrefixModel):
             stack.enter_context(model.eagerly())
+        if isinstance(model, PromptAdapters):
             stack.enter_context(model.trained_tokens())
         for wanted, flat, logits in zip(targets, copied, _logits(model, sources, segments, start), strict=True):
             of_segment = flat.view(wanted.shape).to(logits.device)
@@ -272,7 +274,9 @@ def _decoder_logits(
     ends = base.config.eos_token_id
     last = start if start is not None else ends[0] if isinstance(ends, list) else ends
     last = torch.tensor([[last]], device=device)
-    opened = base.prepare_decoder_input_ids_from_labels(last)
+    # M2M100, NLLB and Blenderbot only do so within their forward.
+    prepare = getattr(base, "prepare_decoder_input_ids_from_labels", None)
+    opened = prepare(last) if prepare else torch.full_like(last, base.config.decoder_start_token_id)
     rows = [torch.tensor(source, device=device) for source in sources]
     input_ids = pad_sequence(rows, batch_first=True)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)

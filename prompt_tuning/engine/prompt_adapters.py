@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,12 +12,20 @@ from peft import PeftConfig, PeftModel, PeftModelForCausalLM, PeftModelForSeq2Se
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
+from torch.utils.hooks import RemovableHandle
 
 from prompt_tuning.engine.adapter_weights import check_weights
 from prompt_tuning.engine.dispatch import check_one_device
 from prompt_tuning.engine.prompt_network import is_network, load_network
-from prompt_tuning.engine.trained_config import read_config
-from prompt_tuning.engine.trained_tokens import trained_tokens_of
+from prompt_tuning.engine.trained_config import TrainedTokensConfig, read_config
+from prompt_tuning.engine.trained_tokens import (
+    TrainedTable,
+    TrainedTokens,
+    active_table,
+    hook_layers,
+    read_trained_ids,
+    trained_tokens_of,
+)
 from prompt_tuning.errors import AdapterError
 
 TASK_TYPES = {PeftModelForCausalLM: TaskType.CAUSAL_LM, PeftModelForSeq2SeqLM: TaskType.SEQ_2_SEQ_LM}
@@ -44,6 +54,8 @@ class PromptAdapters(PeftModel):
     PEFT's other methods hold as they are: `add_adapter` refuses an adapter of another kind, `set_adapter` chooses one
     of several, and `disable_adapter` gives the base model.
     """
+
+    _hooks: Sequence[RemovableHandle] = ()  # Those on the base model of trained tokens.
 
     def __init__(self, model: torch.nn.Module, peft_config: Any, adapter_name: str = "default", **kwargs: Any) -> None:
         """Add the adapter; the arguments are those of PEFT.
@@ -104,6 +116,46 @@ class PromptAdapters(PeftModel):
         peft_model.load_adapter(model_id, adapter_name, is_trainable=is_trainable, **kwargs)
         return peft_model
 
+    def _add_trained_tokens(self, adapter_name: str) -> None:
+        """Register the trained tokens of an adapter beside its prompt, so that they are trained and moved with it."""
+        config = self.peft_config[adapter_name]
+        if not isinstance(config, TrainedTokensConfig):
+            return
+        encoder = self.prompt_encoder[adapter_name]
+        encoder.trained_tokens = TrainedTokens(config, self.base_model)
+        hooks = [self.base_model.register_forward_pre_hook(read_trained_ids, with_kwargs=True)]
+        hooks += hook_layers(self.base_model) if config.layer_vectors else []
+        self._hooks = [*self._hooks, *hooks]
+        if not config.num_virtual_tokens:
+            encoder.embedding.requires_grad_(requires_grad=False)  # It is empty, and gets no gradient.
+
+    def trained_tokens(self, adapter_names: Sequence[str] | None = None) -> AbstractContextManager[None]:
+        """Return a context in which forwards of the base model read trained ids, and hand places to the layers.
+
+        Args:
+            adapter_names: the adapters of the rows; by default the active one.
+        """
+        names = dict.fromkeys(adapter_names or [self.active_adapter])
+        encoders = self.prompt_encoder if self.active_peft_config.is_prompt_learning else {}
+        tokens = {name: trained_tokens_of(encoders[name]) for name in names if name in encoders}
+        if self.disabled or all(part is None for part in tokens.values()):
+            return nullcontext()
+        return TrainedTable(self.get_base_model(), tokens).active()
+
+    @property
+    def _table(self) -> TrainedTable | None:
+        """The table of trained tokens within `trained_tokens`."""
+        return active_table(self.get_base_model())
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings `[..., H]` of ids `[...]`, within `trained_tokens` also of trained ones."""
+        return self.word_embeddings(ids) if self._table is None else self._table.embed(ids)
+
+    @property
+    def disabled(self) -> bool:
+        """True within `disable_adapter`, where the model is its base model."""
+        return self._adapters_disabled
+
     def load_adapter(
         self,
         model_id: str | Path,
@@ -136,6 +188,11 @@ class PromptAdapters(PeftModel):
         trained = trained_tokens_of(self.prompt_encoder[adapter_name])
         if trained is not None:
             for name, tensor in trained.tensors().items():
+                if tensor.shape != tensors[name].shape:
+                    raise AdapterError(
+                        f"{model_id}: {name} has the shape {list(tensors[name].shape)}, and the model takes "
+                        f"{list(tensor.shape)}. Load it on the model that it was trained on."
+                    )
                 tensor.copy_(tensors[name])
         return loaded
 
@@ -161,7 +218,9 @@ class PromptAdapters(PeftModel):
         super().delete_adapter(adapter_name)
 
     def unload(self) -> torch.nn.Module:
-        """Return the base model without its adapters; unlike PEFT, also without a prompt."""
+        """Return the base model without its adapters and hooks; unlike PEFT, also without a prompt."""
+        for hook in self._hooks:
+            hook.remove()
         return self.base_model if self.active_peft_config.is_prompt_learning else self.base_model.unload()
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> torch.nn.Module:

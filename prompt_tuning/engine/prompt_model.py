@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from peft import PeftModelForCausalLM
-from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -36,15 +35,6 @@ from prompt_tuning.engine.prompt_adapters import PromptAdapters
 from prompt_tuning.engine.prompt_names import PromptName, index_prompts
 from prompt_tuning.engine.row_tree import RowTree
 from prompt_tuning.engine.target_batch import Batch
-from prompt_tuning.engine.trained_config import TrainedTokensConfig
-from prompt_tuning.engine.trained_tokens import (
-    TrainedTable,
-    TrainedTokens,
-    active_table,
-    hook_layers,
-    read_trained_ids,
-    trained_tokens_of,
-)
 from prompt_tuning.errors import AdapterError
 
 logger = logging.getLogger(__name__)
@@ -56,7 +46,6 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
     """`PeftModelForCausalLM` that hands out its prompts as embeddings or as caches, each computed once."""
 
     active_adapter: str
-    _hooks: Sequence[RemovableHandle] = ()  # Those on the base model of trained tokens.
     base_model_prepare_inputs_for_generation: Callable[..., dict[str, Any]]
 
     def __init__(self, model: torch.nn.Module, peft_config: Any, adapter_name: str = "default", **kwargs: Any) -> None:
@@ -100,47 +89,6 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
         self.word_embeddings = self.base_model.get_input_embeddings()
         self._add_trained_tokens(adapter_name)
 
-    def _add_trained_tokens(self, adapter_name: str) -> None:
-        """Register the trained tokens of an adapter beside its prompt, so that they are trained and moved with it."""
-        config = self.peft_config[adapter_name]
-        if not isinstance(config, TrainedTokensConfig):
-            return
-        encoder = self.prompt_encoder[adapter_name]
-        encoder.trained_tokens = TrainedTokens(config, self.base_model)
-        hooks = [self.base_model.register_forward_pre_hook(read_trained_ids, with_kwargs=True)]
-        hooks += hook_layers(self.base_model) if config.layer_vectors else []
-        self._hooks = [*self._hooks, *hooks]
-        if not config.num_virtual_tokens:
-            encoder.embedding.requires_grad_(requires_grad=False)  # It is empty, and gets no gradient.
-
-    def unload(self) -> torch.nn.Module:
-        """Return the base model without its prompts, and without the hooks of trained tokens."""
-        for hook in self._hooks:
-            hook.remove()
-        return super().unload()
-
-    def trained_tokens(self, adapter_names: Sequence[str] | None = None) -> AbstractContextManager[None]:
-        """Return a context in which forwards of the base model read trained ids, and hand places to the layers.
-
-        Args:
-            adapter_names: the adapters of the rows; by default the active one.
-        """
-        names = dict.fromkeys(adapter_names or [self.active_adapter])
-        encoders = self.prompt_encoder if self.active_peft_config.is_prompt_learning else {}
-        tokens = {name: trained_tokens_of(encoders[name]) for name in names if name in encoders}
-        if self.disabled or all(part is None for part in tokens.values()):
-            return nullcontext()
-        return TrainedTable(self.get_base_model(), tokens).active()
-
-    @property
-    def _table(self) -> TrainedTable | None:
-        """The table of trained tokens within `trained_tokens`."""
-        return active_table(self.get_base_model())
-
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings `[..., H]` of ids `[...]`, within `trained_tokens` also of trained ones."""
-        return self.word_embeddings(ids) if self._table is None else self._table.embed(ids)
-
     def _table_ids(self, ids: torch.Tensor, names: Sequence[PromptName], prompt_index: Sequence[int]) -> torch.Tensor:
         """Return ids `[B, T]` of rows as the table of several adapters has them."""
         if self._table is None or len(names) == 1:
@@ -165,11 +113,6 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
             length = self.peft_config[name.adapter].num_virtual_tokens
             columns = [self._table.prompt_columns(name.adapter, length), behind, *columns]
         return self._table.layer_arguments(torch.cat(columns))
-
-    @property
-    def disabled(self) -> bool:
-        """True within `disable_adapter`, where the model is its base model."""
-        return self._adapters_disabled
 
     @property
     def execution_path(self) -> ExecutionPath:

@@ -21,7 +21,7 @@ from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prompt_tuning.arguments.methods import find_method
-from prompt_tuning.engine.dispatch import CACHE_ARCHITECTURES, PACKED_ARCHITECTURES
+from prompt_tuning.engine.dispatch import CACHE_ARCHITECTURES, ENCODER_DECODERS, PACKED_ARCHITECTURES
 from prompt_tuning.engine.padded_segments import to_device
 from prompt_tuning.engine.trained_config import TrainedTokensConfig
 from prompt_tuning.errors import AdapterError, ModelError
@@ -37,6 +37,8 @@ class TrainedTokens(nn.Module):
         layer_vectors: `[L, P + S, H]` of the P virtual tokens and then those of the text; None without them. Behind a
             prefix of keys and values P is 0 here.
         layer_scales: `[L]`, the unit of each layer's vectors.
+        decoder_vectors: `[M, 1, H]` of a decoder's first token; None without layer vectors, and in a causal model.
+        decoder_scales: `[M]`, the unit of each layer's vector of a decoder.
     """
 
     def __init__(self, config: TrainedTokensConfig, base: PreTrainedModel) -> None:
@@ -64,13 +66,24 @@ class TrainedTokens(nn.Module):
         is_prefix = find_method(config.peft_type).trains_keys_and_values
         self.num_virtual = 0 if is_prefix else config.num_virtual_tokens
         self.layer_vectors: nn.Parameter | None = None
+        self.decoder_vectors: nn.Parameter | None = None
         if config.layer_vectors:
-            text = base.config.get_text_config()
-            shape = text.num_hidden_layers, self.num_virtual + len(ids), text.hidden_size
+            stacks = layer_stacks(base)
+            size = base.config.get_text_config().hidden_size
+            shape = len(stacks[0]), self.num_virtual + len(ids), size
             self.layer_vectors = nn.Parameter(torch.zeros(shape, device=ids.device))
             # accelerate splits every tensor of a state dict under FSDP, and knows no buffers there.
             self.register_buffer("layer_scales", torch.ones(shape[0], device=ids.device), persistent=False)
+            for decoder in stacks[1:]:
+                self.decoder_vectors = nn.Parameter(torch.zeros(len(decoder), 1, size, device=ids.device))
+                self.register_buffer("decoder_scales", torch.ones(len(decoder), device=ids.device), persistent=False)
         self.start_ids = list(config.text_token_ids)
+
+    def set_scales(self, scales: torch.Tensor) -> None:
+        """Set the units of all layers; those of an encoder `[L]` are followed by those of its decoder `[M]`."""
+        units = list(self.buffers())
+        for unit, values in zip(units, scales.split([len(unit) for unit in units]), strict=True):
+            unit.copy_(values)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return what is saved of the trained tokens, by its names in the adapter's file."""
@@ -85,15 +98,20 @@ def trained_tokens_of(encoder: nn.Module) -> TrainedTokens | None:
 
 def layer_vectors_of(model: nn.Module) -> list[nn.Parameter]:
     """Return the layer vectors of a model that are trained."""
-    parts = [module.layer_vectors for module in model.modules() if isinstance(module, TrainedTokens)]
+    parts = []
+    for module in model.modules():
+        if isinstance(module, TrainedTokens):
+            parts += [module.layer_vectors, module.decoder_vectors]
     return [part for part in parts if part is not None and part.requires_grad]
 
 
 def check_trained_tokens(config: PretrainedConfig, *, layer_vectors: bool) -> None:
     """Raise a ModelError unless the tests hold trained tokens of this model to a plain forward."""
-    architecture = config.get_text_config().model_type
-    tested = PACKED_ARCHITECTURES if layer_vectors else CACHE_ARCHITECTURES
-    if config.is_encoder_decoder or architecture not in tested:
+    architecture = config.model_type if config.is_encoder_decoder else config.get_text_config().model_type
+    tested: tuple[str, ...] = PACKED_ARCHITECTURES if layer_vectors else CACHE_ARCHITECTURES
+    if config.is_encoder_decoder:
+        tested = ENCODER_DECODERS
+    if architecture not in tested:
         setting = "layer_vectors" if layer_vectors else "trained_text"
         raise ModelError(
             f"{setting}: {architecture} has not been shown to be exact with it. Leave it out, or take one of "
@@ -101,20 +119,26 @@ def check_trained_tokens(config: PretrainedConfig, *, layer_vectors: bool) -> No
         )
 
 
-def decoder_layers(base: PreTrainedModel) -> nn.ModuleList:
-    """Return the layers of a causal model: the one list of as many as its configuration says."""
-    count = base.config.get_text_config().num_hidden_layers
+def layer_stacks(base: PreTrainedModel) -> list[nn.ModuleList]:
+    """Return the layers of a causal model, or those of an encoder and those of its decoder."""
+    if base.config.is_encoder_decoder:
+        return [_layers(base.get_encoder()), _layers(base.get_decoder())]
+    return [_layers(base, base.config.get_text_config().num_hidden_layers)]
+
+
+def _layers(model: nn.Module, count: int | None = None) -> nn.ModuleList:
+    """Return the layers of a model: the one list of them, of as many as its configuration says if that is known."""
     lists = [
         module
-        for module in base.modules()
+        for module in model.modules()
         if isinstance(module, nn.ModuleList)
-        and len(module) == count
+        and (len(module) == count if count else len(module) > 0)
         and all(isinstance(layer, GradientCheckpointingLayer) for layer in module)
     ]
     if len(lists) != 1:
         raise ModelError(
-            f"layer_vectors: {type(base).__name__} has {len(lists)} lists of {count} layers, expected one. Leave "
-            "layer_vectors out."
+            f"layer_vectors: {type(model).__name__} has {len(lists)} lists of {count or 'its'} layers, expected one. "
+            "Leave layer_vectors out."
         )
     return lists[0]
 
@@ -125,8 +149,12 @@ def hook_layers(base: PreTrainedModel) -> list[RemovableHandle]:
     The places are an argument, so that each forward has its own, also where a layer runs again in the backward pass.
     """
     handles = []
-    for number, layer in enumerate(decoder_layers(base)):
-        handles.append(layer.register_forward_pre_hook(functools.partial(_add_vectors, number), with_kwargs=True))
+    for stack in layer_stacks(base):
+        for number, layer in enumerate(stack):
+            handles.append(layer.register_forward_pre_hook(functools.partial(_add_vectors, number), with_kwargs=True))
+    if base.config.is_encoder_decoder:
+        of_first = functools.partial(_place_of_first_token, base)
+        handles.append(base.get_decoder().register_forward_pre_hook(of_first, with_kwargs=True))
     return handles
 
 
@@ -136,6 +164,20 @@ def _add_vectors(number: int, _: nn.Module, args: tuple, kwargs: dict[str, Any])
         return None
     rest = {name: value for name, value in kwargs.items() if name != PLACES}
     return (places.add(args[0], number), *args[1:]), rest
+
+
+def _place_of_first_token(
+    base: PreTrainedModel, _: nn.Module, args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
+    """Hand a decoder the place of its first token, unless its cache holds that; a model hands it its encoder's."""
+    rest = {name: value for name, value in kwargs.items() if name != PLACES}
+    table, cache = active_table(base), kwargs.get("cache")
+    if table is None or not table.decoder_vectors or (cache is not None and cache.get_seq_length()):
+        return args, rest
+    ids = kwargs.get("input_ids")
+    rows, length = (kwargs["inputs_embeds"] if ids is None else ids).shape[:2]
+    places = torch.arange(rows, device=table.text.device)
+    return args, rest | {PLACES: TrainedPlaces(table.decoder_vectors, places * length, torch.zeros_like(places))}
 
 
 class TrainedPlaces:
@@ -164,6 +206,7 @@ class TrainedTable:
     Attributes:
         text: `[S, H]`, the embeddings of all adapters' text.
         vectors: for each layer `[C, H]`; none if no adapter has vectors.
+        decoder_vectors: for each layer of a decoder `[1, H]`, of the first adapter that has any.
     """
 
     def __init__(self, base: PreTrainedModel, tokens: Mapping[str, TrainedTokens | None]) -> None:
@@ -197,6 +240,10 @@ class TrainedTable:
         self._text_columns = torch.cat(columns)
         self._start_ids = torch.tensor(starts, dtype=torch.long)
         self.vectors = torch.cat(scaled, 1).unbind() if scaled else ()
+        self.decoder_vectors: Sequence[torch.Tensor] = ()
+        for part in present:
+            if part.decoder_vectors is not None:
+                self.decoder_vectors = (part.decoder_vectors * part.decoder_scales[:, None, None]).unbind()
 
     def _text_index(self, ids: torch.Tensor) -> torch.Tensor:
         """Return for each id the number of its token of the text, negative for an ordinary id."""

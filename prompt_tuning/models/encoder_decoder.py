@@ -28,7 +28,7 @@ from prompt_tuning.engine.calls import full_mask, further_arguments, generate_ar
 from prompt_tuning.engine.places import rows_first, select
 from prompt_tuning.engine.prompt_adapters import PromptAdapters
 from prompt_tuning.engine.trained_config import TrainedTokensConfig
-from prompt_tuning.engine.trained_tokens import check_trained_tokens
+from prompt_tuning.engine.trained_tokens import PLACES, check_trained_tokens
 from prompt_tuning.errors import AdapterError, ModelError
 from prompt_tuning.models.encoder_decoder_attention import (
     PREFIXED_ATTENTION,
@@ -93,6 +93,7 @@ class EncoderDecoderPromptModel(PromptAdapters, PeftModelForSeq2SeqLM):
             check_encoder_takes_embeddings(self.base_model, _embedding_scale(self.base_model))
             super()._setup_prompt_encoder(adapter_name)
             self.word_embeddings = self.base_model.get_input_embeddings()
+            self._add_trained_tokens(adapter_name)
             return
         base = self.base_model.requires_grad_(requires_grad=False)
         modules = _prefixed_modules(base, config)
@@ -111,6 +112,8 @@ class EncoderDecoderPromptModel(PromptAdapters, PeftModelForSeq2SeqLM):
         # PEFT reads the indices of the virtual tokens when it saves.
         self.prompt_tokens[adapter_name] = torch.arange(config.num_virtual_tokens)
         base.set_attn_implementation(PREFIXED_ATTENTION)
+        self.word_embeddings = base.get_input_embeddings()
+        self._add_trained_tokens(adapter_name)
 
     def forward(
         self,
@@ -138,10 +141,8 @@ class EncoderDecoderPromptModel(PromptAdapters, PeftModelForSeq2SeqLM):
         """
         further = further_arguments(self.base_model.forward, args, kwargs)
         inputs = _move_padding_right({"input_ids": input_ids, "attention_mask": attention_mask} | further)
-        if isinstance(self.active_peft_config, EncoderDecoderPrefixConfig):
-            with self._pass_prefix():
-                return self.base_model(**inputs)
-        return self.base_model(**self._put_before_rows(inputs, task_ids))
+        with self._pass_prefix(), self.trained_tokens():
+            return self.base_model(**self._put_before_rows(inputs, task_ids))
 
     @torch.no_grad()
     def generate(self, *args: Any, task_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:
@@ -165,22 +166,35 @@ class EncoderDecoderPromptModel(PromptAdapters, PeftModelForSeq2SeqLM):
             return base.generate(*args, **kwargs)
         inputs = generate_arguments(base, args, kwargs)
         inputs = _move_padding_right(inputs)
-        if isinstance(self.active_peft_config, EncoderDecoderPrefixConfig):
-            with self._pass_prefix():
-                return base.generate(**inputs)
+        with self._pass_prefix(), self.trained_tokens():
+            return base.generate(**self._read_sources(inputs, task_ids))
+
+    def _read_sources(self, inputs: dict[str, Any], task_ids: torch.Tensor | None) -> dict[str, Any]:
+        """Return the arguments of `generate` with the states of the encoder, which has read prompt and rows.
+
+        A prefix alone changes no argument.
+
+        Raises:
+            AdapterError: an argument would miss what the encoder reads.
+        """
+        base = self.base_model
+        if self._prompt_is_prefix and self._table is None:
+            return inputs
         if inputs.get("assistant_model") is not None:
             raise AdapterError("generate: assistant_model knows nothing of the prompt. Leave it out.")
         ids = inputs.get("input_ids")
+        if ids is not None and self._table is not None:
+            ids = self._table.ordinary(ids)
         inputs = self._put_before_rows(inputs, task_ids)
         states = base.get_encoder()(
-            inputs_embeds=inputs.pop("inputs_embeds"),
+            **{name: inputs.pop(name) for name in ("inputs_embeds", PLACES) if name in inputs},
             attention_mask=inputs.get("attention_mask"),
             output_attentions=setting(base, inputs, "output_attentions"),
             output_hidden_states=setting(base, inputs, "output_hidden_states"),
             return_dict=True,
         )
         # Settings that look at the ids of a source get them, although the encoder has read them already.
-        return base.generate(**inputs, input_ids=ids, encoder_outputs=states)
+        return inputs | {"input_ids": ids, "encoder_outputs": states}
 
     def _put_before_rows(self, inputs: dict[str, Any], task_ids: torch.Tensor | None) -> dict[str, Any]:
         """Return the arguments with `inputs_embeds` `[B, P + T, H]` of soft prompt and rows, and the mask of both.
@@ -188,6 +202,9 @@ class EncoderDecoderPromptModel(PromptAdapters, PeftModelForSeq2SeqLM):
         Raises:
             AdapterError: the encoder's states are given, which lack the prompt.
         """
+        table = self._table
+        if self._prompt_is_prefix and (table is None or inputs.get("encoder_outputs") is not None):
+            return inputs
         if inputs.get("encoder_outputs") is not None:
             raise AdapterError(
                 "encoder_outputs: they lack the soft prompt, which the encoder reads. Give input_ids instead, or give "
@@ -195,19 +212,33 @@ class EncoderDecoderPromptModel(PromptAdapters, PeftModelForSeq2SeqLM):
             )
         base = self.base_model
         scale = _embedding_scale(base)
-        embeds = inputs.get("inputs_embeds")
+        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         if embeds is None:
-            embeds = self.word_embeddings(inputs["input_ids"]) * scale
-        length = self.active_peft_config.num_virtual_tokens
-        prompt = self.get_prompt(batch_size=len(embeds), task_ids=task_ids)[:, :length].to(embeds.dtype) * scale
-        prompted = {"inputs_embeds": torch.cat([prompt, embeds], 1)}
+            embeds = self.embed(ids) * scale
+        columns = torch.full(embeds.shape[:2], -1) if table is None or ids is None else table.columns(ids)
+        length = 0
+        if not self._prompt_is_prefix:
+            length = self.active_peft_config.num_virtual_tokens
+            prompt = self.get_prompt(batch_size=len(embeds), task_ids=task_ids)[:, :length].to(embeds.dtype) * scale
+            embeds = torch.cat([prompt, embeds], 1)
+        prompted: dict[str, Any] = {"inputs_embeds": embeds}
+        if table is not None:
+            of_prompt = table.prompt_columns(self.active_adapter, length).expand(len(columns), -1)
+            prompted |= table.layer_arguments(torch.cat([of_prompt, columns], 1))
         if inputs.get("attention_mask") is not None:
             prompted["attention_mask"] = F.pad(inputs["attention_mask"], (length, 0), value=1)
         return {name: value for name, value in inputs.items() if name != "input_ids"} | prompted
 
+    @property
+    def _prompt_is_prefix(self) -> bool:
+        return isinstance(self.active_peft_config, EncoderDecoderPrefixConfig)
+
     @contextmanager
     def _pass_prefix(self) -> Iterator[None]:
-        """Let the base model's encoder and decoder pass the active prefix to their attention modules in the block."""
+        """Let the base model's encoder and decoder pass the active prefix, if any, to their attention in the block."""
+        if not self._prompt_is_prefix:
+            yield
+            return
         slots = iter(self.prompt_encoder[self.active_adapter].slots())
         states: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
         for module in _flat(_prefixed_modules(self.base_model, self.active_peft_config)):

@@ -16,12 +16,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from prompt_tuning.engine.dispatch import BART_LIKE, T5_LIKE
 from prompt_tuning.errors import ModelError
 
 PREFIXED_ATTENTION = "encoder_decoder_prefix"
-# tests/models/test_encoder_decoder.py compares each of these with attention computed by hand.
-T5_LIKE = ("t5", "mt5", "umt5")
-BART_LIKE = ("bart", "marian", "mbart", "pegasus")
 
 
 def attention_modules(base: PreTrainedModel) -> dict[str, list[nn.Module]]:

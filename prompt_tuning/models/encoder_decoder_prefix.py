@@ -11,7 +11,7 @@ from peft import PeftConfig, PrefixTuningConfig, TaskType
 from peft.tuners.tuners_utils import BasePromptEncoder
 from torch import nn
 
-from prompt_tuning.engine.trained_config import read_config
+from prompt_tuning.engine.trained_config import TrainedTokensConfig, read_config
 from prompt_tuning.errors import AdapterError
 
 # adapter_config.json holds this type instead of PREFIX_TUNING, so that plain PEFT stops at a method it does not know.
@@ -66,7 +66,19 @@ class EncoderDecoderPrefixConfig(PrefixTuningConfig):
     def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
         """Return the fields in an adapter_config.json; unlike PEFT, without the type, which PEFT does not know."""
         saved = super().from_json_file(path_json_file, **kwargs)
-        return {name: value for name, value in saved.items() if name != "peft_type"}
+        return {name: value for name, value in saved.items() if name not in ("peft_type", "prompt_type")}
+
+    @classmethod
+    def from_peft_type(cls, **kwargs: Any) -> PeftConfig:
+        """Return the configuration of the fields in an adapter_config.json, also of one with trained tokens."""
+        if "text_token_ids" in kwargs:
+            return TrainedEncoderDecoderPrefixConfig(**kwargs)
+        return super().from_peft_type(**kwargs)
+
+
+@dataclass
+class TrainedEncoderDecoderPrefixConfig(EncoderDecoderPrefixConfig, TrainedTokensConfig):
+    """Trained tokens of an encoder behind a prefix in every attention."""
 
 
 def load_prompt_config(folder: str | Path, *, is_trainable: bool = False, **kwargs: Any) -> PeftConfig:

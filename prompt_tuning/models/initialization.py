@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from prompt_tuning.encoding.control_tokens import control_tokens
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.engine.adapter_weights import check_weights
 from prompt_tuning.engine.trained_config import TrainedTokensConfig
-from prompt_tuning.engine.trained_tokens import decoder_layers
+from prompt_tuning.engine.trained_tokens import layer_stacks
 from prompt_tuning.errors import AdapterError, EmptyRowError, OverlongError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.adapter_config import read_adapter_config
@@ -267,14 +268,15 @@ def initial_prefix(
 def layer_scales(base: PreTrainedModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     """Return for each layer `[L]` the median size of its input, in which the vectors of trained tokens are measured.
 
-    The size is the root mean square of a token's input. A row's first token does not count, since models give it
-    inputs that are a hundred times larger.
+    The layers of an encoder are followed by those of its decoder, which is given the same rows. The size is the root
+    mean square of a token's input. A row's first token does not count, since models give it inputs that are a hundred
+    times larger.
 
     Args:
         base: the base model.
         rows: ordinary token ids of some rows; each has two or more.
     """
-    layers = decoder_layers(base)
+    layers = list(chain.from_iterable(layer_stacks(base)))
     sizes: list[list[torch.Tensor]] = [[] for _ in layers]
     hooks = []
     for layer, of_layer in zip(layers, sizes, strict=True):
@@ -285,7 +287,9 @@ def layer_scales(base: PreTrainedModel, rows: Sequence[Sequence[int]]) -> torch.
         hooks.append(layer.register_forward_pre_hook(keep))
     try:
         for row in rows:
-            base(input_ids=torch.tensor([list(row)], device=base.device), use_cache=False, logits_to_keep=1)
+            ids = torch.tensor([list(row)], device=base.device)
+            further = {"decoder_input_ids": ids} if base.config.is_encoder_decoder else {"logits_to_keep": 1}
+            base(input_ids=ids, use_cache=False, **further)
     finally:
         for hook in hooks:
             hook.remove()

@@ -39,7 +39,10 @@ from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.adapter_config import load_adapter_config
 from prompt_tuning.models.base_model import is_same_model, read_base_model
 from prompt_tuning.models.encoder_decoder import EncoderDecoderPromptModel
-from prompt_tuning.models.encoder_decoder_prefix import EncoderDecoderPrefixConfig
+from prompt_tuning.models.encoder_decoder_prefix import (
+    EncoderDecoderPrefixConfig,
+    TrainedEncoderDecoderPrefixConfig,
+)
 from prompt_tuning.models.loading import check_method
 from prompt_tuning.support.files import unmistakable
 from prompt_tuning.support.text import counted
@@ -100,6 +103,7 @@ def prompt_config(
     if args.layer_vectors or text_ids:
         check_trained_tokens(model.config, layer_vectors=args.layer_vectors)
         common |= {"text_token_ids": list(text_ids), "layer_vectors": args.layer_vectors, "trained_text": trained_text}
+        common |= {"num_layers": model.config.get_text_config().num_hidden_layers}  # PEFT does not find BART's.
     return CONFIGS[args.method](model, args, ids, common)
 
 
@@ -132,7 +136,8 @@ def _prefix_tuning_config(
             layers, heads, size = cache_shape(model)
             common |= {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * size}
         return (TrainedPrefixConfig if "text_token_ids" in common else PrefixTuningConfig)(**common)
-    return EncoderDecoderPrefixConfig(
+    config_class = TrainedEncoderDecoderPrefixConfig if "text_token_ids" in common else EncoderDecoderPrefixConfig
+    return config_class(
         prefix_encoder=args.prefix_encoder,
         prefix_decoder=args.prefix_decoder,
         prefix_cross=args.prefix_cross,
@@ -202,6 +207,7 @@ def add_soft_prompt(
             `config` decides.
         residual: the hidden units of a network that is trained beside the soft prompt (Residual Prompt Tuning).
         layer_scales: `[L]`, the units of layer vectors, which `initialization.layer_scales` measures; by default 1.
+            Those of an encoder are followed by those of its decoder.
 
     Returns:
         A `SharedPrefixModel` for a causal model, an `EncoderDecoderPromptModel` for an encoder-decoder model.
@@ -216,7 +222,7 @@ def add_soft_prompt(
     if initial is not None:
         encoder.embedding.weight.data.copy_(initial)
     if layer_scales is not None:
-        encoder.trained_tokens.layer_scales.copy_(layer_scales)
+        encoder.trained_tokens.set_scales(layer_scales)
     if isinstance(encoder, MultitaskPromptEmbedding) and config.prompt_tuning_init not in SOURCE_TASK_INITS:
         _start_at_shared_prompt(encoder)
     if residual:

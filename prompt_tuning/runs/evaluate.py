@@ -101,7 +101,7 @@ def _evaluate(
     if adapter:
         model = load_adapter(model, adapter, config=adapter_config)
         tensors = load_file(RunFolder(adapter_folder(adapter)).adapter_weights)
-        trained = [tensor for name, tensor in tensors.items() if name != "layer_scales"]  # These are measured.
+        trained = [tensor for name, tensor in tensors.items() if not name.endswith("_scales")]  # These are measured.
         facts["trainable_parameters"] = sum(tensor.numel() for tensor in trained)
         facts["adapter"] = str(adapter)
     evaluate_models([(_results_key(adapter_config), model)], prepared, split, folder, facts)

@@ -29,10 +29,13 @@ def describe_trained_tokens(config: TrainedTokensConfig, tensors: Mapping[str, t
     """
     report: dict[str, Any] = {"text_tokens": len(config.text_token_ids)}
     if config.layer_vectors:
-        sizes = tensors["layer_vectors"].square().mean(-1).sqrt()  # [L, P + S]
         report["layer_vectors"] = []
-        for number, (unit, of_layer) in enumerate(zip(tensors["layer_scales"], sizes, strict=True)):
-            report["layer_vectors"].append({"layer": number, "unit": rounded(unit), "sizes": rounded(of_layer)})
+        stacks = {"encoder ": "layer", "decoder ": "decoder"} if "decoder_vectors" in tensors else {"": "layer"}
+        for stack, name in stacks.items():
+            sizes = tensors[f"{name}_vectors"].square().mean(-1).sqrt()  # [L, P + S], or [M, 1] of a decoder
+            for number, (unit, of_layer) in enumerate(zip(tensors[f"{name}_scales"], sizes, strict=True)):
+                layer = f"{stack}{number}" if stack else number
+                report["layer_vectors"].append({"layer": layer, "unit": rounded(unit), "sizes": rounded(of_layer)})
     return report
 
 

@@ -112,6 +112,7 @@ def summed_loss(model, inputs):
 def greedy(model, inputs, **changes):
     # Without repeated tokens every step shows which tokens were close.
     settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "no_repeat_ngram_size": 1} | changes
-    if isinstance(model, T5ForConditionalGeneration) and model.config.num_decoder_layers > model.config.num_layers:
+    of_t5 = isinstance(model, T5ForConditionalGeneration) and settings.get("use_cache", True)
+    if of_t5 and model.config.num_decoder_layers > model.config.num_layers:
         settings["cache"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
     return model.generate(**inputs, **settings)

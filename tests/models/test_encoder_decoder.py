@@ -51,10 +51,10 @@ from transformers.modeling_outputs import BaseModelOutput
 from prompt_tuning import Encoder, Template, add_soft_prompt, prompt_config
 from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.encoding.target_language import target_language
+from prompt_tuning.engine.dispatch import BART_LIKE, T5_LIKE
 from prompt_tuning.engine.likelihood import choice_scores
 from prompt_tuning.errors import AdapterError, ModelError, RecipeError
 from prompt_tuning.models.encoder_decoder import EncoderDecoderPromptModel
-from prompt_tuning.models.encoder_decoder_attention import BART_LIKE, T5_LIKE
 from prompt_tuning.models.encoder_decoder_prefix import EncoderDecoderPrefixConfig, load_prompt_config
 from prompt_tuning.models.loading import load_tokenizer
 from prompt_tuning.studies.rank_likelihoods import log_likelihoods_without_end

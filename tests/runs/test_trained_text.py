@@ -5,8 +5,10 @@ import shutil
 
 import pytest
 import torch
+from helpers.models import tiny_tokenizer
 from helpers.rows import question_rows, write_jsonl
 from safetensors.torch import load_file
+from transformers import LongT5Config
 
 from prompt_tuning import Predictor
 from prompt_tuning.cli.card import user_example
@@ -141,10 +143,16 @@ def predictions(folder, system, split="test"):
     [
         {"trained_text": "all", "num_virtual_tokens": 0},
         {"trained_text": "ending", "method": "prefix_tuning", "layer_vectors": "true"},
+        {"trained_text": "all", "num_virtual_tokens": 0, "layer_vectors": "true", "model_name_or_path": "t5"},
+        {"trained_text": "ending", "method": "prefix_tuning", "model_name_or_path": "bart"},
     ],
 )
-def test_a_run_predicts_as_it_was_evaluated_and_resumes_as_if_it_had_not_stopped(settings, recipe_file, tmp_path):
+def test_a_run_predicts_as_it_was_evaluated_and_resumes_as_if_it_had_not_stopped(
+    settings, recipe_file, tmp_path, model_folders
+):
+    model = model_folders[settings.get("model_name_or_path", "llama")]
     settings = settings | {"save_steps": 2, "save_strategy": "steps", "template": "question_answering/plain"}
+    settings["model_name_or_path"] = model
     run = train(load_recipe(recipe_file(**settings)))
     rows = question_rows(9, 5)
     results = json.loads(RunFolder(run).results.read_text())
@@ -199,3 +207,34 @@ def test_a_run_is_refused_with_another_template_or_other_text_of_the_training_ro
     assert "trained_text: token [0, 3, 999], id " in capsys.readouterr().err
     assert main(["ensemble", recipe, "--adapters", str(twin), str(run)]) == 1
     assert f"{run}: it has other trained text than {twin}" in capsys.readouterr().err
+
+
+def test_the_commands_take_trained_tokens_of_an_encoder_decoder_or_refuse_them(
+    recipe_file, tmp_path, model_folders, capsys
+):
+    settings = {"trained_text": "ending", "layer_vectors": "true", "model_name_or_path": model_folders["bart"]}
+    recipe = recipe_file(**settings, max_steps=1)
+    assert main(["check", str(recipe)]) == 0
+    assert "ok, train: 24 rows" in capsys.readouterr().out
+    run = train(load_recipe(recipe), evaluate_hard_prompt=False)
+    assert main(["inspect", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "encoder 1 " in shown and "decoder 1 " in shown
+    assert main(["export", str(run), str(tmp_path / "served")]) == 1
+    assert "vectors in every layer" in capsys.readouterr().err
+    plain_run = train(
+        load_recipe(
+            recipe_file(**settings | {"layer_vectors": "false", "output_dir": tmp_path / "plain"}, max_steps=1)
+        )
+    )
+    assert main(["export", str(plain_run), str(tmp_path / "served")]) == 1
+    assert "an encoder-decoder model, and export takes causal models" in capsys.readouterr().err
+
+
+def test_an_encoder_decoder_that_is_not_tested_is_refused_before_its_weights_are_read(recipe_file, tmp_path):
+    folder = tmp_path / "longt5"
+    LongT5Config(d_kv=8, num_heads=2, d_model=16, num_layers=1, vocab_size=400, d_ff=8).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    for settings in ({"trained_text": "ending"}, {"layer_vectors": "true"}):
+        with pytest.raises(PromptTuningError, match=f"{next(iter(settings))}: longt5 has not been shown to be exact"):
+            prepared(recipe_file, model_name_or_path=folder, **settings)
