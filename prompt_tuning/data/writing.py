@@ -52,10 +52,13 @@ def write_table(lines: Path, output: Path) -> None:
         if suffix == ".json":
             _write_json(_rows(lines), file)
             return
-        writer = csv.writer(file, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n")
-        writer.writerow(columns)
+        layout: Any = {"delimiter": "\t" if suffix == ".tsv" else ",", "lineterminator": "\n"}
+        plain, quoted = csv.writer(file, **layout), csv.writer(file, quoting=csv.QUOTE_ALL, **layout)
+        plain.writerow(columns)
         for row in _rows(lines):
-            writer.writerow([_cell(row.get(name)) for name in columns])
+            cells = [_cell(row.get(name)) for name in columns]
+            # Python writes a carriage return without quotes, and readers take it for the end of a line.
+            (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
 
 
 def _rows(lines: Path) -> Iterator[Row]:

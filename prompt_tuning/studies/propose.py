@@ -49,6 +49,9 @@ MOST_PROMPT_TOKENS = 512
 ROUNDED = 8
 """Budgets of tokens are multiples of this number."""
 
+LONGEST_KEPT = 1.5
+"""No source is cut if the longest has at most so many times the tokens of nearly all."""
+
 MOST_LINES = 0.05
 """The largest share of targets of several lines that a template may cut at their first line break."""
 
@@ -257,9 +260,10 @@ def _propose_model(proposal: Proposal, ask: Ask) -> None:
     names = [str(config.parent) for config in sorted(LOCAL_MODELS.glob(f"*/{RunFolder.MODEL_CONFIG}"))]
     names.append(MODELS["English" if is_english else "others"])
     model = ask("Which base model, a folder or a hub id?", names)
-    proposal.add(
-        "The frozen base model, of which any other causal model may take the place.", model_name_or_path=model
-    )
+    reason = "The frozen base model, of which any other causal model may take the place."
+    if not is_english:
+        reason += f" Not all rows are English: take one that reads their language, such as {MODELS['others']}."
+    proposal.add(reason, model_name_or_path=model)
 
 
 def _propose_lengths(proposal: Proposal, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -285,9 +289,8 @@ def _propose_lengths(proposal: Proposal, config: PretrainedConfig, tokenizer: Pr
     positions = getattr(config, "max_position_embeddings", None) or sys.maxsize
     target = _rounded(max(targets) if encoder.closed else np.percentile(targets, 99))
     cut = proposal["truncate"] or template.truncate
-    most = np.percentile(sources, 95) if cut else max(sources)
+    most, fate = _source_budget(sources, cut)
     source = min(_rounded(most), positions - target - DEFAULT_VIRTUAL_TOKENS)
-    fate = f"Longer ones lose the end of {' or '.join(cut)}." if cut else "Nothing may be cut."
     proposal.add(f"Tokens of a source: {_spread(sources, 95)}. {fate}", max_source_tokens=source)
     proposal.add(
         f"Tokens of a target: {_spread(targets, 99)}. Training rows that do not fit are left out and counted.",
@@ -295,10 +298,25 @@ def _propose_lengths(proposal: Proposal, config: PretrainedConfig, tokenizer: Pr
         drop_overlong=True,
     )
     usual = DEMONSTRATIONS * float(np.median(sources) + np.median(targets))
-    fits = (DEMONSTRATIONS + 1) * (source + target + ROUNDED) <= positions
+    shown = min(source, max(sources)) + target + ROUNDED
+    fits = DEMONSTRATIONS * shown + source + target + ROUNDED <= positions
     settings, reason = choose_method(len(loaded["train"]), usual, fits=fits)
     if "method" not in proposal.set_by_user:
         proposal.add(reason, **settings)
+
+
+def _source_budget(sources: Sequence[int], cut: Sequence[str]) -> tuple[float, str]:
+    """Return the tokens that a source may have, and what becomes of longer ones.
+
+    Args:
+        sources: the numbers of tokens of some sources.
+        cut: the columns whose end may be cut.
+    """
+    if not cut:
+        return 2 * max(sources), "Nothing may be cut, so that new rows may be twice as long as these."
+    usual = float(np.percentile(sources, 95))
+    most = max(sources) if max(sources) <= LONGEST_KEPT * usual else usual
+    return most, f"Longer ones lose the end of {' or '.join(cut)}."
 
 
 def _lengths(loaded: DatasetDict, encoder: Encoder, data: DataArguments) -> tuple[list[int], list[int]]:

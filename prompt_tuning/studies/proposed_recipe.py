@@ -45,10 +45,11 @@ def recipe_text(name: str, path: Path, proposal: Proposal, costs: Costs | None) 
 def next_commands(path: Path, proposal: Proposal) -> dict[str, str]:
     """Return what to do next, as commands by their purpose."""
     recipe, run = shlex.quote(str(path)), shlex.quote(str(proposal["output_dir"]))
+    suffix = Path(str(proposal["train_file"])).suffix if proposal["train_file"] else ".jsonl"
     return {
         "Check": f"prompt-tuning check {recipe}",
         "Train": f"prompt-tuning train {recipe}",
-        "Predict": f"prompt-tuning predict --adapter {run} --input rows.jsonl",
+        "Predict": f"prompt-tuning predict --adapter {run} --input new{suffix} --output predicted{suffix}",
         "Share": f"prompt-tuning push {run} --repo_id USER/NAME",
     }
 

@@ -107,6 +107,7 @@ def test_the_measured_recipe_has_its_costs_and_leaves_no_other_file(init, tmp_pa
     assert "so that 7 steps take about" in text and "The prompt has 4 virtual tokens." in text
     assert {path.name for path in tmp_path.iterdir()} == {"pairs.csv", "recipe.yaml"}
     shown = capsys.readouterr().out
+    assert "--input new.csv --output predicted.csv" in shown
     assert "Train: prompt-tuning train recipe.yaml" in shown and "train_runtime" not in shown
 
 

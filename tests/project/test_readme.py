@@ -104,7 +104,7 @@ def test_every_command_names_recipes_and_flags_that_exist(line, monkeypatch, cap
     overrides = [word for word in words[1:] if word not in ("-n", "3", "--predictions", "answers.jsonl")]
     if command == "rank":  # It also takes the flags of a recipe.
         flags |= {f"--{name}" for name in vars(load_recipe(words[0]).prompt)}
-    if words[0].startswith("--") or command in ("push", "rank", "export", "requests"):
+    if words[0].startswith("--") or command in ("init", "push", "rank", "export", "requests"):
         assert {word for word in words if word.startswith("--")} <= flags
         return
     recipe = "recipes/quickstart/qa.yaml" if words[0] == "mine.yaml" else words[0]  # The file mine.yaml is a copy.
