@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning.arguments.methods import find_method
-from prompt_tuning.cli.parsing import Commands, add_command, add_trust
+from prompt_tuning.cli.parsing import Commands, Result, add_command, add_trust
 from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.support.text import print_text
 
@@ -37,7 +37,7 @@ def add_parser(commands: Commands) -> None:
     add_trust(parser)
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Write the card, and print its path."""
     from prompt_tuning.reports.model_card import write_card
 
@@ -49,7 +49,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
                 "Name the run's folder."
             )
         example = user_example(args.source, args.example, trust_remote_code=args.trust_remote_code)
-    print_text(write_card(args.source, args.output, example))
+    path = write_card(args.source, args.output, example)
+    print_text(path)
+    return Result({"card": path})
 
 
 def user_example(folder: Path, file: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from prompt_tuning.cli.parsing import Commands, add_command, load_recipe
+from prompt_tuning.cli.parsing import Commands, Result, add_command, load_recipe
 from prompt_tuning.errors import PromptTuningError
 from prompt_tuning.support.text import print_text
 
@@ -32,21 +32,21 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files")
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> int:
-    """Print a line about every recipe, or its errors.
-
-    Returns:
-        The highest exit code of the errors, 0 if there are none.
-    """
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
+    """Print a line about every recipe, or its errors; the exit code is the highest of the errors."""
     worst = 0
+    facts: dict[str, Any] = {}
     for path in args.recipes:
         try:
-            print_text(f"{path}: ok, {_rows_of_recipe(path, overrides)}")
+            rows = _rows_of_recipe(path, overrides)
+            facts[path] = {"ok": True, "rows": rows}
+            print_text(f"{path}: ok, {rows}")
         except PromptTuningError as error:
+            facts[path] = {"ok": False, "errors": str(error).splitlines()}
             for line in str(error).splitlines():
                 print_text(f"error: {line}" if line.startswith(path) else f"error: {path}: {line}", file=sys.stderr)
             worst = max(worst, error.exit_code)
-    return worst
+    return Result({"recipes": facts}, worst)
 
 
 def _rows_of_recipe(path: str, overrides: list[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from prompt_tuning.cli.parsing import SAME_COMMAND_RESUMES, Commands, add_command, add_output_folder, number_in
+from prompt_tuning.cli.parsing import SAME_COMMAND_RESUMES, Commands, Result, add_command, add_output_folder, number_in
 from prompt_tuning.cli.processes import is_first_process
 from prompt_tuning.recipe.ranges import RATE, SEED
 from prompt_tuning.support.text import print_text
@@ -60,7 +60,7 @@ def add_parser(commands: Commands) -> None:
     parser.set_defaults(when_interrupted=SAME_COMMAND_RESUMES)
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Train what is not finished, and print the table."""
     from prompt_tuning.studies.run_lists import runs_of_comparison
 
@@ -80,3 +80,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     )
     if is_first_process():
         print_text(comparison_text(compared))
+    return Result(compared)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, load_recipe, output_folder
+from prompt_tuning.cli.parsing import Commands, Result, add_command, add_recipe, add_split, load_recipe, output_folder
 from prompt_tuning.cli.processes import is_first_process
+from prompt_tuning.cli.train import run_result
 from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
@@ -38,7 +39,7 @@ def add_parser(commands: Commands) -> None:
     add_split(parser, "test")
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Evaluate the ensemble, and print its table."""
     recipe = load_recipe(args.recipe, overrides, args.adapters)
     from prompt_tuning.studies.ensemble import ensemble, ensemble_text
@@ -46,3 +47,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     folder = ensemble(recipe, args.adapters, args.combine, args.split, output_folder(recipe, overrides))
     if is_first_process():
         print_text(ensemble_text(folder))
+    return run_result(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from prompt_tuning.cli.parsing import Commands, add_command
+from prompt_tuning.cli.parsing import Commands, Result, add_command
 from prompt_tuning.errors import without_secrets
 from prompt_tuning.support.text import print_text
 
@@ -21,9 +21,12 @@ def add_parser(commands: Commands) -> None:
     add_command(commands, "env", run, help="Print versions, devices and memory for a bug report.", examples=EXAMPLES)
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Print a line for each fact."""
     from prompt_tuning.runs.environment import describe_environment
 
+    facts = {}
     for name, value in describe_environment().items():
-        print_text(without_secrets(f"- {name}: {value}"))
+        facts[name] = without_secrets(str(value))
+        print_text(f"- {name}: {facts[name]}")
+    return Result(facts)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, load_recipe, output_folder
-from prompt_tuning.cli.train import print_summary
+from prompt_tuning.cli.parsing import Commands, Result, add_command, add_recipe, add_split, load_recipe, output_folder
+from prompt_tuning.cli.train import print_summary, run_result
 from prompt_tuning.errors import RecipeError
 
 EXAMPLES = """\
@@ -41,7 +41,7 @@ def add_parser(commands: Commands) -> None:
     add_split(parser, "test")
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Evaluate, and print the summary."""
     if args.predictions is not None and args.adapter:
         raise RecipeError("--predictions: they are written already. Leave --adapter or --predictions out.")
@@ -50,6 +50,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     folder = output_folder(recipe, overrides)
     if args.predictions is not None:
-        print_summary(evaluate_predictions(recipe, Path(args.predictions), args.split, folder))
+        folder = evaluate_predictions(recipe, Path(args.predictions), args.split, folder)
     else:
-        print_summary(evaluate(recipe, args.adapter, args.split, folder))
+        folder = evaluate(recipe, args.adapter, args.split, folder)
+    print_summary(folder)
+    return run_result(folder)

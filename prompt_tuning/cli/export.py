@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from prompt_tuning.cli.parsing import Commands, add_command, add_moved_model, add_trust
+from prompt_tuning.cli.parsing import Commands, Result, add_command, add_moved_model, add_trust
 from prompt_tuning.cli.processes import has_several_processes
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.support.text import print_text
@@ -48,7 +48,7 @@ def add_parser(commands: Commands) -> None:
     add_trust(parser)
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> int:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Export, check if asked for, and print the folder."""
     if has_several_processes():
         raise RecipeError("export: it runs in one process. Start it without accelerate launch.")
@@ -62,4 +62,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     equal = True
     for name_and_run, file in zip(args.runs, args.check, strict=False):
         equal = check_export(folder, name_and_run, file, **options) and equal
-    return 0 if equal else 1
+    return Result({"folder": folder, "equal": equal if args.check else None}, 0 if equal else 1)

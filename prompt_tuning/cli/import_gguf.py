@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from prompt_tuning.cli.parsing import Commands, add_command
+from prompt_tuning.cli.parsing import Commands, Result, add_command
 from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
@@ -22,8 +22,10 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("output", metavar="OUT", help="the folder to make")
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Write the folder, and print what it holds."""
     from prompt_tuning.models.gguf import import_gguf
 
-    print_text(import_gguf(args.source, args.output))
+    folder = import_gguf(args.source, args.output)
+    print_text(folder)
+    return Result({"folder": folder})

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from prompt_tuning.cli.parsing import Commands, add_command
+from prompt_tuning.cli.parsing import Commands, Result, add_command
 from prompt_tuning.cli.processes import has_several_processes
 from prompt_tuning.errors import PromptTuningError, RecipeError
 from prompt_tuning.support.run_folder import RunFolder
@@ -48,7 +48,7 @@ def add_parser(commands: Commands) -> None:
     )
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Write the recipe, and print what was recognised and the next commands.
 
     Raises:
@@ -83,7 +83,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
             advice = f"{path} is written. Correct it, and run `prompt-tuning check {path}`."
             raise type(error)(f"{error}\n{advice}") from error
     print_text(recipe_text(args.data, path, proposal, costs))
-    print_text(f"written: {path}. Next: `{next_commands(path, proposal)['Train']}`")
+    commands = next_commands(path, proposal)
+    print_text(f"written: {path}. Next: `{commands['Train']}`")
+    settings = proposal.settings | proposal.set_by_user
+    return Result({"recipe": path, "settings": settings, "reasons": proposal.reasons, "next": commands})
 
 
 def _take_proposal(question: str, answers: Sequence[str]) -> str:

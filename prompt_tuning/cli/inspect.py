@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from prompt_tuning.cli.parsing import Commands, add_command, add_moved_model, add_trust, number_in
+from prompt_tuning.cli.parsing import Commands, Result, add_command, add_moved_model, add_trust, number_in
 from prompt_tuning.recipe.ranges import COUNT
 from prompt_tuning.support.text import print_text
 
@@ -37,7 +37,7 @@ def add_parser(commands: Commands) -> None:
     )
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Print the readings of a prompt."""
     from prompt_tuning.hub.ids import check_local_adapter
 
@@ -48,3 +48,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         args.adapter, args.model_name_or_path, args.n, args.output, trust_remote_code=args.trust_remote_code
     )
     print_text(inspection_text(report))
+    return Result(report)

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import errno
 import io
+import json
 import os
 import shlex
 import signal
@@ -40,7 +41,7 @@ from prompt_tuning.cli import (
     train,
     try_run,
 )
-from prompt_tuning.cli.parsing import usage_errors
+from prompt_tuning.cli.parsing import Result, usage_errors
 from prompt_tuning.cli.processes import (
     announce_imports,
     explain_lost_process,
@@ -49,7 +50,7 @@ from prompt_tuning.cli.processes import (
     set_up_messages,
 )
 from prompt_tuning.errors import PromptTuningError, Stopped
-from prompt_tuning.support.text import print_text
+from prompt_tuning.support.text import print_text, printable_json
 
 # The order of `prompt-tuning --help`.
 COMMANDS = (
@@ -105,7 +106,7 @@ def _run(argv: list[str] | None) -> int:
     try:
         os.getcwd()  # Libraries ask for it when they are imported.
         with announce_imports(), explain_lost_process():
-            return args.run(args, rest) or 0
+            return _run_handler(args, rest)
     except PromptTuningError as error:
         for line in str(error).splitlines():
             _say(f"error: {line}")
@@ -119,6 +120,16 @@ def _run(argv: list[str] | None) -> int:
         return 130
     except OSError as error:
         return _report_disk_error(error)
+
+
+def _run_handler(args: argparse.Namespace, rest: list[str]) -> int:
+    """Run the handler of a command and return its exit code; with --json print what it found out as one object."""
+    output = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        result = args.run(args, rest) or Result({})
+    if args.json and is_first_process():
+        print(printable_json(json.dumps(result.facts, ensure_ascii=False, default=str)), file=output)
+    return result.exit_code
 
 
 def _open_streams() -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.other_names import FLAG, NEAR, flag_name, split_flags
 from prompt_tuning.recipe.ranges import Range
 
@@ -18,7 +19,22 @@ if TYPE_CHECKING:
 
 # What `add_subparsers` returns; argparse does not export its name.
 Commands = Any
-Handler = Callable[[argparse.Namespace, list[str]], int | None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command found out, for --json.
+
+    Args:
+        facts: what is printed as one JSON object.
+        exit_code: that of the command.
+    """
+
+    facts: Mapping[str, Any]
+    exit_code: int = 0
+
+
+Handler = Callable[[argparse.Namespace, list[str]], Result | None]
 
 SPLITS = ("train", "validation", "test")
 SAME_COMMAND_RESUMES = "; run the same command again to resume"
@@ -32,7 +48,7 @@ def add_command(
     Args:
         commands: where it is added.
         name: the word that a user types.
-        run: takes the parsed arguments and the flags that override a recipe, and returns an exit code (None: 0).
+        run: takes the parsed arguments and the flags that override a recipe, and returns what it found out.
         help: one sentence, for `prompt-tuning --help` and for the command's own help.
         examples: shown below the flags.
         usage: what follows the name in the usage line of a command that takes `--key value` for any recipe key. A
@@ -46,6 +62,11 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         usage=f"%(prog)s {usage} [--key value ...]" if usage else None,
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the results as one JSON object; words for people go to standard error",
     )
     parser.set_defaults(
         run=run, parser=parser, takes_overrides=bool(usage), when_interrupted="", resuming_command=_same_command
@@ -121,6 +142,12 @@ def _folder(name: str) -> Path:
     if problem:
         raise argparse.ArgumentTypeError(f"{name!r}: {problem}")
     return Path(name)
+
+
+def check_json_output(command: str, args: argparse.Namespace) -> None:
+    """Raise a RecipeError if rows and the object of --json would both go to standard output."""
+    if args.json and args.output == "-":
+        raise RecipeError(f"{command}: --json needs --output FILE, since standard output is for its object. Name one.")
 
 
 def output_folder(recipe: Recipe, overrides: list[str]) -> Path | None:

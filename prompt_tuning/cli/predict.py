@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from prompt_tuning.cli.parsing import Commands, add_command, add_moved_model, add_trust, number_in
+from prompt_tuning.cli.parsing import (
+    Commands,
+    Result,
+    add_command,
+    add_moved_model,
+    add_trust,
+    check_json_output,
+    number_in,
+)
 from prompt_tuning.recipe.ranges import COUNT
 
 EXAMPLES = """\
@@ -70,11 +78,12 @@ def add_parser(commands: Commands) -> None:
     add_trust(parser)
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Predict, row by row in their order."""
     from prompt_tuning.hub.ids import check_local_adapter
     from prompt_tuning.support.data_files import checked_path
 
+    check_json_output("predict", args)
     checked_path(args.input, args.output)
     for word in args.adapter:
         is_named = len(args.adapter) > 1 and not Path(word).is_dir()
@@ -88,4 +97,5 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         with_scores=args.score,
         trust_remote_code=args.trust_remote_code,
     )
-    predict(args.adapter, args.input, args.output, args.model_name_or_path, settings)
+    counts = predict(args.adapter, args.input, args.output, args.model_name_or_path, settings)
+    return Result({"output": args.output} | counts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from prompt_tuning.cli.parsing import Commands, add_command
+from prompt_tuning.cli.parsing import Commands, Result, add_command
 from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
@@ -44,14 +44,15 @@ def add_parser(commands: Commands) -> None:
     )
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Upload the run and print the commit's URL, or print what would be uploaded."""
     from prompt_tuning.hub.upload import list_upload
     from prompt_tuning.runs.push import plan_push, push_run
 
     if args.dry_run:
-        print_text(list_upload(plan_push(args.folder, args.repo_id, args.base_model)))
-        return
+        files = plan_push(args.folder, args.repo_id, args.base_model)
+        print_text(list_upload(files))
+        return Result({"files": sorted(files)})
     url = push_run(
         args.folder,
         args.repo_id,
@@ -61,3 +62,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         overwrite=args.overwrite,
     )
     print_text(url)
+    return Result({"url": url})

@@ -7,6 +7,7 @@ import argparse
 from prompt_tuning.cli.parsing import (
     SAME_COMMAND_RESUMES,
     Commands,
+    Result,
     add_command,
     add_output_folder,
     add_recipe,
@@ -71,7 +72,7 @@ def add_parser(commands: Commands) -> None:
     parser.set_defaults(when_interrupted=SAME_COMMAND_RESUMES)
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Rank the candidates, and print the table."""
     from prompt_tuning.recipe.drafts import checked_draft
     from prompt_tuning.studies.run_lists import flags_of_ranking
@@ -94,3 +95,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     )
     if is_first_process():
         print_text(f"{rank_text(ranked)}\nwritten: {folder / WINNER}")
+    return Result(ranked | {"recipe": folder / WINNER})

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from prompt_tuning.cli.parsing import Commands, add_command, add_recipe, add_split, load_recipe, number_in
+from prompt_tuning.cli.parsing import Commands, Result, add_command, add_recipe, add_split, load_recipe, number_in
 from prompt_tuning.recipe.ranges import COUNT
 from prompt_tuning.support.text import agreed, counted, has_unseen_characters, print_text
 
@@ -34,13 +34,16 @@ def add_parser(commands: Commands) -> None:
     add_split(parser, "train")
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Print the first rows of a split."""
     recipe = load_recipe(args.recipe, overrides)
     from prompt_tuning.runs.prepare import prepare
 
+    texts = []
     for text in _rendered_rows(prepare(recipe, (args.split,)), args.split, args.n):
         print_text(text)
+        texts.append(text)
+    return Result({"rows": texts})
 
 
 def _rendered_rows(prepared: Prepared, split: str, count: int) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from prompt_tuning.cli.parsing import Commands, add_command, add_trust
+from prompt_tuning.cli.parsing import Commands, Result, add_command, add_trust
 from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
@@ -23,11 +23,13 @@ def add_parser(commands: Commands) -> None:
     add_trust(parser)
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Write the report, and print its path."""
     from prompt_tuning.reports.run_files import read_results
 
     read_results(args.folder)  # A folder of no run is reported before torch is imported.
     from prompt_tuning.reports.html import write_report
 
-    print_text(write_report(args.folder, trust_remote_code=args.trust_remote_code))
+    path = write_report(args.folder, trust_remote_code=args.trust_remote_code)
+    print_text(path)
+    return Result({"report": path})

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from prompt_tuning.cli.parsing import SAME_COMMAND_RESUMES, Commands, add_command, add_trust, number_in
+from prompt_tuning.cli.parsing import (
+    SAME_COMMAND_RESUMES,
+    Commands,
+    Result,
+    add_command,
+    add_trust,
+    check_json_output,
+    number_in,
+)
 from prompt_tuning.recipe.ranges import COUNT
 
 EXAMPLES = """\
@@ -37,8 +45,9 @@ def add_parser(commands: Commands) -> None:
     parser.set_defaults(when_interrupted=SAME_COMMAND_RESUMES)
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Write the requests, or send them and write the rows with their predictions."""
+    check_json_output("requests", args)
     from prompt_tuning.runs.exported import ExportedTask
     from prompt_tuning.runs.requests import openai_client, send_requests, write_requests
 
@@ -49,3 +58,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         write_requests(task, args.input, args.output, **options)
     else:
         send_requests(task, args.input, args.output, send, concurrency=args.concurrency, **options)
+    return Result({"output": args.output, "sent": send is not None})

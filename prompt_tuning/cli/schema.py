@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from prompt_tuning.cli.parsing import Commands, add_command
+from prompt_tuning.cli.parsing import Commands, Result, add_command
 from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
@@ -27,8 +27,10 @@ def add_parser(commands: Commands) -> None:
     )
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Print the schema."""
     from prompt_tuning.recipe.schema import recipe_schema
 
-    print_text(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
+    schema = recipe_schema()
+    print_text(json.dumps(schema, indent=2, ensure_ascii=False))
+    return Result(schema)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from prompt_tuning.cli.parsing import SAME_COMMAND_RESUMES, Commands, add_command, add_output_folder
+from prompt_tuning.cli.parsing import SAME_COMMAND_RESUMES, Commands, Result, add_command, add_output_folder
 from prompt_tuning.cli.processes import is_first_process
 from prompt_tuning.support.text import print_text
 
@@ -40,12 +40,8 @@ def add_parser(commands: Commands) -> None:
     parser.set_defaults(when_interrupted=SAME_COMMAND_RESUMES)
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> int:
-    """Train what is not finished, and print the table.
-
-    Returns:
-        1 if a run failed, else 0.
-    """
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
+    """Train what is not finished, and print the table; the exit code is 1 if a run failed."""
     from prompt_tuning.studies.run_lists import runs_of_sweep
 
     # Wrong text is reported before torch is imported.
@@ -55,4 +51,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     runs = sweep(args.sweep, overrides, args.output_dir)
     if is_first_process():
         print_text(sweep_text(runs))
-    return 1 if any("error" in facts for facts in runs.values()) else 0
+    return Result({"runs": runs}, int(any("error" in facts for facts in runs.values())))

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 
 from prompt_tuning.arguments.arguments import DataArguments
-from prompt_tuning.cli.parsing import Commands, add_command
+from prompt_tuning.cli.parsing import Commands, Result, add_command
 from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
@@ -47,11 +47,10 @@ def add_parser(commands: Commands) -> None:
             parser.add_argument(f"--{field.name}", metavar="NAME", help=field.metadata["help"])
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> int:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Print the templates. Those that cannot be read or rendered are named on standard error.
 
-    Returns:
-        2 if no template could be read, else 0.
+    The exit code is 2 if no template could be read.
     """
     from prompt_tuning.templates import preview
     from prompt_tuning.templates.template import Template, load_templates
@@ -76,4 +75,5 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         print_text(text)
     for problem in problems:
         print_text(f"left out: {problem}", file=sys.stderr)
-    return 0 if templates else 2
+    facts = {"templates": {name: template.to_yaml() for name, template in templates.items()}, "left_out": problems}
+    return Result(facts | ({"rendered": texts} if args.row else {}), 0 if templates else 2)

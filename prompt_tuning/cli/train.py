@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
-from prompt_tuning.cli.parsing import Commands, add_command, load_recipe
+from prompt_tuning.cli.parsing import Commands, Result, add_command, load_recipe
 from prompt_tuning.cli.processes import is_first_process
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.ranges import RANGES
@@ -46,19 +46,28 @@ def add_parser(commands: Commands) -> None:
     )
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> None:
+def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Train, and print the run's summary."""
     if args.help_all:
         from prompt_tuning.recipe.parser import RecipeParser
 
         RecipeParser().print_help()
-        return
+        return Result({})
     if args.recipe is None:
         raise RecipeError("no recipe. Name one: `prompt-tuning train recipes/quickstart/qa.yaml`.")
     recipe = load_recipe(args.recipe, overrides)
     from prompt_tuning.runs.train import train
 
-    print_summary(train(recipe))
+    folder = train(recipe)
+    print_summary(folder)
+    return run_result(folder)
+
+
+def run_result(folder: Path) -> Result:
+    """Return results.json of a run with the run's folder, for --json."""
+    from prompt_tuning.reports.run_files import read_results
+
+    return Result({"folder": folder} | read_results(folder))
 
 
 def print_summary(folder: Path) -> None:

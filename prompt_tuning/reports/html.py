@@ -223,7 +223,7 @@ def _facts(results: dict[str, Any]) -> dict[str, str]:
             f"{results['trainable_parameters']:,} trained parameters"
         )
     if "best_checkpoint" in results:
-        facts["Checkpoint"] = best_checkpoint_text(results, [])
+        facts["Checkpoint"] = best_checkpoint_text(results, "", [])
     for label, key in (("Adapter", "adapter"), ("Combined by", "combine")):
         if key in results:
             facts[label] = results[key]

@@ -78,8 +78,8 @@ def _conclusions(run: RunFolder, results: dict[str, Any], metric: str) -> list[s
     compared = results.get("comparison", {}).get(metric)
     if compared:
         lines.append(f"difference in {metric}: {significance_text(metric, compared)}")
-    if "best_checkpoint" in results:
-        lines.append(best_checkpoint_text(results, log))
+    if "train_steps" in results:
+        lines.append(best_checkpoint_text(results, metric, log))
     blocks = ["\n".join(map(_filled, lines))] if lines else []
     if compared and "method" in results and is_small(metric, compared):
         settings = read_settings(run) if run.recipe.is_file() else {}
@@ -108,24 +108,39 @@ def significance_text(metric: str, compared: Mapping[str, float]) -> str:
     return f"significantly {'better' if is_better else 'worse'} ({interval})"
 
 
-def best_checkpoint_text(results: Mapping[str, Any], log: list[dict[str, Any]]) -> str:
+def best_checkpoint_text(results: Mapping[str, Any], metric: str, log: list[dict[str, Any]]) -> str:
     """Say which checkpoint was saved and why.
 
     Args:
-        results: results.json, with `best_checkpoint`.
+        results: results.json of a training.
+        metric: the main metric.
         log: log_history.json.
     """
+    last = results["train_steps"]
+    if "best_checkpoint" not in results:
+        text = f"saved: the last step, {last}"
+        scores = _scores_by_step(log, metric)
+        best = max(scores, key=scores.__getitem__, default=last)
+        if scores and scores[best] > scores[max(scores)] and metric not in LOWER_IS_BETTER:
+            text += f"; validation {metric} was best at step {best}, {scores[best]:.4g}. "
+            text += "load_best_model_at_end: true would save that one"
+        return text
     best = int(results["best_checkpoint"].rpartition("-")[2])
-    text = f"saved: step {best} of {results['train_steps']}"
-    for metric, value in results.get("best_metric", {}).items():
-        text += f", which has the best validation {metric}, {value:.4g}"
-        scores = {}
-        for entry in log:
-            if f"eval_{metric}" in entry:
-                scores[entry["step"]] = entry[f"eval_{metric}"]
+    text = f"saved: step {best} of {last}"
+    for name, value in results.get("best_metric", {}).items():
+        text += f", which has the best validation {name}, {value:.4g}"
+        scores = _scores_by_step(log, name)
         if scores and max(scores) != best:
             text += f"; step {max(scores)}, the last, has {scores[max(scores)]:.4g}"
     return text
+
+
+def _scores_by_step(log: list[dict[str, Any]], metric: str) -> dict[int, float]:
+    scores = {}
+    for entry in log:
+        if f"eval_{metric}" in entry:
+            scores[entry["step"]] = entry[f"eval_{metric}"]
+    return scores
 
 
 def scores_of_systems(results: Mapping[str, Any]) -> dict[str, Scores]:

@@ -62,7 +62,7 @@ def predict(
     output: str = "-",
     model_name_or_path: str | None = None,
     settings: PredictSettings | None = None,
-) -> None:
+) -> dict[str, int]:
     """Predict for every row of a file or of standard input, a batch at a time.
 
     In one of several processes of a launch, predict for a share of the rows; the first process writes them all.
@@ -75,6 +75,9 @@ def predict(
             "-" is standard output.
         model_name_or_path: the base model, if it is no longer where it was.
         settings: how rows are predicted.
+
+    Returns:
+        How many `rows` there were, and how many of them were cut, or have a prediction that is empty or at its limit.
 
     Raises:
         DataError: a row is bad, with its line. No output file is written then, except for lines: the rows before and
@@ -118,6 +121,7 @@ def predict(
         report_counts(counts)
     if errors:
         raise _without_prediction(source, errors)
+    return dict(counts)
 
 
 def count_row(counts: Counter[str], question: Question, row: dict[str, Any]) -> None:

@@ -64,10 +64,15 @@ def test_the_interval_is_in_the_table_and_in_words(tmp_path):
 def test_the_saved_checkpoint_has_its_reason():
     results = {"best_checkpoint": "checkpoint-20", "best_metric": {"f1": 61.25}, "train_steps": 40}
     log = [{"eval_f1": 61.25, "step": 20}, {"eval_f1": 55.0, "step": 40}]
-    assert best_checkpoint_text(results, log) == (
+    assert best_checkpoint_text(results, "f1", log) == (
         "saved: step 20 of 40, which has the best validation f1, 61.25; step 40, the last, has 55"
     )
-    assert best_checkpoint_text(results | {"best_metric": {}}, log) == "saved: step 20 of 40"
+    assert best_checkpoint_text(results | {"best_metric": {}}, "f1", log) == "saved: step 20 of 40"
+    last = best_checkpoint_text({"train_steps": 40}, "f1", log)
+    assert last.startswith(
+        "saved: the last step, 40; validation f1 was best at step 20, 61.25. load_best_model_at_end"
+    )
+    assert best_checkpoint_text({"train_steps": 40}, "f1", []) == "saved: the last step, 40"
 
 
 @pytest.mark.parametrize(
