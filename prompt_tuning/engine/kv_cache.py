@@ -50,11 +50,26 @@ class RoomyLayer(DynamicLayer):
 
 def common_prefix_cache(base: PreTrainedModel, common_prefix: Sequence[int]) -> Cache:
     """Return keys and values of the ids that open every row, as one row; an empty cache if there are none."""
-    cache = DynamicCache()
-    ids = torch.tensor([list(common_prefix) or [0]], device=base.device)
-    base(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1)
     if not common_prefix:
-        cache.crop(-1)
+        return _empty_cache(base)
+    cache = DynamicCache()
+    ids = torch.tensor([list(common_prefix)], device=base.device)
+    base(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
+def _empty_cache(base: PreTrainedModel) -> Cache:
+    """Return a cache of one row without a token, `[1, key heads, 0, D]`, for a tested causal model."""
+    config = base.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kind = base.device.type
+    # Joined with keys of another type, these must not widen it.
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else base.dtype
+    cache = DynamicCache()
+    for layer in range(config.num_hidden_layers):
+        keys, values = torch.empty(2, 1, heads, 0, size, dtype=dtype, device=base.device)
+        cache.update(keys, values, layer)
     return cache
 
 

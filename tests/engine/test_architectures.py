@@ -21,11 +21,12 @@ from helpers.architectures import (
     right_padded,
     row_logits,
 )
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
 from prompt_tuning.encoding.batching import pad_left
 from prompt_tuning.engine.attention import side_by_side
 from prompt_tuning.engine.dispatch import CACHE_ARCHITECTURES, PACKED_ARCHITECTURES
+from prompt_tuning.engine.kv_cache import common_prefix_cache
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 
 GREEDY = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
@@ -129,3 +130,21 @@ def test_no_token_sees_the_prompt_from_the_reported_positions_on(caplog):
     places = range(PROMPT, PROMPT + len(gradients))
     assert [bool(of_prompt[0].any()) for of_prompt in gradients] == [place < first for place in places]
     assert [bool(of_prompt.any()) for of_prompt in gradients] == [place < none for place in places]
+
+
+@pytest.mark.parametrize("number", [torch.float32, torch.bfloat16, "autocast"])
+@torch.no_grad()
+def test_an_empty_prefix_has_the_shapes_of_the_models_keys_and_values_and_changes_no_type(number):
+    for architecture in SETTINGS:
+        base = build(architecture)
+        if number != "autocast":
+            base = base.to(number)
+        read = DynamicCache()
+        with torch.autocast("cpu", torch.bfloat16, enabled=number == "autocast"):
+            base(input_ids=torch.tensor([[7]]), cache=read, use_cache=True)
+            empty = common_prefix_cache(base, [])
+        assert empty.get_seq_length() == 0 and len(empty.layers) == len(read.layers)
+        for layer, of_token in zip(empty.layers, read.layers, strict=True):
+            for states, expected in ((layer.keys, of_token.keys), (layer.values, of_token.values)):
+                assert torch.equal(torch.cat([states, expected], 2), expected)
+                assert torch.cat([states, expected], 2).dtype == expected.dtype
