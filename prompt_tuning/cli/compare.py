@@ -66,6 +66,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
 
     # Wrong text is reported before torch is imported.
     runs_of_comparison(args.recipes, overrides, args.learning_rates)
+    from prompt_tuning.reports.styles import TERMINAL
     from prompt_tuning.studies.compare import compare
     from prompt_tuning.studies.compare_table import comparison_text
 
@@ -79,5 +80,5 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
         equal_time=args.equal_time,
     )
     if is_first_process():
-        print_text(comparison_text(compared))
+        print_text(comparison_text(compared, TERMINAL))
     return Result(compared)

@@ -79,6 +79,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
 
     # Wrong text is reported before torch is imported.
     checked_draft(args.recipe, [*overrides, *flags_of_ranking(args.num_demonstrations)])
+    from prompt_tuning.reports.styles import TERMINAL
     from prompt_tuning.studies.rank import WINNER, rank
     from prompt_tuning.studies.rank_table import rank_text
 
@@ -94,5 +95,5 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
         finalists=args.finalists,
     )
     if is_first_process():
-        print_text(f"{rank_text(ranked)}\nwritten: {folder / WINNER}")
+        print_text(f"{rank_text(ranked, TERMINAL)}\nwritten: {folder / WINNER}")
     return Result(ranked | {"recipe": folder / WINNER})

@@ -46,9 +46,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
 
     # Wrong text is reported before torch is imported.
     runs_of_sweep(args.sweep, overrides, args.output_dir)
+    from prompt_tuning.reports.styles import TERMINAL
     from prompt_tuning.studies.sweep import sweep, sweep_text
 
     runs = sweep(args.sweep, overrides, args.output_dir)
     if is_first_process():
-        print_text(sweep_text(runs))
+        print_text(sweep_text(runs, TERMINAL))
     return Result({"runs": runs}, int(any("error" in facts for facts in runs.values())))

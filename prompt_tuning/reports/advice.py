@@ -22,6 +22,14 @@ def is_significant(compared: Mapping[str, float]) -> bool:
     return not compared["low"] <= 0 <= compared["high"] and compared.get("p", 0) <= P
 
 
+def difference_text(compared: Mapping[str, float] | None) -> str:
+    """Return a difference with its 95 % interval, and say if it is not significant; nothing without a comparison."""
+    if compared is None:
+        return ""
+    text = f"{compared['difference']:+.1f} ({compared['low']:+.1f} to {compared['high']:+.1f})"
+    return text if is_significant(compared) else f"{text}, not significant"
+
+
 def is_small(metric: str, compared: Mapping[str, float]) -> bool:
     """Return whether the gain by a metric is not significant, or under SMALL_GAIN points."""
     gain = -compared["difference"] if metric in LOWER_IS_BETTER else compared["difference"]

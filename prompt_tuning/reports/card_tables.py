@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from prompt_tuning.metrics.scores import Scores
-from prompt_tuning.reports.advice import is_significant
+from prompt_tuning.reports.advice import difference_text
 from prompt_tuning.reports.markdown import inline_code, plain_words
 from prompt_tuning.reports.run_files import NAMES
 from prompt_tuning.reports.summary import leakage_text, logged_steps
@@ -29,16 +29,8 @@ def results_table(systems: dict[str, Scores], comparison: dict[str, dict[str, fl
     for name, scores in systems.items():
         rows.append([NAMES[name], *map(scores.values.__getitem__, metrics)])
     if comparison:
-        rows.append(["difference", *map(_difference, map(comparison.get, metrics))])
+        rows.append(["difference", *map(difference_text, map(comparison.get, metrics))])
     return ["", *map(plain_words, metrics)], rows
-
-
-def _difference(compared: dict[str, float] | None) -> str:
-    """Return a difference with its 95 % interval, and say if it is not significant."""
-    if compared is None:
-        return ""
-    text = f"{compared['difference']:+.1f} ({compared['low']:+.1f} to {compared['high']:+.1f})"
-    return text if is_significant(compared) else f"{text}, not significant"
 
 
 def data_table(results: dict[str, Any], settings: dict[str, Any]) -> Table:

@@ -9,56 +9,56 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prompt_tuning.reports.markdown import plain_words
+from prompt_tuning.reports.styles import MARKDOWN, Style
 from prompt_tuning.studies.figures import write_png
-from prompt_tuning.support.tables import markdown_table
 from prompt_tuning.support.text import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def comparison_text(compared: Mapping[str, Any]) -> str:
-    """Return the tables in Markdown: scores and costs, the learning rates that were tried, and both at equal time.
+def comparison_text(compared: Mapping[str, Any], style: Style = MARKDOWN) -> str:
+    """Return the tables: scores and costs, the learning rates that were tried, and both at equal time.
 
     Args:
         compared: what compare.json holds.
+        style: how the text is written.
     """
-    metric, parts = plain_words(compared["metric"]), compared["parts"]
+    metric, parts = style.words(compared["metric"]), compared["parts"]
     seeds = ", ".join(map(str, compared["seeds"]))
-    note = f"{counted(compared['rows'], 'row')}; seeds {seeds}; intervals and p: {plain_words(compared['test'])}"
-    blocks = [_scores(parts, metric), note, _costs(parts)]
+    note = f"{counted(compared['rows'], 'row')}; seeds {seeds}; intervals and p: {style.words(compared['test'])}"
+    blocks = [_scores(parts, metric, style), note, _costs(parts, style)]
     if any("tried" in part for part in parts.values()):
-        blocks += [_rates(parts, metric), _rates_note(parts, compared["seeds"][0])]
+        blocks += [_rates(parts, metric, style), _rates_note(parts, compared["seeds"][0], style)]
     if "equal_time" in compared:
         equal = compared["equal_time"]["parts"]
         blocks += [
-            f"The same for as many steps as fit in the time of {plain_words(next(iter(parts)))}:",
-            _scores(equal, metric),
+            f"The same for as many steps as fit in the time of {style.words(next(iter(parts)))}:",
+            _scores(equal, metric, style),
         ]
-        blocks.append(_costs(equal))
+        blocks.append(_costs(equal, style))
     return "\n\n".join(blocks)
 
 
-def _scores(parts: Mapping[str, Any], metric: str) -> str:
+def _scores(parts: Mapping[str, Any], metric: str, style: Style) -> str:
     first = next(iter(parts))
-    head = ("recipe", metric, "95 % interval", "of each seed", f"against {plain_words(first)}", "p", "in words")
+    head = ("recipe", metric, "95 % interval", "of each seed", f"against {style.words(first)}", "p", "in words")
     rows = []
     for name, part in parts.items():
         against = part.get("against_first")
         rows.append((
-            plain_words(name),
+            style.words(name),
             f"{part['score']:.1f}",
             f"{part['low']:.1f} to {part['high']:.1f}",
             ", ".join(f"{score:.1f}" for score in part["of_seeds"]),
             f"{against['difference']:+.1f} ({against['low']:+.1f} to {against['high']:+.1f})" if against else "",
             f"{against['p']:.3f}" if against else "",
-            plain_words(against["in_words"]) if against else "",
+            style.words(against["in_words"]) if against else "",
         ))  # fmt: skip
-    return markdown_table(head, rows)
+    return style.table(head, rows)
 
 
-def _costs(parts: Mapping[str, Any]) -> str:
+def _costs(parts: Mapping[str, Any], style: Style) -> str:
     head = (
         "recipe", "trained parameters", "adapter, bytes", "steps", "s a step", "training, s", "added memory, MiB",
         "s per 100 predictions", "served by",
@@ -67,7 +67,7 @@ def _costs(parts: Mapping[str, Any]) -> str:
     for name, part in parts.items():
         memory = part.get("added_memory_bytes")
         rows.append((
-            plain_words(name),
+            style.words(name),
             f"{part['trainable_parameters']:,}",
             f"{part['adapter_bytes']:,}",
             f"{part['steps']:,}",
@@ -75,22 +75,22 @@ def _costs(parts: Mapping[str, Any]) -> str:
             f"{part['train_seconds']:.0f}",
             "" if memory is None else f"{memory / 2**20:,.0f}",
             f"{part['seconds_per_100_predictions']:.1f}",
-            plain_words(part["served_by"]),
+            style.words(part["served_by"]),
         ))  # fmt: skip
-    return markdown_table(head, rows)
+    return style.table(head, rows)
 
 
-def _rates(parts: Mapping[str, Any], metric: str) -> str:
+def _rates(parts: Mapping[str, Any], metric: str, style: Style) -> str:
     rows = []
     for name, part in parts.items():
         scores = []
         for rate, score in part.get("tried", {}).items():
             scores.append(f"{rate}: {'diverged' if score is None else f'{score:.1f}'}")
-        rows.append((plain_words(name), part.get("learning_rate", ""), ", ".join(scores)))
-    return markdown_table(("recipe", "learning rate", f"{metric} on the validation rows"), rows)
+        rows.append((style.words(name), str(part.get("learning_rate", "")), ", ".join(scores)))
+    return style.table(("recipe", "learning rate", f"{metric} on the validation rows"), rows)
 
 
-def _rates_note(parts: Mapping[str, Any], seed: int) -> str:
+def _rates_note(parts: Mapping[str, Any], seed: int, style: Style) -> str:
     """Say how the learning rates were chosen, and where a better one may lie beyond them."""
     lines = [f"learning rates: the best on the validation rows with seed {seed}; only its runs read the test rows"]
     for name, part in parts.items():
@@ -98,7 +98,7 @@ def _rates_note(parts: Mapping[str, Any], seed: int) -> str:
         chosen = part.get("learning_rate")
         if tried and chosen in (min(tried), max(tried)):
             end = "smallest" if chosen == min(tried) else "largest"
-            lines.append(f"{plain_words(name)}: the {end} rate won, so a better one may lie beyond it")
+            lines.append(f"{style.words(name)}: the {end} rate won, so a better one may lie beyond it")
     return "; ".join(lines)
 
 

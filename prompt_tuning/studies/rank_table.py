@@ -5,35 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 from prompt_tuning.metrics.significance import DRAWS, FEW_ROWS
-from prompt_tuning.reports.markdown import plain_words
-from prompt_tuning.support.tables import markdown_table
+from prompt_tuning.reports.styles import MARKDOWN, Style
 from prompt_tuning.support.text import counted
 
 SIGNIFICANT = 0.05  # The difference of two candidates with a larger p is not significant.
 
 
-def rank_text(ranked: dict[str, Any]) -> str:
-    """Return the table in Markdown, and a line for each thing that a reader has to know about it.
+def rank_text(ranked: dict[str, Any], style: Style = MARKDOWN) -> str:
+    """Return the table, and a line for each thing that a reader has to know about it.
 
     Args:
         ranked: what rank.json holds.
+        style: how the text is written.
     """
-    lines = [_table(ranked), "", *_notes(ranked), "", *_conclusions(ranked)]
+    lines = [_table(ranked, style), "", *_notes(ranked, style), "", *_conclusions(ranked, style)]
     if ranked["next"]:
         lines.append(ranked["next"])
     return "\n".join(lines)
 
 
-def _table(ranked: dict[str, Any]) -> str:
+def _table(ranked: dict[str, Any], style: Style) -> str:
     metric = ranked["metric"]
     compared = ("95 %", "against the winner", "p")
     rows = []
     for name, facts in ranked["candidates"].items():
-        cells = [plain_words(name), str(facts["rows"]), *_cells(facts["log_likelihood"], "mean", 2)]
+        cells = [style.words(name), str(facts["rows"]), *_cells(facts["log_likelihood"], "mean", 2)]
         cells += _cells(facts[metric], "score", 1) if metric in facts else [""] * 4
         rows.append(cells)
-    head = ("candidate", "rows", "log-likelihood", *compared, plain_words(metric), *compared)
-    return markdown_table(head, rows)
+    head = ("candidate", "rows", "log-likelihood", *compared, style.words(metric), *compared)
+    return style.table(head, rows)
 
 
 def _cells(facts: dict[str, Any], score: str, digits: int) -> list[str]:
@@ -50,37 +50,37 @@ def _cells(facts: dict[str, Any], score: str, digits: int) -> list[str]:
     return [f"{facts[score]:.{digits}f}", spread, against, significance]
 
 
-def _notes(ranked: dict[str, Any]) -> list[str]:
+def _notes(ranked: dict[str, Any], style: Style) -> list[str]:
     """Say how the numbers were computed, and what was left out."""
     candidates = ranked["candidates"]
     likelihood = f"log-likelihood: of a row's target without its end, in nats, {DRAWS} draws of rows"
     if min(facts["rows"] for facts in candidates.values()) <= FEW_ROWS:
         likelihood += f", p of at most {FEW_ROWS} rows by their signs, their intervals too narrow"
-    test = f"{plain_words(ranked['metric'])}: {plain_words(ranked['test'])}"
+    test = f"{style.words(ranked['metric'])}: {style.words(ranked['test'])}"
     lines = [f"{counted(ranked['rows'], 'row')}; {likelihood}; {test}"]
     steps = [f"{counted(kept, 'candidate')} on {counted(reach, 'row')}" for kept, reach in ranked["halving"]]
     lines.append(f"halving: {', '.join(steps)}")
     for name, facts in candidates.items():
         if "lacking_rows" in facts:
             lacking = counted(facts["lacking_rows"], "row", "show fewer")
-            lines.append(f"{plain_words(name)}: {lacking}; more do not fit max_source_tokens")
+            lines.append(f"{style.words(name)}: {lacking}; more do not fit max_source_tokens")
     for name, reason in ranked["left_out"].items():
-        lines.append(f"left out: {plain_words(name)}: {plain_words(reason)}")
+        lines.append(f"left out: {style.words(name)}: {style.words(reason)}")
     return lines
 
 
-def _conclusions(ranked: dict[str, Any]) -> list[str]:
+def _conclusions(ranked: dict[str, Any], style: Style) -> list[str]:
     """Say which candidate is the best, and from which ones it does not differ significantly."""
-    metric, shown_metric = ranked["metric"], plain_words(ranked["metric"])
+    metric, shown_metric = ranked["metric"], style.words(ranked["metric"])
     similar = []
     stopped = []
     for name, facts in ranked["candidates"].items():
         if metric in facts:
             if facts[metric].get("p", 0) > SIGNIFICANT:
-                similar.append(plain_words(name))
+                similar.append(style.words(name))
         elif facts["log_likelihood"]["against_winner"]["p"] > SIGNIFICANT:
-            stopped.append(plain_words(name))
-    lines = [f"winner: {plain_words(ranked['winner'])}"]
+            stopped.append(style.words(name))
+    lines = [f"winner: {style.words(ranked['winner'])}"]
     if similar:
         lines.append(
             f"not significantly different from it by {shown_metric}: {'; '.join(similar)}; more rows may show one"

@@ -19,20 +19,30 @@ from prompt_tuning.errors import ErrorList, PromptTuningError, RecipeError, firs
 from prompt_tuning.metrics.loading import main_metric
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe
-from prompt_tuning.reports.markdown import plain_words
+from prompt_tuning.reports.advice import difference_text
 from prompt_tuning.reports.run_files import read_evaluation, read_settings
+from prompt_tuning.reports.styles import MARKDOWN, Style
 from prompt_tuning.runs.output_folder import check_inner_folder, hold_folder
 from prompt_tuning.runs.prepare import prepare_run
 from prompt_tuning.studies.run_lists import TABLES, SweepRun, naming_run, runs_of_sweep
 from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, has_runs, is_finished
 from prompt_tuning.support.files import atomic_write, write_json
 from prompt_tuning.support.run_folder import RunFolder
-from prompt_tuning.support.tables import markdown_table
 
 logger = logging.getLogger(__name__)
 
 FACTS = ("trainable_parameters", "train_steps", "train_seconds", "evaluation_seconds")
-HEAD = ("run", "metric", "hard prompt", "tuned", "trained numbers", "steps", "training, s", "evaluation, s")
+HEAD = (
+    "run",
+    "metric",
+    "hard prompt",
+    "tuned",
+    "difference",
+    "trained numbers",
+    "steps",
+    "training, s",
+    "evaluation, s",
+)
 
 
 def sweep(path: str, overrides: list[str], folder: Path) -> dict[str, Any]:
@@ -116,33 +126,37 @@ def _facts(run: RunFolder) -> dict[str, Any]:
     facts = {"metric": metric, "hard_prompt": hard.values[metric]}
     if method.trains:
         facts["tuned"] = read_evaluation(run, method.results_key)[1].values[metric]
+    if metric in results.get("comparison", {}):
+        facts["comparison"] = results["comparison"][metric]
     for name in FACTS:
         if name in results:
             facts[name] = results[name]
     return facts
 
 
-def sweep_text(swept: Mapping[str, Any]) -> str:
-    """Return the table in Markdown.
+def sweep_text(swept: Mapping[str, Any], style: Style = MARKDOWN) -> str:
+    """Return the table.
 
     Args:
         swept: what sweep.json holds.
+        style: how the text is written.
     """
     rows = []
     for name, run in swept.items():
         if "error" in run:
-            error = plain_words(first_line(run["error"]))
-            rows.append((plain_words(name), f"failed: {error}", *[""] * (len(HEAD) - 2)))
+            error = style.words(first_line(run["error"]))
+            rows.append((style.words(name), f"failed: {error}", *[""] * (len(HEAD) - 2)))
             continue
         tuned = run.get("tuned")
         rows.append((
-            plain_words(name),
-            plain_words(run["metric"]),
+            style.words(name),
+            style.words(run["metric"]),
             f"{run['hard_prompt']:.1f}",
             "" if tuned is None else f"{tuned:.1f}",
+            difference_text(run.get("comparison")),
             f"{run.get('trainable_parameters', 0):,}",
-            run.get("train_steps", 0),
+            str(run.get("train_steps", 0)),
             f"{run.get('train_seconds', 0):.0f}",
             f"{run['evaluation_seconds']:.0f}",
         ))  # fmt: skip
-    return markdown_table(HEAD, rows)
+    return style.table(HEAD, rows)

@@ -1,4 +1,4 @@
-"""Tables as text: Markdown for files, aligned columns for a terminal."""
+"""Tables as text: Markdown for files, aligned columns that fit the width for a terminal."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 from tabulate import tabulate
 
 from prompt_tuning.support.text import one_line
 
 MOST_PROSE = 110  # characters of a line of prose
-LONGEST_WORD = 20  # characters of a word that a narrow column keeps whole
+LONGEST_WORD = 32  # characters of a word that a narrow column keeps whole
 GAP = "  "
 
 
@@ -60,18 +61,25 @@ def text_table(
       seconds: 4.0
     """
     lines = [list(map(one_line, row)) for row in (head, *rows)]
-    widths = _fitting_widths(lines, terminal_width() if width is None else width)
+    width = terminal_width() if width is None else width
+    widths = _fitting_widths(lines, width)
     if widths is None:
-        return _blocks(lines, terminal_width() if width is None else width)
-    return tabulate(
-        lines[1:],
-        headers=lines[0],
-        tablefmt="plain",
-        disable_numparse=True,
-        colalign=align or None,
-        maxcolwidths=widths or None,
-        maxheadercolwidths=widths or None,
-    )
+        return _blocks(lines, width)
+    text = []
+    for cells in lines:
+        wrapped = map(_wrapped, cells, widths)
+        for parts in zip_longest(*wrapped, fillvalue=""):
+            text.append(GAP.join(map(_padded, parts, widths, align or ["left"] * len(widths))).rstrip())
+    return "\n".join(text)
+
+
+def _wrapped(cell: str, width: int) -> list[str]:
+    # A cell that fits keeps its spaces.
+    return [cell] if len(cell) <= width else textwrap.wrap(cell, width)
+
+
+def _padded(part: str, width: int, side: str) -> str:
+    return part.rjust(width) if side == "right" else part.ljust(width)
 
 
 def terminal_width() -> int | None:
@@ -85,12 +93,12 @@ def prose_width() -> int:
 
 
 def _fitting_widths(lines: Sequence[Sequence[str]], width: int | None) -> list[int] | None:
-    """Return a width for each column so that the table fits; nothing if it does anyway, None if it cannot."""
+    """Return a width for each column so that the table fits; None if it cannot."""
     columns = list(zip(*lines, strict=True))
     widths = [max(map(len, column)) for column in columns]
     free = None if width is None else width - len(GAP) * (len(columns) - 1)
     if free is None or sum(widths) <= free:
-        return []
+        return widths
     least = []
     for column in columns:
         words = " ".join(column).split() or [""]

@@ -6,12 +6,14 @@ import warnings
 import pytest
 
 from prompt_tuning.reports.markdown import fence, inline_code
+from prompt_tuning.reports.styles import TERMINAL
 from prompt_tuning.studies import inspect
 from prompt_tuning.studies.compare_table import comparison_text, draw
 from prompt_tuning.studies.figures import new_figure
 from prompt_tuning.studies.rank_table import rank_text
 from prompt_tuning.studies.sweep import sweep_text
 from prompt_tuning.support.tables import markdown_table, text_table
+from prompt_tuning.support.text import one_line
 
 NAME = "a|b\\|c <img src=x> `code` *y* [x](y) $\\frac{$ \x1b[2J\u202e\x9b\x00 www.a.b\n# Evil\r\n| 1 | 2 |"
 
@@ -74,6 +76,14 @@ def test_a_name_of_a_stranger_takes_one_line_of_a_table_for_a_terminal():
     for text in (text_table((NAME, "F1"), [(NAME, "1")]), inspect.inspection_text(report)):
         [line] = [line for line in text.splitlines() if line.endswith("1") or line.endswith("1.00")][-1:]
         assert "\\x1b[2J\\u202e\\x9b\\x00 www.a.b # Evil | 1 | 2 |" in line
+
+
+@pytest.mark.parametrize(("write", "facts"), [(rank_text, ranked), (comparison_text, compared), (sweep_text, swept)])
+def test_a_terminal_gets_no_markdown_and_no_control_character(write, facts):
+    text = write(facts(), TERMINAL)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+    text = text.replace(one_line(NAME), "")
+    assert not re.search(r"(?m)^\||\|$|---", text)
 
 
 def test_a_fence_shows_control_characters_and_keeps_lines_and_tabs():
