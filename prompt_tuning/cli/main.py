@@ -21,6 +21,7 @@ from prompt_tuning.cli import (
     card,
     check,
     compare,
+    completion,
     ensemble,
     env,
     evaluate,
@@ -55,7 +56,7 @@ from prompt_tuning.support.text import print_text, printable_json
 # The order of `prompt-tuning --help`.
 COMMANDS = (
     init, train, try_run, evaluate, predict, templates, render, check, rank, compare, sweep, ensemble, inspect, show,
-    report, card, push, export, requests, import_gguf, schema, env,
+    report, card, push, export, requests, import_gguf, schema, completion, env,
 )  # fmt: skip
 
 # Errors of a disk or of a path that the user named.
@@ -177,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(commands)
+    parser.set_defaults(root=parser, commands=commands)
     return parser
 
 

@@ -53,7 +53,7 @@ def text_table(
     a    one two
          three
          four
-    >>> print(text_table(("run", "steps", "seconds"), [("a", "1", ""), ("b", "3", "4.0")], width=12))
+    >>> print(text_table(("run", "steps", "seconds"), [("a", "1", ""), ("b", "3", "4.0")], width=16))
     a
       steps: 1
     b

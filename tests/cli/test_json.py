@@ -25,7 +25,7 @@ def answer(capsys):
 
 
 def test_every_command_takes_json():
-    commands = _parser()._subparsers._group_actions[0].choices
+    commands = _parser().get_default("commands").choices
     assert len(commands) == len(COMMANDS)
     assert all("--json" in parser.format_help() for parser in commands.values())
 
