@@ -18,6 +18,7 @@ ANY = "any engine"
 EMBEDDINGS = "any engine, after export"
 LORA = "engines that load LoRA"
 PEFT = "PEFT"
+LAYERED = "vLLM with a plug-in, after export (Llama)"
 NONE = "no other program"
 
 
@@ -130,8 +131,10 @@ class Method:
         if settings.get("lora_use_dora"):
             return PEFT  # vLLM refuses it.
         trains_text = settings.get("trained_text", "none") != "none"
-        if settings.get("layer_vectors") or (trains_text and self.trains_keys_and_values):
+        if trains_text and self.trains_keys_and_values:
             return NONE  # Trained text is embeddings, but PEFT does not know those inside a template.
+        if settings.get("layer_vectors"):
+            return LAYERED
         return self.served_by
 
     def default_learning_rate(self, *, network: bool, layer_vectors: bool) -> float:

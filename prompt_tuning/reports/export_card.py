@@ -63,8 +63,9 @@ embeddings, and then write tokens of the prompts.
 
 
 LAYERS = """
-**Each of these tokens also has a vector for every layer**, which the layer adds to its input. Only a program that
-imports `prompt_tuning.models.layered_llama` reads them; others do not know the architecture `prompt_tuning_llama`.
+**Each of these tokens also has a vector for every layer**, which the layer adds to its input. Transformers reads them
+after `import prompt_tuning.models.layered_llama`, and vLLM after `pip install --no-deps prompt-tuning` in its
+environment. Other programs do not know the architecture `prompt_tuning_llama`.
 """
 
 IMPORT = "import prompt_tuning.models.layered_llama  # It lets transformers load this folder.\n"

@@ -56,7 +56,7 @@ def test_other_programs_load_embeddings_and_lora_but_no_prefix():
     ending = {"trained_text": "ending"}
     assert METHODS["prompt_tuning"].servers(ending) == servers["prompt_tuning"]
     assert METHODS["prefix_tuning"].servers(ending) == "no other program"
-    assert METHODS["prompt_tuning"].servers({**ending, "layer_vectors": True}) == "no other program"
+    assert METHODS["prompt_tuning"].servers({**ending, "layer_vectors": True}).startswith("vLLM with a plug-in")
 
 
 def names_compared(tree):
