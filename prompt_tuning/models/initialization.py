@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -265,16 +266,18 @@ def initial_prefix(
 
 
 @torch.no_grad()
-def layer_scales(base: PreTrainedModel, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+def layer_scales(
+    base: PreTrainedModel, rows: Sequence[Sequence[int]], targets: Sequence[Sequence[int]] = ()
+) -> torch.Tensor:
     """Return for each layer `[L]` the median size of its input, in which the vectors of trained tokens are measured.
 
-    The layers of an encoder are followed by those of its decoder, which is given the same rows. The size is the root
-    mean square of a token's input. A row's first token does not count, since models give it inputs that are a hundred
-    times larger.
+    The layers of an encoder are followed by those of its decoder. The size is the root mean square of a token's input.
+    A row's first token does not count, since models give it inputs that are a hundred times larger.
 
     Args:
         base: the base model.
         rows: ordinary token ids of some rows; each has two or more.
+        targets: for an encoder-decoder the token ids of their targets, each with its end.
     """
     layers = list(chain.from_iterable(layer_stacks(base)))
     sizes: list[list[torch.Tensor]] = [[] for _ in layers]
@@ -286,10 +289,11 @@ def layer_scales(base: PreTrainedModel, rows: Sequence[Sequence[int]]) -> torch.
 
         hooks.append(layer.register_forward_pre_hook(keep))
     try:
-        for row in rows:
-            ids = torch.tensor([list(row)], device=base.device)
-            further = {"decoder_input_ids": ids} if base.config.is_encoder_decoder else {"logits_to_keep": 1}
-            base(input_ids=ids, use_cache=False, **further)
+        for number, row in enumerate(rows):
+            further: dict[str, Any] = {"logits_to_keep": 1}
+            if base.config.is_encoder_decoder:
+                further = {"labels": torch.tensor([list(targets[number])], device=base.device)}
+            base(input_ids=torch.tensor([list(row)], device=base.device), use_cache=False, **further)
     finally:
         for hook in hooks:
             hook.remove()

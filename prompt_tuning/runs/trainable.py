@@ -41,15 +41,16 @@ def add_trainable(base: PreTrainedModel, prepared: Prepared) -> PeftModel | PreT
     if method.trains_layers:
         return add_adapter(base, config)
     residual = network_width(base, prompt) if prompt.residual else None
-    scales = layer_scales(base, _hard_prompts(prepared)) if prompt.layer_vectors else None
+    scales = layer_scales(base, *_hard_prompts(prepared)) if prompt.layer_vectors else None
     return add_soft_prompt(base, config, _initial_values(base, prepared), residual, scales)
 
 
-def _hard_prompts(prepared: Prepared) -> list[list[int]]:
-    """Return the ordinary ids of the first training rows, from which layer vectors take their units."""
+def _hard_prompts(prepared: Prepared) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the ordinary ids and the labels of the first training rows, from which layer vectors take their units."""
     text = prepared.trained_text
-    rows = [row["input_ids"] for row in islice(prepared.encoded["train"], ROWS_FOR_SCALES)]
-    return [text.ordinary_ids(row) for row in rows] if text else rows
+    rows = list(islice(prepared.encoded["train"], ROWS_FOR_SCALES))
+    ids = [row["input_ids"] for row in rows]
+    return [text.ordinary_ids(row) for row in ids] if text else ids, [row["labels"] for row in rows]
 
 
 def _initial_values(base: PreTrainedModel, prepared: Prepared) -> torch.Tensor | None:

@@ -291,13 +291,13 @@ def test_saved_and_loaded_it_predicts_the_same_and_plain_peft_refuses_it(archite
 
 def test_scales_are_the_median_size_of_each_layers_input_without_the_first_token():
     base = ALL_BASES["bart, 2 and 4 layers"]()
-    rows = [[5, 6, 7], [8, 9, 10, 11]]
+    rows, targets = [[5, 6, 7], [8, 9, 10, 11]], [[20, 1], [21, 22, 23, 1]]
     outputs = []
-    for row in rows:
-        ids = torch.tensor([row])
-        outputs.append(base(input_ids=ids, decoder_input_ids=ids, output_hidden_states=True))
+    for row, target in zip(rows, targets, strict=True):
+        settings = {"labels": torch.tensor([target]), "output_hidden_states": True}
+        outputs.append(base(input_ids=torch.tensor([row]), **settings))
     states = [(*out.encoder_hidden_states[:-1], *out.decoder_hidden_states[:-1]) for out in outputs]
-    scales = layer_scales(base, rows)
+    scales = layer_scales(base, rows, targets)
     assert len(scales) == 6
     for layer, scale in enumerate(scales):
         sizes = torch.cat([hidden[layer][0, 1:].square().mean(-1).sqrt() for hidden in states])
