@@ -93,6 +93,13 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
             "choices": ["random", "sequential", "group_by_length", "batch_rebalance"],
         },
     )
+    group_shared: int = field(
+        default=1,
+        metadata={
+            "help": "Most training rows with the same passage or examples that are kept together in a batch, which "
+            "then reads that text once; 1 draws rows without regard to it. Needs group_by_length."
+        },
+    )
     per_device_eval_batch_size: int = field(
         default=128,
         metadata={

@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 Item = TypeVar("Item")
 
+KEY_BYTES = 4  # of each number in a key of `source_keys`
+
 
 def common_prefix(encoded: Dataset, *, is_encoder_decoder: bool = False) -> list[int]:
     """Return the longest run of ids that opens the source of every row, such as a system message.
@@ -44,6 +46,27 @@ def _source_lengths(labels: pa.ListArray) -> np.ndarray:
     ends = offsets[1:]
     targets = np.append(np.flatnonzero(labels.values.to_numpy() != -100), ends[-1])
     return np.minimum(targets[np.searchsorted(targets[:-1], starts)], ends) - starts
+
+
+def source_keys(encoded: Dataset, start: int, most: int) -> list[bytes]:
+    """Return for each causal row its task and up to `most` ids of its source, as bytes that sort as these numbers do.
+
+    Args:
+        encoded: the rows, with the number of their task in `task_ids` if they have several.
+        start: the first of the ids. The last id of a source never counts, because it predicts the first target token.
+        most: the number of ids, each of KEY_BYTES bytes like the task.
+    """
+    columns = [name for name in ("input_ids", "labels", "task_ids") if name in encoded.column_names]
+    keys = []
+    for rows in encoded.select_columns(columns).with_format("arrow").iter(1000):
+        ids, labels = (rows.column(name).combine_chunks() for name in ("input_ids", "labels"))
+        values = ids.values.to_numpy().astype(f">i{KEY_BYTES}")
+        tasks = rows.column("task_ids").to_pylist() if "task_ids" in columns else [0] * len(ids)
+        starts = ids.offsets.to_numpy()[:-1]
+        ends = starts + np.minimum(_source_lengths(labels) - 1, start + most)
+        for task, first, end in zip(tasks, (starts + start).tolist(), ends.tolist(), strict=True):
+            keys.append(task.to_bytes(KEY_BYTES) + values[first:end].tobytes())
+    return keys
 
 
 def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:

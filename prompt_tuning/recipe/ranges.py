@@ -97,6 +97,7 @@ RANGES = {
     "early_stopping_threshold": NOT_NEGATIVE,
     "seed": SEED,
     "data_seed": SEED,
+    "group_shared": COUNT,
     # When it is evaluated, saved and logged.
     "per_device_eval_batch_size": COUNT,
     "per_device_eval_batch_tokens": COUNT,

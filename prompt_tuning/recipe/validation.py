@@ -100,11 +100,13 @@ def _dependency_errors(recipe: Draft) -> list[str]:
     prompt = recipe.prompt
     method = METHODS[prompt.method]
     has_network = prompt.residual or prompt.prefix_projection or method.written_by_network or not method.trains
+    groups_rows = recipe.training.train_sampling_strategy == "group_by_length"
     needs: dict[str, tuple[object, str]] = {
         "max_teacher_tokens": (prompt.teacher_template, "teacher_template"),
         "encoder_hidden_size": (has_network, "residual, prefix_projection or method: p_tuning"),
         "layer_vectors_learning_rate": (prompt.layer_vectors, "layer_vectors: true"),
         "early_stopping_threshold": (prompt.early_stopping_patience is not None, "early_stopping_patience"),
+        "group_shared": (method.has_prompt and groups_rows, "a prompt and train_sampling_strategy: group_by_length"),
         "greater_is_better": ("metric_for_best_model" in recipe.explicitly_set, "metric_for_best_model"),
         "data_seed": (recipe.training.train_sampling_strategy == "random", "train_sampling_strategy: random"),
     }

@@ -34,7 +34,7 @@ MODEL_SETTINGS = (
 
 STATE_SETTINGS = (
     "optim", "optim_args", "seed", "data_seed", "train_sampling_strategy", "length_column_name",
-    "dataloader_drop_last", "buffer_size",
+    "dataloader_drop_last", "buffer_size", "group_shared",
 )  # fmt: skip
 """The settings that a checkpoint's state depends on: the optimiser's, and the order of the rows."""
 

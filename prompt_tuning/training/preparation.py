@@ -107,6 +107,8 @@ def set_up_devices(args: Seq2SeqTrainingArguments) -> None:
 def check_model(model: PreTrainedModel | PeftModel, args: Seq2SeqTrainingArguments) -> None:
     """Raise a PromptTuningError for a model that rows are not exact in, or that an argument has no meaning for."""
     check_one_device(get_base(model))
+    if getattr(args, "group_shared", 1) > 1:
+        _check_shared_text(model, args)
     if not has_prompt(model):
         return
     if not (model.config.is_encoder_decoder or isinstance(model, SharedPrefixModel)):
@@ -121,6 +123,19 @@ def check_model(model: PreTrainedModel | PeftModel, args: Seq2SeqTrainingArgumen
             "neftune_noise_alpha: noise on embeddings is for fine-tuning; rows that share a prompt have no padded "
             "length to scale it by. Leave it out, or train LoRA or the whole model"
         )
+
+
+def _check_shared_text(model: PreTrainedModel | PeftModel, args: Seq2SeqTrainingArguments) -> None:
+    """Raise a RecipeError for a model or an order of the rows with which no text of a batch would be shared."""
+    reason = ""
+    if args.train_sampling_strategy != "group_by_length":
+        reason = f"train_sampling_strategy is {args.train_sampling_strategy}, not group_by_length"
+    elif not isinstance(model, SharedPrefixModel):
+        reason = f"a {type(model).__name__} reads each row by itself"
+    elif model.execution_path.name != "packed":
+        reason = model.execution_path.reason
+    if reason:
+        raise RecipeError(f"group_shared: rows of a batch share no text here ({reason}). Leave it out")
 
 
 def prepare_model(

@@ -48,7 +48,7 @@ from prompt_tuning.training.evaluation import EvaluatingTrainer, trains_several_
 from prompt_tuning.training.losses import aligned_outputs, distillation_loss, teacher_logits
 from prompt_tuning.training.optimizer import separate_layer_vectors
 from prompt_tuning.training.preparation import check_arguments, check_model, prepare_model, set_up_devices
-from prompt_tuning.training.sampling import EpochSampler, interrupted_order
+from prompt_tuning.training.sampling import epoch_sampler
 from prompt_tuning.training.whole_checkpoints import check_whole, newest_whole_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -351,12 +351,8 @@ class PromptTuningTrainer(EvaluatingTrainer):
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
-        self.training_start.sampler = EpochSampler(
-            sampler.batch_size * self.args.world_size,
-            sampler.lengths,
-            self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            interrupted_order(self.training_start.checkpoint),
-        )
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        self.training_start.sampler = epoch_sampler(sampler, rows, self.args, self.training_start.checkpoint)
         return self.training_start.sampler
 
     def push_to_hub(

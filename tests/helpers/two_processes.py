@@ -22,7 +22,7 @@ from accelerate.utils import DistributedType
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from helpers.rows import question_rows
+from helpers.rows import PLACES, question_rows
 from prompt_tuning import (
     Encoder,
     PromptTuningArguments,
@@ -73,6 +73,8 @@ RATES = {
     "projected prefix": 3e-3,
     "LoRA": 1e-3,
 }
+GROUPED = ("prompt tuning",)  # Rows that share text are kept together for these methods.
+OPENING = "is full of old trees and young birds. It is a long story. The garden is old."
 ENDING = 2  # So many tokens end every source.
 TRAIN_ROWS, BATCH, STEPS = 20, 8, 7  # The last batch has 4 rows, all for one of two processes.
 REMAINDERS = (1, 2, 7)
@@ -131,7 +133,12 @@ def trainer(folder, method, output, architecture="llama", rows=7, model=None, **
     encoder = Encoder(
         Template.load("question_answering/plain"), tokenizer, architecture != "llama", max_target_tokens=12
     )
-    train, _ = encode(Dataset.from_list(question_rows(TRAIN_ROWS)), encoder, training=True)
+    train_rows = question_rows(TRAIN_ROWS)
+    if method in GROUPED and "train_sampling_strategy" not in settings:
+        settings = {"group_shared": 3} | settings
+        for number, row in enumerate(train_rows):  # Four rows each open alike.
+            row["context"] = f"{PLACES[number % 5]} {OPENING} {row['context']}"
+    train, _ = encode(Dataset.from_list(train_rows), encoder, training=True)
     evaluated, _ = encode(Dataset.from_list(question_rows(rows, 3)), encoder, training=True)
     text_ids = []
     if method == "trained tokens":

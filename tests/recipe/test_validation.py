@@ -117,6 +117,12 @@ from prompt_tuning.runs.prepare import prepare
         ({"lr_scheduler_type": "cosine_with_min_lr"}, [], ["lr_scheduler_type: One of min_lr or min_lr_rate"]),
         ({"use_liger_kernel": "true"}, [], ["use_liger_kernel: liger-kernel is not installed"]),
         ({"data_seed": 3}, [], ["data_seed has no effect without train_sampling_strategy: random"]),
+        (
+            {"group_shared": 4, "train_sampling_strategy": "random"},
+            [],
+            ["group_shared has no effect without a prompt and train_sampling_strategy: group_by_length"],
+        ),
+        ({"group_shared": 0}, [], ["group_shared is 0; it must be at least 1"]),
         ({"per_device_train_batch_size": 0}, [], ["per_device_train_batch_size is 0; it must be at least 1"]),
         ({"gradient_accumulation_steps": 0}, [], ["gradient_accumulation_steps is 0; it must be at least 1"]),
         ({"generation_num_beams": -1}, [], ["generation_num_beams is -1; it must be at least 1"]),
