@@ -73,7 +73,7 @@ RATES = {
     "projected prefix": 3e-3,
     "LoRA": 1e-3,
 }
-GROUPED = ("prompt tuning",)  # Rows that share text are kept together for these methods.
+GROUPED = "prompt tuning"  # This method's rows that share text are kept together.
 OPENING = "is full of old trees and young birds. It is a long story. The garden is old."
 ENDING = 2  # So many tokens end every source.
 TRAIN_ROWS, BATCH, STEPS = 20, 8, 7  # The last batch has 4 rows, all for one of two processes.
@@ -134,7 +134,7 @@ def trainer(folder, method, output, architecture="llama", rows=7, model=None, **
         Template.load("question_answering/plain"), tokenizer, architecture != "llama", max_target_tokens=12
     )
     train_rows = question_rows(TRAIN_ROWS)
-    if method in GROUPED and "train_sampling_strategy" not in settings:
+    if model is None and method == GROUPED and "train_sampling_strategy" not in settings:
         settings = {"group_shared": 3} | settings
         for number, row in enumerate(train_rows):  # Four rows each open alike.
             row["context"] = f"{PLACES[number % 5]} {OPENING} {row['context']}"
