@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 Item = TypeVar("Item")
 
-KEY_BYTES = 4  # of each number in a key of `source_keys`
+KEY_BYTES = 4  # Each number in a key of `source_keys` has so many.
 
 
 def common_prefix(encoded: Dataset, *, is_encoder_decoder: bool = False) -> list[int]:
