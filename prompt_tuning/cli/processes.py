@@ -49,29 +49,32 @@ def explain_lost_process() -> Iterator[None]:
 
 
 @contextmanager
-def announce_imports(delay: float = 0.8) -> Iterator[None]:
-    """Say on a terminal that libraries are loaded, if the block still imports one after some time.
+def announce_imports(delay: float = 0.4) -> Iterator[None]:
+    """Say on a terminal that libraries are loaded, if the block imports one after some time.
 
     PyTorch and transformers take seconds, in which nothing else would be printed.
 
     Args:
-        delay: the seconds until then.
+        delay: the seconds until then. The interpreter has taken some before.
     """
     main_thread = threading.get_ident()
+    ended = threading.Event()
 
     def say() -> None:
-        stack = traceback.walk_stack(sys._current_frames()[main_thread])  # noqa: SLF001 - its documented purpose
-        if any(frame.f_code.co_filename == IMPORTLIB for frame, _ in stack):
-            print_text("loading libraries ...", file=sys.stderr)
+        pause = delay
+        while not ended.wait(pause):
+            pause = 0.1
+            stack = traceback.walk_stack(sys._current_frames()[main_thread])  # noqa: SLF001 - its documented purpose
+            if any(frame.f_code.co_filename == IMPORTLIB for frame, _ in stack):
+                print_text("loading libraries ...", file=sys.stderr)
+                return
 
-    timer = threading.Timer(delay, say)
-    timer.daemon = True
     if is_first_process() and sys.stderr.isatty():
-        timer.start()
+        threading.Thread(target=say, daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        ended.set()
 
 
 def set_up_messages() -> None:

@@ -90,7 +90,8 @@ def predict(
     share = Share.of_launch()
     share.check(path, output)
     rows: Iterable[OriginAndRow | None] | None = open_input(source, path)
-    transformers_logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
     errors: list[DataError] = []
     with ExitStack() as files:
         # The output is opened first, so that a file that cannot be written is refused before the model loads.

@@ -14,7 +14,8 @@ from tabulate import tabulate
 from prompt_tuning.support.text import one_line
 
 MOST_PROSE = 110  # characters of a line of prose
-LONGEST_WORD = 32  # characters of a word that a narrow column keeps whole
+LONGEST_WORD = 36  # characters of a word that a narrow column keeps whole
+LEAST_PROSE = 16  # characters of the last column, which is often prose, whatever its words
 GAP = "  "
 
 
@@ -103,6 +104,7 @@ def _fitting_widths(lines: Sequence[Sequence[str]], width: int | None) -> list[i
     for column in columns:
         words = " ".join(column).split() or [""]
         least.append(min(max(map(len, words)), LONGEST_WORD))
+    least[-1] = min(least[-1], LEAST_PROSE)
     if sum(least) > free:
         return None
     while sum(widths) > free:
