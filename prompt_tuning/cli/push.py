@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from pathlib import Path
 
 from prompt_tuning.cli.parsing import Commands, Result, add_command
+from prompt_tuning.errors import ModelError
 from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
   prompt-tuning push runs/quickstart --repo_id me/quickstart --base_model HuggingFaceTB/SmolLM2-135M-Instruct --dry-run
   prompt-tuning push runs/quickstart --repo_id me/quickstart --base_model HuggingFaceTB/SmolLM2-135M-Instruct --private
   prompt-tuning push runs/hub-model --repo_id me/squad-prompt
+  prompt-tuning push runs/hub-model --repo_id me/squad-prompt --space
   prompt-tuning push exported --repo_id me/served
 
 --base_model names the hub model that a local model folder is a copy of. A run on a hub model does not need it. One
@@ -38,7 +41,19 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--base_model", "--base-model", metavar="ID", help="the base model's hub id, if it was trained from a folder"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an adapter of another base model")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an adapter of another base model, or another Space",
+    )
+    parser.add_argument(
+        "--space",
+        metavar="NAME",
+        nargs="?",
+        const="",
+        help="also push a Space that shows the page of `try` (default: with the name of --repo_id); needs "
+        "prompt-tuning[try]",
+    )
     parser.add_argument(
         "--dry_run", "--dry-run", action="store_true", help="list what would be uploaded, without the network"
     )
@@ -46,13 +61,21 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Upload the run and print the commit's URL, or print what would be uploaded."""
-    from prompt_tuning.hub.upload import list_upload
+    from prompt_tuning.hub.upload import create_repository, list_upload, push_space
+    from prompt_tuning.page.space import space_files
     from prompt_tuning.runs.push import plan_push, push_run
 
+    if args.space is not None and importlib.util.find_spec("gradio") is None:
+        raise ModelError("--space: the page is made by the package gradio. Install prompt-tuning[try].")
     if args.dry_run:
         files = plan_push(args.folder, args.repo_id, args.base_model)
         print_text(list_upload(files))
-        return Result({"files": sorted(files)})
+        planned = {"files": sorted(files)}
+        if args.space is not None:
+            files = space_files(args.repo_id)
+            print_text(f"Space {args.space or args.repo_id}:\n{list_upload(files)}")
+            planned["space_files"] = sorted(files)
+        return Result(planned)
     url = push_run(
         args.folder,
         args.repo_id,
@@ -62,4 +85,12 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
         overwrite=args.overwrite,
     )
     print_text(url)
-    return Result({"url": url})
+    urls = {"url": url}
+    if args.space is not None:
+        # A name without its owner is completed by the hub.
+        repo_id = args.repo_id if "/" in args.repo_id else create_repository(args.repo_id)
+        files = space_files(f"{repo_id}@{args.revision}" if args.revision else repo_id)
+        options = {"private": args.private or None, "overwrite": args.overwrite}
+        urls["space_url"] = push_space(args.space or repo_id, files, **options)
+        print_text(urls["space_url"])
+    return Result(urls)

@@ -30,7 +30,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.hf_api import ModelInfo, SpaceInfo
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 
@@ -45,6 +45,9 @@ from prompt_tuning.support.yaml_files import MAX_BYTES, parse_yaml, read_yaml, t
 
 # Returns the text of a card that names a repository and a base model; None: README.md is uploaded as it is.
 Card = Callable[[str, str | None], str | None]
+
+SPACE_MARK = "prompt_tuning/page/space.py"
+"""A file by which a Space is known as one that this package has written."""
 
 # These settings and results are texts of the user, and a text that begins with a slash is not a path.
 TEXTS = ("init_text", "init_labels", "example", "own_example", "answers")
@@ -129,6 +132,36 @@ def create_repository(repo_id: str, *, private: bool | None = None, token: str |
     """
     with _explained(repo_id):
         return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+
+
+def push_space(
+    space: str,
+    files: Mapping[str, bytes | Path],
+    *,
+    private: bool | None = None,
+    overwrite: bool = False,
+    token: str | None = None,
+) -> str:
+    """Upload the files of a Space in one commit and return the commit's URL.
+
+    Args:
+        space: `name` or `user/name`. The Space is created if it does not exist.
+        files: of `page.space.space_files`.
+        private: whether a new Space is private.
+        overwrite: also replace the app of another Space.
+        token: the token of the hub, by default the one that `hf auth login` saved.
+
+    Raises:
+        HubError: the hub refuses or cannot be reached, or the Space holds another app.
+    """
+    api = HfApi(token=token, library_name="prompt_tuning")
+    with _explained(space):
+        name = api.create_repo(space, repo_type="space", space_sdk="gradio", private=private, exist_ok=True).repo_id
+        names = _file_names(api.space_info(name))
+        if "app.py" in names and SPACE_MARK not in names and not overwrite:
+            raise HubError(f"{name}: the Space holds another app. Name another --space, or add --overwrite.")
+        message = "Show what a prompt does"
+        return api.create_commit(name, _operations(files, ()), commit_message=message, repo_type="space").commit_url
 
 
 def plan_upload(
@@ -261,7 +294,7 @@ def _check_content(api: HfApi, repository: ModelInfo, base: str | None, *, overw
         )
 
 
-def _file_names(repository: ModelInfo) -> set[str]:
+def _file_names(repository: ModelInfo | SpaceInfo) -> set[str]:
     return {sibling.rfilename for sibling in repository.siblings or []}
 
 

@@ -540,3 +540,36 @@ def test_an_adapter_that_cannot_be_read_names_the_reason(status, headers, messag
 def test_hub_ids_are_distinguished_from_paths():
     assert all(map(is_hub_id, ["ann/squad", "ann/squad@v1", "ann/squad@refs/pr/1", "runs/quickstart"]))
     assert not any(map(is_hub_id, ["squad", "/ann/squad", "./squad", "../squad", "a/b/c", "ann/", "ann/squad@"]))
+
+
+def test_a_space_shows_the_page_of_the_pushed_run(run, hub, commands, tmp_path):
+    pytest.importorskip("gradio", reason="the page needs prompt-tuning[try]")
+    hub.add("ann/other", {"app.py": b"print()"}, kind="spaces")
+    done = commands(pushing(run, "--space"), [*pushing(run, "--space", "ann/other"), "--dry_run"])
+    assert "requirements.txt" in done.stdout
+    refused = commands(pushing(run, "--space", "ann/other"), code=1)
+    assert "ann/other: the Space holds another app. Name another --space" in refused.stderr
+    files = hub.repositories["spaces", "ann/squad"].files()
+    header = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    assert (header["sdk"], header["app_file"], header["models"]) == ("gradio", "app.py", ["ann/squad"])
+    assert b"torch" in files["requirements.txt"] and b"extra" not in files["requirements.txt"]
+    for name, content in files.items():
+        assert str(run).encode() not in content and TOKEN.encode() not in content, name
+        path = tmp_path / "space" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    code = (
+        "import gradio, prompt_tuning\n"
+        "gradio.Blocks.launch = lambda page, **settings: print(prompt_tuning.__file__, len(page.fns) > 0)\n"
+        "exec(open('app.py').read())"
+    )
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "0", "PYTHONPATH": ""}
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "space",
+        env=os.environ | environment | {"HF_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert shown.stdout == f"{tmp_path / 'space' / 'prompt_tuning' / '__init__.py'} True\n", shown.stderr[-2000:]
