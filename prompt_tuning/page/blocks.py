@@ -21,7 +21,7 @@ SANS = ["system-ui", "sans-serif"]
 # Gradio's own themes name fonts of Google, which a browser would ask for.
 APPEARANCE: dict[str, Any] = {
     "theme": gr.themes.Default(font=SANS, font_mono=MONO),
-    "css": "footer {display: none} .rows label {width: 100%} .prompt span {word-break: normal}",
+    "css": "footer {display: none} .rows label {width: 100%} .prompt * {word-break: normal; line-height: 1.4}",
 }
 """How the page looks, for `mount_gradio_app` and `launch`."""
 PRIVATE: dict[str, Any] = {
