@@ -271,3 +271,24 @@ def test_damaged_trained_text_is_refused(change):
 def test_a_slow_tokenizer_is_refused_by_name():
     with pytest.raises(ModelError, match="ByT5Tokenizer is slow"):
         check_fast(ByT5Tokenizer())
+
+
+@pytest.mark.parametrize(("single", "before"), [("$A <eos>", 0), ("$A <eos> <bos>", 0), ("<bos> $A <eos>", 1)])
+@pytest.mark.parametrize("part", ["ending", "all"])
+def test_the_end_and_language_tokens_around_a_source_of_an_encoder_are_not_trained(part, single, before):
+    tokenizer = tiny_sentencepiece("first")
+    causal = trained(Encoder(TEMPLATE, copy.deepcopy(tokenizer)), part)
+    alone = tokenizer("x").input_ids
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<eos>", "<bos>")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+    added = len(tokenizer("x").input_ids) - len(alone)
+    plain = Encoder(TEMPLATE, tokenizer, is_encoder_decoder=True)
+    encoder = trained(plain, part)
+    assert encoder.trained_text.tokens == causal.trained_text.tokens
+    for row in ROWS:
+        hard, soft = plain.row(row), encoder.row(row)
+        assert encoder.trained_text.ordinary_ids(soft["input_ids"]) == hard["input_ids"]
+        assert soft["labels"] == hard["labels"]
+        source, _, _ = causal.source(row)
+        assert soft["input_ids"][before : before + len(source)] == source
+        assert len(soft["input_ids"]) == len(source) + added

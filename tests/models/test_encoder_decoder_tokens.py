@@ -1,5 +1,6 @@
 """Hold trained tokens of encoder-decoders to a plain forward of the base model that is written here."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -30,6 +31,7 @@ from transformers import (
 from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.engine.dispatch import ENCODER_DECODERS
 from prompt_tuning.engine.likelihood import log_likelihoods
+from prompt_tuning.engine.trained_tokens import layer_vectors_of
 from prompt_tuning.errors import AdapterError, ModelError
 from prompt_tuning.models.encoder_decoder import EncoderDecoderPromptModel
 from prompt_tuning.models.initialization import layer_scales
@@ -264,6 +266,14 @@ def test_adapters_are_switched_with_their_own_tokens_and_off():
     assert greedy(model.base_model, sources(hard)).tolist() == plain_base
 
 
+def test_threads_that_generate_at_once_read_each_their_own_rows():
+    model = trained(ALL_BASES["t5"]())
+    batches = [ROWS, ROWS[::-1], ROWS[:1], ROWS[1:]] * 2
+    expected = [greedy(model, sources(rows)).tolist() for rows in batches]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda rows: greedy(model, sources(rows)).tolist(), batches)) == expected
+
+
 @pytest.mark.parametrize("architecture", ["t5", "bart"])
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
 def test_saved_and_loaded_it_predicts_the_same_and_plain_peft_refuses_it(architecture, method, tmp_path):
@@ -303,7 +313,9 @@ def test_scales_are_the_median_size_of_each_layers_input_without_the_first_token
         sizes = torch.cat([hidden[layer][0, 1:].square().mean(-1).sqrt() for hidden in states])
         assert scale == pytest.approx(sizes.median().item())
     config = prompt_config(base, VIRTUAL, PromptArguments(layer_vectors=True))
-    tokens = part(add_soft_prompt(base, config, layer_scales=scales))
+    model = add_soft_prompt(base, config, layer_scales=scales)
+    tokens = part(model)
+    assert [len(vectors) for vectors in layer_vectors_of(model)] == [2, 4]  # Both have the rate of layer vectors.
     assert torch.equal(torch.cat([tokens.layer_scales, tokens.decoder_scales]), scales)
 
 
