@@ -36,6 +36,16 @@ class Run:
 
     Raises:
         DataError: the folder holds no finished run.
+
+    >>> import prompt_tuning as pt
+    >>> run = pt.Run("runs/mine")
+    >>> sorted(run.results["soft_prompt"])
+    ['exact_match', 'f1']
+    >>> predict = run.predictor()
+    >>> len(predict([{"context": "Ada lives in Turin.", "question": "Where does Ada live?"}]))
+    1
+    >>> run.report().name
+    'report.html'
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -123,6 +133,18 @@ def train(
         PromptTuningError: everything that is wrong with the recipe and the rows, before a model loads; or what stops
             the training.
         Stopped: a signal stopped the training, which saved a checkpoint.
+
+    >>> import prompt_tuning as pt
+    >>> run = pt.train("recipe.yaml", max_steps=2, output_dir="runs/short")
+    {'train_runtime': ...}
+    >>> run
+    Run('runs/short')
+    >>> import pandas as pd
+    >>> frame = pd.read_json("train.jsonl", lines=True)
+    >>> run = pt.train("recipe.yaml", train_dataset=frame.head(12), max_steps=1, output_dir="runs/few")
+    {'train_runtime': ...}
+    >>> run.results["train_rows"]
+    12
     """
     flags = _flags(settings)
     rows = {"train": train_dataset, "validation": eval_dataset, "test": test_dataset}
@@ -152,6 +174,12 @@ def evaluate(
 
     Raises:
         PromptTuningError: everything that is wrong with the recipe, the rows and the adapter.
+
+    >>> import prompt_tuning as pt
+    >>> rows = [{"context": "Ada lives in Turin.", "question": "Where does Ada live?", "answers": {"text": ["Turin"]}}]
+    >>> evaluation = pt.evaluate("recipe.yaml", "runs/mine", test_dataset=rows, output_dir="runs/one-row")
+    >>> evaluation.results["rows"]
+    1
     """
     flags = _flags(settings)
     is_named = "output_dir" in settings
@@ -194,6 +222,11 @@ def rank(
 
     Raises:
         PromptTuningError: everything that is wrong with the recipe, the rows and the templates.
+
+    >>> import prompt_tuning as pt
+    >>> ranked = pt.rank("recipe.yaml", templates=["question_answering/plain"], num_demonstrations=[0, 1])
+    >>> len(ranked["candidates"])
+    2
     """
     folder = Path(output_dir)
     flags = _flags(settings)
@@ -242,6 +275,14 @@ def compare(
 
     Raises:
         PromptTuningError: everything that is wrong with the recipes and the rows; or what stops a training.
+
+    >>> import prompt_tuning as pt
+    >>> recipe = {"model_name_or_path": "models/tiny", "task": "question_answering", "test_file": "test.jsonl"}
+    >>> recipe |= {"template": "question_answering/plain", "method": "none", "max_source_tokens": 96}
+    >>> brief = recipe | {"template": "question_answering/instruction"}
+    >>> compared = pt.compare({"plain": recipe, "brief": brief}, output_dir="runs/hard")
+    >>> list(compared["parts"])
+    ['plain', 'brief']
     """
     folder = Path(output_dir)
     flags = _flags(settings)
