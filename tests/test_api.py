@@ -14,6 +14,7 @@ from prompt_tuning.data.files import load_file
 from prompt_tuning.data.in_memory import save_rows
 from prompt_tuning.errors import DataError, RecipeError, TemplateError
 from prompt_tuning.recipe.drafts import read_pairs
+from prompt_tuning.reports.notebook import run_html
 from prompt_tuning.support.files import read_json_lines
 
 TIMES = ("train_seconds", "evaluation_seconds", "prediction_seconds", "seconds_per_step", "added_memory_bytes")
@@ -172,6 +173,8 @@ def test_a_notebook_shows_scores_and_rows_and_no_html_of_others(settings, tmp_pa
     rows[0]["context"] += evil
     run = pt.train(settings, test_dataset=rows, max_steps=1)
     shown = run._repr_html_()
-    assert "<img" not in shown and "&lt;img src=x onerror=alert(1)&gt; $x$ \\x1b[2J" in shown
-    assert "hard prompt alone" in shown and "difference" in shown and "expected" in shown
+    assert "<img" not in shown and "\x1b" not in shown
+    assert "hard prompt alone" in shown and "95 % interval" in shown and "expected" in shown
     assert f"{run.results['soft_prompt']['f1']:.1f}" in shown
+    all_rows = run_html(run.path, examples=9)
+    assert "&lt;img src=x onerror=alert(1)&gt; $x$ \\x1b[2J" in all_rows and "<img" not in all_rows

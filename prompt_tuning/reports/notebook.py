@@ -8,8 +8,11 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from prompt_tuning.reports.run_files import NAMES, read_predictions, read_results, systems_in
-from prompt_tuning.reports.summary import scores_of_systems
+from prompt_tuning.metrics.loading import main_metric
+from prompt_tuning.reports.losses import losses_text
+from prompt_tuning.reports.run_files import NAMES, read_log_history, read_predictions, read_results, systems_in
+from prompt_tuning.reports.shown_rows import chosen_rows
+from prompt_tuning.reports.summary import best_checkpoint_text, scores_of_systems, significance_text
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted, printable
 
@@ -27,7 +30,8 @@ CELL = """
 <tr><th style="text-align: left">{{ label }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </table>
-<p>{{ part.facts }}</p>
+{% for fact in part.facts %}<p>{{ fact }}</p>
+{% endfor %}
 {% for row in part.rows %}
 <table>
 {% for label, text in row.items() %}
@@ -45,7 +49,7 @@ def run_html(folder: Path, examples: int = 3) -> str:
 
     Args:
         folder: the run's folder.
-        examples: how many rows of each task are shown, evenly spaced.
+        examples: how many rows of each task are shown: one that is mended, one typical, one still wrong.
 
     Raises:
         DataError: the folder holds no finished run, or a file of it is damaged.
@@ -74,16 +78,28 @@ def _part(run: RunFolder, results: dict[str, Any], task: str, examples: int) -> 
     if len(systems) == 2:
         hard, tuned = (of_system.values for of_system in systems.values())
         scores["difference"] = [f"{tuned[metric] - hard[metric]:+.1f}" for metric in metrics]
-    facts = f"{counted(results['rows'], 'row')} of {results['split']}, model {results['model']}"
-    if "best_checkpoint" in results:
-        facts += f"; the best checkpoint is {results['best_checkpoint']}"
+    metric = main_metric(results["task"], next(iter(systems.values())))
     return {
         "task": printable(task),
         "metrics": metrics,
         "scores": scores,
-        "facts": printable(facts),
-        "rows": _rows(run, results, examples),
+        "facts": list(map(printable, _facts(run, results, metric))),
+        "rows": _rows(run, results, metric, examples),
     }
+
+
+def _facts(run: RunFolder, results: dict[str, Any], metric: str) -> list[str]:
+    """Say whether the difference is significant, which checkpoint was saved, and what the rows lost."""
+    facts = []
+    compared = results.get("comparison", {}).get(metric)
+    if compared:
+        facts.append(f"difference in {metric}: {significance_text(metric, compared)}")
+    if "best_checkpoint" in results:
+        facts.append(best_checkpoint_text(results, read_log_history(run) if run.log_history.is_file() else []))
+    facts.append(f"{counted(results['rows'], 'row')} of {results['split']}, model {results['model']}")
+    if results["cut_rows"]:
+        facts.append(f"{results['cut_rows']} of these rows were cut to fit max_source_tokens")
+    return facts + (losses_text(results) or [])
 
 
 def _training(results: dict[str, Any]) -> str:
@@ -94,17 +110,18 @@ def _training(results: dict[str, Any]) -> str:
     return f"{parameters:,} trained parameters, {steps} in {results['train_seconds']:.0f} s, seed {results['seed']}"
 
 
-def _rows(run: RunFolder, results: dict[str, Any], count: int) -> list[dict[str, str]]:
+def _rows(run: RunFolder, results: dict[str, Any], metric: str, count: int) -> list[dict[str, str]]:
     """Return the texts of some rows by their labels; nothing if the predictions are gone."""
     if not run.predictions(results["split"]).is_file():
         return []
     rows = read_predictions(run, results)
     shown = []
-    for number in sorted({index * len(rows) // count for index in range(count)}):
-        row = rows[number]
-        texts = {f"row {row['row']}": row["source"], "expected": " / ".join(dict.fromkeys(row["references"]))}
-        texts |= {label: row[name] for name, label in systems_in(row).items()}
-        shown.append({label: _short(text) for label, text in texts.items()})
+    for place, reason in chosen_rows(rows, list(systems_in(results)), metric, count).items():
+        row = rows[place]
+        label = f"row {row['row']}" + (f", {reason}" if reason else "")
+        texts = {label: row["source"], "expected": " / ".join(dict.fromkeys(row["references"]))}
+        texts |= {name: row[system] for system, name in systems_in(row).items()}
+        shown.append({name: _short(text) for name, text in texts.items()})
     return shown
 
 

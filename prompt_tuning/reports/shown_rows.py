@@ -18,7 +18,13 @@ Row = dict[str, Any]
 
 
 def row_texts(rows: Sequence[Row], systems: Sequence[str], metric: str, count: int) -> list[str]:
-    """Return the text of `count` rows, each with the reason why it is shown.
+    """Return the text of the rows that `chosen_rows` chooses, each with the reason why it is shown."""
+    chosen = chosen_rows(rows, systems, metric, count)
+    return list(map(_text, map(rows.__getitem__, chosen), chosen.values()))
+
+
+def chosen_rows(rows: Sequence[Row], systems: Sequence[str], metric: str, count: int) -> dict[int, str]:
+    """Return the places of `count` rows, each with the reason why it is shown.
 
     Args:
         rows: the rows of predictions/<split>.jsonl.
@@ -34,7 +40,7 @@ def row_texts(rows: Sequence[Row], systems: Sequence[str], metric: str, count: i
     for place in range(len(rows)):  # Labelled rows may be among those that are evenly spaced.
         if len(chosen) < min(count, len(rows)):
             chosen.setdefault(place, "")
-    return list(map(_text, map(rows.__getitem__, chosen), chosen.values()))
+    return chosen
 
 
 def counts_text(rows: Sequence[Row], systems: Sequence[str], metric: str) -> str | None:
