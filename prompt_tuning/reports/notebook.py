@@ -27,7 +27,8 @@ CELL = """
 <table>
 <tr><th></th>{% for metric in part.metrics %}<th>{{ metric }}</th>{% endfor %}</tr>
 {% for label, cells in part.scores.items() %}
-<tr><th style="text-align: left">{{ label }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+<tr><th style="text-align: left">{{ label }}</th>
+{% for cell in cells %}<td style="text-align: right">{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </table>
 {% for fact in part.facts %}<p>{{ fact }}</p>
@@ -94,8 +95,9 @@ def _facts(run: RunFolder, results: dict[str, Any], metric: str) -> list[str]:
     compared = results.get("comparison", {}).get(metric)
     if compared:
         facts.append(f"difference in {metric}: {significance_text(metric, compared)}")
-    if "best_checkpoint" in results:
-        facts.append(best_checkpoint_text(results, read_log_history(run) if run.log_history.is_file() else []))
+    if "train_steps" in results:
+        log = read_log_history(run) if run.log_history.is_file() else []
+        facts.append(best_checkpoint_text(results, metric, log))
     facts.append(f"{counted(results['rows'], 'row')} of {results['split']}, model {results['model']}")
     if results["cut_rows"]:
         facts.append(f"{results['cut_rows']} of these rows were cut to fit max_source_tokens")
