@@ -91,7 +91,9 @@ def compare_systems(
     trained = _trained_system(predictions)
     references = list(prepared.encoded[results["split"]]["references"])
     comparison = {}
-    for metric in Scores.from_json(results[trained]).values:
+    metrics = list(Scores.from_json(results[trained]).values)
+    disabled = prepared.recipe.training.disable_tqdm
+    for metric in tqdm(metrics, desc="intervals", unit="metric", disable=disabled, delay=1):
         if metric in CORPUS_METRICS and all(references):
             texts = (predictions[trained], predictions[HARD_PROMPT])
             language = prepared.recipe.data.metric_language
