@@ -145,16 +145,23 @@ class PromptArguments:
         },
     )
     method: Literal[
-        "prompt_tuning", "p_tuning", "prefix_tuning", "cpt", "multitask_prompt_tuning", "lora", "full", "none"
+        "auto", "prompt_tuning", "p_tuning", "prefix_tuning", "cpt", "multitask_prompt_tuning", "lora", "full", "none"
     ] = field(
         default="prompt_tuning",
         metadata={
-            "help": "prompt_tuning: trained embeddings (Lester et al. 2021). p_tuning: embeddings that a network "
-            "writes (Liu et al. 2021). prefix_tuning: trained keys and values (Li & Liang 2021; P-tuning v2, Liu et "
-            "al. 2022). cpt: a bounded change of the embeddings of init_text (Blau et al. 2024). "
-            "multitask_prompt_tuning: one prompt for all of `tasks`, times a low-rank matrix for each task (Wang et "
-            "al. 2023). lora (Hu et al. 2022) and full fine-tuning: for comparison. none: evaluate the hard prompt "
-            "and train nothing."
+            "help": "auto: the prompt that docs/methods.md advises, by servable. prompt_tuning: trained "
+            "embeddings (Lester et al. 2021). p_tuning: embeddings that a network writes (Liu et al. 2021). "
+            "prefix_tuning: trained keys and values (Li & Liang 2021; P-tuning v2, Liu et al. 2022). cpt: a bounded "
+            "change of the embeddings of init_text (Blau et al. 2024). multitask_prompt_tuning: one prompt for all of "
+            "`tasks`, times a low-rank matrix for each task (Wang et al. 2023). lora (Hu et al. 2022) and full "
+            "fine-tuning: for comparison. none: evaluate the hard prompt and train nothing."
+        },
+    )
+    servable: bool | None = field(
+        default=None,
+        metadata={
+            "help": "auto: whether other engines shall serve what is trained (default: true). false also trains a "
+            "vector for each layer."
         },
     )
     tasks: list[str] | None = field(

@@ -16,6 +16,7 @@ from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, Pro
 from prompt_tuning.arguments.flags import truth_value
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import ErrorList, RecipeError, first_line
+from prompt_tuning.recipe.automatic import AUTO, choose_method
 from prompt_tuning.recipe.old_settings import translate
 from prompt_tuning.recipe.other_names import flag_name
 from prompt_tuning.recipe.parser import RecipeParser, to_argv
@@ -92,11 +93,14 @@ def read_draft(source: RecipeSource, overrides: list[str], *, for_prediction: bo
         model = build(ModelArguments, values, explicitly_set)
         data = build(DataArguments, values, explicitly_set)
         prompt = build(PromptArguments, values, explicitly_set)
-    except ValueError as error:
+        choice = ""
+        if prompt.method == AUTO:
+            prompt, choice = choose_method(prompt, explicitly_set, streaming=data.streaming)
+    except (ValueError, RecipeError) as error:
         raise RecipeError(f"{path}: {first_line(error)}") from error
     if data.streaming and "train_sampling_strategy" not in explicitly_set:
         values["train_sampling_strategy"] = "sequential"  # The stream itself is shuffled.
-    return Draft(path, model, data, prompt, argparse.Namespace(**values), explicitly_set)
+    return Draft(path, model, data, prompt, argparse.Namespace(**values), explicitly_set, choice)
 
 
 def build(block: type[Block], values: Mapping[str, Any], names: Iterable[str]) -> Block:

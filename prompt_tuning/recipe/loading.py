@@ -82,7 +82,7 @@ def _complete(draft: Draft, *, for_prediction: bool = False) -> Recipe:
         training = build(PromptTuningArguments, vars(draft.training), names)
     except (ValueError, TypeError, ImportError, OSError) as error:  # The class's __post_init__ raises these.
         raise RecipeError(f"{draft.path}: {first_line(error)}") from error
-    recipe = Recipe(draft.path, draft.model, draft.data, draft.prompt, training, draft.explicitly_set)
+    recipe = Recipe(draft.path, draft.model, draft.data, draft.prompt, training, draft.explicitly_set, draft.choice)
     _set_dependent_defaults(recipe)
     if not for_prediction:
         _set_computing_type(recipe)

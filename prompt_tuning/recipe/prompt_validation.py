@@ -54,6 +54,8 @@ def prompt_errors(recipe: Draft) -> list[str]:
     """Return the settings of the prompt that need each other, or have no effect."""
     prompt = recipe.prompt
     method = METHODS[prompt.method]
+    if prompt.servable is not None:
+        return [f"servable has no effect with method {prompt.method}; it belongs to auto"]
     if not method.trains:
         return []
     rules: Rules = []

@@ -48,6 +48,7 @@ class Draft:
         prompt: the settings of the prompt.
         training: the settings of Trainer as they are written, with its defaults.
         explicitly_set: the names of the settings that the file or the command line sets.
+        choice: what `method: auto` is here and why, in one line; empty with another method.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Draft:
     prompt: PromptArguments
     training: Any
     explicitly_set: frozenset[str]
+    choice: str = ""
 
 
 @dataclass(frozen=True)

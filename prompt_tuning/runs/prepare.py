@@ -107,6 +107,8 @@ def prepare_run(recipe: Recipe) -> Prepared:
     Raises:
         PromptTuningError: as `prepare` does; or a split is missing.
     """
+    if recipe.choice:
+        logger.info(recipe.choice)
     prepared = prepare(recipe, SPLITS if METHODS[recipe.prompt.method].trains else SPLITS[1:])
     checks.check_splits(recipe, prepared.encoded)
     return prepared

@@ -20,7 +20,7 @@ WORDS = {"none", "full"}
 
 
 def test_a_recipe_takes_the_methods_of_the_table():
-    assert get_args(get_type_hints(PromptArguments)["method"]) == tuple(METHODS)
+    assert get_args(get_type_hints(PromptArguments)["method"]) == ("auto", *METHODS)
 
 
 def test_settings_and_inits_of_the_table_are_those_of_a_recipe():

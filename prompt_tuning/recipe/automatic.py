@@ -1,0 +1,55 @@
+"""Choose the settings of `method: auto`, by the scores that docs/methods.md names.
+
+The choice replaces `auto` when a recipe is read, so that a run's folder holds the settings themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import replace
+from typing import Any
+
+from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.errors import PromptTuningError, RecipeError
+from prompt_tuning.templates.literals import literals
+from prompt_tuning.templates.template import Template
+
+AUTO = "auto"
+STARTS = frozenset({"init", "init_text", "init_labels", "init_adapter", "num_virtual_tokens"})
+"""The settings by which a user says where the prompt starts."""
+
+
+def choose_method(
+    prompt: PromptArguments, explicitly_set: Set[str], *, streaming: bool
+) -> tuple[PromptArguments, str]:
+    """Return the settings in place of `method: auto`, and the reason in one line.
+
+    Args:
+        prompt: the settings as the recipe says them. What it sets is kept.
+        explicitly_set: the names of the settings that the recipe or the command line sets.
+        streaming: training rows are read once, so that no prompt starts from them.
+
+    Raises:
+        RecipeError: the recipe continues an adapter, which has a method.
+    """
+    if prompt.adapter:
+        raise RecipeError("method auto chooses for a new prompt. Name the method of the adapter to continue.")
+    servable = prompt.servable is not False
+    chosen: dict[str, Any] = {"method": "prompt_tuning", "servable": None}
+    if not STARTS & explicitly_set and not streaming:
+        chosen["init"] = "demonstrations"
+    if "trained_text" not in explicitly_set and _has_ending(prompt.template):
+        chosen["trained_text"] = "ending"
+    if not servable and "layer_vectors" not in explicitly_set:
+        chosen["layer_vectors"] = True
+    settings = ", ".join(f"{name}: {str(value).lower()}" for name, value in chosen.items() if value is not None)
+    reason = "other engines can serve it" if servable else "servable: false also takes what no other engine serves"
+    return replace(prompt, **chosen), f"method auto: {settings}; {reason} (docs/methods.md)"
+
+
+def _has_ending(template: str | None) -> bool:
+    """Return whether a template's source ends with fixed text. An unreadable one is reported later."""
+    try:
+        return bool(template and literals(Template.load(template), None, "ending"))
+    except PromptTuningError:
+        return False

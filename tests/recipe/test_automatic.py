@@ -1,0 +1,64 @@
+"""`method: auto`: the settings it becomes, what of the user's it keeps, and when it may not be combined."""
+
+import pytest
+
+from prompt_tuning.errors import RecipeError
+from prompt_tuning.recipe.drafts import checked_draft
+
+ENDING = "question_answering/instruction_last"
+COLUMN_LAST = "source: '{{ context }} {{ question }}'\ntarget: '{{ answers.text[0] }}'\n"
+
+
+@pytest.fixture
+def auto(recipe_file):
+    """Return a function that gives the draft of a recipe with method auto."""
+
+    def read(*overrides, **settings):
+        settings = {"method": "auto", "template": ENDING, "num_virtual_tokens": None} | settings
+        return checked_draft(recipe_file(**settings), list(overrides))
+
+    return read
+
+
+def test_auto_is_a_prompt_that_other_engines_serve(auto):
+    draft = auto()
+    prompt = draft.prompt
+    assert (prompt.method, prompt.init, prompt.trained_text) == ("prompt_tuning", "demonstrations", "ending")
+    assert not prompt.layer_vectors and "other engines can serve it" in draft.choice and "\n" not in draft.choice
+
+
+def test_servable_false_adds_layer_vectors(auto):
+    assert auto("--servable=false").prompt.layer_vectors and not auto("--servable=true").prompt.layer_vectors
+
+
+def test_auto_keeps_what_the_user_sets(auto):
+    assert auto(num_virtual_tokens=6).prompt.init == "vocab"
+    prompt = auto("--trained_text=none", "--init=text", "--init_text=Answer.").prompt
+    assert (prompt.trained_text, prompt.init, prompt.init_text) == ("none", "text", "Answer.")
+
+
+def test_a_template_without_an_ending_has_none_to_train(auto, tmp_path):
+    template = tmp_path / "column_last.yaml"
+    template.write_text(COLUMN_LAST, encoding="utf-8")
+    assert auto(template=template).prompt.trained_text == "none"
+
+
+def test_a_stream_has_no_rows_to_start_from(auto):
+    assert auto("--streaming=true", "--max_steps=2").prompt.init == "vocab"
+
+
+def test_the_saved_settings_are_those_of_the_choice(auto, recipe_file):
+    from prompt_tuning.recipe.loading import load_recipe
+
+    settings = load_recipe(recipe_file(method="auto", template=ENDING, num_virtual_tokens=None)).resolved()
+    assert settings["method"] == "prompt_tuning" and "servable" not in settings
+
+
+def test_servable_belongs_to_auto(auto):
+    with pytest.raises(RecipeError, match="servable has no effect with method prompt_tuning; it belongs to auto"):
+        auto("--servable=true", method="prompt_tuning")
+
+
+def test_an_adapter_has_a_method_already(auto, tmp_path):
+    with pytest.raises(RecipeError, match="adapter"):
+        auto(f"--adapter={tmp_path}")
