@@ -246,7 +246,7 @@ class PromptArguments:
         metadata={
             "help": "prompt_tuning, prefix_tuning: give each trained token also a vector for each layer, which is "
             "added to the layer's input at its place and starts from 0. Behind a prefix only the tokens of "
-            "trained_text have them."
+            "trained_text have them. In an encoder-decoder the decoder's first token has them, too."
         },
     )
     prefix_projection: bool = field(
