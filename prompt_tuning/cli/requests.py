@@ -48,8 +48,9 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Write the requests, or send them and write the rows with their predictions."""
     check_json_output("requests", args)
+    from prompt_tuning.runs.api_client import openai_client
     from prompt_tuning.runs.exported import ExportedTask
-    from prompt_tuning.runs.requests import openai_client, send_requests, write_requests
+    from prompt_tuning.runs.requests import send_requests, write_requests
 
     send = openai_client(args.url) if args.url else None
     task = ExportedTask.load(args.folder, args.task, trust_remote_code=args.trust_remote_code)

@@ -6,18 +6,18 @@ import json
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from prompt_tuning.encoding.decoding import cut_at_stop, special_tokens
-from prompt_tuning.errors import DataError, ModelError, RecipeError, first_line
+from prompt_tuning.encoding.decoding import special_tokens
+from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.reports.losses import prediction_counts
 from prompt_tuning.runs.answers import Question
+from prompt_tuning.runs.api_client import Send, ask, in_order
 from prompt_tuning.runs.exported import ExportedTask
 from prompt_tuning.runs.input_rows import input_name, open_input, read_row, stream_input
 from prompt_tuning.runs.predict import count_row, report_counts
@@ -25,12 +25,6 @@ from prompt_tuning.support.data_files import checked_path
 from prompt_tuning.support.files import atomic_write
 from prompt_tuning.support.json_values import parse_json
 from prompt_tuning.support.text import printable_json
-
-TRIES = 6
-"""How often a request is sent that a server does not answer; the client waits longer before every try."""
-
-Send = Callable[[dict[str, Any]], Any]
-"""Sends a request and returns the first choice of its answer."""
 
 
 def write_requests(
@@ -128,36 +122,33 @@ def send_requests(
     file = Path(os.path.realpath(output))
     partial = file.parent / f".{file.name}.{task.name}-{task.checksum[:8]}.partial"
     counts: Counter[str] = Counter()
-    with ExitStack() as files:
-        rows = open_input(source, path) or filter(None, stream_input(source, path, task.encoder, files))
-        answered = _answered(partial)
-        written = files.enter_context(partial.open("a", encoding="utf-8"))
-        pool = files.enter_context(ThreadPoolExecutor(concurrency))
-        files.callback(pool.shutdown, wait=False, cancel_futures=True)
-        bar = files.enter_context(tqdm(desc=task.name, unit="row", disable=None))
-        waiting: deque[tuple[dict[str, Any], Future[tuple[str, bool]]]] = deque()
 
-        def finish(most: int) -> None:
-            while len(waiting) > most:
-                row, future = waiting.popleft()
-                text, limited = future.result()
-                counts.update(prediction_counts([text], [limited]))
-                written.write(json.dumps(row | {"prediction": text}, ensure_ascii=False, default=str) + "\n")
-                written.flush()
-                bar.update()
-
+    def questions() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Yield each row with its request, or with its prediction before a break."""
         for origin, row in rows:
             question = _read(task, origin, row, counts)
             if answered:
                 known = answered.popleft()
                 _check_answered(row, known, origin, partial)
-                counts.update(prediction_counts([known["prediction"]], [False]))
-                bar.update()
-                continue
-            body = request(task, question, origin, model=model, as_text=as_text)
-            waiting.append((row, pool.submit(_answer, send, body, task.encoder.template.stop)))
-            finish(2 * concurrency)
-        finish(0)
+                yield row, known
+            else:
+                yield row, request(task, question, origin, model=model, as_text=as_text)
+
+    def answer(question: tuple[dict[str, Any], dict[str, Any]]) -> tuple[str, bool]:
+        _, body = question
+        return (body["prediction"], False) if "prediction" in body else ask(send, body, task.encoder.template.stop)[1:]
+
+    with ExitStack() as files:
+        rows = open_input(source, path) or filter(None, stream_input(source, path, task.encoder, files))
+        answered = _answered(partial)
+        written = files.enter_context(partial.open("a", encoding="utf-8"))
+        bar = files.enter_context(tqdm(desc=task.name, unit="row", disable=None))
+        for (row, body), (text, limited) in in_order(questions(), answer, concurrency):
+            counts.update(prediction_counts([text], [limited]))
+            if "prediction" not in body:
+                written.write(json.dumps(row | {"prediction": text}, ensure_ascii=False, default=str) + "\n")
+                written.flush()
+            bar.update()
     if not counts["rows"]:
         raise DataError(f"{input_name(source)}: no rows")
     os.replace(partial, file)
@@ -187,47 +178,3 @@ def _check_answered(row: dict[str, Any], answered: dict[str, Any], origin: str, 
     known = json.loads(json.dumps(row, ensure_ascii=False, default=str))
     if {**known, "prediction": None} != {**answered, "prediction": None}:
         raise DataError(f"{partial}: it holds answers of other rows ({origin} differs). Remove it.")
-
-
-def _answer(send: Send, body: dict[str, Any], stop: tuple[str, ...]) -> tuple[str, bool]:
-    """Return the text that a server writes, cut as this package cuts it, and whether only the limit ended it.
-
-    A stop text at the start of an answer counts only behind other text here. Servers stop at it, and are asked again.
-    """
-    choice = send(body)
-    if "stop" in body and choice.finish_reason == "stop" and not choice.text.strip():
-        choice = send({name: value for name, value in body.items() if name != "stop"})
-    text = cut_at_stop(choice.text, stop)
-    limited = choice.finish_reason == "length" and text == choice.text.lstrip()
-    return text.strip(), limited
-
-
-def openai_client(url: str) -> Send:
-    """Return a function that sends requests to a server through the client of `openai`.
-
-    The key is that of the environment variable OPENAI_API_KEY, which most servers of one's own do not need.
-
-    Args:
-        url: the server's address, with the path of its API, such as http://localhost:8000/v1.
-
-    Raises:
-        ModelError: the package openai is not installed.
-    """
-    try:
-        import openai
-    except ImportError:
-        raise ModelError("--url: requests are sent by the package openai. Install prompt-tuning[serve].") from None
-    key = os.environ.get("OPENAI_API_KEY") or "none"
-    client = openai.OpenAI(base_url=url, api_key=key, max_retries=TRIES - 1)
-
-    def send(body: dict[str, Any]) -> Any:
-        try:
-            return client.completions.create(**body).choices[0]
-        except openai.APIStatusError as error:
-            raise ModelError(f"{url}: it answers {error.status_code}: {first_line(error.message)}.") from error
-        except openai.APIConnectionError as error:
-            raise ModelError(
-                f"{url}: no answer ({first_line(error)}). Start the server, and run the same command again to resume."
-            ) from error
-
-    return send

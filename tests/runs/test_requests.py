@@ -4,7 +4,6 @@ import re
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import DataError, ModelError
+from prompt_tuning.runs.api_client import Reply, openai_client
 from prompt_tuning.runs.export import export_runs
 from prompt_tuning.runs.exported import ExportedTask
-from prompt_tuning.runs.requests import openai_client, send_requests, write_requests
+from prompt_tuning.runs.requests import send_requests, write_requests
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def server_of(folder, task):
         text = task.encoder.tokenizer.decode(new, skip_special_tokens=True)
         stopped = min((text.split(stop)[0] for stop in body.get("stop", [])), key=len, default=text)
         reason = "length" if stopped == text and new[-1] != 1 else "stop"
-        return SimpleNamespace(text=stopped, finish_reason=reason)
+        return Reply(text=stopped, finish_reason=reason)
 
     return send
 
@@ -97,9 +97,9 @@ def test_a_server_that_takes_no_token_ids_gets_text(exported, make_run, tmp_path
 
     def send(body):
         prompts.append(body["prompt"])
-        return SimpleNamespace(text="x", finish_reason="stop")
+        return Reply(text="x", finish_reason="stop")
 
-    monkeypatch.setattr("prompt_tuning.runs.requests.openai_client", lambda url: send)
+    monkeypatch.setattr("prompt_tuning.runs.api_client.openai_client", lambda url: send)
     command = ["requests", str(exported), "--task", "qa", "--input", make_run.rows, "--url", "http://127.0.0.1:1/v1"]
     assert main([*command, "--output", str(tmp_path / "answers.jsonl"), "--text", "--concurrency", "1"]) == 0
     assert len(prompts) == 9 and all(prompt.startswith("<|prompt:qa:0|>") for prompt in prompts)
@@ -124,7 +124,7 @@ def test_a_stop_text_at_the_start_of_an_answer_is_asked_for_again(exported, make
 
     def send(body):
         text = "" if "stop" in body else "\n\nTurin\nand more"
-        return SimpleNamespace(text=text, finish_reason="stop" if "stop" in body else "length")
+        return Reply(text=text, finish_reason="stop" if "stop" in body else "length")
 
     send_requests(task, make_run.rows, str(tmp_path / "answers.jsonl"), send, model="m")
     lines = (tmp_path / "answers.jsonl").read_text().splitlines()
@@ -193,7 +193,7 @@ def test_a_busy_server_is_asked_again_through_the_client_of_openai(exported, mak
     assert path == "/v1/completions" and key == "Bearer sk-mine" and len(server.bodies) == 10
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert len(lines) == 9 and all(line["prediction"].isdecimal() for line in lines)
-    monkeypatch.setattr("prompt_tuning.runs.requests.TRIES", 1)
+    monkeypatch.setattr("prompt_tuning.runs.api_client.TRIES", 1)
     with pytest.raises(ModelError, match=r"no answer .*run the same command again to resume"):
         openai_client(url)(body)
 
