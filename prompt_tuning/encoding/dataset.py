@@ -125,7 +125,8 @@ def encode(
     Returns:
         The encoded rows and the report. A row has `input_ids`, `labels`, `source`, `references`, `cut_tokens`,
         `omitted_demonstrations` (those that do not fit) and `row`, its number in the split; of a closed question also
-        `choices` and `choice_ids`. A row with a problem is only in the report.
+        `choices` and `choice_ids`; for a model behind an API also `prompt`, the JSON of what is sent. A row with a
+        problem is only in the report.
     """
     encoded = dataset.map(
         _encode_row,
@@ -140,7 +141,7 @@ def encode(
         with_indices=True,
         remove_columns=dataset.column_names,
         # Without features datasets infers them from the first rows, which may be empty lists.
-        features=Features(COLUMNS | CHOICE_COLUMNS if encoder.closed else COLUMNS),
+        features=Features(_columns(encoder)),
         num_proc=num_proc,
         desc="encode",
     )
@@ -152,6 +153,12 @@ def encode(
         drop_empty=drop_empty,
         max_new_tokens=max_new_tokens or sys.maxsize,
     )
+
+
+def _columns(encoder: Encoder) -> dict[str, Any]:
+    """Return the types of the columns that an encoder writes."""
+    columns = COLUMNS | CHOICE_COLUMNS if encoder.closed else COLUMNS
+    return columns if encoder.endpoint is None else columns | {"prompt": Value("string")}
 
 
 def _select_rows(
@@ -240,6 +247,8 @@ def _encode_row(
         encoded = {"input_ids": [], "labels": [], "source": "", "references": []}
         if encoder.closed:
             encoded |= {"choices": [], "choice_ids": []}
+        if encoder.endpoint is not None:
+            encoded["prompt"] = ""
         counts = dict.fromkeys(COUNTS, 0)
         overlong = isinstance(error, OverlongError)
         part = "target" if isinstance(error, OverlongTargetError) else "source"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.encoding.chat import chat_format, chat_text
 from prompt_tuning.encoding.control_tokens import ControlTokens, control_tokens
 from prompt_tuning.encoding.embedded import check_embedded
@@ -44,6 +46,7 @@ class Encoder:
         source_setting: the setting that the budget of a source is from, for messages.
         num_embeddings: the number of tokens that the model has embeddings for; None for all of the tokenizer.
         trained_text: the tokens of the template that have trained ids; None if it is an ordinary hard prompt.
+        endpoint: the endpoint of the API that answers; None for a model that is loaded here.
     """
 
     template: Template
@@ -58,6 +61,7 @@ class Encoder:
     source_setting: str = "max_source_tokens"
     num_embeddings: int | None = None
     trained_text: TrainedText | None = None
+    endpoint: Literal["completions", "chat"] | None = None
 
     @classmethod
     def from_recipe(
@@ -75,6 +79,7 @@ class Encoder:
             languages=language_variables(data.source_lang, data.target_lang),
             score_choices=prompt.score_choices,
             num_embeddings=config.get_text_config().vocab_size,
+            endpoint=endpoint_of(recipe.model, template),
         )
 
     @property
@@ -123,6 +128,8 @@ class Encoder:
             "shown_demonstrations": len(encoder.template.demonstrations) - self._num_permanent,
             "omitted_demonstrations": omitted,
         }
+        if self.endpoint is not None:
+            encoded["prompt"] = json.dumps(encoder.api_prompt(source))
         if self.closed:
             choices, choice_ids = self.choices(row, source.text, ids)
             if target.strip() not in choices:
@@ -277,6 +284,15 @@ class Encoder:
         ids, untrained = self.trained_text.apply(ids, tokens, self.template.name)
         return replace(source, ids=ids, untrained_tokens=untrained)
 
+    def api_prompt(self, source: EncodedSource) -> dict[str, Any]:
+        """Return `prompt` or `messages` of a request to the endpoint, whose server has a chat template of its own."""
+        if self.endpoint == "completions":
+            return {"prompt": self.control.plain(source.text)}
+        rendered = self.template.render(source.row, self.languages, with_target=False)
+        if self.template.chat:
+            return {"messages": list(rendered.messages)}
+        return {"messages": [{"role": "user", "content": rendered.source}]}
+
     def text_tokens(self, source: EncodedSource, part: Part) -> list[TextToken | None]:
         """Return for each token of a source, with ordinary ids, the token of a literal that it is, or None."""
         row = self.control.mark({**source.row})
@@ -395,3 +411,19 @@ class Encoder:
         if not isinstance(text, str):
             raise TemplateError(f"column {column!r} is not text, so it cannot be cut; take it out of truncate")
         return self.control.shorten(text, tokens)
+
+
+def endpoint_of(model: ModelArguments, template: Template) -> Literal["completions", "chat"] | None:
+    """Return the endpoint of an API that a template is sent to; None for a model that is loaded here.
+
+    Raises:
+        TemplateError: the template wants a chat, and the recipe sets api_endpoint: completions.
+    """
+    if model.api_name is None:
+        return None
+    if template.chat and model.api_endpoint == "completions":
+        raise TemplateError(
+            f"template {template.name}: it has chat: true, whose messages are sent to the endpoint chat. Leave "
+            "api_endpoint out."
+        )
+    return "chat" if template.chat else model.api_endpoint or "completions"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ def load_config(args: ModelArguments) -> PretrainedConfig:
         ModelError: the name is neither a folder nor a hub id that can be reached, its model generates no text, or a
             folder's weights are cut or missing.
     """
+    if args.api_name is not None:
+        # Nothing is known of such a model except its name.
+        return PretrainedConfig(vocab_size=None)
     config = _from_pretrained(AutoConfig, args)
     _check_counts(config, args)
     _check_generates(config, args)
@@ -145,6 +149,8 @@ def load_tokenizer(
         RecipeError: the tokenizer marks languages and does not know one of the codes, or has no chat template of the
             name that the recipe sets.
     """
+    if args.api_name is not None:
+        args = replace(args, model_name_or_path=args.tokenizer_name)
     tokenizer = _from_pretrained(AutoTokenizer, args)
     if tokenizer.eos_token_id is None:
         raise ModelError(

@@ -24,7 +24,7 @@ from prompt_tuning.recipe.recipe import Draft, RecipeSource
 from prompt_tuning.recipe.validation import text_errors
 from prompt_tuning.support.files import is_plain_name
 from prompt_tuning.support.run_folder import RunFolder
-from prompt_tuning.support.trust import ADVICE, FLAG
+from prompt_tuning.support.trust import ADVICE, FLAG, OF_COMMAND_LINE
 from prompt_tuning.support.yaml_files import TextPair, read_text_pairs, text_pairs, to_yaml
 from prompt_tuning.templates.template import Template
 
@@ -111,7 +111,7 @@ def build(block: type[Block], values: Mapping[str, Any], names: Iterable[str]) -
 
 def _is_for_prediction(name: str, parser: RecipeParser) -> bool:
     """Return whether a setting of a finished run is read to predict with it, or is not a setting any more."""
-    if name == FLAG:
+    if name in OF_COMMAND_LINE:
         return False
     own = vars(ModelArguments()) | vars(DataArguments()) | vars(PromptArguments())
     return name in own or name in PREDICTION_SETTINGS or not parser.has_setting(name)
@@ -122,7 +122,7 @@ def _parse(path: Path, parser: RecipeParser, pairs: list[TextPair], overrides: l
     problems = []
     for pair in pairs:
         problem = parser.pair_error(pair.key, pair.value)
-        if not problem and pair.key == FLAG:
+        if not problem and pair.key in OF_COMMAND_LINE:
             problem = _trust_error(pair, overrides)
         if problem:
             line = "" if path is OF_PYTHON else f", line {pair.line}"
@@ -132,14 +132,24 @@ def _parse(path: Path, parser: RecipeParser, pairs: list[TextPair], overrides: l
         raise RecipeError("\n".join(problems))
     argv = [f"--output_dir=runs/{path.stem}"]
     for pair in pairs:
-        if pair.key != FLAG:
+        if pair.key not in OF_COMMAND_LINE:
             argv += to_argv(pair.key, pair.value)
     return vars(parser.parse_args(argv + overrides))
 
 
 def _trust_error(pair: TextPair, overrides: list[str]) -> str | None:
-    """Return what is wrong with a recipe that asks for the code of others, which only the command line can allow."""
-    if not truth_value(str(pair.value)) or FLAG in map(flag_name, overrides):
+    """Return what is wrong with a recipe that asks for what only the command line can allow.
+
+    That is the code of others, and the server that gets rows and a key.
+    """
+    if pair.key in map(flag_name, overrides):
+        return None
+    if pair.key != FLAG:
+        return (
+            f"{pair.key}: the recipe sets it to {pair.value!r}, and only the command line decides which server gets "
+            f"rows and a key. Give --{pair.key} there if you trust the server."
+        )
+    if not truth_value(str(pair.value)):
         return None
     return f"{FLAG}: the recipe asks to run Python code of others, and only the command line can allow it. {ADVICE}"
 

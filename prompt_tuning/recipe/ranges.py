@@ -58,6 +58,9 @@ _SHARE = Range(0, 1, below=True)
 _STEPS = Range(0, above=True, steps=True)
 
 RANGES = {
+    # What an API may be asked, and cost.
+    "api_concurrency": COUNT,
+    "max_cost": NOT_NEGATIVE,
     # How much data is read.
     "max_train_samples": COUNT,
     "max_eval_samples": COUNT,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prompt_tuning.arguments.arguments import (
+    SETTINGS_OF_CALL,
     TASK_SETTINGS,
     DataArguments,
     ModelArguments,
@@ -31,7 +32,7 @@ RecipeSource = str | Path | Mapping[str, Any]
 HALF_PRECISION = ("bf16", "fp16")
 # A token is a secret, and a repeated run should not overwrite the pushed one.
 HUB_PREFIXES = ("hub_", "push_to_hub")
-HUB_OR_FOLDER = ("model_name_or_path", "adapter", "init_adapter", "dataset_name")
+HUB_OR_FOLDER = ("model_name_or_path", "tokenizer_name", "adapter", "init_adapter", "dataset_name")
 """The settings that name a folder or a hub id."""
 DEFAULTS = vars(ModelArguments()) | vars(DataArguments()) | vars(PromptArguments())
 """The defaults of the settings of this package. The recipe of a run of an older version may lack a setting."""
@@ -89,11 +90,13 @@ class Recipe(Draft):
     def resolved(self) -> dict[str, object]:
         """Return the settings that repeat the run: all of this package, and those of Trainer that are set."""
         method = METHODS[self.prompt.method]
-        settings_of_tasks = TASK_SETTINGS if method.trains_several_tasks else frozenset()
+        left_out = frozenset(SETTINGS_OF_CALL)
+        if method.trains_several_tasks:
+            left_out |= TASK_SETTINGS
         values: dict[str, object] = {}
         for block in (self.model, self.data, self.prompt):
             for key, value in dataclasses.asdict(block).items():
-                if value is not None and key not in settings_of_tasks and method.takes(key):
+                if value is not None and key not in left_out and method.takes(key):
                     values[key] = value
         trainer_values = self._trainer_values()
         for name in sorted(self._trainer_names()):

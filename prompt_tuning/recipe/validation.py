@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.arguments.flags import read_flags
 from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.recipe.api_validation import api_errors
 from prompt_tuning.recipe.prompt_validation import multitask_errors, prompt_errors
 from prompt_tuning.recipe.rules import Rules, broken_rules
 from prompt_tuning.support.data_files import file_format, matching_files, other_format
@@ -41,7 +42,7 @@ def text_errors(recipe: Draft) -> list[str]:
         errors += multitask_errors(recipe)
     else:
         errors += _task_errors(recipe) + _split_errors(recipe.data) + _demonstration_errors(recipe)
-    errors += prompt_errors(recipe) + _quantization_errors(recipe) + _training_errors(recipe)
+    errors += api_errors(recipe) + prompt_errors(recipe) + _quantization_errors(recipe) + _training_errors(recipe)
     return errors + _hub_errors(recipe) + _stream_errors(recipe) + _dependency_errors(recipe)
 
 

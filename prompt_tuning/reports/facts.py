@@ -14,6 +14,7 @@ from peft import PeftConfig, PeftModel
 from transformers import Trainer, TrainingArguments
 
 from prompt_tuning import __version__
+from prompt_tuning.arguments.arguments import API_PREFIX
 from prompt_tuning.engine.dispatch import has_prompt
 from prompt_tuning.engine.trained_config import SAVED_TYPE, TrainedTokensConfig
 from prompt_tuning.errors import DataError
@@ -47,7 +48,7 @@ CARD_ADVICE = "Name a file that `prompt-tuning card RUN --output FILE.json` wrot
 def origin_facts(model_name_or_path: str, dataset_name: str | None, rows: Dataset) -> dict[str, str]:
     """Return the base model's hub id and the data set's commit, if they come from the hub."""
     facts = {}
-    if not Path(model_name_or_path).is_dir():
+    if not model_name_or_path.startswith(API_PREFIX) and not Path(model_name_or_path).is_dir():
         facts["base_model"] = model_name_or_path
     commit = dataset_commit(rows) if dataset_name else None
     if commit:

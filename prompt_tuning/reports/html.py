@@ -38,6 +38,7 @@ from prompt_tuning.reports.run_files import (
 from prompt_tuning.reports.run_types import Settings
 from prompt_tuning.reports.summary import (
     answers_text,
+    api_text,
     best_checkpoint_text,
     decoding_text,
     leakage_text,
@@ -198,6 +199,8 @@ def _task_facts(results: dict[str, Any]) -> dict[str, str]:
         "Rows": f"{results['rows']:,} of {results['split']}",
         "Decoding": decoding_text(results["decoding"]),
     }
+    if "api" in results:
+        facts["API"] = api_text(results["api"])
     if "answers" in results:
         facts["Answers"] = "; ".join(answers_text(results["answers"]))
     leakage = results["leakage"].get(results["split"])

@@ -21,6 +21,8 @@ PREDICTION_LOSSES = {
     "at_limit": "are at the limit of new tokens (generation_max_length)",
     "within_character": "are cut within a character, U+FFFD at the end",
     "empty": "are empty",
+    "refused": "are refusals of the server or the model",
+    "no_choice": "are none of the row's choices",
 }
 """The counts of a system in results.json, under `prediction_counts`, with what they say of its predictions."""
 

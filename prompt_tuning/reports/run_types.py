@@ -51,6 +51,7 @@ class Decoding(TypedDict, total=False):
     """How predictions were made: by choosing, or by writing with a number of beams and a limit of tokens."""
 
     choice_normalization: str
+    choices: str
     num_beams: Positive
     max_new_tokens: Positive
 
@@ -60,6 +61,22 @@ class Writing(TypedDict):
 
     num_beams: Positive
     max_new_tokens: Positive
+
+
+class Api(TypedDict, total=False):
+    """What was asked of an API, what it cost, and what the server says of itself."""
+
+    base_url: str
+    requests: int
+    from_cache: int
+    input_tokens: int
+    output_tokens: int
+    without_usage: int
+    token_prices: list[float]
+    cost: float
+    paid: float
+    models: dict[str, int]
+    system_fingerprints: dict[str, int]
 
 
 class Answers(TypedDict):
@@ -177,6 +194,7 @@ class Results(_Results, total=False):
     adapters: dict[str, dict[str, str | float]]
     combine: str
     answers: Answers
+    api: Api
     prediction_counts: dict[str, dict[str, int]]
     prediction_seconds: dict[str, Seconds]
     evaluation_seconds: Seconds

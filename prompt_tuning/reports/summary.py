@@ -159,6 +159,8 @@ def decoding_text(decoding: dict[str, Any]) -> str:
     """
     if "choice_normalization" in decoding:
         normalization = decoding["choice_normalization"]
+        if "choices" in decoding:
+            return f"one of the row's choices, {one_line(decoding['choices'])}"
         suffix = "" if normalization == "none" else f", normalised by {normalization}"
         return f"the most likely of the row's choices{suffix}"
     beams = decoding["num_beams"]
@@ -167,6 +169,23 @@ def decoding_text(decoding: dict[str, Any]) -> str:
         if name not in ("num_beams", "max_new_tokens"):
             parts.append(f"{name} {value}")
     return ", ".join(parts)
+
+
+def api_text(api: Mapping[str, Any]) -> str:
+    """Say what was asked of an API, what all answers cost, and what of it this command paid.
+
+    Args:
+        api: `api` of results.json.
+    """
+    text = (
+        f"{counted(api['requests'], 'request')} to {one_line(api['base_url'])}, {api['from_cache']} from the cache, "
+    )
+    text += f"{api['input_tokens']:,} tokens in, {api['output_tokens']:,} out"
+    if "cost" in api:
+        text += f", cost {api['cost']:.4f}, paid now {api['paid']:.4f}"
+    if "without_usage" in api:
+        text += f"; the server did not count the tokens of {api['without_usage']}"
+    return text
 
 
 def answers_text(answers: dict[str, Any]) -> list[str]:
@@ -249,6 +268,8 @@ def _facts(results: dict[str, Any]) -> str:
             f"{results['train_seconds']:.0f} s, evaluated in {results['evaluation_seconds']:.0f} s, "
             f"seed {results['seed']}"
         )
+    if "api" in results:
+        facts.append(api_text(results["api"]))
     if "answers" in results:
         facts += answers_text(results["answers"])
     size = results.get("splits", {}).get(results["split"], {})

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from accelerate import PartialState
+from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback, set_seed
@@ -28,6 +29,7 @@ from prompt_tuning.models.prompts import check_adapter, load_adapter
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.losses import prediction_counts
 from prompt_tuning.reports.run_files import read_results
+from prompt_tuning.runs.api_model import ApiModel, api_counts
 from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.prepare import Prepared, prepare
 from prompt_tuning.runs.results import answer_counts, describe, scores_of, write_pages, write_run
@@ -75,6 +77,8 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
         raise DataError(f"split {split}: expected one of {', '.join(SPLITS)}")
     check_output_dir(output_dir)
     adapter_config = None
+    if adapter and recipe.model.api_name is not None:
+        raise RecipeError(f"adapter {adapter}: {recipe.model.model_name_or_path} takes none. Leave one of them out.")
     if adapter:
         adapter_config = load_adapter_config(adapter)
         check_adapter(adapter_config, adapter, load_config(recipe.model), revision=recipe.model.model_revision)
@@ -96,7 +100,7 @@ def _evaluate(
         check_tokenizer(adapter, prepared.tokenizer)
 
     set_seed(recipe.training.seed)
-    model = load_base_model(recipe.model, prepared.config)
+    model = load_model(prepared)
     facts = describe(prepared, split) | {"recipe": recipe.resolved()}
     if adapter:
         model = load_adapter(model, adapter, config=adapter_config)
@@ -190,7 +194,7 @@ def check_output_dir(folder: Path | None) -> None:
 
 
 def evaluate_models(
-    models: Iterable[tuple[str, PreTrainedModel | PeftModel]],
+    models: Iterable[tuple[str, PreTrainedModel | PeftModel | ApiModel]],
     prepared: Prepared,
     split: str,
     folder: Path,
@@ -216,12 +220,12 @@ def evaluate_models(
     for name, model in models:
         logger.info("evaluating %s with the %s", split_origin(prepared.recipe.data, split), name.replace("_", " "))
         rows = prepared.hard_prompt_rows(split) if name == HARD_PROMPT else prepared.encoded[split]
-        texts, limited = trainer_for(model, prepared).predict_texts_to_limit(rows)
-        predictions[name] = texts
-        results.setdefault("prediction_counts", {})[name] = prediction_counts(texts, limited)
+        predicted = _predict(model, prepared, split, rows)
+        predictions[name] = predicted.texts
+        results.setdefault("prediction_counts", {})[name] = predicted.counts
         results[name] = scores_of(predictions[name], prepared, split).to_json()
-        if not prepared.encoder.closed:
-            results["decoding"] = results["decoding"] | _decoding_of(model)
+        results["decoding"] = results["decoding"] | predicted.decoding
+        results |= predicted.facts
         finished = time.perf_counter()
         seconds[name] = round(finished - started, 1)
         started = finished
@@ -230,6 +234,34 @@ def evaluate_models(
     if prepared.encoder.closed:
         results |= answer_counts(prepared, split, predictions)
     return write_run(folder, results, prepared, split, predictions)
+
+
+class Predicted(NamedTuple):
+    """The texts of all rows, with what results.json says of how they were made."""
+
+    texts: list[str]
+    counts: dict[str, int]
+    decoding: dict[str, Any]
+    facts: dict[str, Any]
+
+
+def _predict(
+    model: PreTrainedModel | PeftModel | ApiModel, prepared: Prepared, split: str, rows: Dataset
+) -> Predicted:
+    """Predict the encoded rows of a split by a model here or behind an API."""
+    closed = prepared.encoder.closed
+    if isinstance(model, ApiModel):
+        answers = model.answer_rows(rows, prepared.encoder, prepared.recipe, split)
+        decoding = {"choices": "by text"} if closed else {}
+        return Predicted([answer.text for answer in answers], api_counts(answers), decoding, {"api": model.facts()})
+    texts, limited = trainer_for(model, prepared).predict_texts_to_limit(rows)
+    return Predicted(texts, prediction_counts(texts, limited), {} if closed else _decoding_of(model), {})
+
+
+def load_model(prepared: Prepared) -> PreTrainedModel | ApiModel:
+    """Load the base model of a recipe, or return the one behind an API that it names."""
+    args = prepared.recipe.model
+    return load_base_model(args, prepared.config) if args.api_name is None else ApiModel.load(args)
 
 
 def _decoding_of(model: PreTrainedModel | PeftModel) -> dict[str, float]:

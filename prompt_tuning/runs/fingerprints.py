@@ -10,6 +10,7 @@ from pathlib import Path
 from datasets import Dataset
 from huggingface_hub import try_to_load_from_cache
 
+from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.metrics.loading import OWN_METRICS
@@ -50,8 +51,15 @@ def input_fingerprints(prepared: Prepared) -> dict[str, str]:
     modules = list(_metric_modules(prompt.metrics or ()))
     if modules:
         digests["metrics"] = files_fingerprint(modules)
-    digests["model_name_or_path"] = weights_fingerprint(str(model.model_name_or_path), model.model_revision)
+    digests["model_name_or_path"] = model_fingerprint(model)
     return digests
+
+
+def model_fingerprint(model: ModelArguments) -> str:
+    """Return the digest of a model's weights; for a model behind an API that of its name and its address."""
+    if model.api_name is not None:
+        return _digest([model.api_name, model.base_url, model.api_endpoint])
+    return weights_fingerprint(str(model.model_name_or_path), model.model_revision)
 
 
 def _metric_modules(names: Iterable[str]) -> Iterator[Path]:

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel, set_seed
 
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.encoding.streaming import StreamReport
-from prompt_tuning.errors import HubError
+from prompt_tuning.errors import HubError, RecipeError
 from prompt_tuning.hub.upload import create_repository
 from prompt_tuning.models.loading import load_base_model
 from prompt_tuning.recipe.recipe import Recipe
-from prompt_tuning.runs.evaluate import evaluate_models, trainer_for
+from prompt_tuning.runs.evaluate import evaluate_models, load_model, trainer_for
 from prompt_tuning.runs.fitting import early_stopping, fit, save_adapter, save_recipe
 from prompt_tuning.runs.multitask import train_tasks
 from prompt_tuning.runs.output_folder import hold_folder
@@ -82,6 +82,8 @@ def _train(
 ) -> None:
     """Run a recipe of one task in a folder that this process holds."""
     method = METHODS[recipe.prompt.method]
+    if method.trains and recipe.model.api_name is not None:
+        raise RecipeError(f"method {method.name}: {recipe.model.model_name_or_path} is not trained. Set method: none.")
     check_sharding(recipe)
     checkpoint = checkpoint_to_resume(recipe, folder)
     prepared = prepare_run(recipe)
@@ -95,7 +97,7 @@ def _train(
 
     set_seed(recipe.training.seed)
     if base is None:
-        base = load_base_model(recipe.model, prepared.config)
+        base = load_model(prepared)
     model = None
     facts: dict[str, Any] = {}
     if method.trains:

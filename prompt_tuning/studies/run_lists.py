@@ -19,7 +19,7 @@ from prompt_tuning.recipe.parser import list_error, to_argv
 from prompt_tuning.recipe.ranges import RATE
 from prompt_tuning.recipe.recipe import RecipeSource
 from prompt_tuning.support.files import is_plain_name
-from prompt_tuning.support.trust import ADVICE, FLAG
+from prompt_tuning.support.trust import ADVICE, FLAG, OF_COMMAND_LINE
 
 KEYS = ("recipe", "runs")
 RATES = "learning_rates"
@@ -178,6 +178,8 @@ def _setting_error(key: str, value: Any) -> str | None:
         return f"the sweep sets {key}. Leave it out."
     if flag_name(key) == FLAG:
         return f"{key}: only the command line can allow Python code of others. Leave it out. {ADVICE}"
+    if flag_name(key) in OF_COMMAND_LINE:
+        return f"{key} is {value!r}: only the command line decides which server gets rows and a key. Leave it out."
     if value in ("null", "~"):
         return (
             f"{key} is {value}, which cannot take back a setting of the recipe. Leave it out, or give the run its own "

@@ -1,4 +1,4 @@
-"""Decide in one place whether Python code of others runs.
+"""Decide in one place whether Python code of others runs, and which settings no file decides.
 
 It runs only after `--trust_remote_code` on the command line, or if a caller passes `trust_remote_code=True`. No file
 decides it: no recipe, no folder of a run, no model. Every call that can run such code is in this module.
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from evaluate import EvaluationModule
 
 FLAG = "trust_remote_code"
+OF_COMMAND_LINE = (FLAG, "base_url", "api_key_env")
+"""The settings that count only from the command line or from a caller."""
 ADVICE = f"Read the code first. Then --{FLAG} on the command line runs it."
 
 

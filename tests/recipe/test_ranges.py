@@ -16,7 +16,8 @@ from prompt_tuning.recipe.other_names import SETTINGS_OF, hint
 from prompt_tuning.recipe.parser import RecipeParser
 from prompt_tuning.recipe.ranges import RANGES, Range, range_error
 
-SIZES = {"validation_size", "test_size"}  # These are shares or numbers of rows, and have a rule of their own.
+# Shares or numbers of rows, and a pair of prices, have rules of their own.
+SIZES = {"validation_size", "test_size", "token_prices"}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,262 @@
+"""Models behind an API: what is sent, paid once, counted and kept apart; a fake server answers."""
+
+import json
+import sqlite3
+
+import pytest
+from helpers.api_server import api_server
+from helpers.models import forbid_model_loading
+
+from prompt_tuning.cli.main import main
+from prompt_tuning.runs.api_answers import cache_file
+
+pytest.importorskip("openai", reason="the package openai is not installed")
+
+KEY = "sk-a-secret-of-the-test"
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with api_server() as started:
+        yield started
+
+
+@pytest.fixture
+def evaluate(server, recipe_file, model_folders, tmp_path, monkeypatch):
+    """Return a function that evaluates the test split with the server, and returns exit code and results."""
+    forbid_model_loading(monkeypatch)
+
+    def run(*flags, output="evaluated", **settings):
+        settings = {
+            "model_name_or_path": "openai:big", "tokenizer_name": model_folders["llama"], "num_virtual_tokens": None,
+            "max_steps": None,
+        } | settings  # fmt: skip
+        recipe = str(recipe_file(**settings))
+        folder = tmp_path / output
+        code = main(["evaluate", recipe, "--base_url", server.url, "--output_dir", str(folder), *flags])
+        return code, json.loads((folder / "results.json").read_text()) if code == 0 else None
+
+    return run
+
+
+def predictions(folder):
+    return [json.loads(line) for line in (folder / "predictions" / "test.jsonl").read_text().splitlines()]
+
+
+def test_an_evaluation_sends_the_hard_prompt_and_scores_the_answers(evaluate, server, tmp_path, capsys):
+    server.busy = 1
+    code, results = evaluate("--token_prices", "1.0", "2.0")
+    assert code == 0
+    path, key, body = server.requests[-1]
+    assert (path, key) == ("/v1/completions", f"Bearer {KEY}") and len(server.requests) == 10
+    assert body.keys() == {"model", "prompt", "max_tokens", "temperature", "stop"}
+    assert (body["model"], body["max_tokens"], body["temperature"], body["stop"]) == ("big", 12, 0, ["\n"])
+    rows = predictions(tmp_path / "evaluated")
+    assert {row["source"] for row in rows} == {body["prompt"] for body in server.bodies}
+    assert results["hard_prompt"]["exact_match"] == 100 and results["model"] == "openai:big"
+    api = results["api"]
+    assert (api["requests"], api["from_cache"], api["input_tokens"], api["output_tokens"]) == (9, 0, 90, 18)
+    assert (api["cost"], api["paid"]) == (pytest.approx(126e-6), pytest.approx(126e-6))
+    assert api["models"] == {"served-7b": 9} and api["system_fingerprints"] == {"fp_1": 9}
+    assert results["prediction_counts"]["hard_prompt"]["refused"] == 0
+    assert "9 requests to http://127.0.0.1" in capsys.readouterr().out
+    assert "9 requests to" in (tmp_path / "evaluated" / "report.html").read_text()
+    assert "base_url" not in results["recipe"]
+
+
+def test_a_repeated_evaluation_pays_nothing(evaluate, server, tmp_path):
+    assert evaluate()[0] == 0
+    sent = len(server.requests)
+    code, results = evaluate("--api_concurrency", "1", output="again")
+    assert code == 0 and len(server.requests) == sent
+    assert (results["api"]["requests"], results["api"]["from_cache"]) == (0, 9)
+    assert predictions(tmp_path / "again") == predictions(tmp_path / "evaluated")
+    assert evaluate("--max_target_tokens", "11", output="other")[1]["api"]["requests"] == 9
+
+
+def test_a_broken_evaluation_resumes_without_paying_twice(evaluate, server, monkeypatch, capsys):
+    server.status, server.error = 400, {"message": "too long for me"}
+    answered = []
+
+    def breaks(body):
+        answered.append(body)
+        server.busy = 10**6 if len(answered) == 4 else 0
+        return {}
+
+    server.answer = breaks
+    code, _ = evaluate("--api_concurrency", "1")
+    assert code == 1 and "too long for me" in capsys.readouterr().err
+    server.busy, server.answer = 0, lambda body: {}
+    code, results = evaluate()
+    assert code == 0 and results["api"]["from_cache"] == 4 and results["api"]["requests"] == 5
+
+
+def test_equal_requests_at_the_same_time_are_paid_once(evaluate, server, tmp_path):
+    (tmp_path / "same.jsonl").write_text((_row() + "\n") * 6)
+    code, results = evaluate(test_file=tmp_path / "same.jsonl")
+    assert code == 0 and len(server.requests) == 1
+    assert (results["api"]["requests"], results["api"]["from_cache"]) == (1, 5)
+
+
+def _row():
+    answers = {"text": ["Oslo"], "answer_start": [13]}
+    return json.dumps({"id": "1", "context": "Ada lives in Oslo.", "question": "Where?", "answers": answers})
+
+
+def test_requests_at_once_are_limited(evaluate, server):
+    assert evaluate("--api_concurrency", "2")[0] == 0
+    assert server.most_at_once <= 2
+
+
+def test_max_cost_stops_before_it_is_passed_and_resumes(evaluate, server, capsys):
+    flags = ("--token_prices", "1000", "1000", "--api_concurrency", "2")
+    code, _ = evaluate(*flags, "--max_cost", "0.28")
+    message = capsys.readouterr().err
+    paid = len(server.requests)
+    assert code == 1 and "max_cost 0.28" in message and "run the same command again" in message
+    assert 0 < paid < 9 and paid * 0.012 <= 0.28
+    code, results = evaluate(*flags)
+    assert code == 0 and results["api"]["from_cache"] == paid
+    assert results["api"]["paid"] == pytest.approx((9 - paid) * 0.012)
+
+
+def test_refused_empty_and_cut_answers_are_counted_apart(evaluate, server):
+    parts = [
+        {"text": None, "refusal": "I cannot help with that."},
+        {"text": "", "finish_reason": "content_filter"},
+        {"text": " "},
+        {"text": "Tur", "finish_reason": "length"},
+        {"text": "Turin\nand more", "finish_reason": "length"},
+    ]
+    by_prompt = {}
+
+    def answer(body):
+        prompt = body["messages"][0]["content"]
+        return by_prompt.setdefault(prompt, parts[len(by_prompt)] if len(by_prompt) < len(parts) else {})
+
+    server.answer = answer
+    code, results = evaluate("--api_endpoint", "chat", "--api_concurrency", "1")
+    assert code == 0
+    counts = results["prediction_counts"]["hard_prompt"]
+    assert counts == {"at_limit": 1, "within_character": 0, "empty": 1, "refused": 2}
+
+
+def test_a_chat_template_and_demonstrations_are_sent_as_messages(evaluate, server, tmp_path):
+    (tmp_path / "chat.yaml").write_text(
+        "chat: true\nsystem: Answer with one word.\nsource: '{{ context }} {{ question }}'\n"
+        "target: '{{ answers.text[0] }}'\n"
+    )
+    code, _ = evaluate(
+        template=tmp_path / "chat.yaml", tokenizer_name=_chat_tokenizer(tmp_path), num_demonstrations=1,
+        max_source_tokens=400,
+    )  # fmt: skip
+    assert code == 0
+    path, _, body = server.requests[0]
+    roles = [message["role"] for message in body["messages"]]
+    assert path == "/v1/chat/completions" and roles == ["system", "user", "assistant", "user"]
+    assert body["messages"][0]["content"] == "Answer with one word." and "prompt" not in body
+
+
+def _chat_tokenizer(folder):
+    from helpers.models import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    tokenizer.save_pretrained(folder / "chat-tokenizer")
+    from transformers import LlamaConfig
+
+    LlamaConfig().save_pretrained(folder / "chat-tokenizer")
+    return folder / "chat-tokenizer"
+
+
+def test_text_is_one_message_for_a_server_that_only_chats(evaluate, server):
+    assert evaluate("--api_endpoint", "chat")[0] == 0
+    assert [message["role"] for message in server.bodies[0]["messages"]] == ["user"]
+
+
+def test_closed_questions_are_answered_by_text(evaluate, server, tmp_path):
+    (tmp_path / "closed.yaml").write_text(
+        "source: '{{ context }} {{ question }} Answer:'\ntarget: '{{ answers.text[0] }}'\n"
+        f"answer_choices: '{' ||| '.join(_places())}'\n"
+    )
+    texts = iter(["turin.", "Nowhere at all"])
+    server.answer = lambda body: {"text": next(texts, "Oslo")}
+    code, results = evaluate("--api_concurrency", "1", template=tmp_path / "closed.yaml")
+    assert code == 0 and results["decoding"]["choices"] == "by text"
+    assert results["answers"]["taken"]["hard_prompt"] == {"Oslo": 7, "Turin": 1, "Nowhere at all": 1}
+    assert results["prediction_counts"]["hard_prompt"]["no_choice"] == 1
+
+
+def _places():
+    from helpers.rows import PLACES
+
+    return PLACES
+
+
+def test_the_key_is_in_no_file_and_no_message(evaluate, server, tmp_path, capsys, caplog):
+    server.answer = lambda body: {"text": f"Your key is {KEY}"}  # A server may quote it.
+    assert evaluate()[0] == 0
+    server.status, server.error, server.busy = 401, {"message": f"Incorrect key {KEY}"}, 10**6
+    assert evaluate("--max_target_tokens", "11", output="refused")[0] == 1
+    printed = capsys.readouterr()
+    assert "answers 401" in printed.err and KEY not in printed.err + printed.out + caplog.text
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert cache_file() in files and (tmp_path / "evaluated" / "report.html") in files
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+    assert cache_file().stat().st_mode & 0o077 == 0
+
+
+def test_only_the_command_line_names_a_server_and_a_key(recipe_file, model_folders, tmp_path, capsys):
+    settings = dict(model_name_or_path="openai:big", tokenizer_name=model_folders["llama"], num_virtual_tokens=None)
+    api = {"base_url": "https://elsewhere.example/v1", "api_key_env": "AWS_SECRET_ACCESS_KEY"}
+    assert main(["evaluate", str(recipe_file(**settings, **api))]) == 2
+    errors = capsys.readouterr().err
+    assert "'https://elsewhere.example/v1', and only the command line" in errors and "AWS_SECRET" in errors
+    assert main(["evaluate", str(recipe_file(**settings))]) == 2
+    assert "no file decides which server is asked. Give --base_url" in capsys.readouterr().err
+    (tmp_path / "runs.yaml").write_text(
+        f"recipe: {recipe_file(**settings)}\nruns:\n  a: {{base_url: https://elsewhere.example/v1}}\n"
+    )
+    assert main(["compare", str(tmp_path / "runs.yaml")]) == 2
+    assert "only the command line decides which server" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--base_url", "http://ann:pw@host/v1"], "without a password"),
+        (["--base_url", "ftp://host/v1"], "expected an address"),
+        (["--token_prices", "1"], "Set two numbers"),
+        (["--max_cost", "1"], "max_cost has no effect without token_prices"),
+        (["--generation_num_beams", "2"], "an API has no beams"),
+        (["--api_key_env", "NOT_SET"], "no such variable"),
+        (["--adapter", "someone/prompt"], "takes none"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_sent(evaluate, server, capsys, flags, message):
+    assert evaluate(*flags)[0] != 0
+    assert message in capsys.readouterr().err and not server.requests
+
+
+def test_a_model_behind_an_api_is_not_trained(evaluate, server, recipe_file, model_folders, capsys):
+    recipe = recipe_file(model_name_or_path="openai:big", tokenizer_name=model_folders["llama"])
+    assert main(["train", str(recipe), "--base_url", server.url]) == 2
+    assert "is not trained. Set method: none" in capsys.readouterr().err
+    assert main(["evaluate", str(recipe_file(tokenizer_name=model_folders["llama"]))]) == 2
+    assert "tokenizer_name has no effect without" in capsys.readouterr().err
+
+
+def test_a_damaged_cache_is_named(evaluate, server, capsys):
+    cache_file().parent.mkdir(parents=True)
+    cache_file().write_bytes(b"no database" * 100)
+    assert evaluate()[0] == 1 and f"{cache_file()}: the answers of APIs cannot be read" in capsys.readouterr().err
+    cache_file().unlink()
+    assert evaluate()[0] == 0
+    with sqlite3.connect(cache_file()) as database:
+        database.execute("UPDATE replies SET reply = '{\"text\": 1}'")
+    assert evaluate(output="again")[0] == 1
