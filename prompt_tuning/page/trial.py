@@ -278,7 +278,6 @@ class _Tokens(BaseStreamer):
 def _tried_run(name: str, folder: RunFolder, task: Task, model: Any) -> TriedRun:
     """Return a run with its rows; without them, if only its prompt is there."""
     score, rows, problem = None, [], ""
-    folder.check_links(folder.results, folder.recipe)
     try:
         score = row_score(folder)
         rows = evaluated_rows(folder, task.data, score)
