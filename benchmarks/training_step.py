@@ -1,9 +1,11 @@
 """One training step, as Trainer takes it: PEFT's forward against the engine, plain and with compiled layers.
 
-    python benchmarks/training_step.py
+    python benchmarks/training_step.py [PAIRS] [CASE]
 
 It prints seconds, the median of paired ratios, and how far loss and gradient are apart. It also prints the time of the
-step's matrix products with the model's shapes, which no implementation of the same mathematics can beat.
+step's matrix products with the model's shapes, which no implementation of the same mathematics can beat. The last case
+takes other batches in each turn: those of an epoch in groups of like length, and those that keep rows of a passage
+together (`group_shared: 4`). CASE is the start of a case's name.
 """
 
 import statistics
@@ -25,15 +27,20 @@ from common import (
     tokenizer,
     trainer_step,
 )
+from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq
 
 from prompt_tuning import Encoder, Template
+from prompt_tuning.training.sampling import EpochSampler
+from prompt_tuning.training.shared_text import SharedText, text_families
 
 CASES = {
     "P=20, B=8, random rows of 64..128 tokens": (20, lambda: random_batch(8, 128)),
     "P=100, B=16, random rows of 32..64 tokens": (100, lambda: random_batch(16, 64)),
     "P=131, B=8, quickstart rows": (131, lambda: real_batch(8)),
 }
+
+GROUPED = "one epoch of the quickstart's rows, P=131, B=8, each way with its best order"
 
 
 def real_batch(rows: int) -> dict[str, torch.Tensor]:
@@ -112,11 +119,53 @@ def measure(case: str, folder: str, turns: int) -> None:
     )
 
 
+def epoch_batches(turns: int, group_shared: int) -> list[dict[str, torch.Tensor]]:
+    """Return batches of 8 from the order of an epoch of the quickstart's rows, evenly spread over it."""
+    words = tokenizer()
+    encoder = Encoder(Template.load("question_answering/instruction_last"), words)
+    columns = [encoder.row(row) for row in quickstart_rows("train")]
+    rows = Dataset.from_list([{name: row[name] for name in ("input_ids", "labels")} for row in columns])
+    shared_text = SharedText(text_families(rows), group_shared, 8) if group_shared > 1 else None
+    order = list(EpochSampler(8, [len(ids) for ids in rows["input_ids"]], 42, shared_text=shared_text))
+    starts = range(0, len(order) - 7, 8)
+    chosen = [starts[len(starts) * turn // turns] for turn in range(turns)]
+    return [dict(DataCollatorForSeq2Seq(words)([rows[n] for n in order[start : start + 8]])) for start in chosen]
+
+
+def measure_epoch(folder: str, turns: int) -> None:
+    """Print the table of the last case."""
+    words = tokenizer()
+    tokens: dict[str, list[int]] = {}
+    calls = {}
+    batches = {"by length": epoch_batches(turns + 1, 1), "by passage": epoch_batches(turns + 1, 4)}
+    for name, order in (("PEFT", "by length"), ("engine", "by length"), ("engine, group_shared 4", "by passage")):
+        model = soft_prompt(base_model(), 131, engine=name != "PEFT")
+        counts = tokens.setdefault(name, [])
+        mlp = model.get_base_model().model.layers[0].mlp
+        mlp.register_forward_hook(
+            lambda module, inputs, output, counts=counts: counts.append(output.shape[:2].numel())
+        )
+        steps = iter([trainer_step(model, batch, folder, words, use_cpu=True) for batch in batches[order]])
+        calls[name] = lambda steps=steps: next(steps)()
+    times = paired_seconds(calls, turns)
+    rows = [("way", "seconds", "times PEFT's speed", "tokens of a batch through each layer")]
+    for name, counts in tokens.items():
+        speed = f"{ratio(times['PEFT'], times[name]):.2f}"
+        rows.append((name, f"{statistics.median(times[name]):.2f}", speed, f"{statistics.mean(counts[1:]):.0f}"))
+    print(f"**{GROUPED}**, {turns} pairs\n")
+    print_table(*rows)
+
+
 def main() -> None:
+    turns = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    chosen = sys.argv[2] if len(sys.argv) > 2 else ""
     print(f"{describe_machine()}; seed 0\n")
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
-            measure(case, folder, turns=int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+            if case.startswith(chosen):
+                measure(case, folder, turns)
+        if GROUPED.startswith(chosen):
+            measure_epoch(folder, turns)
 
 
 if __name__ == "__main__":

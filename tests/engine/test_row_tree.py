@@ -148,16 +148,17 @@ def test_label_smoothing_and_a_batch_of_an_accumulated_step_count_as_in_single_r
     assert loss.item() == pytest.approx(model(**right_padded(ROWS, TARGETS)).loss.item() * sum(TARGETS) / 100)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "mistral, window 6"])
 @pytest.mark.parametrize("length", [0, PROMPT])
 @pytest.mark.parametrize("marked", ["before the passage", "within the passage", "behind the passage"])
-def test_trained_text_in_and_around_a_shared_text_keeps_its_gradient(marked, length):
+def test_trained_text_in_and_around_a_shared_text_keeps_its_gradient(marked, length, architecture):
     trained = [VOCABULARY, VOCABULARY + 1]
     place = {"before the passage": 1, "within the passage": 6, "behind the passage": len(PASSAGE) + 1}[marked]
     rows = []
     for row in ROWS:
         end = place if row[: len(PASSAGE)] == PASSAGE else 1
         rows.append([5, *row[: end - 1], *trained, *row[end - 1 :]])
-    model = prompted(build("llama"), "layer vectors", length, text_ids=[8, 9])
+    model = prompted(build(architecture), "layer vectors", length, text_ids=[8, 9])
     counts = tokens_of_layer(model)
     model(**right_padded(rows, TARGETS))
     check_against_single_rows(model, right_padded(rows, TARGETS))

@@ -357,7 +357,7 @@ def test_a_command_refuses_settings_that_do_not_fit_the_checkpoints_state_before
     forbid_model_loading(monkeypatch)
     for name, value in {
         "optim": "sgd", "optim_args": "momentum=0.9", "seed": "7", "train_sampling_strategy": "random",
-        "lr_scheduler_type": "reduce_lr_on_plateau", "dataloader_drop_last": "true",
+        "lr_scheduler_type": "reduce_lr_on_plateau", "dataloader_drop_last": "true", "group_shared": "2",
         "metric_for_best_model": "f1", "num_virtual_tokens": "9",
     }.items():  # fmt: skip
         assert main([*stopped, f"--{name}", value, "--eval_strategy", "epoch", "--greater_is_better", "false"]) == 2
