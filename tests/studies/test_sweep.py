@@ -64,7 +64,7 @@ def test_every_run_equals_a_run_of_train_bit_for_bit(recipe_file, tmp_path, base
     for name, settings in METHODS.items():
         flags = [f"--{key}={value}" for key, value in settings.items()]
         alone = train(load_recipe(recipe, [*flags, f"--output_dir={tmp_path / 'alone' / name}"]))
-        assert re.search(rf"\| {name} +\| f1 +\|", table)
+        assert re.search(rf"(?m)^{name} +f1 ", table)
         files = {file.relative_to(alone) for file in alone.glob("*") if not file.name.startswith("checkpoint")}
         assert files == {
             file.relative_to(swept / name) for file in (swept / name).glob("*") if "checkpoint" not in file.name
@@ -130,8 +130,8 @@ def test_a_failed_run_is_reported_and_only_that_run_is_run_again(recipe_file, tm
     assert main(command) == 1
     out, err = capsys.readouterr()
     assert trained == ["one", "two", "three"]
-    assert re.search(r"\| two +\| failed: `ZeroDivisionError: made up` +\|", out)
-    assert re.search(r"\| three +\| f1 +\|", out)
+    assert re.search(r"(?m)^two +failed: ZeroDivisionError: made up$", out)
+    assert re.search(r"(?m)^three +f1 ", out)
     assert "== run 1 of 3: one" in err and "== run 2 of 3: two" in err
     assert "two: made up" in err and "Traceback" in err
     assert "error" in json.loads((tmp_path / "runs" / "sweep.json").read_text())["two"]
