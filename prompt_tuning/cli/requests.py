@@ -18,11 +18,13 @@ from prompt_tuning.recipe.ranges import COUNT
 EXAMPLES = """\
   prompt-tuning requests exported --task qa --input rows.jsonl > requests.jsonl
   prompt-tuning requests exported --task qa --input rows.jsonl --url http://localhost:8000/v1 --output out.jsonl
+  prompt-tuning requests exported --task qa --input rows.jsonl --prompt_embeds --model base > requests.jsonl
   prompt-tuning evaluate recipes/quickstart/qa.yaml --predictions out.jsonl
 
 A request is the body of OpenAI's completions API, with the prompt as token ids. --url sends the requests and writes
 the rows with their predictions, as `predict` does; it needs prompt-tuning[serve], and takes a key only from the
-environment variable OPENAI_API_KEY. The same command resumes after a break.
+environment variable OPENAI_API_KEY. The same command resumes after a break. --prompt_embeds writes or sends the
+embeddings of the ids instead, for a vLLM that serves the base model and not the export.
 """
 
 
@@ -36,7 +38,14 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--input", metavar="FILE", default="-", help="rows, as for predict (default: standard input)")
     parser.add_argument("--output", metavar="FILE", default="-", help="default: standard output; --url needs a file")
     parser.add_argument("--model", metavar="NAME", help="the server's name for the model (default: OUT)")
-    parser.add_argument("--text", action="store_true", help="text instead of token ids, for servers that take none")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--text", action="store_true", help="text instead of token ids, for servers that take none")
+    prompts.add_argument(
+        "--prompt_embeds",
+        "--prompt-embeds",
+        action="store_true",
+        help="embeddings instead of token ids, for vLLM with the base model and --enable-prompt-embeds",
+    )
     parser.add_argument("--url", metavar="URL", help="send to the server here, such as http://localhost:8000/v1")
     parser.add_argument(
         "--concurrency", metavar="N", type=number_in(COUNT), default=8, help="requests at once (default: 8)"
@@ -50,11 +59,12 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     check_json_output("requests", args)
     from prompt_tuning.runs.api_client import openai_client
     from prompt_tuning.runs.exported import ExportedTask
-    from prompt_tuning.runs.requests import send_requests, write_requests
+    from prompt_tuning.runs.requests import load_embeddings, send_requests, write_requests
 
     send = openai_client(args.url) if args.url else None
     task = ExportedTask.load(args.folder, args.task, trust_remote_code=args.trust_remote_code)
-    options = {"model": args.model or args.folder, "as_text": args.text}
+    embeddings = load_embeddings(args.folder, trust_remote_code=args.trust_remote_code) if args.prompt_embeds else None
+    options = {"model": args.model or args.folder, "as_text": args.text, "embeddings": embeddings}
     if send is None:
         write_requests(task, args.input, args.output, **options)
     else:

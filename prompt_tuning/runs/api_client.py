@@ -20,6 +20,9 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 SHORTEST_KEY = 6
 """The characters of a key from which a text of the server that has them quotes the key."""
 
+NOT_OF_OPENAI = ("ignore_eos", "prompt_embeds")
+"""What requests to other servers may have that the client of openai takes only as `extra_body`."""
+
 Body = dict[str, Any]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -83,7 +86,7 @@ def openai_client(url: str, key_variable: str | None = None) -> Send:
     def send(body: Body) -> Reply:
         create = client.chat.completions.create if "messages" in body else client.completions.create
         try:
-            return read_reply(create(**body).model_dump(), url, key)
+            return read_reply(create(**_arguments(body)).model_dump(), url, key)
         except openai.APIStatusError as error:
             if error.code == "content_filter":
                 return Reply("", "content_filter", refused=True)
@@ -97,6 +100,14 @@ def openai_client(url: str, key_variable: str | None = None) -> Send:
             raise ModelError(f"{url}: its answer cannot be read ({hidden(error)}). Check the address.") from None
 
     return send
+
+
+def _arguments(body: Body) -> dict[str, Any]:
+    """Return a body as arguments of the client of openai, which wants a prompt also beside `prompt_embeds`."""
+    extra = {name: body[name] for name in NOT_OF_OPENAI if name in body}
+    known = {name: value for name, value in body.items() if name not in extra}
+    empty = {"prompt": None} if "prompt_embeds" in extra else {}
+    return empty | known | {"extra_body": extra}
 
 
 def without_key(text: str, key: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import sys
@@ -11,10 +13,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from tqdm import tqdm
+from transformers import AutoModelForCausalLM
 
 from prompt_tuning.encoding.decoding import special_tokens
-from prompt_tuning.errors import DataError, RecipeError
+from prompt_tuning.errors import DataError, ModelError, RecipeError
+from prompt_tuning.models.layered_llama import LayeredLlamaForCausalLM
 from prompt_tuning.reports.losses import prediction_counts
 from prompt_tuning.runs.answers import Question
 from prompt_tuning.runs.api_client import Send, ask, in_order
@@ -25,10 +31,17 @@ from prompt_tuning.support.data_files import checked_path
 from prompt_tuning.support.files import atomic_write
 from prompt_tuning.support.json_values import parse_json
 from prompt_tuning.support.text import printable_json
+from prompt_tuning.support.trust import load_pretrained
 
 
 def write_requests(
-    task: ExportedTask, source: str = "-", output: str = "-", *, model: str, as_text: bool = False
+    task: ExportedTask,
+    source: str = "-",
+    output: str = "-",
+    *,
+    model: str,
+    as_text: bool = False,
+    embeddings: nn.Module | None = None,
 ) -> None:
     """Write a request for every row, a JSON object a line.
 
@@ -38,6 +51,7 @@ def write_requests(
         output: the file to write; "-" is standard output.
         model: the name that the server has for the exported model.
         as_text: write the prompt as text instead of token ids.
+        embeddings: write what this layer makes of the token ids instead, as vLLM's `prompt_embeds`.
 
     Raises:
         DataError: a row is bad, or its text does not have its token ids.
@@ -49,7 +63,8 @@ def write_requests(
         rows = open_input(source, path) or filter(None, stream_input(source, path, task.encoder, files))
         for origin, row in rows:
             question = _read(task, origin, row, counts)
-            line = json.dumps(request(task, question, origin, model=model, as_text=as_text), ensure_ascii=False)
+            body = request(task, question, origin, model=model, as_text=as_text, embeddings=embeddings)
+            line = json.dumps(body, ensure_ascii=False)
             file.write(f"{printable_json(line) if file is sys.stdout else line}\n")
         if not counts["rows"]:
             raise DataError(f"{input_name(source)}: no rows")
@@ -57,7 +72,13 @@ def write_requests(
 
 
 def request(
-    task: ExportedTask, question: Question, origin: str, *, model: str, as_text: bool = False
+    task: ExportedTask,
+    question: Question,
+    origin: str,
+    *,
+    model: str,
+    as_text: bool = False,
+    embeddings: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Return the body of a greedy request.
 
@@ -67,6 +88,7 @@ def request(
         origin: where the row is from, for messages.
         model: the name that the server has for the exported model.
         as_text: write the prompt as text.
+        embeddings: write what this layer makes of the token ids, as vLLM's `prompt_embeds`.
 
     Raises:
         DataError: the text of the row does not have its token ids.
@@ -74,10 +96,31 @@ def request(
     ids = task.text.ids_of(question.source)
     special = special_tokens(task.encoder.tokenizer)
     stop = [text for text in task.encoder.template.stop if text.strip() not in special]
-    prompt = _text(task, ids, origin) if as_text else ids
-    body = {"model": model, "prompt": prompt, "max_tokens": task.max_tokens, "temperature": 0}
+    prompt: dict[str, Any] = {"prompt": _text(task, ids, origin) if as_text else ids}
+    if embeddings is not None:
+        prompt = {"prompt_embeds": _encode(embeddings, ids)}
+    body = {"model": model, **prompt, "max_tokens": task.max_tokens, "temperature": 0}
     optional = {"stop": stop, "logit_bias": task.logit_bias}
     return body | {name: value for name, value in optional.items() if value}
+
+
+def load_embeddings(folder: str | Path, *, trust_remote_code: bool = False) -> nn.Module:
+    """Return the embedding layer of an export, from whose output another copy of the base model can be asked.
+
+    Raises:
+        ModelError: the tokens of the export also have vectors in layers.
+    """
+    model = load_pretrained(AutoModelForCausalLM, str(folder), dtype="auto", trust_remote_code=trust_remote_code)
+    if isinstance(model, LayeredLlamaForCausalLM):
+        raise ModelError(f"{folder}: its tokens have vectors in every layer, known by their ids. Send token ids.")
+    return model.get_input_embeddings().requires_grad_(requires_grad=False)
+
+
+def _encode(embeddings: nn.Module, ids: list[int]) -> str:
+    """Return the embeddings `[P + T, H]` of token ids as vLLM takes them."""
+    buffer = io.BytesIO()
+    torch.save(embeddings(torch.tensor(ids)).clone(), buffer)  # The file of a view would hold the whole table.
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _text(task: ExportedTask, ids: list[int], origin: str) -> str:
@@ -97,6 +140,7 @@ def send_requests(
     *,
     model: str,
     as_text: bool = False,
+    embeddings: nn.Module | None = None,
     concurrency: int = 8,
 ) -> None:
     """Send a request for every row, and write the rows with their predictions as `predict` does.
@@ -110,6 +154,7 @@ def send_requests(
         send: sends a request, such as `openai_client` returns it.
         model: the name that the server has for the exported model.
         as_text: send the prompts as text instead of token ids.
+        embeddings: send what this layer makes of the token ids instead, as vLLM's `prompt_embeds`.
         concurrency: the number of requests that are sent at once.
 
     Raises:
@@ -132,7 +177,10 @@ def send_requests(
                 _check_answered(row, known, origin, partial)
                 yield row, known
             else:
-                yield row, request(task, question, origin, model=model, as_text=as_text)
+                yield (
+                    row,
+                    request(task, question, origin, model=model, as_text=as_text, embeddings=embeddings),
+                )
 
     def answer(question: tuple[dict[str, Any], dict[str, Any]]) -> tuple[str, bool]:
         _, body = question

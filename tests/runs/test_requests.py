@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 import re
@@ -12,11 +13,13 @@ from helpers.rows import question_rows, write_jsonl
 from transformers import AutoModelForCausalLM
 
 from prompt_tuning.cli.main import main
+from prompt_tuning.encoding.decoding import cut_at_stop
 from prompt_tuning.errors import DataError, ModelError
 from prompt_tuning.runs.api_client import Reply, openai_client
 from prompt_tuning.runs.export import export_runs
 from prompt_tuning.runs.exported import ExportedTask
 from prompt_tuning.runs.requests import send_requests, write_requests
+from prompt_tuning.support.files import read_json_lines
 
 
 @pytest.fixture
@@ -103,6 +106,25 @@ def test_a_server_that_takes_no_token_ids_gets_text(exported, make_run, tmp_path
     command = ["requests", str(exported), "--task", "qa", "--input", make_run.rows, "--url", "http://127.0.0.1:1/v1"]
     assert main([*command, "--output", str(tmp_path / "answers.jsonl"), "--text", "--concurrency", "1"]) == 0
     assert len(prompts) == 9 and all(prompt.startswith("<|prompt:qa:0|>") for prompt in prompts)
+
+
+def test_embeddings_of_the_rows_let_the_base_model_answer_alike(exported, make_run, tmp_path):
+    task = ExportedTask.load(exported, "qa")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    by_ids = server_of(exported, task)
+    files = [tmp_path / name for name in ("ids.jsonl", "embeddings.jsonl")]
+    for file, flags in zip(files, ([], ["--prompt_embeds"]), strict=True):
+        command = ["requests", str(exported), "--task", "qa", "--input", make_run.rows, "--output", str(file)]
+        assert main([*command, *flags]) == 0
+    for with_ids, body in zip(*map(read_json_lines, files), strict=True):
+        assert "prompt" not in body and body["max_tokens"] == with_ids["max_tokens"]
+        content = base64.b64decode(body["prompt_embeds"])
+        embeds = torch.load(io.BytesIO(content), weights_only=True)
+        assert embeds.shape == (len(with_ids["prompt"]), 32) and len(content) < embeds.nbytes + 2000
+        settings = {"max_new_tokens": body["max_tokens"], "do_sample": False, "pad_token_id": 0}
+        new = base.generate(inputs_embeds=embeds[None], **settings)[0]
+        text = task.encoder.tokenizer.decode(new, skip_special_tokens=True)
+        assert cut_at_stop(text, body["stop"]) == cut_at_stop(by_ids(with_ids).text, body["stop"])
 
 
 def test_answers_of_other_rows_are_not_taken(exported, make_run, tmp_path):
