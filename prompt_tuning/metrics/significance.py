@@ -7,7 +7,7 @@ metric is not a mean over rows, and has sacreBLEU's own paired bootstrap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from sacrebleu.metrics.base import Metric
@@ -20,6 +20,7 @@ from prompt_tuning.metrics.scores import LOWER_IS_BETTER, MetricFunction
 from prompt_tuning.metrics.ter.ter import corpus_ter
 
 DRAWS = 2000
+DRAWN_AT_ONCE = 2**20  # numbers of rows; 8 MB
 FEW_ROWS = 16  # p is exact for at most so many rows.
 LEVEL = 1.0  # A system is level if it loses less than so many points.
 # The scores that sacreBLEU tests, and what computes each of them here and in its `evaluate` module.
@@ -152,8 +153,10 @@ def corpus_difference(
         `difference` of the mean scores, and `low` and `high` of its 95 % interval by draws of rows and seeds.
     """
     corpus_metric = CORPUS_METRICS[metric](language, references=reference_streams(references))
-    drawn_rows, seed_weights = _draws(max(len(systems), len(baseline)), len(references))
-    rows = np.concatenate([np.arange(len(references))[None], drawn_rows])  # The first one has every row once.
+    generator = np.random.default_rng(0)
+    every_row_once = np.arange(len(references))[None]
+    rows = np.concatenate([every_row_once, *_row_draws(generator, len(references))])
+    seed_weights = _seed_weights(generator, max(len(systems), len(baseline)))
     differences = _corpus_scores(corpus_metric, systems, rows) - _corpus_scores(corpus_metric, baseline, rows)
     difference = float(differences[0].mean())
     drawn = (_wider(differences[1:].T).T * seed_weights).sum(1)
@@ -211,17 +214,24 @@ def _exact_p(differences: np.ndarray) -> float:
 
 def _means(scores: np.ndarray) -> np.ndarray:
     """Return the mean of each draw of rows and seeds, `[DRAWS]`. Scores of one shape have the same draws."""
-    drawn_rows, seed_weights = _draws(*scores.shape)
-    row_means = seed_weights @ _wider(scores)  # [draws, rows]
-    return np.take_along_axis(row_means, drawn_rows, 1).mean(1)
-
-
-def _draws(seeds: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the drawn rows, `[DRAWS, rows]`, and the share of each seed in a draw, `[DRAWS, seeds]`."""
+    seeds, rows = scores.shape
     generator = np.random.default_rng(0)
-    drawn_rows = generator.integers(rows, size=(DRAWS, rows))
+    scores = _wider(scores)
+    means = [scores[:, drawn].mean(2).T for drawn in _row_draws(generator, rows)]  # [draws, seeds] each
+    return (np.concatenate(means) * _seed_weights(generator, seeds)).sum(1)
+
+
+def _row_draws(generator: np.random.Generator, rows: int) -> Iterator[np.ndarray]:
+    """Yield the rows of some draws after the other, `[draws, rows]`, DRAWS in all, so that many rows fit in memory."""
+    at_once = max(DRAWN_AT_ONCE // rows, 1)
+    for first in range(0, DRAWS, at_once):
+        yield generator.integers(rows, size=(min(at_once, DRAWS - first), rows))
+
+
+def _seed_weights(generator: np.random.Generator, seeds: int) -> np.ndarray:
+    """Return the share of each seed in a draw, `[DRAWS, seeds]`."""
     drawn_seeds = generator.integers(seeds, size=(DRAWS, seeds))
-    return drawn_rows, (drawn_seeds[..., None] == np.arange(seeds)).mean(1)
+    return (drawn_seeds[..., None] == np.arange(seeds)).mean(1)
 
 
 def _wider(scores: np.ndarray) -> np.ndarray:
