@@ -64,8 +64,8 @@ embeddings, and then write tokens of the prompts.
 
 LAYERS = """
 **Each of these tokens also has a vector for every layer**, which the layer adds to its input. Transformers reads them
-after `import prompt_tuning.models.layered_llama`, and vLLM after `pip install --no-deps prompt-tuning` in its
-environment. Other programs do not know the architecture `prompt_tuning_llama`.
+after `import prompt_tuning.models.layered_llama`, and vLLM if the package prompt_tuning is installed in its
+environment, by pip with `--no-deps`. Other programs do not know the architecture `prompt_tuning_llama`.
 """
 
 IMPORT = "import prompt_tuning.models.layered_llama  # It lets transformers load this folder.\n"
