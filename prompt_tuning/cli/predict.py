@@ -12,9 +12,14 @@ from prompt_tuning.cli.parsing import (
     add_moved_model,
     add_trust,
     check_json_output,
+    load_recipe,
     number_in,
 )
+from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.ranges import COUNT
+
+OF_API = {"base_url": "URL", "api_key_env": "NAME", "tokenizer_name": "TOKENIZER", "max_cost": "COST"}
+"""The flags of a model behind an API, which are settings of its recipe."""
 
 EXAMPLES = """\
   prompt-tuning predict --adapter runs/quickstart --input rows.jsonl --output predicted.jsonl
@@ -22,6 +27,7 @@ EXAMPLES = """\
   prompt-tuning predict --adapter runs/fr-en --input sentences.txt --batch_size 32
   prompt-tuning predict --adapter somebody/squad-prompt@main --input rows.jsonl
   prompt-tuning predict --adapter qa=runs/quickstart runs/fr-en --input mixed.jsonl --output predicted.parquet
+  prompt-tuning predict --recipe api.yaml --base_url http://localhost:8000/v1 --input rows.jsonl --output out.jsonl
   accelerate launch --num_processes 2 -m prompt_tuning predict --adapter runs/mine --input rows.jsonl --output out.csv
 """
 
@@ -31,14 +37,15 @@ def add_parser(commands: Commands) -> None:
     parser = add_command(
         commands, "predict", run, help="Predict for the rows of a file or of standard input.", examples=EXAMPLES
     )
-    parser.add_argument(
+    predicts = parser.add_mutually_exclusive_group(required=True)
+    predicts.add_argument(
         "--adapter",
         metavar="ADAPTER",
         nargs="+",
-        required=True,
         help="folder or hub id of a trained run; or of several on one base model, each also as NAME=ADAPTER, for rows "
         "whose column `task` names one",
     )
+    predicts.add_argument("--recipe", metavar="RECIPE", help="a recipe whose model is openai:NAME, behind an API")
     parser.add_argument(
         "--input",
         metavar="FILE",
@@ -76,6 +83,10 @@ def add_parser(commands: Commands) -> None:
     )
     add_moved_model(parser)
     add_trust(parser)
+    for name, metavar in OF_API.items():
+        parser.add_argument(
+            f"--{name}", f"--{name.replace('_', '-')}", metavar=metavar, help="as in evaluate, for --recipe"
+        )
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> Result:
@@ -85,6 +96,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
 
     check_json_output("predict", args)
     checked_path(args.input, args.output)
+    if args.recipe is not None:
+        return _run_api(args)
+    given = [name for name in OF_API if getattr(args, name) is not None]
+    if given:
+        raise RecipeError(f"--{given[0]}: it is for a model behind an API. Name --recipe, or leave it out.")
     for word in args.adapter:
         is_named = len(args.adapter) > 1 and not Path(word).is_dir()
         check_local_adapter(word.rpartition("=")[2] if is_named else word, or_model=True)
@@ -98,4 +114,19 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
         trust_remote_code=args.trust_remote_code,
     )
     counts = predict(args.adapter, args.input, args.output, args.model_name_or_path, settings)
+    return Result({"output": args.output} | counts)
+
+
+def _run_api(args: argparse.Namespace) -> Result:
+    """Predict by the hard prompt of a recipe, whose model is behind an API."""
+    if args.score:
+        raise RecipeError("--score: a model behind an API has no scores. Leave it out.")
+    flags = []
+    for name in ("model_name_or_path", *OF_API):
+        if getattr(args, name) is not None:
+            flags.append(f"--{name}={getattr(args, name)}")
+    recipe = load_recipe(args.recipe, flags)
+    from prompt_tuning.runs.api_predict import predict_by_api
+
+    counts = predict_by_api(recipe, args.input, args.output, with_truncated=args.truncated)
     return Result({"output": args.output} | counts)

@@ -198,6 +198,11 @@ def load_base_model(args: ModelArguments, config: PretrainedConfig) -> PreTraine
         ModelError: the model cannot be loaded, or cannot be quantized as `args` say; or weights are missing or have
             numbers that are not finite.
     """
+    if args.api_name is not None:
+        raise ModelError(
+            f"model_name_or_path {args.model_name_or_path}: a model behind an API has no weights here. Take evaluate, "
+            "compare or predict --recipe."
+        )
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     quantized = quantization_config(args)
     options = {"dtype": args.dtype, "use_safetensors": True, "quantization_config": quantized}

@@ -60,6 +60,7 @@ class Question:
         omitted_demonstrations: the number of demonstrations that do not fit the budget.
         untrained_tokens: the number of tokens of the trained text that no training row has.
         task: the name of the row's task among several.
+        prompt: what is sent to a model behind an API; empty for a model that is loaded here.
     """
 
     source: list[int]
@@ -69,6 +70,7 @@ class Question:
     omitted_demonstrations: int = 0
     untrained_tokens: int = 0
     task: str = ""
+    prompt: dict[str, Any] = field(default_factory=dict)
 
 
 class Answer(NamedTuple):
@@ -112,7 +114,8 @@ def read_question(encoder: Encoder, data: DataArguments, row: dict[str, Any], ta
     encoder, omitted = encoder.fit_demonstrations(row)
     source = encoder.cut_source(row)
     choices, choice_ids = encoder.choices(row, source.text, source.ids) if encoder.closed else ([], [])
-    return Question(source.ids, choices, choice_ids, source.cut_tokens, omitted, source.untrained_tokens, task)
+    prompt = encoder.api_prompt(source) if encoder.endpoint else {}
+    return Question(source.ids, choices, choice_ids, source.cut_tokens, omitted, source.untrained_tokens, task, prompt)
 
 
 def answer_batch(

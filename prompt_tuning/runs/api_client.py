@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 from prompt_tuning.encoding.decoding import cut_at_stop
@@ -78,7 +79,9 @@ def openai_client(url: str, key_variable: str | None = None) -> Send:
     key = os.environ.get(key_variable or KEY_VARIABLE, "")
     if key_variable and not key:
         raise ModelError(f"api_key_env {key_variable}: the environment has no such variable. Set it to the key.")
-    client = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=TRIES - 1)
+    # A connection that waits for a next request would outlive this function's caller, and the server's next start.
+    once = {"Connection": "close"}
+    client = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=TRIES - 1, default_headers=once)
 
     def hidden(error: Exception) -> str:
         return without_key(first_line(error), key)
@@ -176,14 +179,14 @@ def ask(send: Send, body: Body, stop: Sequence[str]) -> tuple[Reply, str, bool]:
 
 
 def in_order(
-    items: Iterable[Item], answer: Callable[[Item], Result], concurrency: int
+    items: Iterable[Item | None], answer: Callable[[Item], Result], concurrency: int
 ) -> Iterator[tuple[Item, Result]]:
     """Yield each item with its answer, in their order, while a few of the next are asked for.
 
     After an error no further item is begun. Those that were begun are finished before the error is raised.
 
     Args:
-        items: read as far as they are needed.
+        items: read as far as they are needed. At None, nothing more is there yet, and all that were begun are yielded.
         answer: called by threads.
         concurrency: how many items are answered at once.
     """
@@ -191,11 +194,9 @@ def in_order(
     with contextlib.ExitStack() as stack:
         pool = ThreadPoolExecutor(concurrency)
         stack.callback(pool.shutdown, cancel_futures=True)
-        for item in items:
-            waiting.append((item, pool.submit(answer, item)))
-            if len(waiting) > 2 * concurrency:
+        for item in chain(items, [None]):
+            if item is not None:
+                waiting.append((item, pool.submit(answer, item)))
+            while len(waiting) > (0 if item is None else 2 * concurrency):
                 first, future = waiting.popleft()
                 yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()

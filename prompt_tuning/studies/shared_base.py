@@ -101,7 +101,8 @@ class SharedBaseModel:
 
         On a CPU the result is bit for bit that of `runs.train.train`, which reads the model by itself.
         """
-        if METHODS[recipe.prompt.method].trains_whole_model:  # Its weights change, so that no other run may use them.
+        # No other run may use weights that change, and a model behind an API has none here.
+        if METHODS[recipe.prompt.method].trains_whole_model or recipe.model.api_name is not None:
             return train(recipe, evaluate_hard_prompt=evaluate_hard_prompt, split=split)
         if self.args != recipe.model:
             self.args = None

@@ -1,6 +1,7 @@
 """Models behind an API: what is sent, paid once, counted and kept apart; a fake server answers."""
 
 import json
+import re
 import sqlite3
 
 import pytest
@@ -224,6 +225,55 @@ def test_only_the_command_line_names_a_server_and_a_key(recipe_file, model_folde
     )
     assert main(["compare", str(tmp_path / "runs.yaml")]) == 2
     assert "only the command line decides which server" in capsys.readouterr().err
+
+
+def test_predict_answers_rows_in_their_order(server, recipe_file, model_folders, tmp_path, capsys):
+    recipe = recipe_file(
+        model_name_or_path="openai:big", tokenizer_name=model_folders["llama"], num_virtual_tokens=None,
+        num_demonstrations=1, max_source_tokens=200,
+    )  # fmt: skip
+    command = ["predict", "--recipe", str(recipe), "--base_url", server.url, "--input", str(tmp_path / "test.jsonl")]
+    assert main([*command, "--output", str(tmp_path / "out.csv"), "--truncated"]) == 0
+    assert main([*command, "--output", str(tmp_path / "out.jsonl")]) == 0
+    assert len(server.requests) == 9 and server.bodies[0]["prompt"].count("Question:") == 2
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["prediction"] for row in rows] == [row["answers"]["text"][0] for row in rows]
+    assert "at_limit" in (tmp_path / "out.csv").read_text().splitlines()[0]
+    assert "90 tokens in, 18 out" in capsys.readouterr().err
+    assert main([*command, "--score"]) == main(["predict", "--base_url", server.url, "--adapter", "x"]) == 2
+    server.status, server.busy, server.error = 400, 10**6, {"message": "no"}
+    (tmp_path / "new.jsonl").write_text(_row())
+    assert main([*command[:-1], str(tmp_path / "new.jsonl"), "--output", str(tmp_path / "new.out")]) == 1
+    assert "new.jsonl, line 1: http" in capsys.readouterr().err and not (tmp_path / "new.out").exists()
+
+
+def test_compare_sets_a_model_behind_an_api_beside_one_that_is_loaded(
+    server, recipe_file, model_folders, tmp_path, capsys
+):
+    settings = dict(method="none", num_virtual_tokens=None, max_steps=None)
+    small = recipe_file(**settings).rename(tmp_path / "small.yaml")
+    large = recipe_file(model_name_or_path="openai:big", tokenizer_name=model_folders["llama"], **settings)
+    large = large.rename(tmp_path / "large.yaml")
+    command = ["compare", str(small), str(large), "--output_dir", str(tmp_path / "compared")]
+    assert main([*command, "--base_url", server.url]) == 0
+    compared = json.loads((tmp_path / "compared" / "compare.json").read_text())
+    assert compared["parts"].keys() == {"small", "large"} and len(server.requests) == 9
+    assert re.search(r"large +100\.0 ", capsys.readouterr().out)
+    assert "base_url" not in (tmp_path / "compared" / "large-seed42" / "recipe.yaml").read_text()
+    assert main([*command, "--base_url", server.url]) == 0 and len(server.requests) == 9
+    capsys.readouterr()
+    assert main([*command, "--base_url", "http://127.0.0.1:9/v1"]) == 1
+    assert "model_name_or_path openai:big" in capsys.readouterr().err
+
+
+def test_the_functions_of_python_take_the_address_from_their_caller(server, recipe_file, model_folders, tmp_path):
+    from prompt_tuning import evaluate
+
+    recipe = recipe_file(
+        model_name_or_path="openai:big", tokenizer_name=model_folders["llama"], num_virtual_tokens=None
+    )
+    run = evaluate(recipe, base_url=server.url, output_dir=tmp_path / "python")
+    assert run.results["api"]["requests"] == 9
 
 
 @pytest.mark.parametrize(
