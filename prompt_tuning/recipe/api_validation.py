@@ -54,6 +54,10 @@ def api_errors(recipe: Draft) -> list[str]:
                 (recipe.training.generation_num_beams or 1) > 1,
                 "generation_num_beams: an API has no beams. Leave it out.",
             ),
+            (
+                recipe.prompt.choice_normalization == "unconditional",
+                "choice_normalization unconditional: an API is asked with a source only. Set another one.",
+            ),
         ]
     )
 

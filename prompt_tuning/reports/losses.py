@@ -23,6 +23,7 @@ PREDICTION_LOSSES = {
     "empty": "are empty",
     "refused": "are refusals of the server or the model",
     "no_choice": "are none of the row's choices",
+    "uncertain": "are the likeliest listed choice, and the server does not list all",
 }
 """The counts of a system in results.json, under `prediction_counts`, with what they say of its predictions."""
 

@@ -33,6 +33,7 @@ class SavedReply(TypedDict):
     output_tokens: int | None
     model: str
     fingerprint: str
+    listed: dict[str, float]
 
 
 def cache_file() -> Path:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -41,6 +42,7 @@ class Reply:
         output_tokens: the tokens that it counted in its answer.
         model: the server's own name for what answered.
         fingerprint: the server's name for its configuration.
+        listed: the log-probabilities of the likeliest first tokens, if the request asks for them.
     """
 
     text: str
@@ -50,6 +52,7 @@ class Reply:
     output_tokens: int | None = None
     model: str = ""
     fingerprint: str = ""
+    listed: Mapping[str, float] = field(default_factory=dict)
 
 
 Send = Callable[[Body], Reply]
@@ -162,7 +165,22 @@ def read_reply(answer: Mapping[str, Any], url: str, key: str = "") -> Reply:
         output_tokens=count_of("completion_tokens"),
         model=text_of(answer.get("model")),
         fingerprint=text_of(answer.get("system_fingerprint")),
+        listed={} if "message" in choices[0] else _listed_tokens(choices[0].get("logprobs") or {}),
     )
+
+
+def _listed_tokens(logprobs: Mapping[str, Any]) -> dict[str, float]:
+    """Return the log-probabilities of the first tokens, in the form of OpenAI or of llama.cpp's server."""
+    listed: Any = {}
+    if logprobs.get("top_logprobs"):
+        listed = logprobs["top_logprobs"][0]
+    elif logprobs.get("content"):
+        listed = {entry["token"]: entry["logprob"] for entry in logprobs["content"][0].get("top_logprobs", [])}
+    tokens = {}
+    for token, value in listed.items():
+        if isinstance(value, int | float) and math.isfinite(value):
+            tokens[str(token).encode("utf-8", "replace").decode()] = float(value)
+    return tokens
 
 
 def ask(send: Send, body: Body, stop: Sequence[str]) -> tuple[Reply, str, bool]:

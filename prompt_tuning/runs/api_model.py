@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from prompt_tuning.errors import ModelError, RecipeError
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.losses import prediction_counts
 from prompt_tuning.runs.api_answers import AnswerCache, Bill, PaidOnce, cache_file
+from prompt_tuning.runs.api_choices import TokenList
 from prompt_tuning.runs.api_client import Body, Reply, ask, in_order, openai_client
 from prompt_tuning.support.json_values import parse_json
 from prompt_tuning.support.text import normalised, words
@@ -36,12 +38,14 @@ class ApiAnswer(NamedTuple):
         at_limit: only the limit of new tokens ended the text.
         refused: the server or the model refuses to answer.
         no_choice: the question is closed, and the text is none of its choices.
+        uncertain: the choice is the likeliest of those whose tokens the server lists, and others may be likelier.
     """
 
     text: str
     at_limit: bool
     refused: bool
     no_choice: bool = False
+    uncertain: bool = False
 
 
 @dataclass
@@ -54,6 +58,7 @@ class ApiModel:
         send: sends a request once.
         concurrency: the most requests that the server has at once.
         reported: how often the server reported each model and fingerprint.
+        tokens: lists tokens for closed questions; None if they are answered by text.
     """
 
     name: str
@@ -61,6 +66,7 @@ class ApiModel:
     send: PaidOnce
     concurrency: int = CONCURRENCY
     reported: Counter[tuple[str, str]] = field(default_factory=Counter)
+    tokens: TokenList | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -99,6 +105,38 @@ class ApiModel:
         self._note(reply)
         return ApiAnswer(text, at_limit, reply.refused)
 
+    def prepare_choices(self, encoder: Encoder, prompt: dict[str, Any]) -> None:
+        """Find out by one prompt whether the server lists the tokens by which closed questions are answered."""
+        if encoder.closed and "prompt" in prompt:
+            self.tokens = TokenList.find(self.send, self.name, prompt["prompt"])
+
+    def answer_question(
+        self, encoder: Encoder, prompt: dict[str, Any], choices: Sequence[str], recipe: Recipe
+    ) -> ApiAnswer:
+        """Return the answer to a row: a choice by its likelihood or by its text, or what the model writes.
+
+        Args:
+            encoder: writes the rows.
+            prompt: of `Encoder.api_prompt`.
+            choices: of a closed question.
+            recipe: says how long an answer may be, and how choices are scored.
+
+        Raises:
+            ModelError: as `answer` does.
+        """
+        if encoder.closed and self.tokens is not None:
+            chosen = self.tokens.choose(prompt["prompt"], choices, recipe.prompt.choice_normalization)
+            if chosen is not None:
+                text, certain = chosen
+                return ApiAnswer(text, at_limit=False, refused=False, uncertain=not certain)
+        written = self.answer(encoder, prompt, recipe.decoding["max_new_tokens"])
+        return by_choice(written, choices) if encoder.closed else written
+
+    @property
+    def choice_method(self) -> str:
+        """How closed questions are answered, for results.json."""
+        return "by text" if self.tokens is None else "by likelihood"
+
     def _note(self, reply: Reply) -> None:
         with self._lock:
             self.reported[reply.model, reply.fingerprint] += 1
@@ -110,15 +148,15 @@ class ApiModel:
             ModelError: the server does not answer a row, or the next answer could cost too much. Answers before it
                 are kept.
         """
-        limit = recipe.decoding["max_new_tokens"]
 
         def answer(row: dict[str, Any]) -> ApiAnswer:
             try:
-                written = self.answer(encoder, parse_json(row["prompt"]), limit)
-                return by_choice(written, row["choices"]) if encoder.closed else written
+                return self.answer_question(encoder, parse_json(row["prompt"]), row.get("choices", ()), recipe)
             except ModelError as error:
                 raise ModelError(f"{row_origin(recipe.data, split, row['row'])}: {error}") from None
 
+        if encoder.closed and len(rows):
+            self.prepare_choices(encoder, parse_json(rows[0]["prompt"]))
         answers = []
         asked = rows.select_columns(["prompt", "row", *(["choices"] if encoder.closed else [])])
         with tqdm(total=len(rows), desc=self.name, unit="row", disable=recipe.training.disable_tqdm) as bar:
@@ -151,7 +189,7 @@ class ApiModel:
         return facts
 
 
-def by_choice(answer: ApiAnswer, choices: list[str]) -> ApiAnswer:
+def by_choice(answer: ApiAnswer, choices: Sequence[str]) -> ApiAnswer:
     """Return the choice that an answer to a closed question is, in any case and with any punctuation; else itself."""
     said = words(normalised(answer.text)) or answer.text
     for choice in choices:
@@ -175,5 +213,8 @@ def api_counts(answers: list[ApiAnswer]) -> dict[str, int]:
     no_choice = sum(answer.no_choice and not answer.refused and bool(answer.text) for answer in answers)
     if no_choice:
         counts["no_choice"] = no_choice
+    uncertain = sum(answer.uncertain for answer in answers)
+    if uncertain:
+        counts["uncertain"] = uncertain
     counts["empty"] -= sum(answer.refused and not answer.text for answer in answers)
     return counts

@@ -18,7 +18,7 @@ from prompt_tuning.models.loading import load_config, load_tokenizer
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs.answers import Question
 from prompt_tuning.runs.api_client import in_order
-from prompt_tuning.runs.api_model import ApiAnswer, ApiModel, api_counts, by_choice
+from prompt_tuning.runs.api_model import ApiAnswer, ApiModel, api_counts
 from prompt_tuning.runs.input_rows import OriginAndRow, input_name, open_input, read_row, stream_input
 from prompt_tuning.runs.predict import count_row, report_counts
 from prompt_tuning.runs.prepare import prepare
@@ -72,12 +72,12 @@ def predict_by_api(
 
         def answer(asked: AskedRow) -> ApiAnswer:
             try:
-                written = model.answer(encoder, asked.question.prompt, recipe.decoding["max_new_tokens"])
+                question = asked.question
+                return model.answer_question(encoder, question.prompt, question.choices, recipe)
             except ModelError as error:
                 raise ModelError(f"{asked.origin}: {error}") from None
-            return by_choice(written, list(asked.question.choices)) if encoder.closed else written
 
-        for asked, of_row in in_order(_questions(rows, encoder, recipe, counts), answer, model.concurrency):
+        for asked, of_row in in_order(_questions(rows, model, encoder, recipe, counts), answer, model.concurrency):
             columns: dict[str, Any] = {"prediction": of_row.text}
             if with_truncated:
                 columns |= {"truncated": asked.question.cut_tokens > 0, "at_limit": of_row.at_limit}
@@ -111,7 +111,7 @@ def _encoder(recipe: Recipe) -> Encoder:
 
 
 def _questions(
-    rows: Iterable[OriginAndRow | None], encoder: Encoder, recipe: Recipe, counts: Counter[str]
+    rows: Iterable[OriginAndRow | None], model: ApiModel, encoder: Encoder, recipe: Recipe, counts: Counter[str]
 ) -> Iterator[AskedRow | None]:
     """Yield each row with what is sent of it, and None for each None."""
     for origin_and_row in rows:
@@ -120,5 +120,7 @@ def _questions(
             continue
         origin, row = origin_and_row
         question = read_row(encoder, recipe.data, origin, row)
+        if not counts["rows"]:
+            model.prepare_choices(encoder, question.prompt)
         count_row(counts, question, row)
         yield AskedRow(origin, row, question)

@@ -252,7 +252,7 @@ def _predict(
     closed = prepared.encoder.closed
     if isinstance(model, ApiModel):
         answers = model.answer_rows(rows, prepared.encoder, prepared.recipe, split)
-        decoding = {"choices": "by text"} if closed else {}
+        decoding = {"choices": model.choice_method} if closed else {}
         return Predicted([answer.text for answer in answers], api_counts(answers), decoding, {"api": model.facts()})
     texts, limited = trainer_for(model, prepared).predict_texts_to_limit(rows)
     return Predicted(texts, prediction_counts(texts, limited), {} if closed else _decoding_of(model), {})

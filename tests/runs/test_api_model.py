@@ -186,11 +186,47 @@ def test_closed_questions_are_answered_by_text(evaluate, server, tmp_path):
         f"answer_choices: '{' ||| '.join(_places())}'\n"
     )
     texts = iter(["turin.", "Nowhere at all"])
-    server.answer = lambda body: {"text": next(texts, "Oslo")}
+    server.answer = lambda body: {} if "logprobs" in body else {"text": next(texts, "Oslo")}
     code, results = evaluate("--api_concurrency", "1", template=tmp_path / "closed.yaml")
     assert code == 0 and results["decoding"]["choices"] == "by text"
     assert results["answers"]["taken"]["hard_prompt"] == {"Oslo": 7, "Turin": 1, "Nowhere at all": 1}
     assert results["prediction_counts"]["hard_prompt"]["no_choice"] == 1
+
+
+def test_closed_questions_are_answered_by_likelihood_where_the_server_lists_tokens(evaluate, server, tmp_path):
+    (tmp_path / "closed.yaml").write_text(
+        "source: '{{ context }} {{ question }} Answer:'\ntarget: '{{ answers.text[0] }}'\n"
+        f"answer_choices: '{' ||| '.join(_places())}'\n"
+    )
+    # Turin has two tokens, of which the first is the likeliest; Porto has one and is likelier than both together.
+    tokens = {" Tu": -0.2, " Porto": -1.0, " Por": -0.5, " Oslo": -3.0}
+
+    def answer(body):
+        last = [{"rin": -2.0, "x": -0.1}] if body["prompt"].endswith(" Tu") else [tokens]
+        return {"text": "x", "logprobs": {"top_logprobs": last}, "finish_reason": "length"}
+
+    server.answer = answer
+    code, results = evaluate(template=tmp_path / "closed.yaml")
+    assert code == 0 and results["decoding"]["choices"] == "by likelihood"
+    assert results["answers"]["taken"]["hard_prompt"] == {"Porto": 9}
+    assert "uncertain" not in results["prediction_counts"]["hard_prompt"]
+    assert {body["logprobs"] for body in server.bodies} == {20} and len(server.requests) == 18
+
+    def of_llama_cpp(body):
+        after = {"x": -0.1}
+        if body["prompt"].endswith(" Tu"):
+            after = {"rin": -2.0}
+        elif body["prompt"].endswith("Answer:"):
+            after = {" Tu": -0.2, " Por": -0.5}
+        listed = [{"token": token, "logprob": value} for token, value in after.items()]
+        return {"text": "x", "logprobs": {"content": [{"token": "x", "logprob": -1, "top_logprobs": listed}]}}
+
+    # Only Turin is listed whole, with -2.2 in all; Porto may have as much as -0.6.
+    server.answer = of_llama_cpp
+    settings = dict(model_name_or_path="openai:other", template=tmp_path / "closed.yaml", output="other")
+    code, results = evaluate(**settings)
+    assert code == 0 and results["answers"]["taken"]["hard_prompt"] == {"Turin": 9}
+    assert results["prediction_counts"]["hard_prompt"]["uncertain"] == 9
 
 
 def _places():
