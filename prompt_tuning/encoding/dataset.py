@@ -40,7 +40,11 @@ REPORTED_ONLY = [
     "untrained_tokens",
 ]  # fmt: skip
 COUNTS = ("cut_tokens", "untrained_tokens", "shown_demonstrations", "omitted_demonstrations", "reference_tokens")
-CHOICE_COLUMNS = {"choices": List(Value("string")), "choice_ids": List(List(Value("int64")))}
+CHOICE_COLUMNS = {
+    "choices": List(Value("string")),
+    "choice_ids": List(List(Value("int64"))),
+    "target_choice": Value("int64"),
+}
 
 
 @dataclass(kw_only=True)
@@ -125,8 +129,8 @@ def encode(
     Returns:
         The encoded rows and the report. A row has `input_ids`, `labels`, `source`, `references`, `cut_tokens`,
         `omitted_demonstrations` (those that do not fit) and `row`, its number in the split; of a closed question also
-        `choices` and `choice_ids`; for a model behind an API also `prompt`, the JSON of what is sent. A row with a
-        problem is only in the report.
+        `choices`, `choice_ids` and `target_choice`; for a model behind an API also `prompt`, the JSON of what is
+        sent. A row with a problem is only in the report.
     """
     encoded = dataset.map(
         _encode_row,
@@ -246,7 +250,7 @@ def _encode_row(
     except TemplateError as error:
         encoded = {"input_ids": [], "labels": [], "source": "", "references": []}
         if encoder.closed:
-            encoded |= {"choices": [], "choice_ids": []}
+            encoded |= {"choices": [], "choice_ids": [], "target_choice": 0}
         if encoder.endpoint is not None:
             encoded["prompt"] = ""
         counts = dict.fromkeys(COUNTS, 0)

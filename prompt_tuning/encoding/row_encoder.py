@@ -102,8 +102,9 @@ class Encoder:
         Returns:
             `input_ids`, `labels`, the `source` as text, `references`, `cut_tokens`, the number of chosen
             `shown_demonstrations` and of `omitted_demonstrations`, which do not fit; of a closed question also
-            `choices` as texts and `choice_ids`. Two more are for the report: `unreachable` says why no prediction can
-            be the target, and `answer_cut` is true if the cut columns lost every reference.
+            `choices` as texts, `choice_ids`, and the number `target_choice` of the right one. Two more are for the
+            report: `unreachable` says why no prediction can be the target, and `answer_cut` is true if the cut
+            columns lost every reference.
 
         Raises:
             TemplateError: the row cannot be rendered, its target is no choice, or a token has no embedding.
@@ -137,7 +138,8 @@ class Encoder:
                     f"the target {target!r} is not among the row's choices ({listed(choices)}); correct the row or "
                     "answer_choices, or set score_choices: false, and the model writes its answer"
                 )
-            return encoded | {"choices": choices, "choice_ids": choice_ids}
+            right = choices.index(target.strip())
+            return encoded | {"choices": choices, "choice_ids": choice_ids, "target_choice": right}
         stop = self.template.stop
         encoded["unreachable"] = unreachable_target(target_ids, target, references, self.tokenizer, stop)
         if source.cut_tokens:

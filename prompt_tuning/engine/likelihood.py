@@ -98,14 +98,20 @@ def choice_scores(
             scores.append([score - alone[tuple(choice)] for score, choice in zip(row, row_ids, strict=True)])
         return scores
     for row, row_texts, row_ids in zip(likelihoods, texts, ids, strict=True):
-        if normalization == "tokens":
-            sizes = [len(choice) for choice in row_ids]
-        elif normalization == "bytes":
-            sizes = [len(text.encode()) for text in row_texts]
-        else:
-            sizes = [len(text) for text in row_texts]
+        sizes = choice_sizes(row_texts, row_ids, normalization)
         scores.append([score / size for score, size in zip(row, sizes, strict=True)])
     return scores
+
+
+def choice_sizes(texts: Sequence[str], ids: Sequence[Sequence[int]], normalization: Normalization) -> list[int]:
+    """Return by how much the log-likelihood of each choice of a row is divided; 1 if nothing is."""
+    if normalization == "tokens":
+        return [len(choice) for choice in ids]
+    if normalization == "characters":
+        return [len(text) for text in texts]
+    if normalization == "bytes":
+        return [len(text.encode()) for text in texts]
+    return [1] * len(ids)
 
 
 def target_log_likelihoods(
