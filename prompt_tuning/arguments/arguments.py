@@ -337,11 +337,13 @@ class PromptArguments:
         default=False,
         metadata={"help": "lora: also train the norm of each weight's columns (DoRA, Liu et al. 2024)."},
     )
-    loss: Literal["cross_entropy", "kl", "mse"] = field(
+    loss: Literal["cross_entropy", "choices", "brier", "kl", "mse"] = field(
         default="cross_entropy",
         metadata={
-            "help": "cross_entropy: learn the targets. kl, mse: context distillation (Askell et al. 2021), learn the "
-            "logits that the same model computes for the targets after teacher_template."
+            "help": "cross_entropy: learn the targets. choices: learn which of the answer_choices is right, by the "
+            "cross entropy over their likelihoods (binary for two). brier: the same by the squared error of their "
+            "probabilities. kl, mse: context distillation (Askell et al. 2021), learn the logits that the same model "
+            "computes for the targets after teacher_template."
         },
     )
     teacher_template: str | None = field(
@@ -421,6 +423,7 @@ class PromptArguments:
     )
 
 
+CHOICE_LOSSES = ("choices", "brier")
 # The places of a prefix in an encoder-decoder model.
 PREFIX_PLACES = ("prefix_encoder", "prefix_decoder", "prefix_cross")
 # The recipe of each task in `tasks` sets these; the multitask recipe sets everything else.

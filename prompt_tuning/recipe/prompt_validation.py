@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prompt_tuning.arguments.arguments import TASK_SETTINGS
+from prompt_tuning.arguments.arguments import CHOICE_LOSSES, TASK_SETTINGS
 from prompt_tuning.arguments.methods import METHODS, methods_of_setting
 from prompt_tuning.hub.ids import is_hub_id
 from prompt_tuning.recipe.rules import Rules, broken_rules
@@ -165,9 +165,10 @@ def _adapter_errors(recipe: Draft) -> list[str]:
 
 
 def _loss_errors(recipe: Draft) -> list[str]:
-    """Return what is wrong with the settings of context distillation."""
+    """Return what is wrong with the settings of context distillation, and of a loss over choices."""
     prompt = recipe.prompt
-    distills = prompt.loss != "cross_entropy"
+    chooses = prompt.loss in CHOICE_LOSSES
+    distills = prompt.loss != "cross_entropy" and not chooses
     return broken_rules(
         [
             (
@@ -176,10 +177,23 @@ def _loss_errors(recipe: Draft) -> list[str]:
             ),
             (
                 prompt.teacher_template and not distills,
-                "teacher_template is set but loss is cross_entropy, so it would have no effect. Set loss: kl.",
+                f"teacher_template is set but loss is {prompt.loss}, so it would have no effect. Set loss: kl.",
             ),
             (
-                distills and recipe.training.label_smoothing_factor,
+                chooses and METHODS[prompt.method].trains_several_tasks,
+                f"loss {prompt.loss} is for one task; {prompt.method} learns the targets. Leave loss out.",
+            ),
+            (
+                chooses and not prompt.score_choices,
+                f"loss {prompt.loss} scores choices, and score_choices is false. Leave out one of them.",
+            ),
+            (
+                chooses and prompt.choice_normalization == "unconditional",
+                f"loss {prompt.loss} divides likelihoods, and unconditional subtracts from them. Set "
+                "choice_normalization to none, tokens, characters or bytes.",
+            ),
+            (
+                prompt.loss != "cross_entropy" and recipe.training.label_smoothing_factor,
                 f"label_smoothing_factor has no effect with loss {prompt.loss}. Leave it out.",
             ),
         ]

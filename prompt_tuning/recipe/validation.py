@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.arguments import CHOICE_LOSSES, DataArguments
 from prompt_tuning.arguments.flags import read_flags
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.recipe.api_validation import api_errors
@@ -197,6 +197,7 @@ def _stream_errors(recipe: Draft) -> list[str]:
         f"init {prompt.init}": prompt.init in ("frequent", "demonstrations") and METHODS[prompt.method].takes_init,
         f"num_demonstrations {prompt.num_demonstrations}": prompt.num_demonstrations > 0,
         f"teacher_template with loss {prompt.loss}": prompt.teacher_template is not None,
+        f"loss {prompt.loss}": prompt.loss in CHOICE_LOSSES,
         f"train_sampling_strategy {training.train_sampling_strategy}": training.train_sampling_strategy
         != "sequential",
     }

@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from peft import PeftConfig
 from transformers import PretrainedConfig
 
-from prompt_tuning.arguments.arguments import PREFIX_PLACES, PromptArguments
+from prompt_tuning.arguments.arguments import CHOICE_LOSSES, PREFIX_PLACES, PromptArguments
 from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.data.loading import column_names, row_origin, split_origin
 from prompt_tuning.encoding.batching import source_length
@@ -182,6 +182,20 @@ def check_choice_normalization(recipe: Recipe, encoder: Encoder) -> None:
     if encoder.template.answer_choices is not None:
         reason = "score_choices is false"
     raise RecipeError(f"choice_normalization {normalization} would have no effect, since {reason}; leave it out")
+
+
+def check_choice_loss(recipe: Recipe, encoder: Encoder) -> None:
+    """Raise a RecipeError if training rows have no choices to learn from, or their model has a decoder of its own."""
+    loss = recipe.prompt.loss
+    if loss not in CHOICE_LOSSES:
+        return
+    if encoder.is_encoder_decoder:
+        raise RecipeError(f"loss {loss}: choices are learned by causal models only. Set loss: cross_entropy.")
+    if not encoder.closed:
+        raise RecipeError(
+            f"loss {loss}: template {encoder.template.name} has no answer_choices. Add them to it, or set loss: "
+            "cross_entropy."
+        )
 
 
 def check_encoding(recipe: Recipe, split: str, report: EncodingReport) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -16,6 +16,7 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
+from prompt_tuning.arguments.arguments import CHOICE_LOSSES
 from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.data.loading import SPLITS, row_origin, split_origin, with_standard_columns
 from prompt_tuning.encoding.target_language import target_language
@@ -36,6 +37,7 @@ from prompt_tuning.runs.results import answer_counts, describe, scores_of, write
 from prompt_tuning.runs.trained_text import without_trained_text
 from prompt_tuning.support.files import read_json_lines
 from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.training.choices import ChoiceTrainer
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
@@ -284,7 +286,10 @@ def trainer_for(
     evaluated = next((encoded[split] for split in ("validation", "test", "train") if split in encoded), None)
     args = copy.copy(recipe.training)
     args.push_to_hub = False  # A run is pushed when its folder is whole.
-    return PromptTuningTrainer(
+    trainer: Callable[..., PromptTuningTrainer] = PromptTuningTrainer
+    if recipe.prompt.loss in CHOICE_LOSSES and "train" in encoded:
+        trainer = partial(ChoiceTrainer, choice_loss="brier" if recipe.prompt.loss == "brier" else "choices")
+    return trainer(
         model=model,
         args=args,
         processing_class=prepared.tokenizer,

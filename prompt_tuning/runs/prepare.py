@@ -281,6 +281,9 @@ def _encode_splits(
     encoded: dict[str, Dataset | IterableDataset] = {}
     reports: dict[str, EncodingReport | StreamReport] = {}
     errors = ErrorList()
+    if "train" in rows:
+        with errors.collect():
+            checks.check_choice_loss(recipe, encoder)
     with errors.collect():
         check_stop(encoder.tokenizer, encoder.template.stop, encoder.template.name)
     for split in rows:
