@@ -161,7 +161,8 @@ def decoding_text(decoding: dict[str, Any]) -> str:
         normalization = decoding["choice_normalization"]
         suffix = "" if normalization == "none" else f", normalised by {normalization}"
         if "choices" in decoding:
-            return f"one of the row's choices, {one_line(decoding['choices'])}{suffix}"
+            method = one_line(decoding["choices"])
+            return f"one of the row's choices, {method}{suffix if method == 'by likelihood' else ''}"
         return f"the most likely of the row's choices{suffix}"
     beams = decoding["num_beams"]
     parts = ["greedy" if beams == 1 else f"{beams} beams", f"up to {counted(decoding['max_new_tokens'], 'token')}"]

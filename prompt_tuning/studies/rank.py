@@ -143,6 +143,11 @@ def _score(
 def _load_recipe(source: RecipeSource, overrides: list[str], counts: list[int] | None) -> Recipe:
     """Load the recipe with the largest number of demonstrations, so that it is checked with demonstrations."""
     recipe = load_recipe(source, [*overrides, *flags_of_ranking(counts)])
+    if recipe.model.api_name is not None:
+        raise RecipeError(
+            f"{recipe.path}: rank goes by the likelihood of targets, which {recipe.model.model_name_or_path} does not "
+            "give. Run `evaluate` with each --template."
+        )
     if METHODS[recipe.prompt.method].trains_several_tasks:
         raise RecipeError(f"{recipe.path}: rank is for one task; name one of {', '.join(recipe.prompt.tasks or ())}")
     return recipe
