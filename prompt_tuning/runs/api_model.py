@@ -17,6 +17,7 @@ from prompt_tuning.data.loading import row_origin
 from prompt_tuning.encoding.decoding import special_tokens
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import ModelError, RecipeError
+from prompt_tuning.hub.upload import public_name
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.losses import prediction_counts
 from prompt_tuning.runs.api_answers import AnswerCache, Bill, PaidOnce, cache_file
@@ -172,7 +173,7 @@ class ApiModel:
         models: Counter[str] = Counter()
         fingerprints: Counter[str] = Counter()
         for (model, fingerprint), count in self.reported.items():
-            models[model] += count
+            models[public_name(model)] += count  # llama.cpp's server reports the path of its file.
             fingerprints[fingerprint] += count
         facts: dict[str, Any] = {"base_url": self.server, **{name: bill.counts[name] for name in COUNTS}}
         if bill.counts["without_usage"]:

@@ -86,7 +86,7 @@ def whole_answer(body, parts):
     else:
         choice["text"] = text
     usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
-    answer = {"id": "1", "object": "x", "created": 0, "model": "served-7b", "system_fingerprint": "fp_1"}
+    answer = {"id": "1", "object": "x", "created": 0, "model": "/models/served-7b", "system_fingerprint": "fp_1"}
     return answer | {"choices": [choice], "usage": parts.get("usage", usage)}
 
 
