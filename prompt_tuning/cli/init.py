@@ -77,6 +77,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
             file.write(recipe_text(args.data, path, proposal, costs))
         if args.no_measurement or is_measured:
             break
+        args.when_interrupted = f"; {path} is written, without measured costs"
         try:
             costs = measure(path, trust_remote_code=bool(proposal[FLAG]))
         except PromptTuningError as error:

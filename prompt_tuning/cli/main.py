@@ -93,7 +93,12 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str] | None) -> int:
     """Run a command, and return the exit code of its error if it has one."""
     parser = _parser()
-    args, rest = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if not words:
+        parser.print_help(sys.stderr)
+        _say("\nerror: no command was named. Begin with `prompt-tuning init DATA`, or name one of these.")
+        return 2
+    args, rest = parser.parse_known_args(words)
     errors = usage_errors(args, rest)
     if errors:
         args.parser.error("\n".join(errors))

@@ -14,6 +14,7 @@ from prompt_tuning import __version__
 PACKAGES = (
     "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "tokenizers", "safetensors",
     "huggingface_hub", "numpy", "jinja2", "bitsandbytes", "torchao", "bm25s", "matplotlib", "openai",
+    "gradio", "pandas", "tensorboard", "trackio", "shtab",
 )  # fmt: skip
 # Variables that change what a command does; none of them holds a token.
 VARIABLES = (

@@ -120,7 +120,10 @@ def propose(name: str, set_by_user: dict[str, Any], ask: Ask) -> Proposal:
     columns = listed(raw["train"].column_names)
     proposal.reasons[next(iter(proposal.settings))] = f"{_counts(sizes)}, with the columns {columns}."
     rows = list(_some(raw["train"], SAMPLE))
-    recognized = _recognize(rows, proposal, ask)
+    try:
+        recognized = _recognize(rows, proposal, ask)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
     standard = load_splits(proposal.data(), ("train",))["train"]
     _propose_splits(proposal, sizes, standard)
     _propose_model(proposal, ask)
@@ -237,7 +240,8 @@ def _propose_splits(proposal: Proposal, sizes: Mapping[str, int], rows: Dataset)
     passage = "text to translate" if column == "translation" else column or "row"
     missing = [split for split in ("test", "validation") if split not in sizes]
     if missing and len(groups) < 2:
-        raise DataError(f"all rows have the same {passage}, so that none can be kept for a test. Set --test_file.")
+        have = "there is only one row" if len(rows) == 1 else f"all rows have the same {passage}"
+        raise DataError(f"{have}, so that none can be kept for a test. Add rows, or set --test_file.")
     reason = f"Evaluated rows are cut from the {len(rows):,} rows."
     if len(groups) < len(rows):
         reason = f"{reason} They have {len(groups):,} different values of {passage}, and equal ones stay together."
@@ -260,7 +264,7 @@ def _propose_model(proposal: Proposal, ask: Ask) -> None:
     names = [str(config.parent) for config in sorted(LOCAL_MODELS.glob(f"*/{RunFolder.MODEL_CONFIG}"))]
     names.append(MODELS["English" if is_english else "others"])
     model = ask("Which base model, a folder or a hub id?", names)
-    reason = "The frozen base model, of which any other causal model may take the place."
+    reason = "The frozen base model. Any other causal model may take its place."
     if not is_english:
         reason += f" Not all rows are English: take one that reads their language, such as {MODELS['others']}."
     proposal.add(reason, model_name_or_path=model)

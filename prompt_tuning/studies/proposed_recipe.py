@@ -49,6 +49,7 @@ def next_commands(path: Path, proposal: Proposal) -> dict[str, str]:
     return {
         "Check": f"prompt-tuning check {recipe}",
         "Train": f"prompt-tuning train {recipe}",
+        "Look at it": f"prompt-tuning try {run}",
         "Predict": f"prompt-tuning predict --adapter {run} --input new{suffix} --output predicted{suffix}",
         "Share": f"prompt-tuning push {run} --repo_id USER/NAME",
     }

@@ -148,6 +148,32 @@ def test_names_of_a_stranger_stay_text(init, tmp_path, capsys):
     assert "\x1b" not in shown.out + shown.err
 
 
+def test_interrupted_while_it_measures_it_says_that_the_recipe_is_written(tmp_path, model_folders, monkeypatch, capsys):
+    def interrupted(path, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("prompt_tuning.runs.measure.measure", interrupted)
+    write_jsonl(tmp_path / "rows.jsonl", question_rows(20))
+    assert main(["init", "rows.jsonl", "--yes", "--model_name_or_path", str(model_folders["llama"])]) == 130
+    assert "interrupted; recipe.yaml is written, without measured costs" in capsys.readouterr().err
+    assert "prompt-tuning try runs/rows" in (tmp_path / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"a": "1", "b": "2"}, "rows.jsonl: the columns ('a', 'b') do not show the task"),
+        (question_rows(1)[0], "there is only one row, so that none can be kept for a test"),
+    ],
+)
+def test_rows_from_which_no_recipe_can_be_made(row, problem, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "rows.jsonl", [row])
+    assert main(["init", "rows.jsonl", *QUICK]) == 1
+    assert problem in capsys.readouterr().err and not (tmp_path / "recipe.yaml").exists()
+
+
 def test_a_recipe_that_does_not_run_is_written_and_its_errors_are_named(tmp_path, model_folders, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_jsonl(tmp_path / "rows.jsonl", question_rows(20))

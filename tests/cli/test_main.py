@@ -56,6 +56,13 @@ def test_usage_errors_end_with_2(capsys):
     assert "none.yaml: no such recipe" in capsys.readouterr().err
 
 
+def test_without_a_command_all_commands_are_listed(capsys):
+    assert main([]) == 2
+    shown = capsys.readouterr()
+    assert not shown.out and "Begin with `prompt-tuning init DATA`" in shown.err
+    assert "Look at what a prompt does" in shown.err
+
+
 def test_the_version_is_printed(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
