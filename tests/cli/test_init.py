@@ -148,7 +148,7 @@ def test_names_of_a_stranger_stay_text(init, tmp_path, capsys):
     assert "\x1b" not in shown.out + shown.err
 
 
-def test_interrupted_while_it_measures_it_says_that_the_recipe_is_written(tmp_path, model_folders, monkeypatch, capsys):
+def test_interrupted_while_it_measures_it_names_the_recipe(tmp_path, model_folders, monkeypatch, capsys):
     def interrupted(path, **_):
         raise KeyboardInterrupt
 
