@@ -28,7 +28,8 @@ def blocks(language, text=README):
 
 
 DOCS = "".join(page.read_text(encoding="utf-8") for page in sorted(ROOT.glob("docs/*.md")))
-COMMANDS = [line for line in "\n".join(blocks("bash", README + DOCS)).splitlines() if "prompt-tuning" in line]
+LINES = "\n".join(blocks("bash", README + DOCS)).replace("\\\n", "").splitlines()
+COMMANDS = [line for line in LINES if "prompt-tuning" in line]
 
 
 @pytest.mark.real_model
