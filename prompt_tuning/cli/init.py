@@ -70,7 +70,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     from prompt_tuning.support.trust import FLAG
 
     asks = sys.stdin.isatty() and not args.yes
-    proposal = propose(args.data, RecipeParser().typed_flags(overrides), _ask if asks else _take_proposal)
+    proposal = propose(args.data, RecipeParser().typed_flags(overrides), _ask if asks else None)
     costs = None
     for is_measured in (False, True):
         with atomic_write(path, named_by_user=True) as file:
@@ -88,10 +88,6 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     print_text(f"written: {path}. Next: `{commands['Train']}`")
     settings = proposal.settings | proposal.set_by_user
     return Result({"recipe": path, "settings": settings, "reasons": proposal.reasons, "next": commands})
-
-
-def _take_proposal(question: str, answers: Sequence[str]) -> str:
-    return answers[0]
 
 
 def _ask(question: str, answers: Sequence[str]) -> str:

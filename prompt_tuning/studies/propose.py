@@ -18,7 +18,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from prompt_tuning.arguments.arguments import DataArguments, ModelArguments
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.data.loading import LIMITS, load_splits, split_origin
-from prompt_tuning.data.recognition import TARGETS, Recognized, are_yes_or_no, recognize
+from prompt_tuning.data.recognition import (
+    TARGETS,
+    TASK_SETTINGS,
+    Recognized,
+    are_yes_or_no,
+    recognize,
+    texts_by_column,
+)
 from prompt_tuning.data.sources import find_source
 from prompt_tuning.data.splitting import group_column, passages
 from prompt_tuning.encoding.dataset import encode
@@ -62,6 +69,8 @@ LOCAL_MODELS = Path("models")
 MODELS = {"English": "HuggingFaceTB/SmolLM2-135M-Instruct", "others": "Qwen/Qwen3-0.6B"}
 """The models of this project's own recipes."""
 
+LANGUAGE_EXAMPLES = ("en", "fr", "de", "zh")
+
 Ask = Callable[[str, Sequence[str]], str]
 """Returns the answer to a question, of which the first of the given answers is proposed."""
 
@@ -98,13 +107,13 @@ class Proposal:
         return (self.settings | self.set_by_user).get(name)
 
 
-def propose(name: str, set_by_user: dict[str, Any], ask: Ask) -> Proposal:
+def propose(name: str, set_by_user: dict[str, Any], ask: Ask | None) -> Proposal:
     """Return a recipe for the rows of a file, a folder or a data set of the hub.
 
     Args:
         name: the file, the pattern, the folder or the hub id.
         set_by_user: typed settings that are not guessed.
-        ask: asks what the rows do not tell.
+        ask: asks what the rows do not tell. Without it what can be proposed is taken.
 
     Raises:
         PromptTuningError: the rows cannot be read, do not show their task, or the model cannot be loaded.
@@ -216,11 +225,42 @@ def _some(rows: Dataset, most: int) -> Dataset:
     return rows.select(range(0, len(rows), math.ceil(len(rows) / most)))
 
 
-def _recognize(rows: Sequence[Mapping[str, Any]], proposal: Proposal, ask: Ask) -> Recognized:
-    """Recognise the rows, add their settings, and ask for the direction of a translation."""
-    recognized = recognize(rows, proposal.set_by_user)
+def _ask_columns(rows: Sequence[Mapping[str, Any]], set_by_user: Mapping[str, Any], ask: Ask) -> dict[str, str]:
+    """Return the task and its columns as the user names them, except those that are set.
+
+    Raises:
+        DataError: the rows have no text, or there is no such task.
+    """
+    columns = [*texts_by_column(rows)]
+    if not columns:
+        raise DataError("none of the columns holds text. Name a file whose rows have texts.")
+    task = set_by_user.get("task") or ask("The columns do not show the task. Which is it?", [*TASK_SETTINGS])
+    if task not in TASK_SETTINGS:
+        raise DataError(f"task {task}: there is no such task. Name one of {listed([*TASK_SETTINGS])}.")
+    answers = {"task": task}
+    for setting in TASK_SETTINGS[task]:
+        if setting not in set_by_user:
+            is_language = setting.endswith("_lang")
+            question = "which language, by its code?" if is_language else "which column?"
+            answers[setting] = ask(f"{setting}: {question}", LANGUAGE_EXAMPLES if is_language else columns)
+    return answers
+
+
+def _recognize(rows: Sequence[Mapping[str, Any]], proposal: Proposal, ask: Ask | None) -> Recognized:
+    """Recognise the rows, add their settings, and ask for the columns or the direction of a translation.
+
+    Raises:
+        DataError: the rows do not show their task, and nobody is asked; or an answer is not a column.
+    """
+    try:
+        recognized = recognize(rows, proposal.set_by_user)
+    except DataError:
+        if ask is None:
+            raise
+        proposal.set_by_user |= _ask_columns(rows, proposal.set_by_user, ask)
+        recognized = recognize(rows, proposal.set_by_user)
     choices = recognized.choices.get("source_lang", [])
-    if choices and not {"source_lang", "source_column"} & proposal.set_by_user.keys():
+    if ask and choices and not {"source_lang", "source_column"} & proposal.set_by_user.keys():
         source = ask("Which language do you translate from?", choices)
         if source != choices[0]:
             recognized = recognize(rows, proposal.set_by_user | {"source_lang": source})
@@ -256,14 +296,14 @@ def _propose_splits(proposal: Proposal, sizes: Mapping[str, int], rows: Dataset)
             proposal.add(f"The first {most} of {sizes[split]:,} {split} rows, since each is written.", **{limit: most})
 
 
-def _propose_model(proposal: Proposal, ask: Ask) -> None:
+def _propose_model(proposal: Proposal, ask: Ask | None) -> None:
     """Add the base model: one in the folder models, or a small one of the hub."""
     if proposal["model_name_or_path"]:
         return
     is_english = {proposal["lang"], proposal["source_lang"], proposal["target_lang"]} <= {"en", None}
     names = [str(config.parent) for config in sorted(LOCAL_MODELS.glob(f"*/{RunFolder.MODEL_CONFIG}"))]
     names.append(MODELS["English" if is_english else "others"])
-    model = ask("Which base model, a folder or a hub id?", names)
+    model = ask("Which base model, a folder or a hub id?", names) if ask else names[0]
     reason = "The frozen base model. Any other causal model may take its place."
     if not is_english:
         reason += f" Not all rows are English: take one that reads their language, such as {MODELS['others']}."

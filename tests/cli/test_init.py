@@ -111,11 +111,12 @@ def test_the_measured_recipe_has_its_costs_and_leaves_no_other_file(init, tmp_pa
     assert "Train: prompt-tuning train recipe.yaml" in shown and "train_runtime" not in shown
 
 
-def test_a_terminal_is_asked_only_what_rows_do_not_show(init, tmp_path, monkeypatch, capsys):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+def test_a_terminal_is_asked_only_what_rows_do_not_show(init, tmp_path, monkeypatch, capsys):
     write_csv(tmp_path / "pairs.csv", [{"fr": f"Le bateau {n}.", "en": f"The boat {n}."} for n in range(24)], ",")
     monkeypatch.setattr(sys, "stdin", Terminal("en\n"))
     assert init("pairs.csv", quick=["--no_measurement"])["target_lang"] == "fr"
@@ -123,6 +124,19 @@ def test_a_terminal_is_asked_only_what_rows_do_not_show(init, tmp_path, monkeypa
     (tmp_path / "recipe.yaml").unlink()
     monkeypatch.setattr(sys, "stdin", Terminal(""))
     assert init("pairs.csv", quick=["--no_measurement"])["target_lang"] == "en"
+
+
+def test_a_terminal_is_asked_for_columns_that_do_not_show_the_task(init, tmp_path, monkeypatch, capsys):
+    write_csv(tmp_path / "notes.csv", [{"a": f"{n} one", "b": "short", "c": f"{n} two"} for n in range(24)], ",")
+    answers = Terminal("summarization\nc\nb\n")
+    monkeypatch.setattr(sys, "stdin", answers)
+    settings = init("notes.csv", quick=["--no_measurement"])
+    assert (settings["text_column"], settings["summary_column"]) == ("c", "b")
+    for wrong in ("poetry\n", "summarization\nz\nb\n"):
+        (tmp_path / "recipe.yaml").unlink(missing_ok=True)
+        monkeypatch.setattr(sys, "stdin", Terminal(wrong))
+        assert main(["init", "notes.csv", "--no_measurement"]) == 1
+        assert "error: notes.csv: " in capsys.readouterr().err and not (tmp_path / "recipe.yaml").exists()
 
 
 def test_a_file_is_replaced_only_if_told(init, tmp_path, capsys):
