@@ -283,7 +283,7 @@ def _facts(results: dict[str, Any]) -> str:
     if results["cut_rows"]:
         facts.append(f"{results['cut_rows']} of these rows were cut to fit max_source_tokens")
     facts += losses_text(results) or []
-    return "\n".join(facts)
+    return "\n".join(map(_filled, facts))
 
 
 def _files(run: RunFolder, adapter: RunFolder) -> str:
