@@ -46,7 +46,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
             if action.dest in FILES or action.dest.endswith(("_file", "_dir")):
                 action.complete = shtab.FILE
     script = shtab.complete(args.root, shell=args.shell)
-    print_text(script)
+    if not args.json:
+        print_text(script)
     return Result({"shell": args.shell, "script": script})
 
 

@@ -32,5 +32,6 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     from prompt_tuning.recipe.schema import recipe_schema
 
     schema = recipe_schema()
-    print_text(json.dumps(schema, indent=2, ensure_ascii=False))
+    if not args.json:
+        print_text(json.dumps(schema, indent=2, ensure_ascii=False))
     return Result(schema)
