@@ -153,6 +153,12 @@ def with_standard_columns(row: dict[str, Any], args: DataArguments) -> dict[str,
     return row
 
 
+@functools.cache
+def _log_once(line: str) -> None:
+    """Log a line, unless this process has logged it: `init` and comparisons load the same rows several times."""
+    logger.info("%s", line)
+
+
 def _cut_training_rows(args: DataArguments) -> dict[str, Dataset]:
     """Return the splits that are cut from the training rows, with the rest as train, and log their sizes."""
     rows = _read_split(args, "train")
@@ -160,7 +166,7 @@ def _cut_training_rows(args: DataArguments) -> dict[str, Dataset]:
         raise DataError("validation_size, test_size: no training rows to cut them from. Set train_file.")
     origin = split_origin(args, "train")
     numbers = split_numbers(rows, args, origin)
-    logger.info("%s: %s", origin, description(numbers, rows, args))
+    _log_once(f"{origin}: {description(numbers, rows, args)}")
     return {split: rows.select(numbers[split]) for split in numbers}
 
 
