@@ -337,7 +337,7 @@ def _files(rows: Mapping[str, Rows | None], folder: Path, names: Sequence[str]) 
     for split, of_split in rows.items():
         if of_split is not None:
             check_folder(folder, names)
-            path = save_rows(of_split, folder / RunFolder.ROWS, split, arguments[split])
+            path = save_rows(of_split, folder / RunFolder.INPUT_ROWS, split, arguments[split])
             flags.append(f"--{split}_file={path}")
     return flags
 

@@ -123,7 +123,7 @@ def test_a_row_that_does_not_fit_has_its_number(settings, tmp_path, monkeypatch)
     forbid_model_loading(monkeypatch)
     rows = question_rows(9)
     rows[7]["answers"] = {"text": ["Oslo " * 30], "answer_start": [0]}
-    with pytest.raises(pt.PromptTuningError, match=r"rows/train-\w{8}.parquet, row 7"):
+    with pytest.raises(pt.PromptTuningError, match=r"input_rows/train-\w{8}.parquet, row 7"):
         pt.train(settings, train_dataset=rows)
 
 

@@ -134,7 +134,7 @@ def _run_handler(args: argparse.Namespace, rest: list[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         result = args.run(args, rest) or Result({})
     if args.json and is_first_process():
-        print(printable_json(json.dumps(result.facts, ensure_ascii=False, default=str)), file=output)
+        print_text(printable_json(json.dumps(result.facts, ensure_ascii=False, default=str)), file=output)
     return result.exit_code
 
 

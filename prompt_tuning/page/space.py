@@ -9,6 +9,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 import prompt_tuning
+from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import to_yaml
 
 APP = '''"""Show what the prompt of {name} does."""
@@ -48,7 +49,7 @@ def space_files(repo_id: str) -> dict[str, bytes | Path]:
     texts = {
         "app.py": APP.format(name=name, repo_id=repo_id),
         "requirements.txt": "".join(f"{line}\n" for line in _requirements()),
-        "README.md": README.format(header=to_yaml(header), repo_id=name),
+        RunFolder.CARD: README.format(header=to_yaml(header), repo_id=name),
     }
     files: dict[str, bytes | Path] = {name: text.encode() for name, text in texts.items()}
     package = Path(prompt_tuning.__file__).parent

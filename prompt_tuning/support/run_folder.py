@@ -26,6 +26,7 @@ class RunFolder:
     BASE_MODEL: ClassVar[str] = "base_model.json"
     CARD: ClassVar[str] = "README.md"
     INITIAL_PROMPT: ClassVar[str] = "initial_prompt.safetensors"
+    INPUT_ROWS: ClassVar[str] = "input_rows"
     LOCK: ClassVar[str] = ".prompt_tuning.lock"
     LOG_HISTORY: ClassVar[str] = "log_history.json"
     MODEL_CONFIG: ClassVar[str] = "config.json"
@@ -36,7 +37,6 @@ class RunFolder:
     RECIPE: ClassVar[str] = "recipe.yaml"
     REPORT: ClassVar[str] = "report.html"
     RESULTS: ClassVar[str] = "results.json"
-    ROWS: ClassVar[str] = "rows"
     TEMPLATE: ClassVar[str] = "template.yaml"
 
     # What `evaluate` and `train` write. Others may have files of these names.

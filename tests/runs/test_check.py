@@ -9,7 +9,7 @@ from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import PromptTuningError
 from prompt_tuning.recipe.loading import load_recipe
-from prompt_tuning.runs import multitask
+from prompt_tuning.runs import evaluate, multitask
 from prompt_tuning.runs import train as train_module
 
 METHOD_SETTINGS = {
@@ -49,8 +49,8 @@ def beginning(monkeypatch):
     def started(*args):
         raise Started
 
-    monkeypatch.setattr(train_module, "load_base_model", started)
-    monkeypatch.setattr(multitask, "load_base_model", started)
+    for module in (train_module, evaluate, multitask):
+        monkeypatch.setattr(module, "load_base_model", started)
 
     def begin(path):
         try:
