@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import tqdm
 
 from prompt_tuning.data.rows import open_rows
 from prompt_tuning.encoding.decoding import decode_to_limit
@@ -66,7 +67,7 @@ def write_plainly(
     options = {"trust_remote_code": trust_remote_code}
     model = load_pretrained(AutoModelForCausalLM, str(folder), dtype="auto", **options).eval()
     new = []
-    for origin, row in rows:
+    for origin, row in tqdm(rows, desc="check"):
         source = read_row(task.encoder, task.data, origin, row).source
         ids = torch.tensor([task.text.ids_of(source)])
         written = model.generate(

@@ -9,13 +9,13 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import tqdm
 
 from prompt_tuning.encoding.decoding import special_stop_ids
 from prompt_tuning.engine.stop_texts import add_end_tokens
@@ -94,8 +94,10 @@ def write_export(
         check_rows_are_read(model, own[:num_virtual], task.vectors[:num_virtual], row)
     if layer_vectors is not None:
         model = with_layer_vectors(model, first_id, layer_vectors)
-    rows = chain.from_iterable((texts[name].ids_of(row) for row in rows) for name, rows in encoded.items())
-    head = silence(model, silent, num_tokens, rows)
+    rows: list[list[int]] = []
+    for name, of_task in encoded.items():
+        rows += map(texts[name].ids_of, of_task)
+    head = silence(model, silent, num_tokens, tqdm(rows, desc="measure the head"))
     logger.info(
         "a token of a prompt has a probability of at most %.1e, at %s positions", head.probability, head.positions
     )
