@@ -32,17 +32,16 @@ def completed(script, *words):
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (["tra"], {"train"}),
-        (["evaluate", "--spl"], {"--split", "--split_seed"}),
-        (["evaluate", "--split", "t"], {"train", "test"}),
-        (["train", "--learning_ra"], {"--learning_rate"}),
-        (["train", "--method", "prompt_"], {"prompt_tuning"}),
-        (["show", "--js"], {"--json"}),
+        ("tra", ["train"]),
+        ("evaluate --spl", ["--split", "--split_seed"]),
+        ("evaluate --split t", ["test", "train"]),
+        ("train --learning_ra", ["--learning_rate"]),
+        ("train --method prompt_", ["prompt_tuning"]),
+        ("show --js", ["--json"]),
     ],
-    ids=str,
 )
 def test_bash_completes(words, offered, script):
-    assert {*completed(script, "prompt-tuning", *words)} == offered
+    assert sorted({*completed(script, "prompt-tuning", *words.split())}) == offered
 
 
 def test_a_missing_shtab_is_one_line(monkeypatch, capsys):
