@@ -4,7 +4,7 @@ from itertools import chain
 
 import pytest
 import torch
-from helpers.architectures import PROMPT, ROWS, VOCABULARY, build, left_padded, right_padded
+from helpers.architectures import PROMPT, PROMPT_METHODS, ROWS, VOCABULARY, build, left_padded, right_padded
 from helpers.models import tiny_llama
 from helpers.real_cuda import GPU
 
@@ -13,26 +13,18 @@ from prompt_tuning.encoding.batching import pad_left
 from prompt_tuning.engine.likelihood import log_likelihoods
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 
-METHODS = {
-    "prompt_tuning": {},
-    "residual": dict(residual=True, encoder_hidden_size=16),
-    "p_tuning": dict(method="p_tuning", encoder_hidden_size=16),
-    "prefix_tuning": dict(method="prefix_tuning"),
-    "prefix_tuning, projected": dict(method="prefix_tuning", prefix_projection=True, encoder_hidden_size=16),
-    "cpt": dict(method="cpt"),
-}
 ARCHITECTURES = (
     "bloom", "cohere", "gemma2, window 6", "gemma3_text", "gpt2", "granite", "mistral, window 6", "opt", "phi",
     "qwen3",
 )  # fmt: skip
-CELLS = [("llama", method) for method in METHODS] + [(name, "prompt_tuning") for name in ARCHITECTURES]
+CELLS = [("llama", method) for method in PROMPT_METHODS] + [(name, "prompt_tuning") for name in ARCHITECTURES]
 UNPADDED = [("llama", "prefix_tuning"), ("gpt2", "prompt_tuning"), ("gemma3_text, window 6", "prompt_tuning")]
 SOURCES = [row[:4] for row in ROWS[:1]] + [row[:2] for row in ROWS[1:]]
 CHOICES = [[[9], [8]], [[5, 6, 7], [5, 6, 9], [11]], [[30, 31]], [[40], [41, 42, 43, 44], [41]]]
 
 
 def prompted(base, method="prompt_tuning", length=PROMPT):
-    arguments = PromptArguments(**METHODS[method])
+    arguments = PromptArguments(**PROMPT_METHODS[method])
     torch.manual_seed(3)
     config = prompt_config(base, length, arguments, ids=range(20, 20 + length))
     size = base.get_input_embeddings().embedding_dim
@@ -82,7 +74,7 @@ def test_a_kernel_for_segments_of_any_length_has_the_results_of_the_cpu(architec
     assert torch.allclose(chosen, expected[3], atol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PROMPT_METHODS)
 def test_the_waits_of_a_step_are_few_and_do_not_grow_with_the_layers(method, on_gpu):
     counts = []
     for layers in (2, 8):

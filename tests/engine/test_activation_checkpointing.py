@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.architectures import PROMPT, SETTINGS, WINDOWS, build, right_padded
+from helpers.architectures import MULTITASK, PROMPT, PROMPT_METHODS, SETTINGS, WINDOWS, build, right_padded
 from helpers.models import forbid_model_loading
 from helpers.trainers import soft_trainer, trainer
 
@@ -11,15 +11,7 @@ from prompt_tuning.cli.main import main
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 
-METHODS = {
-    "prompt_tuning": {},
-    "residual": dict(residual=True, encoder_hidden_size=16),
-    "p_tuning": dict(method="p_tuning", encoder_hidden_size=16),
-    "prefix_tuning": dict(method="prefix_tuning"),
-    "prefix_tuning, projected": dict(method="prefix_tuning", prefix_projection=True, encoder_hidden_size=16),
-    "cpt": dict(method="cpt"),
-    "multitask_prompt_tuning": dict(method="multitask_prompt_tuning", tasks=["a", "b"]),
-}
+METHODS = PROMPT_METHODS | {"multitask_prompt_tuning": MULTITASK}
 SOFT = [name for name in METHODS if not name.startswith("prefix")]
 PACKED = [name for name in SETTINGS if name != "bloom"]
 # Each of the other two paths has a model: BLOOM and eager attention read rows behind a cache, other models do not.

@@ -4,7 +4,17 @@ import logging
 
 import pytest
 import torch
-from helpers.architectures import PROMPT, SETTINGS, VOCABULARY, build, left_padded, reference_loss, right_padded
+from helpers.architectures import (
+    MULTITASK,
+    PROMPT,
+    PROMPT_METHODS,
+    SETTINGS,
+    VOCABULARY,
+    build,
+    left_padded,
+    reference_loss,
+    right_padded,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prompt_tuning.arguments.arguments import PromptArguments
@@ -30,16 +40,7 @@ SAVED = 3 * len(PASSAGE) + 2 * len(FURTHER)
 NEEDED = sum(map(len, ROWS)) - len(ROWS)  # A row's last token predicts nothing.
 CASES = [(name, "row by row") for name in SETTINGS]
 CASES += [(name, "side by side") for name in ("llama", "gemma2, window 6", "mistral, window 3")]
-METHODS = {
-    "prompt_tuning": {},
-    "residual": dict(residual=True, encoder_hidden_size=16),
-    "p_tuning": dict(method="p_tuning", encoder_hidden_size=16),
-    "prefix_tuning": dict(method="prefix_tuning"),
-    "prefix_tuning, projected": dict(method="prefix_tuning", prefix_projection=True, encoder_hidden_size=16),
-    "cpt": dict(method="cpt"),
-    "multitask_prompt_tuning": dict(method="multitask_prompt_tuning", tasks=["a", "b"]),
-    "layer vectors": dict(layer_vectors=True),
-}
+METHODS = PROMPT_METHODS | {"multitask_prompt_tuning": MULTITASK, "layer vectors": dict(layer_vectors=True)}
 
 
 def prompted(base, method="prompt_tuning", length=PROMPT, text_ids=()):

@@ -14,6 +14,17 @@ SIZES = TOKENS | dict(
     head_dim=8, max_position_embeddings=64, initializer_range=0.3,
 )  # fmt: skip
 EXPERTS = dict(num_experts_per_tok=2, moe_intermediate_size=16)
+# The settings of each method that trains a prompt of one task, by name.
+PROMPT_METHODS = {
+    "prompt_tuning": {},
+    "residual": dict(residual=True, encoder_hidden_size=16),
+    "p_tuning": dict(method="p_tuning", encoder_hidden_size=16),
+    "prefix_tuning": dict(method="prefix_tuning"),
+    "prefix_tuning, projected": dict(method="prefix_tuning", prefix_projection=True, encoder_hidden_size=16),
+    "cpt": dict(method="cpt"),
+}
+# The same for several tasks.
+MULTITASK = dict(method="multitask_prompt_tuning", tasks=["a", "b"])
 SETTINGS = {
     "bloom": dict(n_head=4, n_layer=2),
     "cohere": dict(logit_scale=0.5),
