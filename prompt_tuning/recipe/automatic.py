@@ -19,9 +19,7 @@ STARTS = frozenset({"init", "init_text", "init_labels", "init_adapter", "num_vir
 """The settings by which a user says where the prompt starts."""
 
 
-def choose_method(
-    prompt: PromptArguments, explicitly_set: Set[str], *, streaming: bool
-) -> tuple[PromptArguments, str]:
+def replace_auto(prompt: PromptArguments, explicitly_set: Set[str], *, streaming: bool) -> tuple[PromptArguments, str]:
     """Return the settings in place of `method: auto`, and the reason in one line.
 
     Args:

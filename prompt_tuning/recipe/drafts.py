@@ -16,7 +16,7 @@ from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, Pro
 from prompt_tuning.arguments.flags import truth_value
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import ErrorList, RecipeError, first_line
-from prompt_tuning.recipe.automatic import AUTO, choose_method
+from prompt_tuning.recipe.automatic import AUTO, replace_auto
 from prompt_tuning.recipe.old_settings import translate
 from prompt_tuning.recipe.other_names import flag_name
 from prompt_tuning.recipe.parser import RecipeParser, to_argv
@@ -95,7 +95,7 @@ def read_draft(source: RecipeSource, overrides: list[str], *, for_prediction: bo
         prompt = build(PromptArguments, values, explicitly_set)
         choice = ""
         if prompt.method == AUTO:
-            prompt, choice = choose_method(prompt, explicitly_set, streaming=data.streaming)
+            prompt, choice = replace_auto(prompt, explicitly_set, streaming=data.streaming)
     except (ValueError, RecipeError) as error:
         raise RecipeError(f"{path}: {first_line(error)}") from error
     if data.streaming and "train_sampling_strategy" not in explicitly_set:
