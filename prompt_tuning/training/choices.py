@@ -107,8 +107,7 @@ class ChoiceTrainer(PromptTuningTrainer):
         targeted = (inputs["labels"] != -100).any(1)
         total = losses_of_rows(scores, choices, self.choice_loss)[targeted].sum()
         loss = total / (targeted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # DDP averages gradients over processes.
+        loss = self._over_processes(loss, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def get_batch_samples(

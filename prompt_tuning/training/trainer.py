@@ -253,9 +253,14 @@ class PromptTuningTrainer(EvaluatingTrainer):
             outputs = model(**inputs)
             targets = inputs["labels"].flatten()
             loss = target_loss(outputs.logits.flatten(0, 1), targets, num_items_in_batch, smoothing)
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # DDP averages gradients over processes.
+        loss = self._over_processes(loss, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _over_processes(self, loss: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
+        """Return a loss whose average over processes, which DDP takes, is the sum over their rows."""
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            return loss * self.accelerator.num_processes
+        return loss
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
