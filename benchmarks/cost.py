@@ -2,8 +2,8 @@
 
     python benchmarks/cost.py
 
-It computes formulas, without a model or a GPU. docs/cost.md explains them and holds the output. The check reads
-benchmarks/results.md, whose steps and memory were measured.
+It computes formulas, without a model or a GPU. docs/background/cost.md explains them and holds the output. The check
+reads benchmarks/results.md, whose steps and memory were measured.
 """
 
 import re

@@ -280,7 +280,7 @@ def generation(sizes: Sizes, until: float) -> None:
     print(
         f"{len(ids)} rows of {sizes.longest // 2} to {sizes.longest} tokens behind P={length}, {sizes.new_tokens} new "
         f"tokens each, greedy, {num_pairs(times)} pairs. With a cache PEFT 0.21.2 writes wrong text "
-        "(docs/engine.md).\n"
+        "(docs/background/engine.md).\n"
     )
     print_table(*table)
 

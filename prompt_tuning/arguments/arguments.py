@@ -209,8 +209,8 @@ class PromptArguments:
     ] = field(
         default="prompt_tuning",
         metadata={
-            "help": "auto: the prompt that docs/methods.md advises, by servable. prompt_tuning: trained "
-            "embeddings (Lester et al. 2021). p_tuning: embeddings that a network writes (Liu et al. 2021). "
+            "help": "auto: the prompt that docs/how-to/choose-a-method.md advises, by servable. prompt_tuning: "
+            "trained embeddings (Lester et al. 2021). p_tuning: embeddings that a network writes (Liu et al. 2021). "
             "prefix_tuning: trained keys and values (Li & Liang 2021; P-tuning v2, Liu et al. 2022). cpt: a bounded "
             "change of the embeddings of init_text (Blau et al. 2024). multitask_prompt_tuning: one prompt for all of "
             "`tasks`, times a low-rank matrix for each task (Wang et al. 2023). lora (Hu et al. 2022) and full "

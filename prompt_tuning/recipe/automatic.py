@@ -1,4 +1,4 @@
-"""Choose the settings of `method: auto`, by the scores that docs/methods.md names.
+"""Choose the settings of `method: auto`, by the scores that docs/how-to/choose-a-method.md names.
 
 The choice replaces `auto` when a recipe is read, so that a run's folder holds the settings themselves.
 """
@@ -42,7 +42,7 @@ def replace_auto(prompt: PromptArguments, explicitly_set: Set[str], *, streaming
         chosen["layer_vectors"] = True
     settings = ", ".join(f"{name}: {str(value).lower()}" for name, value in chosen.items() if value is not None)
     reason = "other engines can serve it" if servable else "servable: false also takes what no other engine serves"
-    return replace(prompt, **chosen), f"method auto: {settings}; {reason} (docs/methods.md)"
+    return replace(prompt, **chosen), f"method auto: {settings}; {reason} (docs/how-to/choose-a-method.md)"
 
 
 def _has_ending(template: str | None) -> bool:

@@ -212,7 +212,7 @@ def choose_method(num_rows: int, prompt_tokens: float, *, fits: bool) -> tuple[d
     if num_rows < BATCH_SIZE or prompt_tokens > MOST_PROMPT_TOKENS or not fits:
         return settings | rate, "A soft prompt of 20 tokens that starts from words of the vocabulary."
     settings |= {"init": "demonstrations", "init_demonstrations": DEMONSTRATIONS}
-    return settings | rate, "A soft prompt that starts from two training rows, as docs/methods.md advises."
+    return settings | rate, "A soft prompt that starts from two training rows, as docs/how-to/choose-a-method.md says."
 
 
 def _of_block(block: type, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""docs/cost.md has the tables that its command prints, and the formulas are near the measurements."""
+"""docs/background/cost.md has the tables that its command prints, and the formulas are near the measurements."""
 
 import sys
 
@@ -12,7 +12,7 @@ import cost
 def test_the_document_has_every_calculated_table(capsys):
     for part in (cost.compute, cost.state, cost.movement):
         part(cost.BATCH)
-    document = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
+    document = (ROOT / "docs" / "background" / "cost.md").read_text(encoding="utf-8")
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(printed) > 15 and [line for line in printed if line not in document] == []
 

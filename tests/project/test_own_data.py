@@ -1,4 +1,4 @@
-"""The page docs/own-data.md: its commands run on its files, and the shown settings are those that init writes."""
+"""The page how-to/own-data.md: its commands run on its files, and the shown settings are those that init writes."""
 
 import re
 import shlex
@@ -10,13 +10,13 @@ from helpers.paths import ROOT
 
 from prompt_tuning.cli.main import main
 
-PAGE = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "own-data.md").read_text(encoding="utf-8")
 TRANSCRIPTS = re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=["questions", "notes", "pairs", "wenti"])
 def test_the_commands_of_a_transcript_lead_to_predictions(transcript, model_folders, tmp_path, monkeypatch, capsys):
-    shutil.copytree(ROOT / "docs" / "own", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(ROOT / "docs" / "how-to" / "own", tmp_path, dirs_exist_ok=True)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "tiny").symlink_to(model_folders["llama"])
     monkeypatch.chdir(tmp_path)

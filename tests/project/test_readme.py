@@ -17,9 +17,9 @@ from prompt_tuning.templates.loading import shipped_templates
 from prompt_tuning.templates.template import Template
 
 README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/*.md")]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/**/*.md")]
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-TEMPLATES = (ROOT / "docs" / "templates.md").read_text(encoding="utf-8")
+TEMPLATES = (ROOT / "docs" / "reference" / "templates.md").read_text(encoding="utf-8")
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
 
 
@@ -27,7 +27,7 @@ def blocks(language, text=README):
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-DOCS = "".join(page.read_text(encoding="utf-8") for page in sorted(ROOT.glob("docs/*.md")))
+DOCS = "".join(page.read_text(encoding="utf-8") for page in sorted(ROOT.glob("docs/**/*.md")))
 LINES = "\n".join(blocks("bash", README + DOCS)).replace("\\\n", "").splitlines()
 COMMANDS = [line for line in LINES if "prompt-tuning" in line]
 
@@ -119,7 +119,7 @@ def test_the_table_of_commands_has_all_of_them(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     commands = set(re.findall(r"(?m)^    ([a-z][a-z-]+)(?= |$)", capsys.readouterr().out))
-    table = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    table = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
     rows = re.findall(r"(?m)^\| (`.+?`) \|", table)
     assert commands <= {word.split()[0] for word in re.findall("`(.+?)`", " ".join(rows))}
 

@@ -16,5 +16,5 @@ def test_every_claim_names_a_test_that_exists():
 
 
 def test_readers_find_the_page():
-    for page in ("README.md", "README.zh-CN.md", "docs/README.md", "docs/hub.md"):
+    for page in ("README.md", "README.zh-CN.md", "docs/README.md", "docs/how-to/share.md"):
         assert "SECURITY.md" in (ROOT / page).read_text("utf-8"), page

@@ -1,4 +1,4 @@
-"""The table of docs/troubleshooting.md: a command here prints each message, letter for letter."""
+"""The table of docs/how-to/troubleshooting.md: a command here prints each message, letter for letter."""
 
 import re
 import shlex
@@ -125,7 +125,7 @@ def home(tmp_path_factory, model_folders, tokenizer):
 
 @pytest.mark.parametrize("name", ["troubleshooting.md", "troubleshooting.zh-CN.md"])
 def test_the_table_has_exactly_the_tested_messages(name):
-    blocks = (ROOT / "docs" / name).read_text(encoding="utf-8").split("\n\n")
+    blocks = (ROOT / "docs" / "how-to" / name).read_text(encoding="utf-8").split("\n\n")
     (table,) = [block for block in blocks if next(iter(COMMANDS)) in block]
     assert re.findall(r"(?m)^\| `(.+?)` \|", table) == [*COMMANDS, *ELSEWHERE]
 
