@@ -32,6 +32,7 @@ from prompt_tuning.cli import (
     predict,
     push,
     rank,
+    recipes,
     render,
     report,
     requests,
@@ -55,8 +56,8 @@ from prompt_tuning.support.text import print_text, printable_json
 
 # The order of `prompt-tuning --help`.
 COMMANDS = (
-    init, train, try_run, evaluate, predict, templates, render, check, rank, compare, sweep, ensemble, inspect, show,
-    report, card, push, export, requests, import_gguf, schema, completion, env,
+    init, recipes, train, try_run, evaluate, predict, templates, render, check, rank, compare, sweep, ensemble,
+    inspect, show, report, card, push, export, requests, import_gguf, schema, completion, env,
 )  # fmt: skip
 
 # Errors of a disk or of a path that the user named.

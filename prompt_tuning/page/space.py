@@ -9,6 +9,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 import prompt_tuning
+from prompt_tuning.recipe.shipped import LIBRARY
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import to_yaml
 
@@ -54,7 +55,8 @@ def space_files(repo_id: str) -> dict[str, bytes | Path]:
     files: dict[str, bytes | Path] = {name: text.encode() for name, text in texts.items()}
     package = Path(prompt_tuning.__file__).parent
     for path in sorted(package.rglob("*")):
-        if path.is_file() and path.suffix in (".py", ".yaml", ".json", ".md", ".html", ".typed"):
+        is_read = path.is_file() and path.suffix in (".py", ".yaml", ".json", ".md", ".html", ".typed")
+        if is_read and LIBRARY not in path.parents:  # The page reads no recipe of this package.
             files[path.relative_to(package.parent).as_posix()] = path
     return files
 

@@ -221,7 +221,7 @@ def read_pairs(path: Path) -> list[TextPair]:
     try:
         pairs = read_text_pairs(path, RecipeError)
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe. Name a YAML file, such as recipes/quickstart/qa.yaml.") from None
+        raise RecipeError(f"{path}: no such recipe. Name a YAML file; `prompt-tuning recipes` lists ours.") from None
     except IsADirectoryError:
         raise RecipeError(f"{path}: this is a folder. Name a recipe in it.") from None
     return _without_nulls(pairs, path)

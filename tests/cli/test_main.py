@@ -30,6 +30,7 @@ COMMANDS = [
     "sweep",
     "schema",
     "init",
+    "recipes",
 ]
 
 
