@@ -34,9 +34,9 @@ LONGEST = (
     "models/test_methods.py",
     "training/test_callbacks.py",
     "training/test_trainer.py",
-    "hub/test_upload.py",
     "cli/test_train.py",
     "models/test_encoder_decoder.py",
+    "hub/test_upload.py",
     "studies/test_rank.py",
 )
 

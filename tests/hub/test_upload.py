@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import forked
 from helpers.cards import check_card
 from helpers.hub_server import HubServer
 from helpers.paths import ROOT
@@ -91,27 +92,37 @@ def hub(model_folders):
 
 @pytest.fixture
 def commands(hub, tmp_path):
-    """Return a function that runs commands in a new process with an empty cache, and returns what they printed."""
+    """Return a function that runs commands in a process with an empty cache, and returns what they printed.
 
-    def run_commands(*commands, code=0, **environment):
+    Args of the function:
+        commands: The words of each command.
+        code: The exit code.
+        imports: Import the libraries in a new process, instead of a fork of one that has imported them.
+        environment: Variables besides those of this process.
+    """
+
+    def run_commands(*commands, code=0, imports=False, **environment):
         variables = {
             "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
-        words = [[str(word) for word in command] for command in commands]
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "tests" / "helpers" / "loopback.py"), json.dumps(words)],
-            env=os.environ | variables | environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        words = json.dumps([[str(word) for word in command] for command in commands])
+        if imports:
+            done = run_python(ROOT / "tests" / "helpers" / "loopback.py", words, **variables | environment)
+        else:
+            done = forked.run("helpers.loopback", words, folder=Path.cwd(), **variables | environment)
         assert done.returncode == code, done.stderr[-3000:]
         assert "Traceback" not in done.stderr, done.stderr[-3000:]
         assert TOKEN not in done.stdout + done.stderr
         return done
 
     return run_commands
+
+
+def run_python(*words, folder=None, **environment):
+    command = [sys.executable, *words]
+    variables = os.environ | environment
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
 
 
 def pushing(run, *options):
@@ -133,7 +144,7 @@ def at_hub(hub, monkeypatch, tmp_path, offline=False):
 def test_a_pushed_run_is_accepted_wherever_a_folder_is(
     run, whole, hub, commands, model_folders, tmp_path, monkeypatch
 ):
-    urls = commands(pushing(run), ["push", whole, "--repo_id", "ann/whole"]).stdout.split()
+    urls = commands(pushing(run), ["push", whole, "--repo_id", "ann/whole"], imports=True).stdout.split()
     heads = [hub.repositories["models", name].branches["main"] for name in ("ann/squad", "ann/whole")]
     assert urls == [f"{hub.url}/ann/squad/commit/{heads[0]}", f"{hub.url}/ann/whole/commit/{heads[1]}"]
 
@@ -563,13 +574,7 @@ def test_a_space_shows_the_page_of_the_pushed_run(run, hub, commands, tmp_path):
         "gradio.Blocks.launch = lambda page, **settings: print(prompt_tuning.__file__, len(page.fns) > 0)\n"
         "exec(open('app.py').read())"
     )
-    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "0", "PYTHONPATH": ""}
-    shown = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path / "space",
-        env=os.environ | environment | {"HF_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "0", "PYTHONPATH": ""}
+    variables |= {"HF_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
+    shown = run_python("-c", code, folder=tmp_path / "space", **variables)
     assert shown.stdout == f"{tmp_path / 'space' / 'prompt_tuning' / '__init__.py'} True\n", shown.stderr[-2000:]

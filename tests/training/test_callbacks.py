@@ -4,14 +4,14 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import forked
 from helpers.models import tiny_llama
-from helpers.paths import ROOT, file_names
+from helpers.paths import file_names
 from helpers.trainers import PATIENT, interrupt_training
 from safetensors.torch import load_file
 from transformers import TrainerState
@@ -42,8 +42,7 @@ def signalled(monkeypatch, *signals, at_step=3):
 
 
 def test_a_run_killed_many_times_ends_with_the_adapter_of_an_uninterrupted_one(tmp_path):
-    command = [sys.executable, "-m", "helpers.killed_runs", str(tmp_path), "10"]
-    done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=600)
+    done = forked.run("helpers.killed_runs", tmp_path, "10")
     assert done.returncode == 0, done.stderr[-4000:]
     kills = json.loads(done.stdout)
     print(*kills, sep="\n")
@@ -56,8 +55,7 @@ def test_a_run_killed_many_times_ends_with_the_adapter_of_an_uninterrupted_one(t
 
 
 def test_full_disks_and_two_trainings_of_one_folder_lose_nothing(tmp_path):
-    command = [sys.executable, "-m", "helpers.hard_ends", str(tmp_path), "3", "1", "12"]
-    done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=600)
+    done = forked.run("helpers.hard_ends", tmp_path, "3", "1", "12")
     assert done.returncode == 0, done.stderr[-4000:]
     counts = json.loads(done.stdout)
     print(counts)

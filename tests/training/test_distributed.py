@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.utils import DistributedType
+from helpers import forked
 from helpers.models import tiny_llama
 from helpers.paths import ROOT
 from helpers.rows import question_rows, write_jsonl
@@ -36,16 +37,9 @@ from prompt_tuning.training.distributed import explain_lost_process, keep_losses
 PROMPT = 6 * 32  # A prompt has so many numbers.
 
 
-def run(*command, folder=ROOT):
-    """Return the output and the errors of a command, together for both processes."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout + done.stderr
-
-
 def in_two(kind, folder):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    run(*torchrun, "-m", "helpers.two_processes", kind, str(folder), folder=ROOT / "tests")
+    for done in forked.run_in_two("helpers.two_processes", kind, folder):
+        assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads((folder / f"{kind}-{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -185,31 +179,9 @@ def test_deepspeed_computes_under_autocast_and_keeps_trained_weights_in_float32(
     }  # fmt: skip
 
 
-LOST = """
-import os, sys, torch
-import torch.distributed as dist
-from prompt_tuning.errors import ProcessError
-from prompt_tuning.training.distributed import explain_lost_process
-
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
-if rank == 1:
-    os._exit(0)
-for step in (lambda: model(torch.ones(1, 4)).sum().backward(), lambda: dist.all_reduce(torch.ones(1))):
-    try:
-        with explain_lost_process():
-            step()
-    except ProcessError as error:
-        print(error)
-os._exit(0)
-"""
-
-
 def test_a_lost_process_is_reported_and_other_errors_stay_as_they_are(tmp_path):
-    commands = [[sys.executable, "-c", LOST, str(rank), str(tmp_path / "store")] for rank in (0, 1)]
-    with subprocess.Popen(commands[1]):
-        done = subprocess.run(commands[0], capture_output=True, text=True, timeout=120)
+    forks = [forked.start("helpers.lost_process", rank, tmp_path / "store") for rank in (0, 1)]
+    done, _ = [fork.wait() for fork in forks]
     assert done.stdout.count("another process of this run is gone, or its host cannot be reached (") == 2, done.stderr
     with pytest.raises(ProcessError), explain_lost_process():
         raise torch.distributed.DistNetworkError("connection reset")
@@ -225,7 +197,10 @@ def test_a_launched_run_writes_and_prints_everything_once(one, folder):
     (folder / "launched.yaml").write_text((folder / "recipe.yaml").read_text().replace("use_cpu: true\n", ""))
     recipe = [str(folder / "launched.yaml"), "--output_dir", str(folder / "two run")]
     recipe += ["--per_device_train_batch_size", "4"]
-    output = run(*launch, "recipes/accelerate/cpu_2.yaml", "-m", "prompt_tuning", "train", *recipe)
+    command = [*launch, "recipes/accelerate/cpu_2.yaml", "-m", "prompt_tuning", "train", *recipe]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    output = done.stdout + done.stderr
     for once in ("train: 20 rows", "training 192 of", "with the soft prompt", "written to", "0/6 ["):
         assert output.count(once) == 1, once
     assert_same_run(folder / "one run", folder / "two run")
