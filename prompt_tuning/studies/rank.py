@@ -16,9 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.arguments.training_args import is_sharded
 from prompt_tuning.engine.dispatch import autocast_dtype, autocasting
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.metrics.loading import MAIN_METRIC, score_example_row
@@ -117,8 +119,9 @@ def rank(
         ranked |= {"halving": plan, "left_out": left_out | unfit}
         winner = ranked["winner"]
         ranked["next"] = _prompt_hint(recipe, candidates[winner], prepared[winner])
-        _write_winner(recipe, candidates[winner], ranked["next"], folder / WINNER)
-        _write_results(ranked, folder)
+        if PartialState().is_main_process:
+            _write_winner(recipe, candidates[winner], ranked["next"], folder / WINNER)
+            _write_results(ranked, folder)
     return ranked
 
 
@@ -148,6 +151,8 @@ def _load_recipe(source: RecipeSource, overrides: list[str], counts: list[int] |
             f"{recipe.path}: rank goes by the likelihood of targets, which {recipe.model.model_name_or_path} does not "
             "give. Run `evaluate` with each --template."
         )
+    if is_sharded(recipe.training):
+        raise RecipeError(f"{recipe.path}: rank does not run under FSDP. Launch it with recipes/accelerate/ddp.yaml.")
     if METHODS[recipe.prompt.method].trains_several_tasks:
         raise RecipeError(f"{recipe.path}: rank is for one task; name one of {', '.join(recipe.prompt.tasks or ())}")
     return recipe
@@ -197,7 +202,9 @@ def _check_settings(folder: Path, recipe: Recipe, prepared: Mapping[str, Prepare
             f"{folder} holds a ranking with other settings or rows ({', '.join(changed)}). Remove it, or name another "
             "--output_dir."
         )
-    write_json(file, settings)
+    PartialState().wait_for_everyone()  # The others have read the folder, too.
+    if PartialState().is_main_process:
+        write_json(file, settings)
 
 
 def _predict(
@@ -216,6 +223,8 @@ def _predict(
             continue
         logger.info("predictions: %s", name)
         texts[name] = trainer_for(model(), prepared[name]).predict_texts(validation_rows(prepared[name]))
+        if not PartialState().is_main_process:
+            continue
         lines = []
         for candidate, predictions in texts.items():
             for row, prediction in enumerate(predictions):

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Annotated, TypedDict
 
 import numpy as np
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
@@ -66,9 +68,11 @@ class LikelihoodTable:
         return [(name, row) for row, name in pairs if row not in self.by_candidate[name]]
 
     def add(self, pairs: Sequence[tuple[str, int]], log_likelihoods: Sequence[float]) -> None:
-        """Keep the log-likelihoods of pairs of candidate and row, also in the file."""
+        """Keep the log-likelihoods of pairs of candidate and row; the main process also writes them to the file."""
         for (name, row), value in zip(pairs, log_likelihoods, strict=True):
             self.by_candidate[name][row] = value
+        if not PartialState().is_main_process:
+            return
         lines = []
         for name, by_row in self.by_candidate.items():
             for row, value in by_row.items():
@@ -169,10 +173,13 @@ def _add_missing(
     table: LikelihoodTable,
     pairs: Sequence[tuple[str, int]],
 ) -> None:
-    """Compute the log-likelihoods of pairs of candidate and row, if there are any."""
-    if pairs:
-        places = [(validation_rows(prepared[name]), row) for name, row in pairs]
-        table.add(pairs, log_likelihoods_without_end(model(), places))
+    """Compute the log-likelihoods of pairs of candidate and row, if there are any; each process computes a part."""
+    if not pairs:
+        return
+    places = [(validation_rows(prepared[name]), row) for name, row in pairs]
+    with PartialState().split_between_processes(places) as part:
+        log_likelihoods = log_likelihoods_without_end(model(), part) if part else []
+    table.add(pairs, gather_object(log_likelihoods))
 
 
 def log_likelihoods_without_end(model: PreTrainedModel, places: Sequence[tuple[Dataset, int]]) -> list[float]:

@@ -61,21 +61,23 @@ def sweep(path: str, overrides: list[str], folder: Path) -> dict[str, Any]:
         PromptTuningError: all errors of all recipes, before a model is read.
     """
     runs = runs_of_sweep(path, overrides, folder)
+    _check(runs)  # It also sets up accelerate, without which each process would hold the folder for itself.
     with hold_folder(folder, TABLES, written_before=has_runs(folder)):
         return _sweep(runs, folder)
 
 
 def _sweep(runs: Mapping[str, SweepRun], folder: Path) -> dict[str, Any]:
     """Run what is not finished in a folder that this process holds."""
-    finished = _check(runs)
     base = SharedBaseModel(planned=len(runs))
     errors = {}
     for name, run in runs.items():
-        base.announce(name, finished=finished[name])
-        if finished[name]:
+        recipe = load_recipe(run.recipe, run.flags)  # It also sets up accelerate for this run.
+        finished = is_finished(recipe)
+        base.announce(name, finished=finished)
+        if finished:
             continue
         try:
-            base.train(load_recipe(run.recipe, run.flags))  # It also sets up accelerate for this run.
+            base.train(recipe)
         except Exception as error:  # One task may fail in any way, and the other tasks are trained all the same.
             if PartialState().num_processes > 1:
                 raise  # The error may be that of this process only, and the others wait for it.
@@ -92,26 +94,23 @@ def _sweep(runs: Mapping[str, SweepRun], folder: Path) -> dict[str, Any]:
     return swept
 
 
-def _check(runs: Mapping[str, SweepRun]) -> dict[str, bool]:
-    """Check all runs before a model loads, and return for each run whether it is finished.
+def _check(runs: Mapping[str, SweepRun]) -> None:
+    """Check all runs before a model loads.
 
     Raises:
         PromptTuningError: all errors of all runs.
     """
-    finished = {}
     errors = ErrorList()
     for name, run in runs.items():
         with naming_run(name, errors):
-            recipe = load_recipe(run.recipe, run.flags)
-            finished[name] = is_finished(recipe)
-            _check_recipe(recipe, finished=finished[name])
+            _check_recipe(load_recipe(run.recipe, run.flags))
     errors.raise_all()
-    return finished
 
 
-def _check_recipe(recipe: Recipe, *, finished: bool) -> None:
+def _check_recipe(recipe: Recipe) -> None:
     if METHODS[recipe.prompt.method].trains_several_tasks:
         raise RecipeError(f"{recipe.path} trains several tasks in one run, with its own model. Train it by itself.")
+    finished = is_finished(recipe)
     check_inner_folder(Path(str(recipe.training.output_dir)))
     prepared = prepare_run(recipe)
     if finished:
