@@ -161,6 +161,13 @@ class DataArguments:
     context_column: str | None = field(default=None, metadata={"help": "Column to read as `context`."})
     question_column: str | None = field(default=None, metadata={"help": "Column to read as `question`."})
     answer_column: str | None = field(default=None, metadata={"help": "Column to read as `answers`."})
+    messages_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column to read as `messages`: conversations, each a list of {role, content}, for the templates "
+            "conversation/messages and conversation/plain."
+        },
+    )
     source_column: str | None = field(
         default=None,
         metadata={"help": "translation: column of the texts in source_lang, if the code is not its name."},

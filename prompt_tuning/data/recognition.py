@@ -10,9 +10,10 @@ from statistics import median
 from typing import Any
 
 from prompt_tuning.data.languages import LANGUAGE_OF_NAME, guess_language
-from prompt_tuning.errors import DataError
+from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.metrics.language import language_of_script
-from prompt_tuning.support.text import listed, normalised, words
+from prompt_tuning.support.text import counted, listed, normalised, words
+from prompt_tuning.templates.conversations import MESSAGES, as_conversation, is_conversation
 from prompt_tuning.templates.languages import LANGUAGES
 from prompt_tuning.templates.shapes import COLUMN_SETTINGS, as_answers, as_translation, language_pair
 
@@ -44,6 +45,9 @@ MOST = 0.5
 
 SHORTER = 0.6
 """The largest length of a summary, as a share of its document's length, in the median."""
+
+MOST_ANSWER_WORDS = 8
+"""The most words, in the median, of answers that are scored as right or wrong."""
 
 LEAST_WORDS = 3
 """The least words of a summary or a sentence, in the median. Categories and names have fewer."""
@@ -87,6 +91,9 @@ def recognize(rows: Sequence[Mapping[str, Any]], set_by_user: Mapping[str, Any])
     Raises:
         DataError: the rows do not show their task, or lack a column that it needs.
     """
+    conversations = _conversations(rows, set_by_user)
+    if conversations is not None:
+        return conversations
     tasks = [set_by_user["task"]] if set_by_user.get("task") else _tasks_of_settings(set_by_user)
     texts = texts_by_column(rows)
     if "translation" in tasks:
@@ -168,6 +175,33 @@ def _by_texts(tasks: Sequence[str], texts: Texts, set_by_user: Mapping[str, Any]
 
 def _task_or_columns(tasks: Sequence[str]) -> str:
     return "the task" if len(tasks) > 1 else f"which of them {tasks[0].replace('_', ' ')} reads"
+
+
+def _conversations(rows: Sequence[Mapping[str, Any]], set_by_user: Mapping[str, Any]) -> Recognized | None:
+    """Return the column of conversations, and the task by whose metrics their answers are scored; None without one.
+
+    Raises:
+        DataError: a conversation cannot be read.
+    """
+    candidates = (name for name in rows[0] if all(is_conversation(row.get(name)) for row in rows))
+    column = set_by_user.get("messages_column") or next(candidates, None)
+    if column is None:
+        return None
+    try:
+        turns = [as_conversation(row.get(column)) for row in rows]
+    except TemplateError as error:
+        raise DataError(f"column {column}: {error}") from None
+    answers = [turn.get("answer", "") for turn in turns]
+    usual = median(len(words(answer)) for answer in answers)
+    task = set_by_user.get("task") or ("question_answering" if usual <= MOST_ANSWER_WORDS else "summarization")
+    texts = {MESSAGES: [turn["question"] for turn in turns], TARGETS[task]: answers}
+    reason = (
+        f"The column {column} has conversations. Their answers have {counted(round(usual), 'word')} in the median, "
+        f"so that the metrics of {task.replace('_', ' ')} suit them."
+    )
+    recognized = _with_columns(task, {name: name for name in texts}, reason, texts)
+    recognized.settings["messages_column"] = column
+    return recognized
 
 
 def _with_columns(task: str, names: Mapping[str, str], reason: str, texts: Texts) -> Recognized:

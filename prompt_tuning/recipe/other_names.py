@@ -41,6 +41,7 @@ SETTINGS_OF = {
     "text_column": "dataset_text_field text_column_name",
     "summary_column": "summary_column_name",
     "answer_column": "answer_column_name answers_column",
+    "messages_column": "conversation_column conversations_column dataset_messages_field",
     "lang": "language",
     "num_virtual_tokens": "num_tokens prompt_length prompt_len num_prompt_tokens prefix_length pre_seq_len n_tokens",
     "method": "peft_type peft_method use_peft use_lora",

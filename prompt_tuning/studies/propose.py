@@ -35,6 +35,7 @@ from prompt_tuning.models.initialization import DEFAULT_VIRTUAL_TOKENS
 from prompt_tuning.models.loading import load_config, load_tokenizer
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted, listed
+from prompt_tuning.templates.conversations import MESSAGES
 from prompt_tuning.templates.languages import language_variables
 from prompt_tuning.templates.template import Template
 
@@ -167,6 +168,10 @@ def choose_template(
     """Return a shipped template and the reason for it."""
     task = recognized.settings["task"]
     targets = recognized.texts[TARGETS[task]]
+    if MESSAGES in recognized.texts:
+        if tokenizer.chat_template:
+            return "conversation/messages", "The turns are written by the tokenizer's chat template."
+        return "conversation/plain", "The tokenizer has no chat template. A line names who speaks."
     other = f"Words for the model. `prompt-tuning templates {task}` lists others, and `rank` finds the best of them."
     if "t5" in config.model_type:
         return f"{task}/t5", "T5 was pre-trained with this wording."

@@ -14,7 +14,7 @@ from prompt_tuning.templates.loading import describe
 from prompt_tuning.templates.sandbox import parsed
 from prompt_tuning.templates.soft_text import TAG, misplaced_mark
 
-TEXT_FIELDS = ("source", "target", "references", "system", "answer_choices")
+TEXT_FIELDS = ("source", "target", "references", "system", "answer_choices", "history")
 MARKED_FIELDS = ("source", "system")
 REQUIRED_FIELDS = ("source", "target")
 LIST_FIELDS = {"demonstrations": (dict, "rows"), "stop": (str, "texts"), "truncate": (str, "texts")}

@@ -1,4 +1,4 @@
-"""Read answers, translations and documents in the shapes that public data sets have.
+"""Read answers, translations, documents and conversations in the shapes that public data sets have.
 
 A template says which shape it expects by what it reads: one that reads `answers.text` takes answers of any shape, and
 one that reads `answers[0]` gets the column as it is.
@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2.nodes
 
+from prompt_tuning.templates.conversations import MESSAGES, PARTS, as_conversation
 from prompt_tuning.templates.sandbox import environment, item_key
 from prompt_tuning.templates.values import kind_of
 
@@ -23,6 +24,7 @@ COLUMN_SETTINGS = {
     "context": "context_column",
     "question": "question_column",
     "answers": "answer_column",
+    MESSAGES: "messages_column",
 }
 
 
@@ -43,13 +45,16 @@ def standard_columns(settings: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def standard_shapes(row: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
-    """Return a row with the columns answers, translation and document in the shape that a template expects.
+    """Return a row with answers, translation, document and messages in the shape that a template expects.
 
     A value of an unknown shape stays as it is, so that the template names it when it needs it.
 
     Args:
         row: values by column.
         texts: the Jinja texts of the template.
+
+    Raises:
+        TemplateError: messages is not a conversation that can be read.
     """
     row = dict(row)
     for text in texts:
@@ -70,6 +75,8 @@ def shape_hint(message: str, values: Mapping[str, Any]) -> str:
     name = missing[1] if missing else ""
     answers, translation = values.get("answers", {"text": []}), values.get("translation")
     is_readable = isinstance(answers, Mapping) and "text" in answers
+    if name == "answer" and isinstance(values.get(MESSAGES), Mapping):
+        return ". The last turn of messages must be the assistant's, except in rows to predict"
     if name == "text" and not is_readable:
         return f". The column answers holds {kind_of(answers)}. Write a text, a list of texts, or {{text: [...]}}"
     if not name or name not in (values.get("source_lang"), values.get("target_lang")):
@@ -125,6 +132,8 @@ def _readers(text: str) -> dict[str, Callable[[Any], Any]]:
         if _is_name(item.node, "answers") and item_key(item) == "text":
             readers["answers"] = as_answers
             prints_text = prints_text or item in printed
+        if _is_name(item.node, MESSAGES) and item_key(item) in PARTS:
+            readers[MESSAGES] = as_conversation
     if prints_text:
         # A template that prints `answers.text` expects one text there.
         del readers["answers"]

@@ -14,6 +14,7 @@ from prompt_tuning.errors import EmptyRowError, TemplateError
 from prompt_tuning.support.jinja import JINJA_ERRORS
 from prompt_tuning.support.text import normalised
 from prompt_tuning.support.yaml_files import to_yaml
+from prompt_tuning.templates.conversations import turns_of
 from prompt_tuning.templates.fields import LIST_FIELDS, check_fields, check_marks, checked_list, column_hint
 from prompt_tuning.templates.languages import LANGUAGE_VARIABLES
 from prompt_tuning.templates.loading import find_entries, find_entry
@@ -56,6 +57,7 @@ class Template:
         truncate: the columns that are cut, in this order, if a source is over its token budget.
         answer_choices: Jinja text of all answers to a closed question, with `|||` between them. Source, target and
             references read them as the list `answer_choices`.
+        history: Jinja expression of the turns of a conversation that stand before the source.
         name: where the template came from, for messages.
     """
 
@@ -68,6 +70,7 @@ class Template:
     stop: tuple[str, ...] = ()
     truncate: tuple[str, ...] = ()
     answer_choices: str | None = None
+    history: str | None = None
     name: str = "inline"
 
     @classmethod
@@ -123,7 +126,7 @@ class Template:
     @property
     def source_columns(self) -> frozenset[str]:
         """The columns that a row needs for prediction."""
-        texts = (self.source, self.system or "", self.answer_choices or "")
+        texts = (self.source, self.system or "", self.answer_choices or "", _as_statement("history", self.history))
         return frozenset().union(*map(self._variables, texts))
 
     @property
@@ -206,19 +209,25 @@ class Template:
             TemplateError: the row lacks something that the template reads, a value is null, or the target is empty.
         """
         values = self._values(row, languages)
-        messages = self._messages(languages, lambda text: self._render(text, values, compile_text), compile_text)
+        history = turns_of(self.history, values)
+        messages = self._messages(
+            languages, lambda text: self._render(text, values, compile_text), compile_text, history
+        )
         target, references = self.render_target(row, languages) if with_target else (None, ())
         return Rendered(messages, target, references)
 
     def common_prefix(self, languages: dict[str, str] | None = None) -> Rendered:
         """Return what every row is rendered as up to its first own text, which VALUE_END stands for.
 
+        A row whose conversation has a system turn of its own begins otherwise.
+
         Args:
             languages: from `language_variables`.
         """
         variables = languages or {}
         compile_text = functools.partial(compiled_prefix, constants=frozenset(variables))
-        messages = self._messages(languages, lambda text: self._render(text, variables, compile_text))
+        history = [{"role": "user", "content": VALUE_END}] if self.history else []
+        messages = self._messages(languages, lambda text: self._render(text, variables, compile_text), history=history)
         return Rendered(messages, None, ())
 
     def render_target(
@@ -256,7 +265,8 @@ class Template:
         """
         values = replaced(self._values(row, languages), VALUE_END, " ")
         text = self._render(self.source, values, printed_values)
-        return tuple(map(normalised, text.split(VALUE_END)))
+        turns = [turn["content"] for turn in turns_of(self.history, values) if turn["role"] != "system"]
+        return (*map(normalised, text.split(VALUE_END)), *([normalised(" ".join(turns))] if self.history else []))
 
     def choices(self, row: Mapping[str, Any], languages: dict[str, str] | None = None) -> list[str]:
         """Return the possible answers to a row, in their order; none if the question is open.
@@ -281,24 +291,30 @@ class Template:
     def _texts(self) -> tuple[str, ...]:
         """The fields that are Jinja texts."""
         fields = (self.source, self.target, self._references, self.system, self.answer_choices)
-        return tuple(filter(None, fields))
+        return tuple(filter(None, (*fields, _as_statement("history", self.history))))
 
     @property
     def _references(self) -> str:
         """The expression `references` as Jinja text, which prints nothing."""
-        return f"{{% set references = {self.references} %}}" if self.references else ""
+        return _as_statement("references", self.references)
 
     def _messages(
         self,
         languages: dict[str, str] | None,
         write: Callable[[str], str],
         compile_text: Compile = compiled,
+        history: Sequence[dict[str, str]] = (),
     ) -> tuple[dict[str, str], ...]:
-        """Return system message, demonstrations and source as turns; `write` makes text of a field."""
-        messages = []
+        """Return system message, demonstrations, history and source as turns; `write` makes text of a field."""
+        messages = [turn for turn in history if turn["role"] == "system"]
         if self.system:
             messages.append({"role": "system", "content": write(self.system)})
+        if len(messages) > 1:
+            raise TemplateError(
+                f"template {self.name}: it has a system message, and so has the row. Leave out one of the two."
+            )
         messages += self._demonstration_messages(languages, compile_text)
+        messages += [turn for turn in history if turn["role"] != "system"]
         messages.append({"role": "user", "content": write(self.source)})
         return tuple(messages)
 
@@ -312,7 +328,7 @@ class Template:
                 raise TemplateError(
                     f"{error} (in its demonstration {number}; a file of your own may show others)"
                 ) from None
-            messages.append(example.messages[0])
+            messages += [turn for turn in example.messages if turn["role"] != "system"]
             messages.append({"role": "assistant", "content": example.target or ""})
         return messages
 
@@ -365,6 +381,11 @@ class Template:
                     "row."
                 )
         return tuple(map(str, texts))
+
+
+def _as_statement(name: str, expression: str | None) -> str:
+    """Return an expression as Jinja text, which prints nothing; no text without an expression."""
+    return f"{{% set {name} = {expression} %}}" if expression else ""
 
 
 def load_templates(where: str | Path | None = None) -> tuple[dict[str, Template], dict[str, str]]:

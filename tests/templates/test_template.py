@@ -23,6 +23,7 @@ ROW = {
     "document": "A long story about Ada.",
     "summary": "Ada.",
     "translation": {"fr": "Bonjour.", "en": "Good morning."},
+    "messages": [{"role": "user", "content": "Where is Ada?"}, {"role": "assistant", "content": "In Turin."}],
 }
 
 
@@ -30,9 +31,12 @@ ROW = {
 def test_shipped_templates_render_and_survive_being_saved(name):
     template = Template.load(name)
     rendered = template.render(ROW, FRENCH)
-    target = {"question_answering": "Turin", "summarization": "Ada.", "translation": "Good morning."}[
-        name.split("/")[0]
-    ]
+    target = {
+        "question_answering": "Turin",
+        "summarization": "Ada.",
+        "translation": "Good morning.",
+        "conversation": "In Turin.",
+    }[name.split("/")[0]]
     assert rendered.target == target and target in rendered.references
     if "choices" not in template.columns:  # Choices show the target among others.
         assert target not in rendered.source.replace(ROW["context"], "").replace(ROW["document"], "")
