@@ -212,14 +212,24 @@ class PromptArguments:
         },
     )
     method: Literal[
-        "auto", "prompt_tuning", "p_tuning", "prefix_tuning", "cpt", "multitask_prompt_tuning", "lora", "full", "none"
+        "auto",
+        "prompt_tuning",
+        "p_tuning",
+        "prefix_tuning",
+        "cartridge",
+        "cpt",
+        "multitask_prompt_tuning",
+        "lora",
+        "full",
+        "none",
     ] = field(
         default="prompt_tuning",
         metadata={
             "help": "auto: the prompt that docs/how-to/choose-a-method.md advises, by servable. prompt_tuning: "
             "trained embeddings (Lester et al. 2021). p_tuning: embeddings that a network writes (Liu et al. 2021). "
-            "prefix_tuning: trained keys and values (Li & Liang 2021; P-tuning v2, Liu et al. 2022). cpt: a bounded "
-            "change of the embeddings of init_text (Blau et al. 2024). multitask_prompt_tuning: one prompt for all of "
+            "prefix_tuning: trained keys and values (Li & Liang 2021; P-tuning v2, Liu et al. 2022). cartridge: the "
+            "same with its first tokens frozen (Eyuboglu et al. 2025). cpt: a bounded change of the embeddings of "
+            "init_text (Blau et al. 2024). multitask_prompt_tuning: one prompt for all of "
             "`tasks`, times a low-rank matrix for each task (Wang et al. 2023). lora (Hu et al. 2022) and full "
             "fine-tuning: for comparison. none: evaluate the hard prompt and train nothing."
         },
@@ -251,6 +261,13 @@ class PromptArguments:
         metadata={
             "help": "Length of the prompt, in tokens; by default the length of the text that it starts from, or 20. 0 "
             "leaves the prompt out, with trained_text."
+        },
+    )
+    num_frozen_tokens: int = field(
+        default=1,
+        metadata={
+            "help": "cartridge: number of its first tokens that keep the keys and values that they start from. Much "
+            "attention rests on the first token of a text, and a change of it can harm the training."
         },
     )
     trained_text: Literal["none", "ending", "all", "marked"] = field(

@@ -196,6 +196,21 @@ _ROWS = (
         card_description="prefix tuning (Li & Liang 2021): trained keys and values in every layer",
     ),
     Method(
+        "cartridge",
+        trained_part="keys and values",
+        settings=(
+            "init", "init_demonstrations", "init_demonstration_tokens", "teacher_template", "num_virtual_tokens",
+            "num_frozen_tokens",
+        ),
+        refused_inits=("frequent", "class_labels", "adapter"),
+        fits_encoder_decoder=False,
+        runs_under_fsdp=False,  # Frozen and trained tokens are two parameters, which was not tried there.
+        instead_of_export="Train method prompt_tuning, or predict with prompt_tuning.Predictor.",
+        learning_rate=1e-2,
+        card_subject="A prefix",
+        card_description="Cartridges (Eyuboglu et al. 2025): trained keys and values whose first tokens stay frozen",
+    ),
+    Method(
         "cpt",
         trained_part="embeddings",
         settings=("teacher_template",),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import CartridgeEncoder, PeftModel
 from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -86,6 +86,6 @@ def load_network(
 
 def is_network(encoder: torch.nn.Module) -> bool:
     """Return whether more of a prompt's encoder is trained than what PEFT saves of it."""
-    if trained_tokens_of(encoder) is not None or isinstance(encoder, MultitaskPromptEmbedding):
-        return False  # Both are saved whole.
+    if trained_tokens_of(encoder) is not None or isinstance(encoder, MultitaskPromptEmbedding | CartridgeEncoder):
+        return False  # They are saved whole.
     return len(list(encoder.parameters())) > 1

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from peft import (
     MODEL_TYPE_TO_PEFT_MODEL_MAPPING,
+    CartridgeConfig,
+    CartridgeEncoder,
     CPTConfig,
     LoraConfig,
     MultitaskPromptTuningConfig,
@@ -131,10 +133,7 @@ def _prefix_tuning_config(
         "encoder_hidden_size": network_width(model, args),
     }
     if not model.config.is_encoder_decoder:
-        if not has_tested_cache(model):
-            # PEFT guesses these from the names in the configuration.
-            layers, heads, size = cache_shape(model)
-            common |= {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * size}
+        common |= _sizes_of_cache(model)
         return (TrainedPrefixConfig if "text_token_ids" in common else PrefixTuningConfig)(**common)
     config_class = TrainedEncoderDecoderPrefixConfig if "text_token_ids" in common else EncoderDecoderPrefixConfig
     return config_class(
@@ -143,6 +142,20 @@ def _prefix_tuning_config(
         prefix_cross=args.prefix_cross,
         **common,
     )
+
+
+def _sizes_of_cache(model: PreTrainedModel) -> dict[str, int]:
+    """Return the sizes of a model's keys and values, which PEFT guesses from names; none if it guesses them right."""
+    if has_tested_cache(model):
+        return {}
+    layers, heads, size = cache_shape(model)
+    return {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * size}
+
+
+def _cartridge_config(
+    model: PreTrainedModel, args: PromptArguments, ids: Sequence[int], common: dict[str, Any]
+) -> PeftConfig:
+    return CartridgeConfig(num_frozen_tokens=args.num_frozen_tokens, **common, **_sizes_of_cache(model))
 
 
 def _cpt_config(
@@ -180,6 +193,7 @@ CONFIGS = {
     "prompt_tuning": _prompt_tuning_config,
     "p_tuning": _p_tuning_config,
     "prefix_tuning": _prefix_tuning_config,
+    "cartridge": _cartridge_config,
     "cpt": _cpt_config,
     "multitask_prompt_tuning": _multitask_config,
     "lora": _lora_config,
@@ -219,7 +233,9 @@ def add_soft_prompt(
     peft_model = wrapper(model, config)
     peft_model.prompt_encoder.float()
     encoder = peft_model.prompt_encoder["default"]
-    if initial is not None:
+    if isinstance(encoder, CartridgeEncoder) and initial is not None:
+        encoder.load_prompt_embeddings(initial)
+    elif initial is not None:
         encoder.embedding.weight.data.copy_(initial)
     if layer_scales is not None:
         encoder.trained_tokens.set_scales(layer_scales)

@@ -70,6 +70,7 @@ RANGES = {
     "split_seed": SEED,
     # What a prompt is, and how rows are encoded.
     "num_virtual_tokens": NOT_NEGATIVE,  # With 0 only text of the template is trained.
+    "num_frozen_tokens": NOT_NEGATIVE,
     "num_ranks": COUNT,
     "init_demonstrations": COUNT,
     "init_demonstration_tokens": COUNT,

@@ -173,6 +173,16 @@ def check_positions(recipe: Recipe, config: PretrainedConfig, num_virtual_tokens
     errors.raise_all()
 
 
+def check_frozen_tokens(prompt: PromptArguments, num_virtual_tokens: int) -> None:
+    """Raise a RecipeError if all tokens of a prompt are frozen, so that nothing is trained."""
+    frozen = prompt.num_frozen_tokens
+    if METHODS[prompt.method].takes("num_frozen_tokens") and frozen >= num_virtual_tokens and not prompt.adapter:
+        raise RecipeError(
+            f"num_frozen_tokens {frozen} leaves nothing to train, since the prompt has "
+            f"{counted(num_virtual_tokens, 'virtual token')}. Lower it, or raise num_virtual_tokens."
+        )
+
+
 def check_choice_normalization(recipe: Recipe, encoder: Encoder) -> None:
     """Raise a RecipeError if choice_normalization is set and no choices are scored."""
     normalization = recipe.prompt.choice_normalization

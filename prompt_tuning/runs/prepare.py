@@ -266,6 +266,8 @@ def _check_prompt(
     with errors.collect():
         checks.check_positions(recipe, config, num_virtual_tokens)
     with errors.collect():
+        checks.check_frozen_tokens(recipe.prompt, num_virtual_tokens)
+    with errors.collect():
         checks.check_choice_normalization(recipe, encoder)
     errors.raise_all()
 

@@ -27,7 +27,6 @@ FAMILIES = {
     "bart": lambda: tiny_bart(VOCABULARY),
 }
 ENCODER_DECODER = ("t5", "bart")
-NO_CPT = [(family, "cpt") for family in ENCODER_DECODER]
 SETTINGS = {
     "prompt_tuning": {},
     "residual": dict(residual=True, encoder_hidden_size=16),
@@ -35,10 +34,13 @@ SETTINGS = {
     "p_tuning, lstm": dict(method="p_tuning", encoder_hidden_size=16, encoder_reparameterization_type="LSTM"),
     "prefix_tuning": dict(method="prefix_tuning"),
     "prefix_tuning, projected": dict(method="prefix_tuning", prefix_projection=True, encoder_hidden_size=16),
+    "cartridge": dict(method="cartridge", num_frozen_tokens=2),
     "cpt": dict(method="cpt"),
     "lora": dict(method="lora", lora_r=2),
 }
-CELLS = [(family, method) for family, method in product(FAMILIES, SETTINGS) if (family, method) not in NO_CPT]
+# A cartridge differs from a prefix in its parameters only, so that two families are enough.
+FAMILIES_OF = {"cpt": FAMILIES.keys() - ENCODER_DECODER, "cartridge": ("llama", "gemma3")}
+CELLS = [cell for cell in product(FAMILIES, SETTINGS) if cell[0] in FAMILIES_OF.get(cell[1], FAMILIES)]
 
 
 def test_every_method_with_an_adapter_is_checked_here():
@@ -242,6 +244,28 @@ def test_a_prefix_is_trained_in_a_model_that_checkpoints_activations():
         losses.append(model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.item())
         assert base.is_activation_checkpointing == checkpoints
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_a_cartridge_keeps_its_first_tokens_and_plain_peft_has_its_loss(tokenizer, tmp_path):
+    model = trainable_model("llama", "cartridge")
+    initial = torch.randn_like(model.get_prompt_embedding_to_save("default"))
+    model = add_soft_prompt(model.unload(), model.peft_config["default"], initial)
+    trainer(model, tokenizer, tmp_path, learning_rate=0.1, save_strategy="no").train()
+    saved = model.get_prompt_embedding_to_save("default")
+    assert torch.equal(saved[:2], initial[:2]) and (saved[2:] != initial[2:]).any(1).all()
+    model.save_pretrained(tmp_path / "adapter")
+    plain = PeftModel.from_pretrained(FAMILIES["llama"](), tmp_path / "adapter").eval()
+    assert type(plain) is PeftModelForCausalLM and plain.peft_config["default"].num_frozen_tokens == 2
+    row = token_rows(encoder_decoder=False)[0]
+    inputs = {name: torch.tensor([row[name]]) for name in ("input_ids", "labels")}
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    expected = plain(**inputs)
+    ours = model.eval()(**inputs)
+    assert ours.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
+    again = load_adapter(FAMILIES["llama"](), tmp_path / "adapter", is_trainable=True)
+    names = [name for name, parameter in again.named_parameters() if parameter.requires_grad]
+    assert names == ["prompt_encoder.default.trainable_embedding"]
+    assert torch.equal(again.get_prompt_embedding_to_save("default"), saved)
 
 
 def test_a_checkpoint_of_plain_peft_with_p_tuning_is_refused(tmp_path):
