@@ -21,6 +21,7 @@ PROMPT_METHODS = {
     "p_tuning": dict(method="p_tuning", encoder_hidden_size=16),
     "prefix_tuning": dict(method="prefix_tuning"),
     "prefix_tuning, projected": dict(method="prefix_tuning", prefix_projection=True, encoder_hidden_size=16),
+    "cartridge": dict(method="cartridge"),
     "cpt": dict(method="cpt"),
 }
 # The same for several tasks.

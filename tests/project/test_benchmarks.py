@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.benchmarks import load_benchmark
 from helpers.paths import ROOT
 from helpers.rows import question_rows, write_jsonl
+from transformers import LlamaForCausalLM
 
+from prompt_tuning import add_soft_prompt, prompt_config
+from prompt_tuning.models.initialization import saved_prompt
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.studies.run_lists import read_sweep
 
@@ -46,6 +50,29 @@ def test_the_comparison_of_methods_runs_on_a_tiny_model(model_folders, tmp_path,
     text = capsys.readouterr().out
     assert "| lora " in text and "| prompt " in text and "0.001: " in text and "0.003: " in text
     assert "as many steps as fit in the time of lora" in text
+
+
+def test_a_prompt_moved_to_a_rotated_model_has_the_same_loss(tokenizer, model_folders, tmp_path, capsys):
+    transfer = load_benchmark("transfer")
+    base = LlamaForCausalLM.from_pretrained(model_folders["llama"]).eval()
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        getattr(base.model.layers[0], norm).weight.data.uniform_(0.5, 2)
+    turned = transfer.rotated(base)
+    ids = torch.arange(20, 28)[None]
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    prompt = torch.randn(4, base.config.hidden_size)
+    add_soft_prompt(base, prompt_config(base, 4), prompt).save_pretrained(tmp_path / "old")
+    expected = transfer.loss(base, prompt, batch)
+    assert transfer.loss(turned, None, batch) == pytest.approx(transfer.loss(base, None, batch), abs=1e-4)
+    assert transfer.loss(turned, prompt, batch) != pytest.approx(expected, abs=1e-2)
+    for name, model in (("base", base), ("turned", turned)):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    models = [f"--old_model={tmp_path / 'base'}", f"--model={tmp_path / 'turned'}"]
+    transfer.main([str(tmp_path / "old"), *models, f"--output={tmp_path / 'moved'}"])
+    assert f"{len(tokenizer)} common tokens" in capsys.readouterr().out
+    moved = saved_prompt(tmp_path / "moved")
+    assert transfer.loss(turned, moved, batch) == pytest.approx(expected, abs=1e-4)
 
 
 def test_every_method_of_the_comparison_suits_every_task(monkeypatch):

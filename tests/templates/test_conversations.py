@@ -92,7 +92,7 @@ def test_contents_of_text_parts_and_keys_without_a_value_are_read():
     assert CHAT.render(row).source == "Where is Ada?"
 
 
-def test_init_finds_conversations_and_the_recipe_trains_and_predicts(tmp_path, model_folders, monkeypatch, capsys):
+def test_init_finds_conversations_and_the_recipe_trains_and_predicts(tmp_path, model_folders, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_jsonl(tmp_path / "chats.jsonl", [{"talk": row["messages"]} for row in conversations(30)])
     model = ["--model_name_or_path", str(model_folders["llama"])]
@@ -110,7 +110,7 @@ def test_init_finds_conversations_and_the_recipe_trains_and_predicts(tmp_path, m
         {**row, "prediction": ""} for row in asked
     ]
     write_jsonl(tmp_path / "bad.jsonl", [*asked[1:], asked[0]])
-    capsys.readouterr()
-    flags = ["--train_file=bad.jsonl", "--test_file=chats.jsonl", "--validation_file=chats.jsonl"]
+    files = {"train_file": "bad.jsonl", "validation_file": "chats.jsonl", "test_file": "chats.jsonl"}
+    uncut = {name: value for name, value in settings.items() if name not in ("validation_size", "test_size")}
     with pytest.raises(PromptTuningError, match=r"bad.jsonl, line 2: .* must be the assistant's"):
-        check(load_recipe(tmp_path / "recipe.yaml", [*flags, "--test_size=null", "--validation_size=null"]))
+        check(load_recipe(uncut | files))
