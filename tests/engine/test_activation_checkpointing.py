@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.architectures import MULTITASK, PROMPT, PROMPT_METHODS, SETTINGS, WINDOWS, build, right_padded
+from helpers.architectures import MULTITASK, PREFIXES, PROMPT, PROMPT_METHODS, SETTINGS, WINDOWS, build, right_padded
 from helpers.models import forbid_model_loading
 from helpers.trainers import soft_trainer, trainer
 
@@ -12,7 +12,7 @@ from prompt_tuning.errors import AdapterError
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 
 METHODS = PROMPT_METHODS | {"multitask_prompt_tuning": MULTITASK}
-SOFT = [name for name in METHODS if not name.startswith("prefix")]
+SOFT = [name for name in METHODS if name not in PREFIXES]
 PACKED = [name for name in SETTINGS if name != "bloom"]
 # Each of the other two paths has a model: BLOOM and eager attention read rows behind a cache, other models do not.
 CELLS = [(name, method) for name in PACKED for method in ("prompt_tuning", "prefix_tuning")]

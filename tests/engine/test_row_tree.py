@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.architectures import (
     MULTITASK,
+    PREFIXES,
     PROMPT,
     PROMPT_METHODS,
     SETTINGS,
@@ -128,7 +129,7 @@ def test_every_method_has_the_loss_and_gradient_of_single_rows(method, architect
         batch["task_ids"] = torch.tensor([0, 1, 1, 1, 0, 0, 0])
     counts = tokens_of_layer(model)
     check_against_single_rows(model, batch)
-    num_virtual = 0 if method.startswith("prefix") else PROMPT
+    num_virtual = 0 if method in PREFIXES else PROMPT
     if method == "multitask_prompt_tuning":
         # Row 2 has another task than the other rows about the passage, and shares nothing with them.
         assert NEEDED + 2 * num_virtual - 2 * len(PASSAGE) - len(FURTHER) in counts

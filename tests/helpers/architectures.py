@@ -24,6 +24,8 @@ PROMPT_METHODS = {
     "cartridge": dict(method="cartridge"),
     "cpt": dict(method="cpt"),
 }
+# Those of them whose prompt is keys and values.
+PREFIXES = ("prefix_tuning", "prefix_tuning, projected", "cartridge")
 # The same for several tasks.
 MULTITASK = dict(method="multitask_prompt_tuning", tasks=["a", "b"])
 SETTINGS = {
