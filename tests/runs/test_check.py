@@ -132,3 +132,12 @@ def test_a_folder_that_holds_a_run_is_a_warning_of_check(recipe_file, tmp_path, 
     assert main(["train", str(path)]) == 0
     assert main(["check", str(path)]) == 0
     assert "train would not overwrite a run: " in caplog.text
+
+
+def test_a_cartridge_of_frozen_tokens_alone_is_refused(recipe_file, capsys):
+    path = recipe_file(method="cartridge", num_frozen_tokens=6)
+    code, lines = checked(path, capsys)
+    assert code == 2 and lines == {
+        "num_frozen_tokens 6 leaves nothing to train, since the prompt has 6 virtual tokens. Lower it, or raise "
+        "num_virtual_tokens."
+    }
