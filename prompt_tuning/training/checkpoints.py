@@ -18,6 +18,7 @@ from transformers.trainer_utils import sort_checkpoints
 from prompt_tuning.support.files import apply_umask
 
 PARTIAL = ".partial-"
+MARK = ".of-first-process"
 
 
 @contextmanager
@@ -30,14 +31,19 @@ def atomic_checkpoint(checkpoint: Path) -> Iterator[Path]:
     partial = checkpoint.with_name(PARTIAL + checkpoint.name)
     try:
         yield partial
+        if state.is_main_process:
+            partial.mkdir(parents=True, exist_ok=True)
+            (partial / MARK).touch()
         state.wait_for_everyone()
-        # Machines may share a disk. Then the first one moves the folder, and the second one has nothing to move.
-        with state.main_process_first():
-            if state.is_local_main_process and partial.is_dir():
-                if checkpoint.is_dir():
-                    remove_folder(checkpoint)
-                apply_umask(partial / checkpoint.name)
-                os.replace(partial / checkpoint.name, checkpoint)
+        # A machine that finds the mark of the first process shares its disk, and would move the same folder again.
+        moves = state.is_main_process or (state.is_local_main_process and not (partial / MARK).exists())
+        state.wait_for_everyone()  # All machines have looked.
+        if moves and (partial / checkpoint.name).is_dir():
+            if checkpoint.is_dir():
+                remove_folder(checkpoint)
+            apply_umask(partial / checkpoint.name)
+            os.replace(partial / checkpoint.name, checkpoint)
+        state.wait_for_everyone()  # No machine removes what another one has not moved.
     finally:
         if state.is_local_main_process:
             shutil.rmtree(partial, ignore_errors=True)

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import DistributedType
 from helpers import forked
 from helpers.models import tiny_llama
-from helpers.paths import ROOT
+from helpers.paths import ROOT, file_names
 from helpers.rows import question_rows, write_jsonl
 from helpers.two_processes import (
     HALF,
@@ -257,3 +257,13 @@ def assert_same_run(one, other):
     assert results[0] == results[1]
     weights = [load_file(folder / "adapter_model.safetensors") for folder in (one, other)]
     assert all(torch.allclose(weights[0][name], weights[1][name], rtol=0, atol=1e-6) for name in weights[0])
+
+
+@pytest.mark.parametrize("disks", [("one", "one"), ("one", "two")])
+def test_machines_with_one_disk_or_two_keep_every_checkpoint_whole(disks, tmp_path):
+    outcomes = forked.run_in_two("helpers.shared_disk", *(tmp_path / disk for disk in disks), hosts=2)
+    assert [done.returncode for done in outcomes] == [0, 0], outcomes[0].stderr + outcomes[1].stderr
+    files = {"0.txt", "1.txt"} if disks == ("one", "one") else None
+    for rank, disk in enumerate(disks):
+        checkpoints = {path.name: file_names(path) for path in (tmp_path / disk).iterdir()}
+        assert checkpoints == {f"checkpoint-{number}": files or {f"{rank}.txt"} for number in range(4)}
