@@ -40,12 +40,13 @@ def test_a_ranking_under_fsdp_is_refused(recipe_file, monkeypatch, capsys):
     assert "rank does not run under FSDP. Launch it with recipes/accelerate/ddp.yaml." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["sweep", "compare"])
-def test_two_processes_write_the_table_of_one(command, recipe_file, tmp_path):
+@pytest.mark.parametrize(("command", "runs"), [("sweep", "soft"), ("compare", "soft hard")])
+def test_two_processes_write_the_table_of_one(command, runs, recipe_file, tmp_path):
     settings = dict(output_dir=None, num_virtual_tokens=None, per_device_train_batch_size=None)
     recipe = recipe_file(max_steps=2, save_strategy="no", **settings)
     source = tmp_path / "runs.yaml"
-    source.write_text(f"recipe: {recipe}\nruns:\n  soft: {{num_virtual_tokens: 6}}\n  hard: {{method: none}}\n")
+    settings = {"soft": {"num_virtual_tokens": 6}, "hard": {"method": "none"}}
+    source.write_text(json.dumps({"recipe": str(recipe), "runs": {name: settings[name] for name in runs.split()}}))
     words = [command, str(source), "--per_device_train_batch_size"]
     assert main([*words, "4", "--output_dir", str(tmp_path / "one")]) == 0
     in_two("prompt_tuning", *words, "2", "--output_dir", tmp_path / "two")
