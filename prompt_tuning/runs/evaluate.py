@@ -278,9 +278,12 @@ def _decoding_of(model: PreTrainedModel | PeftModel) -> dict[str, float]:
 
 
 def trainer_for(
-    model: PreTrainedModel | PeftModel, prepared: Prepared, callbacks: list[TrainerCallback] | None = None
+    model: PreTrainedModel | PeftModel | None,
+    prepared: Prepared,
+    callbacks: list[TrainerCallback] | None = None,
+    model_init: Callable[..., PreTrainedModel | PeftModel] | None = None,
 ) -> PromptTuningTrainer:
-    """Return a trainer on the recipe's rows that generates as the recipe says."""
+    """Return a trainer on the recipe's rows that generates as the recipe says; it needs a model or a `model_init`."""
     recipe, encoded = prepared.recipe, prepared.encoded
     # Trainer wants evaluation rows if the recipe has an eval_strategy, also for `evaluate --split train`.
     evaluated = next((encoded[split] for split in ("validation", "test", "train") if split in encoded), None)
@@ -291,6 +294,7 @@ def trainer_for(
         trainer = partial(ChoiceTrainer, choice_loss="brier" if recipe.prompt.loss == "brier" else "choices")
     return trainer(
         model=model,
+        model_init=model_init,
         args=args,
         processing_class=prepared.tokenizer,
         compute_metrics=prepared.score,

@@ -118,7 +118,8 @@ def read_sweep(path: Path, *, takes_learning_rates: bool = False) -> dict[str, S
     settings = {pair.key: pair.value for pair in read_pairs(path)}
     unknown = sorted(settings.keys() - set(KEYS))
     if unknown:
-        raise RecipeError(f"{path}: unknown key {unknown[0]}; a sweep has {' and '.join(KEYS)}")
+        advice = ". Search ranges with --backend optuna." if unknown == ["ranges"] else ""
+        raise RecipeError(f"{path}: unknown key {unknown[0]}; a sweep has {' and '.join(KEYS)}{advice}")
     entries = settings.get("runs")
     if not isinstance(entries, dict) or not entries:
         raise RecipeError(f"{path}: expected `runs: {{name: {{setting: value}}}}`, found {entries!r}")
