@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,21 +17,13 @@ from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs.answers import Question
 from prompt_tuning.runs.api_client import in_order
 from prompt_tuning.runs.api_model import ApiAnswer, ApiModel, api_counts
-from prompt_tuning.runs.input_rows import OriginAndRow, input_name, open_input, read_row, stream_input
-from prompt_tuning.runs.predict import count_row, report_counts
+from prompt_tuning.runs.input_rows import input_name, open_input, read_row, stream_input
+from prompt_tuning.runs.predict import AskedRow, ask_rows, report_counts, write_prediction
 from prompt_tuning.runs.prepare import prepare
 from prompt_tuning.runs.shares import Share
 from prompt_tuning.support.data_files import checked_path
-from prompt_tuning.support.text import print_text, printable_json
+from prompt_tuning.support.text import print_text
 from prompt_tuning.templates.template import Template
-
-
-class AskedRow(NamedTuple):
-    """A row, where it is from, and what is sent of it."""
-
-    origin: str
-    row: dict[str, Any]
-    question: Question
 
 
 def predict_by_api(
@@ -70,6 +60,12 @@ def predict_by_api(
         rows = open_input(source, path) or stream_input(source, path, encoder, files)
         bar = files.enter_context(tqdm(desc=model.name, unit="row", disable=True if output == "-" else None))
 
+        def read(origin: str, row: dict[str, Any]) -> Question:
+            question = read_row(encoder, recipe.data, origin, row)
+            if not counts["rows"]:
+                model.prepare_choices(encoder, question.prompt)
+            return question
+
         def answer(asked: AskedRow) -> ApiAnswer:
             try:
                 question = asked.question
@@ -77,12 +73,11 @@ def predict_by_api(
             except ModelError as error:
                 raise ModelError(f"{asked.origin}: {error}") from None
 
-        for asked, of_row in in_order(_questions(rows, model, encoder, recipe, counts), answer, model.concurrency):
+        for asked, of_row in in_order(ask_rows(rows, read, counts), answer, model.concurrency):
             columns: dict[str, Any] = {"prediction": of_row.text}
             if with_truncated:
                 columns |= {"truncated": asked.question.cut_tokens > 0, "at_limit": of_row.at_limit}
-            line = json.dumps(asked.row | columns, ensure_ascii=False, default=str)
-            file.write(f"{printable_json(line) if file is sys.stdout else line}\n")
+            write_prediction(file, asked.row, columns)
             file.flush()
             counts.update(api_counts([of_row]))
             bar.update()
@@ -108,19 +103,3 @@ def _encoder(recipe: Recipe) -> Encoder:
         return prepare(recipe, ("train",)).encoder
     tokenizer = load_tokenizer(recipe.model, data.source_lang, data.target_lang)
     return Encoder.from_recipe(recipe, Template.load(str(prompt.template)), tokenizer, load_config(recipe.model))
-
-
-def _questions(
-    rows: Iterable[OriginAndRow | None], model: ApiModel, encoder: Encoder, recipe: Recipe, counts: Counter[str]
-) -> Iterator[AskedRow | None]:
-    """Yield each row with what is sent of it, and None for each None."""
-    for origin_and_row in rows:
-        if origin_and_row is None:
-            yield None
-            continue
-        origin, row = origin_and_row
-        question = read_row(encoder, recipe.data, origin, row)
-        if not counts["rows"]:
-            model.prepare_choices(encoder, question.prompt)
-        count_row(counts, question, row)
-        yield AskedRow(origin, row, question)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
@@ -32,8 +32,13 @@ from prompt_tuning.runs.shares import Share
 from prompt_tuning.support.data_files import checked_path
 from prompt_tuning.support.text import agreed, counted, print_text, printable_json
 
-Item = tuple[dict[str, Any], Question]
-"""A row, and the row as token ids."""
+
+class AskedRow(NamedTuple):
+    """A row, where it is from, and what the model is asked."""
+
+    origin: str
+    row: dict[str, Any]
+    question: Question
 
 
 @dataclass(frozen=True)
@@ -107,9 +112,15 @@ def predict(
             on_error = raise_error if share.of > 1 else _reporter(errors)
             rows = stream_input(source, path, predictor.encoder, files, on_error=on_error)
         counts: Counter[str] = Counter()
-        items = _items(predictor, share.rows(rows), counts, on_error)
+
+        def read(origin: str, row: dict[str, Any]) -> Question:
+            name = predictor.task_name(row, origin)
+            task = predictor.all_tasks[name]
+            return read_row(task.encoder, task.data, origin, row, name)
+
+        asked = ask_rows(share.rows(rows), read, counts, on_error=on_error)
         for batch in streamed_batches(
-            items, lambda item: predictor.length(item[1]), settings.batch_size, settings.batch_tokens
+            asked, lambda of_row: predictor.length(of_row.question), settings.batch_size, settings.batch_tokens
         ):
             counts.update(_predict_batch(predictor, batch, file, settings))
             file.flush()
@@ -125,7 +136,42 @@ def predict(
     return dict(counts)
 
 
-def count_row(counts: Counter[str], question: Question, row: dict[str, Any]) -> None:
+def ask_rows(
+    rows: Iterable[OriginAndRow | None],
+    read: Callable[[str, dict[str, Any]], Question],
+    counts: Counter[str],
+    *,
+    on_error: Callable[[DataError], None] = raise_error,
+) -> Iterator[AskedRow | None]:
+    """Yield each row with its question, and None for each None.
+
+    Args:
+        rows: the rows of the input.
+        read: returns the question of a row, whose origin comes first.
+        counts: counts the rows for `report_counts`.
+        on_error: called for a row that `read` refuses; the rows after it are read if it returns.
+    """
+    for origin_and_row in rows:
+        if origin_and_row is None:
+            yield None
+            continue
+        origin, row = origin_and_row
+        try:
+            question = read(origin, row)
+        except DataError as error:
+            on_error(error)
+            continue
+        _count_row(counts, question, row)
+        yield AskedRow(origin, row, question)
+
+
+def write_prediction(file: TextIO, row: dict[str, Any], columns: dict[str, Any]) -> None:
+    """Write a row with further columns as a line of JSON."""
+    line = json.dumps(row | columns, ensure_ascii=False, default=str)
+    file.write(f"{printable_json(line) if file is sys.stdout else line}\n")
+
+
+def _count_row(counts: Counter[str], question: Question, row: dict[str, Any]) -> None:
     """Count a row, and what its prediction does not see of it, for `report_counts`."""
     counts["rows"] += 1
     counts["cut"] += question.cut_tokens > 0
@@ -176,32 +222,11 @@ def _bar(rows: Iterable[Any] | None, share: Share, output: str) -> tqdm:
     return tqdm(total=total, unit="row", disable=True if output == "-" and sys.stdout.isatty() else None)
 
 
-def _items(
-    predictor: Predictor,
-    rows: Iterable[OriginAndRow | None],
-    counts: Counter[str],
-    on_error: Callable[[DataError], None],
-) -> Iterator[Item | None]:
-    """Yield each row with its question, and None for each None."""
-    for origin_and_row in rows:
-        if origin_and_row is None:
-            yield None
-            continue
-        origin, row = origin_and_row
-        try:
-            name = predictor.task_name(row, origin)
-            task = predictor.all_tasks[name]
-            question = read_row(task.encoder, task.data, origin, row, name)
-        except DataError as error:
-            on_error(error)
-            continue
-        count_row(counts, question, row)
-        yield row, question
-
-
-def _predict_batch(predictor: Predictor, batch: list[Item], file: TextIO, settings: PredictSettings) -> dict[str, int]:
+def _predict_batch(
+    predictor: Predictor, batch: list[AskedRow], file: TextIO, settings: PredictSettings
+) -> dict[str, int]:
     """Write the rows of a batch with their predictions; return the numbers of rows for the messages at the end."""
-    rows, questions = zip(*batch, strict=True)
+    _, rows, questions = zip(*batch, strict=True)
     texts, at_limit = [], []
     for row, answer in zip(rows, predictor.answers(questions, with_scores=settings.with_scores), strict=True):
         texts.append(answer.text)
@@ -211,6 +236,5 @@ def _predict_batch(predictor: Predictor, batch: list[Item], file: TextIO, settin
             columns |= {"truncated": answer.truncated, "at_limit": answer.at_limit}
         if settings.with_scores:
             columns["score"] = answer.score
-        line = json.dumps(row | columns, ensure_ascii=False, default=str)
-        file.write(f"{printable_json(line) if file is sys.stdout else line}\n")
+        write_prediction(file, row, columns)
     return prediction_counts(texts, at_limit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -163,7 +164,7 @@ class Predictor:
             except TemplateError as error:
                 raise type(error)(f"row {number}: {error}") from error
 
-    @property
+    @cached_property
     def all_tasks(self) -> Mapping[str, Task]:
         """The tasks by their names; the only one has the name ""."""
         if self.tasks:

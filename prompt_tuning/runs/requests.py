@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from prompt_tuning.reports.losses import prediction_counts
 from prompt_tuning.runs.answers import Question
 from prompt_tuning.runs.api_client import Send, ask, in_order
 from prompt_tuning.runs.exported import ExportedTask
-from prompt_tuning.runs.input_rows import input_name, open_input, read_row, stream_input
-from prompt_tuning.runs.predict import count_row, report_counts
+from prompt_tuning.runs.input_rows import OriginAndRow, input_name, open_input, read_row, stream_input
+from prompt_tuning.runs.predict import AskedRow, ask_rows, report_counts
 from prompt_tuning.support.data_files import checked_path
 from prompt_tuning.support.files import atomic_write
 from prompt_tuning.support.json_values import parse_json
@@ -60,10 +60,9 @@ def write_requests(
     counts: Counter[str] = Counter()
     with ExitStack() as files:
         file = sys.stdout if output == "-" else files.enter_context(atomic_write(Path(output), named_by_user=True))
-        rows = open_input(source, path) or filter(None, stream_input(source, path, task.encoder, files))
-        for origin, row in rows:
-            question = _read(task, origin, row, counts)
-            body = request(task, question, origin, model=model, as_text=as_text, embeddings=embeddings)
+        rows = open_input(source, path) or stream_input(source, path, task.encoder, files)
+        for asked in _ask_rows(task, rows, counts):
+            body = request(task, asked.question, asked.origin, model=model, as_text=as_text, embeddings=embeddings)
             line = json.dumps(body, ensure_ascii=False)
             file.write(f"{printable_json(line) if file is sys.stdout else line}\n")
         if not counts["rows"]:
@@ -170,8 +169,7 @@ def send_requests(
 
     def questions() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Yield each row with its request, or with its prediction before a break."""
-        for origin, row in rows:
-            question = _read(task, origin, row, counts)
+        for origin, row, question in _ask_rows(task, rows, counts):
             if answered:
                 known = answered.popleft()
                 _check_answered(row, known, origin, partial)
@@ -187,7 +185,7 @@ def send_requests(
         return (body["prediction"], False) if "prediction" in body else ask(send, body, task.encoder.template.stop)[1:]
 
     with ExitStack() as files:
-        rows = open_input(source, path) or filter(None, stream_input(source, path, task.encoder, files))
+        rows = open_input(source, path) or stream_input(source, path, task.encoder, files)
         answered = _answered(partial)
         written = files.enter_context(partial.open("a", encoding="utf-8"))
         bar = files.enter_context(tqdm(desc=task.name, unit="row", disable=None))
@@ -203,11 +201,13 @@ def send_requests(
     report_counts(counts)
 
 
-def _read(task: ExportedTask, origin: str, row: dict[str, Any], counts: Counter[str]) -> Question:
-    """Return a row as token ids, and count what it lost."""
-    question = read_row(task.encoder, task.data, origin, row)
-    count_row(counts, question, row)
-    return question
+def _ask_rows(task: ExportedTask, rows: Iterable[OriginAndRow | None], counts: Counter[str]) -> Iterator[AskedRow]:
+    """Yield each row of a task with its question, as soon as it is there."""
+
+    def read(origin: str, row: dict[str, Any]) -> Question:
+        return read_row(task.encoder, task.data, origin, row)
+
+    return filter(None, ask_rows(rows, read, counts))
 
 
 def _answered(partial: Path) -> deque[dict[str, Any]]:
