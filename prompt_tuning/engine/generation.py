@@ -125,8 +125,8 @@ def generate_with_cache(
         input_ids: `[B, T]`, padded on the left.
         attention_mask: `[B, T]`.
         common_prefix: `[S]`, the ids that open every row and are in the caches already.
-        packed: read the rows as one packed sequence, and a text that opens several rows once; for rows within their
-            window.
+        packed: read several rows as one packed sequence, and a text that opens several rows once; for rows within
+            their window.
         table: the trained tokens of the prompts' adapters.
         **kwargs: as for `generate`.
 
@@ -136,7 +136,9 @@ def generate_with_cache(
     shared = len(common_prefix)
     # A row's first S tokens are hidden, then S columns that hold nothing else are left out.
     rest = attention_mask * (attention_mask.cumsum(1) > shared)
-    if packed:
+    copies = max(setting(base, kwargs, "num_beams", 1), setting(base, kwargs, "num_return_sequences", 1))
+    # Nothing is saved by packing one row, and `generate` reads its last token together with the others.
+    if packed and len(input_ids) * copies > 1:
         # `generate` reads the last token itself.
         rows = [row[:-1] for row in unpadded(input_ids, rest)]
         cache, mask = cache_of_rows(base, caches, prompt_index, rows)
@@ -144,7 +146,6 @@ def generate_with_cache(
     else:
         cache, mask = caches_of_rows(copy.deepcopy(caches), prompt_index)
         mask = torch.cat([mask, rest[:, shared:]], 1)
-    copies = max(setting(base, kwargs, "num_beams", 1), setting(base, kwargs, "num_return_sequences", 1))
     cache.batch_repeat_interleave(copies)
     cache.layers = [RoomyLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     ordinary = table.ordinary if table is not None else torch.clone

@@ -51,6 +51,18 @@ def test_the_next_context_computes_no_prompt_again(architecture):
         assert written(model, ROWS[:1]) == expected[0][:1]
 
 
+def test_a_row_alone_takes_one_forward_for_each_new_token():
+    model = two_prompts()
+    expected = written(model)[:1]
+    forwards = []
+    model.get_base_model().register_forward_hook(lambda *args: forwards.append(args))
+    for prompts in (1, 0):
+        forwards.clear()
+        with torch.inference_mode(), reuse_prompts(model):
+            assert written(model, ROWS[:1]) == expected
+        assert len(forwards) == prompts + GREEDY["max_new_tokens"]
+
+
 def with_data(model):
     model.prompt_encoder["default"].embedding.weight.data.mul_(-1)
 
