@@ -25,6 +25,8 @@ BENCHMARKS = {
     "encode": ["1000"],
     "sweep": ["2", "2", "32", "2"],
 }
+# These need the environments of `make test-servers`, and run only if they are named.
+OF_SERVERS = {"llama_cpp": ["--rows", "8"]}
 
 
 def section(name: str, arguments: list[str]) -> str:
@@ -49,25 +51,26 @@ def write_results(names: list[str]) -> None:
         parts[part.split("`python benchmarks/")[1].split(".py")[0]] = f"## {part}"
     for name in names:
         parts[name] = section(name, [])
-        ordered = [parts[benchmark] for benchmark in BENCHMARKS if benchmark in parts]
+        ordered = [parts[benchmark] for benchmark in (*BENCHMARKS, *OF_SERVERS) if benchmark in parts]
         with atomic_write(results) as file:
             file.write("\n\n".join(["# Benchmarks, by `make benchmark`", *ordered]))
 
 
 def main() -> None:
+    known = BENCHMARKS | OF_SERVERS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these: {', '.join(BENCHMARKS)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"only these: {', '.join(known)}")
     parser.add_argument("--short", action="store_true", help="print a short run of each, and write nothing")
     args = parser.parse_args()
-    unknown = sorted(set(args.names) - set(BENCHMARKS))
+    unknown = sorted(set(args.names) - set(known))
     if unknown:
-        parser.error(f"no benchmark {unknown[0]}. Name some of {', '.join(BENCHMARKS)}")
+        parser.error(f"no benchmark {unknown[0]}. Name some of {', '.join(known)}")
     names = args.names or list(BENCHMARKS)
     if not args.short:
         write_results(names)
         return
     for name in names:
-        print(section(name, BENCHMARKS[name]), flush=True)
+        print(section(name, known[name]), flush=True)
 
 
 if __name__ == "__main__":
