@@ -11,6 +11,7 @@ import io
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -26,6 +27,9 @@ from prompt_tuning.support.json_values import HALF_CHARACTER, TOO_DEEP, is_deep
 from prompt_tuning.support.text import counted
 
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+CHINESE_BYTES = re.compile(rb"(?:[\xb0-\xf7][\xa1-\xfe]){2}")
+"""Two characters of GB2312, which GBK and GB18030 extend. Other encodings have such bytes too."""
 
 SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -115,9 +119,11 @@ def utf8_line(line: bytes, name: str, number: int) -> str:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name}, line {number}: not UTF-8 text (byte {error.start} of the line); save it as UTF-8"
-        ) from None
+        message = f"{name}, line {number}: not UTF-8 text (byte {error.start} of the line); save it as UTF-8"
+        if CHINESE_BYTES.search(line):
+            command = f"iconv -f GB18030 -t UTF-8 {shlex.quote(name)} > utf8{Path(name).suffix}"
+            message += f". If it is GB18030 or GBK: `{command}`"
+        raise DataError(message) from None
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:

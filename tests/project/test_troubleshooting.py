@@ -20,6 +20,7 @@ COMMANDS = {
     ),
     "mine.jsonl: no such file": "check recipe.yaml --train_file mine.jsonl",
     "broken.jsonl, line 2: not JSON": "check recipe.yaml --train_file broken.jsonl",
+    "gb.csv, line 1: not UTF-8 text (byte 0 of the line); save it as UTF-8": ("check recipe.yaml --train_file gb.csv"),
     "cells.csv, line 2: 4 cells, and the first line names 3 columns": "check recipe.yaml --train_file cells.csv",
     "empty.jsonl: the template writes no source or no target for 2 rows": "check recipe.yaml --train_file empty.jsonl",
     "template summarization/plain needs the column 'document', and dialogues.jsonl has 'dialogue', 'summary'": (
@@ -106,6 +107,7 @@ def home(tmp_path_factory, model_folders, tokenizer):
     chinese = {"context": "渡船在港口。", "question": "在哪里？", "answers": {"text": ["港口"], "answer_start": [3]}}
     write_jsonl(folder / "chinese.jsonl", [chinese, chinese])
     (folder / "broken.jsonl").write_text('{"context": "Ada lives in Turin."}\n{"context" "Bruno"}\n')
+    (folder / "gb.csv").write_text("文章,问题,答案\n渡船在港口。,在哪里？,港口\n", encoding="gb18030")
     (folder / "cells.csv").write_text("context,question,answers\nAda, who sails, lives in Turin.,Where?\n")
     empty, several_lines = (
         {"context": "Ada lives in Turin.", "question": "Where?", "answers": {"text": [text], "answer_start": [13]}}
