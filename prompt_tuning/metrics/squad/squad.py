@@ -28,6 +28,7 @@ _MLQA_ARTICLES = {
     "zh": None,
 }
 _MLQA_CHINESE = re.compile(r"[\u4e00-\u9fa5]|[^\s\u4e00-\u9fa5]+")
+_NO_ANSWER = {"zh": ("无法回答", "unanswerable")}
 # These scripts know no question without an answer.
 _ALL_ANSWERED = ("v1.1", "mlqa")
 
@@ -111,8 +112,9 @@ Args:
     script: "v1.1" or "v2.0" follows that script of SQuAD in every language, though its rules are for English. "mlqa"
         follows MLQA's script in its languages. None is v2.0 for English, and `answer_tokens` for other languages.
         v1.1 and mlqa need an answer to each question.
-    no_answer: the words for "there is no answer" in a prediction. They count as the empty answer to a question that
-        has no answer, and as ordinary words otherwise. v1.1 and mlqa do not read them.
+    no_answer: the words for "there is no answer" in a prediction; by default "unanswerable", and in Chinese also
+        "无法回答", as the shipped templates write them. They count as the empty answer to a question that has no
+        answer, and as ordinary words otherwise. v1.1 and mlqa do not read them.
 Returns:
     exact_match, f1: 0 to 100.
     has_answer_exact_match, has_answer_f1, no_answer_exact_match, no_answer_f1: the same for the rows with and the
@@ -128,7 +130,7 @@ Returns:
         references: list[list[str]],
         language: str | None = None,
         script: str | None = None,
-        no_answer: str = "unanswerable",
+        no_answer: str | None = None,
     ) -> dict[str, Any]:
         language = primary_language(language)
         if script in _ALL_ANSWERED:
@@ -140,7 +142,8 @@ Returns:
             "mlqa": partial(_mlqa_tokens, language=language),
         }
         tokens = tokenizers[script]
-        no_answer_tokens = tokens(no_answer)
+        no_answer_words = [no_answer] if no_answer else _NO_ANSWER.get(str(language), ("unanswerable",))
+        no_answer_tokens = list(map(tokens, no_answer_words))
         exact = []
         f1 = []
         for prediction, texts in zip(predictions, references, strict=True):
@@ -149,7 +152,7 @@ Returns:
             if script not in _ALL_ANSWERED:
                 # The script of v2.0 does not count a reference that is empty after normalisation beside others.
                 golds = list(filter(None, golds)) or [[]]
-                if golds == [[]] and predicted == no_answer_tokens:
+                if golds == [[]] and predicted in no_answer_tokens:
                     predicted = []
             exact.append(float(predicted in golds))
             empty = 0.0 if script in _ALL_ANSWERED else 1.0
