@@ -45,7 +45,7 @@ def add_parser(commands: Commands) -> None:
         metavar="TEMPLATE",
         nargs="+",
         help="shipped templates, YAML files, FILE:NAME or folders (default: the recipe's and all that are shipped for "
-        "its task, except those that are answered by choosing)",
+        "its task in English and in the language of the rows, except those that are answered by choosing)",
     )
     parser.add_argument(
         "--num_demonstrations",

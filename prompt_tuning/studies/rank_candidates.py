@@ -14,8 +14,10 @@ from typing import Literal
 from datasets import Dataset
 
 from prompt_tuning.errors import PromptTuningError, RecipeError, first_line
+from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs.prepare import Prepared, prepare
+from prompt_tuning.templates.loading import language_of_template
 from prompt_tuning.templates.template import Template, load_templates
 
 logger = logging.getLogger(__name__)
@@ -50,8 +52,8 @@ def choose_templates(recipe: Recipe, names: Sequence[str] | None) -> tuple[list[
 
     Args:
         recipe: its own template is ranked if no names are given.
-        names: as `load_templates` takes them. By default all templates that are shipped for the task, except those
-            that are answered by choosing: to choose is easier than to write.
+        names: as `load_templates` takes them. By default all templates that are shipped for the task, in English and
+            in the language of the rows, except those that are answered by choosing: to choose is easier than to write.
     """
     templates: dict[str, Template] = {}
     left_out: dict[str, str] = {}
@@ -61,10 +63,15 @@ def choose_templates(recipe: Recipe, names: Sequence[str] | None) -> tuple[list[
         readable, unreadable = load_templates(name)
         templates |= readable
         left_out |= unreadable
+    data = recipe.data
+    languages = {"en", *map(primary_language, (data.lang, data.source_lang, data.target_lang))}
     chosen = []
     for name, template in templates.items():
+        is_default = not names and name != recipe.prompt.template
+        if is_default and language_of_template(name) not in languages:
+            continue
         by_choosing = template.answer_choices and recipe.prompt.score_choices
-        if by_choosing and not names and name != recipe.prompt.template:
+        if by_choosing and is_default:
             left_out[name] = "it is answered by choosing, not by writing; name it in --templates to rank it"
         else:
             chosen.append(name)

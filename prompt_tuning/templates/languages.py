@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 # These variables are not columns: the settings source_lang and target_lang give them.
-LANGUAGE_VARIABLES = frozenset({"source_lang", "target_lang", "source_language", "target_language"})
+LANGUAGE_VARIABLES = frozenset(
+    {"source_lang", "target_lang", "source_language", "target_language", "source_language_zh", "target_language_zh"}
+)
 
 
 # The codes are those of ISO 639-1, and of ISO 639-3, which NLLB and Tatoeba use.
@@ -36,8 +38,22 @@ for _codes, _name in _LANGUAGE_NAMES.items():
     LANGUAGES.update(dict.fromkeys(_codes.split(), _name))
 
 
+_CHINESE_NAMES = {
+    "Arabic": "阿拉伯文", "Bengali": "孟加拉文", "Burmese": "缅甸文", "Chinese": "中文", "Czech": "捷克文",
+    "Danish": "丹麦文", "Dutch": "荷兰文", "English": "英文", "Finnish": "芬兰文", "French": "法文", "German": "德文",
+    "Greek": "希腊文", "Hebrew": "希伯来文", "Hindi": "印地文", "Hungarian": "匈牙利文", "Indonesian": "印度尼西亚文",
+    "Italian": "意大利文", "Japanese": "日文", "Khmer": "高棉文", "Korean": "韩文", "Lao": "老挝文", "Malay": "马来文",
+    "Mongolian": "蒙古文", "Norwegian": "挪威文", "Persian": "波斯文", "Polish": "波兰文", "Portuguese": "葡萄牙文",
+    "Romanian": "罗马尼亚文", "Russian": "俄文", "Spanish": "西班牙文", "Swedish": "瑞典文", "Tagalog": "他加禄文",
+    "Thai": "泰文", "Tibetan": "藏文", "Turkish": "土耳其文", "Uyghur": "维吾尔文", "Ukrainian": "乌克兰文",
+    "Urdu": "乌尔都文", "Vietnamese": "越南文",
+}  # fmt: skip
+
+
 def language_variables(source_lang: str | None, target_lang: str | None) -> dict[str, str]:
     """Return the variables of a template for its languages: source_lang `fr` gives source_language `French` too.
+
+    source_language_zh is its name in Chinese, 法文. A language without one keeps its English name there.
 
     Args:
         source_lang: a code, `fr`, `pt-BR` or `fra_Latn`. The name of an unknown code is the code.
@@ -48,5 +64,7 @@ def language_variables(source_lang: str | None, target_lang: str | None) -> dict
         if code:
             base = code.replace("-", "_").split("_")[0].lower()
             variables[f"{side}_lang"] = code
-            variables[f"{side}_language"] = LANGUAGES.get(base, code)
+            name = LANGUAGES.get(base, code)
+            variables[f"{side}_language"] = name
+            variables[f"{side}_language_zh"] = _CHINESE_NAMES.get(name, name)
     return variables

@@ -47,9 +47,19 @@ def shipped_templates() -> dict[str, dict[str, Any]]:
     """Return the fields of every template in this package by its name, `<task>/<name>`."""
     shipped = {}
     for file in sorted(LIBRARY.glob("*.yaml")):
+        task = file.name.partition(".")[0]  # The file question_answering.zh.yaml has templates in Chinese.
         for name, values in read_yaml(file, TemplateError).items():
-            shipped[f"{file.stem}/{name}"] = values
+            shipped[f"{task}/{name}"] = values
     return shipped
+
+
+def language_of_template(name: str) -> str:
+    """Return the language of the words of a shipped template: that of Chinese ones opens their names.
+
+    >>> language_of_template("summarization/zh_plain"), language_of_template("summarization/plain")
+    ('zh', 'en')
+    """
+    return "zh" if "/zh_" in name else "en"
 
 
 def find_entry(name: str) -> Entry:

@@ -47,7 +47,8 @@ class Template:
 
     Args:
         source: Jinja text of the model's input. Its variables are columns of the data, `source_lang` and
-            `target_lang` (codes), and `source_language` and `target_language` (English names).
+            `target_lang` (codes), and `source_language` and `target_language` (English names), and the
+            same with `_zh` (Chinese names).
         target: Jinja text of the model's output.
         references: Jinja expression of the list of texts that count as right; by default only the target.
         system: text of a system message. Without a chat template it stands before the source.

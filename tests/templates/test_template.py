@@ -345,7 +345,10 @@ def test_languages_have_names_and_the_name_of_an_unknown_code_is_the_code():
     assert (
         FRENCH["source_language"] == "French" and language_variables("xx", "pt_BR")["target_language"] == "Portuguese"
     )
-    assert language_variables("xx", None) == {"source_lang": "xx", "source_language": "xx"}
+    assert language_variables("xx", None) == dict.fromkeys(
+        ("source_lang", "source_language", "source_language_zh"), "xx"
+    )
+    assert language_variables("fr", "zh_Hans")["source_language_zh"] == "法文"
     named = [language_variables(code, None)["source_language"] for code in ("fra_Latn", "zho_Hans", "deu", "bul_Cyrl")]
     assert named == ["French", "Chinese", "German", "Bulgarian"]
 
