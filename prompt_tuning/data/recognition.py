@@ -413,8 +413,8 @@ def _share_within(parts: Sequence[str], wholes: Sequence[str]) -> float:
 
 
 def are_yes_or_no(texts: Sequence[str]) -> bool:
-    """Return True if every text is yes or no, and both occur."""
-    return set(map(normalised, texts)) == {"yes", "no"}
+    """Return True if every text is yes or no, or 是 or 否, and both occur."""
+    return set(map(normalised, texts)) in ({"yes", "no"}, {"是", "否"})
 
 
 def _length(texts: Sequence[str]) -> float:

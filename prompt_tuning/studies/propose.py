@@ -31,12 +31,14 @@ from prompt_tuning.data.splitting import group_column, passages
 from prompt_tuning.encoding.dataset import encode
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import DataError
+from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.models.initialization import DEFAULT_VIRTUAL_TOKENS
 from prompt_tuning.models.loading import load_config, load_tokenizer
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted, listed
 from prompt_tuning.templates.conversations import MESSAGES
 from prompt_tuning.templates.languages import language_variables
+from prompt_tuning.templates.loading import language_of_template, shipped_templates
 from prompt_tuning.templates.template import Template
 
 SAMPLE = 200
@@ -140,8 +142,9 @@ def propose(name: str, set_by_user: dict[str, Any], ask: Ask | None) -> Proposal
     model = ModelArguments(**_of_block(ModelArguments, proposal.settings | set_by_user))
     config = load_config(model)
     tokenizer = load_tokenizer(model, proposal["source_lang"], proposal["target_lang"])
-    template, reason = choose_template(recognized, rows, config, tokenizer)
-    if proposal["lang"] not in ("en", None):
+    language = primary_language(proposal["lang"])
+    template, reason = choose_template(recognized, rows, config, tokenizer, language)
+    if language not in (language_of_template(template), None):
         reason += (
             f" Its words are English; `prompt-tuning templates {template} > mine.yaml` writes a file to translate."
         )
@@ -164,8 +167,34 @@ def choose_template(
     rows: Sequence[Mapping[str, Any]],
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
+    language: str | None = None,
 ) -> tuple[str, str]:
-    """Return a shipped template and the reason for it."""
+    """Return a shipped template and the reason for it.
+
+    Args:
+        recognized: what is known of the rows.
+        rows: some rows.
+        config: of the model.
+        tokenizer: of the model.
+        language: of the targets. Rows in Chinese get the same template in Chinese if there is one.
+    """
+    name, reason = _template_in_english(recognized, rows, config, tokenizer)
+    task, _, kind = name.partition("/")
+    in_chinese = f"{task}/zh_{kind}"
+    if language != "zh" or in_chinese not in shipped_templates():
+        return name, reason
+    # The choices of a template are a part of it, so that answers of "yes" and "no" need the English one.
+    if kind == "yes_no" and "是" not in map(str.strip, recognized.texts["answers"]):
+        return name, reason
+    return in_chinese, reason
+
+
+def _template_in_english(
+    recognized: Recognized,
+    rows: Sequence[Mapping[str, Any]],
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[str, str]:
     task = recognized.settings["task"]
     targets = recognized.texts[TARGETS[task]]
     if MESSAGES in recognized.texts:

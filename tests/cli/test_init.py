@@ -95,7 +95,49 @@ def test_a_folder_of_chinese_rows_keeps_its_splits(init, tmp_path):
     settings = init(tmp_path)
     assert settings["validation_file"] == f"{tmp_path}/dev.jsonl" and "validation_size" not in settings
     assert (settings["lang"], settings["test_size"], settings["question_column"]) == ("zh", "2", "问题")
-    assert "Its words are English" in (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+    assert settings["template"] == "question_answering/zh_instruction_last"
+    assert "Its words are English" not in (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+
+
+def chinese_questions(*answers):
+    """Make rows in Chinese whose answers are these in turn."""
+    rows = []
+    for number, place in enumerate("东西南北上中下前后左右"):
+        answer = answers[number % len(answers)]
+        rows.append({"文章": f"{place}镇的渡船星期一停开。", "问题": f"{place}镇今天有船吗？", "答案": answer})
+    return rows
+
+
+CHINESE_ROWS = {
+    "zh_instruction_last": [
+        {"正文": f"{town}镇的渡船停开，因为桥要修。", "摘要": f"{town}镇停船"} for town in "东西南北上中下前"
+    ],
+    "zh_yes_no": chinese_questions("是", "否"),
+    "yes_no": chinese_questions("yes", "no"),
+}
+
+
+@pytest.mark.parametrize("name", CHINESE_ROWS)
+def test_a_csv_in_chinese_gets_its_language_and_a_template_in_chinese(name, init, tmp_path):
+    text = pd.DataFrame(CHINESE_ROWS[name]).to_csv(index=False)
+    (tmp_path / "rows.csv").write_text(text, encoding="utf-8-sig")  # Excel writes a byte-order mark.
+    settings = init("rows.csv")
+    assert (settings["lang"], settings["template"].partition("/")[2]) == ("zh", name)
+    assert settings.get("text_column", settings.get("question_column")) in ("正文", "问题")
+
+
+def test_a_csv_in_gb18030_is_refused_with_the_command_that_converts_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = pd.DataFrame(CHINESE_ROWS["zh_yes_no"])
+    for encoding in ("gb18030", "gbk"):
+        rows.to_csv("rows.csv", index=False, encoding=encoding)
+        assert main(["init", "rows.csv", "--no_measurement"]) == 1
+        error = capsys.readouterr().err
+        assert "rows.csv, line 1: not UTF-8 text (byte 0 of the line); save it as UTF-8" in error
+        assert "`iconv -f GB18030 -t UTF-8 rows.csv > utf8.csv`" in error
+    (tmp_path / "rows.csv").write_text("père,mère\n", encoding="latin-1")
+    assert main(["init", "rows.csv", "--no_measurement"]) == 1
+    assert "iconv" not in capsys.readouterr().err
 
 
 def test_the_measured_recipe_has_its_costs_and_leaves_no_other_file(init, tmp_path, capsys):
