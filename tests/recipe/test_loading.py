@@ -129,7 +129,7 @@ def test_a_plateau_scheduler_maximises_a_metric_that_is_better_when_greater(reci
 
 
 def test_the_number_of_recipes_is_the_one_in_the_readme():
-    assert len(RECIPES) == 19
+    assert len(RECIPES) == 20
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
