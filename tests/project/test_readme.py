@@ -1,4 +1,4 @@
-"""Commands, links, names and examples of the documentation work, and README.zh-CN.md says the same as README.md."""
+"""Commands, links, names and examples of the documentation work."""
 
 import json
 import pkgutil
@@ -16,7 +16,7 @@ from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.templates.loading import shipped_templates
 from prompt_tuning.templates.template import Template
 
-README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/**/*.md")]
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 TEMPLATES = (ROOT / "docs" / "reference" / "templates.md").read_text(encoding="utf-8")
@@ -142,14 +142,3 @@ def test_every_file_and_every_name_of_the_package_exists(page):
         assert (ROOT / path).exists(), path
     for name in re.findall(r"`prompt_tuning\.([a-zA-Z_.]+)", text):
         assert pkgutil.resolve_name(f"prompt_tuning.{name}")
-
-
-def test_the_chinese_readme_has_the_same_code_sections_tables_and_figures():
-    fenced = re.compile(r"```\w*\n.*?```", re.DOTALL)
-    english, chinese = ([re.sub("#.*", "", code) for code in fenced.findall(text)] for text in (README, CHINESE))
-    assert chinese == english  # Their comments were removed.
-    for mark in (r"(?m)^## ", r"(?m)^\|", r"(?m)^- "):
-        assert len(re.findall(mark, CHINESE)) == len(re.findall(mark, README)), mark
-    for mark in (r"\]\((?!README)[^)]+\)", r"`[^`\n]+`", r"\d+(?:[.,]\d+)*"):
-        assert Counter(re.findall(mark, fenced.sub("", CHINESE))) == Counter(re.findall(mark, fenced.sub("", README)))
-    assert "](README.zh-CN.md)" in README and "](README.md)" in CHINESE
