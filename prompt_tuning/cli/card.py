@@ -39,8 +39,12 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Write the card, and print its path."""
-    from prompt_tuning.reports.model_card import write_card
+    from prompt_tuning.reports.run_files import read_trained
 
+    if args.source.suffix == ".json":
+        args.source.stat()
+    else:
+        read_trained(args.source)  # A folder of no run is reported before torch is imported.
     example = None
     if args.example:
         if args.source.suffix == ".json":
@@ -49,6 +53,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
                 "Name the run's folder."
             )
         example = user_example(args.source, args.example, trust_remote_code=args.trust_remote_code)
+    from prompt_tuning.reports.model_card import write_card
+
     path = write_card(args.source, args.output, example)
     print_text(path)
     return Result({"card": path})
@@ -63,19 +69,24 @@ def user_example(folder: Path, file: Path, *, trust_remote_code: bool = False) -
     Raises:
         DataError: the file is not one row that the run's template can read.
     """
-    from prompt_tuning.data.formats import parse_object
-    from prompt_tuning.data.loading import with_standard_columns
     from prompt_tuning.reports.run_files import read_trained
-    from prompt_tuning.runs.predictor import Predictor
     from prompt_tuning.support.json_values import MAX_BYTES, read_bounded
 
     results = read_trained(folder)
+    try:
+        text = read_bounded(file, MAX_BYTES).removeprefix("\ufeff")
+    except (OSError, ValueError) as error:
+        raise DataError(f"--example {file}: it cannot be read ({error}). Name a file with one row as JSON.") from error
+    from prompt_tuning.data.formats import parse_object
+    from prompt_tuning.data.loading import with_standard_columns
+    from prompt_tuning.runs.predictor import Predictor
+
     predictor = Predictor.load(folder, trust_remote_code=trust_remote_code)
     try:
-        row = parse_object(read_bounded(file, MAX_BYTES).removeprefix("\ufeff"), f"--example {file}", 1)
+        row = parse_object(text, f"--example {file}", 1)
         row = with_standard_columns(row, predictor.data)
         encoded = predictor.encoder.row(row)
-    except (OSError, ValueError, TypeError, TemplateError) as error:
+    except (ValueError, TypeError, TemplateError) as error:
         raise DataError(f"--example {file}: expected one row as JSON, with the template's columns: {error}") from error
     method = find_method(results["method"])
     tuned = method.results_key

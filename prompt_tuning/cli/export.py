@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from prompt_tuning.cli.parsing import Commands, Result, add_command, add_moved_model, add_trust
 from prompt_tuning.cli.processes import has_several_processes
 from prompt_tuning.errors import RecipeError
+from prompt_tuning.hub.ids import check_local_adapter
+from prompt_tuning.runs.run_names import run_names
+from prompt_tuning.support.data_files import checked_path
+from prompt_tuning.support.files import refuse_existing
 from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
@@ -53,6 +58,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Export, check if asked for, and print the folder."""
     if has_several_processes():
         raise RecipeError("export: it runs in one process. Start it without accelerate launch.")
+    _check_words(args)
     from prompt_tuning.runs.export import export_runs
     from prompt_tuning.runs.export_check import check_export
 
@@ -64,3 +70,12 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     for name_and_run, file in zip(args.runs, args.check, strict=False):
         equal = check_export(folder, name_and_run, file, **options) and equal
     return Result({"folder": folder, "equal": equal if args.check else None}, 0 if equal else 1)
+
+
+def _check_words(args: argparse.Namespace) -> None:
+    """Raise what the command line and its folders show to be wrong, before torch is imported."""
+    refuse_existing(Path(args.output))
+    for run in run_names(args.runs).values():
+        check_local_adapter(run, or_model=True)
+    for file in args.check:
+        checked_path(file, "-")

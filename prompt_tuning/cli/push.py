@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prompt_tuning.cli.parsing import Commands, Result, add_command
 from prompt_tuning.errors import ModelError
+from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
@@ -61,12 +62,14 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Upload the run and print the commit's URL, or print what would be uploaded."""
-    from prompt_tuning.hub.upload import create_repository, list_upload, push_space
+    if args.space is not None and importlib.util.find_spec("gradio") is None:
+        raise ModelError("--space: the page is made by the package gradio. Install prompt-tuning[try].")
+    from prompt_tuning.hub.upload import check_upload, create_repository, list_upload, push_space
+
+    check_upload(RunFolder(args.folder), args.repo_id)  # Wrong names are reported before torch is imported.
     from prompt_tuning.page.space import space_files
     from prompt_tuning.runs.push import plan_push, push_run
 
-    if args.space is not None and importlib.util.find_spec("gradio") is None:
-        raise ModelError("--space: the page is made by the package gradio. Install prompt-tuning[try].")
     if args.dry_run:
         files = plan_push(args.folder, args.repo_id, args.base_model)
         print_text(list_upload(files))

@@ -13,7 +13,10 @@ from prompt_tuning.cli.parsing import (
     check_json_output,
     number_in,
 )
+from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.ranges import COUNT
+from prompt_tuning.runs.saved_tasks import read_saved_task
+from prompt_tuning.support.data_files import checked_path
 
 EXAMPLES = """\
   prompt-tuning requests exported --task qa --input rows.jsonl > requests.jsonl
@@ -57,6 +60,10 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Write the requests, or send them and write the rows with their predictions."""
     check_json_output("requests", args)
+    checked_path(args.input, args.output)
+    if args.url and args.output == "-":
+        raise RecipeError("--output: sent requests need a file, so that they can resume. Name one.")
+    read_saved_task(args.folder, args.task)  # A wrong folder or task is reported before torch is imported.
     from prompt_tuning.runs.api_client import openai_client
     from prompt_tuning.runs.exported import ExportedTask
     from prompt_tuning.runs.requests import load_embeddings, send_requests, write_requests

@@ -188,11 +188,7 @@ def plan_upload(
         DataError: a file is a link out of the folder.
     """
     folder = RunFolder(Path(run))
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise HubError(f"--repo_id {repo_id}: not a name that the hub takes. Write NAME or USER/NAME.") from error
-    _check_complete(folder, finished=finished)
+    check_upload(folder, repo_id, finished=finished)
     _base_model(folder, base_model)
     is_adapter = folder.adapter_config.is_file()
     content = (*folder.ADAPTER_FILES, folder.BASE_MODEL) if is_adapter else folder.MODEL_FILES
@@ -206,6 +202,15 @@ def plan_upload(
     files = {name: _public_file(folder.path / name, base_model) for name in sorted(names)}
     text = card(repo_id, base_model) if card else None
     return files if text is None else files | {RunFolder.CARD: text.encode()}
+
+
+def check_upload(folder: RunFolder, repo_id: str, *, finished: bool = True) -> None:
+    """Raise a HubError if the hub takes no such name, or a file is missing that every upload of this kind has."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(f"--repo_id {repo_id}: not a name that the hub takes. Write NAME or USER/NAME.") from error
+    _check_complete(folder, finished=finished)
 
 
 def list_upload(files: Mapping[str, bytes | Path]) -> str:

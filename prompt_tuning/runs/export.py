@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from prompt_tuning.runs.export_files import Exported, write_export
 from prompt_tuning.runs.input_rows import read_row
 from prompt_tuning.runs.named_runs import named_runs
 from prompt_tuning.runs.predictor import read_run, run_encoder
-from prompt_tuning.support.files import new_folder, read_json_lines
+from prompt_tuning.support.files import new_folder, read_json_lines, refuse_existing
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
 from prompt_tuning.templates.template import Template
@@ -72,8 +71,7 @@ def export_runs(
         PromptTuningError: a run cannot be exported, the runs have several base models, or the folder exists.
     """
     folder = Path(output)
-    if os.path.lexists(folder):
-        raise RecipeError(f"{folder}: it exists already. Remove it, or name another folder.")
+    refuse_existing(folder)
     named = named_runs(runs)
     if rows and len(rows) != len(named):
         raise RecipeError(f"{counted(len(rows), 'file')} of rows for {counted(len(named), 'run')}. Give one for each.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
 
 import prompt_tuning.models.layered_llama  # noqa: F401 - it lets transformers load an export with layer vectors
 from prompt_tuning.arguments.arguments import DataArguments
@@ -14,34 +13,8 @@ from prompt_tuning.errors import DataError
 from prompt_tuning.models.adapter_config import read_adapter_config
 from prompt_tuning.models.loading import load_config, load_tokenizer
 from prompt_tuning.runs.predictor import read_run, run_encoder, with_saved_text
-from prompt_tuning.support.files import is_plain_name, read_json
-from prompt_tuning.support.json_types import Limits
+from prompt_tuning.runs.saved_tasks import read_saved_task
 from prompt_tuning.support.run_folder import RunFolder
-
-
-class AlwaysSaved(TypedDict):
-    """What prompts.json holds of every task."""
-
-    ids: list[int]
-    text_ids: list[int]
-    template: str
-    stop: list[str]
-    max_tokens: int
-    score: dict[str, Any] | None
-    source_checksum: str
-
-
-class SavedTask(AlwaysSaved, total=False):
-    """A task in prompts.json."""
-
-    logit_bias: dict[str, Annotated[int, Limits(least=-100)]]
-
-
-class SavedPrompts(TypedDict):
-    """The content of prompts.json."""
-
-    num_embeddings: int
-    tasks: dict[str, SavedTask]
 
 
 @dataclass(frozen=True)
@@ -94,25 +67,22 @@ class ExportedTask:
             DataError: there is no prompts.json, it is damaged, or it has no such task.
             PromptTuningError: the task's recipe, its template or the tokenizer cannot be read.
         """
-        file = RunFolder(Path(folder)).prompts
-        if not file.is_file():
-            raise DataError(f"{folder}: no {file.name} there. Name a folder that `prompt-tuning export` wrote.")
-        prompts = read_json(file, SavedPrompts)
-        if name not in prompts["tasks"] or not is_plain_name(name):
-            raise DataError(f"{file}: no task {name!r}. It has {', '.join(prompts['tasks'])}.")
-        saved = prompts["tasks"][name]
+        prompt = read_saved_task(folder, name)
+        saved = prompt.task
         run = RunFolder(Path(folder)).exported_task(name)
         RunFolder(Path(folder)).check_links(run.recipe, run.template, run.adapter_config)
         recipe, template = read_run(run, str(folder), trust_remote_code=trust_remote_code)
         config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
-        text = Text(saved["ids"], saved["text_ids"], prompts["num_embeddings"])
+        text = Text(saved["ids"], saved["text_ids"], prompt.num_embeddings)
         # Trained text has ids from the end of the base model's vocabulary.
         encoder = replace(run_encoder(recipe, template, tokenizer, config), num_embeddings=text.first_id)
         if run.adapter_config.is_file():
             encoder = with_saved_text(encoder, read_adapter_config(run), run.path)
         trained = encoder.trained_text.tokens if encoder.trained_text else ()
         if len(text.text_ids) != len(trained):
-            raise DataError(f"{file}: {name}: text_ids are not those of {run.adapter_config}. Export the run again.")
+            raise DataError(
+                f"{prompt.file}: {name}: text_ids are not those of {run.adapter_config}. Export the run again."
+            )
         return cls(
             name,
             text,

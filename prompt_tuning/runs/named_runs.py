@@ -1,16 +1,12 @@
-"""Name several runs: each by its folder, or as NAME=RUN."""
+"""Find the folders of several named runs, here or on the hub."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from pathlib import Path
 
-from prompt_tuning.errors import RecipeError
 from prompt_tuning.hub.download import adapter_folder
+from prompt_tuning.runs.run_names import run_name, run_names
 from prompt_tuning.support.run_folder import RunFolder
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def named_runs(runs: Iterable[str]) -> dict[str, RunFolder]:
@@ -23,13 +19,7 @@ def named_runs(runs: Iterable[str]) -> dict[str, RunFolder]:
         RecipeError: two runs have one name, or a name cannot be that of a task.
         AdapterError: the hub has no such run.
     """
-    named: dict[str, RunFolder] = {}
-    for word in runs:
-        name, run = named_run(word)
-        if name in named:
-            raise RecipeError(f"{word}: another run has the name {name}. Name the task otherwise, as NAME=RUN.")
-        named[name] = run
-    return named
+    return {name: RunFolder(adapter_folder(run)) for name, run in run_names(runs).items()}
 
 
 def named_run(word: str) -> tuple[str, RunFolder]:
@@ -39,13 +29,5 @@ def named_run(word: str) -> tuple[str, RunFolder]:
         RecipeError: the name cannot be that of a task.
         AdapterError: the hub has no such run.
     """
-    name, equals, run = word.rpartition("=")
-    if Path(word).is_dir() or not equals:
-        name, run = "", word
-    folder = RunFolder(adapter_folder(run))
-    name = name or Path(run.partition("@")[0]).resolve().name
-    if not NAME.fullmatch(name):
-        raise RecipeError(
-            f"{run}: {name!r} cannot be a task's name. Give one of letters, digits, '.', '_' and '-', as NAME=RUN."
-        )
-    return name, folder
+    name, run = run_name(word)
+    return name, RunFolder(adapter_folder(run))

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from prompt_tuning.encoding.decoding import special_tokens
-from prompt_tuning.errors import DataError, ModelError, RecipeError
+from prompt_tuning.errors import DataError, ModelError
 from prompt_tuning.models.layered_llama import LayeredLlamaForCausalLM
 from prompt_tuning.reports.losses import prediction_counts
 from prompt_tuning.runs.answers import Question
@@ -161,8 +161,6 @@ def send_requests(
         ModelError: the server does not answer.
     """
     path = checked_path(source, output)
-    if output == "-":
-        raise RecipeError("--output: sent requests need a file, so that they can resume. Name one.")
     file = Path(os.path.realpath(output))
     partial = file.parent / f".{file.name}.{task.name}-{task.checksum[:8]}.partial"
     counts: Counter[str] = Counter()

@@ -51,15 +51,23 @@ def other_format(name: str | Path) -> str:
 
 
 def checked_path(source: str, output: str) -> Path | None:
-    """Return the first file of the input, None for standard input; raise a DataError if it cannot be read."""
+    """Return the first file of the input, None for standard input.
+
+    Args:
+        source: a file, a pattern, or `-`.
+        output: a file that will be written, or `-`.
+
+    Raises:
+        DataError: there is no such file, it cannot be read, or one of the two is a folder.
+    """
     paths: list[Path | None] = [None] if source == "-" else [*matching_files(source)]
-    for name, path in (("--input", source), ("--output", output)):
+    for path in (source, output):
         if Path(path).expanduser().is_dir():
-            raise DataError(f"{name} {path}: a folder; name a file")
+            raise DataError(f"{path}: it is a folder. Name a file.")
     if not paths:
-        raise DataError(f"--input {source}: no such file")
+        raise DataError(f"{source}: no such file (looked in {Path.cwd()}). Name another one.")
     if Path(source).suffix.lower() in (*CONVERSIONS, *ARCHIVES):
-        raise DataError(f"--input {other_format(source)}")
+        raise DataError(other_format(source))
     if len(paths) > 1 and not file_format(source):
-        raise DataError(f"--input {source}: {len(paths)} files of plain text; name one")
+        raise DataError(f"{source}: it matches {len(paths)} files of plain text. Name one of them.")
     return paths[0]

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from prompt_tuning.errors import DataError, PromptTuningError
+from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
 from prompt_tuning.support.json_types import Place, check_value
 from prompt_tuning.support.json_values import MAX_BYTES, parse_json, read_bounded
 
@@ -159,6 +159,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path.mkdir(parents=True, exist_ok=True)
     with _partial_folder(path, path, move) as partial:
         yield partial
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise a RecipeError if a folder that a command creates is there already."""
+    if os.path.lexists(folder):
+        raise RecipeError(f"{folder}: it exists already. Remove it, or name another folder.")
 
 
 @contextmanager

@@ -129,9 +129,9 @@ def test_predict_reads_patterns_and_a_pipe_with_the_name_of_a_file(run, tmp_path
     assert capsys.readouterr().out == predicted
     for name in ("1.txt", "2.txt"):
         (tmp_path / "parts" / name).write_text("a text")
-    assert main([*command, "~/parts"]) == 1 and "--input ~/parts: a folder" in capsys.readouterr().err
+    assert main([*command, "~/parts"]) == 1 and "error: ~/parts: it is a folder. " in capsys.readouterr().err
     assert main([*command, "~/parts/*.txt"]) == 1
-    assert "2 files of plain text; name one" in capsys.readouterr().err
+    assert "it matches 2 files of plain text. Name one of them." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_predict_reads_a_file_before_it_loads_a_model(run, tmp_path, capsys, mon
 
 def test_predict_names_a_missing_file(run, tmp_path, capsys):
     assert main(["predict", "--adapter", str(run), "--input", "none.jsonl"]) == 1
-    assert "--input none.jsonl: no such file" in capsys.readouterr().err
+    assert "error: none.jsonl: no such file (looked in " in capsys.readouterr().err
     (run / "template.yaml").unlink()
     assert main(["predict", "--adapter", str(run), "--input", str(tmp_path / "test.jsonl")]) == 1
     assert "no template.yaml there, so its template is unknown" in capsys.readouterr().err
@@ -248,7 +248,7 @@ def test_predict_writes_to_a_pipe_or_a_link_and_keeps_it(run, tmp_path, capsys):
     with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True) as reader:
         assert main([*command, str(pipe)]) == 0
         assert reader.communicate()[0] == written and pipe.is_fifo()
-    assert main([*command, str(tmp_path)]) == 1 and f"--output {tmp_path}: a folder" in capsys.readouterr().err
+    assert main([*command, str(tmp_path)]) == 1 and f"{tmp_path}: it is a folder" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "kept.jsonl" / "x")]) == 1
     assert "no partial file was left" in capsys.readouterr().err
 

@@ -78,7 +78,7 @@ def test_a_folder_or_file_that_is_not_there_is_reported_before_a_large_import(ru
     (tmp_path / "model" / "config.json").write_text("{}")
     commands = [
         (["predict", "--adapter", gone], "gone: no adapter_config.json there"),
-        (["predict", "--adapter", gone, "--input", "gone.jsonl"], "--input gone.jsonl: no such file"),
+        (["predict", "--adapter", gone, "--input", "gone.jsonl"], "error: gone.jsonl: no such file (looked in "),
         (["inspect", gone], "gone: no adapter_config.json there"),
         (["inspect", tmp_path / "model"], "model: it is a whole model"),
         (["evaluate", recipe, "--adapter", gone], "gone: no adapter_config.json there"),
@@ -89,6 +89,35 @@ def test_a_folder_or_file_that_is_not_there_is_reported_before_a_large_import(ru
     results = run_commands([command for command, _ in commands])
     for (command, message), (code, errors, imported) in zip(commands, results, strict=True):
         assert (code, imported) == (1, []) and message in errors, (command, errors)
+
+
+def test_commands_that_share_a_run_report_a_wrong_line_before_torch(run_commands, tmp_path):
+    gone, out = tmp_path / "gone", tmp_path / "out"
+    out.mkdir()
+    entry = {"ids": [1], "text_ids": [], "template": "", "stop": [], "max_tokens": 1, "score": None}
+    prompts = {"num_embeddings": 9, "tasks": {"qa": entry | {"source_checksum": ""}}}
+    (out / "prompts.json").write_text(json.dumps(prompts))
+    rows = tmp_path / "facts.json"
+    rows.write_text("{}")
+    send = ["requests", out, "--task", "qa", "--url", "http://localhost:9/v1"]
+    commands = [
+        (["card", gone], 1, "gone: no results.json there"),
+        (["card", rows, "--example", "row.json"], 1, "--example needs the trained model"),
+        (["push", gone, "--repo_id", "me/x"], 1, "gone: no adapter_config.json"),
+        (["push", gone, "--repo_id", "me/x/y"], 1, "--repo_id me/x/y: not a name that the hub takes"),
+        (["export", gone, tmp_path / "new"], 1, "gone: no adapter_config.json there"),
+        (["export", gone, out], 2, "out: it exists already"),
+        (["export", f"a={gone}", f"a={out}", tmp_path / "new"], 2, "another run has the name a"),
+        (["requests", gone, "--task", "qa", "--input", rows], 1, "gone: no prompts.json there"),
+        (["requests", out, "--task", "qb", "--input", rows], 1, "no task 'qb'. It has qa."),
+        (["requests", out, "--task", "qa", "--input", "gone.jsonl"], 1, "gone.jsonl: no such file"),
+        ([*send, "--input", rows], 2, "--output: sent requests need a file"),
+    ]
+    results = run_commands([command for command, _, _ in commands])
+    for (command, expected, message), (code, errors, imported) in zip(commands, results, strict=True):
+        assert code == expected and message in errors, (command, errors)
+        # `push` lets the hub's library check the name of the repository.
+        assert imported == (["huggingface_hub"] if command == commands[2][0] else []), command
 
 
 def test_commands_that_read_no_rows_import_no_large_library(run_commands, tmp_path):
