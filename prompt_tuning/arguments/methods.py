@@ -122,11 +122,12 @@ class Method:
         """Return whether a setting belongs to this method or to every method."""
         return setting in self.settings or not methods_of_setting(setting)
 
-    def servers(self, settings: Mapping[str, object]) -> str:
+    def servers(self, settings: Mapping[str, object], *, encoder_decoder: bool = False) -> str:
         """Return the programs other than this one that predict with what a recipe trains.
 
         Args:
             settings: the settings of the recipe, by name.
+            encoder_decoder: whether the base model is one, whose prompts cannot be exported.
         """
         if settings.get("lora_use_dora"):
             return PEFT  # vLLM refuses it.
@@ -135,7 +136,7 @@ class Method:
             return NONE  # Trained text is embeddings, but PEFT does not know those inside a template.
         if settings.get("layer_vectors"):
             return LAYERED
-        return self.served_by
+        return PEFT if encoder_decoder and self.has_prompt else self.served_by
 
     def default_learning_rate(self, *, network: bool, layer_vectors: bool) -> float:
         """Return the learning rate of a recipe that sets none.

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import PromptTuningError, RecipeError
 from prompt_tuning.templates.literals import literals
 from prompt_tuning.templates.template import Template
@@ -32,17 +33,17 @@ def replace_auto(prompt: PromptArguments, explicitly_set: Set[str], *, streaming
     """
     if prompt.adapter:
         raise RecipeError("method auto chooses for a new prompt. Name the method of the adapter to continue.")
-    servable = prompt.servable is not False
     chosen: dict[str, Any] = {"method": "prompt_tuning", "servable": None}
     if not STARTS & explicitly_set and not streaming:
         chosen["init"] = "demonstrations"
     if "trained_text" not in explicitly_set and _has_ending(prompt.template):
         chosen["trained_text"] = "ending"
-    if not servable and "layer_vectors" not in explicitly_set:
+    if prompt.servable is False and "layer_vectors" not in explicitly_set:
         chosen["layer_vectors"] = True
     settings = ", ".join(f"{name}: {str(value).lower()}" for name, value in chosen.items() if value is not None)
-    reason = "other engines can serve it" if servable else "servable: false also takes what no other engine serves"
-    return replace(prompt, **chosen), f"method auto: {settings}; {reason} (docs/how-to/choose-a-method.md)"
+    prompt = replace(prompt, **chosen)
+    servers = METHODS[prompt.method].servers(vars(prompt))
+    return prompt, f"method auto: {settings}; served by {servers} (docs/how-to/choose-a-method.md)"
 
 
 def _has_ending(template: str | None) -> bool:

@@ -23,6 +23,7 @@ from prompt_tuning.metrics.significance import (
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.run_files import read_evaluation, read_predictions, read_results
 from prompt_tuning.runs.prepare import score_of
+from prompt_tuning.support.files import read_json
 from prompt_tuning.support.run_folder import RunFolder
 
 
@@ -206,7 +207,7 @@ def _costs(recipe_runs: RecipeRuns) -> dict[str, Any]:
         "adapter_bytes": files[0].stat().st_size if files else 0,
         "train_seconds": round(float(np.mean(_facts(recipe_runs, "train_seconds") or 0)), 1),
         "seconds_per_100_predictions": round(float(np.mean(prediction_seconds)), 1),
-        "served_by": method.servers(vars(recipe_runs.recipe.prompt)),
+        "served_by": method.servers(vars(recipe_runs.recipe.prompt), encoder_decoder=_is_encoder_decoder(folder)),
     }
     if method.trains:
         costs["learning_rate"] = recipe_runs.learning_rate or recipe_runs.recipe.training.learning_rate
@@ -217,6 +218,13 @@ def _costs(recipe_runs: RecipeRuns) -> dict[str, Any]:
     if memory:
         costs["added_memory_bytes"] = max(memory)
     return costs
+
+
+def _is_encoder_decoder(run: RunFolder) -> bool:
+    """Return whether a run's adapter is for an encoder-decoder model."""
+    if not run.adapter_config.is_file():
+        return False
+    return read_json(run.adapter_config, dict[str, Any]).get("task_type") == "SEQ_2_SEQ_LM"
 
 
 def _facts(recipe_runs: RecipeRuns, name: str) -> list[Any]:

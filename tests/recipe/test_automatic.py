@@ -24,11 +24,14 @@ def test_auto_is_a_prompt_that_other_engines_serve(auto):
     draft = auto()
     prompt = draft.prompt
     assert (prompt.method, prompt.init, prompt.trained_text) == ("prompt_tuning", "demonstrations", "ending")
-    assert not prompt.layer_vectors and "other engines can serve it" in draft.choice and "\n" not in draft.choice
+    assert not prompt.layer_vectors and "served by any engine, after export" in draft.choice
+    assert "\n" not in draft.choice
 
 
 def test_servable_false_adds_layer_vectors(auto):
     assert auto("--servable=false").prompt.layer_vectors and not auto("--servable=true").prompt.layer_vectors
+    for flag in ("--servable=false", "--layer_vectors=true"):
+        assert "served by vLLM with a plug-in, after export (Llama)" in auto(flag).choice
 
 
 def test_auto_keeps_what_the_user_sets(auto):

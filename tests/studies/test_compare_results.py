@@ -48,3 +48,10 @@ def test_a_corpus_metric_has_a_paired_difference_in_words(runs_of):
     assert (costs["served_by"], costs["learning_rate"]) == ("PEFT", 1e-3)
     text = comparison_text({"metric": "bleu", "rows": 20, "seeds": [1, 2], **compared})
     assert "| ahead " in text and "| any engine, after export" in text and "0.003: 20.0, 0.001: diverged" in text
+
+
+def test_prompts_of_encoder_decoder_models_are_served_only_by_peft(runs_of, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"task_type": "SEQ_2_SEQ_LM"}')
+    compared = compare_runs([runs_of("soft", GOOD), runs_of("hard", POOR, method="none", key="hard_prompt")], "bleu")
+    assert compared["parts"]["soft"]["served_by"] == "PEFT"
+    assert compared["parts"]["hard"]["served_by"] == "any engine"
