@@ -71,7 +71,8 @@ environment, by pip with `--no-deps`. Other programs do not know the architectur
 IMPORT = "import prompt_tuning.models.layered_llama  # It lets transformers load this folder.\n"
 
 GGUF = """ llama.cpp's server takes the file that
-`prompt-tuning export --format gguf` adds: `llama-server --model FOLDER/model-q8_0.gguf --port 8000`."""
+`prompt-tuning export --format gguf` adds: `llama-server --model FOLDER/model-q8_0.gguf --port 8000`. The formats
+`gguf-f16` and `gguf-f32` add model-f16.gguf and model-f32.gguf, of larger weights."""
 
 
 def export_card(
