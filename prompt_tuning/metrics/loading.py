@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from numbers import Real
 from pathlib import Path
@@ -31,24 +32,41 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
 MAIN_METRIC: dict[str, str] = {"translation": "bleu", "summarization": "rougeL", "question_answering": "f1"}
 """The score of a task that chooses the best checkpoint. More is better."""
 
-_SHIPPED: dict[str, tuple[str, dict[str, str]]] = {
-    "chrf": ("chrf", {}),
-    "exact_match": ("exact_match", {}),
-    "mlqa": ("squad", {"script": "mlqa"}),
-    "rouge": ("rouge", {}),
-    "sacrebleu": ("sacrebleu", {}),
-    "squad": ("squad", {}),
-    "squad_v1": ("squad", {"script": "v1.1"}),
-    "squad_v2": ("squad", {"script": "v2.0"}),
-    "ter": ("ter", {}),
+LOWER_IS_BETTER = ("ter",)
+"""The scores of which less is better."""
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A metric of this package.
+
+    Args:
+        folder: beside this file, with its module of `evaluate`.
+        options: those that the module computes it with.
+        takes_language: the language of the texts changes what it computes.
+    """
+
+    folder: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    takes_language: bool = False
+
+
+_SHIPPED = {
+    "chrf": Shipped("chrf"),
+    "exact_match": Shipped("exact_match"),
+    "mlqa": Shipped("squad", {"script": "mlqa"}, takes_language=True),
+    "rouge": Shipped("rouge", takes_language=True),
+    "sacrebleu": Shipped("sacrebleu", takes_language=True),
+    "squad": Shipped("squad", takes_language=True),
+    "squad_v1": Shipped("squad", {"script": "v1.1"}),
+    "squad_v2": Shipped("squad", {"script": "v2.0"}),
+    "ter": Shipped("ter", takes_language=True),
 }
-"""The names of the metrics of this package, each with its folder and the options that it is computed with."""
+"""The metrics of this package by name."""
 
 OWN_METRICS = tuple(_SHIPPED)
 HALF_CHARACTER = "\ufffd"
 """Tokenizers write it for bytes that are no character."""
-
-_TAKES_LANGUAGE = frozenset({"mlqa", "rouge", "sacrebleu", "squad", "ter"})
 
 
 def score_example_row(score: MetricFunction) -> Scores:
@@ -64,7 +82,7 @@ def main_metric(task: str, scores: Scores) -> str:
 
 def takes_language(names: Iterable[str]) -> bool:
     """Return whether the language of the texts changes what one of these metrics computes."""
-    return not _TAKES_LANGUAGE.isdisjoint(names)
+    return any(name in _SHIPPED and _SHIPPED[name].takes_language for name in names)
 
 
 def load_metrics(
@@ -73,7 +91,7 @@ def load_metrics(
     """Load metrics and return `score(predictions, references)`, which returns their results in one flat dict.
 
     Args:
-        names: metrics of this package (see its docstring), paths of `evaluate` modules on disk, or hub ids with
+        names: metrics of this package (`OWN_METRICS`), paths of `evaluate` modules on disk, or hub ids with
             their owner, such as "evaluate-metric/bertscore". Only a name with an owner is looked up on the hub, so
             that a misspelt name of this package is not.
         language: the language of the texts: ISO 639-1 with or without a region, or NLLB's codes. Only the metrics of
@@ -129,7 +147,7 @@ def _location(name: str) -> str:
     The metrics of this package are absolute paths, for which `evaluate` does not ask the hub.
     """
     if name in OWN_METRICS:
-        return str(Path(__file__).resolve().parent / _SHIPPED[name][0])
+        return str(Path(__file__).resolve().parent / _SHIPPED[name].folder)
     if Path(name).exists():
         return str(Path(name).resolve())
     if looks_like_path(name):
@@ -172,9 +190,9 @@ def _compute(
     references: Sequence[Sequence[str]],
     language: str | None,
 ) -> Scores:
-    options: dict[str, str | None] = {"language": language} if name in _TAKES_LANGUAGE else {}
+    options: dict[str, str | None] = {"language": language} if takes_language([name]) else {}
     if name in OWN_METRICS:
-        options |= _SHIPPED[name][1]
+        options |= _SHIPPED[name].options
     if _takes_one_reference(module):
         references = [texts[0] if texts else "" for texts in references]
     # A metric of this package needs no Arrow table, which takes longer to build than one row takes to score.

@@ -9,9 +9,6 @@ from typing import Any
 MetricFunction = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float | str]]
 """`score(predictions, references)`, with one prediction and a list of references a row; it returns flat scores."""
 
-LOWER_IS_BETTER = ("ter",)
-"""The metrics of this package of which a lower score is better."""
-
 
 @dataclass(frozen=True)
 class Scores:

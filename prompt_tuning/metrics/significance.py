@@ -14,9 +14,10 @@ from sacrebleu.metrics.base import Metric
 
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.metrics.chrf.chrf import corpus_chrf
+from prompt_tuning.metrics.loading import LOWER_IS_BETTER
 from prompt_tuning.metrics.references import reference_streams
 from prompt_tuning.metrics.sacrebleu.sacrebleu import corpus_bleu
-from prompt_tuning.metrics.scores import LOWER_IS_BETTER, MetricFunction
+from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.metrics.ter.ter import corpus_ter
 
 DRAWS = 2000

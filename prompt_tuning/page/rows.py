@@ -11,9 +11,15 @@ from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.data.loading import load_splits, split_origin
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import DataError
-from prompt_tuning.metrics.loading import OWN_METRICS, TASK_METRICS, load_metrics, main_metric, score_example_row
+from prompt_tuning.metrics.loading import (
+    LOWER_IS_BETTER,
+    OWN_METRICS,
+    TASK_METRICS,
+    load_metrics,
+    main_metric,
+    score_example_row,
+)
 from prompt_tuning.metrics.scores import MetricFunction
-from prompt_tuning.metrics.significance import LOWER_IS_BETTER
 from prompt_tuning.reports.run_files import read_predictions, read_results, read_settings, systems_in
 from prompt_tuning.support.json_values import parse_json
 from prompt_tuning.support.run_folder import RunFolder

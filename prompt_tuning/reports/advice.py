@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prompt_tuning.metrics.scores import LOWER_IS_BETTER
+from prompt_tuning.metrics.loading import LOWER_IS_BETTER
 from prompt_tuning.support.text import counted
 
 SMALL_GAIN = 2.0  # points

@@ -8,7 +8,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from prompt_tuning.metrics.scores import LOWER_IS_BETTER, MetricFunction
+from prompt_tuning.metrics.loading import LOWER_IS_BETTER
+from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.metrics.significance import rows_scored_alone
 from prompt_tuning.reports.differences import marked_pieces
 from prompt_tuning.reports.run_files import systems_in

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from prompt_tuning.metrics.scores import LOWER_IS_BETTER
+from prompt_tuning.metrics.loading import LOWER_IS_BETTER
 from prompt_tuning.reports.run_files import systems_in
 from prompt_tuning.support.tables import prose_width
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.metrics.loading import main_metric
-from prompt_tuning.metrics.scores import LOWER_IS_BETTER, Scores
+from prompt_tuning.metrics.loading import LOWER_IS_BETTER, main_metric
+from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.reports.advice import advice, is_significant, is_small
 from prompt_tuning.reports.losses import losses_text
 from prompt_tuning.reports.run_files import (

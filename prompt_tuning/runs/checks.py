@@ -25,7 +25,7 @@ from prompt_tuning.engine.trained_config import TrainedTokensConfig
 from prompt_tuning.engine.trained_tokens import check_trained_tokens
 from prompt_tuning.errors import DataError, ErrorList, RecipeError
 from prompt_tuning.metrics.language import UNSPACED, is_english, language_of_script, primary_language
-from prompt_tuning.metrics.loading import score_example_row, takes_language
+from prompt_tuning.metrics.loading import LOWER_IS_BETTER, score_example_row, takes_language
 from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.support.text import agreed, counted
@@ -107,8 +107,8 @@ def check_metrics(recipe: Recipe, score: MetricFunction) -> None:
         return
     if best not in names:
         raise RecipeError(f"metric_for_best_model {best}: the metrics give {', '.join(names)}; name one, or loss")
-    if best == "ter" and recipe.training.greater_is_better:
-        raise RecipeError("metric_for_best_model ter is better when it is lower; set greater_is_better: false")
+    if best in LOWER_IS_BETTER and recipe.training.greater_is_better:
+        raise RecipeError(f"metric_for_best_model {best} is better when it is lower; set greater_is_better: false")
 
 
 def check_template_columns(recipe: Recipe, template: Template, rows: Mapping[str, Dataset | IterableDataset]) -> None:

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.data.loading import SPLITS
 from prompt_tuning.errors import TrainingError, first_line
-from prompt_tuning.metrics.significance import LOWER_IS_BETTER
+from prompt_tuning.metrics.loading import LOWER_IS_BETTER
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.run_files import read_evaluation

@@ -12,12 +12,19 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.metrics.language import characters, primary_language
-from prompt_tuning.metrics.loading import MAIN_METRIC, TASK_METRICS, load_metrics
+from prompt_tuning.metrics.loading import (
+    LOWER_IS_BETTER,
+    MAIN_METRIC,
+    OWN_METRICS,
+    TASK_METRICS,
+    load_metrics,
+)
 from prompt_tuning.metrics.rouge.rouge import UnicodeTokenizer, split_sentences
 from prompt_tuning.metrics.sacrebleu import sacrebleu as sacrebleu_module
 from prompt_tuning.metrics.scores import Scores
@@ -485,6 +492,16 @@ def test_a_metric_on_disk_that_returns_no_score_is_refused(tmp_path):
     script.write_text(USER_METRIC.format(nested=True, result='{"by_row": [1.0]}'))
     with pytest.raises(RecipeError, match="gives no number, but by_row"):
         load_metrics([str(script)], trust_remote_code=True)(["a"], [["a"]])
+
+
+@pytest.mark.parametrize("name", OWN_METRICS)
+def test_every_metric_is_documented_and_best_for_equal_texts(name):
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md"))
+    assert re.search(rf"(?m)^\| .*`{name}`.* \|", pages)
+    texts = ["the red ferry leaves the old harbour now"]
+    scores = Scores.from_json(load_metrics([name], language="en")(texts, [texts])).values
+    for key, score in scores.items():
+        assert score == pytest.approx(0 if key in LOWER_IS_BETTER else 100), key
 
 
 SCORE_OFFLINE = """

@@ -8,7 +8,12 @@ from prompt_tuning.metrics.references import FEATURES, require_references
 
 
 class ExactMatch(evaluate.Metric):
-    """Percent of rows whose prediction equals a reference, without the whitespace around both."""
+    """Percent of rows whose prediction equals a reference, without the whitespace around both.
+
+    >>> from prompt_tuning.metrics.loading import load_metrics
+    >>> load_metrics(["exact_match"])(["Tea ", "tea"], [["Tea"], ["Tea"]])
+    {'exact_match': 50.0}
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

@@ -1,1 +1,0 @@
-"""chrF++, as a module that `evaluate` loads from this folder."""

@@ -1,1 +1,0 @@
-"""Exact match, as a module that `evaluate` loads from this folder."""

@@ -1,1 +1,0 @@
-"""ROUGE, as a module that `evaluate` loads from this folder."""

@@ -1,1 +1,0 @@
-"""BLEU, as a module that `evaluate` loads from this folder."""

@@ -1,1 +1,0 @@
-"""SQuAD's exact match and F1, as a module that `evaluate` loads from this folder."""

@@ -1,1 +1,0 @@
-"""Translation edit rate, as a module that `evaluate` loads from this folder."""
