@@ -4,14 +4,18 @@ import importlib
 import inspect
 import pkgutil
 import tomllib
+from itertools import chain
 
 import pytest
 import yaml
 from helpers.paths import ROOT
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import prompt_tuning
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+NOT_RUN_LOWEST = ("bitsandbytes", "torchao", "types-tabulate")
 
 
 @pytest.mark.parametrize("name", prompt_tuning.__all__)
@@ -44,6 +48,21 @@ def test_constraints_pin_the_versions_that_decide_results(name):
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     assert pins.keys() == {"torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "huggingface_hub"}
+
+
+def test_the_lowest_constraints_are_the_lower_bounds_of_the_requirements():
+    pins = {}
+    for line in (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            name, version = line.split("==")
+            pins[name] = Version(version)
+    bounds = {}
+    for text in (*PROJECT["dependencies"], *chain(*PROJECT["optional-dependencies"].values())):
+        requirement = Requirement(text)
+        lower = [Version(part.version) for part in requirement.specifier if part.operator == ">="]
+        if requirement.name not in NOT_RUN_LOWEST:
+            assert bounds.setdefault(requirement.name, *lower) == lower[0], text
+    assert pins == bounds
 
 
 def test_the_citation_is_of_this_version():
