@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.arguments.training_args import is_sharded
 from prompt_tuning.errors import DataError, PromptTuningError, RecipeError, TrainingError
-from prompt_tuning.metrics.scores import LOWER_IS_BETTER
+from prompt_tuning.metrics.loading import LOWER_IS_BETTER
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe, changed_settings, unmistakable_settings
 from prompt_tuning.reports.styles import MARKDOWN, Style
