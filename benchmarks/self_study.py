@@ -17,6 +17,7 @@ Only the questions of self-study are sampled (seed 0). Nothing about the test ro
 
 import argparse
 import itertools
+import json
 import random
 import tempfile
 from pathlib import Path
@@ -26,6 +27,8 @@ from common import MODEL, base_model, describe_machine, tokenizer
 
 import prompt_tuning as pt
 from prompt_tuning.data.rows import open_rows
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.train import train
 from prompt_tuning.support.tables import markdown_table
 from prompt_tuning.support.yaml_files import to_yaml
 
@@ -39,6 +42,11 @@ QUESTION = {
 ASK = "\n\nWrite one short question that this text answers in a few words. Write only the question."
 LONGEST_QUESTION, LONGEST_ANSWER = 32, 24
 AT_ONCE = 8
+KEPT = (
+    "model_name_or_path", "task", "lang", "template", "test_file", "max_source_tokens", "max_target_tokens", "seed",
+    "use_cpu", "disable_tqdm",
+)  # fmt: skip
+"""The settings of a hard prompt."""
 
 
 def read_document(data: Path, title: str, count: int) -> tuple[list[str], list[dict], list[dict]]:
@@ -58,7 +66,14 @@ def first_lines(model, words, prompts: list[str], length: int, *, sample: bool) 
     for start in range(0, len(prompts), AT_ONCE):
         batch = prompts[start : start + AT_ONCE]
         inputs = words(batch, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-        written = model.generate(**inputs, max_new_tokens=length, do_sample=sample, pad_token_id=words.pad_token_id)
+        written = model.generate(
+            **inputs,
+            max_new_tokens=length,
+            do_sample=sample,
+            pad_token_id=words.pad_token_id,
+            stop_strings=["\n"],
+            tokenizer=words,
+        )
         texts = words.batch_decode(written[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
         lines += [text.strip().partition("\n")[0].strip() for text in texts]
     return lines
@@ -106,6 +121,12 @@ def recipe_of(folder: Path, document: str, options: argparse.Namespace) -> dict:
     }  # fmt: skip
 
 
+def saved(rows: list[dict], path: Path) -> str:
+    """Write rows as JSON Lines, and return the file's name."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the arms and print their table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,32 +149,32 @@ def main(args: list[str] | None = None) -> None:
     drawn = random.Random(0).sample(others, len(own))
     plain = answered(model, words, document, [(document, row["question"]) for row in drawn])
     del model
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        recipe = recipe_of(folder, document, options)
-        arms = {
-            "start": pt.train(
-                recipe | {"max_steps": 1, "learning_rate": 1e-12},
-                train_dataset=own, test_dataset=test, output_dir=str(folder / "start"),
-            ),
-            "plain distillation": pt.train(
-                recipe, train_dataset=plain, test_dataset=test, output_dir=str(folder / "plain")
-            ),
-            "self-study": pt.train(recipe, train_dataset=own, test_dataset=test, output_dir=str(folder / "own")),
-        }  # fmt: skip
-        kept = ("model_name_or_path", "task", "lang", "max_source_tokens", "max_target_tokens", "use_cpu")
-        hard = {key: recipe[key] for key in kept} | {"method": "none", "template": WITH_DOCUMENT}
-        whole = pt.evaluate(hard, test_dataset=test, output_dir=str(folder / "whole")).results
-        rows = [("no document", 0, arms["start"].results["hard_prompt"])]
-        rows.append(("whole document", len(words(document).input_ids), whole["hard_prompt"]))
-        for arm, run in arms.items():
-            rows.append((arm, run.results["virtual_tokens"], run.results["soft_prompt"]))
-    table = [(arm, tokens, scores["f1"], scores["exact_match"]) for arm, tokens, scores in rows]
     print(describe_machine())
     print(
         f"{len(passages)} passages, {len(test)} test rows; training rows: {len(own)} self-written, {len(plain)} plain"
     )
-    print(markdown_table(("arm", "tokens before the question", "F1", "EM"), table))
+    length = len(words(document).input_ids)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recipe = recipe_of(folder, document, options) | {"test_file": saved(test, folder / "test.jsonl")}
+        files = {"own": saved(own, folder / "own.jsonl"), "plain": saved(plain, folder / "plain.jsonl")}
+        hard = {key: recipe[key] for key in KEPT} | {"method": "none"}
+        untrained = {"max_steps": 1, "learning_rate": 1e-12}
+        rows = []
+        for arm, tokens, settings in (
+            ("no document", 0, hard),
+            ("whole document", length, hard | {"template": WITH_DOCUMENT}),
+            ("start", options.tokens, recipe | untrained | {"train_file": files["own"]}),
+            ("self-study", options.tokens, recipe | {"train_file": files["own"]}),
+            ("plain distillation", options.tokens, recipe | {"train_file": files["plain"]}),
+        ):
+            run = folder / arm
+            train(load_recipe(settings | {"output_dir": str(run)}), evaluate_hard_prompt=settings["method"] == "none")
+            scores = pt.Run(run).results
+            scores = scores.get("soft_prompt") or scores["hard_prompt"]
+            rows.append((arm, tokens, scores["f1"], scores["exact_match"]))
+            print(*rows[-1], flush=True)
+    print(markdown_table(("arm", "tokens before the question", "F1", "EM"), rows))
 
 
 if __name__ == "__main__":
