@@ -8,9 +8,10 @@ from pathlib import Path
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
+from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.errors import AdapterError
-from prompt_tuning.models.prompts import config_of_saved, load_adapter
+from prompt_tuning.models.prompts import config_of_saved, load_adapter, prompt_config
 
 
 def check_kinds(runs: Sequence[tuple[Path, PeftConfig | None]]) -> None:
@@ -44,6 +45,9 @@ def load_prompts(model: PreTrainedModel, runs: Sequence[tuple[Path, PeftConfig]]
     """
     # PEFT takes adapters of one type. What is saved of every type is a plain prompt, as continued training takes it.
     configs = [config_of_saved(model, config, is_trainable=True) for _, config in runs]
+    if len({config.peft_type for config in configs}) > 1:  # Cartridges among prefixes are prefixes as well.
+        prefix = PromptArguments(method="prefix_tuning")
+        configs = [prompt_config(model, config.num_virtual_tokens, prefix) for config in configs]
     peft_model = load_adapter(model, runs[0][0], is_trainable=True, config=configs[0])
     names = ["default"]
     for (folder, _), config in zip(runs[1:], configs[1:], strict=True):

@@ -13,7 +13,9 @@ from prompt_tuning import PromptTuningArguments, PromptTuningTrainer, add_soft_p
 from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import AdapterError
+from prompt_tuning.models.adapter_config import load_adapter_config
 from prompt_tuning.models.prompts import CONFIGS, add_adapter, load_adapter
+from prompt_tuning.models.several_prompts import load_prompts
 
 # PEFT corrects the setting for GPT-2's LoRA itself.
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
@@ -266,6 +268,20 @@ def test_a_cartridge_keeps_its_first_tokens_and_plain_peft_has_its_loss(tokenize
     names = [name for name, parameter in again.named_parameters() if parameter.requires_grad]
     assert names == ["prompt_encoder.default.trainable_embedding"]
     assert torch.equal(again.get_prompt_embedding_to_save("default"), saved)
+
+
+def test_a_cartridge_and_a_prefix_stand_before_one_model(tmp_path):
+    ids = torch.tensor([[7, 20, 30, 31]])
+    expected, runs = [], []
+    for method in ("prefix_tuning", "cartridge"):
+        model = trainable_model("llama", method).eval()
+        expected.append(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
+        model.save_pretrained(tmp_path / method)
+        runs.append((tmp_path / method, load_adapter_config(tmp_path / method)))
+    model, names = load_prompts(FAMILIES["llama"](), runs)
+    for name, logits in zip(names, expected, strict=True):
+        model.set_adapter(name)
+        assert torch.allclose(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits, logits, atol=1e-5)
 
 
 def test_a_checkpoint_of_plain_peft_with_p_tuning_is_refused(tmp_path):
