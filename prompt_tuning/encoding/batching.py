@@ -69,12 +69,18 @@ def source_keys(encoded: Dataset, start: int, most: int) -> list[bytes]:
     return keys
 
 
-def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return with how many equal tokens two rows open."""
-    for length, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return length
-    return min(len(one), len(other))
+def common_prefix_length(one: list[int], other: list[int]) -> int:
+    """Return with how many equal tokens two rows open, by comparing slices, which Python does fast."""
+    length, end = 0, min(len(one), len(other))
+    if one[:end] == other[:end]:
+        return end
+    while end - length > 1:
+        middle = (length + end) // 2
+        if one[length:middle] == other[length:middle]:
+            length = middle
+        else:
+            end = middle
+    return length
 
 
 def start_with(input_ids: torch.Tensor, attention_mask: torch.Tensor, prefix: torch.Tensor) -> bool:

@@ -21,11 +21,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from prompt_tuning.engine.row_layout import RowLayout
+from prompt_tuning.engine.shared_keys import SharedKeys, flash_forward
 
 ATTENTION = "shared_prefix"
 
-# `scaled_dot_product_attention` runs these on a CPU; they have no public names.
-flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 - no public name
+# `scaled_dot_product_attention` runs this on a CPU.
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001 - no public name
 
 
@@ -39,17 +39,21 @@ def shared_prefix_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     row_layout: RowLayout | None = None,
+    shared_keys: SharedKeys | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Compute attention of query `[1, heads, N, D]` over key and value `[1, key heads, N, D]`.
 
-    Without a layout it is transformers' own sdpa attention (and for a capped score, Gemma 2's).
+    Without a layout it is transformers' own sdpa attention (and for a capped score, Gemma 2's), or that of new tokens
+    behind shared keys.
 
     Returns:
         `[1, N, heads, D]`, and None for the weights.
     """
+    if shared_keys is not None:
+        return shared_keys.attend(module.layer_idx, query, (key, value), attention_mask, scaling), None
     settings: dict[str, Any] = {"scale": scaling, "dropout": dropout, "softcap": softcap}
     # A prefix is float32, and FSDP computes queries in half precision without autocast, which would cast both.
     key, value = key.to(query.dtype), value.to(query.dtype)
@@ -60,12 +64,12 @@ def shared_prefix_attention(
             return sdpa_attention_forward(
                 module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
             )
+    if row_layout.before is not None:
+        key_before, value_before = row_layout.before.states[module.layer_idx]
+        key = torch.cat([key_before.to(key.dtype), key], 2)
+        value = torch.cat([value_before.to(value.dtype), value], 2)
     if row_layout.states is not None:
         row_layout.states[module.layer_idx] = key, value
-    if row_layout.prefixes:
-        prefix_key, prefix_value = row_layout.prefixes[module.layer_idx]
-        key = torch.cat([prefix_key.to(key.dtype), key], 2)
-        value = torch.cat([prefix_value.to(value.dtype), value], 2)
     device = query.device.type
     if torch.is_autocast_enabled(device):
         query, key, value = (states.to(torch.get_autocast_dtype(device)) for states in (query, key, value))

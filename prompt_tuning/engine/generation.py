@@ -36,7 +36,8 @@ from transformers.generation.streamers import BaseStreamer
 from prompt_tuning.encoding.batching import unpadded
 from prompt_tuning.engine.calls import setting
 from prompt_tuning.engine.dispatch import get_base, has_prompt
-from prompt_tuning.engine.kv_cache import RoomyLayer, cache_of_rows, caches_of_rows
+from prompt_tuning.engine.kv_cache import RoomyLayer, cache_of_rows, caches_of_rows, read_rows
+from prompt_tuning.engine.shared_keys import SharedKeys, reads_shared_keys, saves_copies
 from prompt_tuning.engine.stop_texts import HalfFinished, StopTexts
 from prompt_tuning.engine.trained_tokens import TrainedTable
 
@@ -133,19 +134,25 @@ def generate_with_cache(
     Returns:
         What `base.generate(input_ids, ...)` returns: `[B, T + new]`, or a dictionary with it.
     """
-    shared = len(common_prefix)
+    num_cached = len(common_prefix)
     # A row's first S tokens are hidden, then S columns that hold nothing else are left out.
-    rest = attention_mask * (attention_mask.cumsum(1) > shared)
+    rest = attention_mask * (attention_mask.cumsum(1) > num_cached)
     copies = max(setting(base, kwargs, "num_beams", 1), setting(base, kwargs, "num_return_sequences", 1))
+    shared: SharedKeys | None = None
     # Nothing is saved by packing one row, and `generate` reads its last token together with the others.
     if packed and len(input_ids) * copies > 1:
         # `generate` reads the last token itself.
         rows = [row[:-1] for row in unpadded(input_ids, rest)]
-        cache, mask = cache_of_rows(base, caches, prompt_index, rows)
+        read = read_rows(base, caches, prompt_index, rows)
+        if reads_shared_keys(base, copies) and saves_copies(read):
+            cache = shared = SharedKeys(read)
+            mask = shared.mask
+        else:
+            cache, mask = cache_of_rows(read)
         mask = torch.cat([mask, rest[:, -1:]], 1)
     else:
         cache, mask = caches_of_rows(copy.deepcopy(caches), prompt_index)
-        mask = torch.cat([mask, rest[:, shared:]], 1)
+        mask = torch.cat([mask, rest[:, num_cached:]], 1)
     cache.batch_repeat_interleave(copies)
     cache.layers = [RoomyLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     ordinary = table.ordinary if table is not None else torch.clone
@@ -157,7 +164,8 @@ def generate_with_cache(
     row_ids = row_ids[:, -mask.shape[1] :]  # Further columns are all padding.
     virtual = input_ids[:, -1:].expand(-1, mask.shape[1] - row_ids.shape[1])
     ids = torch.cat([virtual, row_ids], 1)
-    with nullcontext() if table is None else table.reading(ids):
+    reading = nullcontext() if table is None else table.reading(ids)
+    with reading, nullcontext() if shared is None else shared.decoding(base):
         output = _generate_dropping_finished(base, ordinary(ids), mask, cache, **kwargs)
     return with_sources(output, input_ids, mask.shape[1])
 

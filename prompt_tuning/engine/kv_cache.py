@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import torch
@@ -12,10 +12,9 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from prompt_tuning.encoding.batching import common_prefix_length
-from prompt_tuning.engine.row_layout import RowLayout, States
+from prompt_tuning.engine.row_layout import KeyTree, RowLayout, States
+from prompt_tuning.engine.row_tree import find_shared_texts
 
-WORTH_SHARING = 16  # Rows must open with so many equal tokens for these to be read once.
 READ_AT_ONCE = 2048  # A CPU maps the temporaries of more tokens into memory anew each time.
 
 
@@ -90,7 +89,7 @@ def join_caches(caches: Sequence[Cache]) -> tuple[Cache, torch.Tensor]:
             layer.values = values
             if hasattr(layer, "cumulative_length"):  # A sliding layer makes its mask by it.
                 layer.cumulative_length = longest
-    return joined, _left_padded_mask(lengths, joined.layers[0].keys.device)
+    return joined, left_padded_mask(lengths, joined.layers[0].keys.device)
 
 
 def caches_of_rows(caches: Sequence[Cache], prompt_index: Sequence[int]) -> tuple[Cache, torch.Tensor]:
@@ -113,124 +112,64 @@ def _join_padded(states: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([F.pad(row, (0, 0, longest - row.shape[2], 0)) for row in states])
 
 
-def _left_padded_mask(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+def left_padded_mask(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return `[rows, longest]`, 1 at the last so many places of each row."""
     longest = max(lengths)
     rows = [[0] * (longest - length) + [1] * length for length in lengths]
     return torch.tensor(rows, dtype=torch.long, device=device)
 
 
-def shared_prefixes(rows: Sequence[Sequence[int]], prompt_index: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Return groups of rows that open alike, such as questions about one passage.
-
-    Args:
-        rows: token ids.
-        prompt_index: for each row the index of its prompt; rows behind different prompts share nothing.
-
-    Returns:
-        Groups of two or more rows, each as how many tokens they share and their numbers.
-    """
-    order = sorted(range(len(rows)), key=lambda number: (prompt_index[number], rows[number]))
-    alike = []
-    for one, other in pairwise(order):
-        same_prompt = prompt_index[one] == prompt_index[other]
-        alike.append(common_prefix_length(rows[one], rows[other]) if same_prompt else 0)
-    groups: list[tuple[int, list[int]]] = []
-    continues = False
-    for place, shared in enumerate(alike):
-        # A short match with a third row must not shrink a long shared prefix.
-        if shared < max(WORTH_SHARING, max(alike[max(place - 1, 0) : place + 2]) / 2):
-            continues = False
-        elif continues:
-            length, members = groups[-1]
-            groups[-1] = min(length, shared), [*members, order[place + 1]]
-        else:
-            groups.append((shared, [order[place], order[place + 1]]))
-            continues = True
-    return groups
-
-
-def length_order(rows: Sequence[Sequence[int]], *, share: bool) -> list[int]:
-    """Return row numbers from long to short: a batch then holds little padding, and the largest batch comes first.
-
-    Args:
-        rows: token ids.
-        share: keep rows about one passage together, at the place of their longest, to be read once for a batch.
-    """
-    longest = [len(row) for row in rows]
-    group = list(range(len(rows)))
-    for _, members in shared_prefixes(rows, [0] * len(rows)) if share else ():
-        length = max(len(rows[number]) for number in members)
-        for number in members:
-            longest[number] = length
-            group[number] = members[0]
-    return sorted(range(len(rows)), key=lambda n: (-longest[n], group[n], -len(rows[n])))
-
-
-class PackedPrefixes(NamedTuple):
-    """Keys and values of several prefixes, one after the other without padding.
+class ReadRows(NamedTuple):
+    """The keys and values of rows behind their prompts.
 
     Attributes:
-        lengths: of each prefix.
-        states: for each layer keys and values, both `[1, key heads, sum of the lengths, D]`.
+        tree: the prompts, the texts that several rows share, and the rest of each row.
+        segments: for each row the segment that it ends with.
+        num_shared: how many segments at the start of the tree are prompts or shared texts.
     """
 
-    lengths: tuple[int, ...]
-    states: list[States]
+    tree: KeyTree
+    segments: list[int]
+    num_shared: int
 
-    @classmethod
-    def from_caches(cls, caches: Sequence[Cache]) -> PackedPrefixes:
-        """Return the keys and values of caches of one row each."""
-        states = []
-        for layers in zip(*(cache.layers for cache in caches), strict=True):
-            states.append((_joined([layer.keys for layer in layers]), _joined([layer.values for layer in layers])))
-        return cls(tuple(cache.get_seq_length() for cache in caches), states)
-
-    def part(self, first: int, end: int) -> PackedPrefixes:
-        """Return the prefixes with the numbers `first` to `end - 1`."""
-        places = slice(sum(self.lengths[:first]), sum(self.lengths[:end]))
-        states = [(keys[:, :, places], values[:, :, places]) for keys, values in self.states]
-        return PackedPrefixes(self.lengths[first:end], states)
+    def paths(self) -> list[tuple[int, ...]]:
+        """Return for each row all segments that it consists of, in their order."""
+        return [(*self.tree.ancestors[last], last) for last in self.segments]
 
 
-def _joined(states: Sequence[torch.Tensor]) -> torch.Tensor:
-    return states[0] if len(states) == 1 else torch.cat(list(states), 2)
-
-
-def read_packed(
-    base: PreTrainedModel, prefixes: PackedPrefixes, prefix_index: Sequence[int], rows: Sequence[Sequence[int]]
-) -> list[States]:
-    """Return for each layer the keys and values of rows behind their prefixes, without padding.
+def read_rows(
+    base: PreTrainedModel, caches: Sequence[Cache], prompt_index: Sequence[int], rows: Sequence[list[int]]
+) -> ReadRows:
+    """Read rows behind their prompts, packed, and a text that opens several of them once.
 
     Args:
         base: the model without its prompt.
-        prefixes: what stands before the rows.
-        prefix_index: for each row the index of its prefix.
+        caches: keys and values of prompts, one row each; they are not changed.
+        prompt_index: for each row the index of its prompt.
         rows: token ids.
-
-    Returns:
-        Keys and values, both `[1, key heads, N, D]`.
     """
-    at_once = READ_AT_ONCE if base.device.type == "cpu" else sum(map(len, rows))
-    num_layers = len(prefixes.states)
-    keys: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
-    values: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
-    not_empty = [number for number, row in enumerate(rows) if row]
-    for chunk in chunks(not_empty, [len(row) for row in rows], at_once):
+    tree = KeyTree.from_caches(caches)
+    shared = find_shared_texts(rows, prompt_index, len(caches))
+    segments = [rows[number][start:end] for number, start, end in shared.spans]
+    parents = list(shared.parents)
+    row_segments = list(shared.row_parents)
+    for number, start in enumerate(shared.starts):
+        if start < len(rows[number]):
+            segments.append(rows[number][start:])
+            parents.append(row_segments[number])
+            row_segments[number] = len(caches) + len(segments) - 1
+    at_once = READ_AT_ONCE if base.device.type == "cpu" else sum(map(len, segments))
+    for chunk in chunks(range(len(segments)), list(map(len, segments)), at_once):
         states: dict[int, States] = {}
         layout = RowLayout(
-            prompts=prefixes.lengths,
-            rows=tuple(len(rows[number]) for number in chunk),
-            parents=tuple(prefix_index[number] for number in chunk),
-            prefixes=prefixes.states,
+            rows=tuple(len(segments[number]) for number in chunk),
+            parents=tuple(parents[number] for number in chunk),
+            before=tree,
             states=states,
         )
-        run_packed(base, [rows[number] for number in chunk], layout, logits_to_keep=1)
-        for layer in range(num_layers):
-            keys[layer].append(states[layer][0])
-            values[layer].append(states[layer][1])
-    if not not_empty:
-        return [(keys[:, :, :0], values[:, :, :0]) for keys, values in prefixes.states]
-    return [(_joined(keys[layer]), _joined(values[layer])) for layer in range(num_layers)]
+        run_packed(base, [segments[number] for number in chunk], layout, logits_to_keep=1)
+        tree = KeyTree(tuple(layout.lengths), tuple(layout.ancestors), [states[layer] for layer in sorted(states)])
+    return ReadRows(tree, row_segments, len(caches) + len(shared.spans))
 
 
 def run_packed(
@@ -263,89 +202,19 @@ def chunks(numbers: Sequence[int], lengths: Sequence[int], at_once: int) -> Iter
         yield chunk
 
 
-def _places_behind(lengths: Sequence[int], index: Sequence[int], row_lengths: Sequence[int]) -> list[list[int]]:
-    """Return for each row the places of its prefix and its tokens, where all prefixes stand before all rows."""
-    starts = [0, *accumulate([*lengths, *row_lengths])]
-    places = []
-    for row, prefix in enumerate(index, len(lengths)):
-        places.append([*range(starts[prefix], starts[prefix + 1]), *range(starts[row], starts[row + 1])])
-    return places
-
-
-def _prefixes_behind(
-    prefixes: PackedPrefixes, index: Sequence[int], row_lengths: Sequence[int], states: Sequence[States]
-) -> PackedPrefixes:
-    """Return for each row a prefix of its own: its prefix and its tokens, whose states `read_packed` returned."""
-    places = _places_behind(prefixes.lengths, index, row_lengths)
-    chosen = torch.tensor(list(chain.from_iterable(places)), dtype=torch.long, device=states[0][0].device)
-    behind = []
-    for before, rows in zip(prefixes.states, states, strict=True):
-        keys, values = (torch.cat(pair, 2).index_select(2, chosen) for pair in zip(before, rows, strict=True))
-        behind.append((keys, values))
-    return PackedPrefixes(tuple(map(len, places)), behind)
-
-
-def _read_passages(
-    base: PreTrainedModel, prefixes: PackedPrefixes, prompt_index: Sequence[int], rows: Sequence[Sequence[int]]
-) -> tuple[PackedPrefixes, list[int], list[Sequence[int]]]:
-    """Read once each text that opens several rows, and return it as a further prefix of these rows.
-
-    Returns:
-        All prefixes, for each row the index of its prefix, and the rest of each row.
-    """
-    prefix_index = list(prompt_index)
-    rest = list(rows)
-    groups = shared_prefixes(rows, prompt_index)
-    if not groups:
-        return prefixes, prefix_index, rest
-    prompts = [prompt_index[members[0]] for _, members in groups]
-    passages = [rows[members[0]][:shared] for shared, members in groups]
-    read = read_packed(base, prefixes, prompts, passages)
-    behind = _prefixes_behind(prefixes, prompts, [len(passage) for passage in passages], read)
-    states = []
-    for (keys, values), (further_keys, further_values) in zip(prefixes.states, behind.states, strict=True):
-        states.append((torch.cat([keys, further_keys], 2), torch.cat([values, further_values], 2)))
-    for number, (shared, members) in enumerate(groups, len(prefixes.lengths)):
-        for row in members:
-            prefix_index[row] = number
-            rest[row] = rows[row][shared:]
-    return PackedPrefixes(prefixes.lengths + behind.lengths, states), prefix_index, rest
-
-
-def prefixes_of_rows(
-    base: PreTrainedModel, caches: Sequence[Cache], prompt_index: Sequence[int], rows: Sequence[Sequence[int]]
-) -> PackedPrefixes:
-    """Return for each row its prompt and its tokens, without padding; otherwise like `cache_of_rows`."""
-    prefixes, index, rest = _read_passages(base, PackedPrefixes.from_caches(caches), prompt_index, rows)
-    states = read_packed(base, prefixes, index, rest)
-    return _prefixes_behind(prefixes, index, [len(row) for row in rest], states)
-
-
-def cache_of_rows(
-    base: PreTrainedModel, caches: Sequence[Cache], prompt_index: Sequence[int], rows: Sequence[Sequence[int]]
-) -> tuple[Cache, torch.Tensor]:
-    """Read prompts and rows packed, and a text that opens several rows once.
-
-    Args:
-        base: the model without its prompt.
-        caches: keys and values of prompts, one row each; they are not changed.
-        prompt_index: for each of the B rows the index of its prompt.
-        rows: token ids.
-
-    Returns:
-        A cache of B rows, each with its prompt and its tokens, padded on the left, and its mask `[B, longest]`.
-    """
-    prefixes, index, rest = _read_passages(base, PackedPrefixes.from_caches(caches), prompt_index, rows)
-    states = read_packed(base, prefixes, index, rest)
-    places = _places_behind(prefixes.lengths, index, [len(row) for row in rest])
+def cache_of_rows(read: ReadRows) -> tuple[Cache, torch.Tensor]:
+    """Return a cache of B rows, each with a copy of all its keys, padded on the left, and its mask `[B, longest]`."""
+    tree = read.tree
+    spans = [range(end - length, end) for length, end in zip(tree.lengths, accumulate(tree.lengths), strict=True)]
+    places = [list(chain.from_iterable(spans[segment] for segment in path)) for path in read.paths()]
     longest = max(map(len, places))
-    device = states[0][0].device
+    device = tree.states[0][0].device
     padded = [[0] * (longest - len(row)) + row for row in places]
     chosen = torch.tensor(padded, dtype=torch.long, device=device).flatten()
     joined = DynamicCache()
-    for number, (before, behind) in enumerate(zip(prefixes.states, states, strict=True)):
+    for number, states in enumerate(tree.states):
         # [1, heads, all, D] -> [B, heads, longest, D]
-        selected = [torch.cat(pair, 2)[0].index_select(1, chosen) for pair in zip(before, behind, strict=True)]
-        keys, values = (tensor.unflatten(1, (len(rows), longest)).transpose(0, 1) for tensor in selected)
+        selected = [tensor[0].index_select(1, chosen) for tensor in states]
+        keys, values = (tensor.unflatten(1, (len(places), longest)).transpose(0, 1) for tensor in selected)
         joined.update(keys, values, number)
-    return joined, _left_padded_mask([len(row) for row in places], device)
+    return joined, left_padded_mask([len(row) for row in places], device)

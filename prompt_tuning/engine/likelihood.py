@@ -30,10 +30,11 @@ from prompt_tuning.encoding.batching import batches_within, common_prefix, sourc
 from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.attention import ATTENTION
 from prompt_tuning.engine.dispatch import get_base, has_prompt, packing_obstacle, within_window
-from prompt_tuning.engine.kv_cache import chunks, common_prefix_cache, length_order, prefixes_of_rows, run_packed
+from prompt_tuning.engine.kv_cache import chunks, common_prefix_cache, read_rows, run_packed
 from prompt_tuning.engine.padded_segments import to_device
 from prompt_tuning.engine.prompt_adapters import PromptAdapters
 from prompt_tuning.engine.row_layout import RowLayout
+from prompt_tuning.engine.row_tree import length_order
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt_once
 
 Normalization = Literal["none", "tokens", "characters", "bytes", "unconditional"]
@@ -228,21 +229,16 @@ def _packed_logits(
 ) -> Iterator[torch.Tensor]:
     """Yield what `_logits` does, by packed rows behind a cache with the first `num_cached` ids of each source."""
     # The last token of a source predicts the first one of each of its continuations, so it stands before them all.
-    prefixes = prefixes_of_rows(base, caches, [0] * len(sources), [source[num_cached:-1] for source in sources])
+    rows = [list(source[num_cached:-1]) for source in sources]
+    read = read_rows(base, caches, [0] * len(rows), rows)
     lengths = [len(segment.tokens) for segment in segments]
     for chunk in chunks(range(len(segments)), lengths, LOGITS_AT_ONCE):
-        first = segments[chunk[0]].row  # The segments of a row follow each other, and rows are in their order.
-        chunk_prefixes = prefixes.part(first, segments[chunk[-1]].row + 1)
         ids = []
         for number in chunk:
             row, _, tokens = segments[number]
             ids.append([sources[row][-1], *tokens[:-1]])
-        layout = RowLayout(
-            prompts=chunk_prefixes.lengths,
-            rows=tuple(map(len, ids)),
-            parents=tuple(segments[number].row - first for number in chunk),
-            prefixes=chunk_prefixes.states,
-        )
+        parents = tuple(read.segments[segments[number].row] for number in chunk)
+        layout = RowLayout(rows=tuple(map(len, ids)), parents=parents, before=read.tree)
         yield from run_packed(base, ids, layout).logits[0].split(list(layout.rows))
 
 

@@ -27,12 +27,13 @@ from prompt_tuning.engine.dispatch import (
 )
 from prompt_tuning.engine.frozen_start import read_start
 from prompt_tuning.engine.kept_prompts import KeptPrompts, cache_state
-from prompt_tuning.engine.kv_cache import PackedPrefixes, caches_of_rows, common_prefix_cache
+from prompt_tuning.engine.kv_cache import caches_of_rows, common_prefix_cache
 from prompt_tuning.engine.limits import rotary_limit, window_limit
 from prompt_tuning.engine.padded_segments import to_device
 from prompt_tuning.engine.peft_generation import prepare_under_old_name
 from prompt_tuning.engine.prompt_adapters import PromptAdapters
 from prompt_tuning.engine.prompt_names import PromptName, index_prompts
+from prompt_tuning.engine.row_layout import KeyTree
 from prompt_tuning.engine.row_tree import RowTree
 from prompt_tuning.engine.target_batch import Batch
 from prompt_tuning.errors import AdapterError
@@ -252,21 +253,21 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
         computed: list[Any] = []
         virtual = any(self.peft_config[name.adapter].num_virtual_tokens for name in names)
         start = None if virtual or not torch.is_grad_enabled() else read_start(self.get_base_model(), batch)
+        before = None
         if start is not None:
-            prefixes, prompt_index, batch = start
+            before, prompt_index, batch = start
             names = []
         elif self._prompt_is_cache:
-            prefixes = PackedPrefixes.from_caches([self._prompt(name) for name in names])
+            before = KeyTree.from_caches([self._prompt(name) for name in names])
             names = []
         else:
-            prefixes = PackedPrefixes((), [])
             computed = [self._prompt(name) for name in names]
             common_prefix, batch = batch.common_prefix, batch.rest()
-        prompts = prefixes.lengths or tuple(len(prompt) + len(common_prefix) for prompt in computed)
-        tree = RowTree(batch, prompt_index, len(prompts))
+        prompts = tuple(len(prompt) + len(common_prefix) for prompt in computed)
+        tree = RowTree(batch, prompt_index, len(prompts if before is None else before.lengths))
         if tree.num_saved:
             self._log_once(SHARED_TEXTS, tree.num_saved, tree.num_saved + len(tree.ids), level=logging.INFO)
-        layout = tree.layout(prompts, prefixes.states)
+        layout = tree.layout(prompts, before)
         positions = layout.positions()
         ids, predicts = tree.ids, tree.predicts + len(positions)
         vectors = self._layer_arguments(names, common_prefix, ids)

@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from transformers import Cache
 
 from prompt_tuning.engine.joined_segments import JoinedSegments
 from prompt_tuning.engine.padded_segments import PaddedSegments, Segment, causal_mask
 
 States = tuple[torch.Tensor, torch.Tensor]  # keys and values of a layer, both `[1, key heads, N, D]`
+
+
+class KeyTree(NamedTuple):
+    """Keys and values of segments, such as prompts and texts behind them, one after the other without padding.
+
+    Attributes:
+        lengths: of each segment.
+        ancestors: for each segment those that it sees before itself, the first of all first.
+        states: for each layer keys and values, both `[1, key heads, sum of the lengths, D]`.
+    """
+
+    lengths: tuple[int, ...]
+    ancestors: tuple[tuple[int, ...], ...]
+    states: list[States]
+
+    @classmethod
+    def from_caches(cls, caches: Sequence[Cache]) -> KeyTree:
+        """Return the keys and values of caches of one row each, which see nothing before themselves."""
+        states = [(layer.keys, layer.values) for layer in caches[0].layers]
+        if len(caches) > 1:
+            joined = zip(*(cache.layers for cache in caches), strict=True)
+            states = [
+                (torch.cat([row.keys for row in layers], 2), torch.cat([row.values for row in layers], 2))
+                for layers in joined
+            ]
+        return cls(tuple(cache.get_seq_length() for cache in caches), ((),) * len(caches), states)
 
 
 class RowLayout:
@@ -23,10 +50,10 @@ class RowLayout:
     def __init__(
         self,
         *,
-        prompts: tuple[int, ...],
+        prompts: tuple[int, ...] = (),
         rows: tuple[int, ...],
         parents: tuple[int, ...],
-        prefixes: Sequence[States] = (),
+        before: KeyTree | None = None,
         states: dict[int, States] | None = None,
     ) -> None:
         """Note the lengths of prompts and rows, in their order in the sequence.
@@ -35,15 +62,16 @@ class RowLayout:
             prompts: length of each of the K prompts.
             rows: length of each row.
             parents: for each row what stands right before it: the number of a prompt, or K + that of an earlier row.
-            prefixes: for each layer the keys and values of all prompts if they are computed already, one prompt after
-                the other; the packed sequence then holds only rows.
-            states: if not None, attention stores here by layer the keys and values of the packed sequence.
+            before: the K segments before the rows if they are computed already; the packed sequence then holds only
+                rows.
+            states: if not None, attention stores here by layer the keys and values of all segments.
         """
-        self.prompts = prompts
+        self.prompts = prompts if before is None else before.lengths
         self.rows = rows
         self.parents = parents
-        self.prefixes = prefixes
+        self.before = before
         self.states = states
+        prompts = self.prompts
         self.lengths = [*prompts, *rows]
         self.segments = self._segments()
         self._masks: dict[Any, torch.Tensor] = {}
@@ -52,11 +80,13 @@ class RowLayout:
 
     def _segments(self) -> list[Segment]:
         """Return each segment that has queries, as those that it sees before itself and its own number."""
-        ancestors: list[tuple[int, ...]] = [()] * len(self.prompts)
+        self.ancestors: list[tuple[int, ...]] = [()] * len(self.prompts)
+        if self.before is not None:
+            self.ancestors = list(self.before.ancestors)
         for parent in self.parents:
-            ancestors.append((*ancestors[parent], parent))
-        segments = list(zip(ancestors, range(len(ancestors)), strict=True))
-        prompts = () if self.prefixes else segments[: len(self.prompts)]
+            self.ancestors.append((*self.ancestors[parent], parent))
+        segments = list(zip(self.ancestors, range(len(self.ancestors)), strict=True))
+        prompts = segments[: len(self.prompts)] if self.before is None else ()
         return [prompt for prompt in prompts if self.lengths[prompt[1]]] + segments[len(self.prompts) :]
 
     def num_before(self, ancestors: Sequence[int]) -> int:
@@ -89,7 +119,7 @@ class RowLayout:
     def padded(self, device: torch.device) -> PaddedSegments:
         """Return the segments side by side, whose indices are copied to a device once for all layers."""
         if device not in self._padded:
-            num_hidden = sum(self.prompts) if self.prefixes else 0
+            num_hidden = 0 if self.before is None else sum(self.prompts)
             self._padded[device] = PaddedSegments(self.segments, self.lengths, num_hidden, device)
         return self._padded[device]
 

@@ -4,18 +4,104 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
-from prompt_tuning.engine.row_layout import RowLayout, States
+from prompt_tuning.encoding.batching import common_prefix_length
+from prompt_tuning.engine.row_layout import KeyTree, RowLayout
 from prompt_tuning.engine.target_batch import Batch
 
 WORTH_SHARING = 16  # A shared text is one more call of attention in each layer, and has to save so many tokens.
 
 
+class SharedTexts(NamedTuple):
+    """The texts that several rows share, each behind a prompt or behind another such text.
+
+    Attributes:
+        spans: for each text the number of a row that has it, and the places where it starts and ends there.
+        parents: for each text what stands right before it: the number of a prompt, or K + that of an earlier text.
+        row_parents: the same for the rest of each row.
+        starts: for each row the place where its rest starts.
+        num_saved: how many tokens fewer there are than without shared texts.
+    """
+
+    spans: list[tuple[int, int, int]]
+    parents: list[int]
+    row_parents: list[int]
+    starts: list[int]
+    num_saved: int
+
+
+def find_shared_texts(rows: Sequence[list[int]], prompt_index: Sequence[int], num_prompts: int) -> SharedTexts:
+    """Return the texts that are worth to be read once.
+
+    Args:
+        rows: token ids.
+        prompt_index: for each row the index of its prompt; rows behind different prompts share nothing.
+        num_prompts: K, how many prompts there are.
+    """
+    order = sorted(range(len(rows)), key=lambda number: (prompt_index[number], rows[number]))
+    alike = []  # With how many equal ids each row and the next one in the order open.
+    for one, other in pairwise(order):
+        same_prompt = prompt_index[one] == prompt_index[other]
+        alike.append(common_prefix_length(rows[one], rows[other]) if same_prompt else -1)
+    spans = []
+    parents = []
+    row_parents = list(prompt_index)
+    starts = [0] * len(rows)
+    num_saved = 0
+    runs = [(0, len(order))]  # Rows that follow each other in the order, and open alike as far as `starts` says.
+    while runs:
+        first, end = runs.pop()
+        if end - first < 2:
+            continue
+        members = order[first:end]
+        start = starts[members[0]]
+        shared = min(alike[first : end - 1])
+        saved = (shared - start) * (len(members) - 1)
+        if saved >= WORTH_SHARING:
+            num_saved += saved
+            parents.append(row_parents[members[0]])
+            spans.append((members[0], start, shared))
+            for number in members:
+                row_parents[number] = num_prompts + len(spans) - 1
+                starts[number] = shared
+        # A short match with a third row ends here, and does not shrink what the two others share.
+        ends = [place + 1 for place in range(first, end - 1) if alike[place] == shared]
+        runs += pairwise([first, *ends, end])
+    return SharedTexts(spans, parents, row_parents, starts, num_saved)
+
+
+def length_order(rows: Sequence[list[int]], *, share: bool) -> list[int]:
+    """Return row numbers from long to short: a batch then holds little padding, and the largest batch comes first.
+
+    Args:
+        rows: token ids.
+        share: keep rows about one passage together, at the place of their longest, to be read once for a batch.
+    """
+    if not share:
+        return sorted(range(len(rows)), key=lambda number: -len(rows[number]))
+    shared = find_shared_texts(rows, [0] * len(rows), 1)
+    paths: list[list[int]] = [[]]
+    for number, (_, start, end) in enumerate(shared.spans, 1):
+        before = paths[shared.parents[number - 1]]
+        # Many rows may open with the same few words. These do not keep them from rows of their length.
+        paths.append([*before, number] if end - start >= WORTH_SHARING else before)
+    longest = [0] * len(paths)
+    for row, parent in zip(rows, shared.row_parents, strict=True):
+        for text in paths[parent]:
+            longest[text] = max(longest[text], len(row))
+
+    def key(number: int) -> list[tuple[int, int]]:
+        path = paths[shared.row_parents[number]]
+        return [*((-longest[text], text) for text in path), (-len(rows[number]), 0)]
+
+    return sorted(range(len(rows)), key=key)
+
+
 class RowTree:
-    """The texts that several rows of a batch share, each read once, behind a prompt or behind another such text.
+    """The texts that several rows of a batch share, each read once, and the rests of the rows.
 
     A row's shared texts end before its first prediction, since each row needs logits of its own there.
 
@@ -30,46 +116,24 @@ class RowTree:
         """Find the shared texts of a batch whose rows stand behind these prompts."""
         can_share = batch.needed & (batch.predicts.cumsum(1) == 0)
         rows = [ids[chosen] for ids, chosen in zip(batch.input_ids, can_share, strict=True)]
-        lists = [row.tolist() for row in rows]
-        order = sorted(range(len(rows)), key=lambda number: (prompt_index[number], lists[number]))
-        alike = _alike([rows[number] for number in order])
-        for place, (one, other) in enumerate(pairwise(order)):
-            if prompt_index[one] != prompt_index[other]:
-                alike[place] = -1
-        self.texts: list[torch.Tensor] = []
-        self.num_saved = 0
-        text_parents: list[int] = []
-        row_parents = list(prompt_index)
-        starts = [0] * len(rows)
-        runs = [(0, len(order))]  # Rows that follow each other in the order, and open alike as far as `starts` says.
-        while runs:
-            first, end = runs.pop()
-            if end - first < 2:
-                continue
-            members = order[first:end]
-            start = starts[members[0]]
-            shared = min(alike[first : end - 1])
-            saved = (shared - start) * (len(members) - 1)
-            if saved >= WORTH_SHARING:
-                self.num_saved += saved
-                text_parents.append(row_parents[members[0]])
-                self.texts.append(rows[members[0]][start:shared])
-                for number in members:
-                    row_parents[number] = num_prompts + len(self.texts) - 1
-                    starts[number] = shared
-            # A short match with a third row ends here, and does not shrink what the two others share.
-            ends = [place + 1 for place in range(first, end - 1) if alike[place] == shared]
-            runs += pairwise([first, *ends, end])
-        self._parents = text_parents, row_parents
-        in_texts = can_share & (can_share.cumsum(1) <= torch.tensor(starts)[:, None])
+        shared = find_shared_texts([row.tolist() for row in rows], prompt_index, num_prompts)
+        self.texts = [rows[number][start:end] for number, start, end in shared.spans]
+        self.num_saved = shared.num_saved
+        self._parents = shared.parents, shared.row_parents
+        in_texts = can_share & (can_share.cumsum(1) <= torch.tensor(shared.starts)[:, None])
         is_rest = batch.needed & ~in_texts
         rests = batch.input_ids[is_rest]
         self._rest_lengths = is_rest.sum(1).tolist()
         self.ids = torch.cat([*self.texts, rests])
         self.predicts = batch.predicts[is_rest].nonzero()[:, 0] - len(rests)
 
-    def layout(self, prompts: tuple[int, ...], prefixes: Sequence[States]) -> RowLayout:
-        """Return the places of prompts of these lengths, shared texts and the rows that have tokens left."""
+    def layout(self, prompts: tuple[int, ...], before: KeyTree | None = None) -> RowLayout:
+        """Return the places of prompts of these lengths, shared texts and the rows that have tokens left.
+
+        Args:
+            prompts: lengths of the prompts in the packed sequence.
+            before: what stands before the rows instead, if it is computed already.
+        """
         text_parents, row_parents = self._parents
         lengths = self._rest_lengths
         rows = [number for number, length in enumerate(lengths) if length]
@@ -77,14 +141,5 @@ class RowTree:
             prompts=prompts,
             rows=(*map(len, self.texts), *(lengths[number] for number in rows)),
             parents=(*text_parents, *(row_parents[number] for number in rows)),
-            prefixes=prefixes,
+            before=before,
         )
-
-
-def _alike(rows: Sequence[torch.Tensor]) -> list[int]:
-    """Return with how many equal ids each row and the next one open."""
-    if len(rows) < 2:
-        return []
-    ids = pad_sequence(rows, batch_first=True, padding_value=-1)
-    same = (ids[1:] == ids[:-1]) & (ids[1:] >= 0)
-    return same.cumprod(1).sum(1).tolist()

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import Cache
 
 from prompt_tuning.encoding.batching import common_prefix
-from prompt_tuning.engine.kv_cache import length_order
+from prompt_tuning.engine.row_tree import length_order
 from prompt_tuning.errors import DataError
 
 

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 
 from prompt_tuning.encoding.batching import KEY_BYTES, common_prefix, source_keys
-from prompt_tuning.engine.kv_cache import WORTH_SHARING
+from prompt_tuning.engine.row_tree import WORTH_SHARING
 
 MOST_COMPARED = 1024  # Rows are compared in so many tokens behind those that open every row.
 LEAST_SHARE = 1 / 4  # Rows of a family share so much of the shorter one.

@@ -8,15 +8,15 @@ from helpers.models import tiny_llama
 from helpers.real_cuda import GPU, IS_REAL
 
 from prompt_tuning.engine.attention import row_by_row, side_by_side, without_padding
-from prompt_tuning.engine.row_layout import RowLayout
+from prompt_tuning.engine.row_layout import KeyTree, RowLayout
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 
 LAYOUTS = {
     "one prompt": dict(prompts=(5,), rows=(6, 2, 11), parents=(0, 0, 0)),
     "several prompts": dict(prompts=(5, 3, 9), rows=(6, 2, 11, 1), parents=(2, 0, 1, 0)),
-    "prefixes": dict(prompts=(4, 7), rows=(6, 2, 11), parents=(1, 0, 1), prefixes=[()]),
+    "prefixes": dict(rows=(6, 2, 11), parents=(1, 0, 1), before=KeyTree((4, 7), ((), ()), [])),
     "shared texts": dict(prompts=(5, 3), rows=(7, 4, 6, 2, 11, 1), parents=(0, 2, 3, 3, 2, 1)),
-    "shared texts behind prefixes": dict(prompts=(5,), rows=(7, 6, 2), parents=(0, 1, 1), prefixes=[()]),
+    "shared texts behind prefixes": dict(rows=(7, 6, 2), parents=(1, 2, 0), before=KeyTree((5, 3), ((), (0,)), [])),
 }
 SETTINGS = dict(scale=0.3, dropout=0.0, softcap=None)
 
@@ -25,7 +25,7 @@ def attended(attention, layout, window, device, dtype=torch.float32):
     """Return the values `[1, N, heads, D]` of attention, and the gradients of query, key and value."""
     torch.manual_seed(0)
     num_keys = sum(layout.lengths)
-    num_queries = sum(layout.rows) if layout.prefixes else num_keys
+    num_queries = sum(layout.rows) if layout.before else num_keys
     states = [torch.randn(1, num_queries, 4, 8), *(torch.randn(1, num_keys, 2, 8) for _ in range(2))]
     slope = torch.randn(1, num_queries, 4, 8).to(device, dtype)
     states = [tensor.to(device, dtype).requires_grad_() for tensor in states]

@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.engine.attention import side_by_side
-from prompt_tuning.engine.row_tree import RowTree
+from prompt_tuning.engine.row_tree import RowTree, find_shared_texts, length_order
 from prompt_tuning.engine.target_batch import Batch
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 
@@ -201,9 +201,28 @@ def test_the_tree_has_a_text_for_each_length_that_enough_rows_share():
     is_target = batch["labels"] != -100
     tree = RowTree(Batch.from_targets(batch["input_ids"], is_target), [0] * len(rows), 1)
     assert [text.tolist() for text in tree.texts] == [PASSAGE, FURTHER]
-    layout = tree.layout((PROMPT,), ())
+    layout = tree.layout((PROMPT,))
     assert layout.rows == (len(PASSAGE), len(FURTHER), 1, 1, 1, 1, 1)
     assert layout.parents == (0, 1, 2, 2, 1, 2, 0)
     assert layout.positions()[-5:].tolist() == [PROMPT + n for n in (29, 29, 12, 29, 0)]
     assert tree.num_saved == 3 * len(PASSAGE) + 2 * len(FURTHER)
     assert tree.predicts.tolist() == [-5, -4, -3, -2, -1]
+
+
+def test_texts_are_shared_only_by_rows_behind_the_same_prompt():
+    rows = [[*FURTHER, 1], [*PASSAGE, 2], [*FURTHER, 3], [*FURTHER, 4]]
+    shared = find_shared_texts(rows, [0, 0, 1, 0], 2)
+    assert [rows[number][start:end] for number, start, end in shared.spans] == [FURTHER]
+    assert (shared.row_parents, shared.starts) == ([2, 0, 1, 2], [len(FURTHER), 0, 0, len(FURTHER)])
+
+
+def test_rows_about_one_passage_stay_together_in_the_order_by_length():
+    opening = list(range(70, 90))
+    rows = [[1] * 9, [*FURTHER, 2], [1, 2] * 12, [*FURTHER, 3, 4], [1] * 4, [1, 2, 3], [*FURTHER, *FURTHER]]
+    expected = [6, 3, 1, 2, 0, 4, 5]
+    assert length_order(rows, share=True) == expected
+    assert length_order([[*opening, *row] for row in rows], share=True) == expected
+    assert length_order(rows, share=False) == [6, 2, 3, 1, 0, 4, 5]
+    # A few words that many rows open with do not count.
+    many = [[5, 6, *range(number)] for number in range(12)]
+    assert length_order([*many, [7] * 8], share=True) == [*range(11, 5, -1), 12, *range(5, -1, -1)]

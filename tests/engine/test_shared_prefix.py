@@ -41,7 +41,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
 from prompt_tuning.encoding.batching import pad_left
-from prompt_tuning.engine.kv_cache import RoomyLayer, shared_prefixes
+from prompt_tuning.engine.kv_cache import RoomyLayer
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt_once
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
@@ -237,16 +237,6 @@ def test_a_common_prefix_of_some_rows_is_read_once_and_changes_no_token(architec
     # its last token. `generate` reads the last tokens of all rows together.
     assert sum(shape.numel() for shape in read if shape[0] == 1) == 17 + 18 + sum([2, 0, 1, 1, 0, 2, 2])
     assert {shape[0] for shape in read if len(shape) == 2} == {1, len(rows)}
-
-
-def test_a_common_prefix_is_shared_only_by_rows_with_the_same_prompt():
-    passage, other = list(range(30, 50)), list(range(60, 80))
-    rows = [[*passage, 1], [*other, 2], [*passage, 3], [*passage[:10], 4], [*other, 5]]
-    assert sorted(shared_prefixes(rows, [0] * 5)) == [(20, [0, 2]), (20, [1, 4])]
-    assert shared_prefixes(rows, [0, 0, 1, 0, 0]) == [(20, [1, 4])]
-    # A short match with a third row does not shrink the common prefix of the first two.
-    long = [*passage, *other]
-    assert shared_prefixes([[*long, 1], [*long, 2], [*passage[:17], 3]], [0] * 3) == [(40, [0, 1])]
 
 
 def test_a_new_token_does_not_copy_keys_and_values():
