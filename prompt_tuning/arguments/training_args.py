@@ -111,7 +111,7 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
         default=8192,
         metadata={
             "help": "Most tokens in an evaluation batch: its rows times the length of the longest, with prompt and "
-            "new tokens."
+            "new tokens. Where keys are read without copies, a prompt or text that opens every row counts once."
         },
     )
     save_total_limit: int | None = field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -37,9 +38,11 @@ from prompt_tuning.encoding.batching import unpadded
 from prompt_tuning.engine.calls import setting
 from prompt_tuning.engine.dispatch import get_base, has_prompt
 from prompt_tuning.engine.kv_cache import RoomyLayer, cache_of_rows, caches_of_rows, read_rows
-from prompt_tuning.engine.shared_keys import SharedKeys, reads_shared_keys, saves_copies
+from prompt_tuning.engine.shared_keys import SharedKeys, reads_shared_keys, segments_worth_sharing
 from prompt_tuning.engine.stop_texts import HalfFinished, StopTexts
 from prompt_tuning.engine.trained_tokens import TrainedTable
+
+logger = logging.getLogger(__name__)
 
 # Transformers makes these processors from settings too, unless one of the same class is passed. Placeholder ids do not
 # mislead them.
@@ -144,8 +147,12 @@ def generate_with_cache(
         # `generate` reads the last token itself.
         rows = [row[:-1] for row in unpadded(input_ids, rest)]
         read = read_rows(base, caches, prompt_index, rows)
-        if reads_shared_keys(base, copies) and saves_copies(read):
-            cache = shared = SharedKeys(read)
+        segments = set()
+        if reads_shared_keys(base, copies) and not base.training:
+            segments = segments_worth_sharing(read)
+        if segments:
+            _log_shared_keys()
+            cache = shared = SharedKeys(read, segments)
             mask = shared.mask
         else:
             cache, mask = cache_of_rows(read)
@@ -168,6 +175,11 @@ def generate_with_cache(
     with reading, nullcontext() if shared is None else shared.decoding(base):
         output = _generate_dropping_finished(base, ordinary(ids), mask, cache, **kwargs)
     return with_sources(output, input_ids, mask.shape[1])
+
+
+@functools.cache
+def _log_shared_keys() -> None:
+    logger.info("Keys and values that many rows of a batch share are read where they are, without copies.")
 
 
 def generate_from_embeddings(

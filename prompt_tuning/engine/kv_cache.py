@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
@@ -125,12 +125,10 @@ class ReadRows(NamedTuple):
     Attributes:
         tree: the prompts, the texts that several rows share, and the rest of each row.
         segments: for each row the segment that it ends with.
-        num_shared: how many segments at the start of the tree are prompts or shared texts.
     """
 
     tree: KeyTree
     segments: list[int]
-    num_shared: int
 
     def paths(self) -> list[tuple[int, ...]]:
         """Return for each row all segments that it consists of, in their order."""
@@ -169,7 +167,7 @@ def read_rows(
         )
         run_packed(base, [segments[number] for number in chunk], layout, logits_to_keep=1)
         tree = KeyTree(tuple(layout.lengths), tuple(layout.ancestors), [states[layer] for layer in sorted(states)])
-    return ReadRows(tree, row_segments, len(caches) + len(shared.spans))
+    return ReadRows(tree, row_segments)
 
 
 def run_packed(
@@ -202,11 +200,18 @@ def chunks(numbers: Sequence[int], lengths: Sequence[int], at_once: int) -> Iter
         yield chunk
 
 
-def cache_of_rows(read: ReadRows) -> tuple[Cache, torch.Tensor]:
-    """Return a cache of B rows, each with a copy of all its keys, padded on the left, and its mask `[B, longest]`."""
+def cache_of_rows(read: ReadRows, shared: Container[int] = ()) -> tuple[Cache, torch.Tensor]:
+    """Return a cache of B rows, each with a copy of its keys, padded on the left, and its mask `[B, longest]`.
+
+    Args:
+        read: the rows.
+        shared: segments that are left out.
+    """
     tree = read.tree
     spans = [range(end - length, end) for length, end in zip(tree.lengths, accumulate(tree.lengths), strict=True)]
-    places = [list(chain.from_iterable(spans[segment] for segment in path)) for path in read.paths()]
+    places = []
+    for path in read.paths():
+        places.append(list(chain.from_iterable(spans[segment] for segment in path if segment not in shared)))
     longest = max(map(len, places))
     device = tree.states[0][0].device
     padded = [[0] * (longest - len(row)) + row for row in places]

@@ -7,20 +7,21 @@ rows behind a segment are queries of one call. The parts are added by their log-
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from prompt_tuning.engine.kv_cache import ReadRows, RoomyLayer, left_padded_mask
+from prompt_tuning.engine.kv_cache import ReadRows, RoomyLayer, cache_of_rows, left_padded_mask
 from prompt_tuning.engine.row_layout import States
 
 flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 - no public name
-WORTH_A_CALL = 128  # A segment is one more call of attention in each layer, and has to save so many copied keys.
+WORTH_A_CALL = 1024  # A shared segment is one more call of attention, and has to save copies of so many keys.
 
 
 def reads_shared_keys(base: PreTrainedModel, copies: int = 1) -> bool:
@@ -33,18 +34,14 @@ def reads_shared_keys(base: PreTrainedModel, copies: int = 1) -> bool:
     config = base.config.get_text_config()
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     exact = base.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return base.device.type == "cpu" and exact and not capped and not base.training and copies == 1
+    return base.device.type == "cpu" and exact and not capped and copies == 1
 
 
-def saves_copies(read: ReadRows) -> bool:
-    """Return whether enough keys would be copied for several rows."""
+def segments_worth_sharing(read: ReadRows) -> set[int]:
+    """Return the segments of whose keys enough copies for several rows are saved."""
     lengths = read.tree.lengths
-    seen: list[int] = []
-    for path in read.paths():
-        seen += [segment for segment in path if segment < read.num_shared and lengths[segment]]
-    used = set(seen)
-    copied = sum(lengths[segment] for segment in seen) - sum(lengths[segment] for segment in used)
-    return bool(used) and copied >= WORTH_A_CALL * len(used)
+    counts = Counter(chain.from_iterable(read.paths()))
+    return {segment for segment, rows in counts.items() if lengths[segment] * (rows - 1) >= WORTH_A_CALL}
 
 
 class SharedKeys(DynamicCache):
@@ -55,29 +52,18 @@ class SharedKeys(DynamicCache):
         mask: `[B, longest + U]`, 1 where a row has a position; what stands before its own keys ends at `longest`.
     """
 
-    def __init__(self, read: ReadRows) -> None:
-        """Copy the keys that only one row sees, padded on the left."""
+    def __init__(self, read: ReadRows, shared: Container[int]) -> None:
+        """Copy the keys of all segments for their rows except those that are shared."""
         super().__init__()
         lengths = read.tree.lengths
-        starts = [0, *accumulate(lengths)]
-        self._segments = [slice(starts[number], starts[number + 1]) for number in range(read.num_shared)]
+        self._segments = [slice(end - length, end) for length, end in zip(lengths, accumulate(lengths), strict=True)]
         self._states = read.tree.states
-        self._paths = []
-        own = []
-        for path in read.paths():
-            last = path[-1]
-            self._paths.append([segment for segment in path if segment < read.num_shared and lengths[segment]])
-            own.append(range(starts[last], starts[last + 1]) if last >= read.num_shared else range(0))
+        self._paths = [[segment for segment in path if segment in shared] for path in read.paths()]
         before = [sum(lengths[segment] for segment in path) for path in self._paths]
-        width = max(map(len, own))
-        device = self._states[0][0].device
         self.longest = max(before)
-        self.mask = torch.cat([left_padded_mask(before, device), left_padded_mask(list(map(len, own)), device)], 1)
-        chosen = torch.tensor([[0] * (width - len(row)) + [*row] for row in own], dtype=torch.long, device=device)
-        for states in self._states:
-            # [1, heads, all, D] -> [B, heads, width, D]
-            keys, values = (tensor[0][:, chosen].transpose(0, 1) for tensor in states)
-            self.layers.append(OwnLayer(keys, values, self.longest))
+        own, mask = cache_of_rows(read, shared)
+        self.layers = [OwnLayer(layer, self.longest) for layer in own.layers]
+        self.mask = torch.cat([left_padded_mask(before, mask.device), mask], 1)
         self._levels = self._group_rows()
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
@@ -150,10 +136,8 @@ class SharedKeys(DynamicCache):
 class OwnLayer(RoomyLayer):
     """The keys and values of one layer that belong to single rows, behind `longest` positions of shared ones."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, longest: int) -> None:
-        """Start from keys and values `[B, key heads, U, D]`."""
-        layer = DynamicLayer()
-        layer.update(keys, values)
+    def __init__(self, layer: DynamicLayer, longest: int) -> None:
+        """Take over the rows' own keys and values of a layer."""
         super().__init__(layer)
         self.longest = longest
 

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from datasets import Dataset
+from peft import PeftModel
 from transformers import PreTrainedModel, TrainingArguments
 
 from prompt_tuning.arguments.training_args import PromptTuningArguments
-from prompt_tuning.engine.dispatch import has_tested_cache
+from prompt_tuning.encoding.batching import common_prefix
+from prompt_tuning.engine.calls import first_set
+from prompt_tuning.engine.dispatch import (
+    autocast_dtype,
+    get_base,
+    has_prompt,
+    has_tested_cache,
+    packing_obstacle,
+    within_window,
+)
+from prompt_tuning.engine.shared_keys import reads_shared_keys
+from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +53,37 @@ def evaluation_limits(args: TrainingArguments, base: PreTrainedModel) -> tuple[i
     times = min(gather_object([max(1, min(int(held / tokens), MOST_TIMES))]))
     logger.info("an evaluation batch holds at most %s rows, of %s tokens together", rows * times, tokens * times)
     return rows * times, tokens * times
+
+
+def shared_length(
+    model: PreTrainedModel | PeftModel,
+    rows: Dataset,
+    prompt: int,
+    generation_kwargs: dict[str, Any],
+    args: TrainingArguments,
+) -> int:
+    """Return how many tokens a batch of an evaluation holds once: its prompt, and what opens every row.
+
+    Args:
+        model: the model.
+        rows: as `encode` makes.
+        prompt: the virtual tokens.
+        generation_kwargs: the arguments of `generate`.
+        args: of any trainer.
+    """
+    base = get_base(model)
+    if base.config.is_encoder_decoder or not len(rows) or first_set(base, generation_kwargs):
+        return 0
+    is_packed = not packing_obstacle(base)
+    if has_prompt(model):
+        is_packed = isinstance(model, SharedPrefixModel) and model.execution_path.name == "packed"
+    reach = prompt + max(map(len, rows["input_ids"])) + generation_kwargs.get("max_new_tokens", 0)
+    beams = generation_kwargs.get("num_beams", 1)
+    if not (is_packed and within_window(base, reach) and reads_shared_keys(base, beams)):
+        return 0
+    if autocast_dtype(vars(args)):
+        return 0
+    return prompt + (len(common_prefix(rows)) if "labels" in rows.column_names else 0)
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -35,7 +35,7 @@ from prompt_tuning.engine.shared_prefix import compute_prompt_once
 from prompt_tuning.engine.stop_texts import text_settings
 from prompt_tuning.errors import AdapterError, DataError, RecipeError
 from prompt_tuning.metrics.scores import Scores
-from prompt_tuning.training.batch_limits import evaluation_limits
+from prompt_tuning.training.batch_limits import evaluation_limits, shared_length
 from prompt_tuning.training.distributed import (
     batches_of_process,
     gather_outside_layers,
@@ -211,9 +211,13 @@ class EvaluatingTrainer(Seq2SeqTrainer):
             return loader
         prompt = self.model.active_peft_config.num_virtual_tokens if has_prompt(self.model) else 0
         new_tokens = self.generation_kwargs.get("max_new_tokens", self.args.generation_max_length or 0)
+        max_rows, max_tokens = evaluation_limits(self.args, get_base(self.model))
+        settings = {"max_new_tokens": new_tokens} | self.generation_kwargs
+        shared = shared_length(self.model, test_dataset, prompt, settings, self.args)
         batches = batches_of_process(
-            tokens_in_batch(test_dataset, prompt, new_tokens, self.generation_kwargs.get("num_beams", 1)),
-            *evaluation_limits(self.args, get_base(self.model)),
+            tokens_in_batch(test_dataset, prompt - shared, new_tokens, self.generation_kwargs.get("num_beams", 1)),
+            max_rows,
+            max_tokens - shared,
             self.args.world_size,
             self.args.process_index,
         )

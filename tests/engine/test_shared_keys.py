@@ -106,6 +106,12 @@ def test_ids_of_rows_are_penalised_and_trained_prefixes_are_read_where_they_are(
     assert calls
 
 
+def test_rows_without_a_key_of_their_own_read_all_from_others(calls):
+    model = prompted(build("llama"))
+    assert written(model, [ROWS[0]] * 3) == [written(model, [ROWS[0]])[0]] * 3
+    assert calls
+
+
 def test_half_precision_keeps_copies(calls):
     model = prompted(build("llama"))
     with torch.autocast("cpu", torch.bfloat16):
