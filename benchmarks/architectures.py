@@ -4,7 +4,7 @@
     python benchmarks/architectures.py --every   every architecture of transformers that can be built tiny
 
 The models and the references are in tests/helpers/, and tests/engine/ tests the bounds. The second table takes some
-ten minutes, and docs/background/limits.md quotes it.
+ten minutes, and docs/reference/architectures.md quotes it.
 """
 
 import logging

@@ -140,7 +140,7 @@ def test_each_method_is_exact_or_refused(architecture):
 
 
 def test_the_table_in_the_docs_agrees_and_has_no_wrong_outcome():
-    lines = (ROOT / "docs" / "background" / "limits.md").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "docs" / "reference" / "architectures.md").read_text(encoding="utf-8").splitlines()
     start = lines.index("| " + " | ".join([*METHODS, "number", "architectures"]) + " |")
     documented = {}
     for line in itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :]):
