@@ -138,8 +138,8 @@ def test_every_recipe_and_template_in_a_page_can_be_read(page, code):
     settings = yaml.safe_load(code)
     if settings is None or "source" in settings:
         return  # It is a comment for editors, or a template, which test_readme.py loads.
-    runs = settings.get("runs", {}).values()
-    names = {name for part in (settings, *runs) for name in part} - {"runs", "recipe", "learning_rates"}
+    parts = (settings, settings.get("ranges", {}), *settings.get("runs", {}).values())
+    names = {name for part in parts for name in part} - {"runs", "ranges", "recipe", "learning_rates"}
     assert all(SETTINGS.has_setting(name) for name in names)
 
 
