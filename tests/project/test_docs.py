@@ -17,7 +17,7 @@ from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.other_names import flag_name, split_flags
 from prompt_tuning.recipe.parser import RecipeParser
 
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/**/*.md")]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/**/*.md"), *ROOT.glob("benchmarks/*.md")]
 WITH_BLOCKS = [page for page in PAGES if page.name not in ("CHANGELOG.md", "README.zh-CN.md")]
 MARK = "Not run here"
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
