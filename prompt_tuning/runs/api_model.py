@@ -68,6 +68,7 @@ class ApiModel:
     concurrency: int = CONCURRENCY
     reported: Counter[tuple[str, str]] = field(default_factory=Counter)
     tokens: TokenList | None = None
+    _asked_for_tokens: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -107,9 +108,10 @@ class ApiModel:
         return ApiAnswer(text, at_limit, reply.refused)
 
     def prepare_choices(self, encoder: Encoder, prompt: dict[str, Any]) -> None:
-        """Find out by one prompt whether the server lists the tokens by which closed questions are answered."""
-        if encoder.closed and "prompt" in prompt:
+        """Find out once, by a prompt, whether the server lists the tokens by which closed questions are answered."""
+        if encoder.closed and "prompt" in prompt and not self._asked_for_tokens:
             self.tokens = TokenList.find(self.send, self.name, prompt["prompt"])
+            self._asked_for_tokens = True
 
     def answer_question(
         self, encoder: Encoder, prompt: dict[str, Any], choices: Sequence[str], recipe: Recipe
@@ -125,7 +127,7 @@ class ApiModel:
         Raises:
             ModelError: as `answer` does.
         """
-        if encoder.closed and self.tokens is not None:
+        if encoder.closed and self.tokens is not None and "prompt" in prompt:
             chosen = self.tokens.choose(prompt["prompt"], choices, recipe.prompt.choice_normalization)
             if chosen is not None:
                 text, certain = chosen

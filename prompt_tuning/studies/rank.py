@@ -4,6 +4,8 @@
 2. rank_likelihoods.py scores the targets' likelihood with successive halving, which needs no generation.
 3. The finalists write their predictions.
 4. rank_results.py compares the finalists by the task's metric, and rank_table.py writes the table.
+
+A model behind an API gives no likelihoods: rank_answers.py takes the place of 2 to 4.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ from prompt_tuning.metrics.loading import MAIN_METRIC, score_example_row
 from prompt_tuning.models.loading import load_base_model
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe, RecipeSource, changed_settings
+from prompt_tuning.runs.api_model import ApiModel
 from prompt_tuning.runs.evaluate import trainer_for
 from prompt_tuning.runs.fingerprints import rows_fingerprint, weights_fingerprint
 from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.prepare import Prepared, score_of
+from prompt_tuning.studies.rank_answers import rank_by_answers
 from prompt_tuning.studies.rank_candidates import (
     Candidate,
     choose_templates,
@@ -135,6 +139,10 @@ def _score(
     def model() -> PreTrainedModel:
         return load_base_model(recipe.model, first.config).to(recipe.training.device)
 
+    if recipe.model.api_name is not None:
+        facts, texts = rank_by_answers(ApiModel.load(recipe.model), prepared, plan, metric)
+        _write_predictions(texts, folder / PREDICTIONS)
+        return facts
     args = recipe.training
     table = LikelihoodTable(folder / LIKELIHOODS, prepared)
     with autocasting(args.device.type, autocast_dtype(vars(args))):  # Predictions are computed under it too.
@@ -146,11 +154,6 @@ def _score(
 def _load_recipe(source: RecipeSource, overrides: list[str], counts: list[int] | None) -> Recipe:
     """Load the recipe with the largest number of demonstrations, so that it is checked with demonstrations."""
     recipe = load_recipe(source, [*overrides, *flags_of_ranking(counts)])
-    if recipe.model.api_name is not None:
-        raise RecipeError(
-            f"{recipe.path}: rank goes by the likelihood of targets, which {recipe.model.model_name_or_path} does not "
-            "give. Run `evaluate` with each --template."
-        )
     if is_sharded(recipe.training):
         raise RecipeError(f"{recipe.path}: rank does not run under FSDP. Launch it with recipes/accelerate/ddp.yaml.")
     if METHODS[recipe.prompt.method].trains_several_tasks:
@@ -176,7 +179,10 @@ def _check_settings(folder: Path, recipe: Recipe, prepared: Mapping[str, Prepare
     names = vars(recipe.model).keys() | SCORE_SETTINGS
     settings = {key: value for key, value in resolved.items() if key in names}
     settings |= {"decoding": recipe.decoding, "finalists": finalists}
-    settings["weights"] = weights_fingerprint(str(recipe.model.model_name_or_path), recipe.model.model_revision)
+    if recipe.model.api_name is None:
+        settings["weights"] = weights_fingerprint(str(recipe.model.model_name_or_path), recipe.model.model_revision)
+    else:
+        settings["base_url"] = recipe.model.base_url
     settings["candidates"] = {
         name: rows_fingerprint(validation_rows(candidate), candidate.template.stop)
         for name, candidate in prepared.items()
@@ -194,7 +200,7 @@ def _check_settings(folder: Path, recipe: Recipe, prepared: Mapping[str, Prepare
             f"known. Remove the folder {folder}, or name another --output_dir."
         )
     changed = changed_settings(saved, settings) if saved else []
-    if saved and saved.get("weights") == settings["weights"] != "unknown":
+    if saved and saved.get("weights") == settings.get("weights", "unknown") != "unknown":
         # A base model that moved is the same model.
         changed = [name for name in changed if name != "model_name_or_path"]
     if changed:
@@ -223,19 +229,22 @@ def _predict(
             continue
         logger.info("predictions: %s", name)
         texts[name] = trainer_for(model(), prepared[name]).predict_texts(validation_rows(prepared[name]))
-        if not PartialState().is_main_process:
-            continue
-        lines = []
-        for candidate, predictions in texts.items():
-            for row, prediction in enumerate(predictions):
-                lines.append({"candidate": candidate, "row": row, "prediction": prediction})
-        write_json_lines(file, lines)
+        if PartialState().is_main_process:
+            _write_predictions(texts, file)
     return {name: texts[name] for name in finalists}
+
+
+def _write_predictions(texts: Mapping[str, list[str]], file: Path) -> None:
+    lines = []
+    for candidate, predictions in texts.items():
+        for row, prediction in enumerate(predictions):
+            lines.append({"candidate": candidate, "row": row, "prediction": prediction})
+    write_json_lines(file, lines)
 
 
 def _prompt_hint(recipe: Recipe, winner: Candidate, prepared: Prepared) -> str | None:
     """Say how to start a soft prompt from the winner's text, if all rows begin with the same text."""
-    if winner.selection == "bm25" or not prepared.encoder.common_prefix().strip():
+    if recipe.model.api_name is not None or winner.selection == "bm25" or not prepared.encoder.common_prefix().strip():
         return None
     settings = recipe.resolved()
     starts = [key for key in PROMPT_STARTS if key in settings]

@@ -140,7 +140,7 @@ def _difference(prepared: Prepared, first: Prepared, first_name: str) -> str | N
     """Say why a candidate cannot be compared with the first one; return None if it can."""
     if list(validation_rows(prepared)["references"]) != list(validation_rows(first)["references"]):
         return f"it has other references than {first_name}; rank it alone"
-    if _targets(prepared) != _targets(first):
+    if prepared.recipe.model.api_name is None and _targets(prepared) != _targets(first):
         return f"it has other targets than {first_name}, so that likelihoods cannot be compared; rank it alone"
     return None
 

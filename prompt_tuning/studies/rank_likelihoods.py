@@ -120,26 +120,44 @@ def find_finalists(
         plan: of `halving_plan`.
         disable_tqdm: show no progress bar.
     """
+    with tqdm(total=_plan_size(plan), desc="likelihood", unit="row", disable=disable_tqdm) as bar:
+
+        def score(candidates: list[str], rows: list[int]) -> None:
+            for start in range(0, len(rows), ROWS_AT_ONCE):
+                part = rows[start : start + ROWS_AT_ONCE]
+                for names in _read_together(candidates, prepared):
+                    _add_missing(model, prepared, table, table.missing(names, part))
+                    bar.update(len(part) * len(names))
+
+        return halve(list(prepared), plan, score, table.mean)
+
+
+def halve(
+    candidates: list[str],
+    plan: Sequence[tuple[int, int]],
+    score: Callable[[list[str], list[int]], None],
+    mean: Callable[[str, list[int]], float],
+) -> list[str]:
+    """Return the candidates that the last step of a plan keeps.
+
+    Args:
+        candidates: their names.
+        plan: of `halving_plan`.
+        score: scores candidates on rows that they have no score for.
+        mean: returns the score of a candidate on rows; a higher one is better.
+    """
     num_rows = plan[-1][1]
     # Neighbours in a file are often about one passage, so the first rows would not stand for all.
     order = random.Random(0).sample(range(num_rows), num_rows)
-    finalists = list(prepared)
     scored = 0
-    with tqdm(total=_plan_size(plan), desc="likelihood", unit="row", disable=disable_tqdm) as bar:
-        for kept, reach in plan:
-            if scored:
-                means = {name: table.mean(name, order[:scored]) for name in finalists}
-                finalists = sorted(finalists, key=means.__getitem__, reverse=True)[:kept]
-            logger.info(
-                "likelihood: %s on %s of %s", counted(len(finalists), "candidate"), reach, counted(num_rows, "row")
-            )
-            for start in range(scored, reach, ROWS_AT_ONCE):
-                rows = order[start : min(start + ROWS_AT_ONCE, reach)]
-                for names in _read_together(finalists, prepared):
-                    _add_missing(model, prepared, table, table.missing(names, rows))
-                    bar.update(len(rows) * len(names))
-            scored = reach
-    return finalists
+    for kept, reach in plan:
+        if scored:
+            means = {name: mean(name, order[:scored]) for name in candidates}
+            candidates = sorted(candidates, key=means.__getitem__, reverse=True)[:kept]
+        logger.info("scores: %s on %s of %s", counted(len(candidates), "candidate"), reach, counted(num_rows, "row"))
+        score(candidates, order[scored:reach])
+        scored = reach
+    return candidates
 
 
 def _plan_size(plan: Sequence[tuple[int, int]]) -> int:

@@ -37,13 +37,10 @@ def rank_facts(
         prepared.keys() - scores.keys(), key=lambda name: (-len(table.by_candidate[name]), -means[name], name)
     )
     winner = finalists[0]
-    test, by_finalist = _test_finalists({name: texts[name] for name in finalists}, references, first, metric)
+    test, by_finalist = compared_texts({name: texts[name] for name in finalists}, references, first, metric)
     candidates = {}
     for name in [*finalists, *stopped]:
-        facts = _likelihood_facts(table, name, winner)
-        report = prepared[name].reports["validation"]
-        if isinstance(report, EncodingReport) and report.rows_with_fewer_demonstrations:
-            facts["lacking_rows"] = report.rows_with_fewer_demonstrations
+        facts = _likelihood_facts(table, name, winner) | lacking_rows(prepared[name])
         if name in scores:
             facts[metric] = {"score": scores[name], **by_finalist[name]}
         candidates[name] = facts
@@ -61,10 +58,28 @@ def _likelihood_facts(table: LikelihoodTable, name: str, winner: str) -> dict[st
     return {"rows": len(rows), "log_likelihood": facts}
 
 
-def _test_finalists(
+def lacking_rows(prepared: Prepared) -> dict[str, int]:
+    """Return the number of rows that show fewer demonstrations than asked for; nothing if no row does."""
+    report = prepared.reports["validation"]
+    if isinstance(report, EncodingReport) and report.rows_with_fewer_demonstrations:
+        return {"lacking_rows": report.rows_with_fewer_demonstrations}
+    return {}
+
+
+def compared_texts(
     texts: Mapping[str, list[str]], references: Sequence[list[str]], prepared: Prepared, metric: str
 ) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Return the name of the test, and the facts of each finalist; the winner, which is the first, has no `p`."""
+    """Compare the texts of candidates with those of the first one, which has no `p`.
+
+    Args:
+        texts: one text a row, by the name of a candidate.
+        references: one or more texts a row.
+        prepared: computes the metric.
+        metric: the name of the score.
+
+    Returns:
+        The name of the test, and the facts of each candidate.
+    """
     winner = next(iter(texts))
     by_row = {}
     for name, predictions in texts.items():
