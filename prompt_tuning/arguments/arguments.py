@@ -370,6 +370,13 @@ class PromptArguments:
             "computes for the targets after teacher_template."
         },
     )
+    class_weights: Literal["none", "balanced"] = field(
+        default="none",
+        metadata={
+            "help": "loss choices, brier: balanced multiplies the loss of a training row by rows / (targets x rows "
+            "with its target), so that rare answers count as much as frequent ones."
+        },
+    )
     teacher_template: str | None = field(
         default=None,
         metadata={

@@ -193,6 +193,10 @@ def _loss_errors(recipe: Draft) -> list[str]:
                 "choice_normalization to none, tokens, characters or bytes.",
             ),
             (
+                prompt.class_weights != "none" and not chooses,
+                f"class_weights has no effect with loss {prompt.loss}. Set loss: choices, or leave it out.",
+            ),
+            (
                 prompt.loss != "cross_entropy" and recipe.training.label_smoothing_factor,
                 f"label_smoothing_factor has no effect with loss {prompt.loss}. Leave it out.",
             ),

@@ -291,7 +291,11 @@ def trainer_for(
     args.push_to_hub = False  # A run is pushed when its folder is whole.
     trainer: Callable[..., PromptTuningTrainer] = PromptTuningTrainer
     if recipe.prompt.loss in CHOICE_LOSSES and "train" in encoded:
-        trainer = partial(ChoiceTrainer, choice_loss="brier" if recipe.prompt.loss == "brier" else "choices")
+        trainer = partial(
+            ChoiceTrainer,
+            choice_loss="brier" if recipe.prompt.loss == "brier" else "choices",
+            class_weights=recipe.prompt.class_weights,
+        )
     return trainer(
         model=model,
         model_init=model_init,

@@ -7,6 +7,7 @@ choices are scored.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -26,11 +27,15 @@ COLUMNS = ("row", "choices", "choice_ids", "target_choice")
 
 
 class Choices(NamedTuple):
-    """The token ids of a row's choices, the numbers that divide their log-likelihoods, and which one is right."""
+    """The token ids of a row's choices, the numbers that divide their log-likelihoods, and which one is right.
+
+    `weight` is what the loss of the row is multiplied by.
+    """
 
     ids: list[list[int]]
     sizes: list[int]
     target: int
+    weight: float = 1.0
 
 
 class ChoiceTrainer(PromptTuningTrainer):
@@ -43,16 +48,25 @@ class ChoiceTrainer(PromptTuningTrainer):
         *args: as for PromptTuningTrainer.
         choice_loss: `choices`, the cross entropy over a row's choices; `brier`, the mean over a row's choices of the
             squared error of their probabilities.
+        class_weights: balanced multiplies the loss of a row by rows / (targets * rows with its target), counted over
+            all training rows (King & Zeng 2001), so that rare targets count as much as frequent ones.
         **kwargs: as for PromptTuningTrainer. `choice_normalization` also divides likelihoods in the loss.
 
     Raises:
         RecipeError: the loss does not hold for the model or another argument.
     """
 
-    def __init__(self, *args: Any, choice_loss: Literal["choices", "brier"] = "choices", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        choice_loss: Literal["choices", "brier"] = "choices",
+        class_weights: Literal["none", "balanced"] = "none",
+        **kwargs: Any,
+    ) -> None:
         """Check the arguments and prepare model and tokenizer."""
         super().__init__(*args, **kwargs)
         self.choice_loss = choice_loss
+        self.class_weights = class_weights
         obstacles = {
             "an encoder-decoder model": not self._is_causal,
             "a prompt of several tasks": trains_several_tasks(self.model),
@@ -74,9 +88,14 @@ class ChoiceTrainer(PromptTuningTrainer):
         for column in COLUMNS:
             if column not in self.train_dataset.column_names:
                 raise DataError(f"training rows have no column {column}. Encode them with answer_choices")
+        columns = [self.train_dataset[column] for column in COLUMNS]
+        targets = Counter(texts[target] for _, texts, _, target in zip(*columns, strict=True))
         choices = {}
-        for number, texts, ids, target in zip(*(self.train_dataset[column] for column in COLUMNS), strict=True):
-            choices[number] = Choices(ids, choice_sizes(texts, ids, self.choice_normalization), target)
+        for number, texts, ids, target in zip(*columns, strict=True):
+            weight = 1.0
+            if self.class_weights == "balanced":
+                weight = targets.total() / (len(targets) * targets[texts[target]])
+            choices[number] = Choices(ids, choice_sizes(texts, ids, self.choice_normalization), target, weight)
         return choices
 
     def compute_loss(
@@ -160,12 +179,13 @@ def choice_scores(logits: torch.Tensor, tokens: torch.Tensor, choices: Sequence[
 def losses_of_rows(
     scores: torch.Tensor, choices: Sequence[Choices], loss: Literal["choices", "brier"]
 ) -> torch.Tensor:
-    """Return the loss `[B]` of each row by the scores `[B, C]` of its choices."""
+    """Return the loss `[B]` of each row by the scores `[B, C]` of its choices, times the weight of the row."""
     targets = torch.tensor([of_row.target for of_row in choices], device=scores.device)
+    weights = scores.new_tensor([of_row.weight for of_row in choices])
     if loss == "choices":
-        return F.cross_entropy(scores, targets, reduction="none")
+        return weights * F.cross_entropy(scores, targets, reduction="none")
     errors = scores.softmax(-1) - F.one_hot(targets, scores.shape[1])
-    return errors.square().sum(-1) / scores.isfinite().sum(-1)
+    return weights * errors.square().sum(-1) / scores.isfinite().sum(-1)
 
 
 def _first_label_only(batch: dict[str, Any]) -> dict[str, Any]:
