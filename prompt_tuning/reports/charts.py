@@ -22,10 +22,12 @@ class Line:
     Args:
         name: the label in the legend.
         points: (x, y) in the chart's coordinates.
+        look: which style it has: 0, 1, or 2 for a line to compare with.
     """
 
     name: str
     points: list[tuple[float, float]]
+    look: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def line_chart(
     up = _ticks(min(values), max(values))
     lines, descriptions = [], []
     for name, points in finite.items():
-        lines.append(Line(name, [(_x(step, across), _y(value, up)) for step, value in points]))
+        scaled = [(_x(step, across), _y(value, up)) for step, value in points]
+        lines.append(Line(name, scaled, look=int(name == "validation")))
         (first_step, first), (last_step, last) = points[0], points[-1]
         descriptions.append(f"{name} from {first:.4g} at step {first_step} to {last:.4g} at step {last_step}")
     if mark:
@@ -116,6 +119,33 @@ def line_chart(
         lines=lines,
         bars=[],
         mark=(_x(mark[0], across), mark[1]) if mark else None,
+    )
+
+
+def reliability_chart(series: dict[str, list[tuple[float, float]]]) -> Chart:
+    """Return a reliability picture: how often answers are right, by how sure the model is (Guo et al. 2017).
+
+    Args:
+        series: (confidence, accuracy) of each range of confidence, from 0 to 1, by the name of a system.
+    """
+    ticks = _ticks(0, 1)
+    ends = [(_x(end, ticks), _y(end, ticks)) for end in (0, 1)]
+    lines = [Line("as right as sure", ends, look=2)]
+    descriptions = []
+    for number, (name, points) in enumerate(series.items()):
+        scaled = [(_x(sure, ticks), _y(right, ticks)) for sure, right in points]
+        lines.append(Line(name, scaled, look=number % 2))
+        parts = [f"{right:.2f} right at {sure:.2f}" for sure, right in points]
+        descriptions.append(f"{name}: {', '.join(parts)}")
+    return Chart(
+        title="Reliability: how often answers are right, by their probability",
+        description=f"{'; '.join(descriptions)}.",
+        x_label="probability of the choice",
+        y_label="share that is right",
+        x_ticks=_labels(ticks, ticks, _x),
+        y_ticks=_labels(ticks, ticks, _y),
+        lines=lines,
+        bars=[],
     )
 
 

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from prompt_tuning.errors import DataError
 from prompt_tuning.metrics.loading import OWN_METRICS, TASK_METRICS, load_metrics, main_metric, score_example_row
 from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.reports.advice import is_significant
-from prompt_tuning.reports.charts import Chart, histogram, line_chart
+from prompt_tuning.reports.charts import Chart, histogram, line_chart, reliability_chart
 from prompt_tuning.reports.losses import losses_text
 from prompt_tuning.reports.report_rows import (
     add_gains,
@@ -43,6 +44,7 @@ from prompt_tuning.reports.summary import (
     decoding_text,
     leakage_text,
     logged_steps,
+    probabilities_text,
     scores_of_systems,
 )
 from prompt_tuning.support.files import atomic_write
@@ -107,6 +109,7 @@ def _tasks_content(results: dict[str, Any]) -> dict[str, Any]:
         "facts": {"Tasks": ", ".join(tasks)} | _facts(next(iter(tasks.values())) | results),
         "tables": {name: _table(task_results) for name, task_results in tasks.items()},
         "table": None,
+        "reliability": None,
     }
 
 
@@ -134,6 +137,7 @@ def _run_content(run: RunFolder, results: dict[str, Any], *, trust_remote_code: 
             **compared_rows(rows, systems_in(results)),
         },
         "lengths": _lengths(rows, results),
+        "reliability": _reliability(results),
     }
 
 
@@ -203,6 +207,8 @@ def _task_facts(results: dict[str, Any]) -> dict[str, str]:
         facts["API"] = api_text(results["api"])
     if "answers" in results:
         facts["Answers"] = "; ".join(answers_text(results["answers"]))
+    if "probabilities" in results:
+        facts["Probabilities of choices"] = "; ".join(probabilities_text(results["probabilities"]))
     leakage = results["leakage"].get(results["split"])
     losses = losses_text(results)
     if losses is not None:
@@ -283,6 +289,14 @@ def _lengths(rows: list[dict[str, Any]], results: dict[str, Any]) -> dict[str, A
     if cuts:
         charts.append(histogram("Tokens cut from a source, for sources that were cut", "tokens", cuts))
     return {"charts": charts, "cut": results["cut_rows"], "rows": results["rows"]}
+
+
+def _reliability(results: dict[str, Any]) -> Chart | None:
+    """Return the reliability picture of the choices' probabilities, if there are any."""
+    series = {}
+    for name, scores in results.get("probabilities", {}).items():
+        series[NAMES[name]] = list(map(itemgetter("confidence", "accuracy"), scores["bins"]))
+    return reliability_chart(series) if series else None
 
 
 def _recipe_text(run: RunFolder, results: dict[str, Any]) -> str | None:

@@ -39,6 +39,7 @@ from prompt_tuning.reports.run_files import read_results, systems_in
 from prompt_tuning.reports.summary import (
     answers_text,
     decoding_text,
+    probabilities_text,
     scores_of_systems,
 )
 from prompt_tuning.support.data_files import file_format
@@ -233,7 +234,10 @@ def card_text(facts: dict[str, Any]) -> str:
             results_table=results_table(systems, results.get("comparison", {})),
             compares=len(systems) == 2,
             decoding=decoding_text(results["decoding"]) if systems else None,
-            answers=answers_text(results["answers"]) if "answers" in results else [],
+            answers=[
+                *(answers_text(results["answers"]) if "answers" in results else []),
+                *probabilities_text(results.get("probabilities", {})),
+            ],
             predicted=_predictions(facts.get("example", {})),
             data_table=data_table(results, settings) if systems else None,
             changed=_changed(settings, results["method"]),

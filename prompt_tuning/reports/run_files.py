@@ -71,9 +71,12 @@ def check_results(results: dict[str, Any], place: Place) -> None:
     if "choice_normalization" not in results["decoding"]:
         check_value(results["decoding"], Writing, place.within("decoding"))
     _check_scores(results, place)
-    for system in results.get("answers", {}).get("taken", {}):
-        if system not in NAMES:
-            raise place.within("answers.taken").error(shown(system), f"one of {', '.join(NAMES)}")
+    named = {"answers.taken": results.get("answers", {}).get("taken", {})}
+    named["probabilities"] = results.get("probabilities", {})
+    for key, systems in named.items():
+        for system in systems:
+            if system not in NAMES:
+                raise place.within(key).error(shown(system), f"one of {', '.join(NAMES)}")
 
 
 def _check_scores(results: dict[str, Any], place: Place) -> None:

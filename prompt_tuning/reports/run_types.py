@@ -12,6 +12,7 @@ from prompt_tuning.support.json_types import Limits
 
 Positive = Annotated[int, Limits(least=1)]
 Seconds = Annotated[float, Limits(least=0)]
+Share = Annotated[float, Limits(least=0)]
 Split = Literal["train", "validation", "test"]
 MethodName: TypeAlias = Literal[tuple(METHODS)]  # type: ignore[valid-type]  # the keys are literal in the table
 
@@ -85,6 +86,28 @@ class Answers(TypedDict):
     expected: dict[str, int]
     taken: dict[str, dict[str, int]]
     always: dict[str, str | float]
+
+
+class Bin(TypedDict):
+    """The rows whose taken choice has a probability in one range."""
+
+    rows: Positive
+    confidence: Share
+    accuracy: Share
+
+
+class _Probabilities(TypedDict):
+    accuracy: float
+    brier: float
+    ece: Share
+    bins: list[Bin]
+
+
+class Probabilities(_Probabilities, total=False):
+    """The scores of the probabilities of choices; the last two if all rows have the same choices."""
+
+    macro_f1: float
+    auc: Share
 
 
 class Stage(TypedDict):
@@ -195,6 +218,7 @@ class Results(_Results, total=False):
     combine: str
     answers: Answers
     api: Api
+    probabilities: dict[str, Probabilities]
     prediction_counts: dict[str, dict[str, int]]
     prediction_seconds: dict[str, Seconds]
     evaluation_seconds: Seconds

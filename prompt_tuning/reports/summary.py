@@ -207,6 +207,24 @@ def answers_text(answers: dict[str, Any]) -> list[str]:
     return [*lines, f"always {shortened_line(constant['answer'])}: {', '.join(scores)}"]
 
 
+def probabilities_text(probabilities: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a line for each system with the scores of the probabilities that it gives choices.
+
+    Args:
+        probabilities: of results.json.
+    """
+    lines = []
+    for name, scores in probabilities.items():
+        parts = [f"accuracy {scores['accuracy']:.1f}"]
+        if "macro_f1" in scores:
+            parts.append(f"macro F1 {scores['macro_f1']:.1f}")
+        if "auc" in scores:
+            parts.append(f"AUC {scores['auc']:.3f}")
+        parts += [f"Brier {scores['brier']:.3f}", f"calibration error {scores['ece']:.3f}"]
+        lines.append(f"{NAMES[name]}: {', '.join(parts)}")
+    return lines
+
+
 def leakage_text(leakage: dict[str, Any]) -> str:
     """Say how many rows of a split are also elsewhere.
 
@@ -273,6 +291,7 @@ def _facts(results: dict[str, Any]) -> str:
         facts.append(api_text(results["api"]))
     if "answers" in results:
         facts += answers_text(results["answers"])
+    facts += probabilities_text(results.get("probabilities", {}))
     size = results.get("splits", {}).get(results["split"], {})
     without_reference = size.get("rows_without_reference")
     if without_reference:

@@ -33,7 +33,7 @@ from prompt_tuning.reports.run_files import read_results
 from prompt_tuning.runs.api_model import ApiModel, api_counts
 from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.prepare import Prepared, prepare
-from prompt_tuning.runs.results import answer_counts, describe, scores_of, write_pages, write_run
+from prompt_tuning.runs.results import answer_counts, choice_facts, describe, scores_of, write_pages, write_run
 from prompt_tuning.runs.trained_text import without_trained_text
 from prompt_tuning.support.files import read_json_lines
 from prompt_tuning.support.run_folder import RunFolder
@@ -226,6 +226,8 @@ def evaluate_models(
         predictions[name] = predicted.texts
         results.setdefault("prediction_counts", {})[name] = predicted.counts
         results[name] = scores_of(predictions[name], prepared, split).to_json()
+        if predicted.probabilities:
+            results.setdefault("probabilities", {})[name] = choice_facts(rows, predicted.probabilities)
         results["decoding"] = results["decoding"] | predicted.decoding
         results |= predicted.facts
         finished = time.perf_counter()
@@ -239,12 +241,13 @@ def evaluate_models(
 
 
 class Predicted(NamedTuple):
-    """The texts of all rows, with what results.json says of how they were made."""
+    """The texts of all rows, with what results.json says of how they were made, and the probabilities of choices."""
 
     texts: list[str]
     counts: dict[str, int]
     decoding: dict[str, Any]
     facts: dict[str, Any]
+    probabilities: list[list[float]] | None = None
 
 
 def _predict(
@@ -256,8 +259,12 @@ def _predict(
         answers = model.answer_rows(rows, prepared.encoder, prepared.recipe, split)
         decoding = {"choices": model.choice_method} if closed else {}
         return Predicted([answer.text for answer in answers], api_counts(answers), decoding, {"api": model.facts()})
-    texts, limited = trainer_for(model, prepared).predict_texts_to_limit(rows)
-    return Predicted(texts, prediction_counts(texts, limited), {} if closed else _decoding_of(model), {})
+    trainer = trainer_for(model, prepared)
+    texts, limited = trainer.predict_texts_to_limit(rows)
+    counts = prediction_counts(texts, limited)
+    if closed:
+        return Predicted(texts, counts, {}, {}, trainer.choice_probabilities(rows))
+    return Predicted(texts, counts, _decoding_of(model), {})
 
 
 def load_model(prepared: Prepared) -> PreTrainedModel | ApiModel:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from datasets import Dataset
 
 from prompt_tuning.encoding.batching import source_length
+from prompt_tuning.metrics.probabilities import probability_scores
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.reports.facts import machine_facts, origin_facts
 from prompt_tuning.reports.html import write_report
@@ -103,6 +105,19 @@ def answer_counts(prepared: Prepared, split: str, predictions: dict[str, list[st
             "taken": {name: dict(Counter(texts).most_common()) for name, texts in predictions.items()},
         }
     }
+
+
+def choice_facts(rows: Dataset, probabilities: list[list[float]]) -> dict[str, Any]:
+    """Return the scores of the choices' probabilities for results.json, rounded.
+
+    Args:
+        rows: encoded rows of closed questions.
+        probabilities: of the choices of each row.
+    """
+    choices = rows["choices"]
+    same = all(of_row == choices[0] for of_row in choices)
+    scores = probability_scores(probabilities, rows["target_choice"], choices[0] if same else None)
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in scores.items()}
 
 
 def write_run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class EvaluatedRows:
         num_unread: rows that all processes together have not read yet.
         summed_loss: the loss of all target tokens that were read.
         loss_items: the number of these tokens.
+        choice_scores: the scores of the choices of the rows that this process read, by the row's number.
         common_prefix_cache: keys and values of the common prefix, unless the cache of a prompt holds them.
     """
 
@@ -42,6 +43,7 @@ class EvaluatedRows:
     num_unread: int
     summed_loss: float = 0.0
     loss_items: int = 0
+    choice_scores: dict[int, list[float]] = field(default_factory=dict)
     common_prefix_cache: Cache | None = None
 
     @classmethod

@@ -30,7 +30,7 @@ from prompt_tuning.engine.dispatch import (
 )
 from prompt_tuning.engine.generation import count_new_tokens, generate_padded, generate_with_cache
 from prompt_tuning.engine.kv_cache import common_prefix_cache
-from prompt_tuning.engine.likelihood import Normalization, choose
+from prompt_tuning.engine.likelihood import Normalization, choice_scores
 from prompt_tuning.engine.shared_prefix import compute_prompt_once
 from prompt_tuning.engine.stop_texts import text_settings
 from prompt_tuning.errors import AdapterError, DataError, RecipeError
@@ -136,6 +136,16 @@ class EvaluatingTrainer(Seq2SeqTrainer):
         finally:
             self.compute_metrics = compute_metrics
 
+    def choice_probabilities(self, dataset: Dataset) -> list[list[float]]:
+        """Return the probabilities of the choices of each row, which the latest `predict` of these rows compared.
+
+        They are the softmax of the choices' normalised log-likelihoods. All processes call this together.
+        """
+        scores: dict[int, list[float]] = {}
+        for of_process in gather_object([self._evaluated.choice_scores]):
+            scores |= of_process
+        return [torch.tensor(scores[row]).softmax(0).tolist() for row in dataset["row"]]
+
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Run an evaluation with one cache of the prompt; its loss is the mean over all target tokens.
 
@@ -189,7 +199,9 @@ class EvaluatingTrainer(Seq2SeqTrainer):
         # Without labels Trainer computes no metrics.
         labels = inputs["labels"] if evaluated.labelled or evaluated.references is not None else None
         if evaluated.choices:
-            best = self._best_choices(self._sources(inputs), [evaluated.choices[number] for number in row_numbers])
+            scores = self._choice_scores(self._sources(inputs), [evaluated.choices[number] for number in row_numbers])
+            evaluated.choice_scores.update(zip(row_numbers, scores, strict=True))
+            best = list(map(np.argmax, scores))
             return loss, inputs["labels"].new_tensor(best)[:, None], labels
         return loss, self._generate_targets(inputs, gen_kwargs or self._gen_kwargs), labels
 
@@ -272,8 +284,10 @@ class EvaluatingTrainer(Seq2SeqTrainer):
             )
         return rows
 
-    def _best_choices(self, sources: list[list[int]], choices: list[tuple[list[str], list[list[int]]]]) -> list[int]:
-        """Return the number of the choice that each row is answered with."""
+    def _choice_scores(
+        self, sources: list[list[int]], choices: list[tuple[list[str], list[list[int]]]]
+    ) -> list[list[float]]:
+        """Return the normalised log-likelihood of each choice of each row; the row is answered with the highest."""
         if trains_several_tasks(self.model):
             raise AdapterError(
                 "choices: a prompt of several tasks does not compare them. Evaluate the adapter of one task; `train` "
@@ -281,7 +295,7 @@ class EvaluatingTrainer(Seq2SeqTrainer):
             )
         texts, ids = zip(*choices, strict=True)
         with synchronized_forwards(self.model), self._eagerly():
-            return choose(
+            return choice_scores(
                 self.model, self.processing_class, sources, texts, ids, normalization=self.choice_normalization
             )
 

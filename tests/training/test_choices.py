@@ -84,11 +84,11 @@ def trained(model):
 
 
 def choice_trainer(model, rows, tokenizer, folder, loss="choices", **settings):
-    normalization = settings.pop("normalization", "none")
+    normalization, weights = settings.pop("normalization", "none"), settings.pop("class_weights", "none")
     args = PromptTuningArguments(str(folder), use_cpu=True, report_to="none", disable_tqdm=True, **settings)
     return ChoiceTrainer(
         model=model, processing_class=tokenizer, train_dataset=rows, args=args, choice_loss=loss,
-        choice_normalization=normalization,
+        choice_normalization=normalization, class_weights=weights,
     )  # fmt: skip
 
 
@@ -131,6 +131,32 @@ def test_loss_and_gradient_are_those_of_single_rows(case, loss, normalization, t
     for gradient, wanted in zip(torch.autograd.grad(total, trained(model)), reference, strict=True):
         assert wanted.norm() > 0
         assert (gradient - wanted).norm() < 1e-4 * wanted.norm()
+
+
+def test_a_balanced_row_counts_by_how_rare_its_target_is(tokenizer, tmp_path):
+    model, rows = model_and_rows("soft prompt", tokenizer)
+    run = choice_trainer(model.train(), rows, tokenizer, tmp_path, "brier", class_weights="balanced")
+    targets = [row["choices"][row["target_choice"]] for row in rows]
+    assert len({targets.count(target) for target in targets}) > 1
+    expected = 0.0
+    for number, target in enumerate(targets):
+        weight = len(rows) / (len(set(targets)) * targets.count(target))
+        expected += weight * plain_loss(model, rows.select([number]), "brier", "none").item() / len(rows)
+    batch = run.data_collator([{key: row[key] for key in ("input_ids", "labels", "row")} for row in rows])
+    assert run.compute_loss(model, batch).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_probabilities_of_choices_are_those_of_single_rows(tokenizer, tmp_path):
+    model, rows = model_and_rows("soft prompt", tokenizer)
+    run = choice_trainer(model, rows, tokenizer, tmp_path, normalization="characters")
+    texts, _ = run.predict_texts_to_limit(rows)
+    for row, text, probabilities in zip(rows, texts, run.choice_probabilities(rows), strict=True):
+        assert sum(probabilities) == pytest.approx(1)
+        assert row["choices"][probabilities.index(max(probabilities))] == text
+        right = probabilities[row["target_choice"]]
+        single = plain_loss(model.eval(), Dataset.from_list([row]), "brier", "characters").item()
+        errors = [(p - (number == row["target_choice"])) ** 2 for number, p in enumerate(probabilities)]
+        assert 0 < right < 1 and sum(errors) / len(errors) == pytest.approx(single, abs=1e-5)
 
 
 def test_the_choices_of_a_row_share_its_source_in_one_call(tokenizer, tmp_path):
@@ -201,17 +227,28 @@ def test_the_trainer_refuses_what_its_loss_does_not_hold_for(tokenizer, tmp_path
 
 def test_a_recipe_trains_on_choices_or_names_the_obstacle(recipe_file, model_folders, tmp_path, capsys):
     for split, count in (("train", 24), ("validation", 6), ("test", 9)):
-        write_jsonl(tmp_path / f"{split}.jsonl", closed_rows(count))
+        write_jsonl(tmp_path / f"{split}.jsonl", closed_rows(count, more_choices=split == "train"))
     closed = {"template": "question_answering/multiple_choice", "max_source_tokens": 200, "loss": "choices"}
-    trains = closed | {"choice_normalization": "tokens", "metrics": "[exact_match]"}
+    trains = closed | {"choice_normalization": "tokens", "metrics": "[exact_match]", "class_weights": "balanced"}
     assert main(["train", str(recipe_file(**trains)), "--logging_steps", "1"]) == 0
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["loss"] == "choices"
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["train_steps"] == 4 and 0 <= results["soft_prompt"]["exact_match"] <= 100
     log = json.loads((tmp_path / "run" / "log_history.json").read_text())
     assert all(entry["loss"] < 5 for entry in log if "loss" in entry)  # The cross entropy of targets is above 5.
-    capsys.readouterr()
+    scores = results["probabilities"]["soft_prompt"]
+    assert scores["accuracy"] == pytest.approx(results["soft_prompt"]["exact_match"], abs=0.01)
+    assert (
+        0 <= scores["auc"] <= 1 and sum(of_bin["rows"] for of_bin in scores["bins"]) == 9 and scores["macro_f1"] <= 100
+    )
+    assert f"with soft prompt: accuracy {scores['accuracy']:.1f}, macro F1" in capsys.readouterr().out
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Reliability: how often" in page and "series2" in page and f"AUC {scores['auc']:.3f}" in page
     for settings, message in (
+        (
+            {"class_weights": "balanced", "loss": "cross_entropy"},
+            "class_weights has no effect with loss cross_entropy",
+        ),
         ({"template": "question_answering/plain"}, "loss choices: template question_answering/plain has no answer"),
         ({"model_name_or_path": model_folders["t5"]}, "loss choices: choices are learned by causal models only"),
         ({"score_choices": "false"}, "loss choices scores choices, and score_choices is false"),
