@@ -16,7 +16,7 @@ from prompt_tuning.cli.parsing import (
     number_in,
 )
 from prompt_tuning.errors import RecipeError
-from prompt_tuning.recipe.ranges import COUNT
+from prompt_tuning.recipe.ranges import COUNT, PERCENT
 
 OF_API = {"base_url": "URL", "api_key_env": "NAME", "tokenizer_name": "TOKENIZER", "max_cost": "COST"}
 """The flags of a model behind an API, which are settings of its recipe."""
@@ -28,6 +28,8 @@ EXAMPLES = """\
   prompt-tuning predict --adapter somebody/squad-prompt@main --input rows.jsonl
   prompt-tuning predict --adapter qa=runs/quickstart runs/fr-en --input mixed.jsonl --output predicted.parquet
   prompt-tuning predict --recipe api.yaml --base_url http://localhost:8000/v1 --input rows.jsonl --output out.jsonl
+  prompt-tuning predict --recipe api.yaml --base_url http://localhost:8000/v1 --input train.jsonl \
+    --output taught.jsonl --as_targets --agree question_answering/instruction
   accelerate launch --num_processes 2 -m prompt_tuning predict --adapter runs/mine --input rows.jsonl --output out.csv
 """
 
@@ -81,6 +83,26 @@ def add_parser(commands: Commands) -> None:
         action="store_true",
         help="also write the column `score`, the mean log-probability of the prediction's tokens",
     )
+    parser.add_argument(
+        "--as_targets",
+        "--as-targets",
+        action="store_true",
+        help="--recipe: write training rows, with the answers as their targets. Rows whose answer is refused, empty, "
+        "at its limit or none of the choices are left out and counted",
+    )
+    parser.add_argument(
+        "--agree",
+        metavar="TEMPLATE",
+        nargs="+",
+        help="--as_targets: ask with these templates, too, and leave out rows whose answers do not agree",
+    )
+    parser.add_argument(
+        "--agreement",
+        metavar="SCORE",
+        type=number_in(PERCENT, float),
+        default=100,
+        help="--agree: the least score of two answers against each other, by the task's main metric (default: 100)",
+    )
     add_moved_model(parser)
     add_trust(parser)
     for name, metavar in OF_API.items():
@@ -101,6 +123,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     given = [name for name in OF_API if getattr(args, name) is not None]
     if given:
         raise RecipeError(f"--{given[0]}: it is for a model behind an API. Name --recipe, or leave it out.")
+    if args.as_targets:
+        raise RecipeError("--as_targets: it is for a model behind an API. Name --recipe, or leave it out.")
     for word in args.adapter:
         is_named = len(args.adapter) > 1 and not Path(word).is_dir()
         check_local_adapter(word.rpartition("=")[2] if is_named else word, or_model=True)
@@ -121,12 +145,16 @@ def _run_api(args: argparse.Namespace) -> Result:
     """Predict by the hard prompt of a recipe, whose model is behind an API."""
     if args.score:
         raise RecipeError("--score: a model behind an API has no scores. Leave it out.")
+    if args.agree and not args.as_targets:
+        raise RecipeError("--agree: it has no effect without --as_targets. Add that, or leave it out.")
     flags = []
     for name in ("model_name_or_path", *OF_API):
         if getattr(args, name) is not None:
             flags.append(f"--{name}={getattr(args, name)}")
     recipe = load_recipe(args.recipe, flags)
     from prompt_tuning.runs.api_predict import predict_by_api
+    from prompt_tuning.runs.teacher import Targets
 
-    counts = predict_by_api(recipe, args.input, args.output, with_truncated=args.truncated)
+    targets = Targets(args.agree or (), args.agreement) if args.as_targets else None
+    counts = predict_by_api(recipe, args.input, args.output, with_truncated=args.truncated, targets=targets)
     return Result({"output": args.output} | counts)

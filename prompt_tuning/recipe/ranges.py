@@ -50,6 +50,7 @@ class Range:
 
 
 COUNT = Range(1)
+PERCENT = Range(0, 100)
 SEED = Range(0, 2**32 - 1)  # NumPy takes no larger one.
 NOT_NEGATIVE = Range(0)
 RATE = Range(0, above=True)

@@ -24,6 +24,8 @@ PREDICTION_LOSSES = {
     "refused": "are refusals of the server or the model",
     "no_choice": "are none of the row's choices",
     "uncertain": "are the likeliest listed choice, and the server does not list all",
+    "disagree": "are different from those of another template",
+    "left_out": "are no target, and their rows are left out",
 }
 """The counts of a system in results.json, under `prediction_counts`, with what they say of its predictions."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from tqdm import tqdm
@@ -21,13 +23,19 @@ from prompt_tuning.runs.input_rows import input_name, open_input, read_row, stre
 from prompt_tuning.runs.predict import AskedRow, ask_rows, report_counts, write_prediction
 from prompt_tuning.runs.prepare import prepare
 from prompt_tuning.runs.shares import Share
+from prompt_tuning.runs.teacher import Targets, fault
 from prompt_tuning.support.data_files import checked_path
 from prompt_tuning.support.text import print_text
 from prompt_tuning.templates.template import Template
 
 
 def predict_by_api(
-    recipe: Recipe, source: str = "-", output: str = "-", *, with_truncated: bool = False
+    recipe: Recipe,
+    source: str = "-",
+    output: str = "-",
+    *,
+    with_truncated: bool = False,
+    targets: Targets | None = None,
 ) -> dict[str, int]:
     """Predict for every row by the hard prompt of a recipe, whose model is behind an API.
 
@@ -36,9 +44,11 @@ def predict_by_api(
         source: the rows, as for `predict`.
         output: the file to write, as for `predict`.
         with_truncated: write the columns `truncated` and `at_limit`.
+        targets: write the rows as training rows, with the answers as their targets, and leave out the others.
 
     Returns:
-        What `predict` returns, and how many answers are refused or none of a row's choices.
+        What `predict` returns, and how many answers are refused or none of a row's choices; with `targets` also how
+        many rows were `left_out`, and how many of them for answers that `disagree`.
 
     Raises:
         RecipeError: the recipe's model is loaded here, or its demonstrations are chosen for each row.
@@ -56,38 +66,66 @@ def predict_by_api(
     with ExitStack() as files:
         file = files.enter_context(share.output(output))
         model = ApiModel.load(recipe.model)
-        encoder = _encoder(recipe)
-        rows = open_input(source, path) or stream_input(source, path, encoder, files)
+        encoders = _encoders(recipe, targets.templates if targets else ())
+        questions: dict[str, list[Question]] = {}
+        rows = open_input(source, path) or stream_input(source, path, encoders[0], files)
         bar = files.enter_context(tqdm(desc=model.name, unit="row", disable=True if output == "-" else None))
 
         def read(origin: str, row: dict[str, Any]) -> Question:
-            question = read_row(encoder, recipe.data, origin, row)
-            if not counts["rows"]:
+            questions[origin] = [read_row(encoder, recipe.data, origin, row) for encoder in encoders]
+            for encoder, question in zip(encoders, questions[origin], strict=True):
                 model.prepare_choices(encoder, question.prompt)
-            return question
+            return questions[origin][0]
 
-        def answer(asked: AskedRow) -> ApiAnswer:
+        def answer(asked: AskedRow) -> list[ApiAnswer]:
             try:
-                question = asked.question
-                return model.answer_question(encoder, question.prompt, question.choices, recipe)
+                return _answers(model, recipe, encoders, questions.pop(asked.origin))
             except ModelError as error:
                 raise ModelError(f"{asked.origin}: {error}") from None
 
-        for asked, of_row in in_order(ask_rows(rows, read, counts), answer, model.concurrency):
-            columns: dict[str, Any] = {"prediction": of_row.text}
-            if with_truncated:
-                columns |= {"truncated": asked.question.cut_tokens > 0, "at_limit": of_row.at_limit}
-            write_prediction(file, asked.row, columns)
-            file.flush()
-            counts.update(api_counts([of_row]))
+        for asked, answers in in_order(ask_rows(rows, read, counts), answer, model.concurrency):
+            counts.update(api_counts(answers[-1:]))
+            row: dict[str, Any] | None = asked.row | {"prediction": answers[0].text}
+            if targets:
+                row = targets.row(asked.row, answers, recipe, counts)
+            columns = {"truncated": asked.question.cut_tokens > 0, "at_limit": answers[0].at_limit}
+            if row is not None:
+                write_prediction(file, row, columns if with_truncated else {})
+                file.flush()
             bar.update()
             bar.set_postfix_str(str(model.send.bill), refresh=False)
-        if not counts["rows"]:
-            raise DataError(f"{input_name(source)}: no rows")
+        _check_written(counts, source)
         share.write(file, output)
     print_text(str(model.send.bill), file=sys.stderr)
     report_counts(counts)
     return dict(counts)
+
+
+def _answers(
+    model: ApiModel, recipe: Recipe, encoders: Sequence[Encoder], questions: Sequence[Question]
+) -> list[ApiAnswer]:
+    """Return the answer to a row by each template, up to one that cannot be a target."""
+    answers = []
+    for encoder, question in zip(encoders, questions, strict=True):
+        answers.append(model.answer_question(encoder, question.prompt, question.choices, recipe))
+        if fault(answers[-1]):
+            break
+    return answers
+
+
+def _encoders(recipe: Recipe, templates: Sequence[str]) -> list[Encoder]:
+    """Return the encoder of a recipe, and those with other templates in the place of its own."""
+    names = [str(recipe.prompt.template), *templates]
+    return [_encoder(replace(recipe, prompt=replace(recipe.prompt, template=name))) for name in names]
+
+
+def _check_written(counts: Counter[str], source: str) -> None:
+    """Raise a DataError if no row is written."""
+    if not counts["rows"]:
+        raise DataError(f"{input_name(source)}: no rows")
+    if counts["left_out"] == counts["rows"]:
+        report_counts(counts)
+        raise DataError(f"{input_name(source)}: no answer can be a target. Lower --agreement, or change templates.")
 
 
 def _encoder(recipe: Recipe) -> Encoder:

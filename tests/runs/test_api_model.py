@@ -8,8 +8,10 @@ import pytest
 from helpers.api_server import api_server
 from helpers.models import forbid_model_loading
 
+from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.runs.api_answers import cache_file
+from prompt_tuning.runs.teacher import target_row
 
 pytest.importorskip("openai", reason="the package openai is not installed")
 
@@ -281,6 +283,71 @@ def test_predict_answers_rows_in_their_order(server, recipe_file, model_folders,
     (tmp_path / "new.jsonl").write_text(_row())
     assert main([*command[:-1], str(tmp_path / "new.jsonl"), "--output", str(tmp_path / "new.out")]) == 1
     assert "new.jsonl, line 1: http" in capsys.readouterr().err and not (tmp_path / "new.out").exists()
+
+
+def test_a_teacher_writes_training_rows_of_answers_that_two_prompts_agree_on(
+    server, recipe_file, model_folders, tmp_path, capsys
+):
+    recipe = recipe_file(
+        model_name_or_path="openai:big", tokenizer_name=model_folders["llama"], num_virtual_tokens=None
+    )
+    rows = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    unlabelled = [{name: value for name, value in row.items() if name != "answers"} for row in rows]
+    (tmp_path / "new.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in unlabelled))
+
+    def answer(body):
+        (number,) = (number for number, row in enumerate(rows) if row["context"] in body["prompt"])
+        if number == 1 and body["prompt"].startswith("Read"):
+            return {"text": "Atlantis"}
+        return {
+            0: {"text": ""},
+            2: {"finish_reason": "length"},
+            3: {"text": "", "finish_reason": "content_filter"},
+        }.get(number, {})
+
+    server.answer = answer
+    command = ["predict", "--recipe", str(recipe), "--base_url", server.url, "--input", str(tmp_path / "new.jsonl")]
+    command += ["--output", str(tmp_path / "taught.jsonl"), "--as_targets"]
+    (tmp_path / "other.yaml").write_text(
+        "source: 'Read: {{ context }} {{ question }}'\ntarget: '{{ answers.text[0] }}'\n"
+    )
+    assert main([*command, "--agree", str(tmp_path / "other.yaml")]) == 0
+    taught = [json.loads(line) for line in (tmp_path / "taught.jsonl").read_text().splitlines()]
+    assert taught == [row | {"answers": row["answers"]["text"]} for row in rows[4:]]
+    sent = len(server.requests)
+    assert sent == 9 + 1 + 6  # Once without stop texts. What the first template does not answer is not asked again.
+    printed = capsys.readouterr().err
+    assert "4 of 9 predictions are no target, and their rows are left out" in printed
+    assert "1 of 9 predictions is different from those of another template" in printed
+    assert "1 of 9 predictions is a refusal" in printed
+    assert main([*command, "--agree", str(tmp_path / "other.yaml"), "--agreement", "0"]) == 0
+    assert len((tmp_path / "taught.jsonl").read_text().splitlines()) == 6 and len(server.requests) == sent
+    assert main(["check", str(recipe_file()), "--train_file", str(tmp_path / "taught.jsonl")]) == 0
+    server.answer = lambda body: {"text": ""}
+    (tmp_path / "new.jsonl").write_text(json.dumps(unlabelled[0] | {"context": "New."}))
+    assert main(command) == 1 and "no answer can be a target" in capsys.readouterr().err
+    assert main([*command[:-1], "--agree", "x"]) == main(["predict", "--adapter", "x", "--as_targets"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "row", "expected"),
+    [
+        (
+            {"task": "translation", "source_lang": "fr", "target_lang": "en"},
+            {"translation": {"fr": "a", "en": "b"}},
+            {"translation": {"fr": "a", "en": "new"}},
+        ),
+        (
+            {"task": "translation", "source_lang": "fr", "target_lang": "en", "target_column": "english"},
+            {"fr": "a"},
+            {"fr": "a", "english": "new"},
+        ),
+        ({"task": "summarization", "summary_column": "short"}, {"short": "b"}, {"short": "new"}),
+        ({"task": "question_answering"}, {"answers": {"text": ["b"]}}, {"answers": ["new"]}),
+    ],
+)
+def test_a_target_is_written_to_the_column_that_the_recipe_reads(data, row, expected):
+    assert target_row(row, "new", DataArguments(**data)) == expected
 
 
 def test_compare_sets_a_model_behind_an_api_beside_one_that_is_loaded(
