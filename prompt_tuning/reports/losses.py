@@ -21,7 +21,7 @@ PREDICTION_LOSSES = {
     "at_limit": "are at the limit of new tokens (generation_max_length)",
     "within_character": "are cut within a character, U+FFFD at the end",
     "empty": "are empty",
-    "refused": "are refusals of the server or the model",
+    "refused": "are refused by the server or the model",
     "no_choice": "are none of the row's choices",
     "uncertain": "are the likeliest listed choice, and the server does not list all",
     "disagree": "are different from those of another template",

@@ -319,14 +319,14 @@ def test_a_teacher_writes_training_rows_of_answers_that_two_prompts_agree_on(
     printed = capsys.readouterr().err
     assert "4 of 9 predictions are no target, and their rows are left out" in printed
     assert "1 of 9 predictions is different from those of another template" in printed
-    assert "1 of 9 predictions is a refusal" in printed
+    assert "1 of 9 predictions is refused by the server" in printed
     assert main([*command, "--agree", str(tmp_path / "other.yaml"), "--agreement", "0"]) == 0
     assert len((tmp_path / "taught.jsonl").read_text().splitlines()) == 6 and len(server.requests) == sent
-    assert main(["check", str(recipe_file()), "--train_file", str(tmp_path / "taught.jsonl")]) == 0
     server.answer = lambda body: {"text": ""}
     (tmp_path / "new.jsonl").write_text(json.dumps(unlabelled[0] | {"context": "New."}))
     assert main(command) == 1 and "no answer can be a target" in capsys.readouterr().err
     assert main([*command[:-1], "--agree", "x"]) == main(["predict", "--adapter", "x", "--as_targets"]) == 2
+    assert main(["check", str(recipe_file()), "--train_file", str(tmp_path / "taught.jsonl")]) == 0
 
 
 @pytest.mark.parametrize(
