@@ -15,7 +15,7 @@ from packaging.version import Version
 import prompt_tuning
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-NOT_RUN_LOWEST = ("bitsandbytes", "torchao", "types-tabulate")
+NOT_RUN_LOWEST = ("bitsandbytes", "mkdocs-material", "mkdocstrings-python", "torchao", "types-tabulate")
 
 
 @pytest.mark.parametrize("name", prompt_tuning.__all__)
