@@ -53,13 +53,15 @@ def choose_templates(recipe: Recipe, names: Sequence[str] | None) -> tuple[list[
     Args:
         recipe: its own template is ranked if no names are given.
         names: as `load_templates` takes them. By default all templates that are shipped for the task, in English and
-            in the language of the rows, except those that are answered by choosing: to choose is easier than to write.
+            in the language of the rows, or those for conversations, except those that are answered by choosing: to
+            choose is easier than to write.
     """
     templates: dict[str, Template] = {}
     left_out: dict[str, str] = {}
     if not names:
         templates[str(recipe.prompt.template)] = Template.load(str(recipe.prompt.template))
-    for name in names or [str(recipe.data.task)]:
+    shipped = "conversation" if recipe.data.messages_column else str(recipe.data.task)
+    for name in names or [shipped]:
         readable, unreadable = load_templates(name)
         templates |= readable
         left_out |= unreadable

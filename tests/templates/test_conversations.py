@@ -10,6 +10,7 @@ from prompt_tuning.errors import PromptTuningError, TemplateError
 from prompt_tuning.recipe.drafts import read_pairs
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs.check import check
+from prompt_tuning.studies.rank_candidates import choose_templates
 from prompt_tuning.templates.template import Template
 
 CHAT = Template.load("conversation/messages")
@@ -114,3 +115,5 @@ def test_init_finds_conversations_and_the_recipe_trains_and_predicts(tmp_path, m
     uncut = {name: value for name, value in settings.items() if name not in ("validation_size", "test_size")}
     with pytest.raises(PromptTuningError, match=r"bad.jsonl, line 2: .* must be the assistant's"):
         check(load_recipe(uncut | files))
+    ranked, _ = choose_templates(load_recipe("recipe.yaml"), None)
+    assert ranked == ["conversation/messages", "conversation/plain"]
