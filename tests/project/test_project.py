@@ -71,3 +71,14 @@ def test_the_citation_is_of_this_version():
     assert citation["cff-version"] == "1.2.0" and citation["authors"] == [{"name": "The prompt_tuning authors"}]
     assert citation["version"] == prompt_tuning.__version__ and citation["license"] == PROJECT["license"]
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_the_forms_of_issues_are_whole_and_a_bug_shows_its_environment():
+    forms = [path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.stem != "config"]
+    assert len(forms) == 3
+    for path in forms:
+        form = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert {"name", "description", "body"} <= form.keys(), path
+        fields = [field for field in form["body"] if field["type"] != "markdown"]
+        assert fields and all(field["id"] and field["attributes"]["label"] for field in fields), path
+    assert "`prompt-tuning env`" in (ROOT / ".github" / "ISSUE_TEMPLATE" / "bug.yml").read_text(encoding="utf-8")
