@@ -1,18 +1,31 @@
-"""Evaluation by generation of 200 rows of mixed length: PEFT's batched generate against the engine's.
+"""Evaluation by generation: PEFT's or transformers' batched generate against the engine's.
 
-    python benchmarks/generation.py [ROWS [FILE]]
+    python benchmarks/generation.py [ROWS [CASE or FILE]]
 
-The rows are the quickstart's questions, with up to two other passages beside the right one. They can also be the first
-ROWS of a JSON Lines file with SQuAD's columns. PEFT's batches are 8 rows in the order of the data, Trainer's default.
-PEFT 0.21.2 with transformers 5.24 writes wrong text with a cache, so the rows that both are compared with have none.
+The rows are the quickstart's questions. In the case `mixed` up to two other passages are beside the right one, so that
+the rows differ in length. `passages` takes them as they are, four to a passage. `demonstrations` puts the same eight
+answered questions before each row, and has no soft prompt. The rows can also be the first ROWS of a JSON Lines file
+with SQuAD's columns. PEFT's batches are 8 rows in the order of the data, Trainer's default. PEFT 0.21.2 with
+transformers 5.24 writes wrong text with a cache, so an eighth of the rows is also written alone without one. Speeds
+are compared by CPU seconds, which other processes of the machine change less.
 """
 
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
-from common import base_model, describe_machine, mixed_rows, print_table, seconds, soft_prompt, tokenizer
+from common import (
+    base_model,
+    describe_machine,
+    mixed_rows,
+    print_table,
+    quickstart_rows,
+    seconds,
+    soft_prompt,
+    tokenizer,
+)
 from datasets import Dataset
 
 from prompt_tuning import Encoder, PromptTuningArguments, PromptTuningTrainer, Template, encode
@@ -20,7 +33,12 @@ from prompt_tuning.encoding.batching import pad_left, source_length
 from prompt_tuning.encoding.decoding import decode
 from prompt_tuning.support.files import read_json_lines
 
-NEW_TOKENS, LENGTH = 16, 20
+NEW_TOKENS, LENGTH, DEMONSTRATIONS = 16, 20, 8
+CASES = {
+    "mixed": mixed_rows,
+    "passages": lambda count: (quickstart_rows("test") + quickstart_rows("validation"))[:count],
+    "demonstrations": lambda count: quickstart_rows("test")[:count],
+}
 
 
 @torch.no_grad()
@@ -35,15 +53,34 @@ def generate_in_batches(model, sources: list[list[int]], words, *, use_cache: bo
     return texts
 
 
-def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    words = tokenizer()
+def encoded(examples: list[dict], words, demonstrations: bool) -> tuple[Dataset, str]:
+    """Return encoded rows and how long they are, behind demonstrations or not."""
     encoder = Encoder(Template.load("question_answering/instruction_last"), words, max_source_tokens=1024)
-    examples = read_json_lines(Path(sys.argv[2]))[:count] if len(sys.argv) > 2 else mixed_rows(count)
     rows, report = encode(Dataset.from_list(examples), encoder)
+    if not demonstrations:
+        return rows, str(report)
+    opening = []
+    for row in quickstart_rows("train")[::40][:DEMONSTRATIONS]:
+        opening += encoder.row(row)["input_ids"]
+    behind = []
+    for row in rows:
+        labels = [-100] * len(opening) + row["labels"]
+        behind.append(row | {"input_ids": opening + row["input_ids"], "labels": labels})
+    return Dataset.from_list(behind), f"{report}, behind {len(opening)} tokens of demonstrations"
+
+
+def measure(name: str, examples: list[dict]) -> None:
+    """Print the table of a case."""
+    words = tokenizer()
+    rows, report = encoded(examples, words, name == "demonstrations")
     sources = [ids[: source_length(labels)] for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True)]
-    plain = soft_prompt(base_model(), LENGTH, engine=False).eval()
-    ours = soft_prompt(base_model(), LENGTH, engine=True).eval()
+    first = "PEFT, batches of 8"
+    if name == "demonstrations":
+        first = "transformers, batches of 8"
+        plain, ours = base_model(), base_model()
+    else:
+        plain, ours = (soft_prompt(base_model(), LENGTH, engine=engine).eval() for engine in (False, True))
+    texts, times = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         trainer = PromptTuningTrainer(
             model=ours,
@@ -51,24 +88,37 @@ def main() -> None:
             processing_class=words,
             generation_kwargs={"max_new_tokens": NEW_TOKENS},
         )
-        texts = {}
         calls = {
-            "PEFT, batches of 8": lambda: texts.update(
-                {"PEFT, batches of 8": generate_in_batches(plain, sources, words)}
-            ),
+            first: lambda: texts.update({first: generate_in_batches(plain, sources, words)}),
             "engine": lambda: texts.update({"engine": trainer.predict_texts(rows)}),
         }
         # A first batch fills the caches of memory and of code.
         for model in (plain, ours):
             generate_in_batches(model, sources[:8], words)
-        times = {name: seconds(call) for name, call in calls.items()}
-    single_rows = [generate_in_batches(plain, [source], words, use_cache=False)[0] for source in sources[:25]]
-    print(f"{describe_machine()}; {report}; P={LENGTH}, {NEW_TOKENS} new tokens, greedy\n")
-    table = [("way", "seconds", "times the speed of PEFT", "of 25 rows as PEFT writes them alone")]
-    for name, duration in times.items():
-        same = sum(text == single for text, single in zip(texts[name], single_rows, strict=False))
-        table.append((name, f"{duration:.1f}", f"{times['PEFT, batches of 8'] / duration:.2f}", same))
+        for way, call in calls.items():
+            began = time.process_time()
+            times[way] = (seconds(call), time.process_time() - began)
+    alone = [
+        generate_in_batches(plain, [source], words, use_cache=False)[0] for source in sources[: len(sources) // 8]
+    ]
+    prompt = "no soft prompt" if name == "demonstrations" else f"P={LENGTH}"
+    print(f"**{name}**: {report}; {prompt}, {NEW_TOKENS} new tokens, greedy\n")
+    table = [("way", "seconds", "CPU seconds", "times the speed", f"of {len(alone)} rows as alone, without a cache")]
+    for way, (duration, used) in times.items():
+        same = sum(text == single for text, single in zip(texts[way], alone, strict=False))
+        table.append((way, f"{duration:.1f}", f"{used:.1f}", f"{times[first][1] / used:.2f}", same))
     print_table(*table)
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    chosen = sys.argv[2] if len(sys.argv) > 2 else ""
+    print(f"{describe_machine()}\n")
+    if chosen and chosen not in CASES:
+        measure(Path(chosen).name, read_json_lines(Path(chosen))[:count])
+    for name, make in CASES.items():
+        if chosen in ("", name):
+            measure(name, make(count))
 
 
 if __name__ == "__main__":

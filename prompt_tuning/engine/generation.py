@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -37,12 +36,10 @@ from transformers.generation.streamers import BaseStreamer
 from prompt_tuning.encoding.batching import unpadded
 from prompt_tuning.engine.calls import setting
 from prompt_tuning.engine.dispatch import get_base, has_prompt
-from prompt_tuning.engine.kv_cache import RoomyLayer, cache_of_rows, caches_of_rows, read_rows
-from prompt_tuning.engine.shared_keys import SharedKeys, reads_shared_keys, segments_worth_sharing
+from prompt_tuning.engine.kv_cache import RoomyLayer, caches_of_rows, read_rows
+from prompt_tuning.engine.shared_keys import SharedKeys, decoding_cache
 from prompt_tuning.engine.stop_texts import HalfFinished, StopTexts
 from prompt_tuning.engine.trained_tokens import TrainedTable
-
-logger = logging.getLogger(__name__)
 
 # Transformers makes these processors from settings too, unless one of the same class is passed. Placeholder ids do not
 # mislead them.
@@ -141,21 +138,11 @@ def generate_with_cache(
     # A row's first S tokens are hidden, then S columns that hold nothing else are left out.
     rest = attention_mask * (attention_mask.cumsum(1) > num_cached)
     copies = max(setting(base, kwargs, "num_beams", 1), setting(base, kwargs, "num_return_sequences", 1))
-    shared: SharedKeys | None = None
     # Nothing is saved by packing one row, and `generate` reads its last token together with the others.
     if packed and len(input_ids) * copies > 1:
         # `generate` reads the last token itself.
         rows = [row[:-1] for row in unpadded(input_ids, rest)]
-        read = read_rows(base, caches, prompt_index, rows)
-        segments = set()
-        if reads_shared_keys(base, copies) and not base.training:
-            segments = segments_worth_sharing(read)
-        if segments:
-            _log_shared_keys()
-            cache = shared = SharedKeys(read, segments)
-            mask = shared.mask
-        else:
-            cache, mask = cache_of_rows(read)
+        cache, mask = decoding_cache(base, read_rows(base, caches, prompt_index, rows), copies)
         mask = torch.cat([mask, rest[:, -1:]], 1)
     else:
         cache, mask = caches_of_rows(copy.deepcopy(caches), prompt_index)
@@ -172,14 +159,9 @@ def generate_with_cache(
     virtual = input_ids[:, -1:].expand(-1, mask.shape[1] - row_ids.shape[1])
     ids = torch.cat([virtual, row_ids], 1)
     reading = nullcontext() if table is None else table.reading(ids)
-    with reading, nullcontext() if shared is None else shared.decoding(base):
+    with reading, cache.decoding(base) if isinstance(cache, SharedKeys) else nullcontext():
         output = _generate_dropping_finished(base, ordinary(ids), mask, cache, **kwargs)
     return with_sources(output, input_ids, mask.shape[1])
-
-
-@functools.cache
-def _log_shared_keys() -> None:
-    logger.info("Keys and values that many rows of a batch share are read where they are, without copies.")
 
 
 def generate_from_embeddings(

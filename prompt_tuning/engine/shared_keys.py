@@ -7,6 +7,8 @@ rows behind a segment are queries of one call. The parts are added by their log-
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections import Counter
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -14,11 +16,13 @@ from itertools import accumulate, chain
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from prompt_tuning.engine.kv_cache import ReadRows, RoomyLayer, cache_of_rows, left_padded_mask
 from prompt_tuning.engine.row_layout import States
+
+logger = logging.getLogger(__name__)
 
 flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 - no public name
 WORTH_A_CALL = 1024  # A shared segment is one more call of attention, and has to save copies of so many keys.
@@ -42,6 +46,23 @@ def segments_worth_sharing(read: ReadRows) -> set[int]:
     lengths = read.tree.lengths
     counts = Counter(chain.from_iterable(read.paths()))
     return {segment for segment, rows in counts.items() if lengths[segment] * (rows - 1) >= WORTH_A_CALL}
+
+
+def decoding_cache(base: PreTrainedModel, read: ReadRows, copies: int) -> tuple[Cache, torch.Tensor]:
+    """Return the cache from which rows are written, and its mask `[B, longest]`; keys are shared where that pays."""
+    shared = set()
+    if reads_shared_keys(base, copies) and not base.training:
+        shared = segments_worth_sharing(read)
+    if not shared:
+        return cache_of_rows(read)
+    _log_choice()
+    cache = SharedKeys(read, shared)
+    return cache, cache.mask
+
+
+@functools.cache
+def _log_choice() -> None:
+    logger.info("Keys and values that many rows of a batch share are read where they are, without copies.")
 
 
 class SharedKeys(DynamicCache):

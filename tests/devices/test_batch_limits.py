@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from helpers.architectures import build
 from helpers.models import tiny_bart, tiny_t5
 from helpers.rows import question_rows
@@ -92,3 +93,18 @@ def test_a_trainer_fills_its_batches_by_them(on_gpu, free, tokenizer, tmp_path):
     assert max(sizes[0]) <= 128
     assert sizes[1] == [300]
     assert sum(sizes[0]) == 300
+
+
+def test_a_batch_counts_its_prompt_and_what_opens_every_row_once(tokenizer, tmp_path):
+    opening = list(range(5, 45))
+    rows = [{"input_ids": [*opening, number, 46, 47, 48], "labels": [-100] * 43 + [48]} for number in range(50, 70)]
+    model = soft("llama", tokenizer)
+    prompt = model.active_peft_config.num_virtual_tokens
+    most = prompt + len(opening) + 5 * (4 + 6)  # Six are new tokens.
+
+    def largest(**settings):
+        run = trainer(model, tokenizer, tmp_path, per_device_eval_batch_tokens=most, **settings)
+        return max(len(batch["input_ids"]) for batch in run.get_test_dataloader(Dataset.from_list(rows)))
+
+    assert largest() == 5
+    assert largest(bf16=True) == most // (prompt + 44 + 6) < 5
