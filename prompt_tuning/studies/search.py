@@ -7,6 +7,7 @@ trials are kept in a journal, so that a stopped search resumes.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +38,8 @@ from prompt_tuning.support.yaml_files import to_yaml
 
 if TYPE_CHECKING:
     from optuna import Study
+
+logger = logging.getLogger(__name__)
 
 JOURNAL = "optuna.jsonl"
 BEST = "best.yaml"
@@ -94,11 +97,20 @@ def _check_recipe(recipe: Recipe) -> None:
 
 
 def _import_optuna() -> Any:
+    """Return optuna, which then reports only the trials that failed, each in one line."""
     try:
         import optuna
     except ImportError:
         raise PromptTuningError("--backend optuna needs optuna. Run: pip install optuna") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for handler in logging.getLogger("optuna").handlers:
+        handler.addFilter(_without_traceback)
     return optuna
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True
 
 
 def _study_settings(folder: Path, recipe: Recipe, *, num_trials: int = 0) -> dict[str, Any]:
@@ -156,6 +168,8 @@ def _search(prepared: Prepared, ranges: Mapping[str, SettingRange], n_trials: in
     metric = _metric(recipe)
 
     def model_init(trial: Any = None) -> PreTrainedModel | PeftModel:
+        if trial is not None:
+            logger.info("== trial %s", trial.number)
         return add_trainable(sharing_weights(base), prepared)
 
     trainer = trainer_for(None, prepared, early_stopping(recipe), model_init)

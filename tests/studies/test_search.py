@@ -1,6 +1,7 @@
 """sweep --backend optuna: trials of Trainer's search, the recipe of the best one, and how a search resumes."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -65,6 +66,22 @@ def test_a_stopped_search_runs_only_the_trials_that_are_missing(command, tmp_pat
     assert main(command()) == 0 and len(steps) == 6
     assert main([*command(), "--seed", "9"]) == 2
     assert "holds a search with other settings or rows (seed). Name another --output_dir." in capsys.readouterr().err
+
+
+def test_a_trial_that_diverges_has_no_value_and_the_others_run(command, tmp_path, monkeypatch, capsys, caplog):
+    losses = []
+    compute_loss = PromptTuningTrainer.compute_loss
+
+    def diverge(self, model, *args, **kwargs):
+        losses.append(model.training)
+        return compute_loss(self, model, *args, **kwargs) * (float("nan") if len(losses) == 1 else 1)
+
+    monkeypatch.setattr(PromptTuningTrainer, "compute_loss", diverge)
+    assert main(command()) == 0
+    failed, complete = read(tmp_path / "search")["trials"]
+    assert (failed["state"], failed["value"], complete["state"]) == ("FAIL", None, "COMPLETE")
+    assert re.search(r"(?m)^0 +fail ", capsys.readouterr().out)
+    assert "TrainingError('step 1: the loss is nan" in caplog.text and "Traceback" not in caplog.text
 
 
 def test_two_processes_search_the_trials_of_one(command, tmp_path):
