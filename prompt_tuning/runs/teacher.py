@@ -65,8 +65,11 @@ def fault(answer: ApiAnswer) -> str | None:
 def lowest_score(texts: Sequence[str], recipe: Recipe) -> float:
     """Return the lowest score of any two texts against each other, by the task's main metric; 100 for one text."""
     score, metric = score_of(recipe), MAIN_METRIC[str(recipe.data.task)]
-    scores = [float(score([one], [[other]])[metric]) for one, other in combinations(texts, 2)]
-    return min(scores, default=EQUAL)
+    lowest = EQUAL
+    for one, other in combinations(texts, 2):
+        if one != other:  # BLEU gives equal texts of fewer than four tokens 0.
+            lowest = min(lowest, float(score([one], [[other]])[metric]))
+    return lowest
 
 
 def target_row(row: dict[str, Any], text: str, data: DataArguments) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from helpers.models import forbid_model_loading
 
 from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.cli.main import main
+from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs.api_answers import cache_file
-from prompt_tuning.runs.teacher import target_row
+from prompt_tuning.runs.teacher import lowest_score, target_row
 
 pytest.importorskip("openai", reason="the package openai is not installed")
 
@@ -348,6 +349,13 @@ def test_a_teacher_writes_training_rows_of_answers_that_two_prompts_agree_on(
 )
 def test_a_target_is_written_to_the_column_that_the_recipe_reads(data, row, expected):
     assert target_row(row, "new", DataArguments(**data)) == expected
+
+
+def test_equal_answers_agree_also_where_the_metric_is_0(recipe_file):
+    settings = dict(task="translation", source_lang="fr", target_lang="en", template="translation/plain")
+    recipe = load_recipe(recipe_file(**settings))
+    assert lowest_score(["Yes.", "Yes."], recipe) == lowest_score(["Yes."], recipe) == 100
+    assert lowest_score(["Yes.", "Yes.", "Never."], recipe) < 50
 
 
 def test_compare_sets_a_model_behind_an_api_beside_one_that_is_loaded(
