@@ -72,10 +72,13 @@ def turns_of(expression: str | None, values: dict[str, Any]) -> list[dict[str, s
     if expression is None:
         return []
     try:
-        turns = compiled_expression(expression)(values)
-        return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-    except (*JINJA_ERRORS, KeyError) as error:
+        turns = [{key: turn[key] for key in KEYS} for turn in compiled_expression(expression)(values)]
+    except JINJA_ERRORS as error:
         raise TemplateError(f"history: {error} in {expression!r}. Name a list of turns.") from None
+    for turn in turns:
+        if turn["role"] not in ROLES or not isinstance(turn["content"], str):
+            raise TemplateError(f"history: {expression!r} has a turn that is not a role and a text. Name others.")
+    return turns
 
 
 def _turn(number: int, turn: Any) -> dict[str, str]:

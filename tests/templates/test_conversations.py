@@ -87,6 +87,16 @@ def test_what_is_not_a_conversation_is_refused(messages, message):
         CHAT.render({"messages": messages})
 
 
+@pytest.mark.parametrize(
+    "history", ["5", "[5]", "[{}]", "[{'role': 'user', 'content': 5}]", "nothing", "messages[0:1]"]
+)
+def test_a_history_of_other_things_is_refused(history):
+    template = Template.from_dict({"source": "a", "target": "b", "history": history})
+    row = {"messages": [{"role": [], "content": "a"}], "nothing": None}
+    with pytest.raises(TemplateError, match="history: "):
+        template.render(row)
+
+
 def test_contents_of_text_parts_and_keys_without_a_value_are_read():
     parts = [{"type": "text", "text": "Where "}, {"type": "text", "text": "is Ada?"}]
     row = {"messages": [{"role": "user", "content": parts, "tool_calls": None}, *turns("Turin", "a")]}
