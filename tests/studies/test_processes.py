@@ -1,4 +1,4 @@
-"""rank, sweep and compare in two processes: each has a share of the work, and the tables are those of one process."""
+"""rank, evaluate, sweep and compare in two processes: each has a share, and the tables are those of one process."""
 
 import json
 
@@ -40,6 +40,15 @@ def test_a_ranking_under_fsdp_is_refused(recipe_file, monkeypatch, capsys):
     assert "rank does not run under FSDP. Launch it with recipes/accelerate/ddp.yaml." in capsys.readouterr().err
 
 
+def test_two_processes_evaluate_the_rows_as_one_does(recipe_file, tmp_path):
+    words = ["evaluate", str(recipe_file(num_virtual_tokens=None, method="none")), "--output_dir"]
+    assert main([*words, str(tmp_path / "one")]) == 0
+    in_two("prompt_tuning", *words, tmp_path / "two")
+    one, two = ((tmp_path / name / "predictions" / "test.jsonl").read_text() for name in ("one", "two"))
+    assert one == two
+    assert read_table(tmp_path / "one" / "results.json") == read_table(tmp_path / "two" / "results.json")
+
+
 @pytest.mark.parametrize(("command", "runs"), [("sweep", "soft"), ("compare", "soft hard")])
 def test_two_processes_write_the_table_of_one(command, runs, recipe_file, tmp_path):
     settings = dict(output_dir=None, num_virtual_tokens=None, per_device_train_batch_size=None)
@@ -55,9 +64,10 @@ def test_two_processes_write_the_table_of_one(command, runs, recipe_file, tmp_pa
 
 
 def read_table(file):
-    """Return a table without what a clock measured."""
+    """Return a table without what a clock measured, and without the number of processes."""
 
     def without_clock(facts):
-        return {name: value for name, value in facts.items() if "seconds" not in name and "memory" not in name}
+        ignored = ("seconds", "memory", "processes", "output_dir")
+        return {name: value for name, value in facts.items() if not any(word in name for word in ignored)}
 
     return json.loads(file.read_text(), object_hook=without_clock)
