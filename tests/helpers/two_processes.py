@@ -97,14 +97,16 @@ ZERO2 = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERAT
 
 
 class Watched(PromptTuningTrainer):
-    """Keep the tokens of the rows that a trainer trains on, and the numbers of rows that it scores."""
+    """Keep the tokens of the rows that a trainer trains on, the numbers of rows that it scores, and the last texts."""
 
     def __init__(self, *args, compute_metrics, **kwargs):
         self.trained_on = []
         self.scored = []
+        self.texts = []
 
         def score(predictions, references):
             self.scored.append(len(predictions))
+            self.texts = list(predictions)
             return compute_metrics(predictions, references)
 
         super().__init__(*args, compute_metrics=score, **kwargs)
@@ -165,10 +167,10 @@ def fit(folder, method, output, resume=None, **settings):
     """Train, evaluate, predict and save. Return what one process and several have in common."""
     run = trainer(folder, method, output, **settings)
     run.train(resume_from_checkpoint=resume)
-    texts = run.predict_texts(run.eval_dataset)
+    loss = run.evaluate()["eval_loss"]
     run.save_model(folder / output / "adapter", _internal_call=True)
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
-    return {"loss": run.evaluate()["eval_loss"], "losses": losses, "texts": texts, "scored": run.scored}
+    return {"loss": loss, "losses": losses, "texts": run.texts}
 
 
 def fit_all(folder, kind):
