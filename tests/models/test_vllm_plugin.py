@@ -10,7 +10,7 @@ from prompt_tuning.models.layered_config import LayeredLlamaConfig
 
 
 def test_the_entry_point_names_the_architecture_of_an_export_to_vllm(monkeypatch, tmp_path):
-    """Hold the names only: vLLM itself is no part of the tests' environment, and `make test-servers` runs it."""
+    """Hold the names only: vLLM is not in this environment. docs/how-to/serve.md has the commands that ran it."""
     registered = {}
     registry = SimpleNamespace(register_model=registered.__setitem__)
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(ModelRegistry=registry))

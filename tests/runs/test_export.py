@@ -47,6 +47,7 @@ def test_an_export_of_several_methods_writes_what_their_runs_write(make_run, tmp
     runs = [make_run("qa"), make_run("p", method="p_tuning"), f"copied={cpt}"]
     assert export(runs, tmp_path, "--check", *[make_run.rows] * 3) == 0
     assert caplog.text.count("9 of 9 rows") == 3
+    assert re.search(r"the folder takes \d+\.\d MB: \d+ tokens .* the untied head \d+\.\d MB", caplog.text)
     prompts = json.loads((tmp_path / "out/prompts.json").read_text())
     assert list(prompts["tasks"]) == ["qa", "p", "copied"]
     ids = [id for task in prompts["tasks"].values() for id in task["ids"]]
