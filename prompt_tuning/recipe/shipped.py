@@ -77,11 +77,11 @@ def copy_recipe(name: str, folder: str = FOLDER) -> dict[str, bool]:
 
 
 def _needed_files(recipe: Path) -> list[Path]:
-    """Return a recipe and the files that its settings name. Rows come with the README.md that says their licence."""
+    """Return a recipe and the files that its settings name. Rows come with the page beside them, for their licence."""
     files = [recipe]
     for file in files:  # It grows: a named recipe names its template.
         if file.suffix == ".jsonl":
-            named = [file.with_name("README.md")]
+            named = sorted(file.parent.glob("*.md"))
         else:
             settings = re.sub(r"(?m)^#.*", "", file.read_text(encoding="utf-8"))
             paths = re.findall(_MENTIONED.pattern + r"([\w./-]+\w)", settings)
