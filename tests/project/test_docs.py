@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from collections import Counter
 
 import pytest
 import yaml
@@ -68,6 +69,15 @@ def test_the_menu_of_the_site_has_every_page():
     listed = re.findall(r"[\w./-]+\.md", json.dumps(SITE["nav"]))
     pages = {str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md")}
     assert sorted(listed) == sorted(pages | MADE_BY_THE_SITE)
+
+
+def test_no_sentence_is_in_two_places():
+    counts = Counter()
+    for page in WITH_BLOCKS:
+        prose = re.sub(r"(?ms)^```.*?^```$|^\|.*?$", "", page.read_text(encoding="utf-8"))
+        sentences = [" ".join(text.split()) for text in re.split(r"(?<=[.:])\s|\n\n", prose)]
+        counts.update(sentence for sentence in sentences if sentence.count(" ") >= 9)
+    assert len(counts) > 500 and [sentence for sentence, count in counts.items() if count > 1] == []
 
 
 def test_every_question_is_two_clicks_from_the_start():
