@@ -25,7 +25,7 @@ from helpers.models import tiny_llama, tiny_tokenizer
 from helpers.rows import question_rows, write_jsonl
 
 HOSTS = {"pt-host-0": "10.231.77.1", "pt-host-1": "10.231.77.2"}
-TIMEOUT = int(sys.argv[1]) if sys.argv[1:] else 15  # It is ddp_timeout, in seconds.
+TIMEOUT = int(sys.argv[1]) if __name__ == "__main__" and sys.argv[1:] else 15  # It is ddp_timeout, in seconds.
 STEPS, SAVED = 240, 60
 RECIPE = f"""\
 model_name_or_path: tiny
