@@ -49,12 +49,13 @@ def test_two_processes_evaluate_the_rows_as_one_does(recipe_file, tmp_path):
     assert read_table(tmp_path / "one" / "results.json") == read_table(tmp_path / "two" / "results.json")
 
 
-@pytest.mark.parametrize(("command", "runs"), [("sweep", "soft"), ("compare", "soft hard")])
+@pytest.mark.parametrize(("command", "runs"), [("sweep", "soft"), ("compare", "hard other")])
 def test_two_processes_write_the_table_of_one(command, runs, recipe_file, tmp_path):
     settings = dict(output_dir=None, num_virtual_tokens=None, per_device_train_batch_size=None)
     recipe = recipe_file(max_steps=2, save_strategy="no", **settings)
     source = tmp_path / "runs.yaml"
     settings = {"soft": {"num_virtual_tokens": 6}, "hard": {"method": "none"}}
+    settings["other"] = settings["hard"] | {"generation_max_length": 6}
     source.write_text(json.dumps({"recipe": str(recipe), "runs": {name: settings[name] for name in runs.split()}}))
     words = [command, str(source), "--per_device_train_batch_size"]
     assert main([*words, "4", "--output_dir", str(tmp_path / "one")]) == 0
