@@ -30,14 +30,14 @@ MAX_STEPS = 40
 # Any data frame will do, with columns of any name. This one has 24 questions about 8 pages.
 
 # %%
-frame = pd.read_csv("docs/own/questions.csv")
+frame = pd.read_csv("docs/how-to/own/questions.csv")
 frame.head()
 
 # %% [markdown]
 # ## The recipe
 #
-# A recipe is a dict. `prompt-tuning init docs/own/questions.csv` proposes such settings, with the reason of each. Rows
-# of one page stay on one side when test rows are cut from the others, so that no answer leaks.
+# A recipe is a dict. `prompt-tuning init docs/how-to/own/questions.csv` proposes such settings with reasons.
+# Rows of one page stay on one side when test rows are cut from the others, so that no answer leaks.
 
 # %%
 recipe = {
