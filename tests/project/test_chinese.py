@@ -42,7 +42,6 @@ def test_the_recipe_trains_and_is_scored_as_chinese(model_folders, tmp_path, mon
         "--max_target_tokens=48",
         "--init=vocab",
         "--num_virtual_tokens=4",
-        "--group_shared=1",
         "--max_predict_samples=4",
         "--max_train_samples=8",
         "--use_cpu=true",
