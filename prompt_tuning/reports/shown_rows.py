@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
+
+from wcwidth import clip, wrap
+from wcwidth import width as cells
 
 from prompt_tuning.metrics.loading import LOWER_IS_BETTER
 from prompt_tuning.reports.run_files import systems_in
@@ -91,19 +93,17 @@ def _sign(metric: str) -> int:
 
 def _text(row: Row, label: str) -> str:
     heading = f"row {row['row']}" + (f", {label}" if label else "")
-    source = textwrap.fill(
-        " ".join(row["source"].split()), prose_width(), initial_indent=INDENT, subsequent_indent=INDENT
-    )
+    source = wrap(" ".join(row["source"].split()), prose_width(), initial_indent=INDENT, subsequent_indent=INDENT)
     references = " / ".join(dict.fromkeys(row["references"]))
-    lines = [heading, source, f"  {'expected':{LABEL_WIDTH}}{references}"]
+    lines = [heading, *source, f"  {'expected':{LABEL_WIDTH}}{references}"]
     for name, system in systems_in(row).items():
         lines.append(f"  {system:{LABEL_WIDTH}}{shortened_line(row[name])}")
     return "\n".join(lines)
 
 
 def shortened_line(text: str) -> str:
-    """Return a text on one line of at most ANSWER_WIDTH characters."""
+    """Return a text on one line of at most ANSWER_WIDTH cells of a terminal."""
     text = " ".join(text.split())
-    if len(text) > ANSWER_WIDTH:
-        text = f"{text[: ANSWER_WIDTH - 4].rstrip()} ..."
+    if cells(text) > ANSWER_WIDTH:
+        text = f"{clip(text, 0, ANSWER_WIDTH - 4).rstrip()} ..."
     return text or "(nothing)"

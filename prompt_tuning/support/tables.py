@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
 from tabulate import tabulate
+from wcwidth import ljust, rjust, wrap
+from wcwidth import width as cells
 
 from prompt_tuning.support.text import one_line
 
-MOST_PROSE = 110  # characters of a line of prose
-LONGEST_WORD = 36  # characters of a word that a narrow column keeps whole
-LEAST_PROSE = 16  # characters of the last column, which is often prose, whatever its words
+# Widths are cells of a terminal, of which a Chinese character takes two.
+MOST_PROSE = 110  # cells of a line of prose
+LONGEST_WORD = 36  # cells of a word that a narrow column keeps whole
+LEAST_PROSE = 16  # cells of the last column, which is often prose, whatever its words
 GAP = "  "
 
 
@@ -43,7 +45,7 @@ def text_table(
         head: the first row.
         rows: the other rows.
         align: "left" or "right" for every column. Default: left.
-        width: the most characters of a line. Default: those of the terminal; without a terminal there is no limit.
+        width: the most cells of a line. Default: those of the terminal; without a terminal there is no limit.
 
     >>> print(text_table(("", "F1"), [("hard prompt", "1.5"), ("soft prompt", "12.0")], align=("left", "right")))
                    F1
@@ -67,8 +69,8 @@ def text_table(
     if widths is None:
         return _blocks(lines, width)
     text = []
-    for cells in lines:
-        wrapped = map(_wrapped, cells, widths)
+    for row in lines:
+        wrapped = map(_wrapped, row, widths)
         for parts in zip_longest(*wrapped, fillvalue=""):
             text.append(GAP.join(map(_padded, parts, widths, align or ["left"] * len(widths))).rstrip())
     return "\n".join(text)
@@ -76,34 +78,34 @@ def text_table(
 
 def _wrapped(cell: str, width: int) -> list[str]:
     # A cell that fits keeps its spaces.
-    return [cell] if len(cell) <= width else textwrap.wrap(cell, width)
+    return [cell] if cells(cell) <= width else wrap(cell, width)
 
 
 def _padded(part: str, width: int, side: str) -> str:
-    return part.rjust(width) if side == "right" else part.ljust(width)
+    return rjust(part, width) if side == "right" else ljust(part, width)
 
 
 def terminal_width() -> int | None:
-    """Return the characters of a line of the terminal that standard output is; None if it is not one."""
+    """Return the cells of a line of the terminal that standard output is; None if it is not one."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def prose_width() -> int:
-    """Return the characters of a line of prose: at most MOST_PROSE, and those of the terminal."""
+    """Return the cells of a line of prose: at most MOST_PROSE, and those of the terminal."""
     return min(terminal_width() or MOST_PROSE, MOST_PROSE)
 
 
 def _fitting_widths(lines: Sequence[Sequence[str]], width: int | None) -> list[int] | None:
     """Return a width for each column so that the table fits; None if it cannot."""
     columns = list(zip(*lines, strict=True))
-    widths = [max(map(len, column)) for column in columns]
+    widths = [max(map(cells, column)) for column in columns]
     free = None if width is None else width - len(GAP) * (len(columns) - 1)
     if free is None or sum(widths) <= free:
         return widths
     least = []
     for column in columns:
         words = " ".join(column).split() or [""]
-        least.append(min(max(map(len, words)), LONGEST_WORD))
+        least.append(min(max(map(cells, words)), LONGEST_WORD))
     least[-1] = min(least[-1], LEAST_PROSE)
     if sum(least) > free:
         return None
@@ -122,7 +124,7 @@ def _blocks(lines: Sequence[Sequence[str]], width: int | None) -> str:
         for name, cell in zip(head[1:], others, strict=True):
             if cell:
                 text = f"{name}: {cell}" if name else cell
-                blocks.append(textwrap.fill(text, width or MOST_PROSE, initial_indent="  ", subsequent_indent="    "))
+                blocks += wrap(text, width or MOST_PROSE, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(blocks)
 
 
