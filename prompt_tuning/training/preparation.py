@@ -107,8 +107,6 @@ def set_up_devices(args: Seq2SeqTrainingArguments) -> None:
 def check_model(model: PreTrainedModel | PeftModel, args: Seq2SeqTrainingArguments) -> None:
     """Raise a PromptTuningError for a model that rows are not exact in, or that an argument has no meaning for."""
     check_one_device(get_base(model))
-    if getattr(args, "group_shared", 1) > 1:
-        _check_shared_text(model, args)
     if not has_prompt(model):
         return
     if not (model.config.is_encoder_decoder or isinstance(model, SharedPrefixModel)):
@@ -125,8 +123,10 @@ def check_model(model: PreTrainedModel | PeftModel, args: Seq2SeqTrainingArgumen
         )
 
 
-def _check_shared_text(model: PreTrainedModel | PeftModel, args: Seq2SeqTrainingArguments) -> None:
-    """Raise a RecipeError for a model or an order of the rows with which no text of a batch would be shared."""
+def check_shared_text(model: PreTrainedModel | PeftModel, args: Seq2SeqTrainingArguments) -> None:
+    """Raise a RecipeError if `group_shared` has no effect on the training of a model, or with its order of rows."""
+    if getattr(args, "group_shared", 1) == 1:
+        return
     reason = ""
     if args.train_sampling_strategy != "group_by_length":
         reason = f"train_sampling_strategy is {args.train_sampling_strategy}, not group_by_length"

@@ -47,7 +47,13 @@ from prompt_tuning.training.distributed import full_state_dict, keep_losses_in_f
 from prompt_tuning.training.evaluation import EvaluatingTrainer, trains_several_tasks
 from prompt_tuning.training.losses import aligned_outputs, distillation_loss, teacher_logits
 from prompt_tuning.training.optimizer import separate_layer_vectors
-from prompt_tuning.training.preparation import check_arguments, check_model, prepare_model, set_up_devices
+from prompt_tuning.training.preparation import (
+    check_arguments,
+    check_model,
+    check_shared_text,
+    prepare_model,
+    set_up_devices,
+)
 from prompt_tuning.training.sampling import epoch_sampler
 from prompt_tuning.training.whole_checkpoints import check_whole, newest_whole_checkpoint
 
@@ -185,8 +191,9 @@ class PromptTuningTrainer(EvaluatingTrainer):
 
         Raises:
             TrainingError: a loss or gradient is not finite. Stopped: a signal came, and a checkpoint is saved.
-            RecipeError: the checkpoint lacks a state, or these settings do not fit it.
+            RecipeError: the checkpoint lacks a state, or these settings do not fit it or the model.
         """
+        check_shared_text(self.model, self.args)
         needs = {"needs_best": self.args.load_best_model_at_end, "needs_scaler": self.args.fp16}
         checkpoint = None
         if resume_from_checkpoint is True:

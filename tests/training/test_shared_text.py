@@ -174,4 +174,8 @@ def test_a_model_or_an_order_without_shared_text_is_refused(name, settings, reas
     if name == "eager":
         model.base_model.set_attn_implementation("eager")
     with pytest.raises(RecipeError, match=f"group_shared: rows of a batch share no text here .*({reason})"):
-        trainer(model, tokenizer, tmp_path, group_shared=2, **settings)
+        trainer(model, tokenizer, tmp_path, group_shared=2, **settings).train()
+
+
+def test_a_model_that_is_only_evaluated_may_share_no_text(tokenizer, tmp_path):
+    assert "eval_loss" in trainer(tiny_llama(len(tokenizer)), tokenizer, tmp_path, group_shared=2).evaluate()
