@@ -39,19 +39,16 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Write the card, and print its path."""
-    from prompt_tuning.reports.run_files import read_trained
+    from prompt_tuning.reports.run_files import read_card_facts, read_trained
 
-    if args.source.suffix == ".json":
-        args.source.stat()
-    else:
-        read_trained(args.source)  # A folder of no run is reported before torch is imported.
+    if args.source.suffix == ".json" and args.example:
+        raise DataError(
+            f"{args.source}: --example needs the trained model, and this file holds only facts. Name the run's folder."
+        )
+    # What is no run or no facts is reported before torch is imported.
+    read_card_facts(args.source) if args.source.suffix == ".json" else read_trained(args.source)
     example = None
     if args.example:
-        if args.source.suffix == ".json":
-            raise DataError(
-                f"{args.source}: --example needs the trained model, and this file holds only facts. "
-                "Name the run's folder."
-            )
         example = user_example(args.source, args.example, trust_remote_code=args.trust_remote_code)
     from prompt_tuning.reports.model_card import write_card
 

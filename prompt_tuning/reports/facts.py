@@ -20,14 +20,12 @@ from prompt_tuning.engine.trained_config import SAVED_TYPE, TrainedTokensConfig
 from prompt_tuning.errors import DataError
 from prompt_tuning.hub.upload import public, public_name
 from prompt_tuning.reports.run_files import (
-    check_log_history,
-    check_results,
     read_log_history,
     read_predictions,
     read_settings,
     read_trained,
 )
-from prompt_tuning.reports.run_types import CardFacts, CardResults, CardSettings
+from prompt_tuning.reports.run_types import CardSettings
 from prompt_tuning.support.files import read_json
 from prompt_tuning.support.json_types import Place, check_value
 from prompt_tuning.support.run_folder import RunFolder
@@ -40,9 +38,6 @@ HYPERPARAMETERS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "per_device_train_batch_size",
     "gradient_accumulation_steps", "num_train_epochs", "max_steps", "bf16", "fp16",
 )  # fmt: skip
-
-
-CARD_ADVICE = "Name a file that `prompt-tuning card RUN --output FILE.json` wrote."
 
 
 def origin_facts(model_name_or_path: str, dataset_name: str | None, rows: Dataset) -> dict[str, str]:
@@ -173,24 +168,6 @@ def card_facts(folder: Path, own_example: dict[str, Any] | None = None) -> dict[
     for name in ("columns", "scores"):
         row.pop(name, None)
     return facts | {"example": row}
-
-
-def read_card_facts(file: Path) -> dict[str, Any]:
-    """Return the facts of a card from a JSON file.
-
-    Raises:
-        DataError: the file holds anything else.
-    """
-    if not file.is_file():
-        raise DataError(f"{file}: no such file, expected the facts of a card. {CARD_ADVICE}")
-    facts = read_json(file)
-    place = Place(str(file), advice=CARD_ADVICE)
-    check_value(facts, CardFacts, place)
-    check_results(facts["results"], place.within("results"))
-    check_value(facts["results"], CardResults, place.within("results"))
-    check_value(facts["settings"], CardSettings, place.within("settings"))
-    check_log_history(facts.get("log_history", []), place.within("log_history"))
-    return facts
 
 
 def _plain_loader(run: RunFolder) -> str | None:

@@ -33,9 +33,9 @@ from prompt_tuning.reports.card_tables import (
     steps_table,
     steps_with_saved,
 )
-from prompt_tuning.reports.facts import card_facts, read_card_facts, trainer_facts
+from prompt_tuning.reports.facts import card_facts, trainer_facts
 from prompt_tuning.reports.markdown import LINE_END, fence, inline_code, plain_words
-from prompt_tuning.reports.run_files import read_results, systems_in
+from prompt_tuning.reports.run_files import read_card_facts, read_results, systems_in
 from prompt_tuning.reports.summary import (
     answers_text,
     decoding_text,

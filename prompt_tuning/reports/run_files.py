@@ -14,7 +14,9 @@ from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import DataError
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.reports.run_types import (
+    CardFacts,
     CardResults,
+    CardSettings,
     ConstantAnswer,
     EnsembleAdapter,
     EvaluationFacts,
@@ -36,6 +38,8 @@ from prompt_tuning.support.yaml_files import read_yaml
 ROWS = [METHODS["none"], *METHODS.values()]
 NAMES = {row.results_key: row.label for row in ROWS} | {"ensemble": "prompts together"}
 """The keys of results.json, and of a row of predictions, that belong to a system, with their labels."""
+
+CARD_ADVICE = "Name a file that `prompt-tuning card RUN --output FILE.json` wrote."
 
 NOT_NUMBERS = ("changed_settings",)
 """The entries of log_history.json that are not numbers."""
@@ -130,6 +134,24 @@ def read_trained(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder}: nothing was trained there. Name the folder of a finished train.")
     check_value(results, CardResults, Place(str(RunFolder(folder).results)))
     return results
+
+
+def read_card_facts(file: Path) -> dict[str, Any]:
+    """Return the facts of a card from a JSON file.
+
+    Raises:
+        DataError: the file holds anything else.
+    """
+    if not file.is_file():
+        raise DataError(f"{file}: no such file, expected the facts of a card. {CARD_ADVICE}")
+    facts = read_json(file)
+    place = Place(str(file), advice=CARD_ADVICE)
+    check_value(facts, CardFacts, place)
+    check_results(facts["results"], place.within("results"))
+    check_value(facts["results"], CardResults, place.within("results"))
+    check_value(facts["settings"], CardSettings, place.within("settings"))
+    check_log_history(facts.get("log_history", []), place.within("log_history"))
+    return facts
 
 
 def read_predictions(run: RunFolder, results: Mapping[str, Any]) -> list[dict[str, Any]]:
