@@ -16,7 +16,6 @@ once are paid twice, and there must be none. The exit code is 1 if a text differ
 
 import argparse
 import os
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -29,10 +28,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest import mock
-from urllib.error import URLError
-from urllib.request import urlopen
 
 from common import MODEL, ROOT, describe_machine, print_table
+from servers import free_port, wait_for_answer
 
 from prompt_tuning import evaluate
 from prompt_tuning.data.rows import open_rows
@@ -43,7 +41,6 @@ from prompt_tuning.runs.api_client import Body, Reply, Send
 from prompt_tuning.support.files import write_json_lines
 
 AT_ONCE = 32
-START_SECONDS = 1200
 MOST_TRIES = 5
 TASKS = {
     "question_answering": {"template": "question_answering/instruction_last", "max_target_tokens": 12},
@@ -78,9 +75,7 @@ class Server:
 
     def __init__(self, kind: str, args: argparse.Namespace, log: Path) -> None:
         """Choose a port and start the server."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.log = log
         if kind == "transformers":
             self.name = str(MODEL)
@@ -101,26 +96,16 @@ class Server:
         """Start it, and wait until it answers."""
         with self.log.open("a") as output:
             self.process = subprocess.Popen(self.command, stdout=output, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + START_SECONDS
-        while not answers(f"{self.url}/models"):
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError(f"does not start:\n{self.log.read_text(errors='replace')[-3000:]}")
-            time.sleep(1)
+        try:
+            wait_for_answer(f"{self.url}/models", self.process, self.log)
+        except RuntimeError:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """Kill it without a warning."""
         self.process.kill()
         self.process.wait()
-
-
-def answers(url: str) -> bool:
-    """Return whether a server answers."""
-    try:
-        with urlopen(url, timeout=10):
-            return True
-    except (URLError, OSError):
-        return False
 
 
 def kept_answers() -> int:

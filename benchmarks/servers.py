@@ -98,9 +98,7 @@ def command(server: str, folder: Path, port: int) -> list[str]:
 @contextmanager
 def started(server: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     """Start a server and yield its URL and its process; end it with all that it started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = folder.parent / f"{server}.log"
     variables = {
         "HF_HUB_OFFLINE": "1",
@@ -114,11 +112,7 @@ def started(server: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + START_SECONDS
-        while not answers(f"{url}/v1/models"):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"does not start:\n{log.read_text(errors='replace')[-3000:]}")
-            time.sleep(1)
+        wait_for_answer(f"{url}/v1/models", process, log)
         yield url, process
     finally:
         if process.poll() is None:
@@ -127,6 +121,22 @@ def started(server: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
                 member.terminate()
             for member in psutil.wait_procs(family, timeout=20)[1]:
                 member.kill()
+
+
+def free_port() -> int:
+    """Return a port of this machine that is free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def wait_for_answer(url: str, process: subprocess.Popen | psutil.Popen, log: Path) -> None:
+    """Wait until a server answers; raise a RuntimeError with the end of its log if it ends or takes too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while not answers(url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"does not start:\n{log.read_text(errors='replace')[-3000:]}")
+        time.sleep(1)
 
 
 def answers(url: str) -> bool:
