@@ -27,12 +27,9 @@ WITHOUT_TOOLS = "Tool calls are not supported. Leave such rows out."
 
 def is_conversation(value: Any) -> bool:
     """Return True if a value is a list of turns, whatever their roles are."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(turn, Mapping) for turn in value)
-        and (all({*KEYS} <= turn.keys() for turn in value))
-    )
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(turn, Mapping) and {*KEYS} <= turn.keys() for turn in value)
 
 
 def as_conversation(value: Any) -> Any:
