@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from prompt_tuning.encoding.decoding import cut_at_stop
 from prompt_tuning.errors import ModelError, first_line
+from prompt_tuning.support.json_types import LARGEST
+from prompt_tuning.support.json_values import MAX_BYTES
 
 TRIES = 8
 """How often a request is sent that a server does not answer; the client waits longer before every try."""
@@ -21,6 +23,9 @@ TRIES = 8
 KEY_VARIABLE = "OPENAI_API_KEY"
 SHORTEST_KEY = 6
 """The characters of a key from which a text of the server that has them quotes the key."""
+
+MAX_REASON = 300
+"""The characters of a server's own words that a message has."""
 
 NOT_OF_OPENAI = ("ignore_eos", "prompt_embeds")
 """What requests to other servers may have that the client of openai takes only as `extra_body`."""
@@ -74,6 +79,7 @@ def openai_client(url: str, key_variable: str | None = None) -> Send:
         ModelError: the package openai is not installed, or the named variable is not set.
     """
     try:
+        import httpx
         import openai
     except ImportError:
         raise ModelError(
@@ -87,22 +93,23 @@ def openai_client(url: str, key_variable: str | None = None) -> Send:
     client = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=TRIES - 1, default_headers=once)
 
     def hidden(error: Exception) -> str:
-        return without_key(first_line(error), key)
+        return without_key(first_line(error), key)[:MAX_REASON]
 
     def send(body: Body) -> Reply:
-        create = client.chat.completions.create if "messages" in body else client.completions.create
+        endpoint = client.chat.completions if "messages" in body else client.completions
         try:
-            return read_reply(create(**_arguments(body)).model_dump(), url, key)
+            with endpoint.with_streaming_response.create(**_arguments(body)) as response:
+                return read_reply(_read_json(response.iter_bytes()), url, key)
         except openai.APIStatusError as error:
             if error.code == "content_filter":
                 return Reply("", "content_filter", refused=True)
-            status, reason = error.status_code, without_key(first_line(error.message), key)
-            raise ModelError(f"{url}: it answers {status}: {reason}. {_advice(status)}") from None
-        except openai.APIConnectionError as error:
+            status = error.status_code
+            raise ModelError(f"{url}: it answers {status}: {hidden(error)}. {_advice(status)}") from None
+        except (openai.APIConnectionError, httpx.HTTPError) as error:
             raise ModelError(
                 f"{url}: no answer ({hidden(error)}). Start the server, and run the same command again to resume."
             ) from None
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, ValueError, RecursionError) as error:
             raise ModelError(f"{url}: its answer cannot be read ({hidden(error)}). Check the address.") from None
 
     return send
@@ -130,11 +137,21 @@ def _advice(status: int) -> str:
     return "Run the same command again to resume."
 
 
-def read_reply(answer: Mapping[str, Any], url: str, key: str = "") -> Reply:
+def _read_json(chunks: Iterable[bytes]) -> Any:
+    """Return the value of an answer, of which no more than MAX_BYTES are read; raise a ValueError if it has none."""
+    content = bytearray()
+    for chunk in chunks:
+        content += chunk
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"larger than {MAX_BYTES:,} bytes")
+    return json.loads(content)
+
+
+def read_reply(answer: Any, url: str, key: str = "") -> Reply:
     """Return the first choice of an answer of /completions or /chat/completions.
 
     Args:
-        answer: the answer's JSON, which servers fill in different ways.
+        answer: the answer's JSON, which servers fill in different ways. A part of another type counts as missing.
         url: the server's address, for messages.
         key: the key, which no text of the result has.
 
@@ -149,38 +166,45 @@ def read_reply(answer: Mapping[str, Any], url: str, key: str = "") -> Reply:
         return without_key(value, key).encode("utf-8", "replace").decode()
 
     def count_of(name: str) -> int | None:
-        value = (answer.get("usage") or {}).get(name)
-        return value if isinstance(value, int) else None
+        value = _part(_part(answer, "usage"), name)
+        return value if type(value) is int and 0 <= value <= LARGEST else None
 
-    choices = answer.get("choices")
-    if not choices:
+    choice = _part(_part(answer, "choices"), 0)
+    if not isinstance(choice, dict):
         raise ModelError(f"{url}: its answer has no choices. Check the address, which ends in /v1 at most servers.")
-    message = choices[0].get("message") or choices[0]
-    reason = text_of(choices[0].get("finish_reason"))
+    message = choice.get("message") or choice
+    reason = text_of(choice.get("finish_reason"))
+    tokens = [] if "message" in choice else _listed_tokens(choice.get("logprobs"))
+    content = _part(message, "content")
     return Reply(
-        text=text_of(message.get("content") if "content" in message else message.get("text")),
+        text=text_of(_part(message, "text") if content is None else content),
         finish_reason=reason,
-        refused=bool(message.get("refusal")) or reason == "content_filter",
+        refused=bool(_part(message, "refusal")) or reason == "content_filter",
         input_tokens=count_of("prompt_tokens"),
         output_tokens=count_of("completion_tokens"),
-        model=text_of(answer.get("model")),
-        fingerprint=text_of(answer.get("system_fingerprint")),
-        listed={} if "message" in choices[0] else _listed_tokens(choices[0].get("logprobs") or {}),
+        model=text_of(_part(answer, "model")),
+        fingerprint=text_of(_part(answer, "system_fingerprint")),
+        listed={text_of(token): value for token, value in tokens},
     )
 
 
-def _listed_tokens(logprobs: Mapping[str, Any]) -> dict[str, float]:
-    """Return the log-probabilities of the first tokens, in the form of OpenAI or of llama.cpp's server."""
-    listed: Any = {}
-    if logprobs.get("top_logprobs"):
-        listed = logprobs["top_logprobs"][0]
-    elif logprobs.get("content"):
-        listed = {entry["token"]: entry["logprob"] for entry in logprobs["content"][0].get("top_logprobs", [])}
-    tokens = {}
-    for token, value in listed.items():
-        if isinstance(value, int | float) and math.isfinite(value):
-            tokens[str(token).encode("utf-8", "replace").decode()] = float(value)
-    return tokens
+def _part(value: Any, key: str | int) -> Any:
+    """Return an entry of an object or a list of a server's answer; None if there is no such entry."""
+    if isinstance(value, dict):
+        return value.get(key)
+    return value[0] if isinstance(value, list) and value and key == 0 else None
+
+
+def _listed_tokens(logprobs: Any) -> list[tuple[Any, float]]:
+    """Return the first tokens with their log-probabilities, in the form of OpenAI or of llama.cpp's server."""
+    listed = _part(_part(logprobs, "top_logprobs"), 0)
+    if isinstance(listed, dict):
+        pairs = list(listed.items())
+    else:
+        entries = _part(_part(_part(logprobs, "content"), 0), "top_logprobs")
+        entries = entries if isinstance(entries, list) else []
+        pairs = [(_part(entry, "token"), _part(entry, "logprob")) for entry in entries]
+    return [(token, float(value)) for token, value in pairs if type(value) in (int, float) and abs(value) <= LARGEST]
 
 
 def ask(send: Send, body: Body, stop: Sequence[str]) -> tuple[Reply, str, bool]:

@@ -16,6 +16,7 @@ class Server(ThreadingHTTPServer):
         requests: the path, the Authorization header and the body of every request.
         busy: the number of requests that are still refused with `status`.
         answer: a function from a body to the parts of a choice that differ from an ordinary answer.
+        content: what every request is answered with, instead of an answer.
         most_at_once: the most requests that were handled at the same time.
     """
 
@@ -26,6 +27,7 @@ class Server(ThreadingHTTPServer):
         self.requests, self.busy, self.status, self.most_at_once, self.at_once = [], 0, 503, 0, 0
         self.error = {"message": "busy"}
         self.answer = lambda body: {}
+        self.content = None
         self.lock = threading.Lock()
         self.wait = threading.Event()
         self.wait.set()
@@ -57,10 +59,11 @@ class Handler(BaseHTTPRequestHandler):
         if busy:
             self.reply(server.status, {"error": server.error})
         else:
-            self.reply(200, whole_answer(body, server.answer(body)))
+            content = server.content
+            self.reply(200, whole_answer(body, server.answer(body)) if content is None else content)
 
     def reply(self, status, value):
-        content = json.dumps(value).encode()
+        content = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Retry-After-Ms", "1")

@@ -10,8 +10,10 @@ from helpers.models import forbid_model_loading
 
 from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.cli.main import main
+from prompt_tuning.errors import ModelError
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs.api_answers import cache_file
+from prompt_tuning.runs.api_client import Reply, openai_client
 from prompt_tuning.runs.teacher import lowest_score, target_row
 
 pytest.importorskip("openai", reason="the package openai is not installed")
@@ -239,7 +241,8 @@ def _places():
 
 
 def test_the_key_is_in_no_file_and_no_message(evaluate, server, tmp_path, capsys, caplog):
-    server.answer = lambda body: {"text": f"Your key is {KEY}"}  # A server may quote it.
+    listed = [{KEY: -1.0}]
+    server.answer = lambda body: {"text": f"Your key is {KEY}", "logprobs": {"top_logprobs": listed}}  # It quotes it.
     assert evaluate()[0] == 0
     server.status, server.error, server.busy = 401, {"message": f"Incorrect key {KEY}"}, 10**6
     assert evaluate("--max_target_tokens", "11", output="refused")[0] == 1
@@ -421,3 +424,43 @@ def test_a_damaged_cache_is_named(evaluate, server, capsys):
     with sqlite3.connect(cache_file()) as database:
         database.execute("UPDATE replies SET reply = '{\"text\": 1}'")
     assert evaluate(output="again")[0] == 1
+
+
+ODD_ANSWERS = (
+    b"", b"<html>", b'"x"', b"[1]", b"null", b"{nope", b"[" * 10**5, b'{"choices": "x"}', b'{"choices": [7]}',
+    b"\xff\xfe{", b'{"choices": {"a": 1}}', b'{"usage": {"prompt_tokens": ' + b"9" * 5000 + b"}}", b'{"error": "x"}',
+)  # fmt: skip
+ODD_PARTS = (
+    {"message": "x"}, {"message": [1]}, {"text": 7}, {}, {"logprobs": "x"}, {"logprobs": {"top_logprobs": "x"}},
+    {"logprobs": {"top_logprobs": {"a": 1}}}, {"logprobs": {"top_logprobs": [[1]]}}, {"logprobs": {"content": "x"}},
+    {"logprobs": {"top_logprobs": [{"a": 10**400, "b": "x", "c": None}]}}, {"logprobs": {"content": ["x"]}},
+    {"logprobs": {"content": [{"top_logprobs": [{"a": 1}, {"token": [1], "logprob": -1}, 7]}]}},
+    {"logprobs": {"content": [{"top_logprobs": 7}]}},
+)  # fmt: skip
+ODD_USAGES = ("x", [1], 7, {"prompt_tokens": -5, "completion_tokens": True}, {"prompt_tokens": 10**400})
+
+
+def test_an_answer_of_another_shape_is_an_error_or_has_no_such_part(server, monkeypatch):
+    send = openai_client(server.url)
+    body = {"model": "m", "prompt": "x", "max_tokens": 3, "temperature": 0}
+    for server.content in ODD_ANSWERS:
+        with pytest.raises(ModelError, match=r"its answer (cannot be read|has no choices)"):
+            send(body)
+    for parts in ODD_PARTS:
+        server.content = json.dumps({"choices": [parts]}).encode()
+        assert send(body) == Reply("", listed={"": -1.0} if "7]" in str(parts) else {})
+    for usage in ODD_USAGES:
+        server.content = json.dumps({"choices": [{"text": "x"}], "usage": usage}).encode()
+        assert send(body) == Reply("x")
+    server.content = json.dumps({"choices": [{"text": "x" * 1000}]}).encode()
+    assert send(body).text == "x" * 1000
+    monkeypatch.setattr("prompt_tuning.runs.api_client.MAX_BYTES", 1000)
+    with pytest.raises(ModelError, match="larger than 1,000 bytes"):
+        send(body)
+
+
+def test_a_long_error_of_a_server_is_cut(server):
+    server.status, server.error, server.busy = 400, {"message": "x" * 10**5}, 1
+    with pytest.raises(ModelError, match=r"answers 400: .*xxx\. Run") as error:
+        openai_client(server.url)({"model": "m", "prompt": "x", "max_tokens": 3, "temperature": 0})
+    assert len(str(error.value)) < 1000
