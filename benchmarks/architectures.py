@@ -73,10 +73,10 @@ def print_every_architecture() -> None:
         group = guarded_outcomes(config_class)
         print(config_class.model_type, *group, sep=" | ", file=sys.stderr, flush=True)
         names[group].append(config_class.model_type)
-    rows = [
-        (*group, len(architectures), ", ".join(sorted(architectures)))
-        for group, architectures in sorted(names.items())
-    ]
+    rows = []
+    for (first, *others), architectures in sorted(names.items()):
+        others = ["the same" if outcome == first else outcome for outcome in others]
+        rows.append((first, *others, len(architectures), ", ".join(sorted(architectures))))
     print_table((*METHODS, "number", "architectures"), *rows)
 
 
