@@ -10,6 +10,7 @@ import zipfile
 import pytest
 from helpers.paths import ROOT
 
+RELATIVE_LINK = re.compile(r"\]\((?!https?:)")
 BUILD = "from setuptools import build_meta; build_meta.build_{}({!r})"
 
 
@@ -51,5 +52,19 @@ def test_the_wheel_and_the_sdist_hold_the_same_package(tmp_path):
     assert {name for name in names if ".dist-info/" not in name} == package | library
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert "\nLicense-Expression: Apache-2.0\n" in metadata and "\nClassifier: Typing :: Typed\n" in metadata
+    assert "# prompt_tuning\n" in metadata and RELATIVE_LINK.search(metadata) is None
     folders = {path.name for path in unpacked.iterdir() if path.is_dir()}
     assert folders - {"build"} == {"prompt_tuning", "prompt_tuning.egg-info"}
+
+
+def test_links_of_the_readme_lead_into_the_repository_of_the_package(tmp_path):
+    for name in ("README.md", "LICENSE", "setup.py", "pyproject.toml", "prompt_tuning/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    with (tmp_path / "pyproject.toml").open("a") as file:
+        file.write('[project.urls]\nRepository = "https://example.org/us/it"\n')
+    with zipfile.ZipFile(build("wheel", tmp_path, tmp_path / "built")) as wheel:
+        metadata = wheel.read(next(name for name in wheel.namelist() if name.endswith("/METADATA"))).decode()
+    assert "](https://example.org/us/it/raw/HEAD/docs/images/try.png)" in metadata
+    assert "[SECURITY.md](https://example.org/us/it/blob/HEAD/SECURITY.md)" in metadata
+    assert RELATIVE_LINK.search(metadata) is None
