@@ -244,6 +244,7 @@ def test_a_recipe_trains_on_choices_or_names_the_obstacle(recipe_file, model_fol
     assert f"with soft prompt: accuracy {scores['accuracy']:.1f}, macro F1" in capsys.readouterr().out
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Reliability: how often" in page and "series2" in page and f"AUC {scores['auc']:.3f}" in page
+    assert "which of the choices is right, by the cross entropy" in (tmp_path / "run" / "README.md").read_text()
     for settings, message in (
         (
             {"class_weights": "balanced", "loss": "cross_entropy"},
