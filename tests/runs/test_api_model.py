@@ -254,6 +254,20 @@ def test_the_key_is_in_no_file_and_no_message(evaluate, server, tmp_path, capsys
     assert cache_file().stat().st_mode & 0o077 == 0
 
 
+def test_the_key_is_in_no_target_that_a_teacher_writes(server, recipe_file, model_folders, tmp_path, capsys, caplog):
+    server.answer = lambda body: {"text": f"Your key is {KEY}"}
+    recipe = recipe_file(
+        model_name_or_path="openai:big", tokenizer_name=model_folders["llama"], num_virtual_tokens=None
+    )
+    command = ["predict", "--recipe", str(recipe), "--base_url", server.url, "--input", str(tmp_path / "test.jsonl")]
+    assert main([*command, "--output", str(tmp_path / "taught.jsonl"), "--as_targets"]) == 0
+    assert (tmp_path / "taught.jsonl").read_text().count("Your key is") == 9
+    printed = capsys.readouterr()
+    assert KEY not in printed.err + printed.out + caplog.text
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert cache_file() in files and not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
 def test_only_the_command_line_names_a_server_and_a_key(recipe_file, model_folders, tmp_path, capsys):
     settings = dict(model_name_or_path="openai:big", tokenizer_name=model_folders["llama"], num_virtual_tokens=None)
     api = {"base_url": "https://elsewhere.example/v1", "api_key_env": "AWS_SECRET_ACCESS_KEY"}
