@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, TypeVar
@@ -16,6 +17,9 @@ from prompt_tuning.encoding.decoding import cut_at_stop
 from prompt_tuning.errors import ModelError, first_line
 from prompt_tuning.support.json_types import LARGEST
 from prompt_tuning.support.json_values import MAX_BYTES
+from prompt_tuning.support.text import counted
+
+logger = logging.getLogger(__name__)
 
 TRIES = 8
 """How often a request is sent that a server does not answer; the client waits longer before every try."""
@@ -225,7 +229,8 @@ def in_order(
 ) -> Iterator[tuple[Item, Result]]:
     """Yield each item with its answer, in their order, while a few of the next are asked for.
 
-    After an error no further item is begun. Those that were begun are finished before the error is raised.
+    After an error no further item is begun. Those that were begun are finished before the error is raised. A second
+    interrupt does not wait for them.
 
     Args:
         items: read as far as they are needed. At None, nothing more is there yet, and all that were begun are yielded.
@@ -233,12 +238,31 @@ def in_order(
         concurrency: how many items are answered at once.
     """
     waiting: deque[tuple[Item, Future[Result]]] = deque()
-    with contextlib.ExitStack() as stack:
-        pool = ThreadPoolExecutor(concurrency)
-        stack.callback(pool.shutdown, cancel_futures=True)
+    free = threading.Semaphore(concurrency)
+
+    def work(item: Item, future: Future[Result]) -> None:
+        with free:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(answer(item))
+            except BaseException as error:
+                future.set_exception(error)
+
+    try:
         for item in chain(items, [None]):
             if item is not None:
-                waiting.append((item, pool.submit(answer, item)))
+                waiting.append((item, Future()))
+                # Python waits at its end for every thread of a pool, also for a server that never answers.
+                threading.Thread(target=work, args=waiting[-1], daemon=True).start()
             while len(waiting) > (0 if item is None else 2 * concurrency):
-                first, future = waiting.popleft()
-                yield first, future.result()
+                first, future = waiting[0]
+                result = future.result()
+                waiting.popleft()
+                yield first, result
+    finally:
+        begun = [future for _, future in waiting if not future.cancel() and not future.done()]
+        if begun:
+            count = counted(len(begun), "request", "are on the way")
+            logger.warning("%s; the answers are waited for, and another interrupt leaves them", count)
+        wait(begun)

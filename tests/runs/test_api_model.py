@@ -2,7 +2,9 @@
 
 import json
 import re
+import signal
 import sqlite3
+import threading
 
 import pytest
 from helpers.api_server import api_server
@@ -13,7 +15,7 @@ from prompt_tuning.cli.main import main
 from prompt_tuning.errors import ModelError
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs.api_answers import cache_file
-from prompt_tuning.runs.api_client import Reply, openai_client
+from prompt_tuning.runs.api_client import Reply, in_order, openai_client
 from prompt_tuning.runs.teacher import lowest_score, target_row
 
 pytest.importorskip("openai", reason="the package openai is not installed")
@@ -478,3 +480,24 @@ def test_a_long_error_of_a_server_is_cut(server):
     with pytest.raises(ModelError, match=r"answers 400: .*xxx\. Run") as error:
         openai_client(server.url)({"model": "m", "prompt": "x", "max_tokens": 3, "temperature": 0})
     assert len(str(error.value)) < 1000
+
+
+def test_a_second_interrupt_leaves_a_server_that_never_answers(monkeypatch):
+    answered, asking = threading.Event(), []
+
+    def interrupt():
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    def answer(number):
+        asking.append(threading.current_thread())
+        interrupt()
+        answered.wait(10)
+
+    def warn(*_):
+        threading.Timer(0.2, interrupt).start()  # By then the answer that is on the way is waited for.
+
+    monkeypatch.setattr("prompt_tuning.runs.api_client.logger.warning", warn)
+    with pytest.raises(KeyboardInterrupt):
+        list(in_order([0], answer, 1))
+    assert asking[0].is_alive() and asking[0].daemon
+    answered.set()
