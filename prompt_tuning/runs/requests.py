@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -28,10 +28,15 @@ from prompt_tuning.runs.exported import ExportedTask
 from prompt_tuning.runs.input_rows import OriginAndRow, input_name, open_input, read_row, stream_input
 from prompt_tuning.runs.predict import AskedRow, ask_rows, report_counts
 from prompt_tuning.support.data_files import checked_path
-from prompt_tuning.support.files import atomic_write
-from prompt_tuning.support.json_values import parse_json
+from prompt_tuning.support.files import atomic_write, read_json_lines
 from prompt_tuning.support.text import printable_json
 from prompt_tuning.support.trust import load_pretrained
+
+
+class AnsweredRow(TypedDict):
+    """What a row that was answered has besides its own columns."""
+
+    prediction: str
 
 
 def write_requests(
@@ -209,14 +214,17 @@ def _ask_rows(task: ExportedTask, rows: Iterable[OriginAndRow | None], counts: C
 
 
 def _answered(partial: Path) -> deque[dict[str, Any]]:
-    """Return the rows that were answered before a break, and cut a line that was not written to its end."""
+    """Return the rows that were answered before a break, and cut a line that was not written to its end.
+
+    Raises:
+        DataError: a line is no answered row.
+    """
     if not partial.is_file():
         return deque()
     lines = partial.read_bytes().splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n"):
         os.truncate(partial, sum(map(len, lines[:-1])))
-        lines.pop()
-    return deque(parse_json(line.decode("utf-8")) for line in lines)
+    return deque(read_json_lines(partial, AnsweredRow))
 
 
 def _check_answered(row: dict[str, Any], answered: dict[str, Any], origin: str, partial: Path) -> None:

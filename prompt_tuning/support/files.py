@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from prompt_tuning.errors import DataError, PromptTuningError, RecipeError
 from prompt_tuning.support.json_types import Place, check_value
-from prompt_tuning.support.json_values import MAX_BYTES, parse_json, read_bounded
+from prompt_tuning.support.json_values import MAX_BYTES, bounded_text, parse_json, read_bounded
 
 PARTIAL = re.compile(
     r"\.partial-checkpoint-\d+(-[0-9a-f]{8})?|\.partial-(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{8}"
@@ -243,14 +243,15 @@ def read_json_lines(path: Path, kind: Any = Any) -> list[Any]:
         kind: the type that every row must have.
 
     Raises:
-        DataError: a line that is not JSON, is nested too deeply, or is not of the type.
+        DataError: a line that is not JSON, is larger than MAX_BYTES or nested too deeply, or is not of the type.
     """
     rows = []
-    with path.open("rb") as lines:
+    with path.open("rb") as file:
+        lines = iter(lambda: file.readline(MAX_BYTES + 1), b"")
         for number, line in enumerate(lines, 1):
             origin = f"{path}, line {number}"
             with _explain_json(origin):
-                rows.append(parse_json(line.decode("utf-8")))
+                rows.append(parse_json(bounded_text(line, MAX_BYTES)))
             check_value(rows[-1], kind, Place(origin))
     return rows
 

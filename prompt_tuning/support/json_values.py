@@ -46,7 +46,11 @@ def read_bounded(path: Path, limit: int) -> str:
         ValueError: the file is not UTF-8, or has more than `limit` bytes, of which no more are read.
     """
     with path.open("rb") as file:
-        content = file.read(limit + 1)
+        return bounded_text(file.read(limit + 1), limit)
+
+
+def bounded_text(content: bytes, limit: int) -> str:
+    """Return bytes as text; raise a ValueError if they are not UTF-8, or more than `limit`."""
     if len(content) > limit:
         raise ValueError(f"larger than {limit:,} bytes")
     return content.decode("utf-8")

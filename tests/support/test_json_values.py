@@ -30,8 +30,9 @@ def test_no_more_of_a_file_is_read_than_its_limit(tmp_path, monkeypatch):
     monkeypatch.setattr("prompt_tuning.support.files.MAX_BYTES", 100)
     path = tmp_path / "results.json"
     path.write_text(json.dumps({"x": "y" * 100}))
-    with pytest.raises(DataError, match="larger than 100 bytes"):
-        read_json(path)
+    for read in (read_json, read_json_lines):
+        with pytest.raises(DataError, match="larger than 100 bytes"):
+            read(path)
 
 
 def test_nested_values_up_to_the_limit_are_read(tmp_path):
