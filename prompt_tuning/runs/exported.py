@@ -74,6 +74,13 @@ class ExportedTask:
         recipe, template = read_run(run, str(folder), trust_remote_code=trust_remote_code)
         config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
         text = Text(saved["ids"], saved["text_ids"], prompt.num_embeddings)
+        size = config.get_text_config().vocab_size
+        for id in (*text.ids, *text.text_ids):
+            if not text.first_id <= id < size:
+                raise DataError(
+                    f"{prompt.file}: {name}: the id {id} is not that of an added token, from {text.first_id} to "
+                    f"{size - 1}. Export the run again."
+                )
         # Trained text has ids from the end of the base model's vocabulary.
         encoder = replace(run_encoder(recipe, template, tokenizer, config), num_embeddings=text.first_id)
         if run.adapter_config.is_file():

@@ -141,6 +141,25 @@ def test_answers_of_other_rows_are_not_taken(exported, make_run, tmp_path):
     assert partial.read_text() == json.dumps(row) + "\n"  # The line without an end is cut.
 
 
+@pytest.mark.parametrize("line", ["nope", "[]", '{"question": "x"}', '{"prediction": 7}', "[" * 10**5])
+def test_a_damaged_file_of_answers_is_named(line, exported, make_run, tmp_path):
+    task = ExportedTask.load(exported, "qa")
+    partial = tmp_path / f".answers.jsonl.qa-{task.checksum[:8]}.partial"
+    partial.write_text(line + "\n")
+    with pytest.raises(DataError, match=r"\.partial, line 1: "):
+        send_requests(task, make_run.rows, str(tmp_path / "answers.jsonl"), lambda body: Reply("x"), model="m")
+
+
+def test_an_id_that_no_added_token_has_is_refused(exported, monkeypatch):
+    forbid_model_loading(monkeypatch)
+    file = exported / "prompts.json"
+    saved = json.loads(file.read_text())
+    for key, ids in (("ids", [399]), ("ids", [406]), ("ids", [10**30]), ("text_ids", [10**9])):
+        file.write_text(json.dumps(saved | {"tasks": {"qa": saved["tasks"]["qa"] | {key: ids}}}))
+        with pytest.raises(DataError, match=r"prompts.json: qa: the id .* from 400 to 405"):
+            ExportedTask.load(exported, "qa")
+
+
 def test_a_stop_text_at_the_start_of_an_answer_is_asked_for_again(exported, make_run, tmp_path):
     task = ExportedTask.load(exported, "qa")
 
