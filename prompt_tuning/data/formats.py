@@ -12,6 +12,7 @@ import json
 import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -24,7 +25,7 @@ from prompt_tuning.data.nested import NESTED_KEYS, Row, nested_rows, rows_of_fil
 from prompt_tuning.errors import DataError
 from prompt_tuning.support.data_files import file_format
 from prompt_tuning.support.json_values import HALF_CHARACTER, TOO_DEEP, is_deep
-from prompt_tuning.support.text import counted
+from prompt_tuning.support.text import counted, listed
 
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -202,9 +203,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object of JSON; raise ValueError if a key is there twice, of which Python would drop the first."""
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in value if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is there twice; rename or remove one")
+        twice = _repeated(name for name, _ in pairs)
+        raise ValueError(f"the key {twice[0]!r} is there twice; rename or remove one")
     return value
 
 
@@ -332,10 +332,15 @@ def _checked_names(names: list[str], file: Path) -> list[str]:
             f"{file}: column {names.index('') + 1} has no name in the first line; name it, or with pandas write the "
             "file without its index, by to_csv(..., index=False)"
         )
-    twice = sorted({repr(name) for name in names if names.count(name) > 1})
+    twice = _repeated(names)
     if twice:
-        raise DataError(f"{file}: columns named twice: {', '.join(twice)}; rename one")
+        raise DataError(f"{file}: columns named twice: {listed(sorted(twice))}; rename one")
     return names
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    """Return the names that are there more than once, in their order."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def _parquet_rows(file: Path) -> Iterator[Row]:

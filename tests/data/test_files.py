@@ -79,6 +79,17 @@ def test_a_csv_that_pandas_would_shift_or_shorten_is_refused(tmp_path, content, 
         load_splits(arguments(path))
 
 
+def test_many_names_that_are_there_twice_are_found_in_one_pass(tmp_path):
+    names = [f"c{number}" for number in range(30_000)]
+    table, row = tmp_path / "rows.csv", tmp_path / "rows.jsonl"
+    table.write_text(",".join([*names, *names]) + "\n")
+    row.write_text("{" + ",".join(f'"{name}": 1' for name in [*names, names[-1]]) + "}\n")
+    with pytest.raises(DataError, match=r"named twice: 'c0', .*, \.\.\.; rename one$"):
+        load_splits(arguments(table))
+    with pytest.raises(DataError, match="the key 'c29999' is there twice"):
+        load_splits(arguments(row))
+
+
 def test_empty_lines_of_a_csv_do_not_shift_line_numbers(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("\ndocument,summary\n\na b,c d\n\ne f,g\n\n")
