@@ -203,8 +203,8 @@ def _expected_files(checkpoint: Path, *, needs_scaler: bool) -> list[str]:
     names = [SCALER_NAME] if needs_scaler and has_scaler else []
     for index in checkpoint.glob("*.safetensors.index.json"):
         names += shard_names(index)
-    processes = [int(path.stem.rpartition("_")[2]) for path in checkpoint.glob("rng_state_*.pth")]
-    names += [f"rng_state_{process}.pth" for process in range(max(processes, default=-1))]
+    # Files of N processes are numbered from 0. A stranger may number one by billions.
+    names += [f"rng_state_{process}.pth" for process, _ in enumerate(checkpoint.glob("rng_state_*.pth"))]
     for folder in {path.parent for path in chain(checkpoint.glob("*/*.distcp"), checkpoint.glob("*/.metadata"))}:
         metadata = folder / ".metadata"  # A pickle of torch.distributed.checkpoint, in which only the names are read.
         names.append(f"{folder.name}/{metadata.name}")
@@ -232,6 +232,8 @@ def _damage(file: Path) -> str | None:
                     return "it is compressed"
                 broken = archive.testzip()
             return broken and f"the sum of {broken} is wrong"
+        elif file.name == ".metadata" and file.stat().st_size > MAX_BYTES:
+            return f"larger than {MAX_BYTES:,} bytes"
         elif file.suffix == ".distcp" and not _last_bytes(file, 22).startswith(ZIP_END):
             return "its end is missing"
     except NOT_WHOLE as error:

@@ -234,8 +234,16 @@ def test_json_of_another_form_in_the_last_checkpoint_is_named_and_the_one_before
 BROKEN = {
     "a link": (lambda folder: relink(folder), "it is a link to /"),
     "a process": (lambda folder: (folder / "rng_state_0.pth").unlink(), "no rng_state_0.pth there"),
+    "another number": (
+        lambda folder: (folder / "rng_state_1.pth").rename(folder / "rng_state_x.pth"),
+        "no rng_state_1.pth there",
+    ),
     "scaler": (lambda folder: (folder / "scaler.pt").unlink(), "no scaler.pt there"),
     "metadata": (lambda folder: (folder / "optimizer_0/.metadata").unlink(), "no optimizer_0/.metadata there"),
+    "much metadata": (
+        lambda folder: os.truncate(folder / "optimizer_0/.metadata", 51_000_000),
+        "optimizer_0/.metadata is damaged (larger than 50,000,000 bytes)",
+    ),
     "shard": (
         lambda folder: (folder / "pytorch_model_fsdp_0/__0_0.distcp").unlink(),
         "no pytorch_model_fsdp_0/__0_0.d",
