@@ -28,7 +28,7 @@ _SECRETS = (
     (re.compile(r"""(?i)(\bauthorization["']?\s*[:=]\s*["']?)(?:(?:bearer|basic|token)\s+)?[^\s"',;]+"""), r"\1***"),
     (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}"), r"\1***"),
     (re.compile(r"""(?i)([?&][\w-]*(?:token|signature|credential|key|password|secret)=)[^&\s"'<>]+"""), r"\1***"),
-    (re.compile(r"(\b[a-zA-Z][\w+.-]*://)[^/\s@]+@"), r"\1***@"),
+    (re.compile(r"(\b[a-zA-Z][\w+.-]{0,30}://)[^/\s@]+@"), r"\1***@"),
 )
 
 

@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 
 from prompt_tuning.support.text import UNSPACED_SCRIPTS
 
-MOST_PIECES = 600  # in a text; comparing longer ones takes too long
+MOST_PIECES = 200  # in a text; the worst texts take a cube of it, and a report shows a thousand rows
 _PIECE = re.compile(rf"\s+|[{UNSPACED_SCRIPTS}]|[^\W{UNSPACED_SCRIPTS}]+|\W", re.UNICODE)
 
 Pieces = list[tuple[str, bool]]
