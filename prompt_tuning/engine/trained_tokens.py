@@ -112,10 +112,10 @@ def check_trained_tokens(config: PretrainedConfig, *, layer_vectors: bool) -> No
     if config.is_encoder_decoder:
         tested = ENCODER_DECODERS
     if architecture not in tested:
-        setting = "layer_vectors" if layer_vectors else "trained_text"
+        setting, without = ("layer_vectors", "false") if layer_vectors else ("trained_text", "none")
         raise ModelError(
-            f"{setting}: {architecture} has not been shown to be exact with it. Leave it out, or take one of "
-            f"{', '.join(tested)}."
+            f"{setting}: {architecture} has not been shown to be exact with it. Set {setting}: {without}, or take one "
+            f"of {', '.join(tested)}."
         )
 
 

@@ -15,8 +15,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from prompt_tuning.arguments.arguments import DataArguments, ModelArguments
-from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
 from prompt_tuning.data.loading import LIMITS, load_splits, split_origin
 from prompt_tuning.data.recognition import (
     TARGETS,
@@ -30,10 +29,13 @@ from prompt_tuning.data.sources import find_source
 from prompt_tuning.data.splitting import group_column, passages
 from prompt_tuning.encoding.dataset import encode
 from prompt_tuning.encoding.row_encoder import Encoder
-from prompt_tuning.errors import DataError
+from prompt_tuning.encoding.trained_text import check_fast
+from prompt_tuning.engine.trained_tokens import check_trained_tokens
+from prompt_tuning.errors import DataError, ModelError
 from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.models.initialization import DEFAULT_VIRTUAL_TOKENS
 from prompt_tuning.models.loading import load_config, load_tokenizer
+from prompt_tuning.recipe.automatic import AUTO, STARTS
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted, listed
 from prompt_tuning.templates.conversations import MESSAGES
@@ -54,7 +56,7 @@ MOST_EVALUATED = {"test": 500, "validation": 200}
 BATCH_SIZE = 8
 LEAST_STEPS, MOST_STEPS = 40, 120
 EPOCHS = 3
-DEMONSTRATIONS = 2
+DEMONSTRATIONS = PromptArguments.init_demonstrations
 MOST_PROMPT_TOKENS = 512
 ROUNDED = 8
 """Budgets of tokens are multiples of this number."""
@@ -232,23 +234,6 @@ def _share(pattern: str, texts: Sequence[str]) -> float:
     return sum(re.search(pattern, text.strip()) is not None for text in texts) / len(texts)
 
 
-def choose_method(num_rows: int, prompt_tokens: float, *, fits: bool) -> tuple[dict[str, Any], str]:
-    """Return the settings of the method, and the reason for them.
-
-    Args:
-        num_rows: the number of training rows.
-        prompt_tokens: the usual length of a prompt that starts from DEMONSTRATIONS training rows.
-        fits: the model has positions for the longest of these prompts.
-    """
-    method = METHODS["prompt_tuning"]
-    settings: dict[str, Any] = {"method": method.name}
-    rate = {"learning_rate": method.default_learning_rate(network=False, layer_vectors=False)}
-    if num_rows < BATCH_SIZE or prompt_tokens > MOST_PROMPT_TOKENS or not fits:
-        return settings | rate, "A soft prompt of 20 tokens that starts from words of the vocabulary."
-    settings |= {"init": "demonstrations", "init_demonstrations": DEMONSTRATIONS}
-    return settings | rate, "A soft prompt that starts from two training rows, as docs/how-to/choose-a-method.md says."
-
-
 def _of_block(block: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that belong to a block of a recipe."""
     return {setting.name: settings[setting.name] for setting in fields(block) if setting.name in settings}
@@ -378,9 +363,26 @@ def _propose_lengths(proposal: Proposal, config: PretrainedConfig, tokenizer: Pr
     usual = DEMONSTRATIONS * float(np.median(sources) + np.median(targets))
     shown = min(source, max(sources)) + target + ROUNDED
     fits = DEMONSTRATIONS * shown + source + target + ROUNDED <= positions
-    settings, reason = choose_method(len(loaded["train"]), usual, fits=fits)
-    if "method" not in proposal.set_by_user:
-        proposal.add(reason, **settings)
+    can_start_from_rows = fits and usual <= MOST_PROMPT_TOKENS and len(loaded["train"]) >= BATCH_SIZE
+    _propose_method(proposal, config, tokenizer, can_start_from_rows=can_start_from_rows)
+
+
+def _propose_method(
+    proposal: Proposal, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, *, can_start_from_rows: bool
+) -> None:
+    """Add `method: auto`, except for the choices of it that these rows or this model do not allow."""
+    proposal.add("The prompt that docs/how-to/choose-a-method.md advises. `train` names its settings.", method=AUTO)
+    if proposal["method"] != AUTO:
+        return
+    if not can_start_from_rows and not STARTS & proposal.set_by_user.keys():
+        proposal.add(
+            "Training rows are too long or too few to start from. It starts from sampled tokens.", init="vocab"
+        )
+    try:
+        check_trained_tokens(config, layer_vectors=False)
+        check_fast(tokenizer)
+    except ModelError:
+        proposal.add("Trained text is not possible with this model.", trained_text="none")
 
 
 def _source_budget(sources: Sequence[int], cut: Sequence[str]) -> tuple[float, str]:

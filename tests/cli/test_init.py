@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import sys
 
 import pandas as pd
@@ -67,6 +68,8 @@ def test_tables_of_other_names_become_a_recipe_that_checks(name, init, tmp_path)
     assert {key: settings[key] for key in RENAMED} == RENAMED
     assert (settings["test_size"], settings["validation_size"], settings["lang"]) == ("8", "4", "en")
     assert settings["output_dir"] == "runs/rows" and "use_cpu" in settings
+    prompt = load_recipe(tmp_path / "recipe.yaml").prompt
+    assert (prompt.method, prompt.init, prompt.trained_text) == ("prompt_tuning", "demonstrations", "ending")
 
 
 def test_nested_squad_is_cut_by_passage(init, tmp_path, capsys):
@@ -97,6 +100,21 @@ def test_a_folder_of_chinese_rows_keeps_its_splits(init, tmp_path):
     assert (settings["lang"], settings["test_size"], settings["question_column"]) == ("zh", "2", "问题")
     assert settings["template"] == "question_answering/zh_instruction_last"
     assert "Its words are English" not in (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("exception", ["few_rows", "untested_model"])
+def test_auto_is_written_with_what_rows_or_model_do_not_allow(exception, init, tmp_path, model_folders):
+    write_jsonl(tmp_path / "rows.jsonl", question_rows(8 if exception == "few_rows" else 24))
+    flags = []
+    if exception == "untested_model":
+        flags = ["--model_name_or_path", str(tmp_path / "model")]
+        shutil.copytree(model_folders["t5"], tmp_path / "model")
+        config = json.loads((tmp_path / "model" / "config.json").read_text())
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"model_type": "longt5"}))
+    settings = init("rows.jsonl", *flags)
+    assert settings["method"] == "auto"
+    assert settings.get("init") == ("vocab" if exception == "few_rows" else None)
+    assert settings.get("trained_text") == ("none" if exception == "untested_model" else None)
 
 
 def chinese_questions(*answers):
