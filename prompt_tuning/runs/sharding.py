@@ -28,7 +28,14 @@ def check_sharding(recipe: Recipe) -> None:
         refused.append(f"a prompt of a {architecture} model")
     errors = ErrorList()
     for name in refused:
-        errors.append(
-            RecipeError(f"{recipe.path}: {name} does not run under FSDP; launch it with recipes/accelerate/ddp.yaml")
-        )
+        with errors.collect():
+            refuse_sharding(recipe, name)
     errors.raise_all()
+
+
+def refuse_sharding(recipe: Recipe, name: str) -> None:
+    """Raise a RecipeError if a recipe is launched under FSDP, where what is named does not run."""
+    if is_sharded(recipe.training):
+        raise RecipeError(
+            f"{recipe.path}: {name} does not run under FSDP. Launch it with recipes/accelerate/ddp.yaml."
+        )

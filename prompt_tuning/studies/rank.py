@@ -22,7 +22,6 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from prompt_tuning.arguments.methods import METHODS
-from prompt_tuning.arguments.training_args import is_sharded
 from prompt_tuning.engine.dispatch import autocast_dtype, autocasting
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.metrics.loading import MAIN_METRIC, score_example_row
@@ -34,6 +33,7 @@ from prompt_tuning.runs.evaluate import trainer_for
 from prompt_tuning.runs.fingerprints import rows_fingerprint, weights_fingerprint
 from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.prepare import Prepared, score_of
+from prompt_tuning.runs.sharding import refuse_sharding
 from prompt_tuning.studies.rank_answers import rank_by_answers
 from prompt_tuning.studies.rank_candidates import (
     Candidate,
@@ -154,8 +154,7 @@ def _score(
 def _load_recipe(source: RecipeSource, overrides: list[str], counts: list[int] | None) -> Recipe:
     """Load the recipe with the largest number of demonstrations, so that it is checked with demonstrations."""
     recipe = load_recipe(source, [*overrides, *flags_of_ranking(counts)])
-    if is_sharded(recipe.training):
-        raise RecipeError(f"{recipe.path}: rank does not run under FSDP. Launch it with recipes/accelerate/ddp.yaml.")
+    refuse_sharding(recipe, "rank")
     if METHODS[recipe.prompt.method].trains_several_tasks:
         raise RecipeError(f"{recipe.path}: rank is for one task; name one of {', '.join(recipe.prompt.tasks or ())}")
     return recipe

@@ -19,7 +19,6 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from prompt_tuning.arguments.methods import METHODS
-from prompt_tuning.arguments.training_args import is_sharded
 from prompt_tuning.errors import DataError, PromptTuningError, RecipeError, TrainingError
 from prompt_tuning.metrics.loading import LOWER_IS_BETTER
 from prompt_tuning.recipe.loading import load_recipe
@@ -30,6 +29,7 @@ from prompt_tuning.runs.fingerprints import input_fingerprints
 from prompt_tuning.runs.fitting import early_stopping
 from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.prepare import Prepared, prepare_run
+from prompt_tuning.runs.sharding import refuse_sharding
 from prompt_tuning.runs.trainable import add_trainable
 from prompt_tuning.studies.ranges import SettingRange, read_search
 from prompt_tuning.studies.shared_base import sharing_weights
@@ -90,10 +90,7 @@ def _check_recipe(recipe: Recipe) -> None:
     if not method.trains or method.trains_whole_model or method.trains_several_tasks or recipe.prompt.teacher_template:
         what = "a teacher_template" if recipe.prompt.teacher_template else f"method {method.name}"
         raise RecipeError(f"{recipe.path}: a search does not train {what}. Set a method that adds to a frozen model.")
-    if is_sharded(recipe.training):
-        raise RecipeError(
-            f"{recipe.path}: a search does not run under FSDP. Launch it with recipes/accelerate/ddp.yaml."
-        )
+    refuse_sharding(recipe, "a search")
 
 
 def _import_optuna() -> Any:
