@@ -45,11 +45,12 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
         raise DataError(
             f"{args.source}: --example needs the trained model, and this file holds only facts. Name the run's folder."
         )
-    # What is no run or no facts is reported before torch is imported.
-    read_card_facts(args.source) if args.source.suffix == ".json" else read_trained(args.source)
     example = None
+    # What is no run or no facts is reported before torch is imported.
     if args.example:
         example = user_example(args.source, args.example, trust_remote_code=args.trust_remote_code)
+    else:
+        read_card_facts(args.source) if args.source.suffix == ".json" else read_trained(args.source)
     from prompt_tuning.reports.model_card import write_card
 
     path = write_card(args.source, args.output, example)
