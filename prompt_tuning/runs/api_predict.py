@@ -114,9 +114,27 @@ def _answers(
 
 
 def _encoders(recipe: Recipe, templates: Sequence[str]) -> list[Encoder]:
-    """Return the encoder of a recipe, and those with other templates in the place of its own."""
-    names = [str(recipe.prompt.template), *templates]
-    return [_encoder(replace(recipe, prompt=replace(recipe.prompt, template=name))) for name in names]
+    """Return the encoder of a recipe, and those with other templates in the place of its own.
+
+    Each has the demonstrations that the recipe chooses from its training rows.
+
+    Raises:
+        RecipeError: each row would have demonstrations of its own.
+    """
+    prompt, data = recipe.prompt, recipe.data
+    if prompt.num_demonstrations and prompt.demonstration_selection == "bm25":
+        raise RecipeError("demonstration_selection bm25: it is for `evaluate`. Set random or balanced.")
+    names = [str(prompt.template), *templates]
+    encoders = []
+    if prompt.num_demonstrations:
+        for name in names:
+            encoders.append(prepare(replace(recipe, prompt=replace(prompt, template=name)), ("train",)).encoder)
+        return encoders
+    tokenizer = load_tokenizer(recipe.model, data.source_lang, data.target_lang)
+    config = load_config(recipe.model)
+    for name in names:
+        encoders.append(Encoder.from_recipe(recipe, Template.load(name), tokenizer, config))
+    return encoders
 
 
 def _check_written(counts: Counter[str], source: str) -> None:
@@ -126,18 +144,3 @@ def _check_written(counts: Counter[str], source: str) -> None:
     if counts["left_out"] == counts["rows"]:
         report_counts(counts)
         raise DataError(f"{input_name(source)}: no answer can be a target. Lower --agreement, or change templates.")
-
-
-def _encoder(recipe: Recipe) -> Encoder:
-    """Return the encoder of a recipe, with the demonstrations that it chooses from its training rows.
-
-    Raises:
-        RecipeError: each row would have demonstrations of its own.
-    """
-    prompt, data = recipe.prompt, recipe.data
-    if prompt.num_demonstrations and prompt.demonstration_selection == "bm25":
-        raise RecipeError("demonstration_selection bm25: it is for `evaluate`. Set random or balanced.")
-    if prompt.num_demonstrations:
-        return prepare(recipe, ("train",)).encoder
-    tokenizer = load_tokenizer(recipe.model, data.source_lang, data.target_lang)
-    return Encoder.from_recipe(recipe, Template.load(str(prompt.template)), tokenizer, load_config(recipe.model))
