@@ -384,7 +384,8 @@ def check_adapter(
         folder: the adapter's folder or hub id.
         model_config: the configuration of the base model.
         revision: the revision of a base model of the hub; without it such a model is known by its name.
-        renamed: the user named a model for this adapter. Then another model of the same hidden size is a warning.
+        renamed: the user named a model for this adapter, or only starts from it. Then another model of the same
+            hidden size is a warning.
     """
     base, _ = read_base_model(adapter_folder(folder))
     trained_on = (base.name if base else config.base_model_name_or_path) or ""
@@ -405,9 +406,7 @@ def check_adapter(
     )
     if not renamed or trained_size != size:
         raise AdapterError(f"{difference}. Set model_name_or_path to the model it was trained on.")
-    logger.warning(
-        "%s. Predictions are those of the training only if it is that model under another name.", difference
-    )
+    logger.warning("%s. The adapter fits only if it is the same model under another name.", difference)
 
 
 def _embedding_size(config: PretrainedConfig) -> int:

@@ -247,7 +247,12 @@ def _initial_prompt(
         return None, 0
     text = initial_text(prompt, encoder, train_rows, recipe.training.seed)
     ids = initial_ids(text, encoder.tokenizer, prompt.init)
-    return ids, prompt_length(prompt, ids)
+    length = prompt_length(prompt, ids)
+    if prompt.init == "adapter":
+        folder = str(prompt.init_adapter)
+        revision = recipe.model.model_revision
+        check_adapter(load_adapter_config(folder), folder, model_config, revision=revision, renamed=True)
+    return ids, length
 
 
 def _check_prompt(

@@ -88,6 +88,9 @@ def test_a_base_model_that_moved_is_taken_everywhere_and_one_with_other_weights_
     assert "was trained on" not in caplog.text
     assert Predictor.load(place / "runs/mine", "elsewhere")(question_rows(9, 5)) == expected
     assert predictions(place / "runs/mine-evaluated") == expected
+    start = ["check", "recipe.yaml", "--init", "adapter", "--init_adapter", "runs/mine"]
+    assert main([*start, *moved]) == 0
+    assert "was trained on" not in caplog.text
     for name in ("evaluated", "together", "longer"):
         shutil.rmtree(place / f"runs/mine-{name}")
     change_weights(Path("models/llama"))
@@ -97,6 +100,12 @@ def test_a_base_model_that_moved_is_taken_everywhere_and_one_with_other_weights_
         assert main(words) == 1, name
         errors = capsys.readouterr().err
         assert "mine was trained on models/llama" in errors and "which has other weights" in errors, name
+    # A prompt may start from one of another model, which is said. A hidden size of its own refuses it.
+    assert main(start) == 0
+    assert "which has other weights. The adapter fits only if it is the same model" in capsys.readouterr().err
+    tiny_llama(AutoConfig.from_pretrained("models/llama").vocab_size, hidden_size=64).save_pretrained("models/llama")
+    assert main(start) == 1
+    assert "mine was trained on models/llama (hidden size 32)" in capsys.readouterr().err
 
 
 def test_another_tokenizer_with_the_same_weights_is_refused(place, capsys, monkeypatch):

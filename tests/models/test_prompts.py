@@ -42,7 +42,7 @@ def test_a_saved_prompt_loads_only_on_its_own_model(llama, tokenizer, tmp_path, 
     # A model that the user names for an adapter may have any name.
     base.config._name_or_path = base.name_or_path = "served/prod"
     assert torch.equal(load_adapter(base, tmp_path).prompt_encoder["default"].embedding.weight, weights[0])
-    assert "the model here is served/prod (hidden size 32). Predictions are those" in caplog.text
+    assert "the model here is served/prod (hidden size 32). The adapter fits only if" in caplog.text
 
 
 def test_training_continues_a_prompt_of_a_text_without_the_tokenizer(llama, tmp_path):
