@@ -155,6 +155,6 @@ def _run_api(args: argparse.Namespace) -> Result:
     from prompt_tuning.runs.api_predict import predict_by_api
     from prompt_tuning.runs.teacher import Targets
 
-    targets = Targets(args.agree or (), args.agreement) if args.as_targets else None
+    targets = Targets(recipe.data, args.agree or (), args.agreement) if args.as_targets else None
     counts = predict_by_api(recipe, args.input, args.output, with_truncated=args.truncated, targets=targets)
     return Result({"output": args.output} | counts)

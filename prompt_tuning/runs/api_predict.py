@@ -87,7 +87,7 @@ def predict_by_api(
             counts.update(api_counts(answers[-1:]))
             row: dict[str, Any] | None = asked.row | {"prediction": answers[0].text}
             if targets:
-                row = targets.row(asked.row, answers, recipe, counts)
+                row = targets.row(asked.row, answers, counts)
             columns = {"truncated": asked.question.cut_tokens > 0, "at_limit": answers[0].at_limit}
             if row is not None:
                 write_prediction(file, row, columns if with_truncated else {})

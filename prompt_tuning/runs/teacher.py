@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
 from prompt_tuning.arguments.arguments import DataArguments
-from prompt_tuning.metrics.loading import MAIN_METRIC
-from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.metrics.loading import MAIN_METRIC, TASK_METRICS, load_metrics
+from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.runs.api_model import ApiAnswer
-from prompt_tuning.runs.prepare import score_of
 
 EQUAL = 100.0
 
@@ -26,29 +26,43 @@ class Targets:
     """Which answers become targets.
 
     Args:
+        data: names the task, the columns and the language.
         templates: other templates that each row is asked with, too.
         agreement: the least score, in the task's main metric, of any two answers to a row.
     """
 
+    data: DataArguments
     templates: Sequence[str] = ()
     agreement: float = EQUAL
 
-    def row(
-        self, row: dict[str, Any], answers: Sequence[ApiAnswer], recipe: Recipe, counts: Counter[str]
-    ) -> dict[str, Any] | None:
+    def row(self, row: dict[str, Any], answers: Sequence[ApiAnswer], counts: Counter[str]) -> dict[str, Any] | None:
         """Return a row with the first answer as its target, or None, and count a row that is left out.
 
         Args:
             row: the row.
             answers: to the row by each template, up to one that cannot be a target.
-            recipe: names the columns and the metric.
             counts: receives `left_out`, and `disagree` for answers that differ.
         """
         texts = [answer.text for answer in answers]
         bad = fault(answers[-1]) is not None
-        differ = not bad and lowest_score(texts, recipe) < self.agreement
+        differ = not bad and self.lowest_score(texts) < self.agreement
         counts.update(left_out=bad or differ, disagree=differ)
-        return None if bad or differ else target_row(row, texts[0], recipe.data)
+        return None if bad or differ else target_row(row, texts[0], self.data)
+
+    @cached_property
+    def _score(self) -> MetricFunction:
+        """The metrics of the task; those of the recipe may lack the main one."""
+        return load_metrics(TASK_METRICS[str(self.data.task)], language=self.data.metric_language)
+
+    def lowest_score(self, texts: Sequence[str]) -> float:
+        """Return the lowest score of any two texts against each other, by the task's main metric; 100 for equal ones.
+
+        Args:
+            texts: one or more.
+        """
+        metric = MAIN_METRIC[str(self.data.task)]
+        different = combinations(dict.fromkeys(texts), 2)  # BLEU gives equal texts of fewer than four tokens 0.
+        return min((float(self._score([one], [[other]])[metric]) for one, other in different), default=EQUAL)
 
 
 def fault(answer: ApiAnswer) -> str | None:
@@ -60,16 +74,6 @@ def fault(answer: ApiAnswer) -> str | None:
     if answer.at_limit:
         return "at_limit"
     return "no_choice" if answer.no_choice else None
-
-
-def lowest_score(texts: Sequence[str], recipe: Recipe) -> float:
-    """Return the lowest score of any two texts against each other, by the task's main metric; 100 for one text."""
-    score, metric = score_of(recipe), MAIN_METRIC[str(recipe.data.task)]
-    lowest = EQUAL
-    for one, other in combinations(texts, 2):
-        if one != other:  # BLEU gives equal texts of fewer than four tokens 0.
-            lowest = min(lowest, float(score([one], [[other]])[metric]))
-    return lowest
 
 
 def target_row(row: dict[str, Any], text: str, data: DataArguments) -> dict[str, Any]:
