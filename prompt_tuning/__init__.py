@@ -59,7 +59,7 @@ __all__ = [
     "train",
 ]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Encoder": "encoding.row_encoder",
@@ -81,8 +81,3 @@ __getattr__ = lazy_names(
         "train": "api",
     },
 )
-
-
-def __dir__() -> list[str]:
-    """Return the public names, for completion in IPython and editors."""
-    return __all__

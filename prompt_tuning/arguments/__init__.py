@@ -19,7 +19,7 @@ __all__ = [
     "find_method",
 ]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
         "METHODS": "methods",
@@ -31,7 +31,3 @@ __getattr__ = lazy_names(
         "find_method": "methods",
     },
 )
-
-
-def __dir__() -> list[str]:
-    return __all__

@@ -11,10 +11,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Leaks", "find_leaks", "load_file", "load_splits"]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__, {"Leaks": "leakage", "find_leaks": "leakage", "load_file": "files", "load_splits": "loading"}
 )
-
-
-def __dir__() -> list[str]:
-    return __all__

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Demonstrations", "Encoder", "EncodingReport", "StreamReport", "encode", "encode_stream"]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Demonstrations": "demonstrations",
@@ -23,7 +23,3 @@ __getattr__ = lazy_names(
         "encode_stream": "streaming",
     },
 )
-
-
-def __dir__() -> list[str]:
-    return __all__

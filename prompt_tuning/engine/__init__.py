@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SharedPrefixModel", "choose", "compute_prompt_once", "log_likelihoods", "target_log_likelihoods"]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
         "SharedPrefixModel": "shared_prefix",
@@ -20,7 +20,3 @@ __getattr__ = lazy_names(
         "target_log_likelihoods": "likelihood",
     },
 )
-
-
-def __dir__() -> list[str]:
-    return __all__

@@ -10,8 +10,4 @@ if TYPE_CHECKING:
 
 __all__ = ["adapter_folder", "plan_upload", "push"]
 
-__getattr__ = lazy_names(__name__, {"adapter_folder": "download", "plan_upload": "upload", "push": "upload"})
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, {"adapter_folder": "download", "plan_upload": "upload", "push": "upload"})

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAIN_METRIC", "TASK_METRICS", "MetricFunction", "Scores", "load_metrics"]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
         "MAIN_METRIC": "loading",
@@ -24,7 +24,3 @@ __getattr__ = lazy_names(
         "load_metrics": "loading",
     },
 )
-
-
-def __dir__() -> list[str]:
-    return __all__

@@ -29,7 +29,7 @@ __all__ = [
     "prompt_config",
 ]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
         "LayeredLlamaForCausalLM": "layered_llama",
@@ -44,7 +44,3 @@ __getattr__ = lazy_names(
         "prompt_config": "prompts",
     },
 )
-
-
-def __dir__() -> list[str]:
-    return __all__

@@ -9,8 +9,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Trial"]
 
-__getattr__ = lazy_names(__name__, {"Trial": "trial"})
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, {"Trial": "trial"})

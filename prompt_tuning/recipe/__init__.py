@@ -10,8 +10,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "load_recipe", "load_tasks"]
 
-__getattr__ = lazy_names(__name__, {"Recipe": "recipe", "load_recipe": "loading", "load_tasks": "loading"})
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, {"Recipe": "recipe", "load_recipe": "loading", "load_tasks": "loading"})

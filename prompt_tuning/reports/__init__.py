@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["card_facts", "card_text", "summarize", "write_card", "write_report"]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
         "card_facts": "facts",
@@ -22,7 +22,3 @@ __getattr__ = lazy_names(
         "write_report": "html",
     },
 )
-
-
-def __dir__() -> list[str]:
-    return __all__

@@ -12,11 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Predictor", "Prepared", "push_run", "train_tasks"]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {"Predictor": "predictor", "Prepared": "prepare", "push_run": "push", "train_tasks": "multitask"},
 )
-
-
-def __dir__() -> list[str]:
-    return __all__

@@ -9,8 +9,4 @@ if TYPE_CHECKING:
 
 __all__ = ["SharedBaseModel"]
 
-__getattr__ = lazy_names(__name__, {"SharedBaseModel": "shared_base"})
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, {"SharedBaseModel": "shared_base"})

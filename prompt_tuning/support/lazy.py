@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 
 
-def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], object]:
-    """Return the `__getattr__` of a package (PEP 562).
+def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """Return the `__getattr__` of a package, and the `__dir__` that completion in IPython and editors asks (PEP 562).
 
     Args:
         package: the package's `__name__`.
@@ -22,4 +22,4 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], obje
         setattr(sys.modules[package], name, value)
         return value
 
-    return get
+    return get, lambda: sys.modules[package].__all__

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Rendered", "Template", "load_templates"]
 
-__getattr__ = lazy_names(__name__, {"Rendered": "rendered", "Template": "template", "load_templates": "template"})
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(
+    __name__, {"Rendered": "rendered", "Template": "template", "load_templates": "template"}
+)

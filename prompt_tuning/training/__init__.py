@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChoiceTrainer", "EarlyStopping", "PromptTuningTrainer", "StopOnSignal"]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
         "ChoiceTrainer": "choices",
@@ -20,7 +20,3 @@ __getattr__ = lazy_names(
         "StopOnSignal": "callbacks",
     },
 )
-
-
-def __dir__() -> list[str]:
-    return __all__
