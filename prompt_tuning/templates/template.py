@@ -37,7 +37,6 @@ from prompt_tuning.templates.values import kind_of, replaced, with_nulls
 
 UNNAMED_HINT = '. A column with a space or a dash in its name is row["its name"]'
 
-# The setting that reads a column under another name, by the usual name of the column.
 Compile = Callable[[str], jinja2.Template]
 
 
