@@ -15,10 +15,11 @@ from typing import Any, TypedDict
 
 from huggingface_hub import constants, try_to_load_from_cache
 from peft import PeftConfig
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from prompt_tuning.arguments.arguments import ModelArguments
+from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.chat import changes_answer_start
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.hub.download import adapter_folder
@@ -237,6 +238,56 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a digest of a tokenizer's vocabulary and chat template, which no version writes in another way."""
     content = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def check_adapter(
+    config: PeftConfig,
+    folder: str | Path,
+    model_config: PretrainedConfig,
+    *,
+    revision: str | None = None,
+    renamed: bool = False,
+) -> None:
+    """Raise an AdapterError unless the adapter was trained on this model.
+
+    A model is recognised by its weights if the adapter is a run's and both are known, else by its name. An adapter
+    that names no model is taken.
+
+    Args:
+        config: the configuration of the adapter.
+        folder: the adapter's folder or hub id.
+        model_config: the configuration of the base model.
+        revision: the revision of a base model of the hub; without it such a model is known by its name.
+        renamed: the user named a model for this adapter, or only starts from it. Then another model of the same
+            hidden size is a warning.
+    """
+    base, _ = read_base_model(adapter_folder(folder))
+    trained_on = (base.name if base else config.base_model_name_or_path) or ""
+    name = model_config.name_or_path
+    size = _embedding_size(model_config)
+    trained_size = size
+    # Only a prompt of embeddings says the hidden size of its model.
+    if find_method(config.peft_type).trains_embeddings and config.token_dim is not None:
+        trained_size = config.token_dim
+    has_same_name = not trained_on or Path(trained_on).name == Path(name).name
+    has_same_weights = is_same_model(base, name, revision)
+    if trained_size == size and (has_same_name if has_same_weights is None else has_same_weights):
+        return
+    weights = "" if has_same_weights is None else ", which has other weights"
+    difference = (
+        f"{folder} was trained on {trained_on} (hidden size {trained_size}), the model here is {name} "
+        f"(hidden size {size}){weights}"
+    )
+    if not renamed or trained_size != size:
+        raise AdapterError(f"{difference}. Set model_name_or_path to the model it was trained on.")
+    logger.warning("%s. The adapter fits only if it is the same model under another name.", difference)
+
+
+def _embedding_size(config: PretrainedConfig) -> int:
+    """Return the size of the embeddings before which a soft prompt stands."""
+    # T5Gemma's encoder may be wider than its decoder, and OPT's embeddings narrower than its states.
+    text = vars(config).get("encoder", config).get_text_config()
+    return vars(text).get("word_embed_proj_dim", text.hidden_size)
 
 
 def check_tokenizer(folder: str | Path, tokenizer: PreTrainedTokenizerBase, *, renamed: bool = False) -> None:

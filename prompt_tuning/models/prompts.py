@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from peft import (
 )
 from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding, MultitaskPromptTuningInit
 from peft.tuners.tuners_utils import BasePromptEncoder
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.arguments.methods import METHODS, find_method
@@ -39,7 +38,7 @@ from prompt_tuning.engine.trained_tokens import check_trained_tokens
 from prompt_tuning.errors import AdapterError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.adapter_config import load_adapter_config
-from prompt_tuning.models.base_model import is_same_model, read_base_model
+from prompt_tuning.models.base_model import check_adapter
 from prompt_tuning.models.encoder_decoder import EncoderDecoderPromptModel
 from prompt_tuning.models.encoder_decoder_prefix import (
     EncoderDecoderPrefixConfig,
@@ -48,8 +47,6 @@ from prompt_tuning.models.encoder_decoder_prefix import (
 from prompt_tuning.models.loading import check_method
 from prompt_tuning.support.files import unmistakable
 from prompt_tuning.support.text import counted
-
-logger = logging.getLogger(__name__)
 
 # The names under which configurations of models hold these numbers, as PEFT looks for them.
 NUM_HEADS_NAMES = {"num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"}
@@ -364,53 +361,3 @@ def config_of_saved(model: PreTrainedModel, config: PeftConfig, *, is_trainable:
         # PEFT would load the tokenizer to start from the text again.
         config.prompt_tuning_init = "RANDOM"
     return config
-
-
-def check_adapter(
-    config: PeftConfig,
-    folder: str | Path,
-    model_config: PretrainedConfig,
-    *,
-    revision: str | None = None,
-    renamed: bool = False,
-) -> None:
-    """Raise an AdapterError unless the adapter was trained on this model.
-
-    A model is recognised by its weights if the adapter is a run's and both are known, else by its name. An adapter
-    that names no model is taken.
-
-    Args:
-        config: the configuration of the adapter.
-        folder: the adapter's folder or hub id.
-        model_config: the configuration of the base model.
-        revision: the revision of a base model of the hub; without it such a model is known by its name.
-        renamed: the user named a model for this adapter, or only starts from it. Then another model of the same
-            hidden size is a warning.
-    """
-    base, _ = read_base_model(adapter_folder(folder))
-    trained_on = (base.name if base else config.base_model_name_or_path) or ""
-    name = model_config.name_or_path
-    size = _embedding_size(model_config)
-    trained_size = size
-    # Only a prompt of embeddings says the hidden size of its model.
-    if find_method(config.peft_type).trains_embeddings and config.token_dim is not None:
-        trained_size = config.token_dim
-    has_same_name = not trained_on or Path(trained_on).name == Path(name).name
-    has_same_weights = is_same_model(base, name, revision)
-    if trained_size == size and (has_same_name if has_same_weights is None else has_same_weights):
-        return
-    weights = "" if has_same_weights is None else ", which has other weights"
-    difference = (
-        f"{folder} was trained on {trained_on} (hidden size {trained_size}), the model here is {name} "
-        f"(hidden size {size}){weights}"
-    )
-    if not renamed or trained_size != size:
-        raise AdapterError(f"{difference}. Set model_name_or_path to the model it was trained on.")
-    logger.warning("%s. The adapter fits only if it is the same model under another name.", difference)
-
-
-def _embedding_size(config: PretrainedConfig) -> int:
-    """Return the size of the embeddings before which a soft prompt stands."""
-    # T5Gemma's encoder may be wider than its decoder, and OPT's embeddings narrower than its states.
-    text = vars(config).get("encoder", config).get_text_config()
-    return vars(text).get("word_embed_proj_dim", text.hidden_size)

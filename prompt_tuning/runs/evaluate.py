@@ -24,9 +24,9 @@ from prompt_tuning.engine.dispatch import get_base
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.adapter_config import load_adapter_config
-from prompt_tuning.models.base_model import check_tokenizer
+from prompt_tuning.models.base_model import check_adapter, check_tokenizer
 from prompt_tuning.models.loading import load_base_model, load_config
-from prompt_tuning.models.prompts import check_adapter, load_adapter
+from prompt_tuning.models.prompts import load_adapter
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.losses import prediction_counts
 from prompt_tuning.reports.run_files import read_results

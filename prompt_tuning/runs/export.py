@@ -17,11 +17,10 @@ from prompt_tuning.data.rows import open_rows
 from prompt_tuning.encoding.decoding import special_stop_ids
 from prompt_tuning.errors import AdapterError, ErrorList, ModelError, RecipeError
 from prompt_tuning.models.adapter_config import load_adapter_config
-from prompt_tuning.models.base_model import check_tokenizer, find_base_model
+from prompt_tuning.models.base_model import check_adapter, check_tokenizer, find_base_model
 from prompt_tuning.models.gguf import convert_to_gguf, find_converter
 from prompt_tuning.models.layered_config import BASES
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
-from prompt_tuning.models.prompts import check_adapter
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.run_files import read_results
 from prompt_tuning.runs.export_files import Exported, write_export

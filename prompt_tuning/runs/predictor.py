@@ -26,9 +26,9 @@ from prompt_tuning.engine.stop_texts import add_end_tokens, text_settings
 from prompt_tuning.errors import AdapterError, DataError, ErrorList, TemplateError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.adapter_config import load_adapter_config
-from prompt_tuning.models.base_model import check_tokenizer, find_base_model
+from prompt_tuning.models.base_model import check_adapter, check_tokenizer, find_base_model
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
-from prompt_tuning.models.prompts import check_adapter, load_adapter
+from prompt_tuning.models.prompts import load_adapter
 from prompt_tuning.models.several_prompts import check_kinds, load_prompts
 from prompt_tuning.recipe.drafts import read_switches
 from prompt_tuning.recipe.loading import load_recipe

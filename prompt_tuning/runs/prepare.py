@@ -26,10 +26,9 @@ from prompt_tuning.errors import DataError, ErrorList
 from prompt_tuning.metrics.loading import load_metrics
 from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.models.adapter_config import load_adapter_config
-from prompt_tuning.models.base_model import check_tokenizer
+from prompt_tuning.models.base_model import check_adapter, check_tokenizer
 from prompt_tuning.models.initialization import initial_ids, initial_text, prompt_length
 from prompt_tuning.models.loading import check_method, load_config, load_tokenizer
-from prompt_tuning.models.prompts import check_adapter
 from prompt_tuning.models.quantization import quantization_config
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs import checks

@@ -31,9 +31,9 @@ from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.metrics.squad.squad import answer_tokens
 from prompt_tuning.models.adapter_config import load_adapter_config, read_adapter_config
-from prompt_tuning.models.base_model import check_tokenizer
+from prompt_tuning.models.base_model import check_adapter, check_tokenizer
 from prompt_tuning.models.loading import load_base_model, load_config
-from prompt_tuning.models.prompts import check_adapter, load_adapter
+from prompt_tuning.models.prompts import load_adapter
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.run_files import read_results
 from prompt_tuning.runs.answers import generate_texts

@@ -26,10 +26,9 @@ from prompt_tuning.engine.trained_config import TrainedTokensConfig
 from prompt_tuning.errors import AdapterError, DataError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.adapter_config import load_adapter_config
-from prompt_tuning.models.base_model import find_base_model
+from prompt_tuning.models.base_model import check_adapter, find_base_model
 from prompt_tuning.models.encoder_decoder_prefix import EncoderDecoderPrefixConfig
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
-from prompt_tuning.models.prompts import check_adapter
 from prompt_tuning.models.weight_files import weight_map
 from prompt_tuning.studies.figures import new_figure, write_png
 from prompt_tuning.studies.inspect_layers import (

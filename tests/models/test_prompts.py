@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, MptConfig, PreTrainedTokenizerFas
 
 from prompt_tuning.arguments.arguments import ModelArguments, PromptArguments
 from prompt_tuning.errors import AdapterError, ModelError
+from prompt_tuning.models.base_model import check_adapter
 from prompt_tuning.models.loading import load_config, load_tokenizer
-from prompt_tuning.models.prompts import add_adapter, add_soft_prompt, check_adapter, load_adapter, prompt_config
+from prompt_tuning.models.prompts import add_adapter, add_soft_prompt, load_adapter, prompt_config
 
 
 @pytest.mark.parametrize("build", [tiny_llama, tiny_t5])
