@@ -17,14 +17,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
 from prompt_tuning.data.loading import LIMITS, load_splits, split_origin
-from prompt_tuning.data.recognition import (
-    TARGETS,
-    TASK_SETTINGS,
-    Recognized,
-    are_yes_or_no,
-    recognize,
-    texts_by_column,
-)
+from prompt_tuning.data.recognition import TASK_SETTINGS, Recognized, recognize, texts_by_column
 from prompt_tuning.data.sources import find_source
 from prompt_tuning.data.splitting import group_column, passages
 from prompt_tuning.encoding.dataset import encode
@@ -36,11 +29,11 @@ from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.models.initialization import DEFAULT_VIRTUAL_TOKENS
 from prompt_tuning.models.loading import load_config, load_tokenizer
 from prompt_tuning.recipe.automatic import AUTO, STARTS
+from prompt_tuning.studies.template_choice import choose_template
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted, listed
-from prompt_tuning.templates.conversations import MESSAGES
 from prompt_tuning.templates.languages import language_variables
-from prompt_tuning.templates.loading import language_of_template, shipped_templates
+from prompt_tuning.templates.loading import language_of_template
 from prompt_tuning.templates.template import Template
 
 SAMPLE = 200
@@ -63,12 +56,6 @@ ROUNDED = 8
 
 LONGEST_KEPT = 1.5
 """No source is cut if the longest has at most so many times the tokens of nearly all."""
-
-MOST_LINES = 0.05
-"""The largest share of targets of several lines that a template may cut at their first line break."""
-
-SPEAKERS = r"(?m)^[^\n:：]{1,30}[:：].*\n[^\n:：]{1,30}[:：]"
-"""Two lines of a dialogue, each of which begins with who speaks."""
 
 LOCAL_MODELS = Path("models")
 MODELS = {"English": "HuggingFaceTB/SmolLM2-135M-Instruct", "others": "Qwen/Qwen3-0.6B"}
@@ -162,76 +149,6 @@ def propose(name: str, set_by_user: dict[str, Any], ask: Ask | None) -> Proposal
 
 def _counts(sizes: Mapping[str, int]) -> str:
     return ", ".join(counted(size, f"{split} row") for split, size in sizes.items())
-
-
-def choose_template(
-    recognized: Recognized,
-    rows: Sequence[Mapping[str, Any]],
-    config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    language: str | None = None,
-) -> tuple[str, str]:
-    """Return a shipped template and the reason for it.
-
-    Args:
-        recognized: what is known of the rows.
-        rows: some rows.
-        config: of the model.
-        tokenizer: of the model.
-        language: of the targets. Rows in Chinese get the same template in Chinese if there is one.
-    """
-    name, reason = _template_in_english(recognized, rows, config, tokenizer)
-    task, _, kind = name.partition("/")
-    in_chinese = f"{task}/zh_{kind}"
-    if language != "zh" or in_chinese not in shipped_templates():
-        return name, reason
-    # The choices of a template are a part of it, so that answers of "yes" and "no" need the English one.
-    if kind == "yes_no" and "是" not in map(str.strip, recognized.texts["answers"]):
-        return name, reason
-    return in_chinese, reason
-
-
-def _template_in_english(
-    recognized: Recognized,
-    rows: Sequence[Mapping[str, Any]],
-    config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-) -> tuple[str, str]:
-    task = recognized.settings["task"]
-    targets = recognized.texts[TARGETS[task]]
-    if MESSAGES in recognized.texts:
-        if tokenizer.chat_template:
-            return "conversation/messages", "The turns are written by the tokenizer's chat template."
-        return "conversation/plain", "The tokenizer has no chat template. A line names who speaks."
-    other = f"Words for the model. `prompt-tuning templates {task}` lists others, and `rank` finds the best of them."
-    if "t5" in config.model_type:
-        return f"{task}/t5", "T5 was pre-trained with this wording."
-    if task == "question_answering":
-        if are_yes_or_no(targets):
-            return f"{task}/yes_no", "All answers are yes or no, so that the likelier of the two is taken."
-        if all(isinstance(row.get("choices"), list) for row in rows):
-            return f"{task}/multiple_choice", "The rows have a list of choices."
-        if not all(map(str.strip, targets)):
-            return f"{task}/unanswerable", "Some questions have no answer."
-    if _share("\n", targets) > MOST_LINES:
-        kind = "chat" if tokenizer.chat_template else "t5"
-        return (
-            f"{task}/{kind}",
-            "Some targets have several lines, and most templates end a prediction at a line break.",
-        )
-    if task == "summarization":
-        is_dialogue = _share(SPEAKERS, recognized.texts["document"]) > 0.5
-        return (
-            (f"{task}/instruction_dialogue", "The texts are dialogues.")
-            if is_dialogue
-            else (f"{task}/instruction_last", other)
-        )
-    return f"{task}/{'plain' if task == 'translation' else 'instruction_last'}", other
-
-
-def _share(pattern: str, texts: Sequence[str]) -> float:
-    """Return the share of texts in which a pattern occurs, apart from spaces at their ends."""
-    return sum(re.search(pattern, text.strip()) is not None for text in texts) / len(texts)
 
 
 def _of_block(block: type, settings: Mapping[str, Any]) -> dict[str, Any]:
