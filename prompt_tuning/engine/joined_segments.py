@@ -30,7 +30,7 @@ class JoinedSegments:
         """
         places = key_places(segments, lengths)
         num_queries = torch.tensor([lengths[number] for _, number in segments])
-        num_keys = torch.tensor([len(seen) for seen in places])
+        num_keys = torch.tensor(list(map(len, places)))
         self.most_queries = int(num_queries.max())
         self.most_keys = int(num_keys.max())
         self.key_places, query_ends, key_ends = to_device(

@@ -222,4 +222,4 @@ def cache_of_rows(read: ReadRows, shared: Container[int] = ()) -> tuple[Cache, t
         selected = [tensor[0].index_select(1, chosen) for tensor in states]
         keys, values = (tensor.unflatten(1, (len(places), longest)).transpose(0, 1) for tensor in selected)
         joined.update(keys, values, number)
-    return joined, left_padded_mask([len(row) for row in places], device)
+    return joined, left_padded_mask(list(map(len, places)), device)

@@ -107,9 +107,9 @@ def choice_scores(
 def choice_sizes(texts: Sequence[str], ids: Sequence[Sequence[int]], normalization: Normalization) -> list[int]:
     """Return by how much the log-likelihood of each choice of a row is divided; 1 if nothing is."""
     if normalization == "tokens":
-        return [len(choice) for choice in ids]
+        return list(map(len, ids))
     if normalization == "characters":
-        return [len(text) for text in texts]
+        return list(map(len, texts))
     if normalization == "bytes":
         return [len(text.encode()) for text in texts]
     return [1] * len(ids)
@@ -149,7 +149,7 @@ def target_log_likelihoods(
             batch_targets = [[targets[number]] for number in numbers]
             likelihoods = log_likelihoods(model, [sources[number] for number in numbers], batch_targets, start)
             sums[numbers] = torch.tensor(likelihoods)[:, 0]
-    return sums, torch.tensor([len(target) for target in targets])
+    return sums, torch.tensor(list(map(len, targets)))
 
 
 @torch.no_grad()
@@ -247,7 +247,7 @@ def _padded_logits(
 ) -> Iterator[torch.Tensor]:
     """Yield what `_logits` does, by rows of source and continuation, padded on the right."""
     rows = [torch.tensor([*sources[row], *tokens], device=model.device) for row, _, tokens in segments]
-    for batch in batches_within([len(row) for row in rows], ROWS_AT_ONCE, LOGITS_AT_ONCE):
+    for batch in batches_within(list(map(len, rows)), ROWS_AT_ONCE, LOGITS_AT_ONCE):
         lengths = [len(segments[number].tokens) for number in batch]
         input_ids = pad_sequence([rows[number] for number in batch], batch_first=True)
         mask = pad_sequence([torch.ones_like(rows[number]) for number in batch], batch_first=True)

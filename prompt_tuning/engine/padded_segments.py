@@ -20,7 +20,7 @@ MOST_PADDING = 1.5  # The scores that a call computes are at most so many times 
 
 def to_device(device: torch.device, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return one-dimensional tensors of integers on a device, to which they are copied together."""
-    return torch.cat(tensors).to(device).split([len(tensor) for tensor in tensors])
+    return torch.cat(tensors).to(device).split(list(map(len, tensors)))
 
 
 def causal_mask(query: torch.Tensor, key: torch.Tensor, window: int | None, like: torch.Tensor) -> torch.Tensor:

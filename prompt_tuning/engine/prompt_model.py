@@ -258,10 +258,10 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
             before, prompt_index, batch = start
             names = []
         elif self._prompt_is_cache:
-            before = KeyTree.from_caches([self._prompt(name) for name in names])
+            before = KeyTree.from_caches(list(map(self._prompt, names)))
             names = []
         else:
-            computed = [self._prompt(name) for name in names]
+            computed = list(map(self._prompt, names))
             common_prefix, batch = batch.common_prefix, batch.rest()
         prompts = tuple(len(prompt) + len(common_prefix) for prompt in computed)
         tree = RowTree(batch, prompt_index, len(prompts if before is None else before.lengths))

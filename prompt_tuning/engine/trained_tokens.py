@@ -82,7 +82,7 @@ class TrainedTokens(nn.Module):
     def set_scales(self, scales: torch.Tensor) -> None:
         """Set the units of all layers; those of an encoder `[L]` are followed by those of its decoder `[M]`."""
         units = list(self.buffers())
-        for unit, values in zip(units, scales.split([len(unit) for unit in units]), strict=True):
+        for unit, values in zip(units, scales.split(list(map(len, units))), strict=True):
             unit.copy_(values)
 
     def tensors(self) -> dict[str, torch.Tensor]:
