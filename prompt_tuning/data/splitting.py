@@ -62,8 +62,8 @@ def split_numbers(rows: Dataset, args: DataArguments, origin: str) -> dict[str, 
         size = split_size(args, split)
         if size is None:
             continue
-        wanted = math.ceil(size * len(rows)) if size < 1 else int(size)
-        taken = _fill(order, groups, wanted)
+        num_rows = math.ceil(size * len(rows)) if size < 1 else int(size)
+        taken = _fill(order, groups, num_rows)
         numbers[split] = _rows_of(taken, groups)
         order = [key for key in order if key not in taken]
     numbers["train"] = _rows_of(order, groups)
@@ -115,12 +115,12 @@ def _rows_of(keys: Iterable[str], groups: dict[str, list[int]]) -> list[int]:
     return sorted(chain.from_iterable(map(groups.__getitem__, keys)))
 
 
-def _fill(order: list[str], groups: dict[str, list[int]], wanted: int) -> set[str]:
+def _fill(order: list[str], groups: dict[str, list[int]], num_rows: int) -> set[str]:
     """Return the first groups that fit into `wanted` rows; one that does not fit is passed over."""
     taken: set[str] = set()
-    left = wanted
+    room = num_rows
     for key in order:
-        if len(groups[key]) <= left:
+        if len(groups[key]) <= room:
             taken.add(key)
-            left -= len(groups[key])
+            room -= len(groups[key])
     return taken

@@ -49,17 +49,17 @@ def find_trained_text(
         TemplateError: as `TrainedText.of_rows` does.
     """
     check_fast(encoder.tokenizer)
-    found: Iterable[list[TextToken] | None]
+    located: Iterable[list[TextToken] | None]
     held_out: Set[int] = frozenset()
     if isinstance(rows, IterableDataset):
-        found = [_tokens_of(encoder, row, (), part) for row in islice(streamed_rows(rows, recipe.data), FIRST_ROWS)]
+        located = [_tokens_of(encoder, row, (), part) for row in islice(streamed_rows(rows, recipe.data), FIRST_ROWS)]
     else:
-        found = _tokens_of_rows(recipe, part, encoder, rows, demonstrations)
+        located = _tokens_of_rows(recipe, part, encoder, rows, demonstrations)
         held_out = demonstrations.held_out() if demonstrations else frozenset()
     first_id = encoder.num_embeddings or len(encoder.tokenizer)
     # A row that cannot be encoded is reported by `encode`.
     numbered = (
-        (number, tokens) for number, tokens in enumerate(found) if tokens is not None and number not in held_out
+        (number, tokens) for number, tokens in enumerate(located) if tokens is not None and number not in held_out
     )
     name_row = functools.partial(row_origin, recipe.data, "train")
     texts = literals(encoder.template, encoder.languages, part)
@@ -85,7 +85,7 @@ def _tokens_of_rows(
     recipe: Recipe, part: Part, encoder: Encoder, rows: Dataset, demonstrations: Demonstrations | None
 ) -> Iterable[list[TextToken] | None]:
     """Yield what `_tokens_of` returns for every row, computed by as many processes as encode rows."""
-    found = rows.map(
+    located = rows.map(
         _row_numbers,
         fn_kwargs={
             "encoder": encoder,
@@ -100,7 +100,7 @@ def _tokens_of_rows(
         num_proc=recipe.data.preprocessing_num_workers,
         desc="trained text",
     )
-    for row in found:
+    for row in located:
         numbers = row[NUMBERS]
         yield None if numbers is None else [TextToken(*token) for token in numbers]
 

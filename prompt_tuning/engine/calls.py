@@ -65,10 +65,10 @@ def generate_arguments(base: PreTrainedModel, args: tuple[Any, ...], kwargs: dic
     arguments = named_arguments(base.generate, args, kwargs)
     if isinstance(arguments.get("generation_config"), torch.Tensor):
         raise AdapterError("generate: its second argument is the generation_config. Give attention_mask by its name.")
-    given = [name for name in ("inputs", "input_ids") if arguments.get(name) is not None]
-    if len(given) == 2:
+    inputs = [name for name in ("inputs", "input_ids") if arguments.get(name) is not None]
+    if len(inputs) == 2:
         raise AdapterError("generate: both inputs and input_ids are given. Leave one out.")
-    if not given and any(arguments.get(name) is not None for name in ("inputs_embeds", "encoder_outputs")):
+    if not inputs and any(arguments.get(name) is not None for name in ("inputs_embeds", "encoder_outputs")):
         return arguments
     ids = arguments.pop("inputs", None)
     ids = arguments.pop("input_ids", None) if ids is None else ids
@@ -101,9 +101,9 @@ def check_generate_arguments(base: PreTrainedModel, arguments: dict[str, Any]) -
     if name is not None:
         origin = "generate" if name in arguments else "the model's generation_config"
         raise AdapterError(f"{origin}: {name} knows nothing of the prompt. Leave it out{_advice(name)}.")
-    known = vars(GenerationConfig()).keys() | vars(base.generation_config).keys() | FURTHER_ARGUMENTS
-    known |= inspect.signature(base.generate).parameters.keys() | {"input_ids", "attention_mask"}
-    for name in arguments.keys() - known:
+    accepted = vars(GenerationConfig()).keys() | vars(base.generation_config).keys() | FURTHER_ARGUMENTS
+    accepted |= inspect.signature(base.generate).parameters.keys() | {"input_ids", "attention_mask"}
+    for name in arguments.keys() - accepted:
         if arguments[name] is not None:
             raise AdapterError(f"generate: {name} knows nothing of the prompt. Leave it out{_advice(name)}.")
 

@@ -185,9 +185,9 @@ def log_likelihoods(
             stack.enter_context(model.eagerly())
         if isinstance(model, PromptAdapters):
             stack.enter_context(model.trained_tokens())
-        for wanted, flat, logits in zip(targets, copied, _logits(model, sources, segments, start), strict=True):
-            of_segment = flat.view(wanted.shape).to(logits.device)
-            places = torch.arange(wanted.shape[1], device=logits.device)
+        for target, flat, logits in zip(targets, copied, _logits(model, sources, segments, start), strict=True):
+            of_segment = flat.view(target.shape).to(logits.device)
+            places = torch.arange(target.shape[1], device=logits.device)
             sums.append(logits.float().log_softmax(-1)[places, of_segment].sum(1))
     summed = iter(torch.cat(sums).tolist())
     scores = [[0.0] * len(of_row) for of_row in continuations]

@@ -39,7 +39,7 @@ def key_places(segments: Sequence[Segment], lengths: Sequence[int]) -> list[torc
     """
     starts = [0, *accumulate(lengths)]
     spans = [torch.arange(start, start + length) for start, length in zip(starts, lengths, strict=False)]
-    return [torch.cat([spans[number] for number in (*ancestors, own)]) for ancestors, own in segments]
+    return [torch.cat([spans[number] for number in (*ancestors, segment)]) for ancestors, segment in segments]
 
 
 class Group(NamedTuple):
@@ -103,17 +103,17 @@ class PaddedSegments:
             num_hidden: how many tokens at the start have keys and no queries.
             device: where the packed sequence is.
         """
-        own = [lengths[number] for _, number in segments]
+        query_lengths = [lengths[number] for _, number in segments]
         seen = key_places(segments, lengths)
-        before = [len(places) - length for places, length in zip(seen, own, strict=True)]
-        self.groups = groups_of_like_length(own, before)
+        before = [len(places) - length for places, length in zip(seen, query_lengths, strict=True)]
+        self.groups = groups_of_like_length(query_lengths, before)
         starts = torch.tensor([0, *lengths]).cumsum(0)
         query_index = []
         key_index = []
-        packed_places = torch.zeros(sum(own), dtype=torch.long)
+        packed_places = torch.zeros(sum(query_lengths), dtype=torch.long)
         num_padded = 0
         for numbers, width, reach in self.groups:
-            length = torch.tensor([own[n] for n in numbers])[:, None]
+            length = torch.tensor([query_lengths[n] for n in numbers])[:, None]
             start = starts[[segments[n][1] for n in numbers]][:, None]
             column = torch.arange(width)
             real = column < length

@@ -82,8 +82,8 @@ class SharedKeys(DynamicCache):
         self._paths = [[segment for segment in path if segment in shared] for path in read.paths()]
         before = [sum(lengths[segment] for segment in path) for path in self._paths]
         self.longest = max(before)
-        own, mask = cache_of_rows(read, shared)
-        self.layers = [OwnLayer(layer, self.longest) for layer in own.layers]
+        row_cache, mask = cache_of_rows(read, shared)
+        self.layers = [OwnLayer(layer, self.longest) for layer in row_cache.layers]
         self.mask = torch.cat([left_padded_mask(before, mask.device), mask], 1)
         self._levels = self._group_rows()
 
@@ -102,18 +102,18 @@ class SharedKeys(DynamicCache):
         return [[(segment, torch.tensor(rows)) for segment, rows in level.items()] for level in levels]
 
     def attend(
-        self, layer: int, query: torch.Tensor, own: States, mask: torch.Tensor | None, scale: float | None
+        self, layer: int, query: torch.Tensor, row_states: States, mask: torch.Tensor | None, scale: float | None
     ) -> torch.Tensor:
         """Return the attended values `[B, 1, heads, D]` of one new token a row.
 
         Args:
             layer: its number.
             query: `[B, heads, 1, D]`.
-            own: the rows' own keys and values, `[B, key heads, U, D]`.
+            row_states: the rows' own keys and values, `[B, key heads, U, D]`.
             mask: `[B, 1, 1, longest + U]`, true where a row has a key; None if all have.
             scale: of the scores.
         """
-        key, value = own
+        key, value = row_states
         num_rows, heads, _, size = query.shape
         # Heads with the same keys are queries of one call: [B, heads, 1, D] -> [B, key heads, groups, D]
         query = query.reshape(num_rows, key.shape[1], -1, size)

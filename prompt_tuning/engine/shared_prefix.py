@@ -104,9 +104,9 @@ class SharedPrefixModel(PromptModel):
                 kwargs |= self._names_for_peft(adapter_names)
                 output = self._forward_to_all(rows, attention_mask, task_ids=task_ids, **kwargs)
             else:
-                given: dict[str, Any] = {"adapter_names": adapter_names, "task_ids": task_ids}
-                given |= {"num_items_in_batch": num_items_in_batch, "label_smoothing": label_smoothing}
-                output = self._forward_to_targets(rows, attention_mask, labels.long(), **given, **kwargs)
+                arguments: dict[str, Any] = {"adapter_names": adapter_names, "task_ids": task_ids}
+                arguments |= {"num_items_in_batch": num_items_in_batch, "label_smoothing": label_smoothing}
+                output = self._forward_to_targets(rows, attention_mask, labels.long(), **arguments, **kwargs)
         return output if as_dictionary else output.to_tuple()
 
     def _forward_to_targets(
@@ -177,8 +177,8 @@ class SharedPrefixModel(PromptModel):
         mask = full_mask(rows, attention_mask, max(length - prompt, 0))
         check_positions(position_ids, mask)
         reach = prompt + mask.shape[1]
-        known = has_tested_cache(base)
-        keeps_places = known and (within_window(base, reach) or bool(mask.all()))
+        is_tested = has_tested_cache(base)
+        keeps_places = is_tested and (within_window(base, reach) or bool(mask.all()))
         if length:
             kwargs.pop("task_ids", None)  # The prompt is in the cache already.
             if not keeps_places or rows.dim() > 2:
@@ -205,15 +205,15 @@ class SharedPrefixModel(PromptModel):
         """Call PEFT's forward for rows `[B, T]` or `[B, T, H]` that have no padding before their tokens."""
         self._check_prefix_is_read()
         name = "input_ids" if rows.dim() == 2 else "inputs_embeds"
-        given = {argument: value for argument, value in kwargs.items() if value is not None}
+        arguments = {argument: value for argument, value in kwargs.items() if value is not None}
         if self._table is not None and rows.dim() == 2 and not self._prompt_is_cache:
             # PEFT itself embeds ids behind a soft prompt.
             prompt = self._table.prompt_columns(self.active_adapter, self.active_peft_config.num_virtual_tokens)
             columns = torch.cat([prompt.expand(len(rows), -1), self._table.columns(rows)], 1)
-            given |= self._table.layer_arguments(columns)
+            arguments |= self._table.layer_arguments(columns)
             rows, name = self.embed(rows), "inputs_embeds"
         with peft_warnings_ignored():
-            return super().forward(**{name: rows}, attention_mask=mask, return_dict=True, **given)
+            return super().forward(**{name: rows}, attention_mask=mask, return_dict=True, **arguments)
 
     def _names_for_peft(self, adapter_names: Sequence[str] | None) -> dict[str, Any]:
         """Return PEFT's argument for the adapters of rows, which it does not have for prompts."""

@@ -105,8 +105,8 @@ def read_draft(source: RecipeSource, overrides: list[str], *, for_prediction: bo
 
 def build(block: type[Block], values: Mapping[str, Any], names: Iterable[str]) -> Block:
     """Return a block of settings, with its own defaults for all except the named ones."""
-    own = {field.name for field in dataclasses.fields(block)}  # type: ignore[arg-type]
-    return block(**{name: values[name] for name in own.intersection(names)})
+    settings = {field.name for field in dataclasses.fields(block)}  # type: ignore[arg-type]
+    return block(**{name: values[name] for name in settings.intersection(names)})
 
 
 def _is_for_prediction(name: str, parser: RecipeParser) -> bool:

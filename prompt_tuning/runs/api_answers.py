@@ -61,8 +61,8 @@ class AnswerCache:
             DataError: the file is damaged, or it cannot be written.
         """
         with self._opened() as database:
-            found = database.execute("SELECT reply FROM replies WHERE request = ?", (key,)).fetchone()
-            reply = parse_json(found[0]) if found else None
+            row = database.execute("SELECT reply FROM replies WHERE request = ?", (key,)).fetchone()
+            reply = parse_json(row[0]) if row else None
         if reply is None:
             return None
         check_value(reply, SavedReply, Place(str(self.file)))

@@ -122,9 +122,9 @@ def openai_client(url: str, key_variable: str | None = None) -> Send:
 def _arguments(body: Body) -> dict[str, Any]:
     """Return a body as arguments of the client of openai, which wants a prompt also beside `prompt_embeds`."""
     extra = {name: body[name] for name in NOT_OF_OPENAI if name in body}
-    known = {name: value for name, value in body.items() if name not in extra}
+    arguments = {name: value for name, value in body.items() if name not in extra}
     empty = {"prompt": None} if "prompt_embeds" in extra else {}
-    return empty | known | {"extra_body": extra}
+    return empty | arguments | {"extra_body": extra}
 
 
 def without_key(text: str, key: str) -> str:

@@ -87,11 +87,11 @@ def write_export(
     texts = {}
     first_id = ids[0]
     for task in exported:
-        own, ids = ids[: len(task.vectors)], ids[len(task.vectors) :]
+        token_ids, ids = ids[: len(task.vectors)], ids[len(task.vectors) :]
         num_virtual = task.config.num_virtual_tokens
-        texts[task.name] = Text(own[:num_virtual], own[num_virtual:], num_embeddings)
+        texts[task.name] = Text(token_ids[:num_virtual], token_ids[num_virtual:], num_embeddings)
         row = texts[task.name].ids_of(encoded[task.name][0])[num_virtual:]
-        check_rows_are_read(model, own[:num_virtual], task.vectors[:num_virtual], row)
+        check_rows_are_read(model, token_ids[:num_virtual], task.vectors[:num_virtual], row)
     if layer_vectors is not None:
         model = with_layer_vectors(model, first_id, layer_vectors)
     rows: list[list[int]] = []

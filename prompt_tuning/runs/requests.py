@@ -174,9 +174,9 @@ def send_requests(
         """Yield each row with its request, or with its prediction before a break."""
         for origin, row, question in _ask_rows(task, rows, counts):
             if answered:
-                known = answered.popleft()
-                _check_answered(row, known, origin, partial)
-                yield row, known
+                earlier = answered.popleft()
+                _check_answered(row, earlier, origin, partial)
+                yield row, earlier
             else:
                 yield (
                     row,
@@ -229,6 +229,6 @@ def _answered(partial: Path) -> deque[dict[str, Any]]:
 
 def _check_answered(row: dict[str, Any], answered: dict[str, Any], origin: str, partial: Path) -> None:
     """Raise a DataError unless the row is the answered one."""
-    known = json.loads(json.dumps(row, ensure_ascii=False, default=str))
-    if {**known, "prediction": None} != {**answered, "prediction": None}:
+    written = json.loads(json.dumps(row, ensure_ascii=False, default=str))
+    if {**written, "prediction": None} != {**answered, "prediction": None}:
         raise DataError(f"{partial}: it holds answers of other rows ({origin} differs). Remove it.")

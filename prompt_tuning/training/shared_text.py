@@ -115,11 +115,11 @@ def _filled(groups: Iterable[Group], num_rows: int) -> list[list[Group]]:
     for place, group in enumerate(groups):
         waiting[len(group.rows)].append((place, group))
     batches = []
-    left = sum(size * len(queue) for size, queue in waiting.items())
-    while left:
+    num_left = sum(size * len(queue) for size, queue in waiting.items())
+    while num_left:
         batch: list[Group] = []
-        room = min(num_rows, left)
-        left -= room
+        room = min(num_rows, num_left)
+        num_left -= room
         while room:
             sizes = [size for size, queue in waiting.items() if queue]
             fitting = [size for size in sizes if size <= room]
