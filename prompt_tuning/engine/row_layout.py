@@ -68,11 +68,14 @@ class RowLayout:
         """
         self.prompts = prompts if before is None else before.lengths
         self.rows = rows
-        self.parents = parents
         self.before = before
         self.states = states
-        prompts = self.prompts
-        self.lengths = [*prompts, *rows]
+        self.lengths = [*self.prompts, *rows]
+        self.ancestors: list[tuple[int, ...]] = [()] * len(prompts)
+        if before is not None:
+            self.ancestors = list(before.ancestors)
+        for parent in parents:
+            self.ancestors.append((*self.ancestors[parent], parent))
         self.segments = self._segments()
         self._masks: dict[Any, torch.Tensor] = {}
         self._padded: dict[torch.device, PaddedSegments] = {}
@@ -80,14 +83,12 @@ class RowLayout:
 
     def _segments(self) -> list[Segment]:
         """Return each segment that has queries, as those that it sees before itself and its own number."""
-        self.ancestors: list[tuple[int, ...]] = [()] * len(self.prompts)
-        if self.before is not None:
-            self.ancestors = list(self.before.ancestors)
-        for parent in self.parents:
-            self.ancestors.append((*self.ancestors[parent], parent))
-        segments = list(zip(self.ancestors, range(len(self.ancestors)), strict=True))
-        prompts = segments[: len(self.prompts)] if self.before is None else ()
-        return [prompt for prompt in prompts if self.lengths[prompt[1]]] + segments[len(self.prompts) :]
+        segments = []
+        for number, ancestors in enumerate(self.ancestors):
+            is_row = number >= len(self.prompts)
+            if is_row or (self.before is None and self.lengths[number]):
+                segments.append((ancestors, number))
+        return segments
 
     def num_before(self, ancestors: Sequence[int]) -> int:
         """Return how many positions stand before a segment with these ancestors."""

@@ -203,7 +203,7 @@ def test_the_tree_has_a_text_for_each_length_that_enough_rows_share():
     assert [text.tolist() for text in tree.texts] == [PASSAGE, FURTHER]
     layout = tree.layout((PROMPT,))
     assert layout.rows == (len(PASSAGE), len(FURTHER), 1, 1, 1, 1, 1)
-    assert layout.parents == (0, 1, 2, 2, 1, 2, 0)
+    assert [ancestors[-1] for ancestors in layout.ancestors[1:]] == [0, 1, 2, 2, 1, 2, 0]
     assert layout.positions()[-5:].tolist() == [PROMPT + n for n in (29, 29, 12, 29, 0)]
     assert tree.num_saved == 3 * len(PASSAGE) + 2 * len(FURTHER)
     assert tree.predicts.tolist() == [-5, -4, -3, -2, -1]
