@@ -36,9 +36,10 @@ def replace_auto(prompt: PromptArguments, explicitly_set: Set[str], *, streaming
     chosen: dict[str, Any] = {"method": "prompt_tuning", "servable": None}
     if not STARTS & explicitly_set and not streaming:
         chosen["init"] = "demonstrations"
-    if "trained_text" not in explicitly_set and _has_ending(prompt.template):
+    # Neither is trained beside a network that writes the prompt.
+    if "trained_text" not in explicitly_set and not prompt.residual and _has_ending(prompt.template):
         chosen["trained_text"] = "ending"
-    if prompt.servable is False and "layer_vectors" not in explicitly_set:
+    if prompt.servable is False and "layer_vectors" not in explicitly_set and not prompt.residual:
         chosen["layer_vectors"] = True
     settings = ", ".join(f"{name}: {str(value).lower()}" for name, value in chosen.items() if value is not None)
     prompt = replace(prompt, **chosen)

@@ -38,6 +38,8 @@ def test_auto_keeps_what_the_user_sets(auto):
     assert auto(num_virtual_tokens=6).prompt.init == "vocab"
     prompt = auto("--trained_text=none", "--init=text", "--init_text=Answer.").prompt
     assert (prompt.trained_text, prompt.init, prompt.init_text) == ("none", "text", "Answer.")
+    prompt = auto("--residual=true", "--servable=false").prompt
+    assert prompt.residual and prompt.trained_text == "none" and not prompt.layer_vectors
 
 
 def test_a_template_without_an_ending_has_none_to_train(auto, tmp_path):
