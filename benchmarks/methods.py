@@ -25,6 +25,8 @@ from prompt_tuning.runs.train import train
 from prompt_tuning.support.files import read_json_lines
 
 QUICKSTART = ROOT / "recipes" / "quickstart"
+# All methods have these in place of the quickstart's, which not every method takes.
+OTHER_SETTINGS = {"trained_text": None, "group_shared": None, "max_steps": 40}
 SHORT = {"init": None, "init_text": None, "num_virtual_tokens": "20"}
 PLAIN = {"init": None, "init_text": None}
 METHODS = {
@@ -69,7 +71,7 @@ def results(name: str, changes: dict, files: dict, runs: Path) -> dict:
     folder = folder_of(name, runs)
     if not (folder / "results.json").is_file():
         quickstart = yaml.load((QUICKSTART / "qa.yaml").read_text(encoding="utf-8"), yaml.BaseLoader)
-        settings = quickstart | files | changes | {"output_dir": str(folder), "save_strategy": "no"}
+        settings = quickstart | OTHER_SETTINGS | files | changes | {"output_dir": str(folder), "save_strategy": "no"}
         recipe = runs / f"{folder.name}.yaml"
         recipe.parent.mkdir(parents=True, exist_ok=True)
         recipe.write_text(yaml.safe_dump({key: value for key, value in settings.items() if value}), encoding="utf-8")

@@ -309,8 +309,7 @@ def _flags(settings: Mapping[str, Any]) -> list[str]:
     flags: list[str] = []
     problems = []
     for name, value in settings.items():
-        if value is None:
-            problems.append(f"{name}: None cannot take back a setting of the recipe. Leave it out.")
+        flags += to_argv(name, "null") if value is None else []
     for pair in pairs_of_settings(settings):
         problem = parser.pair_error(pair.key, pair.value)
         problems += [problem] if problem else []

@@ -149,8 +149,8 @@ def test_wrong_settings_are_named_without_a_line(settings, monkeypatch):
         pt.train(settings | {"learning_rat": 1})
     with pytest.raises(RecipeError, match=r"^unknown setting max_stepz"):
         pt.train(settings, max_stepz=1)
-    with pytest.raises(RecipeError, match="test_file: None cannot take back"):
-        pt.train(settings, test_file=None)
+    with pytest.raises(RecipeError, match="no data: set dataset_name"):
+        pt.train(settings, train_file=None, validation_file=None, test_file=None)
     with pytest.raises(RecipeError, match=r"recipe: seed is or holds an object .* \(object\)"):
         pt.train(settings | {"seed": object()})
     with pytest.raises(RecipeError, match="trust_remote_code: the recipe asks"):

@@ -72,7 +72,7 @@ def read_draft(source: RecipeSource, overrides: list[str], *, for_prediction: bo
 
     Args:
         source: a flat YAML file, or its settings as a mapping.
-        overrides: as on the command line.
+        overrides: as on the command line. One that is `null` takes back the recipe's setting.
         for_prediction: the recipe is that of a finished run.
 
     Raises:
@@ -87,6 +87,8 @@ def read_draft(source: RecipeSource, overrides: list[str], *, for_prediction: bo
         raise RecipeError("\n".join([str(error), *parser.flag_errors(overrides)])) from None
     if for_prediction:
         pairs = translate(path, [pair for pair in pairs if _is_for_prediction(pair.key, parser)])
+    taken_back, overrides = parser.take_back(overrides)
+    pairs = [pair for pair in pairs if pair.key not in taken_back]
     values = _parse(path, parser, pairs, overrides)
     explicitly_set = parser.settings_of([*(f"--{pair.key}" for pair in pairs), *overrides])
     try:

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any, NoReturn
 
 from prompt_tuning.arguments.flags import read_flags, truth_value
@@ -49,6 +50,19 @@ class RecipeParser(argparse.ArgumentParser):
         """Return the settings that the flags among the words of a command line set: bf16 for --no-bf16=true."""
         actions = [self._option_string_actions.get(word.split("=")[0]) for word in words]
         return frozenset(action.dest for action in actions if action)
+
+    def take_back(self, flags: list[str]) -> tuple[set[str], list[str]]:
+        """Return the settings that flags take back by `null`, and the flags that are left."""
+        taken_back = set()
+        left: list[list[str]] = []
+        for words in split_flags(flags):
+            name = flag_name(words[0])
+            if _is_null(words) and self.has_setting(name):
+                taken_back.add(name)
+                left = [earlier for earlier in left if flag_name(earlier[0]) != name]
+            else:
+                left.append(words)
+        return taken_back, list(chain.from_iterable(left))
 
     def pair_error(self, key: str, value: Any) -> str | None:
         """Return what is wrong with one setting of a recipe, or None.
@@ -103,6 +117,8 @@ class RecipeParser(argparse.ArgumentParser):
             return f"{words[0]} belongs to no flag. Write --name before it."
         if words[0].split("=")[0] not in self._option_string_actions:
             return self._unknown(words[0].lstrip("-").split("=")[0])
+        if _is_null(words):
+            return None
         if len(words) == 2 and "=" not in words[0]:
             words = ["=".join(words)]  # argparse takes -1e-3 for a flag, unless it follows "=".
         try:
@@ -120,6 +136,10 @@ class RecipeParser(argparse.ArgumentParser):
             return f"{name} is not a setting any more. Set {GONE[usual]}."
         names = [option.removeprefix("--") for option in self._option_string_actions if "-" not in option[2:]]
         return f"unknown setting {name}. {hint(name, names, '`prompt-tuning train --help_all` lists all settings.')}"
+
+
+def _is_null(words: list[str]) -> bool:
+    return words[1:] == ["null"] or (len(words) == 1 and words[0].endswith("=null"))
 
 
 def list_error(key: str, value: Any) -> str | None:

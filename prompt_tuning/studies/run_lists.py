@@ -155,7 +155,7 @@ def _read_run(name: str, settings: Any, common_recipe: Any, path: Path) -> Sweep
         if error:
             errors.append(error)
         elif key != "recipe":
-            flags += to_argv(key, value)
+            flags += to_argv(key, "null" if value == "~" else value)
     if errors:
         raise RecipeError(textwrap.indent("\n".join(errors), f"{path}: run {name}: "))
     return SweepRun(str(recipe), flags)
@@ -181,11 +181,6 @@ def _setting_error(key: str, value: Any) -> str | None:
         return f"{key}: only the command line can allow Python code of others. Leave it out. {ADVICE}"
     if flag_name(key) in OF_COMMAND_LINE:
         return f"{key} is {value!r}: only the command line decides which server gets rows and a key. Leave it out."
-    if value in ("null", "~"):
-        return (
-            f"{key} is {value}, which cannot take back a setting of the recipe. Leave it out, or give the run its own "
-            "recipe."
-        )
     return list_error(key, value)
 
 

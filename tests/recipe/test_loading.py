@@ -45,6 +45,24 @@ def test_each_method_has_a_learning_rate_that_a_recipe_overrides(settings, rate,
     assert load_recipe(recipe_file(**settings)).training.learning_rate == rate
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--method=lora", "--init=null", "--init-text", "null", "--init_text", "null"],
+        ["--init_text", "another", "--method", "lora", "--init", "null", "--init_text=null"],
+    ],
+)
+def test_null_takes_back_a_setting_of_the_recipe(flags, recipe_file):
+    recipe = recipe_file(num_virtual_tokens=None, init="text", init_text="a text")
+    with pytest.raises(RecipeError, match="init has no effect with method lora"):
+        load_recipe(recipe, ["--method=lora"])
+    loaded = load_recipe(recipe, flags)
+    assert loaded.prompt.method == "lora" and not {"init", "init_text"} & loaded.explicitly_set
+    assert load_recipe(recipe, ["--init_text", "null", "--init_text", "b"]).prompt.init_text == "b"
+    with pytest.raises(RecipeError, match="unknown setting max_stepz"):
+        load_recipe(recipe, ["--max_stepz=null"])
+
+
 def test_a_setting_that_an_older_version_did_not_save_has_its_default(recipe_file):
     settings = load_recipe(recipe_file(method="lora", num_virtual_tokens=None)).resolved()
     saved = {name: value for name, value in settings.items() if name != "lora_use_dora"}

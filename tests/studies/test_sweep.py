@@ -197,10 +197,6 @@ def test_all_errors_of_all_runs_are_raised_before_a_model_loads(recipe_file, tmp
         ("recipe: r.yaml\nrun: {}", "unknown key run; a sweep has recipe and runs"),
         ("recipe: r.yaml\nruns: {a/b: {}}", "run a/b: its folder has its name"),
         ("recipe: r.yaml\nruns: {a: {output_dir: x}}", "run a: the sweep sets output_dir"),
-        (
-            "recipe: r.yaml\nruns: {a: {test_file: null}}",
-            "run a: test_file is null, which cannot take back a setting",
-        ),
         ("recipe: r.yaml\nruns:\n  a: {}\n  a: {seed: 1}", "line 4: a was set on line 3 already"),
     ],
 )
