@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import copy
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ from prompt_tuning.models.weight_files import check_weight_files
 from prompt_tuning.support.files import looks_like_path, read_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
-from prompt_tuning.support.trust import ADVICE, FLAG, load_pretrained
+from prompt_tuning.support.trust import ADVICE, FLAG, build_from_config, load_pretrained
 
 MAX_MODULES = 1000
 """The most layers of a model, and the most experts of a layer."""
@@ -203,12 +205,41 @@ def load_base_model(args: ModelArguments, config: PretrainedConfig) -> PreTraine
             f"model_name_or_path {args.model_name_or_path}: a model behind an API has no weights here. Take evaluate, "
             "compare or predict --recipe."
         )
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if Path(str(args.model_name_or_path)).is_dir():
+        build_empty_model(args, config)
     quantized = quantization_config(args)
     options = {"dtype": args.dtype, "use_safetensors": True, "quantization_config": quantized}
-    model, loaded = _from_pretrained(auto, args, **options, output_loading_info=True)
+    model, loaded = _from_pretrained(_model_class(config), args, **options, output_loading_info=True)
     _check_weights(model, loaded["missing_keys"], str(args.model_name_or_path))
     return model.requires_grad_(requires_grad=False).eval()
+
+
+def build_empty_model(args: ModelArguments, config: PretrainedConfig) -> PreTrainedModel:
+    """Return the base model without its weights, on the device `meta`.
+
+    Args:
+        args: the model's name.
+        config: the configuration from `load_config`.
+
+    Raises:
+        ModelError: the configuration is damaged, or says more numbers than the folder's files have bits. transformers
+            would draw what the files lack at random, in any size.
+    """
+    auto = _model_class(config)
+    with _explain_damage(auto, args), torch.device("meta"):
+        model = build_from_config(auto, copy.deepcopy(config), trust_remote_code=args.trust_remote_code)
+    bits = 8 * sum(file.stat().st_size for file in Path(str(args.model_name_or_path)).glob("*.safetensors"))
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    if 0 < bits < numbers:
+        raise ModelError(
+            f"model_name_or_path {args.model_name_or_path}: its {RunFolder.MODEL_CONFIG} describes {numbers:,} "
+            f"numbers, and its weights have {bits:,} bits. Download or copy the model again."
+        )
+    return model
+
+
+def _model_class(config: PretrainedConfig) -> Any:
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def _check_weights(model: PreTrainedModel, missing: Collection[str], name: str) -> None:
@@ -246,11 +277,20 @@ def _from_pretrained(auto: Any, args: ModelArguments, **kwargs: Any) -> Any:
             f"model_name_or_path {name}: not a folder here, and not found on the hub: it is not in the cache, and "
             f"{constants.ENDPOINT} cannot be reached. Check id and connection, or name a folder."
         )
-    try:
+    with _explain_damage(auto, args):
         _check_no_adapter(name, args)
         return load_pretrained(
             auto, name, trust_remote_code=args.trust_remote_code, revision=args.model_revision, **kwargs
         )
+
+
+@contextmanager
+def _explain_damage(auto: Any, args: ModelArguments) -> Iterator[None]:
+    """Raise a ModelError for any error of the block, which loads or builds what a class of transformers reads."""
+    name = args.model_name_or_path
+    local = Path(str(name)).is_dir()
+    try:
+        yield
     except PromptTuningError:
         raise
     except Exception as error:  # The libraries raise anything for damaged files; tokenizers raises Exception itself.

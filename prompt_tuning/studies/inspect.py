@@ -17,7 +17,7 @@ from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from prompt_tuning.arguments.arguments import ModelArguments
@@ -28,7 +28,7 @@ from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.adapter_config import load_adapter_config
 from prompt_tuning.models.base_model import check_adapter, find_base_model
 from prompt_tuning.models.encoder_decoder_prefix import EncoderDecoderPrefixConfig
-from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
+from prompt_tuning.models.loading import build_empty_model, load_base_model, load_config, load_tokenizer
 from prompt_tuning.models.weight_files import weight_map
 from prompt_tuning.studies.figures import new_figure, write_png
 from prompt_tuning.studies.inspect_layers import (
@@ -41,7 +41,6 @@ from prompt_tuning.support.files import atomic_folder, read_json, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import text_table
 from prompt_tuning.support.text import counted
-from prompt_tuning.support.trust import build_from_config
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -184,9 +183,7 @@ def _distances(weight: torch.Tensor, initial: Path) -> list[float]:
 
 def _input_embeddings(args: ModelArguments, config: PretrainedConfig) -> torch.Tensor:
     """Return the embeddings of all tokens, `[V, H]`. Only one tensor is read if the model's files allow it."""
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = build_from_config(auto, config, trust_remote_code=args.trust_remote_code)
+    model = build_empty_model(args, config)
     embeddings = model.get_input_embeddings()
     if type(embeddings) is nn.Embedding:  # Other classes scale what they look up.
         names = []

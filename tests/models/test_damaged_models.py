@@ -8,10 +8,11 @@ import torch
 from helpers.models import tiny_llama
 from safetensors.torch import load_file, save_file
 
+import prompt_tuning.models.layered_llama  # noqa: F401 - it lets transformers load such a model
 from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import ModelError
-from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
+from prompt_tuning.models.loading import build_empty_model, load_base_model, load_config, load_tokenizer
 
 
 @pytest.fixture
@@ -100,6 +101,22 @@ def test_a_tensor_that_no_shard_has_is_not_drawn_at_random(folder):
     args = ModelArguments(model_name_or_path=str(folder))
     with pytest.raises(ModelError, match=r"lack 1 tensor, the first is model\.layers\.0\.self_attn\.q_proj\.weight"):
         load_base_model(args, load_config(args))
+
+
+@pytest.mark.parametrize(
+    "change", [{"intermediate_size": 10**12}, {"model_type": "prompt_tuning_llama", "num_layered_tokens": 10**12}]
+)
+def test_a_tensor_that_is_larger_than_the_files_is_not_made(change, folder):
+    tensors = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if "mlp" not in name}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    args = ModelArguments(model_name_or_path=str(folder))
+    for load in (load_base_model, build_empty_model):
+        with pytest.raises(
+            ModelError, match=r"config.json describes [\d,]+ numbers, and its weights have [\d,]+ bits"
+        ):
+            load(args, load_config(args))
 
 
 def test_a_tensor_of_another_shape_is_refused(folder):
