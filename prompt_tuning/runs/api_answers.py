@@ -89,7 +89,8 @@ class AnswerCache:
                 yield database
         except (OSError, sqlite3.Error, ValueError) as error:
             raise DataError(
-                f"{self.file}: the answers of APIs cannot be read or written ({error}). Mend or remove the file."
+                f"{self.file}: the answers of APIs cannot be read or written ({error}). Mend the file or its disk; "
+                "without the file the answers are paid again."
             ) from error
 
 

@@ -9,18 +9,19 @@ import os
 import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
 
+from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.encoding.decoding import special_tokens
 from prompt_tuning.errors import DataError, ModelError
 from prompt_tuning.models.layered_llama import LayeredLlamaForCausalLM
+from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.reports.losses import prediction_counts
 from prompt_tuning.runs.answers import Question
 from prompt_tuning.runs.api_client import Send, ask, in_order
@@ -28,9 +29,8 @@ from prompt_tuning.runs.exported import ExportedTask
 from prompt_tuning.runs.input_rows import OriginAndRow, input_name, open_input, read_row, stream_input
 from prompt_tuning.runs.predict import AskedRow, ask_rows, report_counts
 from prompt_tuning.support.data_files import checked_path
-from prompt_tuning.support.files import atomic_write, read_json_lines
+from prompt_tuning.support.files import DISK_LIMITS, atomic_write, read_json_lines
 from prompt_tuning.support.text import printable_json
-from prompt_tuning.support.trust import load_pretrained
 
 
 class AnsweredRow(TypedDict):
@@ -112,12 +112,13 @@ def load_embeddings(folder: str | Path, *, trust_remote_code: bool = False) -> n
     """Return the embedding layer of an export, from whose output another copy of the base model can be asked.
 
     Raises:
-        ModelError: the tokens of the export also have vectors in layers.
+        ModelError: the export cannot be loaded, or its tokens also have vectors in layers.
     """
-    model = load_pretrained(AutoModelForCausalLM, str(folder), dtype="auto", trust_remote_code=trust_remote_code)
+    args = ModelArguments(model_name_or_path=str(folder), dtype="auto", trust_remote_code=trust_remote_code)
+    model = load_base_model(args, load_config(args))
     if isinstance(model, LayeredLlamaForCausalLM):
         raise ModelError(f"{folder}: its tokens have vectors in every layer, known by their ids. Send token ids.")
-    return model.get_input_embeddings().requires_grad_(requires_grad=False)
+    return model.get_input_embeddings()
 
 
 def _encode(embeddings: nn.Module, ids: list[int]) -> str:
@@ -187,7 +188,7 @@ def send_requests(
         _, body = question
         return (body["prediction"], False) if "prediction" in body else ask(send, body, task.encoder.template.stop)[1:]
 
-    with ExitStack() as files:
+    with _explain_kept(partial), ExitStack() as files:
         rows = open_input(source, path) or stream_input(source, path, task.encoder, files)
         answered = _answered(partial)
         written = files.enter_context(partial.open("a", encoding="utf-8"))
@@ -202,6 +203,19 @@ def send_requests(
         raise DataError(f"{input_name(source)}: no rows")
     os.replace(partial, file)
     report_counts(counts)
+
+
+@contextmanager
+def _explain_kept(partial: Path) -> Iterator[None]:
+    """Raise a DataError that names the kept answers if the disk takes no more of them."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_LIMITS:
+            raise
+        raise DataError(
+            f"{partial}: {error.strerror}. Its answers are kept: free some space, and run the same command again."
+        ) from error
 
 
 def _ask_rows(task: ExportedTask, rows: Iterable[OriginAndRow | None], counts: Counter[str]) -> Iterator[AskedRow]:
@@ -219,6 +233,8 @@ def _answered(partial: Path) -> deque[dict[str, Any]]:
     Raises:
         DataError: a line is no answered row.
     """
+    if partial.is_symlink():
+        partial.unlink()  # A stranger's link may lead to a file of the user.
     if not partial.is_file():
         return deque()
     lines = partial.read_bytes().splitlines(keepends=True)

@@ -21,7 +21,7 @@ class AlwaysSaved(TypedDict):
     stop: list[str]
     max_tokens: int
     score: dict[str, Any] | None
-    source_checksum: str
+    source_checksum: Annotated[str, Limits(pattern="[0-9a-f]{64}")]
 
 
 class SavedTask(AlwaysSaved, total=False):

@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import re
+import resource
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -148,6 +149,29 @@ def test_a_damaged_file_of_answers_is_named(line, exported, make_run, tmp_path):
     partial.write_text(line + "\n")
     with pytest.raises(DataError, match=r"\.partial, line 1: "):
         send_requests(task, make_run.rows, str(tmp_path / "answers.jsonl"), lambda body: Reply("x"), model="m")
+
+
+def test_a_full_disk_keeps_the_answers_and_a_link_is_not_followed(exported, make_run, tmp_path):
+    task = ExportedTask.load(exported, "qa")
+    partial = tmp_path / f".answers.jsonl.qa-{task.checksum[:8]}.partial"
+    (tmp_path / "mine").write_text("of the user")
+    partial.symlink_to("mine")
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, unlimited[1]))
+    try:
+        with pytest.raises(DataError, match=r"\.partial: File too large. Its answers are kept"):
+            send_requests(task, make_run.rows, str(tmp_path / "answers.jsonl"), lambda body: Reply("x"), model="m")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert (tmp_path / "mine").read_text() == "of the user"
+    sent = []
+
+    def send(body):
+        sent.append(body)
+        return Reply("x")
+
+    send_requests(task, make_run.rows, str(tmp_path / "answers.jsonl"), send, model="m")
+    assert 0 < len(sent) < 9 and len(read_json_lines(tmp_path / "answers.jsonl")) == 9
 
 
 def test_an_id_that_no_added_token_has_is_refused(exported, monkeypatch):
