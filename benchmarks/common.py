@@ -147,19 +147,30 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def process_seconds(call: Callable[[], object]) -> float:
+    """Measure the CPU seconds of a call, of all threads of this process."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
 def paired_seconds(
-    calls: dict[str, Callable[[], object]], turns: int, until: float = math.inf
+    calls: dict[str, Callable[[], object]],
+    turns: int,
+    until: float = math.inf,
+    measure: Callable[[Callable[[], object]], float] = seconds,
 ) -> dict[str, list[float]]:
     """Measure the seconds of calls, one after the other in every turn; the first turn warms up and is not counted.
 
-    No turn begins after the time `until` of `time.monotonic()`, except the first that is counted.
+    No turn begins after the time `until` of `time.monotonic()`, except the first that is counted. `measure` returns
+    the seconds of a call.
     """
     times = {name: [] for name in calls}
     for turn in range(turns + 1):
         if turn > 1 and time.monotonic() > until:
             break
         for name, call in calls.items():
-            duration = seconds(call)
+            duration = measure(call)
             if turn > 0:
                 times[name].append(duration)
     return times

@@ -6,12 +6,23 @@ A call of one row is compared with the same call after the kept keys and values 
 rows (by default 10). Every answer has 4 tokens, as many as those of the quickstart have in the mean, and then 16.
 Then 4 rows of each of three tasks with answers of 16 tokens are one batch, a batch for each task, and calls of one
 row, TURNS times (by default 3). The prompts are kept there. The rows are questions of the quickstart.
+
+Times are CPU seconds. They count threads that wait for others, so set OMP_NUM_THREADS=1.
 """
 
 import sys
 from dataclasses import replace
 
-from common import base_model, describe_machine, paired_seconds, print_table, quickstart_rows, ratio, soft_prompt
+from common import (
+    base_model,
+    describe_machine,
+    paired_seconds,
+    print_table,
+    process_seconds,
+    quickstart_rows,
+    ratio,
+    soft_prompt,
+)
 from common import tokenizer as load_tokenizer
 from peft import PromptTuningConfig
 
@@ -31,7 +42,7 @@ def one_row_calls(predictor: Predictor, rows: list[dict]) -> dict[str, list[floa
         predictor([next(again)])
 
     calls = {"computed again": computed_again, "kept": lambda: predictor([next(kept)])}
-    return paired_seconds(calls, len(rows) - 1)
+    return paired_seconds(calls, len(rows) - 1, measure=process_seconds)
 
 
 def mixed_calls(predictor: Predictor, rows: list[dict], turns: int) -> dict[str, list[float]]:
@@ -47,7 +58,7 @@ def mixed_calls(predictor: Predictor, rows: list[dict], turns: int) -> dict[str,
         "one batch": lambda: answer("mixed", [rows]),
         "row by row": lambda: answer("rows", [[row] for row in rows]),
     }
-    times = paired_seconds(calls, turns)
+    times = paired_seconds(calls, turns, measure=process_seconds)
     same = sum(texts["mixed"][row["id"]] == texts["rows"][row["id"]] for row in rows)
     print(f"{same} of {len(rows)} mixed rows have the text of the row by itself\n")
     return times
@@ -72,7 +83,7 @@ def main() -> None:
     encoder = Encoder(template, load_tokenizer(), max_source_tokens=256)
     model = soft_prompt(base_model(), LENGTH, engine=True).eval()
     print(f"{describe_machine()}; P={LENGTH}, greedy, {count} rows\n")
-    table = [("new tokens", "prompt", "mean seconds of a call", "median ratio to computed again")]
+    table = [("new tokens", "prompt", "mean CPU seconds of a call", "median ratio to computed again")]
     for new in (4, 16):
         predictor = Predictor(model, encoder, {"max_new_tokens": new, "min_new_tokens": new})
         for name, seconds in (times := one_row_calls(predictor, examples[: count + 1])).items():
@@ -84,7 +95,7 @@ def main() -> None:
     for number, row in enumerate(examples[: TASKS * ROWS_OF_TASK]):
         rows.append(row | {"task": [*predictor.tasks][number % TASKS], "id": number})
     times = mixed_calls(predictor, rows, turns)
-    table = [(f"{len(rows)} rows of {TASKS} tasks", "mean seconds", "median ratio to a batch for each task")]
+    table = [(f"{len(rows)} rows of {TASKS} tasks", "mean CPU seconds", "median ratio to a batch for each task")]
     for name, seconds in times.items():
         mean = sum(seconds) / len(seconds)
         table.append((name, f"{mean:.2f}", f"{ratio(seconds, times['a batch for each task']):.2f}"))
