@@ -20,11 +20,10 @@ from itertools import islice
 from pathlib import Path
 
 from common import describe_machine, print_table
-from servers import ENVIRONMENTS, GGUF_TYPES, cpu_seconds, started
+from servers import ENVIRONMENTS, GGUF_TYPES, cpu_seconds, score_texts, started
 
 from prompt_tuning import Predictor
 from prompt_tuning.data.rows import open_rows
-from prompt_tuning.metrics.loading import load_metrics
 from prompt_tuning.models.gguf import convert_to_gguf, find_converter
 from prompt_tuning.runs.api_client import openai_client
 from prompt_tuning.runs.export import export_runs
@@ -77,11 +76,8 @@ def main() -> None:
     run, file = args.run.rpartition("=")[::2]
     predictor = replace(Predictor.load(run), autocast=None)
     rows = [row for _, row in islice(open_rows(file), args.rows)]
-    template = predictor.encoder.template
-    references = [template.render_target(row, predictor.encoder.languages)[1] for row in rows]
-    score = load_metrics(["squad"], language=predictor.data.metric_language)
     expected = predictor(rows, batch_size=args.at_once)
-    scores = score(expected, references)
+    scores = score_texts(predictor.encoder, predictor.data, rows, expected)
     lines = [["this package, fp32", "", "", f"{scores['exact_match']:.1f}", f"{scores['f1']:.1f}", ""]]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -98,7 +94,7 @@ def main() -> None:
                 send_requests(task, str(folder / "rows.jsonl"), str(output), client, **options)
                 seconds = (cpu_seconds(process) - start) / len(rows)
             texts = [row["prediction"] for row in read_json_lines(output)]
-            scores = score(texts, references)
+            scores = score_texts(predictor.encoder, predictor.data, rows, texts)
             equal = sum(text == other for text, other in zip(texts, expected, strict=True))
             columns = f"{size / 1e6:.0f}", f"{equal} of {len(rows)}", scores["exact_match"], scores["f1"], seconds
             lines.append([number_type, *columns[:2], f"{columns[2]:.1f}", f"{columns[3]:.1f}", f"{columns[4]:.2f}"])

@@ -1,19 +1,21 @@
 """Serve exported prompts by real servers, and compare their texts with those of this package.
 
     python benchmarks/servers.py RUN=ROWS RUN=ROWS ... [--rows 20] [--at_once 1 8 20] [--without_cost]
-        [--servers vllm llama.cpp llama.cpp-f16 llama.cpp-f32 transformers]
+        [--servers vllm llama.cpp llama.cpp-f32 transformers]
 
 The runs are on one base model, and ROWS is a file with rows of the run's task. `make test-servers` makes an
 environment for each server and runs this on runs of the quickstart's data. All runs are exported into one folder. The
 rows of all tasks are sent to a server mixed, as `prompt-tuning requests --url` sends them: one at once, then 8, then
 20. Each time they are other rows of the files. A server listens on 127.0.0.1, and ends before the next one starts. The
-first line is this package itself, with batches of as many rows of one task.
+first line is this package itself, with batches of as many rows of one task. llama.cpp without a type has weights of
+type q8_0; llama.cpp-f16 and llama.cpp-q4_0 are not served unless they are named.
 
-CPU seconds are those of the server. Cached tokens are those of the prompts that a server did not compute again: vLLM
-and llama.cpp count them. A request's bytes are those of its body. The exit code is 1 if a text differs.
+The score of a task, by the metrics of this package, is the EM of its answers or else its main metric. CPU seconds are
+those of the server. Cached tokens are those of the prompts that a server did not compute again: vLLM and llama.cpp
+count them. A request's bytes are those of its body. The exit code is 1 if a text differs.
 
-The cost of a prompt is the CPU time of rows beside that of the same rows with ordinary ids in the prompt's place. Both
-write 8 tokens, and begin with a token of their turn, so that no server has them in its cache.
+The cost of a prompt is the CPU time of 10 rows of each task beside that of the same rows with ordinary ids in the
+prompt's place. Both write 8 tokens, and begin with a token of their turn, so that no server has them in its cache.
 """
 
 import argparse
@@ -39,8 +41,11 @@ import psutil
 from common import ROOT, describe_machine, print_table
 
 from prompt_tuning import Predictor
+from prompt_tuning.arguments.arguments import DataArguments
 from prompt_tuning.data.rows import open_rows
+from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import PromptTuningError
+from prompt_tuning.metrics.loading import MAIN_METRIC, TASK_METRICS, load_metrics
 from prompt_tuning.models.gguf import convert_to_gguf, find_converter
 from prompt_tuning.runs.api_client import openai_client
 from prompt_tuning.runs.export import export_runs
@@ -52,6 +57,7 @@ from prompt_tuning.support.files import read_json_lines, write_json_lines
 
 ENVIRONMENTS = ROOT / ".servers"
 START_SECONDS = 1200
+COST_ROWS = 10
 LLAMA_CPP = """
 import sys, time, xllamacpp
 params = xllamacpp.CommonParams()
@@ -181,8 +187,26 @@ def expect(
     return phases, seconds
 
 
-def send(phase: Phase, tasks: dict[str, ExportedTask], url: str, folder: Path, *, as_text: bool) -> list[str]:
-    """Send the rows of all tasks mixed, and return the names of the rows whose texts differ."""
+def score_texts(encoder: Encoder, data: DataArguments, rows: list[dict], texts: list[str]) -> dict:
+    """Return the scores of the texts of a task's rows, by the metrics of this package."""
+    references = [encoder.template.render_target(row, encoder.languages)[1] for row in rows]
+    return load_metrics(TASK_METRICS[data.task], language=data.metric_language)(texts, references)
+
+
+def score_tasks(phases: list[Phase], tasks: dict[str, ExportedTask], texts: dict[str, list[str]]) -> str:
+    """Return the score of each task over the rows of all phases: EM of answers, else the task's main metric."""
+    parts = []
+    for name, task in tasks.items():
+        rows = [row for phase in phases for row in read_json_lines(phase.files[name])]
+        metric = "exact_match" if task.data.task == "question_answering" else MAIN_METRIC[task.data.task]
+        parts.append(f"{metric} {score_texts(task.encoder, task.data, rows, texts[name])[metric]:.1f}")
+    return ", ".join(parts)
+
+
+def send(
+    phase: Phase, tasks: dict[str, ExportedTask], url: str, folder: Path, *, as_text: bool
+) -> dict[str, list[str]]:
+    """Send the rows of all tasks mixed, and return the texts of each task."""
     client, places = openai_client(f"{url}/v1"), threading.Semaphore(phase.at_once)
     model = str(folder / "exported")
 
@@ -194,12 +218,19 @@ def send(phase: Phase, tasks: dict[str, ExportedTask], url: str, folder: Path, *
         output = folder / f"answers-{name}.jsonl"
         options = {"model": model, "as_text": as_text, "concurrency": phase.at_once}
         send_requests(tasks[name], str(phase.files[name]), str(output), limited, **options)
-        texts = [row["prediction"] for row in read_json_lines(output)]
-        pairs = enumerate(zip(texts, phase.expected[name], strict=True), 1)
-        return [f"{phase.files[name].name}, line {line}: {pair}" for line, pair in pairs if pair[0] != pair[1]]
+        return [row["prediction"] for row in read_json_lines(output)]
 
     with ThreadPoolExecutor(len(tasks)) as pool:
-        return [row for rows in pool.map(send_task, tasks) for row in rows]
+        return dict(zip(tasks, pool.map(send_task, tasks), strict=True))
+
+
+def differences(phase: Phase, texts: dict[str, list[str]]) -> list[str]:
+    """Return the names of the rows whose texts differ from those of this package, with both texts."""
+    rows = []
+    for name, expected in phase.expected.items():
+        pairs = enumerate(zip(texts[name], expected, strict=True), 1)
+        rows += [f"{phase.files[name].name}, line {line}: {pair}" for line, pair in pairs if pair[0] != pair[1]]
+    return rows
 
 
 def request_sizes(
@@ -224,7 +255,7 @@ def relative_cost(phase: Phase, tasks: dict[str, ExportedTask], url: str, proces
         for name, task in tasks.items():
             added = [*task.text.ids, *task.text.text_ids]
             ordinary = dict(zip(added, range(1000, 1000 + len(added)), strict=True)) if kind == "plain" else {}
-            for origin, row in open_rows(str(phase.files[name])):
+            for origin, row in islice(open_rows(str(phase.files[name])), COST_ROWS):
                 ids = task.text.ids_of(read_row(task.encoder, task.data, origin, row).source)
                 prompt = [2000 + turn, *(ordinary.get(id, id) for id in ids)]
                 body = {"model": model, "prompt": prompt, "max_tokens": 8, "temperature": 0}
@@ -242,31 +273,34 @@ def measure(
     """Return a server's line of the table, and the rows whose texts differ."""
     as_text = server == "transformers"  # Its server takes no token ids.
     equal, seconds, cached, different = [], [], [], []
+    texts: dict[str, list[str]] = {name: [] for name in tasks}
     with started(server, folder / "exported") as (url, process):
         for phase in phases:
             count, size, tokens = request_sizes(phase, tasks, folder, as_text=as_text)
             before = counter(server, url) if server in COUNTERS else 0
             start = cpu_seconds(process)
-            wrong = send(phase, tasks, url, folder, as_text=as_text)
+            answers_of_phase = send(phase, tasks, url, folder, as_text=as_text)
             seconds.append(f"{(cpu_seconds(process) - start) / count:.2f}")
+            wrong = differences(phase, answers_of_phase)
             equal.append(f"{count - len(wrong)} of {count}")
             different += [f"{server}: {row}" for row in wrong]
+            for name, answered in answers_of_phase.items():
+                texts[name] += answered
             if server in COUNTERS:
                 share = (counter(server, url) - before) / tokens
                 cached.append(f"{100 * (share if server == 'vllm' else 1 - share):.0f} %")
         cost = ""
         if with_cost and not as_text:
             cost = relative_cost(phases[len(phases) // 2], tasks, url, process, str(folder / "exported"))
-    columns = ", ".join(equal), ", ".join(seconds), ", ".join(cached) or "none", size // count, cost
+    scores = score_tasks(phases, tasks, texts)
+    columns = ", ".join(equal), scores, ", ".join(seconds), ", ".join(cached) or "none", size // count, cost
     return [server, *columns], different
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", nargs="+", metavar="RUN=ROWS")
-    parser.add_argument(
-        "--servers", nargs="+", default=["vllm", "llama.cpp", "llama.cpp-f16", "llama.cpp-f32", "transformers"]
-    )
+    parser.add_argument("--servers", nargs="+", default=["vllm", "llama.cpp", "llama.cpp-f32", "transformers"])
     parser.add_argument("--rows", type=int, default=20, help="rows of a task in each turn")
     parser.add_argument("--at_once", nargs="+", type=int, default=[1, 8, 20], help="requests at once in each turn")
     parser.add_argument("--without_cost", action="store_true", help="do not compare with ordinary ids")
@@ -283,20 +317,23 @@ def main() -> None:
         tasks = {name: ExportedTask.load(folder / "exported", name) for name in runs}
         phases, own = expect(runs, args.rows, args.at_once, folder)
         count = args.rows * len(runs)
-        lines = [["prompt_tuning", "", ", ".join(f"{seconds / count:.2f}" for seconds in own), "", "", ""]]
+        texts = {name: [text for phase in phases for text in phase.expected[name]] for name in tasks}
+        seconds = ", ".join(f"{seconds / count:.2f}" for seconds in own)
+        lines = [["prompt_tuning", "", score_tasks(phases, tasks, texts), seconds, "", "", ""]]
+        print(*lines[0], sep=" | ", file=sys.stderr, flush=True)
         different = []
         for server in args.servers:
             try:
                 line, rows = measure(server, phases, tasks, folder, with_cost=not args.without_cost)
             except (RuntimeError, PromptTuningError) as error:
-                line, rows = [server, "failed", "", "", "", ""], [f"{server}: {error}"]
+                line, rows = [server, "failed", *5 * [""]], [f"{server}: {error}"]
             print(*line, sep=" | ", file=sys.stderr, flush=True)
             lines.append(line)
             different += rows
     print(f"{describe_machine()}\n")
     at_once = ", ".join(map(str, args.at_once))
-    names = ["", "equal texts", f"CPU seconds a row, {at_once} at once", "cached tokens", "bytes a request", "cost"]
-    print_table(names, *lines)
+    names = ["equal texts", "scores of all rows", f"CPU seconds a row, {at_once} at once", "cached tokens"]
+    print_table(["", *names, "bytes a request", "cost of a prompt"], *lines)
     print("\n".join(different))
     sys.exit(bool(different))
 
