@@ -1,6 +1,6 @@
 """Serve exported prompts by real servers, and compare their texts with those of this package.
 
-    python benchmarks/servers.py RUN=ROWS RUN=ROWS ... [--rows 20] [--at_once 1 8 20] [--without_cost]
+    python benchmarks/servers.py [NAME=]RUN=ROWS ... [--rows 20] [--at_once 1 8 20] [--without_cost]
         [--servers vllm llama.cpp llama.cpp-f32 transformers]
 
 The runs are on one base model, and ROWS is a file with rows of the run's task. `make test-servers` makes an
@@ -307,7 +307,10 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["PATH"] += f":{ENVIRONMENTS / 'transformers' / 'bin'}"  # There is llama.cpp's converter.
     pairs = [word.rpartition("=")[::2] for word in args.runs]
-    runs = {named_run(run)[0]: (Path(run), Path(file)) for run, file in pairs}
+    runs = {}
+    for word, file in pairs:
+        name, run = named_run(word)
+        runs[name] = (run.path, Path(file))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         files = [file for _, file in pairs]
