@@ -90,7 +90,7 @@ def _of_rows(rows: Iterable[dict[str, Any]], argument: str) -> Dataset:
     checked = []
     for number, row in enumerate(rows):
         checked.append(_checked(row, f"{argument}, row {number}"))
-    columns = column_types(checked)
+    columns = column_types(checked, argument)
     return Dataset.from_list([dict.fromkeys(columns) | row for row in checked], features_of(columns))
 
 

@@ -34,6 +34,7 @@ from prompt_tuning.hub.download import hub_answers
 from prompt_tuning.support.data_files import matching_files
 from prompt_tuning.support.files import looks_like_path
 from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.text import listed
 from prompt_tuning.templates.shapes import language_pair, standard_columns, with_translation
 
 logger = logging.getLogger(__name__)
@@ -283,7 +284,7 @@ def _standard_columns(
         if not name or name == standard:
             continue
         if name not in names:
-            raise DataError(f"{origin} has no column {name!r}; it has {', '.join(map(repr, names))}")
+            raise DataError(f"{origin} has no column {name!r}; it has {listed(names, 30)}")
         if standard in names:
             dataset = dataset.remove_columns([standard])
             names.remove(standard)

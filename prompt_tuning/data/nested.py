@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from prompt_tuning.support.text import listed
+
 Row = dict[str, Any]
 
 USUAL_COLUMNS = {"context", "question", "answers", "document", "summary", "translation"}
@@ -80,11 +82,11 @@ def _of_newsqa(story: str, question: Row) -> Row:
 def _of_columns(columns: dict[str, list[Any]]) -> list[Row]:
     """Return the rows of a table that is a list for each column."""
     if len(columns) > 1 and all(_are(items, dict) for items in columns.values()):
-        raise ValueError(f"it holds the lists of rows {', '.join(columns)}. Save each in a file of its own")
+        raise ValueError(f"it holds the lists of rows {listed([*columns])}. Save each in a file of its own")
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(
-            f"its columns have {', '.join(map(str, lengths.values()))} values ({', '.join(lengths)}). Make them "
+            f"its columns have {listed([*lengths.values()])} values ({listed([*lengths])}). Make them "
             "equal, or put an object that is one row into a list"
         )
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]

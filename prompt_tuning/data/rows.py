@@ -20,6 +20,9 @@ from prompt_tuning.support.data_files import file_format, matching_files, other_
 BATCH = 1000
 """The number of rows whose types are found together."""
 
+MAX_COLUMNS = 2000
+"""The most columns of the objects of JSON files together."""
+
 CASTS: dict[pa.DataType, type[int] | type[float]] = {pa.int64(): int, pa.float64(): float}
 """The types of csv columns that hold nothing except numbers."""
 
@@ -99,7 +102,7 @@ def open_rows(name: str | Path, *, streaming: bool = False) -> LocalRows:
     if kind == "json" and streaming:
         return LocalRows(files, None)
     if kind == "json":
-        columns = column_types(row for file in files for _, row in numbered_rows(file))
+        columns = column_types((row for file in files for _, row in numbered_rows(file)), name)
     else:
         columns = {"csv": _csv_columns, "parquet": _parquet_columns}[kind](files)
     if not columns:
@@ -127,12 +130,18 @@ def read_row(argument: str) -> Row:
     return row
 
 
-def column_types(rows: Iterable[Row]) -> dict[str, pa.DataType | None]:
-    """Return Arrow's type of every column of rows, as LocalRows has them; a column of nulls has the type null."""
+def column_types(rows: Iterable[Row], origin: object = "rows") -> dict[str, pa.DataType | None]:
+    """Return Arrow's type of every column of rows, as LocalRows has them; a column of nulls has the type null.
+
+    Raises:
+        DataError: there are more than MAX_COLUMNS; the message has the origin. Every row has a value in each of them.
+    """
     columns: dict[str, pa.DataType | None] = {}
     for batch in batches_of_rows(iter(rows)):
         for name in chain.from_iterable(batch):
             columns.setdefault(name, pa.null())
+        if len(columns) > MAX_COLUMNS:
+            raise DataError(f"{origin}: more than {MAX_COLUMNS:,} columns. Give all rows the same keys.")
         for name in columns:
             columns[name] = _common_type(columns[name], [row.get(name) for row in batch])
     return columns

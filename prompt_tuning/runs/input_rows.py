@@ -19,6 +19,7 @@ from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.runs.answers import Question, read_question
 from prompt_tuning.support.data_files import file_format
+from prompt_tuning.support.text import listed
 
 OriginAndRow = tuple[str, dict[str, Any]]
 """Where a row is from, for messages, and the row."""
@@ -133,7 +134,7 @@ def read_row(encoder: Encoder, data: DataArguments, origin: str, row: dict[str, 
     template = encoder.template
     missing = template.missing_columns(template.source_columns, with_standard_columns(row, data))
     if missing:
-        names = ", ".join(map(repr, row))
+        names = listed([*row], 30)
         raise DataError(
             f"template {template.name} reads the column {missing[0]!r}, and {origin}, has {names}; "
             "rename one, or train with the setting that names it"

@@ -7,7 +7,7 @@ from typing import Any
 
 from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.support.tables import text_table
-from prompt_tuning.support.text import gap_after, has_unseen_characters
+from prompt_tuning.support.text import gap_after, has_unseen_characters, listed
 from prompt_tuning.templates.languages import language_variables
 from prompt_tuning.templates.shapes import standard_columns, with_translation
 from prompt_tuning.templates.template import Template
@@ -81,7 +81,7 @@ def rename_columns(
     languages = {"source_lang": source_lang, "target_lang": target_lang}
     for usual_name, column in standard_columns(columns | languages).items():
         if column and column not in row:
-            raise DataError(f"the row has no column {column!r}. It has {', '.join(map(repr, row))}.")
+            raise DataError(f"the row has no column {column!r}. It has {listed([*row], 30)}.")
         if column:
             value = row[column]
             row = {key: item for key, item in row.items() if key != column}

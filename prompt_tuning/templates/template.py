@@ -12,7 +12,7 @@ import jinja2
 
 from prompt_tuning.errors import EmptyRowError, TemplateError
 from prompt_tuning.support.jinja import JINJA_ERRORS
-from prompt_tuning.support.text import normalised
+from prompt_tuning.support.text import listed, normalised
 from prompt_tuning.support.yaml_files import to_yaml
 from prompt_tuning.templates.conversations import turns_of
 from prompt_tuning.templates.fields import LIST_FIELDS, check_fields, check_marks, checked_list, column_hint
@@ -171,7 +171,7 @@ class Template:
             flag = f" (--{setting} NAME)" if setting else ""
             raise TemplateError(
                 f"template {self.name} needs the column {missing[0]!r}, and {where} has "
-                f"{', '.join(map(repr, available)) or 'none'}. Choose another template, or name the column to read "
+                f"{listed([*available], 30) or 'none'}. Choose another template, or name the column to read "
                 f"instead{flag}.{column_hint(missing[0], available)}"
             )
 

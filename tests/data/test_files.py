@@ -90,6 +90,16 @@ def test_many_names_that_are_there_twice_are_found_in_one_pass(tmp_path):
         load_splits(arguments(row))
 
 
+def test_rows_that_each_have_keys_of_their_own_are_no_table(tmp_path):
+    rows = [{f"id{number}": "x"} for number in range(2001)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError, match=r"rows.jsonl: more than 2,000 columns"):
+        load_splits(arguments(path))
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows[:-1]))
+    with pytest.raises(DataError, match=r"no column 'x'; it has 'id0', .*, 'id29', \.\.\.$"):
+        load_splits(arguments(path, text_column="x"))
+
+
 def test_empty_lines_of_a_csv_do_not_shift_line_numbers(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("\ndocument,summary\n\na b,c d\n\ne f,g\n\n")

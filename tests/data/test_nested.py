@@ -136,11 +136,11 @@ def test_a_row_of_lists_is_a_table_only_as_a_whole_file(tmp_path, name):
     [
         (
             {"train": ROWS, "validation": ROWS},
-            r"rows.json, line 1: it holds the lists of rows train, validation. Save each in a file of its own",
+            r"rows.json, line 1: it holds the lists of rows 'train', 'validation'. Save each in a file of its own",
         ),
         (
             {"document": ["One.", "Two."], "summary": ["1"]},
-            r"its columns have 2, 1 values \(document, summary\). Make them equal, or put an object that is one row",
+            r"its columns have 2, 1 values \('document', 'summary'\). Make them equal, or put an object that",
         ),
         ({"data": [{"paragraphs": [{"qas": [{"question": "Where?"}]}]}]}, "line 1: an item has no 'context'"),
     ],
