@@ -19,7 +19,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from prompt_tuning.arguments.methods import METHODS
-from prompt_tuning.errors import DataError, PromptTuningError, RecipeError, TrainingError
+from prompt_tuning.errors import DataError, PromptTuningError, RecipeError, TrainingError, first_line
 from prompt_tuning.metrics.loading import LOWER_IS_BETTER
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe, changed_settings, unmistakable_settings
@@ -34,6 +34,7 @@ from prompt_tuning.runs.trainable import add_trainable
 from prompt_tuning.studies.ranges import SettingRange, read_search
 from prompt_tuning.studies.shared_base import sharing_weights
 from prompt_tuning.support.files import atomic_write, write_json
+from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import to_yaml
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def search(path: str, overrides: list[str], folder: Path, n_trials: int) -> dict
     source, ranges = read_search(path, overrides)
     recipe = load_recipe(source, [*overrides, f"--output_dir={folder}"])
     _check_recipe(recipe)
-    _import_optuna()
+    _check_journal(folder / JOURNAL)
     prepared = prepare_run(recipe)
     if "validation" not in prepared.encoded:
         raise DataError(
@@ -103,6 +104,21 @@ def _import_optuna() -> Any:
     for handler in logging.getLogger("optuna").handlers:
         handler.addFilter(_without_traceback)
     return optuna
+
+
+def _check_journal(journal: Path) -> None:
+    """Raise a DataError for a journal that optuna cannot read, or that is a link out of its folder."""
+    optuna = _import_optuna()
+    RunFolder(journal.parent).check_links(journal)
+    if not journal.is_file():
+        return
+    try:
+        backend = optuna.storages.journal.JournalFileBackend(str(journal))
+        optuna.storages.JournalStorage(backend).get_all_studies()
+    except Exception as error:  # optuna checks nothing that it reads.
+        raise DataError(
+            f"{journal}: not a journal of optuna ({first_line(error)}). Remove it, or name another --output_dir."
+        ) from error
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

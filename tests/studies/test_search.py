@@ -116,6 +116,19 @@ def test_a_search_that_cannot_run_is_refused_before_a_model_loads(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", ["nope\n", "[]\n", '{"op_code": 99}\n', "[" * 10**5 + "\n"])
+def test_a_damaged_journal_or_a_link_is_refused_before_a_model_loads(content, command, tmp_path, monkeypatch, capsys):
+    forbid_model_loading(monkeypatch)
+    journal = tmp_path / "search" / "optuna.jsonl"
+    journal.parent.mkdir()
+    journal.write_text(content)
+    assert main(command()) == 1 and f"{journal}: not a journal of optuna" in capsys.readouterr().err
+    journal.rename(tmp_path / "mine")
+    journal.symlink_to(tmp_path / "mine")
+    assert main(command()) == 1 and "out of the run's folder" in capsys.readouterr().err
+    assert (tmp_path / "mine").read_text() == content
+
+
 def test_ranges_and_trials_without_a_backend_are_refused(command, capsys):
     words = command()
     without = [word for word in words if word not in ("--backend", "optuna", "--n_trials", "2")]
