@@ -152,6 +152,8 @@ def _run_api(args: argparse.Namespace) -> Result:
         if getattr(args, name) is not None:
             flags.append(f"--{name}={getattr(args, name)}")
     recipe = load_recipe(args.recipe, flags)
+    if recipe.prompt.template in (args.agree or ()):
+        raise RecipeError(f"--agree {recipe.prompt.template}: it is the recipe's own template. Name others.")
     from prompt_tuning.runs.api_predict import predict_by_api
     from prompt_tuning.runs.teacher import Targets
 

@@ -344,6 +344,8 @@ def test_a_teacher_writes_training_rows_of_answers_that_two_prompts_agree_on(
     server.answer = lambda body: {"text": ""}
     (tmp_path / "new.jsonl").write_text(json.dumps(unlabelled[0] | {"context": "New."}))
     assert main(command) == 1 and "no answer can be a target" in capsys.readouterr().err
+    assert main([*command, "--agree", "question_answering/plain"]) == 2
+    assert "--agree question_answering/plain: it is the recipe's own template." in capsys.readouterr().err
     assert main([*command[:-1], "--agree", "x"]) == main(["predict", "--adapter", "x", "--as_targets"]) == 2
     assert main(["check", str(recipe_file()), "--train_file", str(tmp_path / "taught.jsonl")]) == 0
 
