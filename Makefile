@@ -31,7 +31,7 @@ quickstart:
 	@if $(MAKE) --no-print-directory --question $(RUN)/results.json; then $(VENV)/bin/prompt-tuning show $(RUN); else $(MAKE) --no-print-directory $(RUN)/results.json; fi
 
 test: $(MODEL)/config.json
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10 $(TESTS)
 
 test-latest:
 	$(MAKE) test VENV=.venv-latest CONSTRAINTS=constraints-latest.txt
@@ -45,6 +45,7 @@ test-wheel: $(MODEL)/config.json
 	$(PYTHON) -m venv .wheel/venv
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir .wheel .
 	.wheel/venv/bin/pip install --no-compile --constraint $(CONSTRAINTS) "$$(ls .wheel/*.whl)[test]"
+	.wheel/venv/bin/python -m compileall -qq -j 0 .wheel/venv/lib || true
 	mkdir .wheel/tests
 	git ls-files -z ':!prompt_tuning' | xargs -0 cp --no-dereference --parents --target-directory .wheel/tests
 	ln -s $$(cd .wheel && venv/bin/python -c 'import prompt_tuning; print(*prompt_tuning.__path__)') .wheel/tests/prompt_tuning
