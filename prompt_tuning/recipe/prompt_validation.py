@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prompt_tuning.arguments.arguments import CHOICE_LOSSES, TASK_SETTINGS
+from prompt_tuning.arguments.arguments import CHOICE_LOSSES, TASK_SETTINGS, PromptArguments
 from prompt_tuning.arguments.methods import METHODS, methods_of_setting
 from prompt_tuning.hub.ids import is_hub_id
 from prompt_tuning.recipe.rules import Rules, broken_rules
@@ -146,7 +146,9 @@ def _length_errors(recipe: Draft) -> list[str]:
     ]
     for name in ("init", "residual", "init_demonstrations", "init_demonstration_tokens"):
         message = f"{name} has no effect with num_virtual_tokens 0. Leave one of them out."
-        rules.append((name in recipe.explicitly_set and method.takes(name), message))
+        # The recipe.yaml of a run names the defaults too.
+        is_changed = name in recipe.explicitly_set and getattr(prompt, name) != getattr(PromptArguments(), name)
+        rules.append((is_changed and method.takes(name), message))
     return broken_rules(rules)
 
 

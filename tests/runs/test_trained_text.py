@@ -131,6 +131,8 @@ def test_settings_without_an_effect_are_refused(settings, message, recipe_file):
 def test_no_virtual_tokens_stand_before_trained_text_alone(recipe_file):
     alone = prepared(recipe_file, num_virtual_tokens=0, trained_text="ending")
     assert alone.num_virtual_tokens == 0 and alone.init_ids is None
+    settings = alone.recipe.resolved()  # They are the recipe.yaml of a run.
+    assert load_recipe(settings).resolved() == settings
 
 
 def predictions(folder, system, split="test"):
