@@ -33,7 +33,7 @@ from prompt_tuning.runs.sharding import refuse_sharding
 from prompt_tuning.runs.trainable import add_trainable
 from prompt_tuning.studies.ranges import SettingRange, read_search
 from prompt_tuning.studies.shared_base import sharing_weights
-from prompt_tuning.support.files import atomic_write, write_json
+from prompt_tuning.support.files import atomic_write, read_json_lines, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import to_yaml
 
@@ -113,11 +113,15 @@ def _check_journal(journal: Path) -> None:
     if not journal.is_file():
         return
     try:
+        read_json_lines(
+            journal, dict[str, Any]
+        )  # optuna complains of a last line that is cut only after the next one.
         backend = optuna.storages.journal.JournalFileBackend(str(journal))
         optuna.storages.JournalStorage(backend).get_all_studies()
     except Exception as error:  # optuna checks nothing that it reads.
+        reason = first_line(error).partition(". ")[0]
         raise DataError(
-            f"{journal}: not a journal of optuna ({first_line(error)}). Remove it, or name another --output_dir."
+            f"{journal}: not a journal of optuna ({reason}). Remove the line, or name another --output_dir."
         ) from error
 
 
