@@ -44,7 +44,7 @@ def replace_auto(prompt: PromptArguments, explicitly_set: Set[str], *, streaming
     settings = ", ".join(f"{name}: {str(value).lower()}" for name, value in chosen.items() if value is not None)
     prompt = replace(prompt, **chosen)
     servers = METHODS[prompt.method].servers(vars(prompt))
-    return prompt, f"method auto: {settings}; served by {servers} (docs/how-to/choose-a-method.md)"
+    return prompt, f"method auto: {settings}; a causal model is served by {servers} (docs/how-to/choose-a-method.md)"
 
 
 def _has_ending(template: str | None) -> bool:

@@ -24,7 +24,7 @@ def test_auto_is_a_prompt_that_other_engines_serve(auto):
     draft = auto()
     prompt = draft.prompt
     assert (prompt.method, prompt.init, prompt.trained_text) == ("prompt_tuning", "demonstrations", "ending")
-    assert not prompt.layer_vectors and "served by any engine, after export" in draft.choice
+    assert not prompt.layer_vectors and "a causal model is served by any engine, after export" in draft.choice
     assert "\n" not in draft.choice
 
 
