@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from typing import Any, TypedDict
 
-from peft import PeftConfig, XLoraConfig
+from peft import PeftConfig, TaskType, XLoraConfig
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.engine.adapter_weights import ADVICE, check_weights
-from prompt_tuning.engine.trained_config import TrainedTokensConfig
+from prompt_tuning.engine.trained_config import TrainedPromptConfig, TrainedTokensConfig
 from prompt_tuning.errors import AdapterError, DataError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.encoder_decoder_prefix import load_prompt_config
@@ -128,9 +128,22 @@ def read_adapter_config(run: RunFolder) -> PeftConfig:
     for place, sizes in (vars(config).get("places") or {}).items():
         if len(sizes) != 3:
             raise AdapterError(f"{run.adapter_config}: places.{place} has {len(sizes)} sizes, expected 3. {ADVICE}")
-    if config.is_prompt_learning and config.num_virtual_tokens is None:
-        raise AdapterError(f"{run.adapter_config}: num_virtual_tokens is missing. {ADVICE}")
+    if config.is_prompt_learning:
+        _check_prompt(config, run)
     return config
+
+
+def _check_prompt(config: PeftConfig, run: RunFolder) -> None:
+    """Raise an AdapterError for a prompt without a length, or for more models than its base model has."""
+    if config.num_virtual_tokens is None:
+        raise AdapterError(f"{run.adapter_config}: num_virtual_tokens is missing. {ADVICE}")
+    number = config.num_transformer_submodules or 1
+    most = 1 if config.task_type == TaskType.CAUSAL_LM or isinstance(config, TrainedPromptConfig) else 2
+    if number > most:
+        raise AdapterError(
+            f"{run.adapter_config}: num_transformer_submodules is {number}, expected a whole number from 1 to {most}. "
+            f"{ADVICE}"
+        )
 
 
 def _check_patterns(config: PeftConfig, run: RunFolder) -> None:

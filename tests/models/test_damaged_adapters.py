@@ -206,6 +206,9 @@ def test_sizes_in_a_configuration_are_whole_numbers(value, old):
         pytest.param("lora", "lora_alpha", 10**400, id="lora-lora_alpha-1e400"),
         ("p_tuning", "encoder_hidden_size", 10**30),
         ("prompt_tuning", "num_layers", 10**30),
+        ("prompt_tuning", "num_transformer_submodules", 2),
+        ("prefix_tuning", "num_transformer_submodules", 2),
+        ("t5_prefix", "num_transformer_submodules", 3),
     ],
 )
 def test_a_field_of_another_type_is_refused_with_its_name(name, field, value, old):
