@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.data.rows import open_rows
 from prompt_tuning.encoding.decoding import special_stop_ids
+from prompt_tuning.engine.adapter_weights import check_finite
 from prompt_tuning.errors import AdapterError, ErrorList, ModelError, RecipeError
 from prompt_tuning.models.adapter_config import load_adapter_config
 from prompt_tuning.models.base_model import check_adapter, check_tokenizer, find_base_model
@@ -116,8 +117,9 @@ def _read(
     tensors = load_file(run.adapter_weights)
     parts = [tensors[key].float() for key in ("prompt_embeddings", "text_embeddings") if key in tensors]
     layers = None
-    if "layer_vectors" in tensors:
-        layers = (tensors["layer_vectors"] * tensors["layer_scales"][:, None, None]).float()
+    if vars(config).get("layer_vectors"):
+        layers = tensors["layer_vectors"].float() * tensors["layer_scales"].float()[:, None, None]
+        check_finite({"layer_vectors": layers}, run.path)
     results = read_results(run.path) if run.results.is_file() else {}
     scores = {"split": results["split"], **results[method.results_key]} if method.results_key in results else {}
     return Exported(name, run, config, recipe, template, torch.cat(parts), layers, rows, scores)
@@ -141,9 +143,10 @@ def _check_decoding(run: RunFolder, recipe: Recipe, template: Template) -> None:
 
 def _check_layers(exported: Sequence[Exported], config: PretrainedConfig, *, gguf: bool) -> None:
     """Raise an error for layer vectors of a model, or in a file, that cannot hold them."""
-    layered = next((task.run.path for task in exported if task.layer_vectors is not None), None)
-    if layered is None:
+    with_layers = [task for task in exported if task.layer_vectors is not None]
+    if not with_layers:
         return
+    layered = with_layers[0].run.path
     if config.model_type not in BASES:
         raise ModelError(
             f"{layered}: it has vectors in every layer, which export writes for {', '.join(BASES)} and not for "
@@ -154,6 +157,14 @@ def _check_layers(exported: Sequence[Exported], config: PretrainedConfig, *, ggu
             f"{layered}: it has vectors in every layer, and llama.cpp adds none. Leave --format out, or train without "
             "layer_vectors."
         )
+    for task in with_layers:
+        shape = [] if task.layer_vectors is None else [*task.layer_vectors.shape]
+        expected = [config.num_hidden_layers, len(task.vectors), config.hidden_size]
+        if shape != expected:
+            raise AdapterError(
+                f"{task.run.path}: layer_vectors has the shape {shape}, and the model takes {expected}. Export it "
+                "with the model that it was trained on."
+            )
 
 
 def _check_base(

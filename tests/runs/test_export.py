@@ -243,6 +243,34 @@ def test_vectors_in_layers_are_read_by_plain_transformers(make_run, recipe_file,
     assert check_export(folder, plain, make_run.rows) and not check_export(folder, virtual, make_run.rows)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("layer_vectors", lambda tensor: tensor[..., :-1], r"the shape \[2, 6, 31\], and the model takes \[2, 6, 32"),
+        ("layer_vectors", lambda tensor: tensor.repeat(1, 1, 2), r"the shape \[2, 6, 64\]"),
+        ("layer_scales", lambda tensor: tensor * 0 + 3e38, "numbers of layer_vectors are NaN or infinite"),
+    ],
+)
+def test_damaged_layer_vectors_are_refused_before_a_model_loads(
+    name, change, message, make_run, tmp_path, monkeypatch
+):
+    run = make_run("layers", layer_vectors="true")
+    file = f"{run}/adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors |= {"layer_vectors": tensors["layer_vectors"] + 9}
+    save_file(tensors | {name: change(tensors[name]).contiguous()}, file)
+    forbid_model_loading(monkeypatch)
+    with pytest.raises(AdapterError, match=message):
+        export_runs([run], tmp_path / "out", rows=[make_run.rows])
+
+
+def test_tensors_that_the_configuration_does_not_name_are_not_exported(make_run, tmp_path):
+    run = make_run()
+    file = f"{run}/adapter_model.safetensors"
+    save_file(load_file(file) | {"layer_vectors": torch.ones(3)}, file)
+    assert "layered" not in (export_runs([run], tmp_path / "out", rows=[make_run.rows]) / "config.json").read_text()
+
+
 def test_what_cannot_be_exported_is_refused_before_a_model_loads(make_run, tokenizer, tmp_path, monkeypatch):
     pairs = make_run("pairs", model=tiny_t5(len(tokenizer)), base="pairs")
     prefix = make_run("prefix", method="prefix_tuning")
