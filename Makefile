@@ -1,5 +1,5 @@
 # make quickstart   tune a soft prompt on a real model and show what it gained (up to five minutes the first time)
-# make test         run the whole test suite, with the versions of constraints.txt
+# make test         run the whole test suite, or TESTS="tests/metrics", with the versions of constraints.txt
 # make test-latest  run it with the versions of constraints-latest.txt, in an environment of its own
 # make test-lowest  run it with the lowest versions that pyproject.toml allows, in an environment of its own
 # make test-wheel   build the wheel, install it in an environment of its own, and run the suite against it
