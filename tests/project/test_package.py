@@ -17,8 +17,8 @@ BUILD = "from setuptools import build_meta; build_meta.build_{}({!r})"
 def tracked_files():
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip("this folder is not a git repository, whose list of files the test compares")
+    if not done.stdout:  # The folder of `make test-wheel` is in a repository, and ignored by it.
+        pytest.skip("no file of this folder is in a git repository, whose list of files the test compares")
     return [name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
