@@ -79,7 +79,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             yield partial
             os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        if os.path.lexists(partial):  # A file system that is read-only refuses to remove a file that is not there.
+            partial.unlink()
 
 
 @contextmanager

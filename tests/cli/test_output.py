@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers.models import forbid_model_loading
 from helpers.paths import file_names
 
 from prompt_tuning.cli.main import main
+from prompt_tuning.support.files import atomic_write
 from prompt_tuning.training.trainer import PromptTuningTrainer
 
 COMMAND = f"{sys.executable} -c 'import sys; from prompt_tuning.cli.main import main; sys.exit(main())'"
@@ -124,6 +126,17 @@ def test_an_output_that_cannot_be_written_is_refused_before_a_model_loads(run, t
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert main(["import-gguf", str(tmp_path / "model.gguf"), str(tmp_path / "file" / "model")]) == 1
     assert "no partial file was left" in capsys.readouterr().err
+
+
+def test_a_read_only_file_system_is_reported_with_the_name_of_the_file(tmp_path, monkeypatch):
+    def refuse(path, *args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)  # Linux refuses it before it looks for the file.
+    with pytest.raises(OSError, match="Read-only file system") as error, atomic_write(tmp_path / "x.json"):
+        pass
+    assert error.value.filename == str(tmp_path / "x.json")
 
 
 def test_the_reason_why_safetensors_cannot_be_read_is_found_by_opening_them(run, capsys, monkeypatch):
