@@ -59,6 +59,8 @@ def start_ids(
         start = load_file(folder.initial_prompt)[INITIAL].float()
     except (SafetensorError, KeyError) as error:
         raise AdapterError(f"{folder.initial_prompt}: not the start of a prompt ({error}). Remove it.") from error
+    if start.dim() != 2 or start.shape[1] != base.get_input_embeddings().weight.shape[1]:
+        raise AdapterError(f"{folder.initial_prompt}: not the start of a prompt of this model. Remove it.")
     return _ids_of_embeddings(start, base)
 
 

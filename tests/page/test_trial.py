@@ -6,15 +6,19 @@ import threading
 from dataclasses import replace
 
 import pytest
-from helpers.models import forbid_model_loading
+import torch
+from helpers.models import forbid_model_loading, tiny_llama
+from safetensors.torch import save_file
 
 from prompt_tuning.encoding.text_tokens import TextToken
 from prompt_tuning.encoding.trained_text import TrainedText
 from prompt_tuning.errors import AdapterError, DataError
-from prompt_tuning.page.prompts import prompt_segments
+from prompt_tuning.page.prompts import prompt_segments, start_ids
 from prompt_tuning.page.rows import Box, EvaluatedRow, row_labels, row_of_boxes
 from prompt_tuning.page.trial import AS_TEXT, HARD, TRAINED, Piece, Trial, run_words
 from prompt_tuning.runs.answers import generate_texts
+from prompt_tuning.studies.inspect import INITIAL
+from prompt_tuning.support.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -49,6 +53,13 @@ def test_the_text_that_the_prompt_started_from_is_found_and_read_as_text(trial, 
         )
     assert whole(trial, tried, AS_TEXT, row).text == expected
     assert "".join(part for part, _ in tried.segments(AS_TEXT, question)).startswith(text.replace("\n", "↵\n"))
+
+
+@pytest.mark.parametrize("start", [torch.zeros(6, 7), torch.zeros(32), torch.tensor(1.0)])
+def test_a_start_of_another_shape_is_named(start, tokenizer, tmp_path):
+    save_file({INITIAL: start}, tmp_path / "initial_prompt.safetensors")
+    with pytest.raises(AdapterError, match=r"initial_prompt.safetensors: not the start of a prompt of this model"):
+        start_ids(RunFolder(tmp_path), {"init": "demonstrations"}, tiny_llama(len(tokenizer)), tokenizer)
 
 
 def test_rows_are_shown_the_worst_first(tried):
