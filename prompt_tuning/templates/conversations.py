@@ -41,7 +41,11 @@ def as_conversation(value: Any) -> Any:
         TemplateError: the value is not a list of turns, a turn is not only a role and a text, or the order of the
             turns leaves no question.
     """
-    if isinstance(value, Mapping) and "question" in value:
+    if (
+        isinstance(value, Mapping)
+        and isinstance(value.get("question"), str)
+        and isinstance(value.get("answer", ""), str)
+    ):
         return value  # It was read before.
     if not isinstance(value, list) or not value:
         found = "an empty list" if isinstance(value, list) else kind_of(value)

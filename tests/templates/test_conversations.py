@@ -79,6 +79,8 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
         (turns("a", "u"), "The last turn of messages must be the assistant's, except in rows to predict"),
         ([], "found an empty list"),
         ("a", "found a text"),
+        ({"question": 7}, "expected a list of turns"),
+        ({"question": "a", "answer": ["b"]}, "expected a list of turns"),
     ],
     ids=str,
 )
