@@ -35,7 +35,7 @@ def nested_rows(value: Row) -> list[Row] | None:
         return rows
     if "context" in value and _all_have(value.get("qas"), "question"):
         return _of_passage(value, value.get("title"))
-    if "text" in value and _all_have(value.get("questions"), "consensus"):
+    if isinstance(value.get("text"), str) and _all_have(value.get("questions"), "consensus"):
         return [_of_newsqa(value["text"], question) for question in value["questions"]]
     return [] if set(value) == {"header"} and isinstance(value["header"], dict) else None
 

@@ -117,6 +117,7 @@ def test_rows_by_their_id_are_rows_with_the_id(tmp_path):
         {"question": "Where?", "answers": [{"text": "Turin"}], "context": "Ada lives in Turin."},
         {"context": "Ada lives in Turin.", "qas": "none", "paragraphs": ["a"], "questions": [{"q": "x"}]},
         {"context": "Ada lives in Turin.", "question": "Where?", "qas": [{"question": "When?"}], "header": {"a": 1}},
+        {"id": "7", "text": ["One."], "questions": [{"q": "x", "consensus": {"s": 0, "e": 1}}]},
     ],
 )
 def test_one_object_that_is_a_row_stays_one(tmp_path, row):
