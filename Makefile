@@ -98,11 +98,11 @@ $(RUN)/results.json: recipes/quickstart/qa.yaml $(wildcard recipes/quickstart/*.
 
 # The served texts are scored, so these runs score only a few rows.
 runs/served-text/results.json: | $(MODEL)/config.json
-	$(VENV)/bin/prompt-tuning train recipes/quickstart/trained_text.yaml --layer_vectors false --save_strategy no --max_predict_samples 8 --output_dir $(@D)
+	$(VENV)/bin/prompt-tuning train recipes/quickstart/trained_text.yaml --layer_vectors false --save_strategy no --resume_from_checkpoint auto --max_predict_samples 8 --output_dir $(@D)
 
 # It writes the question of an answer, with the metrics of summarization.
 runs/served-question/results.json: | $(MODEL)/config.json
-	$(VENV)/bin/prompt-tuning train recipes/quickstart/qa.yaml --task summarization --template recipes/quickstart/templates/question.yaml --init_text "Write a short question about the text. The answer to the question is given." --save_strategy no --max_predict_samples 8 --output_dir $(@D)
+	$(VENV)/bin/prompt-tuning train recipes/quickstart/qa.yaml --task summarization --template recipes/quickstart/templates/question.yaml --init_text "Write a short question about the text. The answer to the question is given." --save_strategy no --resume_from_checkpoint auto --max_predict_samples 8 --output_dir $(@D)
 
 # The package index has torchvision and the others for CUDA, which vLLM cannot import beside torch for CPUs and does not need.
 $(SERVERS)/%/installed:
