@@ -94,7 +94,13 @@ def openai_client(url: str, key_variable: str | None = None) -> Send:
         raise ModelError(f"api_key_env {key_variable}: the environment has no such variable. Set it to the key.")
     # A connection that waits for a next request would outlive this function's caller, and the server's next start.
     once = {"Connection": "close"}
-    client = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=TRIES - 1, default_headers=once)
+    client = openai.OpenAI(
+        base_url=url,
+        api_key=key or "none",
+        max_retries=TRIES - 1,
+        default_headers=once,
+        http_client=openai.DefaultHttpxClient(follow_redirects=False),  # Only the user says which server gets rows.
+    )
 
     def hidden(error: Exception) -> str:
         return without_key(first_line(error), key)[:MAX_REASON]
@@ -136,6 +142,8 @@ def _advice(status: int) -> str:
     """Return what to do after an error of HTTP."""
     if status in (401, 403):
         return f"Set the key in {KEY_VARIABLE}, or in the variable that --api_key_env names."
+    if status in range(300, 400):
+        return "It names another address. Give that one if it may read the rows."
     if status == 404:
         return "Check address and name; a server that only chats needs api_endpoint: chat."
     return "Run the same command again to resume."

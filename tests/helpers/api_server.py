@@ -17,6 +17,7 @@ class Server(ThreadingHTTPServer):
         busy: the number of requests that are still refused with `status`.
         answer: a function from a body to the parts of a choice that differ from an ordinary answer.
         content: what every request is answered with, instead of an answer.
+        location: the address that an answer names.
         most_at_once: the most requests that were handled at the same time.
     """
 
@@ -27,7 +28,7 @@ class Server(ThreadingHTTPServer):
         self.requests, self.busy, self.status, self.most_at_once, self.at_once = [], 0, 503, 0, 0
         self.error = {"message": "busy"}
         self.answer = lambda body: {}
-        self.content = None
+        self.content, self.location = None, None
         self.lock = threading.Lock()
         self.wait = threading.Event()
         self.wait.set()
@@ -67,6 +68,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Retry-After-Ms", "1")
+        if self.server.location:
+            self.send_header("Location", self.server.location)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

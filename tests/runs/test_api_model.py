@@ -475,6 +475,13 @@ def test_an_answer_of_another_shape_is_an_error_or_has_no_such_part(server, monk
         send(body)
 
 
+def test_rows_follow_no_server_to_another_address(server):
+    server.status, server.location, server.busy = 307, f"{server.url}/elsewhere", 1
+    with pytest.raises(ModelError, match=r"it answers 307: .* names another address"):
+        openai_client(server.url)({"model": "m", "prompt": "x", "max_tokens": 3, "temperature": 0})
+    assert [path for path, _, _ in server.requests] == ["/v1/completions"]
+
+
 def test_a_long_error_of_a_server_is_cut(server):
     server.status, server.error, server.busy = 400, {"message": "x" * 10**5}, 1
     with pytest.raises(ModelError, match=r"answers 400: .*xxx\. Run") as error:
