@@ -81,10 +81,10 @@ def aliases(kind):
 )
 def test_a_broken_or_hostile_file_is_refused_at_once_with_its_line(tmp_path, reader, content, message):
     (tmp_path / "a.yaml").write_text(content)
-    start = time.monotonic()
+    start = time.process_time()  # A busy machine must not fail this.
     with pytest.raises(DataError, match=r"a\.yaml") as caught:
         reader(tmp_path / "a.yaml", DataError)
-    assert message in str(caught.value) and time.monotonic() - start < 5
+    assert message in str(caught.value) and time.process_time() - start < 5
 
 
 def test_whatever_is_written_is_read_back_by_this_and_other_readers(tmp_path):
