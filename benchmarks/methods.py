@@ -26,7 +26,7 @@ from prompt_tuning.support.files import read_json_lines
 
 QUICKSTART = ROOT / "recipes" / "quickstart"
 # All methods have these in place of the quickstart's, which not every method takes.
-OTHER_SETTINGS = {"trained_text": None, "group_shared": None, "max_steps": 40}
+OTHER_SETTINGS = {"group_shared": None, "max_steps": 40}
 SHORT = {"init": None, "init_text": None, "num_virtual_tokens": "20"}
 PLAIN = {"init": None, "init_text": None}
 METHODS = {
