@@ -76,7 +76,7 @@ def test_a_few_steps_of_the_quickstart_lower_its_loss(tmp_path, monkeypatch, cap
     monkeypatch.chdir(ROOT)
     settings = ["--max_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--per_device_train_batch_size", "2"]
     settings += ["--eval_strategy", "steps", "--disable_tqdm", "true"]
-    settings += ["--generation_max_length", "4", "--group_shared", "1"]  # The test is about the loss of two rows a step.
+    settings += ["--generation_max_length", "4", "--group_shared", "1"]  # It is about the loss of two rows.
     rows = ["--max_eval_samples", "4", "--max_predict_samples", "1", "--output_dir", str(tmp_path / "run")]
     assert main(["train", "recipes/quickstart/qa.yaml", *settings, *rows]) == 0
     state = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())
