@@ -12,7 +12,8 @@ type q8_0; llama.cpp-f16 and llama.cpp-q4_0 are not served unless they are named
 
 The score of a task, by the metrics of this package, is the EM of its answers or else its main metric. CPU seconds are
 those of the server. Cached tokens are those of the prompts that a server did not compute again: vLLM and llama.cpp
-count them. A request's bytes are those of its body. The exit code is 1 if a text differs.
+count them. A request's bytes are those of its body. The exit code is 1 if a text
+of a server differs whose weights are not rounded.
 
 The cost of a prompt is the CPU time of 10 rows of each task beside that of the same rows with ordinary ids in the
 prompt's place. Both write 8 tokens, and begin with a token of their turn, so that no server has them in its cache.
@@ -72,6 +73,7 @@ while True:
     time.sleep(60)
 """
 GGUF_TYPES = {"llama.cpp": "q8_0", "llama.cpp-q4_0": "q4_0", "llama.cpp-f16": "f16", "llama.cpp-f32": "f32"}
+ROUNDED = ("llama.cpp", "llama.cpp-f16", "llama.cpp-q4_0")  # They write other texts where two tokens are close.
 COUNTERS = {"vllm": "vllm:prefix_cache_hits_total"} | dict.fromkeys(GGUF_TYPES, "llamacpp:prompt_tokens_total")
 """What the servers count: vLLM the cached tokens, llama.cpp the computed ones."""
 
@@ -325,11 +327,14 @@ def main() -> None:
         lines = [["prompt_tuning", "", score_tasks(phases, tasks, texts), seconds, "", "", ""]]
         print(*lines[0], sep=" | ", file=sys.stderr, flush=True)
         different = []
+        num_wrong = 0
         for server in args.servers:
             try:
                 line, rows = measure(server, phases, tasks, folder, with_cost=not args.without_cost)
+                num_wrong += 0 if server in ROUNDED else len(rows)
             except (RuntimeError, PromptTuningError) as error:
                 line, rows = [server, "failed", *5 * [""]], [f"{server}: {error}"]
+                num_wrong += 1
             print(*line, sep=" | ", file=sys.stderr, flush=True)
             lines.append(line)
             different += rows
@@ -338,7 +343,7 @@ def main() -> None:
     names = ["equal texts", "scores of all rows", f"CPU seconds a row, {at_once} at once", "cached tokens"]
     print_table(["", *names, "bytes a request", "cost of a prompt"], *lines)
     print("\n".join(different))
-    sys.exit(bool(different))
+    sys.exit(num_wrong > 0)
 
 
 if __name__ == "__main__":
