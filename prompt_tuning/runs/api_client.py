@@ -83,7 +83,7 @@ def openai_client(url: str, key_variable: str | None = None) -> Send:
         ModelError: the package openai is not installed, or the named variable is not set.
     """
     try:
-        import httpx
+        import httpx2
         import openai
     except ImportError:
         raise ModelError(
@@ -115,7 +115,7 @@ def openai_client(url: str, key_variable: str | None = None) -> Send:
                 return Reply("", "content_filter", refused=True)
             status = error.status_code
             raise ModelError(f"{url}: it answers {status}: {hidden(error)}. {_advice(status)}") from None
-        except (openai.APIConnectionError, httpx.HTTPError) as error:
+        except (openai.APIConnectionError, httpx2.HTTPError) as error:
             raise ModelError(
                 f"{url}: no answer ({hidden(error)}). Start the server, and run the same command again to resume."
             ) from None
