@@ -95,7 +95,7 @@ def test_commands_that_share_a_run_report_a_wrong_line_before_torch(run_commands
     gone, out = tmp_path / "gone", tmp_path / "out"
     out.mkdir()
     entry = {"ids": [1], "text_ids": [], "template": "", "stop": [], "max_tokens": 1, "score": None}
-    prompts = {"num_embeddings": 9, "tasks": {"qa": entry | {"source_checksum": ""}}}
+    prompts = {"num_embeddings": 9, "tasks": {"qa": entry | {"source_checksum": 64 * "0"}}}
     (out / "prompts.json").write_text(json.dumps(prompts))
     rows = tmp_path / "facts.json"
     rows.write_text("{}")
