@@ -113,16 +113,19 @@ def _check_journal(journal: Path) -> None:
     if not journal.is_file():
         return
     try:
-        read_json_lines(
-            journal, dict[str, Any]
-        )  # optuna complains of a last line that is cut only after the next one.
-        backend = optuna.storages.journal.JournalFileBackend(str(journal))
-        optuna.storages.JournalStorage(backend).get_all_studies()
+        # optuna complains of a last line that is cut only after the next one.
+        read_json_lines(journal, dict[str, Any])
+        _storage(optuna, journal).get_all_studies()
     except Exception as error:  # optuna checks nothing that it reads.
         reason = first_line(error).partition(". ")[0]
         raise DataError(
             f"{journal}: not a journal of optuna ({reason}). Remove the line, or name another --output_dir."
         ) from error
+
+
+def _storage(optuna: Any, journal: Path) -> Any:
+    """Return optuna's storage of trials in a journal."""
+    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -136,9 +139,8 @@ def _study_settings(folder: Path, recipe: Recipe, *, num_trials: int = 0) -> dic
     The seed depends on the number of trials so far: a resumed search would draw its first trials again.
     """
     optuna = _import_optuna()
-    journal = optuna.storages.journal
     return {
-        "storage": optuna.storages.JournalStorage(journal.JournalFileBackend(str(folder / JOURNAL))),
+        "storage": _storage(optuna, folder / JOURNAL),
         "study_name": STUDY,
         "load_if_exists": True,
         "direction": _direction(_metric(recipe)),
