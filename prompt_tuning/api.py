@@ -309,7 +309,8 @@ def _flags(settings: Mapping[str, Any]) -> list[str]:
     flags: list[str] = []
     problems = []
     for name, value in settings.items():
-        flags += to_argv(name, "null") if value is None else []
+        if value is None:
+            flags += to_argv(name, "null")
     for pair in pairs_of_settings(settings):
         problem = parser.pair_error(pair.key, pair.value)
         problems += [problem] if problem else []

@@ -15,6 +15,7 @@ from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs.train import train
 from prompt_tuning.studies import shared_base as runs
+from prompt_tuning.studies.run_lists import read_sweep
 
 METHODS = {
     "soft": {"num_virtual_tokens": 6},
@@ -204,3 +205,8 @@ def test_a_file_that_is_not_a_sweep_is_refused(text, message, tmp_path, capsys):
     (tmp_path / "sweep.yaml").write_text(text + "\n")
     assert main(["sweep", str(tmp_path / "sweep.yaml")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_takes_back_settings_of_its_recipe_by_null(tmp_path):
+    (tmp_path / "sweep.yaml").write_text("recipe: r.yaml\nruns: {a: {method: lora, init: null, init_text: ~}}\n")
+    assert read_sweep(tmp_path / "sweep.yaml")["a"].flags == ["--method=lora", "--init=null", "--init_text=null"]
