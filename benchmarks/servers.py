@@ -12,8 +12,8 @@ type q8_0; llama.cpp-f16 and llama.cpp-q4_0 are not served unless they are named
 
 The score of a task, by the metrics of this package, is the EM of its answers or else its main metric. CPU seconds are
 those of the server. Cached tokens are those of the prompts that a server did not compute again: vLLM and llama.cpp
-count them. A request's bytes are those of its body. The exit code is 1 if a text
-of a server differs whose weights are not rounded.
+count them. A request's bytes are those of its body. The exit code is 1 if a server
+fails, or if a text of one differs whose weights are not rounded.
 
 The cost of a prompt is the CPU time of 10 rows of each task beside that of the same rows with ordinary ids in the
 prompt's place. Both write 8 tokens, and begin with a token of their turn, so that no server has them in its cache.

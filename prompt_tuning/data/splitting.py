@@ -116,7 +116,7 @@ def _rows_of(keys: Iterable[str], groups: dict[str, list[int]]) -> list[int]:
 
 
 def _fill(order: list[str], groups: dict[str, list[int]], num_rows: int) -> set[str]:
-    """Return the first groups that fit into `wanted` rows; one that does not fit is passed over."""
+    """Return the first groups that fit into `num_rows` rows; one that does not fit is passed over."""
     taken: set[str] = set()
     room = num_rows
     for key in order:
