@@ -18,10 +18,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from prompt_tuning.data.nested import NESTED_KEYS, Row, nested_rows, rows_of_file
+from prompt_tuning.data.parquet import parquet_rows
 from prompt_tuning.errors import DataError
 from prompt_tuning.support.data_files import file_format
 from prompt_tuning.support.json_values import HALF_CHARACTER, TOO_DEEP, is_deep
@@ -55,7 +53,7 @@ def numbered_rows(file: Path) -> Iterator[tuple[Number, Row]]:
     if kind == "csv":
         yield from _csv_rows(file)
     elif kind == "parquet":
-        yield from enumerate(_parquet_rows(file))
+        yield from enumerate(parquet_rows(file))
     elif file.suffix.lower() == ".jsonl":
         for line, row in _filled_lines(file):
             yield from rows_of_line(row, str(file), line)
@@ -341,12 +339,3 @@ def _checked_names(names: list[str], file: Path) -> list[str]:
 def _repeated(names: Iterable[str]) -> list[str]:
     """Return the names that are there more than once, in their order."""
     return [name for name, count in Counter(names).items() if count > 1]
-
-
-def _parquet_rows(file: Path) -> Iterator[Row]:
-    try:
-        with pq.ParquetFile(file) as table:
-            for batch in table.iter_batches(1000):
-                yield from batch.to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: not a parquet file that can be read: {error}. Write it again.") from error

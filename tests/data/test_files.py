@@ -268,3 +268,53 @@ def test_what_is_no_file_is_named(kind, tmp_path):
     for name in ("folder", "loop", "gone"):
         with pytest.raises((DataError, IsADirectoryError), match=f"{name}.{kind}"):
             load_file(tmp_path / f"{name}.{kind}")
+
+
+def large(kind, number):
+    """Return rows of a text of 10,000 characters that a parquet file has once."""
+    text = "x" * 10_000
+    written = pa.DictionaryArray.from_arrays([0] * number, [text])
+    columns = {
+        "texts": written.dictionary_decode(),
+        "a dictionary": written,
+        "a dictionary in lists": pa.ListArray.from_arrays(list(range(number + 1)), written),
+        "lists in structs": pa.array([{"a": [text]}] * number),
+        "bytes of one length": pa.array([text.encode()] * number, pa.binary(10_000)),
+        "nulls": pa.nulls(number * 300),
+        "a list of nulls": pa.array([[None] * number * 300], pa.list_(pa.int8())),
+        "one text": pa.array([text * number]),
+    }
+    column = columns[kind]
+    return pa.table({"document": column, "summary": pa.array(["a"] * len(column))})
+
+
+KINDS = ["texts", "a dictionary", "a dictionary in lists", "lists in structs", "bytes of one length", "nulls"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "a list of nulls", "one text"])
+def test_a_small_parquet_file_with_large_rows_is_refused(kind, tmp_path, monkeypatch):
+    """The limits are a hundredth, so that a file that is not refused costs no more here."""
+    monkeypatch.setattr("prompt_tuning.data.parquet.MIN_LIMIT", 5_000_000)
+    path = tmp_path / "rows.parquet"
+    pq.write_table(large(kind, 1000), path, compression="zstd")
+    assert path.stat().st_size < 20_000
+    for streaming in (False, True):
+        with pytest.raises(DataError, match=r"rows.parquet: its values take more than 5,000,000 bytes"):
+            list(load_file(path, streaming=streaming))
+    pq.write_table(large(kind, 100), path, compression="zstd")
+    assert len(list(load_file(path, streaming=True))) in (1, 100, 30_000)
+
+
+def test_a_large_parquet_file_may_be_compressed_well(tmp_path, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.data.parquet.MIN_LIMIT", 0)
+    passages = [f"{number} " * 500 for number in range(100)]
+    rows = [{"context": passages[number // 30], "question": f"{number}?"} for number in range(3000)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    assert list(load_file(tmp_path / "rows.parquet", streaming=True)) == rows
+
+
+def test_a_date_that_python_does_not_have_names_its_file(tmp_path):
+    pq.write_table(pa.table({"document": pa.array([2**31 - 1], pa.date32())}), tmp_path / "rows.parquet")
+    for streaming in (False, True):
+        with pytest.raises(DataError, match=r"rows.parquet: not a parquet file that can be read"):
+            list(load_file(tmp_path / "rows.parquet", streaming=streaming))
