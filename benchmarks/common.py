@@ -71,9 +71,11 @@ def drawn_rows(data: Path, into: Path, counts: dict[str, int | None], longest: i
     return {f"{split}_file": str(into / f"{split}.jsonl") for split in counts}
 
 
-def trained_by_peft(rows: Dataset, length: int, folder: str | Path, **settings: object) -> PeftModelForCausalLM:
-    """Train as the tutorial does, with PEFT's configuration and Trainer's learning rate, and save it in the folder."""
-    model = get_peft_model(base_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=length))
+def trained_by_peft(
+    rows: Dataset, config: PromptTuningConfig, folder: str | Path, **settings: object
+) -> PeftModelForCausalLM:
+    """Train as PEFT's tutorial does, by default with Trainer's learning rate, and save it in the folder."""
+    model = get_peft_model(base_model(), config)
     words = tokenizer()
     trainer = Trainer(
         model,

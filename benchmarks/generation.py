@@ -42,10 +42,12 @@ CASES = {
 
 
 @torch.no_grad()
-def generate_in_batches(model, sources: list[list[int]], words, *, use_cache: bool = True) -> list[str]:
+def generate_in_batches(
+    model, sources: list[list[int]], words, *, new_tokens: int = NEW_TOKENS, **settings: object
+) -> list[str]:
     """Return greedy texts by the model's own generate, in batches padded left."""
     texts = []
-    settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "use_cache": use_cache}
+    settings |= {"max_new_tokens": new_tokens, "do_sample": False}
     for start in range(0, len(sources), 8):
         batch = pad_left(sources[start : start + 8], words.pad_token_id)
         output = model.generate(**batch, **settings, pad_token_id=words.pad_token_id)

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 from common import MODEL, ROOT, describe_machine, drawn_rows, print_table, trained_by_peft
+from peft import PromptTuningConfig
 from transformers import set_seed
 
 from prompt_tuning.data.loading import SPLITS
@@ -86,7 +87,8 @@ def peft_defaults(recipe: Path, length: int, seed: int) -> dict:
     steps, batch = loaded.training.max_steps, loaded.training.per_device_train_batch_size
     set_seed(seed)
     adapter = folder / "adapter"
-    trained_by_peft(rows, length, adapter, max_steps=steps, per_device_train_batch_size=batch, seed=seed)
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=length)
+    trained_by_peft(rows, config, adapter, max_steps=steps, per_device_train_batch_size=batch, seed=seed)
     evaluate(loaded, str(adapter), "test", folder)
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 

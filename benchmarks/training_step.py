@@ -1,16 +1,19 @@
 """One training step, as Trainer takes it: PEFT's forward against the engine, plain and with compiled layers.
 
     python benchmarks/training_step.py [PAIRS] [CASE]
+    python benchmarks/training_step.py [PAIRS] epoch [FILE]
 
 It prints seconds, the median of paired ratios, and how far loss and gradient are apart. It also prints the time of the
 step's matrix products with the model's shapes, which no implementation of the same mathematics can beat. The last case
 takes other batches in each turn: those of an epoch in groups of like length, and those that keep rows of a passage
-together (`group_shared: 4`). CASE is the start of a case's name.
+together (`group_shared: 4`). CASE is the start of a case's name. With a JSON Lines file in SQuAD's columns the epoch
+has its rows, with P=20 and B=16.
 """
 
 import statistics
 import sys
 import tempfile
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +33,8 @@ from common import (
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq
 
-from prompt_tuning import Encoder, Template
+from prompt_tuning import Encoder, Template, encode
+from prompt_tuning.support.files import read_json_lines
 from prompt_tuning.training.sampling import EpochSampler
 from prompt_tuning.training.shared_text import SharedText, text_families
 
@@ -40,7 +44,7 @@ CASES = {
     "P=131, B=8, quickstart rows": (131, lambda: real_batch(8)),
 }
 
-GROUPED = "one epoch of the quickstart's rows, P=131, B=8, each way with its best order"
+EPOCH = "epoch"
 
 
 def real_batch(rows: int) -> dict[str, torch.Tensor]:
@@ -119,41 +123,42 @@ def measure(case: str, folder: str, turns: int) -> None:
     )
 
 
-def epoch_batches(turns: int, group_shared: int) -> list[dict[str, torch.Tensor]]:
-    """Return batches of 8 from the order of an epoch of the quickstart's rows, evenly spread over it."""
-    words = tokenizer()
-    encoder = Encoder(Template.load("question_answering/instruction_last"), words)
-    columns = [encoder.row(row) for row in quickstart_rows("train")]
-    rows = Dataset.from_list([{name: row[name] for name in ("input_ids", "labels")} for row in columns])
-    shared_text = SharedText(text_families(rows), group_shared, 8) if group_shared > 1 else None
-    order = list(EpochSampler(8, [len(ids) for ids in rows["input_ids"]], 42, shared_text=shared_text))
-    starts = range(0, len(order) - 7, 8)
+def epoch_batches(rows: Dataset, size: int, turns: int, group_shared: int) -> list[dict[str, torch.Tensor]]:
+    """Return batches from the order of an epoch, evenly spread over it."""
+    shared_text = SharedText(text_families(rows), group_shared, size) if group_shared > 1 else None
+    order = list(EpochSampler(size, [len(ids) for ids in rows["input_ids"]], 42, shared_text=shared_text))
+    starts = range(0, len(order) - size + 1, size)
     chosen = [starts[len(starts) * turn // turns] for turn in range(turns)]
-    return [dict(DataCollatorForSeq2Seq(words)([rows[n] for n in order[start : start + 8]])) for start in chosen]
+    collate = DataCollatorForSeq2Seq(tokenizer())
+    return [dict(collate([rows[n] for n in order[start : start + size]])) for start in chosen]
 
 
-def measure_epoch(folder: str, turns: int) -> None:
-    """Print the table of the last case."""
+def measure_epoch(folder: str, turns: int, file: Path | None) -> None:
+    """Print the table of the last case, with the quickstart's rows or a file's."""
     words = tokenizer()
+    name, length, size = (file.parent.name, 20, 16) if file else ("the quickstart", 131, 8)
+    encoder = Encoder(Template.load("question_answering/instruction_last"), words, max_source_tokens=384)
+    encoded, report = encode(Dataset.from_list(read_json_lines(file) if file else quickstart_rows("train")), encoder)
+    rows = encoded.select_columns(["input_ids", "labels"])
     tokens: dict[str, list[int]] = {}
     calls = {}
-    batches = {"by length": epoch_batches(turns + 1, 1), "by passage": epoch_batches(turns + 1, 4)}
-    for name, order in (("PEFT", "by length"), ("engine", "by length"), ("engine, group_shared 4", "by passage")):
-        model = soft_prompt(base_model(), 131, engine=name != "PEFT")
-        counts = tokens.setdefault(name, [])
+    batches = {group: epoch_batches(rows, size, turns + 1, group) for group in (1, 4)}
+    for way, group in (("PEFT", 1), ("engine", 1), ("engine, group_shared 4", 4)):
+        model = soft_prompt(base_model(), length, engine=way != "PEFT")
+        counts = tokens.setdefault(way, [])
         mlp = model.get_base_model().model.layers[0].mlp
         mlp.register_forward_hook(
             lambda module, inputs, output, counts=counts: counts.append(output.shape[:2].numel())
         )
-        steps = iter([trainer_step(model, batch, folder, words, use_cpu=True) for batch in batches[order]])
-        calls[name] = lambda steps=steps: next(steps)()
+        steps = iter([trainer_step(model, batch, folder, words, use_cpu=True) for batch in batches[group]])
+        calls[way] = lambda steps=steps: next(steps)()
     times = paired_seconds(calls, turns)
-    rows = [("way", "seconds", "times PEFT's speed", "tokens of a batch through each layer")]
-    for name, counts in tokens.items():
-        speed = f"{ratio(times['PEFT'], times[name]):.2f}"
-        rows.append((name, f"{statistics.median(times[name]):.2f}", speed, f"{statistics.mean(counts[1:]):.0f}"))
-    print(f"**{GROUPED}**, {turns} pairs\n")
-    print_table(*rows)
+    table = [("way", "seconds", "times PEFT's speed", "tokens of a batch through each layer")]
+    for way, counts in tokens.items():
+        speed = f"{ratio(times['PEFT'], times[way]):.2f}"
+        table.append((way, f"{statistics.median(times[way]):.2f}", speed, f"{statistics.mean(counts[1:]):.0f}"))
+    print(f"**One epoch of {name}, P={length}, B={size}, each way with its best order**: {report}; {turns} pairs\n")
+    print_table(*table)
 
 
 def main() -> None:
@@ -164,8 +169,8 @@ def main() -> None:
         for case in CASES:
             if case.startswith(chosen):
                 measure(case, folder, turns)
-        if GROUPED.startswith(chosen):
-            measure_epoch(folder, turns)
+        if EPOCH.startswith(chosen):
+            measure_epoch(folder, turns, Path(sys.argv[3]) if len(sys.argv) > 3 else None)
 
 
 if __name__ == "__main__":
