@@ -6,12 +6,15 @@ import json
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, TypeVar
+
+import httpx2
 
 from prompt_tuning.encoding.decoding import cut_at_stop
 from prompt_tuning.errors import ModelError, first_line
@@ -30,6 +33,9 @@ SHORTEST_KEY = 6
 
 MAX_REASON = 300
 """The characters of a server's own words that a message has."""
+
+MAX_SECONDS = 600
+"""The seconds that the bytes of an answer may take after its first ones."""
 
 NOT_OF_OPENAI = ("ignore_eos", "prompt_embeds")
 """What requests to other servers may have that the client of openai takes only as `extra_body`."""
@@ -83,7 +89,6 @@ def openai_client(url: str, key_variable: str | None = None) -> Send:
         ModelError: the package openai is not installed, or the named variable is not set.
     """
     try:
-        import httpx2
         import openai
     except ImportError:
         raise ModelError(
@@ -93,13 +98,16 @@ def openai_client(url: str, key_variable: str | None = None) -> Send:
     if key_variable and not key:
         raise ModelError(f"api_key_env {key_variable}: the environment has no such variable. Set it to the key.")
     # A connection that waits for a next request would outlive this function's caller, and the server's next start.
-    once = {"Connection": "close"}
+    headers = {"Connection": "close", "Accept-Encoding": "identity"}
     client = openai.OpenAI(
         base_url=url,
         api_key=key or "none",
         max_retries=TRIES - 1,
-        default_headers=once,
-        http_client=openai.DefaultHttpxClient(follow_redirects=False),  # Only the user says which server gets rows.
+        default_headers=headers,
+        http_client=openai.DefaultHttpxClient(
+            follow_redirects=False,  # Only the user says which server gets rows.
+            event_hooks={"response": [_bound]},
+        ),
     )
 
     def hidden(error: Exception) -> str:
@@ -109,7 +117,7 @@ def openai_client(url: str, key_variable: str | None = None) -> Send:
         endpoint = client.chat.completions if "messages" in body else client.completions
         try:
             with endpoint.with_streaming_response.create(**_arguments(body)) as response:
-                return read_reply(_read_json(response.iter_bytes()), url, key)
+                return read_reply(_read_json(response.read()), url, key)
         except openai.APIStatusError as error:
             if error.code == "content_filter":
                 return Reply("", "content_filter", refused=True)
@@ -149,13 +157,38 @@ def _advice(status: int) -> str:
     return "Run the same command again to resume."
 
 
-def _read_json(chunks: Iterable[bytes]) -> Any:
-    """Return the value of an answer, of which no more than MAX_BYTES are read; raise a ValueError if it has none."""
-    content = bytearray()
-    for chunk in chunks:
-        content += chunk
-        if len(content) > MAX_BYTES:
-            raise ValueError(f"larger than {MAX_BYTES:,} bytes")
+class BoundedStream(httpx2.SyncByteStream):
+    """The bytes of an answer, cut soon after MAX_BYTES or MAX_SECONDS."""
+
+    def __init__(self, stream: httpx2.SyncByteStream) -> None:
+        """Keep the stream."""
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the bytes as they come."""
+        size, end = 0, time.monotonic() + MAX_SECONDS
+        for chunk in self.stream:
+            yield chunk
+            size += len(chunk)
+            if size > MAX_BYTES or time.monotonic() > end:
+                break
+
+    def close(self) -> None:
+        """Close the stream."""
+        self.stream.close()
+
+
+def _bound(response: httpx2.Response) -> None:
+    """Bound the bytes of an answer, also of an error, which the client of openai reads as a whole."""
+    assert isinstance(response.stream, httpx2.SyncByteStream)
+    response.stream = BoundedStream(response.stream)
+    response.headers.pop("Content-Encoding", None)  # Unpacked, a few of its bytes may be any number.
+
+
+def _read_json(content: bytes) -> Any:
+    """Return the value of an answer; raise a ValueError if it has none, or has more than MAX_BYTES."""
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"larger than {MAX_BYTES:,} bytes")
     return json.loads(content)
 
 

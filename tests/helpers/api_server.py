@@ -1,5 +1,6 @@
 """A server of OpenAI's API in a thread: it answers with a word of the prompt, and keeps what it was sent."""
 
+import contextlib
 import json
 import re
 import threading
@@ -17,7 +18,8 @@ class Server(ThreadingHTTPServer):
         busy: the number of requests that are still refused with `status`.
         answer: a function from a body to the parts of a choice that differ from an ordinary answer.
         content: what every request is answered with, instead of an answer.
-        location: the address that an answer names.
+        headers: further headers of every answer.
+        stream: the parts of the body of an error, which is sent without its length.
         most_at_once: the most requests that were handled at the same time.
     """
 
@@ -28,7 +30,7 @@ class Server(ThreadingHTTPServer):
         self.requests, self.busy, self.status, self.most_at_once, self.at_once = [], 0, 503, 0, 0
         self.error = {"message": "busy"}
         self.answer = lambda body: {}
-        self.content, self.location = None, None
+        self.content, self.headers, self.stream = None, {}, ()
         self.lock = threading.Lock()
         self.wait = threading.Event()
         self.wait.set()
@@ -57,7 +59,13 @@ class Handler(BaseHTTPRequestHandler):
         server.wait.wait(10)
         with server.lock:
             server.at_once -= 1
-        if busy:
+        if busy and server.stream:
+            self.send_response(server.status)
+            self.end_headers()
+            with contextlib.suppress(OSError):  # The client has enough.
+                for part in server.stream:
+                    self.wfile.write(part)
+        elif busy:
             self.reply(server.status, {"error": server.error})
         else:
             content = server.content
@@ -68,8 +76,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Retry-After-Ms", "1")
-        if self.server.location:
-            self.send_header("Location", self.server.location)
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

@@ -1,10 +1,12 @@
 """Models behind an API: what is sent, paid once, counted and kept apart; a fake server answers."""
 
+import gzip
 import json
 import re
 import signal
 import sqlite3
 import threading
+import time
 
 import pytest
 from helpers.api_server import api_server
@@ -476,7 +478,7 @@ def test_an_answer_of_another_shape_is_an_error_or_has_no_such_part(server, monk
 
 
 def test_rows_follow_no_server_to_another_address(server):
-    server.status, server.location, server.busy = 307, f"{server.url}/elsewhere", 1
+    server.status, server.headers, server.busy = 307, {"Location": f"{server.url}/elsewhere"}, 1
     with pytest.raises(ModelError, match=r"it answers 307: .* names another address"):
         openai_client(server.url)({"model": "m", "prompt": "x", "max_tokens": 3, "temperature": 0})
     assert [path for path, _, _ in server.requests] == ["/v1/completions"]
@@ -487,6 +489,29 @@ def test_a_long_error_of_a_server_is_cut(server):
     with pytest.raises(ModelError, match=r"answers 400: .*xxx\. Run") as error:
         openai_client(server.url)({"model": "m", "prompt": "x", "max_tokens": 3, "temperature": 0})
     assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(("bound", "value"), [("MAX_BYTES", 10**5), ("MAX_SECONDS", 0.1)])
+def test_an_error_without_an_end_is_cut(bound, value, server, monkeypatch):
+    monkeypatch.setattr(f"prompt_tuning.runs.api_client.{bound}", value)
+    sent = []
+
+    def endless():
+        while sum(map(len, sent)) < 10**8:
+            sent.append(b"x" * 10**4)
+            yield sent[-1]
+            time.sleep(0.001)
+
+    server.status, server.stream, server.busy = 400, endless(), 1
+    with pytest.raises(ModelError, match="answers 400: Error code: 400"):
+        openai_client(server.url)({"model": "m", "prompt": "x", "max_tokens": 3, "temperature": 0})
+    assert sum(map(len, sent)) < 10**7
+
+
+def test_a_compressed_answer_is_not_unpacked(server):
+    server.headers, server.content = {"Content-Encoding": "gzip"}, gzip.compress(b'{"choices": []}')
+    with pytest.raises(ModelError, match="its answer cannot be read"):
+        openai_client(server.url)({"model": "m", "prompt": "x", "max_tokens": 3, "temperature": 0})
 
 
 def test_a_second_interrupt_leaves_a_server_that_never_answers(monkeypatch):
