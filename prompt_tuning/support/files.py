@@ -11,7 +11,7 @@ import secrets
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -72,15 +72,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         OSError: of `DISK_LIMITS`, with the name of the file; or another one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path.parent)
+    with _made_folder(path.parent):
+        try:
+            with explain_full_disk(path, partial):
+                yield partial
+                os.replace(partial, path)
+        finally:
+            if os.path.lexists(partial):  # A file system that is read-only refuses to remove a file that is not there.
+                partial.unlink()
+
+
+@contextmanager
+def _made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it. If the block raises an error, remove the new ones that are empty."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        with explain_full_disk(path, partial):
-            yield partial
-            os.replace(partial, path)
-    finally:
-        if os.path.lexists(partial):  # A file system that is read-only refuses to remove a file that is not there.
-            partial.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for path in new:
+                path.rmdir()
+        raise
 
 
 @contextmanager
@@ -157,8 +171,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in sorted(partial.iterdir()):
             os.replace(file, path / file.name)
 
-    path.mkdir(parents=True, exist_ok=True)
-    with _partial_folder(path, path, move) as partial:
+    with _made_folder(path), _partial_folder(path, path, move) as partial:
         yield partial
 
 
@@ -175,8 +188,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: there is a file of this name, or the disk or a quota is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _partial_folder(path, path.parent, lambda partial: os.rename(partial, path)) as partial:
+    with (
+        _made_folder(path.parent),
+        _partial_folder(path, path.parent, lambda partial: os.rename(partial, path)) as partial,
+    ):
         yield partial
 
 

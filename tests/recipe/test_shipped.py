@@ -1,5 +1,7 @@
 """The recipes of this package are listed, and a copy in another folder is complete."""
 
+import resource
+
 import pytest
 
 from prompt_tuning.cli.main import main
@@ -45,6 +47,19 @@ def test_every_copy_has_the_files_that_it_names(folder, tmp_path, monkeypatch):
         except PromptTuningError as error:  # The reader's own rows and the quickstart's model are not there.
             missing = ("no data: set dataset_name", "models/SmolLM2-135M-Instruct")
             assert all(any(words in line for words in missing) for line in str(error).splitlines()), error
+
+
+def test_a_full_disk_leaves_no_empty_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        assert main(["recipes", "copy", "quickstart/qa"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capsys.readouterr().err
+    assert error == "error: recipes/quickstart/qa.yaml: File too large; no partial file was left\n"
+    assert not any(tmp_path.iterdir())
 
 
 def test_no_file_is_overwritten_and_equal_files_are_kept(tmp_path, monkeypatch):
