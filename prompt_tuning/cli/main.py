@@ -47,6 +47,7 @@ from prompt_tuning.cli.parsing import Result, usage_errors
 from prompt_tuning.cli.processes import (
     announce_imports,
     explain_lost_process,
+    explain_panic,
     has_several_processes,
     is_first_process,
     set_up_messages,
@@ -112,7 +113,7 @@ def _run(argv: list[str] | None) -> int:
         sys.stdout.reconfigure(encoding="utf-8")  # rows are of any language, whatever the terminal's is
     try:
         os.getcwd()  # Libraries ask for it when they are imported.
-        with announce_imports(), explain_lost_process():
+        with announce_imports(), explain_lost_process(), explain_panic():
             return _run_handler(args, rest)
     except PromptTuningError as error:
         for line in str(error).splitlines():

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prompt_tuning.errors import without_secrets
+from prompt_tuning.errors import ModelError, first_line, without_secrets
 from prompt_tuning.support.text import print_text, printable
 
 IMPORTLIB = "<frozen importlib._bootstrap>"
@@ -46,6 +46,18 @@ def explain_lost_process() -> Iterator[None]:
 
         with explain():
             raise
+
+
+@contextmanager
+def explain_panic() -> Iterator[None]:
+    """Raise a ModelError when a library in Rust panics within the block, such as tokenizers at a slow pattern."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # It is not an Exception, and cannot be imported.
+            raise
+        message = f"tokenizer: {first_line(error)}. Check the files of the model, or take another model."
+        raise ModelError(message) from error
 
 
 @contextmanager

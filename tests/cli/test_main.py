@@ -3,10 +3,13 @@
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
+from tokenizers import Regex, Tokenizer
+from tokenizers.pre_tokenizers import Sequence, Split
 
 import prompt_tuning as pt
 from prompt_tuning.cli.main import main
@@ -94,3 +97,14 @@ def test_an_error_of_the_disk_is_one_line(number, tmp_path, monkeypatch, capsys)
     assert main(["show", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error == f"error: {tmp_path / 'results.json'}: {os.strerror(number)}; no partial file was left\n"
+
+
+def test_a_panic_of_a_tokenizer_is_an_error(recipe_file, model_folders, tmp_path, capfd):
+    folder = tmp_path / "panics"
+    shutil.copytree(model_folders["llama"], folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.pre_tokenizer = Sequence([Split(Regex("(.+)+[^\\s\\S]"), "isolated"), tokenizer.pre_tokenizer])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert main(["check", str(recipe_file(model_name_or_path=str(folder)))]) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: tokenizer: Onig: ") and "Check the files of the model" in last
