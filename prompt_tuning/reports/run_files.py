@@ -210,6 +210,8 @@ def read_evaluation(run: RunFolder, system: str) -> tuple[dict[str, Any], Scores
     """
     results = read_results(run.path)
     place = Place(str(run.results), advice="Remove the folder, and run it again.")
+    if "tasks" in results:
+        raise place.within("tasks").error("there", "the results of one task")
     check_value(results, EvaluationFacts, place)
     for record, within in ((results, place), (results["prediction_seconds"], place.within("prediction_seconds"))):
         if system not in record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import DataError
+from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.metrics.significance import (
     corpus_difference,
     corpus_significance,
@@ -91,7 +93,12 @@ def read_run(recipe: Recipe, folder: Path, evaluated: Path | None = None, key: s
 
 
 def compare_runs(runs: Sequence[RecipeRuns], metric: str) -> dict[str, Any]:
-    """Return the test, and for each recipe its score with interval, its difference from the first, and its cost."""
+    """Return the test, and for each recipe its score with interval, its difference from the first, and its cost.
+
+    Raises:
+        DataError: a run lacks the metric, or has other references than the first.
+    """
+    _check_references(runs)
     scores = _scores_by_row(runs, metric)
     num_seeds = max(len(recipe_runs.runs) for recipe_runs in runs)
     if scores:
@@ -115,12 +122,24 @@ def compare_runs(runs: Sequence[RecipeRuns], metric: str) -> dict[str, Any]:
     return {"test": description, "parts": parts}
 
 
+def _check_references(runs: Sequence[RecipeRuns]) -> None:
+    """Raise a DataError for a run whose predictions are of other rows than those of the first run."""
+    for run in chain.from_iterable(recipe_runs.runs for recipe_runs in runs):
+        if run.references != runs[0].references:
+            raise DataError(f"{run.folder}: its predictions are of other rows. Remove the folder, and run it again.")
+
+
+def score_of_run(folder: Path, scores: Scores, metric: str) -> float:
+    """Return the score of a run; raise a DataError if it has none of the metric."""
+    if metric not in scores.values:
+        raise DataError(f"{folder}: it has no {metric}. Remove the folder, and run it again.")
+    return scores.values[metric]
+
+
 def _scores_of_seeds(recipe_runs: RecipeRuns, metric: str) -> list[float]:
     scores = []
     for run in recipe_runs.runs:
-        if metric not in run.evaluation[run.key]:
-            raise DataError(f"{run.folder}: it has no {metric}. Remove the folder, and run it again.")
-        scores.append(run.evaluation[run.key][metric])
+        scores.append(score_of_run(run.folder, Scores.from_json(run.evaluation[run.key]), metric))
     return scores
 
 

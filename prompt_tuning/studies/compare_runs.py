@@ -20,7 +20,7 @@ from prompt_tuning.reports.run_files import read_evaluation
 from prompt_tuning.runs.evaluate import evaluate
 from prompt_tuning.runs.output_folder import check_inner_folder
 from prompt_tuning.runs.prepare import prepare
-from prompt_tuning.studies.compare_results import EvaluatedRun, RecipeRuns, read_run
+from prompt_tuning.studies.compare_results import EvaluatedRun, RecipeRuns, read_run, score_of_run
 from prompt_tuning.studies.run_lists import SweepRun
 from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, is_finished
 from prompt_tuning.support.run_folder import RunFolder
@@ -115,7 +115,7 @@ def _try_rates(compared: ComparedRecipe, base: SharedBaseModel, metric: str) -> 
             logger.warning("%s, learning rate %s: %s", compared.name, rate, first_line(error))
             yield rate, None
         else:
-            yield rate, read_evaluation(RunFolder(run), key)[1].values[metric]
+            yield rate, score_of_run(run, read_evaluation(RunFolder(run), key)[1], metric)
 
 
 def best_rate(tried: Mapping[float, float | None], metric: str) -> float | None:

@@ -1,10 +1,16 @@
 """A comparison's differences, words and costs, from runs that are made up."""
 
+from dataclasses import replace
+
 import pytest
 
+from prompt_tuning.errors import DataError
 from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.reports.run_files import read_evaluation
 from prompt_tuning.studies.compare_results import EvaluatedRun, RecipeRuns, compare_runs
 from prompt_tuning.studies.compare_table import comparison_text
+from prompt_tuning.support.files import write_json
+from prompt_tuning.support.run_folder import RunFolder
 
 REFERENCES = [[f"the {word} cat sat on the old mat by the door"] for word in ("red", "big", "shy", "wet", "sad") * 4]
 GOOD = [texts[0] for texts in REFERENCES]
@@ -48,6 +54,35 @@ def test_a_corpus_metric_has_a_paired_difference_in_words(runs_of):
     assert (costs["served_by"], costs["learning_rate"]) == ("PEFT", 1e-3)
     text = comparison_text({"metric": "bleu", "rows": 20, "seeds": [1, 2], **compared})
     assert "| ahead " in text and "| any engine, after export" in text and "0.003: 20.0, 0.001: diverged" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"references": REFERENCES[::-1]}, "its predictions are of other rows"),
+        ({"references": REFERENCES[1:], "predictions": POOR[1:]}, "its predictions are of other rows"),
+        ({"evaluation": {"soft_prompt": {"chrf": 1.0}}}, "it has no bleu"),
+        ({"evaluation": {"soft_prompt": {"bleu": "many", "chrf": 1.0}}}, "it has no bleu"),
+    ],
+)
+def test_a_run_of_other_rows_or_metrics_is_named(changes, message, runs_of):
+    soft = runs_of("soft", POOR)
+    soft.runs[0] = replace(soft.runs[0], **changes)
+    with pytest.raises(DataError, match=message):
+        compare_runs([runs_of("first", GOOD), soft], "bleu")
+
+
+def test_an_evaluation_of_several_tasks_is_refused(tmp_path):
+    of_task = {
+        "seed": 1, "task": "translation", "split": "test", "rows": 1, "cut_rows": 0, "model": "m", "template": "t",
+        "decoding": {"choices": "x", "choice_normalization": "none"}, "leakage": {}, "versions": {},
+        "hard_prompt": {"bleu": 1.0}, "evaluation_seconds": 1, "prediction_seconds": {"hard_prompt": 1},
+    }  # fmt: skip
+    write_json(tmp_path / "results.json", of_task)
+    assert read_evaluation(RunFolder(tmp_path), "hard_prompt")[1].values == {"bleu": 1.0}
+    write_json(tmp_path / "results.json", of_task | {"tasks": {"one": of_task}})
+    with pytest.raises(DataError, match="tasks is there, expected the results of one task"):
+        read_evaluation(RunFolder(tmp_path), "hard_prompt")
 
 
 def test_prompts_of_encoder_decoder_models_are_served_only_by_peft(runs_of, tmp_path):
