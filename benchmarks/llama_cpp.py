@@ -28,7 +28,7 @@ from prompt_tuning.models.gguf import convert_to_gguf, find_converter
 from prompt_tuning.runs.api_client import openai_client
 from prompt_tuning.runs.export import export_runs
 from prompt_tuning.runs.exported import ExportedTask
-from prompt_tuning.runs.requests import send_requests
+from prompt_tuning.runs.requests import Requests
 from prompt_tuning.support.files import read_json_lines, write_json_lines
 
 WRITE_Q4_0 = """
@@ -90,8 +90,8 @@ def main() -> None:
             with started(SERVERS[number_type], folder / "exported") as (url, process):
                 start = cpu_seconds(process)
                 client = openai_client(f"{url}/v1")
-                options = {"model": number_type, "concurrency": args.at_once}
-                send_requests(task, str(folder / "rows.jsonl"), str(output), client, **options)
+                requests = Requests(task, number_type)
+                requests.send(str(folder / "rows.jsonl"), str(output), client, concurrency=args.at_once)
                 seconds = (cpu_seconds(process) - start) / len(rows)
             texts = [row["prediction"] for row in read_json_lines(output)]
             scores = score_texts(predictor.encoder, predictor.data, rows, texts)

@@ -53,7 +53,7 @@ from prompt_tuning.runs.export import export_runs
 from prompt_tuning.runs.exported import ExportedTask
 from prompt_tuning.runs.input_rows import read_row
 from prompt_tuning.runs.named_runs import named_run
-from prompt_tuning.runs.requests import send_requests, write_requests
+from prompt_tuning.runs.requests import Requests
 from prompt_tuning.support.files import read_json_lines, write_json_lines
 
 ENVIRONMENTS = ROOT / ".servers"
@@ -218,8 +218,8 @@ def send(
 
     def send_task(name: str) -> list[str]:
         output = folder / f"answers-{name}.jsonl"
-        options = {"model": model, "as_text": as_text, "concurrency": phase.at_once}
-        send_requests(tasks[name], str(phase.files[name]), str(output), limited, **options)
+        requests = Requests(tasks[name], model, as_text=as_text)
+        requests.send(str(phase.files[name]), str(output), limited, concurrency=phase.at_once)
         return [row["prediction"] for row in read_json_lines(output)]
 
     with ThreadPoolExecutor(len(tasks)) as pool:
@@ -242,7 +242,7 @@ def request_sizes(
     bodies = []
     for name, task in tasks.items():
         file = folder / "requests.jsonl"
-        write_requests(task, str(phase.files[name]), str(file), model=str(folder / "exported"), as_text=as_text)
+        Requests(task, str(folder / "exported"), as_text=as_text).write(str(phase.files[name]), str(file))
         bodies += read_json_lines(file)
     sizes = [len(json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()) for body in bodies]
     return len(bodies), sum(sizes), sum(len(body["prompt"]) for body in bodies)

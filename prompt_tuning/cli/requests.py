@@ -66,14 +66,14 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     read_saved_task(args.folder, args.task)  # A wrong folder or task is reported before torch is imported.
     from prompt_tuning.runs.api_client import openai_client
     from prompt_tuning.runs.exported import ExportedTask
-    from prompt_tuning.runs.requests import load_embeddings, send_requests, write_requests
+    from prompt_tuning.runs.requests import Requests, load_embeddings
 
     send = openai_client(args.url) if args.url else None
     task = ExportedTask.load(args.folder, args.task, trust_remote_code=args.trust_remote_code)
     embeddings = load_embeddings(args.folder, trust_remote_code=args.trust_remote_code) if args.prompt_embeds else None
-    options = {"model": args.model or args.folder, "as_text": args.text, "embeddings": embeddings}
+    requests = Requests(task, args.model or args.folder, as_text=args.text, embeddings=embeddings)
     if send is None:
-        write_requests(task, args.input, args.output, **options)
+        requests.write(args.input, args.output)
     else:
-        send_requests(task, args.input, args.output, send, concurrency=args.concurrency, **options)
+        requests.send(args.input, args.output, send, concurrency=args.concurrency)
     return Result({"output": args.output, "sent": send is not None})

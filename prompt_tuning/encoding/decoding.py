@@ -69,6 +69,12 @@ def special_stop_ids(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) ->
     return {special[text.strip()] for text in stop if text.strip() in special}
 
 
+def server_stops(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> list[str]:
+    """Return the stop texts that are no special tokens, since the texts of a server have none."""
+    special = special_tokens(tokenizer)
+    return [text for text in stop if text.strip() not in special]
+
+
 def check_stop(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], template: str) -> None:
     """Raise a TemplateError for a stop text that no prediction holds: a special token together with other text."""
     special = special_tokens(tokenizer)

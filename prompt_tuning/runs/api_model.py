@@ -14,7 +14,7 @@ from transformers.utils.logging import tqdm
 
 from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.data.loading import row_origin
-from prompt_tuning.encoding.decoding import special_tokens
+from prompt_tuning.encoding.decoding import server_stops
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import ModelError, RecipeError
 from prompt_tuning.hub.upload import public_name
@@ -99,8 +99,7 @@ class ApiModel:
             ModelError: the server does not answer, or the answer could cost too much.
         """
         body: Body = {"model": self.name, **prompt, "max_tokens": max_tokens, "temperature": 0}
-        special = special_tokens(encoder.tokenizer)
-        stop = [text for text in encoder.template.stop if text.strip() not in special]
+        stop = server_stops(encoder.tokenizer, encoder.template.stop)
         if stop:
             body["stop"] = stop[:MOST_STOPS]
         reply, text, at_limit = ask(self.send, body, stop)

@@ -10,6 +10,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -18,13 +19,13 @@ from torch import nn
 from tqdm import tqdm
 
 from prompt_tuning.arguments.arguments import ModelArguments
-from prompt_tuning.encoding.decoding import special_tokens
+from prompt_tuning.encoding.decoding import server_stops
 from prompt_tuning.errors import DataError, ModelError
 from prompt_tuning.models.layered_llama import LayeredLlamaForCausalLM
 from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.reports.losses import prediction_counts
 from prompt_tuning.runs.answers import Question
-from prompt_tuning.runs.api_client import Send, ask, in_order
+from prompt_tuning.runs.api_client import Body, Send, ask, in_order
 from prompt_tuning.runs.exported import ExportedTask
 from prompt_tuning.runs.input_rows import OriginAndRow, input_name, open_input, read_row, stream_input
 from prompt_tuning.runs.predict import AskedRow, ask_rows, report_counts
@@ -39,73 +40,116 @@ class AnsweredRow(TypedDict):
     prediction: str
 
 
-def write_requests(
-    task: ExportedTask,
-    source: str = "-",
-    output: str = "-",
-    *,
-    model: str,
-    as_text: bool = False,
-    embeddings: nn.Module | None = None,
-) -> None:
-    """Write a request for every row, a JSON object a line.
+@dataclass(frozen=True)
+class Requests:
+    """Makes greedy requests of the rows of an exported task.
 
     Args:
         task: from `ExportedTask.load`.
-        source: the rows, as for `predict`; "-" is standard input.
-        output: the file to write; "-" is standard output.
         model: the name that the server has for the exported model.
-        as_text: write the prompt as text instead of token ids.
-        embeddings: write what this layer makes of the token ids instead, as vLLM's `prompt_embeds`.
-
-    Raises:
-        DataError: a row is bad, or its text does not have its token ids.
+        as_text: ask with the prompt as text instead of token ids.
+        embeddings: ask with what this layer makes of the token ids instead, as vLLM's `prompt_embeds`.
     """
-    path = checked_path(source, output)
-    counts: Counter[str] = Counter()
-    with ExitStack() as files:
-        file = sys.stdout if output == "-" else files.enter_context(atomic_write(Path(output), named_by_user=True))
-        rows = open_input(source, path) or stream_input(source, path, task.encoder, files)
-        for asked in _ask_rows(task, rows, counts):
-            body = request(task, asked.question, asked.origin, model=model, as_text=as_text, embeddings=embeddings)
-            line = json.dumps(body, ensure_ascii=False)
-            file.write(f"{printable_json(line) if file is sys.stdout else line}\n")
+
+    task: ExportedTask
+    model: str
+    as_text: bool = False
+    embeddings: nn.Module | None = None
+
+    def body(self, question: Question, origin: str) -> Body:
+        """Return the body of the request for a row.
+
+        Args:
+            question: the encoded row.
+            origin: where the row is from, for messages.
+
+        Raises:
+            DataError: the text of the row does not have its token ids.
+        """
+        task = self.task
+        ids = task.text.ids_of(question.source)
+        prompt: Body = {"prompt": _text(task, ids, origin) if self.as_text else ids}
+        if self.embeddings is not None:
+            prompt = {"prompt_embeds": _encode(self.embeddings, ids)}
+        body = {"model": self.model, **prompt, "max_tokens": task.max_tokens, "temperature": 0}
+        stop = server_stops(task.encoder.tokenizer, task.encoder.template.stop)
+        optional = {"stop": stop, "logit_bias": task.logit_bias}
+        return body | {name: value for name, value in optional.items() if value}
+
+    def write(self, source: str = "-", output: str = "-") -> None:
+        """Write a request for every row, a JSON object a line.
+
+        Args:
+            source: the rows, as for `predict`; "-" is standard input.
+            output: the file to write; "-" is standard output.
+
+        Raises:
+            DataError: a row is bad, or its text does not have its token ids.
+        """
+        path = checked_path(source, output)
+        counts: Counter[str] = Counter()
+        with ExitStack() as files:
+            file = sys.stdout if output == "-" else files.enter_context(atomic_write(Path(output), named_by_user=True))
+            rows = open_input(source, path) or stream_input(source, path, self.task.encoder, files)
+            for asked in _ask_rows(self.task, rows, counts):
+                line = json.dumps(self.body(asked.question, asked.origin), ensure_ascii=False)
+                file.write(f"{printable_json(line) if file is sys.stdout else line}\n")
+            if not counts["rows"]:
+                raise DataError(f"{input_name(source)}: no rows")
+        report_counts(counts)
+
+    def send(self, source: str, output: str, send: Send, *, concurrency: int = 8) -> None:
+        """Send a request for every row, and write the rows with their predictions as `predict` does.
+
+        Answered rows are kept beside the output until it is complete, so that the same call resumes after a break.
+
+        Args:
+            source: the rows, as for `predict`.
+            output: the file to write.
+            send: sends a request, such as `openai_client` returns it.
+            concurrency: the number of requests that are sent at once.
+
+        Raises:
+            DataError: a row is bad, or answered rows of other rows lie beside the output.
+            ModelError: the server does not answer.
+        """
+        task = self.task
+        path = checked_path(source, output)
+        file = Path(os.path.realpath(output))
+        partial = file.parent / f".{file.name}.{task.name}-{task.checksum[:8]}.partial"
+        counts: Counter[str] = Counter()
+
+        def rows_and_bodies() -> Iterator[tuple[dict[str, Any], Body]]:
+            """Yield each row with its request, or with its prediction before a break."""
+            for origin, row, question in _ask_rows(task, rows, counts):
+                if answered:
+                    earlier = answered.popleft()
+                    _check_answered(row, earlier, origin, partial)
+                    yield row, earlier
+                else:
+                    yield row, self.body(question, origin)
+
+        def answer(row_and_body: tuple[dict[str, Any], Body]) -> tuple[str, bool]:
+            _, body = row_and_body
+            if "prediction" in body:
+                return body["prediction"], False
+            return ask(send, body, task.encoder.template.stop)[1:]
+
+        with _explain_kept(partial), ExitStack() as files:
+            rows = open_input(source, path) or stream_input(source, path, task.encoder, files)
+            answered = _answered(partial)
+            written = files.enter_context(partial.open("a", encoding="utf-8"))
+            bar = files.enter_context(tqdm(desc=task.name, unit="row", disable=None))
+            for (row, body), (text, limited) in in_order(rows_and_bodies(), answer, concurrency):
+                counts.update(prediction_counts([text], [limited]))
+                if "prediction" not in body:
+                    written.write(json.dumps(row | {"prediction": text}, ensure_ascii=False, default=str) + "\n")
+                    written.flush()
+                bar.update()
         if not counts["rows"]:
             raise DataError(f"{input_name(source)}: no rows")
-    report_counts(counts)
-
-
-def request(
-    task: ExportedTask,
-    question: Question,
-    origin: str,
-    *,
-    model: str,
-    as_text: bool = False,
-    embeddings: nn.Module | None = None,
-) -> dict[str, Any]:
-    """Return the body of a greedy request.
-
-    Args:
-        task: the task.
-        question: a row of it.
-        origin: where the row is from, for messages.
-        model: the name that the server has for the exported model.
-        as_text: write the prompt as text.
-        embeddings: write what this layer makes of the token ids, as vLLM's `prompt_embeds`.
-
-    Raises:
-        DataError: the text of the row does not have its token ids.
-    """
-    ids = task.text.ids_of(question.source)
-    special = special_tokens(task.encoder.tokenizer)
-    stop = [text for text in task.encoder.template.stop if text.strip() not in special]
-    prompt: dict[str, Any] = {"prompt": _text(task, ids, origin) if as_text else ids}
-    if embeddings is not None:
-        prompt = {"prompt_embeds": _encode(embeddings, ids)}
-    body = {"model": model, **prompt, "max_tokens": task.max_tokens, "temperature": 0}
-    optional = {"stop": stop, "logit_bias": task.logit_bias}
-    return body | {name: value for name, value in optional.items() if value}
+        os.replace(partial, file)
+        report_counts(counts)
 
 
 def load_embeddings(folder: str | Path, *, trust_remote_code: bool = False) -> nn.Module:
@@ -135,74 +179,6 @@ def _text(task: ExportedTask, ids: list[int], origin: str) -> str:
     if tokenizer(text).input_ids != ids:
         raise DataError(f"{origin}: tokenized again, its text has other token ids. Leave --text out.")
     return text
-
-
-def send_requests(
-    task: ExportedTask,
-    source: str,
-    output: str,
-    send: Send,
-    *,
-    model: str,
-    as_text: bool = False,
-    embeddings: nn.Module | None = None,
-    concurrency: int = 8,
-) -> None:
-    """Send a request for every row, and write the rows with their predictions as `predict` does.
-
-    Answered rows are kept beside the output until it is complete, so that the same call resumes after a break.
-
-    Args:
-        task: from `ExportedTask.load`.
-        source: the rows, as for `predict`.
-        output: the file to write.
-        send: sends a request, such as `openai_client` returns it.
-        model: the name that the server has for the exported model.
-        as_text: send the prompts as text instead of token ids.
-        embeddings: send what this layer makes of the token ids instead, as vLLM's `prompt_embeds`.
-        concurrency: the number of requests that are sent at once.
-
-    Raises:
-        DataError: a row is bad, or answered rows of other rows lie beside the output.
-        ModelError: the server does not answer.
-    """
-    path = checked_path(source, output)
-    file = Path(os.path.realpath(output))
-    partial = file.parent / f".{file.name}.{task.name}-{task.checksum[:8]}.partial"
-    counts: Counter[str] = Counter()
-
-    def questions() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Yield each row with its request, or with its prediction before a break."""
-        for origin, row, question in _ask_rows(task, rows, counts):
-            if answered:
-                earlier = answered.popleft()
-                _check_answered(row, earlier, origin, partial)
-                yield row, earlier
-            else:
-                yield (
-                    row,
-                    request(task, question, origin, model=model, as_text=as_text, embeddings=embeddings),
-                )
-
-    def answer(question: tuple[dict[str, Any], dict[str, Any]]) -> tuple[str, bool]:
-        _, body = question
-        return (body["prediction"], False) if "prediction" in body else ask(send, body, task.encoder.template.stop)[1:]
-
-    with _explain_kept(partial), ExitStack() as files:
-        rows = open_input(source, path) or stream_input(source, path, task.encoder, files)
-        answered = _answered(partial)
-        written = files.enter_context(partial.open("a", encoding="utf-8"))
-        bar = files.enter_context(tqdm(desc=task.name, unit="row", disable=None))
-        for (row, body), (text, limited) in in_order(questions(), answer, concurrency):
-            counts.update(prediction_counts([text], [limited]))
-            if "prediction" not in body:
-                written.write(json.dumps(row | {"prediction": text}, ensure_ascii=False, default=str) + "\n")
-                written.flush()
-            bar.update()
-    if not counts["rows"]:
-        raise DataError(f"{input_name(source)}: no rows")
-    os.replace(partial, file)
-    report_counts(counts)
 
 
 @contextmanager

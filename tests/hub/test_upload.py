@@ -31,7 +31,7 @@ from prompt_tuning.reports.model_card import card_for_hub
 from prompt_tuning.runs import push_run
 from prompt_tuning.runs.export import export_runs
 from prompt_tuning.runs.exported import ExportedTask
-from prompt_tuning.runs.requests import write_requests
+from prompt_tuning.runs.requests import Requests
 
 TOKEN = "hf_secretOfAnn"
 BASE = "bea/tiny-llama"
@@ -199,7 +199,7 @@ def test_a_pushed_export_makes_the_same_requests_and_replaces_an_older_one(run, 
     write_jsonl(rows, question_rows(3))
     for name in ("exported", "downloaded"):
         task = ExportedTask.load(tmp_path / name, "qa")
-        write_requests(task, str(rows), str(tmp_path / f"{name}.jsonl"), model="m")
+        Requests(task, "m").write(str(rows), str(tmp_path / f"{name}.jsonl"))
     assert (tmp_path / "exported.jsonl").read_text() == (tmp_path / "downloaded.jsonl").read_text()
 
 

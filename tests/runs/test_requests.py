@@ -19,7 +19,7 @@ from prompt_tuning.errors import DataError, ModelError
 from prompt_tuning.runs.api_client import Reply, openai_client
 from prompt_tuning.runs.export import export_runs
 from prompt_tuning.runs.exported import ExportedTask
-from prompt_tuning.runs.requests import send_requests, write_requests
+from prompt_tuning.runs.requests import Requests
 from prompt_tuning.support.files import read_json_lines
 
 
@@ -62,7 +62,7 @@ def test_an_input_without_rows_is_reported(exported, tmp_path, monkeypatch):
     task = ExportedTask.load(exported, "qa")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
     with pytest.raises(DataError, match="standard input: no rows"):
-        write_requests(task, output=str(tmp_path / "requests.jsonl"), model="m")
+        Requests(task, "m").write(output=str(tmp_path / "requests.jsonl"))
     assert not (tmp_path / "requests.jsonl").exists()
 
 
@@ -78,9 +78,9 @@ def test_sent_rows_are_predicted_resumed_and_scored_as_the_run_does(exported, ma
         return send(body)
 
     with pytest.raises(ModelError, match="gone"):
-        send_requests(task, make_run.rows, str(output), breaks, model="m", concurrency=1)
+        Requests(task, "m").send(make_run.rows, str(output), breaks, concurrency=1)
     assert not output.exists()
-    send_requests(task, make_run.rows, str(output), send, model="m", concurrency=3)
+    Requests(task, "m").send(make_run.rows, str(output), send, concurrency=3)
     assert [path.name for path in tmp_path.glob(".answers*")] == []
 
     predicted = tmp_path / "predicted.jsonl"
@@ -138,7 +138,7 @@ def test_answers_of_other_rows_are_not_taken(exported, make_run, tmp_path):
     row = question_rows(1)[0] | {"question": "another?", "prediction": "x"}
     partial.write_text(json.dumps(row) + "\n" + '{"half')
     with pytest.raises(DataError, match=r"answers of other rows .*Remove it"):
-        send_requests(task, make_run.rows, str(tmp_path / "answers.jsonl"), breaks, model="m")
+        Requests(task, "m").send(make_run.rows, str(tmp_path / "answers.jsonl"), breaks)
     assert partial.read_text() == json.dumps(row) + "\n"  # The line without an end is cut.
 
 
@@ -148,7 +148,7 @@ def test_a_damaged_file_of_answers_is_named(line, exported, make_run, tmp_path):
     partial = tmp_path / f".answers.jsonl.qa-{task.checksum[:8]}.partial"
     partial.write_text(line + "\n")
     with pytest.raises(DataError, match=r"\.partial, line 1: "):
-        send_requests(task, make_run.rows, str(tmp_path / "answers.jsonl"), lambda body: Reply("x"), model="m")
+        Requests(task, "m").send(make_run.rows, str(tmp_path / "answers.jsonl"), lambda body: Reply("x"))
 
 
 def test_a_full_disk_keeps_the_answers_and_a_link_is_not_followed(exported, make_run, tmp_path):
@@ -160,7 +160,7 @@ def test_a_full_disk_keeps_the_answers_and_a_link_is_not_followed(exported, make
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, unlimited[1]))
     try:
         with pytest.raises(DataError, match=r"\.partial: File too large. Its answers are kept"):
-            send_requests(task, make_run.rows, str(tmp_path / "answers.jsonl"), lambda body: Reply("x"), model="m")
+            Requests(task, "m").send(make_run.rows, str(tmp_path / "answers.jsonl"), lambda body: Reply("x"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert (tmp_path / "mine").read_text() == "of the user"
@@ -170,7 +170,7 @@ def test_a_full_disk_keeps_the_answers_and_a_link_is_not_followed(exported, make
         sent.append(body)
         return Reply("x")
 
-    send_requests(task, make_run.rows, str(tmp_path / "answers.jsonl"), send, model="m")
+    Requests(task, "m").send(make_run.rows, str(tmp_path / "answers.jsonl"), send)
     assert 0 < len(sent) < 9 and len(read_json_lines(tmp_path / "answers.jsonl")) == 9
 
 
@@ -191,7 +191,7 @@ def test_a_stop_text_at_the_start_of_an_answer_is_asked_for_again(exported, make
         text = "" if "stop" in body else "\n\nTurin\nand more"
         return Reply(text=text, finish_reason="stop" if "stop" in body else "length")
 
-    send_requests(task, make_run.rows, str(tmp_path / "answers.jsonl"), send, model="m")
+    Requests(task, "m").send(make_run.rows, str(tmp_path / "answers.jsonl"), send)
     lines = (tmp_path / "answers.jsonl").read_text().splitlines()
     assert {json.loads(line)["prediction"] for line in lines} == {"Turin"}
 
@@ -206,13 +206,13 @@ def test_predictions_of_other_rows_are_not_scored(recipe_file, tmp_path, capsys)
 
 def test_text_is_refused_where_a_server_makes_other_ids_of_it(make_run, tmp_path):
     bytes_only = export_runs([make_run()], tmp_path / "out", rows=[make_run.rows])
-    write_requests(ExportedTask.load(bytes_only, "qa"), make_run.rows, str(tmp_path / "x"), model="m", as_text=True)
+    Requests(ExportedTask.load(bytes_only, "qa"), "m", as_text=True).write(make_run.rows, str(tmp_path / "x"))
     assert json.loads((tmp_path / "x").read_text().splitlines()[0])["prompt"].startswith("<|prompt:qa:0|>")
     prefixed = export_runs(
         [make_run("p", tokens=tokenizer_with_beginning(), base="other")], tmp_path / "p", rows=[make_run.rows]
     )
     with pytest.raises(DataError, match=r"line 1: tokenized again, its text has other token ids"):
-        write_requests(ExportedTask.load(prefixed, "p"), make_run.rows, str(tmp_path / "y"), model="m", as_text=True)
+        Requests(ExportedTask.load(prefixed, "p"), "m", as_text=True).write(make_run.rows, str(tmp_path / "y"))
     assert not (tmp_path / "y").exists()
 
 
@@ -251,7 +251,7 @@ def test_a_busy_server_is_asked_again_through_the_client_of_openai(exported, mak
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
     task = ExportedTask.load(exported, "qa")
-    send_requests(task, make_run.rows, str(tmp_path / "answers.jsonl"), openai_client(url), model="m")
+    Requests(task, "m").send(make_run.rows, str(tmp_path / "answers.jsonl"), openai_client(url))
     server.shutdown()
     server.server_close()
     path, key, body = server.bodies[-1]
