@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, combinations, islice, permutations, repeat
+from itertools import chain, combinations, islice, permutations
 from statistics import median
 from typing import Any
 
-from prompt_tuning.data.languages import LANGUAGE_OF_NAME, guess_language
+from prompt_tuning.data.column_texts import (
+    LEAST_SHARE,
+    Texts,
+    are_sentences,
+    are_yes_or_no,
+    median_length,
+    plain_name,
+    share,
+    share_within,
+    texts_by_column,
+)
+from prompt_tuning.data.language_sides import (
+    UNKNOWN,
+    Side,
+    sides_by_name,
+    sides_by_text,
+    sides_of_column,
+    source_and_target,
+)
+from prompt_tuning.data.languages import guess_language
 from prompt_tuning.errors import DataError, TemplateError
 from prompt_tuning.metrics.language import language_of_script
-from prompt_tuning.support.text import counted, listed, normalised, words
+from prompt_tuning.support.text import counted, listed, words
 from prompt_tuning.templates.conversations import MESSAGES, as_conversation, is_conversation
 from prompt_tuning.templates.languages import LANGUAGES
-from prompt_tuning.templates.shapes import COLUMN_SETTINGS, as_answers, as_translation, language_pair
+from prompt_tuning.templates.shapes import COLUMN_SETTINGS
 
 NAMES = {
     "question": "question query questions frage pregunta 问题 提问 問題 質問",
@@ -29,9 +48,7 @@ NAMES = {
 
 TASK_COLUMNS = {"question_answering": ("question", "answers", "context"), "summarization": ("document", "summary")}
 TARGETS = {"question_answering": "answers", "summarization": "summary", "translation": "target"}
-SOURCE_NAMES = {"source", "src", "input", "原文"}
-TARGET_NAMES = {"target", "tgt", "trg", "output", "译文", "translation"}
-TASK_SETTINGS = {
+SETTINGS_OF_ONE_TASK = {
     "question_answering": ("context_column", "question_column", "answer_column"),
     "summarization": ("text_column", "summary_column"),
     "translation": ("source_lang", "source_column", "target_lang", "target_column"),
@@ -40,28 +57,14 @@ TASK_SETTINGS = {
 
 QUESTION_MARK = re.compile(r"[?？؟]\s*$")
 
-MOST = 0.5
-"""The least share of the rows for which a rule has to hold."""
-
 SHORTER = 0.6
 """The largest length of a summary, as a share of its document's length, in the median."""
 
 MOST_ANSWER_WORDS = 8
 """The most words, in the median, of answers that are scored as right or wrong."""
 
-LEAST_WORDS = 3
-"""The least words of a summary or a sentence, in the median. Categories and names have fewer."""
-
-MOST_TIMES_AS_LONG = 4
-"""The largest ratio of the lengths of two sides of a translation; Chinese takes a third of the letters of English."""
-
-UNKNOWN = ""
-
 MOST_COLUMNS = 10
 """The number of columns that are compared with each other."""
-
-Texts = dict[str, list[str]]
-"""The text of every row, by column."""
 
 
 @dataclass
@@ -97,7 +100,7 @@ def recognize(rows: Sequence[Mapping[str, Any]], set_by_user: Mapping[str, Any])
     tasks = [set_by_user["task"]] if set_by_user.get("task") else _tasks_of_settings(set_by_user)
     texts = texts_by_column(rows)
     if "translation" in tasks:
-        sides = _sides_of_column(rows)
+        sides = sides_of_column(rows)
         if sides:
             return _translation(sides, f"The column translation has texts in {_names_of(sides)}.", set_by_user)
     if "question_answering" in tasks:
@@ -105,7 +108,7 @@ def recognize(rows: Sequence[Mapping[str, Any]], set_by_user: Mapping[str, Any])
         if names:
             return _with_columns("question_answering", names, _naming(names), texts)
     if "translation" in tasks:
-        sides = _sides_by_name(rows[0], texts, set_by_user)
+        sides = sides_by_name(rows[0], texts, set_by_user)
         if sides:
             return _translation(sides, f"Columns are named by languages: {_names_of(sides)}.", set_by_user)
     if "summarization" in tasks:
@@ -115,32 +118,12 @@ def recognize(rows: Sequence[Mapping[str, Any]], set_by_user: Mapping[str, Any])
     return _by_texts(tasks, texts, set_by_user)
 
 
-def texts_by_column(rows: Sequence[Mapping[str, Any]]) -> Texts:
-    """Return the first text of every value, by column. A row without one has an empty text.
-
-    Columns without any text are left out.
-    """
-    columns = {}
-    for name in dict.fromkeys(chain.from_iterable(rows)):
-        texts = [_first_text(row.get(name)) for row in rows]
-        if any(map(words, texts)):
-            columns[name] = texts
-    return columns
-
-
-def _first_text(value: Any) -> str:
-    answers = as_answers(value)
-    texts = answers["text"] if isinstance(answers, Mapping) and "text" in answers else None
-    first = texts[0] if isinstance(texts, list) and texts else None
-    return first if isinstance(first, str) else ""
-
-
 def _tasks_of_settings(set_by_user: Mapping[str, Any]) -> list[str]:
     """Return the tasks that the columns and languages that a user has set belong to; all of them without any."""
-    for task, settings in TASK_SETTINGS.items():
+    for task, settings in SETTINGS_OF_ONE_TASK.items():
         if not set_by_user.keys().isdisjoint(settings):
             return [task]
-    return [*TASK_SETTINGS]
+    return [*SETTINGS_OF_ONE_TASK]
 
 
 def _by_texts(tasks: Sequence[str], texts: Texts, set_by_user: Mapping[str, Any]) -> Recognized:
@@ -155,7 +138,7 @@ def _by_texts(tasks: Sequence[str], texts: Texts, set_by_user: Mapping[str, Any]
         if asked:
             return _with_columns("question_answering", *asked, texts)
     if "translation" in tasks:
-        sides = _sides_by_text(some)
+        sides = sides_by_text(some)
         if sides:
             return _translation(
                 sides, f"The texts of {_names_of(sides)} are of similar length and in two languages.", set_by_user
@@ -166,7 +149,7 @@ def _by_texts(tasks: Sequence[str], texts: Texts, set_by_user: Mapping[str, Any]
             return _with_columns("summarization", *shortened, texts)
     advice = []
     for task in tasks:
-        advice.append(f"--task {task}, --{', --'.join(TASK_SETTINGS[task])}")
+        advice.append(f"--task {task}, --{', --'.join(SETTINGS_OF_ONE_TASK[task])}")
     raise DataError(
         f"the columns ({listed([*texts]) or 'none of them holds text'}) do not show {_task_or_columns(tasks)}. Set "
         f"{'; or '.join(advice)}."
@@ -223,76 +206,13 @@ def _with_columns(task: str, names: Mapping[str, str], reason: str, texts: Texts
     return recognized
 
 
-@dataclass(frozen=True)
-class _Side:
-    """One language of a translation, in a column of its own if `column` is not None."""
-
-    code: str
-    texts: list[str]
-    column: str | None = None
-
-    def __str__(self) -> str:
-        """Return its name for a message."""
-        return self.column or self.code
-
-
-def _sides_of_column(rows: Sequence[Mapping[str, Any]]) -> list[_Side]:
-    """Return the languages of the column `translation`; none if it does not hold several."""
-    texts: dict[Any, list[str]] = {}
-    for row in rows:
-        pair = as_translation(row.get("translation"))
-        if not isinstance(pair, Mapping):
-            return []
-        texts = texts or {code: [] for code in pair}
-        for code, of_language in texts.items():
-            of_language.append(_first_text(pair.get(code)))
-    return list(map(_Side, map(str, texts), texts.values())) if len(texts) > 1 else []
-
-
-def _sides_by_name(first: Mapping[str, Any], texts: Texts, set_by_user: Mapping[str, Any]) -> list[_Side]:
-    """Return the columns that a user names or that are named by languages; none if these are not at least two."""
-    source, target = set_by_user.get("source_column"), set_by_user.get("target_column")
-    if source in texts and target in texts:
-        return [_side_by_text(source, texts), _side_by_text(target, texts)]
-    if {"sourceLang", "targetLang"} <= first.keys() and {"sourceString", "targetString"} <= texts.keys():
-        source = _Side(str(first["sourceLang"]), texts["sourceString"])
-        return [source, _Side(str(first["targetLang"]), texts["targetString"])]
-    sides = []
-    for column in texts:
-        code = column.removeprefix("sentence_")
-        base = re.split(r"[-_]", code)[0]
-        # The code of Indonesian, id, is also a usual name of a column that holds no language.
-        if base == "id" and guess_language(texts[column]) != "id":
-            continue
-        if base.isascii() and base.lower() in LANGUAGES and language_pair(first, code):
-            sides.append(_Side(code, texts[column]))
-        elif column.strip().casefold() in LANGUAGE_OF_NAME:
-            sides.append(_Side(LANGUAGE_OF_NAME[column.strip().casefold()], texts[column], column))
-    return sides if len(sides) > 1 else []
-
-
-def _sides_by_text(texts: Texts) -> list[_Side]:
-    """Return two columns of similar length that are in different languages; none if there are no two such columns."""
-    for first, second in combinations(map(_side_by_text, texts, repeat(texts)), 2):
-        shorter, longer = sorted((_length(first.texts), _length(second.texts)))
-        has_two_languages = first.code != second.code and UNKNOWN not in (first.code, second.code)
-        if has_two_languages and longer <= MOST_TIMES_AS_LONG * shorter:
-            return [first, second]
-    return []
-
-
-def _side_by_text(column: str, texts: Texts) -> _Side:
-    code = LANGUAGE_OF_NAME.get(column.strip().casefold()) or guess_language(texts[column]) or UNKNOWN
-    return _Side(code, texts[column], column)
-
-
-def _translation(sides: Sequence[_Side], reason: str, set_by_user: Mapping[str, Any]) -> Recognized:
+def _translation(sides: Sequence[Side], reason: str, set_by_user: Mapping[str, Any]) -> Recognized:
     """Return the translation from the first side into the second one, unless names or a user say otherwise.
 
     Raises:
         DataError: the language of a column is unknown.
     """
-    first, second = _ordered(sides, set_by_user)
+    first, second = source_and_target(sides, set_by_user)
     settings = {"task": "translation"}
     for name, side in (("source", first), ("target", second)):
         settings[f"{name}_lang"] = set_by_user.get(f"{name}_lang") or side.code
@@ -309,32 +229,7 @@ def _translation(sides: Sequence[_Side], reason: str, set_by_user: Mapping[str, 
     return Recognized(settings, {"task": reason}, texts, {"source_lang": [*codes]})
 
 
-def _ordered(sides: Sequence[_Side], set_by_user: Mapping[str, Any]) -> tuple[_Side, _Side]:
-    """Return the side to translate from and the side to translate into."""
-    others = sorted(sides, key=_place)
-    target = _with_code(others, set_by_user.get("target_lang"))
-    if target:
-        others.remove(target)
-    source = _with_code(others, set_by_user.get("source_lang")) or others[0]
-    others.remove(source)
-    return source, target or others[0]
-
-
-def _place(side: _Side) -> int:
-    """Return 0 for a column named as a source, 2 for one named as a target, 1 for others."""
-    name = _plain(side.column or "")
-    return 0 if name in SOURCE_NAMES else 2 if name in TARGET_NAMES else 1
-
-
-def _with_code(sides: Sequence[_Side], code: str | None) -> _Side | None:
-    return next(filter(lambda side: side.code == code, sides), None)
-
-
-def _plain(column: str) -> str:
-    return re.sub(r"[\s_-]", "", column.casefold())
-
-
-def _names_of(sides: Sequence[_Side]) -> str:
+def _names_of(sides: Sequence[Side]) -> str:
     return ", ".join(map(str, sides))
 
 
@@ -353,7 +248,7 @@ def _named(task: str, texts: Texts, set_by_user: Mapping[str, Any]) -> dict[str,
 def _usual(standard: str, columns: Iterable[str]) -> str | None:
     """Return the column with the most telling of the usual names of a standard column; None if there is none."""
     columns = sorted(columns)
-    by_name = dict(zip(map(_plain, columns), columns, strict=True))
+    by_name = dict(zip(map(plain_name, columns), columns, strict=True))
     name = next(filter(by_name.__contains__, NAMES[standard].split()), None)
     return None if name is None else by_name[name]
 
@@ -367,26 +262,28 @@ def _questions(texts: Texts, set_by_user: Mapping[str, Any]) -> tuple[dict[str, 
     best: tuple[float, dict[str, str], str] | None = None
     for question, answers, context in permutations(texts, 3):
         names = {"question": question, "answers": answers, "context": context}
-        asked = _share(QUESTION_MARK.search, texts[question])
-        is_question = asked >= MOST or question in (set_by_user.get("question_column"), _usual("question", [question]))
+        asked = share(QUESTION_MARK.search, texts[question])
+        names_of_questions = (set_by_user.get("question_column"), _usual("question", [question]))
+        is_question = asked >= LEAST_SHARE or question in names_of_questions
         if not is_question or _contradicts(names, set_by_user):
             continue
-        within = _share_within(texts[answers], texts[context])
+        within = share_within(texts[answers], texts[context])
         score, reason = within, f"{within:.0%} of the texts of {answers} are a part of {context}"
-        if are_yes_or_no(texts[answers]) and _length(texts[context]) > _length(texts[question]):
+        if are_yes_or_no(texts[answers]) and median_length(texts[context]) > median_length(texts[question]):
             score, reason = 1.0, f"the texts of {answers} are yes and no"
-        score += _length(texts[context]) / 1e6  # The context is the longer of two columns that hold the answers.
-        if score >= MOST and (best is None or score > best[0]):
+        score += median_length(texts[context]) / 1e6  # The context is the longer of two columns that hold the answers.
+        if score >= LEAST_SHARE and (best is None or score > best[0]):
             best = (score, names, f"{asked:.0%} of the texts of {question} end with a question mark, and {reason}.")
     return None if best is None else best[1:]
 
 
 def _summary(texts: Texts, set_by_user: Mapping[str, Any]) -> tuple[dict[str, str], str] | None:
     """Return the columns of a long text and of a much shorter one that differs from row to row, and the reason."""
-    sentences = sorted(filter(lambda name: _are_sentences(texts[name]), texts), key=lambda name: -_length(texts[name]))
+    sentences = [name for name in texts if are_sentences(texts[name])]
+    sentences.sort(key=lambda name: -median_length(texts[name]))
     for document, summary in combinations(sentences, 2):
         names = {"document": document, "summary": summary}
-        ratio = _length(texts[summary]) / _length(texts[document])
+        ratio = median_length(texts[summary]) / median_length(texts[document])
         if ratio <= SHORTER and not _contradicts(names, set_by_user):
             return names, f"A text of {summary} has {ratio:.0%} of the length of {document}, in the median."
     return None
@@ -395,32 +292,3 @@ def _summary(texts: Texts, set_by_user: Mapping[str, Any]) -> tuple[dict[str, st
 def _contradicts(names: Mapping[str, str], set_by_user: Mapping[str, Any]) -> bool:
     """Return True if a user has named another column than one of these."""
     return any(set_by_user.get(COLUMN_SETTINGS[standard], name) != name for standard, name in names.items())
-
-
-def _share(holds: Callable[[str], object], texts: Sequence[str]) -> float:
-    """Return the share of the texts, of those that are not empty, for which a function holds."""
-    filled = list(filter(str.strip, texts))
-    return sum(map(bool, map(holds, filled))) / len(filled) if filled else 0.0
-
-
-def _share_within(parts: Sequence[str], wholes: Sequence[str]) -> float:
-    """Return the share of rows whose part is a proper part of the whole, of those that have a part."""
-    num_parts = num_within = 0
-    for part, whole in zip(map(normalised, parts), map(normalised, wholes), strict=True):
-        num_parts += part != ""
-        num_within += part != "" and part != whole and part in whole
-    return num_within / max(num_parts, 1)
-
-
-def are_yes_or_no(texts: Sequence[str]) -> bool:
-    """Return True if every text is yes or no, or 是 or 否, and both occur."""
-    return set(map(normalised, texts)) in ({"yes", "no"}, {"是", "否"})
-
-
-def _length(texts: Sequence[str]) -> float:
-    return median(map(len, texts))
-
-
-def _are_sentences(texts: Sequence[str]) -> bool:
-    """Return True if most texts have several words and differ from each other, unlike categories and names."""
-    return median(map(len, map(words, texts))) >= LEAST_WORDS and len(set(texts)) >= MOST * len(texts)

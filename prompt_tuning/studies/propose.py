@@ -16,8 +16,9 @@ from datasets import Dataset, DatasetDict
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.data.column_texts import texts_by_column
 from prompt_tuning.data.loading import LIMITS, load_splits, split_origin
-from prompt_tuning.data.recognition import TASK_SETTINGS, Recognized, recognize, texts_by_column
+from prompt_tuning.data.recognition import SETTINGS_OF_ONE_TASK, Recognized, recognize
 from prompt_tuning.data.sources import find_source
 from prompt_tuning.data.splitting import group_column, passages
 from prompt_tuning.encoding.dataset import encode
@@ -170,11 +171,11 @@ def _ask_columns(rows: Sequence[Mapping[str, Any]], set_by_user: Mapping[str, An
     columns = [*texts_by_column(rows)]
     if not columns:
         raise DataError("none of the columns holds text. Name a file whose rows have texts.")
-    task = set_by_user.get("task") or ask("The columns do not show the task. Which is it?", [*TASK_SETTINGS])
-    if task not in TASK_SETTINGS:
-        raise DataError(f"task {task}: there is no such task. Name one of {listed([*TASK_SETTINGS])}.")
+    task = set_by_user.get("task") or ask("The columns do not show the task. Which is it?", [*SETTINGS_OF_ONE_TASK])
+    if task not in SETTINGS_OF_ONE_TASK:
+        raise DataError(f"task {task}: there is no such task. Name one of {listed([*SETTINGS_OF_ONE_TASK])}.")
     answers = {"task": task}
-    for setting in TASK_SETTINGS[task]:
+    for setting in SETTINGS_OF_ONE_TASK[task]:
         if setting not in set_by_user:
             is_language = setting.endswith("_lang")
             question = "which language, by its code?" if is_language else "which column?"

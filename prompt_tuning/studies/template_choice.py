@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from prompt_tuning.data.recognition import TARGETS, Recognized, are_yes_or_no
+from prompt_tuning.data.column_texts import are_yes_or_no
+from prompt_tuning.data.recognition import TARGETS, Recognized
 from prompt_tuning.templates.conversations import MESSAGES
 from prompt_tuning.templates.loading import shipped_templates
 
