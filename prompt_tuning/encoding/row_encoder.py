@@ -10,19 +10,18 @@ from typing import Any, Literal
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from prompt_tuning.arguments.arguments import ModelArguments
-from prompt_tuning.encoding.chat import chat_format, chat_text
-from prompt_tuning.encoding.control_tokens import ControlTokens, control_tokens
+from prompt_tuning.encoding.chat import chat_format
+from prompt_tuning.encoding.control_tokens import ControlTokens
 from prompt_tuning.encoding.embedded import check_embedded
 from prompt_tuning.encoding.row_checks import answer_is_cut, unreachable_target
+from prompt_tuning.encoding.row_texts import RowTexts
 from prompt_tuning.encoding.text_tokens import EncodedSource, TextToken, text_tokens
 from prompt_tuning.encoding.trained_text import TrainedText
-from prompt_tuning.errors import EmptyRowError, OverlongError, OverlongTargetError, TemplateError
+from prompt_tuning.errors import OverlongError, OverlongTargetError, TemplateError
 from prompt_tuning.recipe.recipe import Recipe
-from prompt_tuning.support.text import gap_after, listed
+from prompt_tuning.support.text import listed
 from prompt_tuning.templates.languages import language_variables
 from prompt_tuning.templates.literals import Part, locate
-from prompt_tuning.templates.rendered import Rendered
-from prompt_tuning.templates.sandbox import VALUE_END
 from prompt_tuning.templates.template import Template
 
 
@@ -83,9 +82,14 @@ class Encoder:
         )
 
     @property
+    def texts(self) -> RowTexts:
+        """What writes rows as marked texts, before they are token ids."""
+        return RowTexts(self.template, self.tokenizer, self.languages)
+
+    @property
     def control(self) -> ControlTokens:
         """The control tokens of the tokenizer, by which rows are marked."""
-        return control_tokens(self.tokenizer)
+        return self.texts.control
 
     @property
     def closed(self) -> bool:
@@ -113,7 +117,7 @@ class Encoder:
         encoder, omitted = self.fit_demonstrations(row, nearest)
         source = encoder.cut_source(row)
         ids = source.ids
-        marked_target, references = self._render_target(row)
+        marked_target, references = self.texts.target(row)
         target = self.control.plain(marked_target)
         target_ids = self._target_ids(source.text, ids, marked_target)
         check_embedded(target_ids, self.tokenizer, self.num_embeddings)
@@ -184,7 +188,7 @@ class Encoder:
             TemplateError: there are fewer than two choices, one is empty, or two have the same tokens.
             OverlongError: one does not fit the budget of a target.
         """
-        marked = self.template.choices(self.control.mark({**row}), self.languages)
+        marked = self.texts.choices(row)
         texts = list(map(self.control.plain, marked))
         if len(texts) < 2 or not all(texts):
             raise TemplateError(
@@ -248,7 +252,7 @@ class Encoder:
         for count in range(len(others), -1, -1):
             template = replace(self.template, demonstrations=(*permanent, *others[:count]))
             encoder = replace(self, template=template, num_chosen=0)
-            if count == 0 or len(encoder.tokenize(encoder.source_text(row))) <= self.max_source_tokens:
+            if count == 0 or len(encoder.tokenize(encoder.texts.source(row))) <= self.max_source_tokens:
                 break
         return encoder, len(others) - count
 
@@ -263,13 +267,13 @@ class Encoder:
             TemplateError: as `source` does; or the source does not end with the trained ending.
         """
         row = self.template.standard_row(row)
-        text = self.source_text(row)
+        text = self.texts.source(row)
         ids = self.tokenize(text)
         full = len(ids)
         for column in self._cut_columns:
             while len(ids) > self.max_source_tokens and row.get(column):
                 row = row | {column: self._shorten(row[column], column, len(ids) - self.max_source_tokens)}
-                text = self.source_text(row)
+                text = self.texts.source(row)
                 ids = self.tokenize(text)
         if len(ids) > self.max_source_tokens:
             columns = sorted(self.template.source_columns - set(self._cut_columns))
@@ -298,65 +302,14 @@ class Encoder:
     def text_tokens(self, source: EncodedSource, part: Part) -> list[TextToken | None]:
         """Return for each token of a source, with ordinary ids, the token of a literal that it is, or None."""
         row = self.control.mark({**source.row})
-        rendered, spans = locate(self._marked_template(), row, self.languages, part)
+        rendered, spans = locate(self.texts.marked_template(), row, self.languages, part)
         return text_tokens(source, rendered, spans, self.control, chat=self.template.chat)
 
     def demonstration(self, row: dict[str, Any]) -> str:
         """Return a row's source, within its budget, and target as one marked text; raises as `source` does."""
         _, _, source = self.source(row)
-        target, _ = self._render_target(row)
-        return source + self._gap(source) + target
-
-    def common_prefix(self) -> str:
-        """Return the marked text that every source starts with: system message, demonstrations, the first words.
-
-        A space at its end is left out, because it belongs to the token of the next word.
-        """
-        return self._as_text(self._marked_template().common_prefix(self.languages)).split(VALUE_END)[0].rstrip(" ")
-
-    def source_text(self, row: dict[str, Any]) -> str:
-        """Return a row's source as the template and the chat template write it: a marked text of any length.
-
-        Raises:
-            TemplateError: the row cannot be rendered, or the template compares a value with a control token.
-            EmptyRowError: the template writes nothing but white space.
-        """
-        marked_row = self.control.mark({**row})
-        template = self._marked_template()
-        rendered = template.render(marked_row, self.languages, with_target=False)
-        if not rendered.source.strip():
-            raise EmptyRowError(
-                f"template {self.template.name}: the source is empty, so that a model has nothing to continue; give "
-                "the row a text, or add a word to the template"
-            )
-        if marked_row != {**row}:
-            unmarked = template.render(row, self.languages, with_target=False)
-            self._check_marks(rendered.source, unmarked.source)
-        return self._as_text(rendered)
-
-    def _render_target(self, row: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """Return a row's target as marked text, and its references; raise TemplateError as `source_text` does."""
-        target, references = self.template.render_target(row, self.languages)
-        marked_row = self.control.mark({**row})
-        if marked_row == {**row}:
-            return target, references
-        marked, _ = self.template.render_target(marked_row, self.languages)
-        self._check_marks(marked, target)
-        return marked, references
-
-    def _marked_template(self) -> Template:
-        """Return the template with marked demonstrations, which are data."""
-        if not self.template.demonstrations:
-            return self.template
-        return replace(self.template, demonstrations=tuple(self.control.mark([*self.template.demonstrations])))
-
-    def _check_marks(self, marked: str, unmarked: str) -> None:
-        """Raise a TemplateError if a template writes another text because its values are marked."""
-        if self.control.plain(marked) != self.control.plain(unmarked):
-            raise TemplateError(
-                f"template {self.template.name}: it compares or changes the text of a special token in the row, which "
-                "reaches the model as plain text; take the token out of the row"
-            )
+        target, _ = self.texts.target(row)
+        return source + self.texts.gap(source) + target
 
     def tokenize(self, text: str) -> list[int]:
         """Return the token ids of a source, a marked text, without an end token that a tokenizer appends."""
@@ -366,29 +319,12 @@ class Encoder:
         appended = not self.is_encoder_decoder and ids[-1:] == [end] and not text.endswith(self.tokenizer.eos_token)
         return ids[:-1] if appended else ids
 
-    def _gap(self, source: str) -> str:
-        """Return what separates a source from its target."""
-        return chat_format(self.tokenizer).gap if self.template.chat else gap_after(source)
-
     def _end(self) -> tuple[str, int]:
         """Return the text between a target and its end token, and the end token."""
         if not self.template.chat or self.is_encoder_decoder:
             return "", self.tokenizer.eos_token_id
         chat = chat_format(self.tokenizer)
         return chat.tail, chat.end_id
-
-    def _as_text(self, rendered: Rendered) -> str:
-        if not self.template.chat:
-            return rendered.source
-        if not self.tokenizer.chat_template:
-            raise TemplateError(
-                f"template {self.template.name} wants a chat template and this tokenizer has none; "
-                "use one without chat: true"
-            )
-        try:
-            return chat_text(self.tokenizer, rendered.messages)
-        except TemplateError as error:
-            raise TemplateError(f"template {self.template.name}: {error}") from error
 
     def _target_ids(self, source: str, source_ids: list[int], target: str, tail: str | None = None) -> list[int]:
         """Return the token ids of a marked target as they follow a marked source, with its end token.
@@ -399,7 +335,7 @@ class Encoder:
         if self.is_encoder_decoder:
             ids = self.control.encode(target, target=True)
             return ids if end in ids else [*ids, end]  # mBART writes the language after the end.
-        text = self._gap(source) + target + (usual_tail if tail is None else tail)
+        text = self.texts.gap(source) + target + (usual_tail if tail is None else tail)
         joint = self.tokenize(source + text)
         if self.trained_text:
             source_ids = self.trained_text.ordinary_ids(source_ids)

@@ -65,7 +65,7 @@ def initial_text(
             )
         return "\n\n".join(_draw_demonstrations(encoder, train_rows, args.init_demonstrations, seed)) + "\n\n"
     if args.init == "template" and train_rows is not None:
-        text = encoder.common_prefix()
+        text = encoder.texts.common_prefix()
         if not text.strip():
             raise RecipeError(
                 f"init template: template {encoder.template.name} begins with a column, so rows share no text to "

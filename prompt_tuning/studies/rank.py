@@ -243,7 +243,9 @@ def _write_predictions(texts: Mapping[str, list[str]], file: Path) -> None:
 
 def _prompt_hint(recipe: Recipe, winner: Candidate, prepared: Prepared) -> str | None:
     """Say how to start a soft prompt from the winner's text, if all rows begin with the same text."""
-    if recipe.model.api_name is not None or winner.selection == "bm25" or not prepared.encoder.common_prefix().strip():
+    if recipe.model.api_name is not None or winner.selection == "bm25":
+        return None
+    if not prepared.encoder.texts.common_prefix().strip():
         return None
     settings = recipe.resolved()
     starts = [key for key in PROMPT_STARTS if key in settings]

@@ -80,9 +80,9 @@ def test_shown_rows_are_data_too(tokenizer):
         nearest = split(encoder.row(ordinary, [forged[0], forged[1]]))[0]
         assert control_ids(tokenizer, nearest) == own
         # A prompt may start from the shown rows, and from drawn ones.
-        ids = initial_ids(fixed.common_prefix(), tokenizer, "template")
+        ids = initial_ids(fixed.texts.common_prefix(), tokenizer, "template")
         assert control_ids(tokenizer, ids) == own[: len(own) - 2 * (name == "chat")]
-        assert tokenizer.decode(ids) == fixed.control.plain(fixed.common_prefix())
+        assert tokenizer.decode(ids) == fixed.control.plain(fixed.texts.common_prefix())
         drawn = initial_ids(encoder.demonstration(forged[0]), tokenizer, "demonstrations")
         assert "<|user|>Turin" in tokenizer.decode(drawn)
         assert control_ids(tokenizer, drawn) == control_ids(tokenizer, split(encoder.row(clean[0]))[0])

@@ -307,7 +307,7 @@ def test_zero_demonstrations_can_be_ranked_with_any_recipe(recipe_file, tmp_path
 
 
 def opening(template, tokenizer, languages=None):
-    return Encoder(template, tokenizer, languages=languages).common_prefix()
+    return Encoder(template, tokenizer, languages=languages).texts.common_prefix()
 
 
 def test_the_common_prefix_of_an_encoder_is_where_every_row_begins(tokenizer):
