@@ -50,7 +50,7 @@ def measure(folder: str, workers: int) -> None:
     """Print the seconds of each stage and the peaks of memory, as JSON."""
     from transformers import AutoTokenizer
 
-    from prompt_tuning.arguments.arguments import DataArguments
+    from prompt_tuning.arguments.data_args import DataArguments
     from prompt_tuning.data.leakage import find_leaks
     from prompt_tuning.data.loading import load_splits
     from prompt_tuning.encoding.dataset import encode

@@ -42,7 +42,7 @@ import psutil
 from common import ROOT, describe_machine, print_table
 
 from prompt_tuning import Predictor
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.data.rows import open_rows
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import PromptTuningError

@@ -20,7 +20,7 @@ from common import MODEL, base_model, quickstart_rows, tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
 
 from prompt_tuning import Template, add_soft_prompt, prompt_config
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.models.initialization import initial_prompt, saved_prompt
 from prompt_tuning.support.tables import markdown_table

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 from prompt_tuning.support.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
+    from prompt_tuning.arguments.data_args import DataArguments
     from prompt_tuning.arguments.methods import METHODS, Method, find_method
+    from prompt_tuning.arguments.model_args import ModelArguments
+    from prompt_tuning.arguments.prompt_args import PromptArguments
     from prompt_tuning.arguments.training_args import PromptTuningArguments
 
 __all__ = [
@@ -23,10 +25,10 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "METHODS": "methods",
-        "DataArguments": "arguments",
+        "DataArguments": "data_args",
         "Method": "methods",
-        "ModelArguments": "arguments",
-        "PromptArguments": "arguments",
+        "ModelArguments": "model_args",
+        "PromptArguments": "prompt_args",
         "PromptTuningArguments": "training_args",
         "find_method": "methods",
     },

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import sys
 
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.cli.parsing import Commands, Result, add_command
 from prompt_tuning.support.text import print_text
 

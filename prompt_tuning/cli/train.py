@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.arguments.data_args import DataArguments
+from prompt_tuning.arguments.model_args import ModelArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.cli.parsing import Commands, Result, add_command, load_recipe
 from prompt_tuning.cli.processes import is_first_process
 from prompt_tuning.errors import RecipeError

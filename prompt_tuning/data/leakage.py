@@ -17,7 +17,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.data.loading import row_origin
 from prompt_tuning.errors import EmptyRowError, TemplateError
 from prompt_tuning.support.text import agreed, counted, normalised, words

@@ -24,7 +24,7 @@ from datasets.exceptions import DatasetNotFoundError
 from httpx2 import HTTPError
 from huggingface_hub import constants
 
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.data.files import WrittenJson, load_file
 from prompt_tuning.data.formats import name_of_row
 from prompt_tuning.data.saved import is_saved, load_saved, saved_splits

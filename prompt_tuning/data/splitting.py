@@ -11,7 +11,7 @@ from itertools import chain
 
 from datasets import Dataset
 
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.errors import DataError
 from prompt_tuning.support.text import counted, normalised
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from prompt_tuning.arguments.arguments import ModelArguments
+from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.encoding.chat import chat_format
 from prompt_tuning.encoding.control_tokens import ControlTokens
 from prompt_tuning.encoding.embedded import check_embedded

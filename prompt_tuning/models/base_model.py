@@ -18,8 +18,8 @@ from peft import PeftConfig
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.arguments.methods import find_method
+from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.encoding.chat import changes_answer_start
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.hub.download import adapter_folder

@@ -15,8 +15,8 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.arguments.methods import METHODS, find_method
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.encoding.control_tokens import control_tokens
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.engine.adapter_weights import check_weights

@@ -26,8 +26,8 @@ from transformers import (
 )
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.encoding.target_language import language_id
 from prompt_tuning.engine.dispatch import has_recurrent_layers
 from prompt_tuning.errors import ModelError, PromptTuningError, RecipeError, first_line

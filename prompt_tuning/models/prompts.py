@@ -27,8 +27,8 @@ from peft.tuners.multitask_prompt_tuning import MultitaskPromptEmbedding, Multit
 from peft.tuners.tuners_utils import BasePromptEncoder
 from transformers import PreTrainedModel
 
-from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.arguments.methods import METHODS, find_method
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.engine.adapter_weights import ADVICE
 from prompt_tuning.engine.base_checks import cache_shape
 from prompt_tuning.engine.dispatch import has_tested_cache

@@ -14,7 +14,7 @@ from transformers.utils import is_bitsandbytes_available, is_torchao_available
 from transformers.utils.import_utils import BITSANDBYTES_MIN_VERSION, TORCHAO_MIN_VERSION
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from prompt_tuning.arguments.arguments import ModelArguments
+from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.errors import ModelError, RecipeError, first_line
 
 

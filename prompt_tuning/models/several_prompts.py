@@ -8,8 +8,8 @@ from pathlib import Path
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
-from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.arguments.methods import find_method
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.models.prompts import config_of_saved, load_adapter, prompt_config
 

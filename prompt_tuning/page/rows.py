@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.data.loading import load_splits, split_origin
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import DataError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from prompt_tuning.arguments.arguments import API_PREFIX
+from prompt_tuning.arguments.model_args import API_PREFIX
 from prompt_tuning.recipe.rules import Rules, broken_rules
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from collections.abc import Set
 from dataclasses import replace
 from typing import Any
 
-from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.errors import PromptTuningError, RecipeError
 from prompt_tuning.templates.literals import literals
 from prompt_tuning.templates.template import Template

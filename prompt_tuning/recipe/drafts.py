@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.arguments.flags import truth_value
 from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.arguments.model_args import ModelArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.errors import ErrorList, RecipeError, first_line
 from prompt_tuning.recipe.automatic import AUTO, replace_auto
 from prompt_tuning.recipe.old_settings import translate

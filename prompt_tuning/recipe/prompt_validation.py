@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prompt_tuning.arguments.arguments import CHOICE_LOSSES, TASK_SETTINGS, PromptArguments
 from prompt_tuning.arguments.methods import METHODS, methods_of_setting
+from prompt_tuning.arguments.prompt_args import CHOICE_LOSSES, PromptArguments
+from prompt_tuning.arguments.task_settings import TASK_SETTINGS
 from prompt_tuning.hub.ids import is_hub_id
 from prompt_tuning.recipe.rules import Rules, broken_rules
 from prompt_tuning.support.run_folder import RunFolder

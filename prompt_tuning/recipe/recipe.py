@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prompt_tuning.arguments.arguments import (
-    SETTINGS_OF_CALL,
-    TASK_SETTINGS,
-    DataArguments,
-    ModelArguments,
-    PromptArguments,
-)
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.arguments.model_args import SETTINGS_OF_CALL, ModelArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
+from prompt_tuning.arguments.task_settings import TASK_SETTINGS
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.metrics.loading import TASK_METRICS
 from prompt_tuning.support.files import unmistakable

@@ -6,7 +6,9 @@ import argparse
 import types
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.arguments.data_args import DataArguments
+from prompt_tuning.arguments.model_args import ModelArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.recipe.parser import RecipeParser
 from prompt_tuning.recipe.ranges import RANGES, Range

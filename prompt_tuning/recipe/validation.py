@@ -10,9 +10,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prompt_tuning.arguments.arguments import CHOICE_LOSSES, DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.arguments.flags import read_flags
 from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.arguments.prompt_args import CHOICE_LOSSES
 from prompt_tuning.recipe.api_validation import api_errors
 from prompt_tuning.recipe.prompt_validation import multitask_errors, prompt_errors
 from prompt_tuning.recipe.rules import Rules, broken_rules

@@ -14,7 +14,7 @@ from peft import PeftConfig, PeftModel
 from transformers import Trainer, TrainingArguments
 
 from prompt_tuning import __version__
-from prompt_tuning.arguments.arguments import API_PREFIX
+from prompt_tuning.arguments.model_args import API_PREFIX
 from prompt_tuning.engine.dispatch import has_prompt
 from prompt_tuning.engine.trained_config import SAVED_TYPE, TrainedTokensConfig
 from prompt_tuning.errors import DataError

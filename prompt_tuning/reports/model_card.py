@@ -20,8 +20,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, UndefinedError
 from transformers import Trainer
 
-from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.arguments.methods import METHODS, Method, find_method
+from prompt_tuning.arguments.model_args import ModelArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.errors import DataError
 from prompt_tuning.metrics.scores import Scores

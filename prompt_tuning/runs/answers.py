@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.data.loading import with_standard_columns
 from prompt_tuning.encoding.batching import pad_left
 from prompt_tuning.encoding.decoding import decode, decode_to_limit, special_tokens

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers.utils.logging import tqdm
 
-from prompt_tuning.arguments.arguments import ModelArguments
+from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.data.loading import row_origin
 from prompt_tuning.encoding.decoding import server_stops
 from prompt_tuning.encoding.row_encoder import Encoder

@@ -13,8 +13,8 @@ from datasets import Dataset, IterableDataset
 from peft import PeftConfig
 from transformers import PretrainedConfig
 
-from prompt_tuning.arguments.arguments import CHOICE_LOSSES, PREFIX_PLACES, PromptArguments
 from prompt_tuning.arguments.methods import METHODS, find_method
+from prompt_tuning.arguments.prompt_args import CHOICE_LOSSES, PREFIX_PLACES, PromptArguments
 from prompt_tuning.data.loading import column_names, row_origin, split_origin
 from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.encoding.dataset import EncodingReport

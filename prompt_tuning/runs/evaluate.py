@@ -16,8 +16,8 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from prompt_tuning.arguments.arguments import CHOICE_LOSSES
 from prompt_tuning.arguments.methods import METHODS, find_method
+from prompt_tuning.arguments.prompt_args import CHOICE_LOSSES
 from prompt_tuning.data.loading import SPLITS, row_origin, split_origin, with_standard_columns
 from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.dispatch import get_base

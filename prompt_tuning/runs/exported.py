@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import prompt_tuning.models.layered_llama  # noqa: F401 - it lets transformers load an export with layer vectors
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import DataError
 from prompt_tuning.models.adapter_config import read_adapter_config

@@ -10,8 +10,8 @@ from pathlib import Path
 from datasets import Dataset
 from huggingface_hub import try_to_load_from_cache
 
-from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.metrics.loading import OWN_METRICS
 from prompt_tuning.runs.prepare import Prepared

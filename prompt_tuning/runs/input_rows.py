@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.data.formats import rows_of_line, utf8_line
 from prompt_tuning.data.loading import with_standard_columns
 from prompt_tuning.data.rows import LocalRows, open_rows

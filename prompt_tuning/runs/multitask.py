@@ -21,7 +21,7 @@ from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
-from prompt_tuning.arguments.arguments import ENCODING_SETTINGS, GENERATION_SETTINGS, TASK_SETTINGS
+from prompt_tuning.arguments.task_settings import ENCODING_SETTINGS, GENERATION_SETTINGS, TASK_SETTINGS
 from prompt_tuning.data.loading import row_origin
 from prompt_tuning.errors import ErrorList
 from prompt_tuning.models.base_model import write_base_model

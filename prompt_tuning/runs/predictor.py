@@ -14,7 +14,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.data.in_memory import Rows, plain_rows
 from prompt_tuning.encoding.batching import streamed_batches
 from prompt_tuning.encoding.embedded import check_embedded

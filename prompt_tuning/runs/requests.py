@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from prompt_tuning.arguments.arguments import ModelArguments
+from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.encoding.decoding import server_stops
 from prompt_tuning.errors import DataError, ModelError
 from prompt_tuning.models.layered_llama import LayeredLlamaForCausalLM

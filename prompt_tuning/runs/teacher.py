@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import combinations
 from typing import Any
 
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.metrics.loading import MAIN_METRIC, TASK_METRICS, load_metrics
 from prompt_tuning.metrics.scores import MetricFunction
 from prompt_tuning.runs.api_model import ApiAnswer

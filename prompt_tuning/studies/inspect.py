@@ -20,8 +20,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.arguments.methods import METHODS, find_method
+from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.engine.trained_config import TrainedTokensConfig
 from prompt_tuning.errors import AdapterError, DataError
 from prompt_tuning.hub.download import adapter_folder

@@ -15,7 +15,9 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.arguments.data_args import DataArguments
+from prompt_tuning.arguments.model_args import ModelArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.data.column_texts import texts_by_column
 from prompt_tuning.data.loading import LIMITS, load_splits, split_origin
 from prompt_tuning.data.recognition import SETTINGS_OF_ONE_TASK, Recognized, recognize

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from prompt_tuning.arguments.arguments import ModelArguments
 from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.data.loading import SPLITS, split_origin
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.models.loading import load_base_model, load_config

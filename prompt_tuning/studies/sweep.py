@@ -13,8 +13,8 @@ from typing import Any
 
 from accelerate import PartialState
 
-from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.errors import ErrorList, PromptTuningError, RecipeError, first_line, without_secrets
 from prompt_tuning.metrics.loading import main_metric
 from prompt_tuning.recipe.loading import load_recipe

@@ -10,8 +10,8 @@ import pytest
 from helpers.paths import ROOT
 from peft import PeftType
 
-from prompt_tuning.arguments.arguments import Init, PromptArguments
 from prompt_tuning.arguments.methods import METHODS, find_method, methods_of_setting
+from prompt_tuning.arguments.prompt_args import Init, PromptArguments
 from prompt_tuning.models.prompts import CONFIGS
 
 ADAPTERS = [row.name for row in METHODS.values() if row.trains and not row.trains_whole_model]

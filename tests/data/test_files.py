@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset
 from helpers.rows import write_jsonl
 
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.data.files import load_file
 from prompt_tuning.data.loading import load_splits, row_origin, streamed_rows
 from prompt_tuning.errors import DataError

@@ -3,7 +3,7 @@
 import pytest
 from helpers.rows import write_jsonl
 
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.data.loading import load_splits, row_origin, with_standard_columns
 from prompt_tuning.errors import DataError
 from prompt_tuning.templates.preview import rename_columns

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from prompt_tuning import Template
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.data.loading import load_splits, row_origin
 from prompt_tuning.data.rows import read_row

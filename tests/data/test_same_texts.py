@@ -9,7 +9,7 @@ import pytest
 from helpers.rows import write_jsonl
 
 import prompt_tuning as pt
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.data.loading import load_splits, streamed_rows
 from prompt_tuning.data.rows import read_row
 from prompt_tuning.encoding.dataset import encode

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
 
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.data.loading import load_splits
 from prompt_tuning.errors import DataError
 

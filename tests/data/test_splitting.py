@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 from helpers.rows import question_rows, write_jsonl
 
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.data.loading import load_splits, row_origin, split_origin
 from prompt_tuning.errors import DataError
 

@@ -8,7 +8,7 @@ from helpers.architectures import PROMPT, PROMPT_METHODS, ROWS, VOCABULARY, buil
 from helpers.models import tiny_llama
 from helpers.real_cuda import GPU
 
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.encoding.batching import pad_left
 from prompt_tuning.engine.likelihood import log_likelihoods
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config

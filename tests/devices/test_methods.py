@@ -11,7 +11,7 @@ from helpers.architectures import build
 from helpers.trainers import BUILDERS, trainer
 from transformers import MambaConfig, MambaForCausalLM
 
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.models.prompts import add_adapter, add_soft_prompt, prompt_config
 

@@ -14,7 +14,7 @@ from helpers.trainers import soft, trainer
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.models.prompts import add_adapter, add_soft_prompt, prompt_config
 from prompt_tuning.training.callbacks import stopping_on_signals

@@ -6,7 +6,7 @@ import pytest
 from helpers.models import tiny_llama, tiny_sentencepiece
 from helpers.rows import question_rows
 
-from prompt_tuning.arguments.arguments import ModelArguments
+from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.encoding.chat import answer_ends
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.engine.stop_texts import add_end_tokens

@@ -6,7 +6,7 @@ from helpers.architectures import MULTITASK, PREFIXES, PROMPT, PROMPT_METHODS, S
 from helpers.models import forbid_model_loading
 from helpers.trainers import soft_trainer, trainer
 
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config

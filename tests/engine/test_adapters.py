@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, 
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from prompt_tuning import SharedPrefixModel, add_soft_prompt, prompt_config
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.errors import AdapterError, ModelError
 from prompt_tuning.models.encoder_decoder import EncoderDecoderPromptModel
 from prompt_tuning.models.prompts import add_adapter

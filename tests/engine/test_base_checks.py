@@ -21,7 +21,7 @@ from helpers.paths import ROOT
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BertConfig, OPTConfig
 
 from prompt_tuning import add_soft_prompt, prompt_config
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.engine.base_checks import cache_shape
 from prompt_tuning.errors import AdapterError, ModelError
 from prompt_tuning.models.loading import check_method

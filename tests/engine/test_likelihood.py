@@ -27,7 +27,7 @@ from prompt_tuning import (
     load_metrics,
     prompt_config,
 )
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.engine.likelihood import choice_scores, log_likelihoods, target_log_likelihoods
 from prompt_tuning.engine.shared_prefix import compute_prompt_once

@@ -8,7 +8,7 @@ from helpers.architectures import ROWS, TOKENS, left_padded, reference_greedy, r
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prompt_tuning import Encoder, Predictor, Template, add_soft_prompt, prompt_config
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import ModelError
 from prompt_tuning.training.losses import SCALED_LOGITS, teacher_states

@@ -18,7 +18,7 @@ from helpers.architectures import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.engine.attention import side_by_side
 from prompt_tuning.engine.row_tree import RowTree, find_shared_texts, length_order
 from prompt_tuning.engine.target_batch import Batch

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.architectures import PROMPT, SETTINGS, build, row_logits
 
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.encoding.batching import pad_left
 from prompt_tuning.engine import shared_keys
 from prompt_tuning.engine.shared_keys import SharedKeys

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.encoding.batching import pad_left
 from prompt_tuning.engine.likelihood import log_likelihoods
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel, compute_prompt_once

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from jinja2.defaults import DEFAULT_FILTERS, DEFAULT_TESTS
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.arguments.data_args import DataArguments
+from prompt_tuning.arguments.model_args import ModelArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.templates.template import Template
 

@@ -20,7 +20,8 @@ from transformers import (
 
 from helpers.architectures import ROWS, TARGETS, left_padded, right_padded
 from prompt_tuning import add_soft_prompt, prompt_config
-from prompt_tuning.arguments.arguments import ModelArguments, PromptArguments
+from prompt_tuning.arguments.model_args import ModelArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.encoding.batching import pad_left
 from prompt_tuning.errors import PromptTuningError
 from prompt_tuning.models.loading import check_method, load_config

@@ -33,7 +33,7 @@ from prompt_tuning import (
     load_metrics,
     prompt_config,
 )
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.cli.main import main as prompt_tuning
 from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.errors import Stopped, TrainingError

@@ -9,7 +9,7 @@ from helpers.models import tiny_llama
 from safetensors.torch import load_file, save_file
 
 import prompt_tuning.models.layered_llama  # noqa: F401 - it lets transformers load such a model
-from prompt_tuning.arguments.arguments import ModelArguments
+from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import ModelError
 from prompt_tuning.models.loading import build_empty_model, load_base_model, load_config, load_tokenizer

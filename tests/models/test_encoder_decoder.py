@@ -49,7 +49,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from prompt_tuning import Encoder, Template, add_soft_prompt, prompt_config
-from prompt_tuning.arguments.arguments import ModelArguments
+from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.dispatch import BART_LIKE, T5_LIKE
 from prompt_tuning.engine.likelihood import choice_scores

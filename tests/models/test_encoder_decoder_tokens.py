@@ -28,7 +28,7 @@ from transformers import (
     MBartForConditionalGeneration,
 )
 
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.engine.dispatch import ENCODER_DECODERS
 from prompt_tuning.engine.likelihood import log_likelihoods
 from prompt_tuning.engine.trained_tokens import layer_vectors_of

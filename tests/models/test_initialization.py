@@ -9,7 +9,7 @@ from helpers.rows import question_rows
 from transformers import DynamicCache
 
 from prompt_tuning import Encoder, Template, add_soft_prompt, prompt_config
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.errors import AdapterError, OverlongError, RecipeError
 from prompt_tuning.models.initialization import (
     frequent_ids,

@@ -9,7 +9,9 @@ from helpers.models import forbid_model_loading, tiny_llama
 from helpers.rows import question_rows, write_jsonl
 from transformers import AutoTokenizer, BertConfig, DistilBertConfig, GPTNeoXConfig, RobertaConfig
 
-from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.arguments.data_args import DataArguments
+from prompt_tuning.arguments.model_args import ModelArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.data.loading import load_splits
 from prompt_tuning.errors import DataError, ModelError, RecipeError

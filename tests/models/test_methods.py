@@ -10,8 +10,8 @@ from helpers.models import tiny_bart, tiny_t5
 from peft import PeftModel, PeftModelForCausalLM, PromptEncoderConfig
 
 from prompt_tuning import PromptTuningArguments, PromptTuningTrainer, add_soft_prompt, load_metrics, prompt_config
-from prompt_tuning.arguments.arguments import PromptArguments
 from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.models.adapter_config import load_adapter_config
 from prompt_tuning.models.prompts import CONFIGS, add_adapter, load_adapter

@@ -8,7 +8,8 @@ from helpers.models import tiny_llama, tiny_t5
 from peft import PeftConfig
 from transformers import AutoModelForCausalLM, MptConfig, PreTrainedTokenizerFast, XGLMConfig
 
-from prompt_tuning.arguments.arguments import ModelArguments, PromptArguments
+from prompt_tuning.arguments.model_args import ModelArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.errors import AdapterError, ModelError
 from prompt_tuning.models.base_model import check_adapter
 from prompt_tuning.models.loading import load_config, load_tokenizer

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 from helpers.paths import ROOT
 
-from prompt_tuning.arguments.arguments import DataArguments, PromptArguments
+from prompt_tuning.arguments.data_args import DataArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.metrics.loading import load_metrics

@@ -7,7 +7,9 @@ import typing
 import pytest
 from helpers.models import forbid_model_loading
 
-from prompt_tuning.arguments.arguments import DataArguments, ModelArguments, PromptArguments
+from prompt_tuning.arguments.data_args import DataArguments
+from prompt_tuning.arguments.model_args import ModelArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.arguments.training_args import PromptTuningArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import RecipeError

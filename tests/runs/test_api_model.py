@@ -12,7 +12,7 @@ import pytest
 from helpers.api_server import api_server
 from helpers.models import forbid_model_loading
 
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import ModelError
 from prompt_tuning.runs.api_answers import cache_file

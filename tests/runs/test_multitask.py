@@ -21,7 +21,7 @@ from prompt_tuning import (
     load_adapter,
     prompt_config,
 )
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import AdapterError, RecipeError
 from prompt_tuning.models.encoder_decoder import EncoderDecoderPromptModel

@@ -9,7 +9,7 @@ from peft import PeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prompt_tuning import Encoder, Template, add_soft_prompt, prompt_config
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.encoding.batching import pad_left
 from prompt_tuning.models.initialization import initial_ids, initial_prompt

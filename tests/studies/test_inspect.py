@@ -18,7 +18,7 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.errors import AdapterError, ModelError, PromptTuningError
 from prompt_tuning.models.encoder_decoder import EncoderDecoderPromptModel
 from prompt_tuning.models.encoder_decoder_prefix import EncoderDecoderPrefixConfig

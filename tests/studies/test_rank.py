@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import enable_progress_bar
 
 from prompt_tuning import Encoder, PromptTuningTrainer, Template, encode
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.errors import RecipeError

@@ -3,7 +3,7 @@
 import pytest
 
 from prompt_tuning import Template
-from prompt_tuning.arguments.arguments import DataArguments
+from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.data.loading import load_splits, with_standard_columns
 from prompt_tuning.errors import TemplateError
 from prompt_tuning.support.yaml_files import to_yaml

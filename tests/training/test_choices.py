@@ -12,7 +12,7 @@ from helpers.rows import question_rows, write_jsonl
 from peft import LoraConfig, get_peft_model
 
 from prompt_tuning import Encoder, PromptTuningArguments, Template, add_soft_prompt, encode, prompt_config
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.errors import DataError, RecipeError

@@ -13,7 +13,7 @@ from helpers.trainers import soft, trainer
 from peft import PeftModelForCausalLM
 from safetensors.torch import load_file
 
-from prompt_tuning.arguments.arguments import ModelArguments
+from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.engine.attention import ATTENTION
 from prompt_tuning.errors import RecipeError

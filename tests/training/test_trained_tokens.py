@@ -9,7 +9,7 @@ from helpers.trainers import encoded, trainer
 from transformers import TrainerCallback
 
 from prompt_tuning import add_soft_prompt, prompt_config
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.encoding.batching import source_length
 
 ENDING = 2  # So many tokens end every source.

@@ -27,7 +27,7 @@ from prompt_tuning import (
     load_metrics,
     prompt_config,
 )
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.encoding.decoding import decode
 from prompt_tuning.engine.row_tree import find_shared_texts

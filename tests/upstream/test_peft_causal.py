@@ -28,7 +28,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import MambaConfig, MambaForCausalLM
 
 from prompt_tuning import add_soft_prompt, load_adapter, prompt_config
-from prompt_tuning.arguments.arguments import PromptArguments
+from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.encoding.batching import pad_left
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 
