@@ -13,6 +13,7 @@ from pymdownx.slugs import slugify
 
 import prompt_tuning
 from prompt_tuning.cli.main import COMMANDS
+from prompt_tuning.cli.parsing import CommandParser
 from prompt_tuning.recipe.schema import TEXT, recipe_schema
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +64,7 @@ def settings_page() -> str:
 def commands_page() -> str:
     """Return what --help prints for every command."""
     parser = argparse.ArgumentParser(prog="prompt-tuning")
-    commands = parser.add_subparsers()
+    commands = parser.add_subparsers(parser_class=CommandParser)
     for command in COMMANDS:
         command.add_parser(commands)
     os.environ["COLUMNS"] = "110"

@@ -44,8 +44,17 @@ def truth_value(text: str) -> bool:
 @functools.cache
 def read_flags() -> list[dict[str, Any]]:
     """Return the options of `add_argument` for every flag, with the flag's spellings under `names`."""
-    saved = json.loads(FILE.read_text("utf-8"))
-    return saved["flags"] if saved["transformers"] == version("transformers") else list_flags()
+    return saved_flags() if _saved()["transformers"] == version("transformers") else list_flags()
+
+
+def saved_flags() -> list[dict[str, Any]]:
+    """Return what `read_flags` returns, at once; the flags of Trainer may be those of another transformers."""
+    return _saved()["flags"]
+
+
+@functools.cache
+def _saved() -> dict[str, Any]:
+    return json.loads(FILE.read_text("utf-8"))
 
 
 def list_flags() -> list[dict[str, Any]]:

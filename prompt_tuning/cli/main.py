@@ -43,7 +43,7 @@ from prompt_tuning.cli import (
     train,
     try_run,
 )
-from prompt_tuning.cli.parsing import Result, usage_errors
+from prompt_tuning.cli.parsing import CommandParser, Result, usage_errors
 from prompt_tuning.cli.processes import (
     announce_imports,
     explain_lost_process,
@@ -182,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=CommandParser)
     for command in COMMANDS:
         command.add_parser(commands)
     parser.set_defaults(root=parser, commands=commands)

@@ -40,9 +40,20 @@ SPLITS = ("train", "validation", "test")
 SAME_COMMAND_RESUMES = "; run the same command again to resume"
 
 
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command, whose help may end with a text that is written only when it is shown."""
+
+    further_help: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        """Return the help with the text at its end."""
+        shown = super().format_help()
+        return shown if self.further_help is None else f"{shown}\n{self.further_help()}"
+
+
 def add_command(
     commands: Commands, name: str, run: Handler, *, help: str, examples: str, usage: str = ""
-) -> argparse.ArgumentParser:
+) -> CommandParser:
     """Add the parser of a command and return it.
 
     Args:

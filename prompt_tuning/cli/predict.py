@@ -28,7 +28,7 @@ EXAMPLES = """\
   prompt-tuning predict --adapter somebody/squad-prompt@main --input rows.jsonl
   prompt-tuning predict --adapter qa=runs/quickstart runs/fr-en --input mixed.jsonl --output predicted.parquet
   prompt-tuning predict --recipe api.yaml --base_url http://localhost:8000/v1 --input rows.jsonl --output out.jsonl
-  prompt-tuning predict --recipe api.yaml --base_url http://localhost:8000/v1 --input train.jsonl \
+  prompt-tuning predict --recipe api.yaml --base_url http://localhost:8000/v1 --input train.jsonl \\
     --output taught.jsonl --as_targets --agree question_answering/instruction
   accelerate launch --num_processes 2 -m prompt_tuning predict --adapter runs/mine --input rows.jsonl --output out.csv
 """

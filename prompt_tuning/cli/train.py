@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+from functools import partial
 from pathlib import Path
 
-from prompt_tuning.arguments.data_args import DataArguments
-from prompt_tuning.arguments.model_args import ModelArguments
-from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.cli.parsing import Commands, Result, add_command, load_recipe
 from prompt_tuning.cli.processes import is_first_process
+from prompt_tuning.cli.settings_help import settings_help
 from prompt_tuning.errors import RecipeError
-from prompt_tuning.recipe.ranges import RANGES
 from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
@@ -30,7 +27,6 @@ Every key of a recipe is a flag, and every flag can be a key of a recipe. A flag
 the recipe back. The flags of transformers' Trainer are those of Seq2SeqTrainingArguments. --help_all lists them; a few
 that would have no effect here are refused. An evaluation batch holds as many rows as --per_device_eval_batch_tokens
 (8192) and --per_device_eval_batch_size (128) allow, with free memory on CUDA up to 8 times as many.
-The flags of this package:
 """
 
 
@@ -39,7 +35,7 @@ def add_parser(commands: Commands) -> None:
     parser = add_command(
         commands, "train", run, help="Train a prompt, evaluate it, save it.", examples=EXAMPLES, usage="RECIPE"
     )
-    parser.epilog = f"{parser.epilog}{_flags_of_this_package()}"
+    parser.further_help = partial(settings_help, with_trainer=False)
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file")
     parser.add_argument(
         "--help_all", "--help-all", action="store_true", help="list every flag, also the Trainer's, and exit"
@@ -53,9 +49,7 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Train, and print the run's summary."""
     if args.help_all:
-        from prompt_tuning.recipe.parser import RecipeParser
-
-        RecipeParser().print_help()
+        print_text(settings_help(with_trainer=True))
         return Result({})
     if args.recipe is None:
         raise RecipeError("no recipe. Name one: `prompt-tuning train recipes/quickstart/qa.yaml`.")
@@ -95,15 +89,3 @@ def resuming_command(command: list[str], checkpoint: str) -> list[str]:
     # A folder that was named may belong to another run, so that `true` would not find the checkpoint saved last.
     named_folder = Path(args.resume_from_checkpoint).is_dir() and args.resume_from_checkpoint != ""
     return [*words, "--resume_from_checkpoint", checkpoint if named_folder else "true"]
-
-
-def _flags_of_this_package() -> str:
-    lines = []
-    for block in (ModelArguments, DataArguments, PromptArguments):
-        lines.append("")
-        for flag in dataclasses.fields(block):
-            facts = [] if flag.default is None or flag.default is False else [f"default: {flag.default}"]
-            facts += [str(RANGES[flag.name])] if flag.name in RANGES else []
-            shown = f" ({'; '.join(facts)})" if facts else ""
-            lines.append(f"  --{flag.name:31} {flag.metadata['help']}{shown}")
-    return "\n".join(lines)

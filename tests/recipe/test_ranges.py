@@ -185,13 +185,19 @@ def test_a_wrong_name_is_answered_with_what_to_write(name, advice, parser):
     assert parser.flag_errors([f"--{name}", "1"]) == [f"command line: unknown setting {name}. {advice}"]
 
 
-def test_help_shows_ranges(capsys):
+def test_help_shows_values_and_ranges_in_the_width_of_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    shown = capsys.readouterr().out
-    assert re.search(r"--lora_dropout .*\(default: 0.0; at least 0 and below 1\)", shown)
+    _, flags = capsys.readouterr().out.split("the base model:\n")
+    assert max(map(len, flags.splitlines())) < 80
+    assert "columns. (question_answering, summarization, translation)" in " ".join(flags.split())
+    assert "in training. (default: 0.0; at least 0 and below 1)" in " ".join(flags.split())
+    assert "--learning_rate" not in flags
     assert main(["train", "--help_all"]) == 0
-    assert "It is at least 0 and at most 4294967295." in " ".join(capsys.readouterr().out.split())
+    flags = " ".join(capsys.readouterr().out.split())
+    assert "of training. (default: 42; at least 0 and at most 4294967295)" in flags
+    assert "--score_choices true|false" in flags and "--no_score_choices" not in flags
 
 
 def test_a_recipe_that_cannot_be_read_does_not_hide_wrong_flags(recipe_file, capsys):
