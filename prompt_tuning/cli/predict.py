@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
+from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.cli.parsing import (
     Commands,
     Result,
@@ -83,32 +85,42 @@ def add_parser(commands: Commands) -> None:
         action="store_true",
         help="also write the column `score`, the mean log-probability of the prediction's tokens",
     )
-    parser.add_argument(
+    add_moved_model(parser)
+    add_trust(parser)
+    _add_api_flags(parser)
+
+
+def _add_api_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that only a model behind an API has."""
+    group = parser.add_argument_group("a model behind an API (--recipe)")
+    for field in dataclasses.fields(ModelArguments):
+        if field.name in OF_API:
+            group.add_argument(
+                f"--{field.name}",
+                f"--{field.name.replace('_', '-')}",
+                metavar=OF_API[field.name],
+                help=field.metadata["help"].removeprefix("openai:NAME: "),
+            )
+    group.add_argument(
         "--as_targets",
         "--as-targets",
         action="store_true",
-        help="--recipe: write training rows, with the answers as their targets. Rows whose answer is refused, empty, "
+        help="write training rows, with the answers as their targets. Rows whose answer is refused, empty, "
         "at its limit or none of the choices are left out and counted",
     )
-    parser.add_argument(
+    group.add_argument(
         "--agree",
         metavar="TEMPLATE",
         nargs="+",
         help="--as_targets: ask with these templates, too, and leave out rows whose answers do not agree",
     )
-    parser.add_argument(
+    group.add_argument(
         "--agreement",
         metavar="SCORE",
         type=number_in(PERCENT, float),
         default=100,
         help="--agree: the least score of two answers against each other, by the task's main metric (default: 100)",
     )
-    add_moved_model(parser)
-    add_trust(parser)
-    for name, metavar in OF_API.items():
-        parser.add_argument(
-            f"--{name}", f"--{name.replace('_', '-')}", metavar=metavar, help="as in evaluate, for --recipe"
-        )
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> Result:
