@@ -91,14 +91,14 @@ def open_rows(name: str | Path, *, streaming: bool = False) -> LocalRows:
         raise DataError(other_format(name))
     files = tuple(matching_files(name))
     if not files:
-        raise DataError(f"{name}: no such file (looked in {Path.cwd()})")
+        raise DataError(f"{name}: no such file (looked in {Path.cwd()}). Name another one.")
     for file in files:
         try:
             size = file.stat().st_size
         except OSError as error:
             raise DataError(f"{file}: it cannot be read: {error.strerror}. Name another file.") from error
         if size == 0:
-            raise DataError(f"{file}: the file is empty")
+            raise DataError(f"{file}: the file is empty. Name a file with rows.")
     if kind == "json" and streaming:
         return LocalRows(files, None)
     if kind == "json":
@@ -106,7 +106,7 @@ def open_rows(name: str | Path, *, streaming: bool = False) -> LocalRows:
     else:
         columns = {"csv": _csv_columns, "parquet": _parquet_columns}[kind](files)
     if not columns:
-        raise DataError(f"{name}: no rows")
+        raise DataError(f"{name}: no rows. Name a file with rows.")
     return LocalRows(files, columns)
 
 

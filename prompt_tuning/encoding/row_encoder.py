@@ -208,7 +208,9 @@ class Encoder:
         for choice, text in zip(ids, texts, strict=True):
             check_embedded(choice, self.tokenizer, self.num_embeddings)
             if not choice:
-                raise TemplateError(f"template {self.template.name}: the choice {text!r} has no token of its own")
+                raise TemplateError(
+                    f"template {self.template.name}: the choice {text!r} has no token of its own; word it differently"
+                )
             other = texts_of_ids.setdefault(tuple(choice), text)
             if other != text:
                 raise TemplateError(

@@ -119,4 +119,7 @@ def encoded_rows(stream: Stream) -> Iterator[dict[str, Any]]:
         report.add(number, encoded)
         yield {"input_ids": encoded["input_ids"], "labels": encoded["labels"], "row": number}
     if report.rows == before:
-        raise DataError(f"{split_origin(data, 'train')}: all rows were left out as too long or empty")
+        raise DataError(
+            f"{split_origin(data, 'train')}: all rows were left out as too long or empty; raise "
+            "max_source_tokens, or correct the rows or the template"
+        )

@@ -73,7 +73,10 @@ def add_embeddings(model: PreTrainedModel, ids: Sequence[int], vectors: torch.Te
     """
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None:
-        raise ModelError(f"{type(model).__name__}: it names no output layer, so that nothing can be exported.")
+        raise ModelError(
+            f"{type(model).__name__}: it names no output layer, so that nothing can be exported. "
+            "Predict with prompt_tuning.Predictor."
+        )
     scale = embedding_scale(model)
     if head.weight is embeddings.weight:
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)

@@ -240,7 +240,10 @@ def _task_errors(recipe: Draft) -> list[str]:
         has_format = file_format(file) is not None
         rules += [
             (not has_format, other_format(file)),
-            (has_format and not matching_files(file), f"{file}: no such file (looked in {Path.cwd()})"),
+            (
+                has_format and not matching_files(file),
+                f"{file}: no such file (looked in {Path.cwd()}). Name another one.",
+            ),
         ]
     return broken_rules(rules)
 

@@ -19,7 +19,7 @@ from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs.answers import Question
 from prompt_tuning.runs.api_client import in_order
 from prompt_tuning.runs.api_model import ApiAnswer, ApiModel, api_counts
-from prompt_tuning.runs.input_rows import input_name, open_input, read_row, stream_input
+from prompt_tuning.runs.input_rows import input_name, no_rows, open_input, read_row, stream_input
 from prompt_tuning.runs.predict import AskedRow, ask_rows, report_counts, write_prediction
 from prompt_tuning.runs.prepare import prepare
 from prompt_tuning.runs.shares import Share
@@ -140,7 +140,7 @@ def _encoders(recipe: Recipe, templates: Sequence[str]) -> list[Encoder]:
 def _check_written(counts: Counter[str], source: str) -> None:
     """Raise a DataError if no row is written."""
     if not counts["rows"]:
-        raise DataError(f"{input_name(source)}: no rows")
+        raise no_rows(source)
     if counts["left_out"] == counts["rows"]:
         report_counts(counts)
         raise DataError(f"{input_name(source)}: no answer can be a target. Lower --agreement, or change templates.")

@@ -68,7 +68,9 @@ def check_architecture(recipe: Recipe, config: PretrainedConfig) -> None:
         errors.append(RecipeError(checkpointed_prefix(f"rows of a {architecture} model are not packed")))
     for name in PREFIX_PLACES:
         if not vars(prompt)[name]:
-            errors.append(RecipeError(f"{name} false has no effect: {config.model_type} has no encoder"))
+            errors.append(
+                RecipeError(f"{name} false has no effect: {config.model_type} has no encoder. Leave it out.")
+            )
     errors.raise_all()
 
 
@@ -237,9 +239,9 @@ def check_encoding(recipe: Recipe, split: str, report: EncodingReport) -> None:
     if not report.rows and not report.problems:
         reason = "too long; raise max_source_tokens or max_target_tokens, or name a column in truncate"
         if report.held_out_rows:
-            reason = "they are all demonstrations"
+            reason = "demonstrations; add rows, or lower num_demonstrations"
         if report.empty_rows:
-            reason = "empty"
+            reason = "empty; correct the rows or the template"
         errors.append(DataError(f"{origin}: all rows were left out as {reason}"))
     if report.rows and report.rows_without_demonstrations == report.rows:
         errors.append(
@@ -279,7 +281,7 @@ def check_references(recipe: Recipe, split: str, encoded: Dataset, score: Metric
     except ValueError:
         more = f"; {counted(len(without) - 1, 'more row', 'have none either')}" if len(without) > 1 else ""
         origin = row_origin(recipe.data, split, without[0])
-        raise DataError(f"{origin}: row has no reference answer{more}") from None
+        raise DataError(f"{origin}: row has no reference answer{more}. Give it one, or leave it out.") from None
 
 
 def check_language(recipe: Recipe, split: str, encoded: Dataset) -> None:

@@ -36,6 +36,11 @@ def open_input(source: str, path: Path | None) -> LocalRows | None:
     return open_rows(source) if file_format(source) and path and path.is_file() else None
 
 
+def no_rows(source: str) -> DataError:
+    """Return the error of an input without rows."""
+    return DataError(f"{input_name(source)}: no rows. Give at least one.")
+
+
 def raise_error(error: DataError) -> None:
     """Raise an error; what `stream_input` does with a bad line if its caller has no other wish."""
     raise error

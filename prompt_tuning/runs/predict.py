@@ -22,6 +22,7 @@ from prompt_tuning.runs.answers import Question
 from prompt_tuning.runs.input_rows import (
     OriginAndRow,
     input_name,
+    no_rows,
     open_input,
     raise_error,
     read_row,
@@ -209,7 +210,7 @@ def _reporter(errors: list[DataError]) -> Callable[[DataError], None]:
 def _without_prediction(source: str, errors: list[DataError]) -> DataError:
     """Return the error of an input of which rows, or all of them, have no prediction."""
     if not errors:
-        return DataError(f"{input_name(source)}: no rows")
+        return no_rows(source)
     number = counted(len(errors), "row")
     return DataError(f"{input_name(source)}: {number} without a prediction. Correct what is named above.")
 

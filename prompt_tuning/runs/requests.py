@@ -27,7 +27,7 @@ from prompt_tuning.reports.losses import prediction_counts
 from prompt_tuning.runs.answers import Question
 from prompt_tuning.runs.api_client import Body, Send, ask, in_order
 from prompt_tuning.runs.exported import ExportedTask
-from prompt_tuning.runs.input_rows import OriginAndRow, input_name, open_input, read_row, stream_input
+from prompt_tuning.runs.input_rows import OriginAndRow, no_rows, open_input, read_row, stream_input
 from prompt_tuning.runs.predict import AskedRow, ask_rows, report_counts
 from prompt_tuning.support.data_files import checked_path
 from prompt_tuning.support.files import DISK_LIMITS, atomic_write, read_json_lines
@@ -95,7 +95,7 @@ class Requests:
                 line = json.dumps(self.body(asked.question, asked.origin), ensure_ascii=False)
                 file.write(f"{printable_json(line) if file is sys.stdout else line}\n")
             if not counts["rows"]:
-                raise DataError(f"{input_name(source)}: no rows")
+                raise no_rows(source)
         report_counts(counts)
 
     def send(self, source: str, output: str, send: Send, *, concurrency: int = 8) -> None:
@@ -147,7 +147,7 @@ class Requests:
                     written.flush()
                 bar.update()
         if not counts["rows"]:
-            raise DataError(f"{input_name(source)}: no rows")
+            raise no_rows(source)
         os.replace(partial, file)
         report_counts(counts)
 

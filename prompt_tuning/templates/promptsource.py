@@ -47,7 +47,7 @@ def convert(entry: Any, name: str) -> dict[str, str]:
     """
     jinja = entry.get("jinja") if isinstance(entry, dict) else None
     if not isinstance(jinja, str):
-        raise TemplateError(f"template {name}: it has no text in the field jinja")
+        raise TemplateError(f"template {name}: it has no text in the field jinja. Write one there.")
     try:
         tree = jinja2.Environment().parse(jinja)
         source, target = _split(jinja)
@@ -56,13 +56,16 @@ def convert(entry: Any, name: str) -> dict[str, str]:
     filters = {node.name for node in tree.find_all(jinja2.nodes.Filter)}
     for random_filter in sorted(filters & RANDOM_FILTERS):
         raise TemplateError(
-            f"template {name}: its filter {random_filter} draws at random, and a row must always give the same text"
+            f"template {name}: its filter {random_filter} draws at random, and a row must always give the same text. "
+            "Take it out."
         )
     choices = entry.get("answer_choices")
     if isinstance(choices, list):  # The first files of promptsource have lists.
         choices = f" {SEPARATOR} ".join(map(str, choices))
     if choices is None and any(node.name == "answer_choices" for node in tree.find_all(jinja2.nodes.Name)):
-        raise TemplateError(f"template {name}: it reads answer_choices and its field answer_choices is empty")
+        raise TemplateError(
+            f"template {name}: it reads answer_choices and its field answer_choices is empty. Fill it."
+        )
     fields = {"source": source, "target": target} | ({} if choices is None else {"answer_choices": choices})
     return {key: text.replace(PIPE_PROTECTOR, SEPARATOR) for key, text in fields.items()}
 

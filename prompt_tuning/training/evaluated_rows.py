@@ -8,10 +8,19 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from transformers import Cache
+from transformers.trainer_utils import has_length
 
 from prompt_tuning.encoding.batching import common_prefix
 from prompt_tuning.engine.row_tree import length_order
 from prompt_tuning.errors import DataError
+
+
+def check_length(rows: Any) -> None:
+    """Raise a DataError for a stream, since an evaluation needs to know all rows."""
+    if not has_length(rows):
+        raise DataError(
+            f"evaluation needs to know all rows, and a {type(rows).__name__} has no length. Pass a Dataset."
+        )
 
 
 @dataclass
@@ -54,8 +63,7 @@ class EvaluatedRows:
             DataError: a stream, or rows with choices that share a number.
         """
         if not isinstance(rows, Dataset):
-            if not hasattr(rows, "__len__"):
-                raise DataError(f"evaluation needs to know all rows, and a {type(rows).__name__} has no length")
+            check_length(rows)
             rows = Dataset.from_list([dict(rows[number]) for number in range(len(rows))])
         rows = rows.with_format(None)
         labelled = "labels" in rows.column_names
@@ -70,7 +78,7 @@ class EvaluatedRows:
             pairs = zip(rows["choices"], rows["choice_ids"], strict=True)
             choices = dict(zip(rows["row"], pairs, strict=True))
             if len(choices) < len(rows):
-                raise DataError("rows with choices need a number each in the column row, and some have the same")
+                raise DataError("rows with choices: some have the same number in the column row. Give each its own.")
         return cls(rows, order, prefix, references, choices, labelled, with_loss and labelled, num_unread=len(rows))
 
     def in_order(self, values: np.ndarray) -> np.ndarray:

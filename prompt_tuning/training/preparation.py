@@ -12,7 +12,6 @@ from accelerate.state import is_initialized
 from peft import PeftModel
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Seq2SeqTrainingArguments, TrainingArguments
-from transformers.trainer_utils import has_length
 
 from prompt_tuning.arguments.training_args import NO_AUTO_FIND_BATCH_SIZE, sharding_errors
 from prompt_tuning.engine.dispatch import (
@@ -24,7 +23,8 @@ from prompt_tuning.engine.dispatch import (
 )
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 from prompt_tuning.engine.stop_texts import add_end_tokens
-from prompt_tuning.errors import AdapterError, DataError, ErrorList, RecipeError
+from prompt_tuning.errors import AdapterError, ErrorList, RecipeError
+from prompt_tuning.training.evaluated_rows import check_length
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +82,9 @@ def check_arguments(
     reasons |= dict.fromkeys(sharding_errors(args), True)
     errors = ErrorList(RecipeError(reason) for reason in reasons if reasons[reason])
     for rows in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
-        if rows is not None and not has_length(rows):
-            errors.append(DataError(f"evaluation needs to know all rows, and a {type(rows).__name__} has no length"))
+        if rows is not None:
+            with errors.collect():
+                check_length(rows)
     errors.raise_all()
 
 
