@@ -39,8 +39,15 @@ def add_parser(commands: Commands) -> None:
         usage="RECIPE ... [options]",
     )
     parser.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files, of one recipe or of several")
-    parser.add_argument("--seeds", metavar="N", nargs="+", type=number_in(SEED), default=[42], help="default: 42")
-    parser.add_argument("--metric", metavar="NAME", help="default: the task's main metric")
+    parser.add_argument(
+        "--seeds",
+        metavar="N",
+        nargs="+",
+        type=number_in(SEED),
+        default=[42],
+        help="each trains every recipe (default: 42)",
+    )
+    parser.add_argument("--metric", metavar="NAME", help="metric to compare (default: the task's main metric)")
     parser.add_argument(
         "--learning_rates",
         "--learning-rates",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import io
 import json
@@ -100,6 +101,7 @@ def _run(argv: list[str] | None) -> int:
         parser.print_help(sys.stderr)
         _say("\nerror: no command was named. Begin with `prompt-tuning init DATA`, or name one of these.")
         return 2
+    _check_command(parser, words[0])
     args, rest = parser.parse_known_args(words)
     errors = usage_errors(args, rest)
     if errors:
@@ -187,6 +189,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_parser(commands)
     parser.set_defaults(root=parser, commands=commands)
     return parser
+
+
+def _check_command(parser: argparse.ArgumentParser, word: str) -> None:
+    """Leave the process with an error that names the nearest command, unless the first word is a command or a flag."""
+    names = parser.get_default("commands").choices
+    if word.startswith("-") or word in names:
+        return
+    nearest = difflib.get_close_matches(word, names, n=1)
+    advice = f"Did you mean {nearest[0]}?" if nearest else "`prompt-tuning --help` lists all."
+    parser.error(f"{word}: no such command. {advice}")
 
 
 def _report_disk_error(error: OSError) -> int:

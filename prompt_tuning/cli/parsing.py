@@ -65,10 +65,11 @@ def add_command(
         usage: what follows the name in the usage line of a command that takes `--key value` for any recipe key. A
             command without it refuses unknown flags.
     """
+    settings = "\n\n--key value sets any key of the recipe. `prompt-tuning train --help` ends with a list of the keys."
     parser = commands.add_parser(
         name,
         help=help,
-        description=help,
+        description=f"{help}{settings if usage else ''}",
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -131,7 +132,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 def add_split(parser: argparse.ArgumentParser, default: str) -> None:
     """Add the flag --split."""
-    parser.add_argument("--split", default=default, choices=SPLITS, help=f"default: {default}")
+    parser.add_argument("--split", default=default, choices=SPLITS, help=f"split of the rows (default: {default})")
 
 
 def add_output_folder(parser: argparse.ArgumentParser, metavar: str, default: str, contents: str) -> None:

@@ -64,7 +64,12 @@ def add_parser(commands: Commands) -> None:
         "Lines (default: standard output)",
     )
     parser.add_argument(
-        "--batch_size", "--batch-size", metavar="N", type=number_in(COUNT), default=8, help="default: 8"
+        "--batch_size",
+        "--batch-size",
+        metavar="N",
+        type=number_in(COUNT),
+        default=8,
+        help="the most rows of a batch (default: 8)",
     )
     parser.add_argument(
         "--batch_tokens",

@@ -39,7 +39,12 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("folder", metavar="OUT", help="a folder that `prompt-tuning export` wrote")
     parser.add_argument("--task", metavar="NAME", required=True, help="a task of the folder's prompts.json")
     parser.add_argument("--input", metavar="FILE", default="-", help="rows, as for predict (default: standard input)")
-    parser.add_argument("--output", metavar="FILE", default="-", help="default: standard output; --url needs a file")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        default="-",
+        help="the file to write (default: standard output; --url needs a file)",
+    )
     parser.add_argument("--model", metavar="NAME", help="the server's name for the model (default: OUT)")
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--text", action="store_true", help="text instead of token ids, for servers that take none")

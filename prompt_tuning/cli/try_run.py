@@ -39,7 +39,11 @@ def add_parser(commands: Commands) -> None:
         "--host", metavar="ADDRESS", default="127.0.0.1", help="the address to serve on (default: this machine alone)"
     )
     parser.add_argument(
-        "--port", metavar="N", type=number_in(Range(0, 65535)), default=7860, help="default: 7860; 0: any free one"
+        "--port",
+        metavar="N",
+        type=number_in(Range(0, 65535)),
+        default=7860,
+        help="port to serve on; 0: any free one (default: 7860)",
     )
     add_moved_model(parser)
     add_trust(parser)

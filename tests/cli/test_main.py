@@ -67,6 +67,15 @@ def test_without_a_command_all_commands_are_listed(capsys):
     assert "Look at what a prompt does" in shown.err
 
 
+@pytest.mark.parametrize(
+    ("word", "advice"), [("trian", "Did you mean train?"), ("lr", "`prompt-tuning --help` lists all.")]
+)
+def test_a_wrong_command_is_answered_with_the_nearest(word, advice, capsys):
+    with pytest.raises(SystemExit):
+        main([word, "recipe.yaml"])
+    assert capsys.readouterr().err.endswith(f"prompt-tuning: error: {word}: no such command. {advice}\n")
+
+
 def test_the_version_is_printed(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
