@@ -167,3 +167,22 @@ def test_a_cut_tokenizer_is_named(name, cut, folder):
     args = ModelArguments(model_name_or_path=str(folder))
     with pytest.raises(ModelError, match=r"tokenizer\.json, tokenizer_config.json"):
         load_tokenizer(args)
+
+
+@pytest.mark.parametrize(("times", "content"), [(40, "aa"), (1, "a" * 2000)])
+@pytest.mark.parametrize("part", ("normalizer", "decoder"))
+def test_a_tokenizer_whose_replacements_fill_the_memory_is_refused(part, times, content, folder):
+    file = folder / "tokenizer.json"
+    saved = json.loads(file.read_text())
+
+    def load(pattern, text):
+        steps = [{"type": "Replace", "pattern": pattern, "content": text}] * times
+        inner = {"type": "Sequence", f"{part}s": steps}
+        file.write_text(json.dumps(saved | {part: {"type": "Sequence", f"{part}s": [inner]}}))
+        return load_tokenizer(ModelArguments(model_name_or_path=str(folder)))
+
+    load({"String": content}, "a")
+    load({"Regex": "a"}, "b")
+    for pattern in ({"String": "a"}, {"Regex": "a|"}):
+        with pytest.raises(ModelError, match=r"the replacements of its tokenizer make a text [\d,]+ times as long"):
+            load(pattern, content)
