@@ -89,11 +89,6 @@ def content_digest(files: Iterable[Path], settings: str = "") -> str:
     return digest.hexdigest()
 
 
-def check_texts(rows: Dataset) -> None:
-    """Raise a ValueError if a text of the rows is not UTF-8, which Arrow finds only when it reads the text."""
-    rows.data.validate(full=True)
-
-
 def features_of(columns: dict[str, pa.DataType | None]) -> Features:
     """Return the features of columns: Arrow's types, and JSON texts where no type gives all values back."""
     types = {name: kind or pa.null() for name, kind in columns.items()}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import glob
+import re
 from pathlib import Path
 
 import pyarrow as pa
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from prompt_tuning.data.files import check_texts, content_digest
+from prompt_tuning.data.files import content_digest
+from prompt_tuning.data.parquet import MAX_RATIO
 from prompt_tuning.errors import DataError, first_line
 from prompt_tuning.support.json_values import MAX_BYTES, parse_json, read_bounded
 
@@ -47,13 +49,12 @@ def load_saved(folder: str, name: str, *, streaming: bool = False) -> Dataset | 
     try:
         state = parse_json(read_bounded(where / STATE, MAX_BYTES))
         paths = [_inside(where, file["filename"]) for file in state["_data_files"]]
+        for path in paths:
+            _check_file(path)
         files = {"train": [glob.escape(str(path)) for path in paths]}
         # The name decides the place in the cache, where `datasets` by itself looks only at the time of a file.
         name_in_cache = "streamed" if streaming else content_digest(paths)
-        rows = load_dataset("arrow", name_in_cache, data_files=files, split="train", streaming=streaming)
-        if not streaming:
-            check_texts(rows)
-        return rows
+        return load_dataset("arrow", name_in_cache, data_files=files, split="train", streaming=streaming)
     except UNREADABLE as error:
         raise DataError(
             f"dataset {folder}, split {name}: {first_line(error.__cause__ or error)}. Save it again by save_to_disk."
@@ -83,3 +84,55 @@ def _inside(folder: Path, name: str) -> Path:
     if path.resolve().parent != folder.resolve():
         raise DataError(f"{folder}: it names {name}, which is outside of it. Save it again by save_to_disk.")
     return path
+
+
+def _check_file(file: Path) -> None:
+    """Raise a ValueError for a file of Arrow that is not valid, or whose rows are far larger than it.
+
+    `save_to_disk` compresses nothing, and writes each value where it occurs.
+    """
+    with pa.memory_map(str(file)) as source:
+        for message in pa.ipc.MessageReader.open_stream(source):
+            if message.type == "schema":
+                schema = pa.ipc.read_schema(message)
+                if re.search(r"_view\b(?!:)", " ".join(map(str, schema.types))):
+                    raise ValueError(f"{file.name}: its rows may repeat values (view)")
+            elif message.type == "record batch":
+                _check_sizes(message, file.name)
+                pa.ipc.read_record_batch(message, schema).validate(full=True)
+            else:
+                raise ValueError(f"{file.name}: its rows may repeat values ({message.type})")
+
+
+def _check_sizes(message: pa.ipc.Message, name: str) -> None:
+    """Raise a ValueError for rows that take more memory than their message.
+
+    Arrow decompresses a message as it reads it. What it has is read here from the flatbuffer of its metadata, a
+    RecordBatch with the fields length, nodes, buffers and compression.
+    """
+    data = message.metadata.to_pybytes()
+
+    def number(place: int, size: int) -> int:
+        return int.from_bytes(data[place : place + size], "little")
+
+    def target(place: int) -> int:
+        return place + number(place, 4)
+
+    def field(table: int, index: int) -> int:
+        """Return the place of a field, or 0 if the table has none."""
+        layout = table - int.from_bytes(data[table : table + 4], "little", signed=True)
+        entry = 4 + 2 * index
+        offset = number(layout + entry, 2) if entry < number(layout, 2) else 0
+        return table + offset if offset else 0
+
+    batch = target(field(target(0), 2))
+    sums = []
+    for index, part in ((1, 0), (2, 8)):  # The lengths of the arrays, then those of the buffers.
+        vector = target(field(batch, index))
+        sums.append(sum(number(vector + 4 + 16 * item + part, 8) for item in range(number(vector, 4))))
+    values, size = sums
+    body = message.body.size if message.body else 0
+    if field(batch, 3):
+        raise ValueError(f"{name}: it is compressed")
+    if size > body or values > MAX_RATIO * body:
+        raise ValueError(f"{name}: its rows take far more memory than the file")

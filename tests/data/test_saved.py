@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
 
@@ -117,3 +118,40 @@ def test_settings_of_the_hub_are_refused_for_a_saved_folder(tmp_path):
     ROWS.save_to_disk(tmp_path / "saved")
     with pytest.raises(DataError, match=r"dataset_revision has no effect: .*saved is a folder of save_to_disk"):
         splits_of(tmp_path / "saved", dataset_revision="main")
+
+
+BOMBS = {
+    "compressed": pa.array(["x" * 10_000]),
+    "a dictionary": pa.DictionaryArray.from_arrays([0] * 100, ["x"]),
+    "a view": pa.array(["x"], pa.string_view()),
+    "a view in a list": pa.array([["x"]], pa.list_(pa.string_view())),
+    "nulls": pa.nulls(100_000),
+    "nulls in a list": pa.ListArray.from_arrays([0, 100_000], pa.nulls(100_000)),
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", [*BOMBS, "not UTF-8"])
+def test_a_saved_file_that_is_not_valid_or_has_large_rows_is_refused(kind, streaming, tmp_path):
+    ROWS.save_to_disk(tmp_path / "saved")
+    file = tmp_path / "saved" / "data-00000-of-00001.arrow"
+    column = BOMBS.get(kind, pa.array([b"\xff"]).view(pa.binary()).cast(pa.binary()).view(pa.string()))
+    table = pa.table({"document": column})
+    options = pa.ipc.IpcWriteOptions(compression="zstd" if kind == "compressed" else None)
+    with pa.ipc.new_stream(file, table.schema, options=options) as stream:
+        stream.write_table(table)
+    with pytest.raises(
+        DataError, match=r"saved, split train: .*(data-00000.*(compressed|view|dictionary|memory)|UTF8)"
+    ):
+        splits_of(tmp_path / "saved", streaming=streaming)
+
+
+def test_buffers_that_overlap_are_refused(tmp_path):
+    Dataset.from_dict({"a": ["x" * 10_000], "b": ["y" * 10_000]}).save_to_disk(tmp_path / "saved")
+    file = tmp_path / "saved" / "data-00000-of-00001.arrow"
+    content = bytearray(file.read_bytes())
+    sizes = content.index((10_000).to_bytes(8, "little"))
+    content[sizes : sizes + 8] = (20_000).to_bytes(8, "little")
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="its rows take far more memory than the file"):
+        splits_of(tmp_path / "saved")
