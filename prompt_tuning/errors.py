@@ -152,3 +152,16 @@ class Stopped(KeyboardInterrupt):
             reason, self.exit_code = received.name, 128 + received
         super().__init__(f"{reason}: stopped after step {step}, whose checkpoint is saved")
         self.checkpoint = checkpoint
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP ended a command, which had removed its partial files first.
+
+    Args:
+        received: the signal.
+    """
+
+    def __init__(self, received: signal.Signals) -> None:
+        """Keep the exit code, and compose the message."""
+        super().__init__(f"ended by {received.name}")
+        self.exit_code = 128 + received

@@ -51,9 +51,10 @@ from prompt_tuning.cli.processes import (
     explain_panic,
     has_several_processes,
     is_first_process,
+    raise_signals,
     set_up_messages,
 )
-from prompt_tuning.errors import PromptTuningError, Stopped
+from prompt_tuning.errors import PromptTuningError, Stopped, Terminated
 from prompt_tuning.support.text import print_text, printable_json
 
 # The order of `prompt-tuning --help`.
@@ -115,19 +116,14 @@ def _run(argv: list[str] | None) -> int:
         sys.stdout.reconfigure(encoding="utf-8")  # rows are of any language, whatever the terminal's is
     try:
         os.getcwd()  # Libraries ask for it when they are imported.
-        with announce_imports(), explain_lost_process(), explain_panic():
+        with raise_signals(), announce_imports(), explain_lost_process(), explain_panic():
             return _run_handler(args, rest)
     except PromptTuningError as error:
         for line in str(error).splitlines():
             _say(f"error: {line}")
         return error.exit_code
-    except Stopped as stopped:
-        if is_first_process():
-            _say(f"\n{stopped}; {_how_to_resume(args, argv, stopped)}")
-        return stopped.exit_code
-    except KeyboardInterrupt:
-        _say(f"\ninterrupted{args.when_interrupted}")
-        return 130
+    except KeyboardInterrupt as error:
+        return _report_interrupt(args, argv, error)
     except OSError as error:
         return _report_disk_error(error)
 
@@ -212,6 +208,19 @@ def _report_disk_error(error: OSError) -> int:
     name = error.filename or ("the working directory" if error.errno == errno.ENOENT else "writing")
     _say(f"error: {name}: {error.strerror}; no partial file was left")
     return 1
+
+
+def _report_interrupt(args: argparse.Namespace, argv: list[str] | None, error: KeyboardInterrupt) -> int:
+    """Print that a signal ended a command and how to resume it, and return the exit code."""
+    if isinstance(error, Stopped):
+        if is_first_process():
+            _say(f"\n{error}; {_how_to_resume(args, argv, error)}")
+        return error.exit_code
+    if isinstance(error, Terminated):
+        _say(f"\n{error}{args.when_interrupted}")
+        return error.exit_code
+    _say(f"\ninterrupted{args.when_interrupted}")
+    return 130
 
 
 def _reason_of_safetensors(error: FileNotFoundError) -> OSError:

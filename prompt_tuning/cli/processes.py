@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
-from prompt_tuning.errors import ModelError, first_line, without_secrets
+from prompt_tuning.errors import ModelError, Terminated, first_line, without_secrets
 from prompt_tuning.support.text import print_text, printable
+
+SIGNALS = [signal.SIGTERM, signal.SIGHUP]
+"""The signals that end a command."""
 
 IMPORTLIB = "<frozen importlib._bootstrap>"
 
@@ -46,6 +51,34 @@ def explain_lost_process() -> Iterator[None]:
 
         with explain():
             raise
+
+
+@contextmanager
+def raise_signals() -> Iterator[None]:
+    """Raise `Terminated` for SIGTERM and SIGHUP within the block; a second signal ends the process at once.
+
+    Python would end without removing partial files. Processes of a launcher still end at once, since they may wait for
+    each other.
+    """
+    process = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != process:
+            signal.raise_signal(number)  # A worker of a pool ends as before.
+        raise Terminated(signal.Signals(number))
+
+    numbers: list[int] = []
+    if threading.current_thread() is threading.main_thread() and not has_several_processes():
+        # A shell lets a command of nohup ignore SIGHUP.
+        numbers = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

@@ -159,3 +159,18 @@ def test_a_file_beside_facts_or_a_prompt_is_replaced_only_if_it_is_of_an_earlier
         assert f"error: {file}: " in capsys.readouterr().err and file.read_text() == '{"mine": true}'
         other = tmp_path / "other.md"
         assert main([command, str(source), "--output", str(other if command == "card" else tmp_path / "new")]) == 0
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_signal_leaves_no_partial_folder(sent, code, run, tmp_path, capsys, monkeypatch):
+    def end(*args, **kwargs):
+        assert any(path.name.startswith(".partial-") for path in tmp_path.iterdir())
+        signal.raise_signal(sent)
+
+    monkeypatch.setattr("prompt_tuning.runs.export.write_export", end)
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    assert main(["export", str(run), str(tmp_path / "exported")]) == code
+    words = "interrupted" if sent == signal.SIGINT else f"ended by {signal.Signals(sent).name}"
+    assert capsys.readouterr().err.endswith(f"\n{words}\n")
+    assert not any(tmp_path.glob("*exported*")) and not any(tmp_path.glob(".partial-*"))
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
