@@ -91,8 +91,8 @@ def _made_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        with suppress(OSError):
-            for path in new:
+        for path in new:
+            with suppress(OSError):
                 path.rmdir()
         raise
 
