@@ -136,7 +136,14 @@ def add_split(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_output_folder(parser: argparse.ArgumentParser, metavar: str, default: str, contents: str) -> None:
-    """Add the flag --output_dir, for a command that does not take the recipe's."""
+    """Add the flag --output_dir, for a command that does not take the recipe's.
+
+    Args:
+        parser: of the command.
+        metavar: stands for the folder in the help.
+        default: the folder without the flag.
+        contents: what is written there, for the help.
+    """
     parser.add_argument(
         "--output_dir",
         "--output-dir",

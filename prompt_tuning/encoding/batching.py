@@ -147,7 +147,14 @@ def streamed_batches(
 
 
 def tokens_in_batch(encoded: Dataset, prompt: int, new_tokens: int, beams: int) -> list[int]:
-    """Return how many tokens each row takes in a batch of an evaluation, behind `prompt` virtual tokens."""
+    """Return how many tokens each row takes in a batch of an evaluation.
+
+    Args:
+        encoded: the rows; those with `choice_ids` are answered by a choice and generate nothing.
+        prompt: the number of virtual tokens before a row.
+        new_tokens: the most tokens that are generated.
+        beams: the number of beams of a row.
+    """
     if "choice_ids" in encoded.column_names:
         pairs = zip(encoded["input_ids"], encoded["choice_ids"], strict=True)
         return [prompt + len(ids) + sum(map(len, choices)) + len(choices) for ids, choices in pairs]
@@ -171,6 +178,6 @@ def unpadded(input_ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
 
 
 def source_rows(inputs: dict[str, torch.Tensor]) -> list[list[int]]:
-    """Return the tokens of each row of a causal batch that come before its first label."""
+    """Return the tokens of each row of a causal batch, `input_ids` and `labels` `[B, T]`, before its first label."""
     before_target = (inputs["labels"] != -100).cumsum(1) == 0
     return unpadded(inputs["input_ids"], inputs["attention_mask"] * before_target)

@@ -44,13 +44,24 @@ def shared_prefix_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Compute attention of query `[1, heads, N, D]` over key and value `[1, key heads, N, D]`.
+    """Attend in one layer; transformers calls this for `attn_implementation="shared_prefix"`.
 
-    Without a layout it is transformers' own sdpa attention (and for a capped score, Gemma 2's), or that of new tokens
-    behind shared keys.
+    Args:
+        module: the layer's attention.
+        query: `[1, heads, N, D]`; without a layout `[B, heads, T, D]`.
+        key: `[1, key heads, N, D]`; without a layout `[B, key heads, U, D]`.
+        value: the same as for the keys.
+        attention_mask: for transformers' own attention.
+        scaling: what products are multiplied by; None for 1 / sqrt(D).
+        dropout: the share of weights that are dropped.
+        row_layout: where prompts and rows stand in the packed sequence. None for transformers' own attention.
+        shared_keys: the keys of a prompt that new tokens attend to without copies of them.
+        sliding_window: how many keys a query sees, if not all.
+        softcap: the bound of scores in Gemma 2.
+        **kwargs: for transformers' own attention.
 
     Returns:
-        `[1, N, heads, D]`, and None for the weights.
+        `[1, N, heads, D]` or `[B, T, heads, D]`, and None for the weights.
     """
     if shared_keys is not None:
         return shared_keys.attend(module.layer_idx, query, (key, value), attention_mask, scaling), None

@@ -19,12 +19,19 @@ MOST_PADDING = 1.5  # The scores that a call computes are at most so many times 
 
 
 def to_device(device: torch.device, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return one-dimensional tensors of integers on a device, to which they are copied together."""
+    """Return tensors of integers, `[n]` with an n for each, on a device to which they are copied together."""
     return torch.cat(tensors).to(device).split(list(map(len, tensors)))
 
 
 def causal_mask(query: torch.Tensor, key: torch.Tensor, window: int | None, like: torch.Tensor) -> torch.Tensor:
-    """Return 0 where a query may see a key by their places and the window, and -inf elsewhere."""
+    """Return 0 where a query may see a key, and -inf elsewhere, in the shape of `query - key`.
+
+    Args:
+        query: the places of the queries, such as `[T, 1]`.
+        key: the places of the keys, such as `[U]`.
+        window: how many keys a query sees, its own included; None for all before it.
+        like: has the type and the device of the result.
+    """
     distance = query - key
     hidden = (distance < 0) | (distance >= window) if window else distance < 0
     return torch.zeros(distance.shape, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))

@@ -103,7 +103,13 @@ class RowLayout:
         return torch.cat(spans)
 
     def mask(self, before: int, length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
-        """Return the causal mask of a row behind `before` positions, as far as the window reaches.
+        """Return the causal mask of a row.
+
+        Args:
+            before: the number of positions before the row.
+            length: the number of the row's tokens.
+            window: how many positions a token sees, its own included; None for all before it.
+            like: has the type and the device of the mask.
 
         Returns:
             `[length, before + length]`, 0 where a token may look and -inf elsewhere.

@@ -55,7 +55,15 @@ def target_loss(
     num_items_in_batch: torch.Tensor | int | None = None,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Return the cross entropy of logits `[targets, V]`, divided by num_items_in_batch or else their number."""
+    """Return the summed cross entropy over a number of targets, which has no dimension.
+
+    Args:
+        logits: `[targets, V]`.
+        targets: `[targets]`; -100 has no loss.
+        num_items_in_batch: what the sum is divided by, such as the targets of an accumulated batch; by default the
+            number of these targets.
+        label_smoothing: the share of each target that is spread over the vocabulary.
+    """
     total = F.cross_entropy(
         logits.float(), targets, reduction="sum", ignore_index=-100, label_smoothing=label_smoothing
     )

@@ -260,7 +260,7 @@ class TrainedTable:
         return torch.where(is_text[..., None], text, embeds)
 
     def ordinary(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return ids with those of the tokens from which the trained ones started in their place."""
+        """Return ids of any shape, each trained one replaced by that of the token from which it started."""
         index = self._text_index(ids)
         if not len(self.text):
             return ids
@@ -272,7 +272,7 @@ class TrainedTable:
         return torch.where(self._text_index(ids) >= 0, ids + offsets[:, None], ids)
 
     def columns(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return on the CPU for each id the column of its vectors, -1 without one."""
+        """Return on the CPU, in the shape of `ids`, the column of each id's vectors, -1 without one."""
         index = self._text_index(ids.cpu())
         if not len(self.text):
             return torch.full_like(index, -1)

@@ -64,7 +64,14 @@ def has_scores(rows: list[Row], metric: str) -> bool:
 
 
 def add_scores(rows: list[Row], metric: str, score: MetricFunction, results: dict[str, Any]) -> None:
-    """Set `scores` of every row: the main metric of the row alone, by system."""
+    """Set `scores` of every row: the main metric of the row alone, by system.
+
+    Args:
+        rows: the rows of predictions/<split>.jsonl.
+        metric: the name of the main metric.
+        score: computes it.
+        results: results.json, which names the systems.
+    """
     logger.info("scoring every row alone, for the report")
     references = _column(rows, "references")
     for row in rows:

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def row_texts(rows: Sequence[Row], systems: Sequence[str], metric: str, count: int) -> list[str]:
-    """Return the text of the rows that `chosen_rows` chooses, each with the reason why it is shown."""
+    """Return the text of the rows that `chosen_rows` chooses, with the reasons; the arguments are the same."""
     chosen = chosen_rows(rows, systems, metric, count)
     return list(map(_text, map(rows.__getitem__, chosen), chosen.values()))
 

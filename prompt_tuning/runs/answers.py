@@ -264,7 +264,7 @@ def generate_texts(
     stop: Sequence[str],
     **settings: Any,
 ) -> tuple[list[str], list[bool]]:
-    """Return the texts of `generate_ids`, and for each whether only the limit of tokens ended it."""
+    """Return the texts of `generate_ids`, whose arguments it takes, and whether only the limit ended each."""
     return decode_to_limit(generate_ids(model, tokenizer, sources, stop, **settings), tokenizer, stop)
 
 

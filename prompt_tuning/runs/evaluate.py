@@ -290,7 +290,14 @@ def trainer_for(
     callbacks: list[TrainerCallback] | None = None,
     model_init: Callable[..., PreTrainedModel | PeftModel] | None = None,
 ) -> PromptTuningTrainer:
-    """Return a trainer on the recipe's rows that generates as the recipe says; it needs a model or a `model_init`."""
+    """Return a trainer on the recipe's rows that generates as the recipe says.
+
+    Args:
+        model: the model with its prompt; None with a `model_init`.
+        prepared: the recipe with its rows.
+        callbacks: called besides those of the trainer.
+        model_init: returns a new model for each training of a search.
+    """
     recipe, encoded = prepared.recipe, prepared.encoded
     # Trainer wants evaluation rows if the recipe has an eval_strategy, also for `evaluate --split train`.
     evaluated = next((encoded[split] for split in ("validation", "test", "train") if split in encoded), None)

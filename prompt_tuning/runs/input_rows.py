@@ -135,7 +135,18 @@ def lines_until_silence(stream: BinaryIO, seconds: float) -> Iterator[bytes | No
 
 
 def read_row(encoder: Encoder, data: DataArguments, origin: str, row: dict[str, Any], task: str = "") -> Question:
-    """Return a row as token ids, or raise a DataError that says where it is from."""
+    """Return a row as token ids.
+
+    Args:
+        encoder: writes the row.
+        data: says what rows may call their columns.
+        origin: where the row is from, for messages.
+        row: the row.
+        task: the name of its task among several.
+
+    Raises:
+        DataError: the row lacks a column, or cannot be encoded.
+    """
     template = encoder.template
     missing = template.missing_columns(template.source_columns, with_standard_columns(row, data))
     if missing:

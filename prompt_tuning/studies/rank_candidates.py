@@ -86,6 +86,12 @@ def make_candidates(
     """Combine templates, numbers of demonstrations and seeds; return the candidates by name.
 
     A combination in which the seed draws nothing has one candidate, with the first seed.
+
+    Args:
+        recipe: says how demonstrations are selected.
+        templates: their names.
+        counts: numbers of demonstrations.
+        seeds: each draws the demonstrations anew.
     """
     candidates = {}
     for template in templates:

@@ -91,6 +91,12 @@ def locate(
 
     The ending is that of the row's own source. Demonstrations have the other literals too.
 
+    Args:
+        template: the template.
+        row: values by column.
+        languages: from `language_variables`.
+        part: says which fixed text is trained, as `trained_text` of a recipe does.
+
     Raises:
         TemplateError: as `Template.render` does.
     """
