@@ -102,7 +102,7 @@ def count_leaks(
     loaded: DatasetDict,
     data: DataArguments,
     *,
-    initial_text: str | None = None,
+    initial_text: str | None,
 ) -> dict[str, dict[str, Any]]:
     """Compare every evaluated split with the training split, the demonstrations and init_text, and log what is found.
 

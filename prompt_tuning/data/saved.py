@@ -26,7 +26,7 @@ def is_saved(folder: str) -> bool:
     return (Path(folder) / STATE).is_file() or (Path(folder) / SPLITS_OF_FOLDER).is_file()
 
 
-def load_saved(folder: str, name: str, *, streaming: bool = False) -> Dataset | IterableDataset:
+def load_saved(folder: str, name: str, *, streaming: bool) -> Dataset | IterableDataset:
     """Return the rows of one split of a folder that `save_to_disk` wrote.
 
     The folder may come from a stranger, so that no file outside of it is read. Files that `map` left there, and those

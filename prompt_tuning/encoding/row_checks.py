@@ -73,7 +73,7 @@ def unreachable_target(
     target: str,
     references: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-    stop: Sequence[str] = (),
+    stop: Sequence[str],
 ) -> str:
     """Say why no prediction can be the target; "" if a prediction of its ids is the target or a reference.
 

@@ -33,7 +33,7 @@ def find_trained_text(
     part: Part,
     encoder: Encoder,
     rows: Dataset | IterableDataset,
-    demonstrations: Demonstrations | None = None,
+    demonstrations: Demonstrations | None,
 ) -> TrainedText:
     """Return the tokens of a template's literals that the training rows have; of a stream, its first rows.
 

@@ -28,7 +28,7 @@ flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # no
 WORTH_A_CALL = 1024  # A shared segment is one more call of attention, and has to save copies of so many keys.
 
 
-def reads_shared_keys(base: PreTrainedModel, copies: int = 1) -> bool:
+def reads_shared_keys(base: PreTrainedModel, copies: int) -> bool:
     """Return whether generation by this model, whose rows are packed, can read shared keys without copies.
 
     Args:

@@ -123,7 +123,7 @@ def answer_batch(
     tasks: Mapping[str, Task],
     questions: Sequence[Question],
     *,
-    with_scores: bool = False,
+    with_scores: bool,
 ) -> list[Answer]:
     """Answer questions in as few batches as their tasks allow.
 

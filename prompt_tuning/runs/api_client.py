@@ -192,7 +192,7 @@ def _read_json(content: bytes) -> Any:
     return json.loads(content)
 
 
-def read_reply(answer: Any, url: str, key: str = "") -> Reply:
+def read_reply(answer: Any, url: str, key: str) -> Reply:
     """Return the first choice of an answer of /completions or /chat/completions.
 
     Args:

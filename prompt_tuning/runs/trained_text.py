@@ -52,8 +52,8 @@ def text_of_run(
     recipe: Recipe,
     encoder: Encoder,
     rows: DatasetDict,
-    demonstrations: Demonstrations | None = None,
-    adapter: str | None = None,
+    demonstrations: Demonstrations | None,
+    adapter: str | None,
 ) -> TrainedText | None:
     """Return the trained text of a run, or None if it has none.
 

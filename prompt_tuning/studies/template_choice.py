@@ -25,7 +25,7 @@ def choose_template(
     rows: Sequence[Mapping[str, Any]],
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
-    language: str | None = None,
+    language: str | None,
 ) -> tuple[str, str]:
     """Return a shipped template and the reason for it.
 

@@ -85,7 +85,7 @@ def find_entry(name: str) -> Entry:
     return Entry(name, shipped[name])
 
 
-def find_entries(where: str | Path | None = None) -> tuple[list[Entry], dict[str, str]]:
+def find_entries(where: str | Path | None) -> tuple[list[Entry], dict[str, str]]:
     """Return all templates of a task, a file or a folder, and why each file that is not YAML cannot be read.
 
     Args:

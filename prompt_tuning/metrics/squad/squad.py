@@ -75,7 +75,7 @@ def _without_punctuation(text: str) -> str:
     return "".join(kept)
 
 
-def overlap_f1(prediction: Sequence[str], gold: Sequence[str], *, empty: float = 1.0) -> float:
+def overlap_f1(prediction: Sequence[str], gold: Sequence[str], *, empty: float) -> float:
     """Return the F1 of two bags of tokens: 0 for an empty answer and another.
 
     Args:
