@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
+"""The setting that limits the number of rows of every split."""
+
+SPLITS = tuple(LIMITS)
+
 
 @dataclass
 class DataArguments:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prompt_tuning.arguments.data_args import SPLITS
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.recipe.other_names import FLAG, NEAR, flag_name, split_flags
 from prompt_tuning.recipe.ranges import Range
@@ -36,7 +37,6 @@ class Result:
 
 Handler = Callable[[argparse.Namespace, list[str]], Result | None]
 
-SPLITS = ("train", "validation", "test")
 SAME_COMMAND_RESUMES = "; run the same command again to resume"
 
 

@@ -24,7 +24,7 @@ from datasets.exceptions import DatasetNotFoundError
 from httpx2 import HTTPError
 from huggingface_hub import constants
 
-from prompt_tuning.arguments.data_args import DataArguments
+from prompt_tuning.arguments.data_args import LIMITS, SPLITS, DataArguments
 from prompt_tuning.data.files import WrittenJson, load_file
 from prompt_tuning.data.formats import name_of_row
 from prompt_tuning.data.saved import is_saved, load_saved, saved_splits
@@ -39,13 +39,14 @@ from prompt_tuning.templates.shapes import language_pair, standard_columns, with
 
 logger = logging.getLogger(__name__)
 
-LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
-"""The setting that limits the number of rows of every split."""
-
-SPLITS = tuple(LIMITS)
-
 NOT_FROM_HUB = (DatasetNotFoundError, FileNotFoundError, ConnectionError, HTTPError, ValueError, RuntimeError)
 """The errors of a data set that cannot be loaded; one with a script is refused by a RuntimeError."""
+
+
+def check_split(split: str) -> None:
+    """Raise a DataError unless there is a split of this name."""
+    if split not in SPLITS:
+        raise DataError(f"split {split}: there is no such split. Name one of {', '.join(SPLITS)}.")
 
 
 def load_splits(args: DataArguments, splits: tuple[str, ...] = SPLITS) -> DatasetDict:

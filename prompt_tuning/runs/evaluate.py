@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.arguments.prompt_args import CHOICE_LOSSES
-from prompt_tuning.data.loading import SPLITS, row_origin, split_origin, with_standard_columns
+from prompt_tuning.data.loading import check_split, row_origin, split_origin, with_standard_columns
 from prompt_tuning.encoding.target_language import target_language
 from prompt_tuning.engine.dispatch import get_base
 from prompt_tuning.errors import DataError, RecipeError
@@ -75,8 +75,7 @@ def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", ou
         DataError: there is no such split.
         PromptTuningError: everything that is wrong with the recipe and the adapter, before the model loads.
     """
-    if split not in SPLITS:
-        raise DataError(f"split {split}: expected one of {', '.join(SPLITS)}")
+    check_split(split)
     check_output_dir(output_dir)
     adapter_config = None
     if adapter and recipe.model.api_name is not None:

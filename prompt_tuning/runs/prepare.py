@@ -12,9 +12,10 @@ from typing import Any
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from prompt_tuning.arguments.data_args import SPLITS
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.data.leakage import count_leaks
-from prompt_tuning.data.loading import SPLITS, load_splits, row_origin, split_origin
+from prompt_tuning.data.loading import load_splits, row_origin, split_origin
 from prompt_tuning.encoding.dataset import EncodingReport, encode
 from prompt_tuning.encoding.decoding import check_stop
 from prompt_tuning.encoding.demonstrations import Demonstrations

@@ -12,8 +12,8 @@ from typing import Any
 
 from accelerate import PartialState
 
+from prompt_tuning.arguments.data_args import SPLITS
 from prompt_tuning.arguments.methods import METHODS
-from prompt_tuning.data.loading import SPLITS
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.metrics.loading import MAIN_METRIC
 from prompt_tuning.metrics.scores import Scores

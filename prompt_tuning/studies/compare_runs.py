@@ -10,8 +10,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from prompt_tuning.arguments.data_args import SPLITS
 from prompt_tuning.arguments.methods import METHODS
-from prompt_tuning.data.loading import SPLITS
 from prompt_tuning.errors import TrainingError, first_line
 from prompt_tuning.metrics.loading import LOWER_IS_BETTER
 from prompt_tuning.recipe.loading import load_recipe

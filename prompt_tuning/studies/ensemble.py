@@ -21,11 +21,11 @@ from transformers import LogitsProcessor, LogitsProcessorList, PretrainedConfig,
 from transformers.utils.logging import tqdm
 
 from prompt_tuning.arguments.methods import METHODS, find_method
-from prompt_tuning.data.loading import SPLITS
+from prompt_tuning.data.loading import check_split
 from prompt_tuning.encoding.batching import batches_within, source_length
 from prompt_tuning.engine.dispatch import CACHE_ARCHITECTURES, get_base
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
-from prompt_tuning.errors import AdapterError, DataError, ErrorList, RecipeError
+from prompt_tuning.errors import AdapterError, ErrorList, RecipeError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.metrics.scores import Scores
@@ -123,8 +123,7 @@ def ensemble(
         DataError: the recipe has no such split.
         PromptTuningError: all errors of the adapters, before the model loads.
     """
-    if split not in SPLITS:
-        raise DataError(f"split {split}: expected one of {', '.join(SPLITS)}")
+    check_split(split)
     check_output_dir(output_dir)
     check_adapters(recipe, adapters, combine)
     folder = output_dir or Path(str(recipe.training.output_dir)) / f"evaluate-{split}-ensemble-{combine}"

@@ -15,11 +15,11 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from prompt_tuning.arguments.data_args import DataArguments
+from prompt_tuning.arguments.data_args import LIMITS, DataArguments
 from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.data.column_texts import texts_by_column
-from prompt_tuning.data.loading import LIMITS, load_splits, split_origin
+from prompt_tuning.data.loading import load_splits, split_origin
 from prompt_tuning.data.recognition import SETTINGS_OF_ONE_TASK, Recognized, recognize
 from prompt_tuning.data.sources import find_source
 from prompt_tuning.data.splitting import group_column, passages

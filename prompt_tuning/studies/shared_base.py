@@ -10,9 +10,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from prompt_tuning.arguments.data_args import SPLITS
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.arguments.model_args import ModelArguments
-from prompt_tuning.data.loading import SPLITS, split_origin
+from prompt_tuning.data.loading import split_origin
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.models.loading import load_base_model, load_config
 from prompt_tuning.recipe.recipe import Recipe

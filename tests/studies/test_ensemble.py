@@ -217,7 +217,7 @@ def test_adapters_of_another_kind_model_or_number_are_refused_at_once_before_the
         ensemble(recipe(), adapters[:1])
     with pytest.raises(RecipeError, match="--combine mean: expected vote or logits"):
         ensemble(recipe(), adapters, "mean")
-    with pytest.raises(DataError, match="split dev: expected one of train, validation, test"):
+    with pytest.raises(DataError, match=r"split dev: there is no such split\. Name one of train, validation, test"):
         ensemble(recipe(), adapters, split="dev")
     with pytest.raises(RecipeError, match="--combine logits is greedy"):
         ensemble(recipe("--generation_num_beams=2"), adapters, "logits")
