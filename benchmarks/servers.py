@@ -255,10 +255,10 @@ def relative_cost(phase: Phase, tasks: dict[str, ExportedTask], url: str, proces
     for turn, kind in enumerate(("exported", "plain", "plain", "exported"), 1):
         bodies = []
         for name, task in tasks.items():
-            added = [*task.text.ids, *task.text.text_ids]
+            added = [*task.tokens.ids, *task.tokens.text_ids]
             ordinary = dict(zip(added, range(1000, 1000 + len(added)), strict=True)) if kind == "plain" else {}
             for origin, row in islice(open_rows(str(phase.files[name])), COST_ROWS):
-                ids = task.text.ids_of(read_row(task.encoder, task.data, origin, row).source)
+                ids = task.tokens.ids_of(read_row(task.encoder, task.data, origin, row).source)
                 prompt = [2000 + turn, *(ordinary.get(id, id) for id in ids)]
                 body = {"model": model, "prompt": prompt, "max_tokens": 8, "temperature": 0}
                 bodies.append(body | {"ignore_eos": True})

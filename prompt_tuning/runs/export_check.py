@@ -69,7 +69,7 @@ def write_plainly(
     new = []
     for origin, row in tqdm(rows, desc="check"):
         source = read_row(task.encoder, task.data, origin, row).source
-        ids = torch.tensor([task.text.ids_of(source)])
+        ids = torch.tensor([task.tokens.ids_of(source)])
         written = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

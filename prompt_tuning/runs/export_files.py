@@ -23,7 +23,7 @@ from prompt_tuning.models.added_tokens import HeadRow, add_embeddings, add_token
 from prompt_tuning.models.layered_llama import with_layer_vectors
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.export_card import export_card
-from prompt_tuning.runs.exported import Text
+from prompt_tuning.runs.exported import AddedTokens
 from prompt_tuning.support.files import write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
@@ -84,26 +84,26 @@ def write_export(
     layer_vectors = _join_layer_vectors(exported)
     _check_space(folder, model, vectors, layer_vectors)
     silent = add_embeddings(model, ids, vectors)
-    texts = {}
+    tokens = {}
     first_id = ids[0]
     for task in exported:
         token_ids, ids = ids[: len(task.vectors)], ids[len(task.vectors) :]
         num_virtual = task.config.num_virtual_tokens
-        texts[task.name] = Text(token_ids[:num_virtual], token_ids[num_virtual:], num_embeddings)
-        row = texts[task.name].ids_of(encoded[task.name][0])[num_virtual:]
+        tokens[task.name] = AddedTokens(token_ids[:num_virtual], token_ids[num_virtual:], num_embeddings)
+        row = tokens[task.name].ids_of(encoded[task.name][0])[num_virtual:]
         check_rows_are_read(model, token_ids[:num_virtual], task.vectors[:num_virtual], row)
     if layer_vectors is not None:
         model = with_layer_vectors(model, first_id, layer_vectors)
     rows: list[list[int]] = []
     for name, of_task in encoded.items():
-        rows += map(texts[name].ids_of, of_task)
+        rows += map(tokens[name].ids_of, of_task)
     head = silence(model, silent, num_tokens, tqdm(rows, desc="measure the head"))
     logger.info(
         "a token of a prompt has a probability of at most %.1e, at %s positions", head.probability, head.positions
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    _write_tasks(folder, exported, texts, silent if logit_bias else ())
+    _write_tasks(folder, exported, tokens, silent if logit_bias else ())
     _write_card(folder, exported, head, silent if logit_bias else ())
 
 
@@ -151,7 +151,9 @@ def _check_space(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.parent))
 
 
-def _write_tasks(folder: Path, exported: Sequence[Exported], texts: Mapping[str, Text], biased: Sequence[int]) -> None:
+def _write_tasks(
+    folder: Path, exported: Sequence[Exported], tokens: Mapping[str, AddedTokens], biased: Sequence[int]
+) -> None:
     """Write prompts.json, and for each task the files from which `requests` makes its sources."""
     tasks = {}
     for task in exported:
@@ -159,21 +161,21 @@ def _write_tasks(folder: Path, exported: Sequence[Exported], texts: Mapping[str,
         place.path.mkdir(parents=True)
         shutil.copyfile(task.run.recipe, place.recipe)
         shutil.copyfile(task.run.template, place.template)
-        text = texts[task.name]
+        added = tokens[task.name]
         tasks[task.name] = {
-            "ids": text.ids,
-            "text_ids": text.text_ids,
+            "ids": added.ids,
+            "text_ids": added.text_ids,
             "template": str(place.template.relative_to(folder)),
             "stop": list(task.template.stop),
             "max_tokens": task.recipe.decoding["max_new_tokens"],
             "score": dict(task.scores) or None,
             "source_checksum": hashlib.sha256(task.run.adapter_weights.read_bytes()).hexdigest(),
         }
-        if text.text_ids:
+        if added.text_ids:
             shutil.copyfile(task.run.adapter_config, place.adapter_config)
         if biased:
             tasks[task.name]["logit_bias"] = {str(id): NEVER for id in biased}
-    num_embeddings = next(iter(texts.values())).first_id
+    num_embeddings = next(iter(tokens.values())).first_id
     write_json(RunFolder(folder).prompts, {"num_embeddings": num_embeddings, "tasks": tasks})
 
 

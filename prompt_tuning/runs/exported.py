@@ -18,8 +18,8 @@ from prompt_tuning.support.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Text:
-    """The added tokens of a task.
+class AddedTokens:
+    """The tokens that an export adds for a task.
 
     Args:
         ids: of the P virtual tokens before every source.
@@ -43,7 +43,7 @@ class ExportedTask:
 
     Args:
         name: its name.
-        text: its added tokens.
+        tokens: those that the export adds for it.
         encoder: writes rows as token ids.
         data: says what rows may call their columns.
         max_tokens: the largest number of new tokens.
@@ -52,7 +52,7 @@ class ExportedTask:
     """
 
     name: str
-    text: Text
+    tokens: AddedTokens
     encoder: Encoder
     data: DataArguments
     max_tokens: int
@@ -73,26 +73,26 @@ class ExportedTask:
         RunFolder(Path(folder)).check_links(run.recipe, run.template, run.adapter_config)
         recipe, template = read_run(run, str(folder), trust_remote_code=trust_remote_code)
         config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
-        text = Text(saved["ids"], saved["text_ids"], prompt.num_embeddings)
+        tokens = AddedTokens(saved["ids"], saved["text_ids"], prompt.num_embeddings)
         size = config.get_text_config().vocab_size
-        for id in (*text.ids, *text.text_ids):
-            if not text.first_id <= id < size:
+        for id in (*tokens.ids, *tokens.text_ids):
+            if not tokens.first_id <= id < size:
                 raise DataError(
-                    f"{prompt.file}: {name}: the id {id} is not that of an added token, from {text.first_id} to "
+                    f"{prompt.file}: {name}: the id {id} is not that of an added token, from {tokens.first_id} to "
                     f"{size - 1}. Export the run again."
                 )
         # Trained text has ids from the end of the base model's vocabulary.
-        encoder = replace(run_encoder(recipe, template, tokenizer, config), num_embeddings=text.first_id)
+        encoder = replace(run_encoder(recipe, template, tokenizer, config), num_embeddings=tokens.first_id)
         if run.adapter_config.is_file():
             encoder = with_saved_text(encoder, read_adapter_config(run), run.path)
         trained = encoder.trained_text.tokens if encoder.trained_text else ()
-        if len(text.text_ids) != len(trained):
+        if len(tokens.text_ids) != len(trained):
             raise DataError(
                 f"{prompt.file}: {name}: text_ids are not those of {run.adapter_config}. Export the run again."
             )
         return cls(
             name,
-            text,
+            tokens,
             encoder,
             recipe.data,
             saved["max_tokens"],

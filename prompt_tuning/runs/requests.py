@@ -67,7 +67,7 @@ class Requests:
             DataError: the text of the row does not have its token ids.
         """
         task = self.task
-        ids = task.text.ids_of(question.source)
+        ids = task.tokens.ids_of(question.source)
         prompt: Body = {"prompt": _text(task, ids, origin) if self.as_text else ids}
         if self.embeddings is not None:
             prompt = {"prompt_embeds": _encode(self.embeddings, ids)}

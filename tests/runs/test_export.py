@@ -81,7 +81,7 @@ def test_transformers_own_pipeline_and_continuous_batching_write_what_the_runs_w
         write = pipeline("text-generation", model=model, tokenizer=tokenizer)
         texts = Predictor.load(run)(rows)
         for row, text in zip(rows, texts, strict=True):
-            ids = task.text.ids_of(read_question(task.encoder, task.data, row).source)
+            ids = task.tokens.ids_of(read_question(task.encoder, task.data, row).source)
             prompt = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
             (written,) = write(prompt, return_full_text=False, **greedy)
             assert cut_at_stop(written["generated_text"], stop).strip() == text
@@ -111,7 +111,7 @@ def test_a_tokenizer_that_puts_a_space_or_a_token_before_a_text_is_taken(build, 
     run = make_run(tokens=build())
     assert export(run, tmp_path, "--check", make_run.rows) == 0
     task = ExportedTask.load(tmp_path / "out", "qa")
-    assert task.encoder.tokenizer.convert_ids_to_tokens(task.text.ids[0]) == "<|prompt:qa:0|>"
+    assert task.encoder.tokenizer.convert_ids_to_tokens(task.tokens.ids[0]) == "<|prompt:qa:0|>"
 
 
 def test_a_row_with_the_name_of_a_prompt_token_is_plain_text(make_run, tmp_path):
@@ -120,7 +120,7 @@ def test_a_row_with_the_name_of_a_prompt_token_is_plain_text(make_run, tmp_path)
     task = ExportedTask.load(tmp_path / "out", "qa")
     row = question_rows(1)[0] | {"question": "What is <|prompt:qa:0|>?"}
     source = read_question(task.encoder, task.data, row).source
-    assert task.text.ids[0] not in source
+    assert task.tokens.ids[0] not in source
     assert source == Predictor.load(run).read(row).source
 
 
@@ -207,7 +207,7 @@ def test_trained_text_of_a_template_is_exported_too(make_run, recipe_file, tmp_p
     assert "9 of 9 rows" in caplog.text
     task = ExportedTask.load(tmp_path / "out", "run")
     source = read_question(task.encoder, task.data, question_rows(1)[0]).source
-    assert task.text.text_ids and set(task.text.ids_of(source)) & set(task.text.text_ids)
+    assert task.tokens.text_ids and set(task.tokens.ids_of(source)) & set(task.tokens.text_ids)
     (tmp_path / "out/tasks/run/adapter_config.json").unlink()
     with pytest.raises(DataError, match="text_ids are not those of"):
         ExportedTask.load(tmp_path / "out", "run")
@@ -318,5 +318,5 @@ def test_architectures_whose_servers_tie_need_a_logit_bias(make_run, tmp_path, t
         export_runs([run], tmp_path / "out", rows=[make_run.rows])
     assert export(run, tmp_path, "--logit_bias", "--check", make_run.rows) == 0
     task = ExportedTask.load(tmp_path / "out", "qa")
-    assert task.logit_bias == {str(id): -100 for id in task.text.ids}
+    assert task.logit_bias == {str(id): -100 for id in task.tokens.ids}
     assert "must carry the `logit_bias`" in (tmp_path / "out/README.md").read_text("utf-8")

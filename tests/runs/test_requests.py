@@ -55,7 +55,7 @@ def test_a_request_is_a_body_of_the_completions_api(exported, make_run, monkeypa
     task = ExportedTask.load(exported, "qa")
     assert bodies[0].keys() == {"model", "prompt", "max_tokens", "temperature", "stop"}
     assert bodies[0]["stop"] == ["\n"] and bodies[0]["max_tokens"] == 12 and bodies[0]["temperature"] == 0
-    assert all(body["prompt"][:6] == task.text.ids for body in bodies)
+    assert all(body["prompt"][:6] == task.tokens.ids for body in bodies)
 
 
 def test_an_input_without_rows_is_reported(exported, tmp_path, monkeypatch):
