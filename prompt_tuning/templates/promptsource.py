@@ -15,7 +15,8 @@ import jinja2
 import jinja2.nodes
 
 from prompt_tuning.errors import TemplateError
-from prompt_tuning.templates.sandbox import SEPARATOR, changes_value
+from prompt_tuning.templates.columns import changes_value
+from prompt_tuning.templates.sandbox import SEPARATOR
 
 # promptsource writes this for each separator in the texts of a row. So its templates read it where a row has one.
 PIPE_PROTECTOR = "3ed2dface8203c4c9dfb1a5dc58e41e0"

@@ -14,8 +14,9 @@ from typing import Any
 
 import jinja2.nodes
 
+from prompt_tuning.templates.columns import item_key
 from prompt_tuning.templates.conversations import MESSAGES, PARTS, as_conversation
-from prompt_tuning.templates.sandbox import environment, item_key
+from prompt_tuning.templates.sandbox import environment
 from prompt_tuning.templates.values import kind_of
 
 COLUMN_SETTINGS = {

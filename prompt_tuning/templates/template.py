@@ -14,6 +14,7 @@ from prompt_tuning.errors import EmptyRowError, TemplateError
 from prompt_tuning.support.jinja import JINJA_ERRORS
 from prompt_tuning.support.text import listed, normalised
 from prompt_tuning.support.yaml_files import to_yaml
+from prompt_tuning.templates.columns import columns_of_row, needed_columns
 from prompt_tuning.templates.conversations import turns_of
 from prompt_tuning.templates.fields import LIST_FIELDS, check_fields, check_marks, checked_list, column_hint
 from prompt_tuning.templates.languages import LANGUAGE_VARIABLES
@@ -23,12 +24,10 @@ from prompt_tuning.templates.sandbox import (
     CHOICE_END,
     ROW,
     VALUE_END,
-    columns_of_row,
     compiled,
     compiled_choices,
     compiled_expression,
     compiled_prefix,
-    needed_columns,
     printed_values,
     trimmed_lines,
 )
