@@ -53,6 +53,11 @@ class TrainedPrefixConfig(TrainedTokensConfig, PrefixTuningConfig):
 CONFIGS = {"PROMPT_TUNING": TrainedPromptConfig, "PREFIX_TUNING": TrainedPrefixConfig}
 
 
+def saved_type(folder: str | Path, **kwargs: Any) -> str:
+    """Return the type in a saved adapter's configuration; arguments as for `read_config`."""
+    return PeftConfig._get_peft_type(str(folder), **kwargs)  # noqa: SLF001 - no public name
+
+
 def read_config(folder: str | Path, **kwargs: Any) -> PeftConfig:
     """Return the configuration of a saved adapter; unlike PEFT, also of one with trained tokens.
 
@@ -63,7 +68,6 @@ def read_config(folder: str | Path, **kwargs: Any) -> PeftConfig:
     Raises:
         ValueError: the folder holds no adapter_config.json. KeyError: the type is unknown.
     """
-    saved_type = PeftConfig._get_peft_type(str(folder), **kwargs)  # noqa: SLF001 - no public name
-    if saved_type == SAVED_TYPE:
+    if saved_type(folder, **kwargs) == SAVED_TYPE:
         return TrainedTokensConfig.from_pretrained(str(folder), **kwargs)
     return PeftConfig.from_pretrained(str(folder), **kwargs)

@@ -11,7 +11,7 @@ from peft import PeftConfig, PrefixTuningConfig, TaskType
 from peft.tuners.tuners_utils import BasePromptEncoder
 from torch import nn
 
-from prompt_tuning.engine.trained_config import TrainedTokensConfig, read_config
+from prompt_tuning.engine.trained_config import TrainedTokensConfig, read_config, saved_type
 from prompt_tuning.errors import AdapterError
 
 # adapter_config.json holds this type instead of PREFIX_TUNING, so that plain PEFT stops at a method it does not know.
@@ -93,9 +93,7 @@ def load_prompt_config(folder: str | Path, *, is_trainable: bool = False, **kwar
         ValueError: the folder holds no adapter_config.json, or the type is unknown.
         AdapterError: the configuration of a prefix is not valid.
     """
-    # PEFT has no public name for it.
-    saved_type = PeftConfig._get_peft_type(str(folder), **kwargs)  # noqa: SLF001 - no public name
-    if saved_type != SAVED_TYPE:
+    if saved_type(folder, **kwargs) != SAVED_TYPE:
         config = read_config(folder, **kwargs)
         config.inference_mode = not is_trainable
         return config
