@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from transformers import Seq2SeqTrainingArguments, Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import is_liger_kernel_available
 
 from prompt_tuning.arguments.methods import PROMPT_LEARNING_RATE
@@ -22,26 +23,24 @@ NO_AUTO_FIND_BATCH_SIZE = (
 )
 
 
-def is_sharded(args: Seq2SeqTrainingArguments) -> bool:
-    """Return whether FSDP splits the model, by the arguments or by `accelerate launch`."""
-    return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
+def sharding(args: Seq2SeqTrainingArguments) -> str:
+    """Return what splits the model, by the arguments or by `accelerate launch`: FSDP, ZeRO-3 or nothing."""
+    if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
+        return "ZeRO-3"
+    return "FSDP" if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP") else ""
 
 
 def sharding_errors(args: Seq2SeqTrainingArguments) -> list[str]:
     """Return what a split model cannot be trained with, one message each."""
     plugin = args.fsdp_plugin_args or {}
     errors = []
-    if is_sharded(args) and int(plugin.get("fsdp_version") or os.environ.get("FSDP_VERSION", "1")) != 2:
+    is_fsdp = sharding(args) == "FSDP"
+    if is_fsdp and int(plugin.get("fsdp_version") or os.environ.get("FSDP_VERSION", "1")) != 2:
         errors.append("FSDP: version 1 does not run here. Set fsdp_version: 2, as recipes/accelerate/fsdp2.yaml does.")
-    if is_sharded(args) and (plugin.get("cpu_offload") or parse_flag_from_env("FSDP_OFFLOAD_PARAMS")):
+    if is_fsdp and (plugin.get("cpu_offload") or parse_flag_from_env("FSDP_OFFLOAD_PARAMS")):
         errors.append(
             "fsdp_offload_params: the weights would lie on the CPU and the rows on the GPU. Set it to false; load the "
             "frozen weights in bfloat16, or take more GPUs."
-        )
-    if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
-        errors.append(
-            "deepspeed ZeRO-3 splits weights in a way that evaluation and saving do not support. Launch it with "
-            "recipes/accelerate/fsdp2.yaml."
         )
     if args.deepspeed_plugin is not None and args.fp16:
         errors.append("fp16: DeepSpeed would round the trained weights to float16. Set bf16: true instead.")
@@ -140,6 +139,8 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
             # Trainer leaves ddp_timeout out on CPUs, and processes would wait half an hour for a lost one.
             PartialState(cpu=True, timeout=timedelta(seconds=self.ddp_timeout))
         super().__post_init__()
+        # transformers would let ZeRO-3 split a model while it is read, and a prompt starts from whole embeddings.
+        unset_hf_deepspeed_config()
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # Without an accelerator it only causes a warning.
         if self.mixed_precision in ("bf16", "fp16"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from accelerate.utils import DynamoBackend
 
 from prompt_tuning.arguments.methods import METHODS
-from prompt_tuning.arguments.training_args import is_sharded
+from prompt_tuning.arguments.training_args import sharding
 from prompt_tuning.recipe.rules import Rules, broken_rules
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def _precision_errors(recipe: Recipe) -> list[str]:
     settings = recipe.model.quantization_config
     quantization = settings if isinstance(settings, dict) else {}
     computing = recipe.computing_type
+    split_by = sharding(recipe.training)
     stored = str(quantization.get("bnb_4bit_quant_storage", "uint8")).removeprefix("torch.")
     return broken_rules(
         [
@@ -49,12 +50,12 @@ def _precision_errors(recipe: Recipe) -> list[str]:
                 "fp16 has no effect on a CPU: accelerate trains in float32. Set bf16: true, or leave it out.",
             ),
             (
-                quantization and is_sharded(recipe.training) and not quantization.get("load_in_4bit"),
-                "quantization_config: FSDP splits quantized weights only of load_in_4bit. Launch it with "
-                "recipes/accelerate/ddp.yaml.",
+                quantization and split_by and (split_by == "ZeRO-3" or not quantization.get("load_in_4bit")),
+                "quantization_config: FSDP splits quantized weights only of load_in_4bit, and ZeRO-3 none. Launch it "
+                "with recipes/accelerate/ddp.yaml.",
             ),
             (
-                quantization.get("load_in_4bit") and is_sharded(recipe.training) and stored != computing,
+                quantization.get("load_in_4bit") and split_by == "FSDP" and stored != computing,
                 f"quantization_config: FSDP splits 4-bit weights only if they are stored as {computing}, in which the "
                 f"training computes. Set bnb_4bit_quant_storage: {computing}.",
             ),

@@ -1,9 +1,9 @@
-"""Refuse what cannot be run on a model that FSDP splits."""
+"""Refuse what cannot be run on a model that FSDP or ZeRO-3 splits."""
 
 from __future__ import annotations
 
 from prompt_tuning.arguments.methods import METHODS
-from prompt_tuning.arguments.training_args import is_sharded
+from prompt_tuning.arguments.training_args import sharding
 from prompt_tuning.engine.dispatch import PACKED_ARCHITECTURES
 from prompt_tuning.errors import ErrorList, RecipeError
 from prompt_tuning.models.loading import load_config
@@ -11,14 +11,15 @@ from prompt_tuning.recipe.recipe import Recipe
 
 
 def check_sharding(recipe: Recipe) -> None:
-    """Raise a RecipeError if a recipe is launched under FSDP and its method, model or teacher cannot be split."""
-    if not is_sharded(recipe.training):
+    """Raise a RecipeError if FSDP or ZeRO-3 is launched for a method, a model or a teacher that cannot be split."""
+    split_by = sharding(recipe.training)
+    if not split_by:
         return
     method = METHODS[recipe.prompt.method]
     config = load_config(recipe.model)
     architecture = config.get_text_config().model_type
     refused = []
-    if not method.runs_under_fsdp:
+    if not method.runs_under_fsdp or (method.trains_whole_model and split_by == "ZeRO-3"):
         refused.append(f"method {method.name}")
     if recipe.prompt.teacher_template:
         refused.append("a teacher_template")
@@ -34,8 +35,9 @@ def check_sharding(recipe: Recipe) -> None:
 
 
 def refuse_sharding(recipe: Recipe, name: str) -> None:
-    """Raise a RecipeError if a recipe is launched under FSDP, where what is named does not run."""
-    if is_sharded(recipe.training):
+    """Raise a RecipeError if a recipe is launched under FSDP or ZeRO-3, where what is named does not run."""
+    split_by = sharding(recipe.training)
+    if split_by:
         raise RecipeError(
-            f"{recipe.path}: {name} does not run under FSDP. Launch it with recipes/accelerate/ddp.yaml."
+            f"{recipe.path}: {name} does not run under {split_by}. Launch it with recipes/accelerate/ddp.yaml."
         )

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from prompt_tuning.arguments.data_args import SPLITS
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.arguments.model_args import ModelArguments
+from prompt_tuning.arguments.training_args import sharding
 from prompt_tuning.data.loading import split_origin
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.models.loading import load_base_model, load_config
@@ -102,8 +103,9 @@ class SharedBaseModel:
 
         On a CPU the result is bit for bit that of `runs.train.train`, which reads the model by itself.
         """
-        # No other run may use weights that change, and a model behind an API has none here.
-        if METHODS[recipe.prompt.method].trains_whole_model or recipe.model.api_name is not None:
+        # No other run may use weights that change or that ZeRO-3 splits. A model behind an API has none here.
+        changes = METHODS[recipe.prompt.method].trains_whole_model or sharding(recipe.training) == "ZeRO-3"
+        if changes or recipe.model.api_name is not None:
             return train(recipe, evaluate_hard_prompt=evaluate_hard_prompt, split=split)
         if self.args != recipe.model:
             self.args = None

@@ -26,7 +26,11 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from prompt_tuning.errors import Stopped, TrainingError
-from prompt_tuning.training.distributed import keep_gathered_outside_layers, remove_duplicate_embedding_name
+from prompt_tuning.training.distributed import (
+    keep_gathered_by_deepspeed,
+    keep_gathered_outside_layers,
+    remove_duplicate_embedding_name,
+)
 from prompt_tuning.training.preparation import report_repeated_casts
 from prompt_tuning.training.resuming import (
     CHANGED_SETTINGS,
@@ -80,6 +84,7 @@ class TrainingStart(TrainerCallback):
             RecipeError: the checkpoint is of an optimiser of another kind.
         """
         keep_gathered_outside_layers(model)
+        keep_gathered_by_deepspeed(model, optimizer)
         remove_duplicate_embedding_name(model)
         report_repeated_casts(model, args)
         self.first_step = state.global_step

@@ -16,6 +16,7 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.state import GradientState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -169,6 +170,37 @@ def keep_gathered_outside_layers(model: torch.nn.Module) -> list[FSDPModule]:
     return parts
 
 
+def is_split(model: torch.nn.Module) -> bool:
+    """Return whether FSDP or DeepSpeed's ZeRO-3 splits the weights of a model among the processes."""
+    return isinstance(model, FSDPModule) or is_split_by_deepspeed(model)
+
+
+def is_split_by_deepspeed(model: torch.nn.Module) -> bool:
+    """Return whether DeepSpeed's ZeRO-3 splits the weights of a model; it gives each of them a number."""
+    return "ds_id" in vars(next(model.parameters()))
+
+
+def keep_gathered_by_deepspeed(model: torch.nn.Module, optimizer: Optimizer) -> None:
+    """Keep all of a model that ZeRO-3 splits gathered, except its layers.
+
+    Args:
+        model: nothing is done for one that is not split.
+        optimizer: as accelerate wraps DeepSpeed's.
+    """
+    if not is_split_by_deepspeed(model):
+        return
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    of_layers = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    outside = [parameter for parameter in model.parameters() if id(parameter) not in of_layers]
+    for parameter in outside:
+        parameter.is_external_param = True  # DeepSpeed then keeps it after its module's forward.
+    zero3 = optimizer.optimizer
+    zero3.persistent_parameters[:] = outside  # DeepSpeed gathers them after each step.
+    outside[0].all_gather(outside)
+    # This hook records the order of modules, which is not the same in every batch.
+    zero3.parameter_offload.fwd_pre_hook.remove()
+
+
 def remove_duplicate_embedding_name(model: torch.nn.Module) -> None:
     """Let a split model have its embeddings only by the base model's name.
 
@@ -225,7 +257,15 @@ def full_state_dict(model: torch.nn.Module, accelerator: Accelerator) -> Iterato
 
     Every process has to enter the block, and the main one to save in it. With a prompt the base model stays split.
     """
-    if not isinstance(model, FSDPModule):
+    if is_split_by_deepspeed(model):
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        in_layers = [parameter for parameter in trained.values() if not parameter.is_external_param]
+        for parameter in in_layers:
+            parameter.all_gather()
+        yield {name: parameter.detach().clone() for name, parameter in trained.items()}
+        for parameter in in_layers:
+            parameter.partition()
+    elif not isinstance(model, FSDPModule):
         yield None
     elif has_prompt(model):
         with _whole_prompts(model):
@@ -244,7 +284,7 @@ def synchronized_forwards(model: torch.nn.Module) -> Iterator[dict[str, bool]]:
     Yields:
         The arguments that `generate` needs for it.
     """
-    if not isinstance(model, FSDPModule):
+    if not is_split(model):
         yield {}
         return
     base = get_base(model)

@@ -26,6 +26,7 @@ from transformers import (
     TrainerCallback,
 )
 from transformers.data.data_collator import DataCollator
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import HubStrategy, TrainOutput
@@ -43,7 +44,7 @@ from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.training import resuming
 from prompt_tuning.training.callbacks import Divergence, TrainingStart
 from prompt_tuning.training.checkpoints import KeepOnlyBest, atomic_checkpoint, load_named_adapter, rotate_checkpoints
-from prompt_tuning.training.distributed import full_state_dict, keep_losses_in_float32, without_repeated
+from prompt_tuning.training.distributed import full_state_dict, is_split, keep_losses_in_float32, without_repeated
 from prompt_tuning.training.evaluation import EvaluatingTrainer, trains_several_tasks
 from prompt_tuning.training.losses import aligned_outputs, distillation_loss, teacher_logits
 from prompt_tuning.training.optimizer import separate_layer_vectors
@@ -147,6 +148,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
                 callbacks=callbacks,
                 optimizers=optimizers,
             )
+        unset_hf_deepspeed_config()  # Trainer has set it again.
         keep_losses_in_float32(self.accelerator)
         if compute_metrics and not self.args.predict_with_generate:
             logger.warning("evaluations give a loss and no metric, since predict_with_generate is False")
@@ -288,7 +290,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model; a checkpoint also gets the network that writes the prompt, and no card."""
-        if isinstance(self.model, FSDPModule):
+        if is_split(self.model):
             with full_state_dict(self.model, self.accelerator) as state_dict:
                 if self.args.should_save:
                     self._save(output_dir, state_dict)

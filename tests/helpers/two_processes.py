@@ -1,6 +1,6 @@
 """Train and evaluate in two processes, for tests/training/test_distributed.py.
 
-    cd tests; torchrun --nproc_per_node 2 -m helpers.two_processes ddp|fsdp2|zero2 FOLDER
+    cd tests; torchrun --nproc_per_node 2 -m helpers.two_processes ddp|fsdp2|zero2|zero3 FOLDER
 
 The same functions run in one process for comparison. Each process writes its outcome to FOLDER/<kind>-<rank>.json.
 """
@@ -21,6 +21,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from helpers.rows import PLACES, question_rows
 from prompt_tuning import (
@@ -80,7 +81,7 @@ TRAIN_ROWS, BATCH, STEPS = 20, 8, 7  # The last batch has 4 rows, all for one of
 REMAINDERS = (1, 2, 7)
 BF16 = [(method, "bf16") for method in METHODS if method != "projected prefix"]
 # On a CPU there is no autocast in float16, but FSDP2 has a policy of its own.
-HALF = {"ddp": BF16, "zero2": BF16, "fsdp2": [*BF16, ("prefix tuning", "fp16"), ("P-tuning", "fp16")]}
+HALF = {"ddp": BF16, "zero2": BF16, "zero3": BF16, "fsdp2": [*BF16, ("prefix tuning", "fp16"), ("P-tuning", "fp16")]}
 RESUMED = {
     "ddp": ["prompt tuning", "P-tuning", "trained tokens"],
     "fsdp2": ["prompt tuning", "P-tuning", "LoRA", "trained tokens"],
@@ -93,7 +94,12 @@ FSDP2 = {
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
 }
-ZERO2 = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+DEEPSPEED = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
+SPLIT = {
+    "fsdp2": FSDP2,
+    "zero2": DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "zero3": DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+}
 
 
 class Watched(PromptTuningTrainer):
@@ -170,7 +176,9 @@ def fit(folder, method, output, resume=None, **settings):
     loss = run.evaluate()["eval_loss"]
     run.save_model(folder / output / "adapter", _internal_call=True)
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
-    return {"loss": loss, "losses": losses, "texts": run.texts}
+    layers = [module for module in run.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    in_layers = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
+    return {"loss": loss, "losses": losses, "texts": run.texts, "numbers in layers": in_layers}
 
 
 def fit_all(folder, kind):
@@ -294,7 +302,7 @@ def main(kind, folder):
         if kind == "fsdp2":
             as_on_gpus()
             PartialState(cpu=True)
-        os.environ |= FSDP2 if kind == "fsdp2" else ZERO2
+        os.environ |= SPLIT[kind]
         outcome = {"methods": fit_all(folder, kind), "half precision": fit_in_half_precision(folder, kind)}
         outcome["accumulated"] = fit_accumulated(folder, kind)
         resume(folder, kind)

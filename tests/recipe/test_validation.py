@@ -159,14 +159,17 @@ def test_all_mistakes_are_reported_together_with_the_next_step(recipe_file, chan
         assert message in str(caught.value)
 
 
-def test_deepspeed_zero_3_and_its_fp16_are_refused(recipe_file):
+def test_float16_and_quantized_weights_under_deepspeed_are_refused(recipe_file):
     recipe = load_recipe(recipe_file())
-    recipe.training.deepspeed_plugin = SimpleNamespace(zero_stage=3)
-    assert [problem for problem in validation_errors(recipe) if problem.startswith("deepspeed ZeRO-3")]
-    recipe.training.deepspeed_plugin.zero_stage = 2
+    recipe.training.deepspeed_plugin = SimpleNamespace(zero_stage=2)
     assert validation_errors(recipe) == []
     recipe.training.fp16 = True
     assert [problem for problem in validation_errors(recipe) if problem.startswith("fp16: DeepSpeed would round")]
+    recipe.training.fp16 = False
+    recipe.training.deepspeed_plugin.zero_stage = 3
+    assert validation_errors(recipe) == []
+    recipe.model.quantization_config = {"load_in_4bit": True}
+    assert [problem for problem in validation_errors(recipe) if "and ZeRO-3 none. Launch it with" in problem]
 
 
 def test_an_unknown_language_is_reported(recipe_file, caplog):

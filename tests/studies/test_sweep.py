@@ -106,6 +106,14 @@ def test_no_run_changes_the_shared_base_model(recipe_file, tmp_path, base_models
     )
 
 
+def test_runs_under_zero3_which_splits_weights_share_no_model(recipe_file, monkeypatch):
+    recipe = load_recipe(recipe_file())
+    monkeypatch.setattr(runs, "train", lambda recipe, **settings: settings)
+    assert "base" in runs.SharedBaseModel().train(recipe)
+    recipe.training.deepspeed_plugin = SimpleNamespace(zero_stage=3)
+    assert "base" not in runs.SharedBaseModel().train(recipe)
+
+
 def test_a_failed_run_is_reported_and_only_that_run_is_run_again(recipe_file, tmp_path, capsys, monkeypatch):
     sweep = write_sweep(
         tmp_path, recipe_file(output_dir=None), {"one": {}, "two": {"learning_rate": 0.1}, "three": {"seed": 7}}

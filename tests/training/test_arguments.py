@@ -19,6 +19,11 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.integrations.deepspeed import (
+    HfTrainerDeepSpeedConfig,
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+)
 
 from prompt_tuning import PromptTuningArguments, PromptTuningTrainer, add_soft_prompt, load_metrics, prompt_config
 from prompt_tuning.arguments import PromptArguments
@@ -238,15 +243,23 @@ def test_offloading_by_the_arguments_is_refused_too(tokenizer, tmp_path):
         build(soft("llama", tokenizer), tokenizer, tmp_path, settings=settings)
 
 
-@pytest.mark.parametrize(
-    ("stage", "fp16", "message"),
-    [(3, False, "deepspeed ZeRO-3 splits weights"), (2, True, "fp16: DeepSpeed would round the trained weights")],
-)
-def test_a_trainer_refuses_what_deepspeed_would_do_wrong(stage, fp16, message, tokenizer, tmp_path):
+def test_a_trainer_refuses_float16_under_deepspeed(tokenizer, tmp_path):
     args = PromptTuningArguments(str(tmp_path), use_cpu=True)
-    args.deepspeed_plugin, args.fp16 = SimpleNamespace(zero_stage=stage), fp16
-    with pytest.raises(RecipeError, match=message):
+    args.deepspeed_plugin, args.fp16 = SimpleNamespace(zero_stage=2), True
+    with pytest.raises(RecipeError, match="fp16: DeepSpeed would round the trained weights"):
         build(soft("llama", tokenizer), tokenizer, tmp_path, args=args)
+
+
+def test_a_model_is_read_whole_before_deepspeed_splits_it(tokenizer, tmp_path):
+    zero3 = HfTrainerDeepSpeedConfig.__new__(HfTrainerDeepSpeedConfig)  # Its __init__ needs deepspeed.
+    zero3._stage = 3
+    set_hf_deepspeed_config(zero3)
+    args = PromptTuningArguments(str(tmp_path), use_cpu=True)
+    assert not is_deepspeed_zero3_enabled()
+    model = soft("llama", tokenizer)
+    set_hf_deepspeed_config(zero3)
+    build(model, tokenizer, tmp_path, args=args)
+    assert not is_deepspeed_zero3_enabled()
 
 
 def test_a_further_trainer_of_a_run_does_not_pass_deepspeed_on_again(tokenizer, tmp_path):

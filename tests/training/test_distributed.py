@@ -1,4 +1,4 @@
-"""Compare two processes over gloo with one process, with DDP and, as far as a CPU runs them, with FSDP2 and ZeRO-2."""
+"""Compare two processes over gloo with one process, with DDP and, as far as a CPU runs them, with FSDP2 and ZeRO."""
 
 import json
 import subprocess
@@ -31,7 +31,9 @@ from safetensors.torch import load_file
 from transformers import BloomConfig
 
 from prompt_tuning.cli.main import main
-from prompt_tuning.errors import ProcessError
+from prompt_tuning.errors import ProcessError, RecipeError
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.sharding import check_sharding
 from prompt_tuning.training.distributed import explain_lost_process, keep_losses_in_float32
 
 PROMPT = 6 * 32  # A prompt has so many numbers.
@@ -74,11 +76,20 @@ def fsdp2(folder, one):
     return in_two("fsdp2", folder)
 
 
-@pytest.fixture(scope="module")
-def zero2(folder, one):
+def in_two_by_deepspeed(kind, folder):
     if not find_spec("deepspeed"):
         pytest.skip("needs deepspeed, which the suite does not install")
-    return in_two("zero2", folder)
+    return in_two(kind, folder)
+
+
+@pytest.fixture(scope="module")
+def zero2(folder, one):
+    return in_two_by_deepspeed("zero2", folder)
+
+
+@pytest.fixture(scope="module")
+def zero3(folder, one):
+    return in_two_by_deepspeed("zero3", folder)
 
 
 def adapter(folder, name):
@@ -86,7 +97,7 @@ def adapter(folder, name):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero2"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero2", "zero3"])
 def test_two_processes_take_the_steps_of_one(kind, method, one, folder, request):
     processes = request.getfixturevalue(kind)
     expected = one["methods"][method]
@@ -101,7 +112,7 @@ def test_two_processes_take_the_steps_of_one(kind, method, one, folder, request)
     assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=within) for name in ours)
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero2"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero2", "zero3"])
 def test_accumulated_steps_of_two_processes_are_those_of_one(kind, one, folder, request):
     for process in request.getfixturevalue(kind):
         assert process["accumulated"]["losses"] == pytest.approx(one["accumulated"]["losses"], abs=1e-5)
@@ -227,13 +238,34 @@ def test_models_and_methods_that_fsdp_cannot_train_are_refused(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["fsdp2", "zero2"])
+def test_zero3_leaves_no_weight_of_a_layer_in_a_process(zero3):
+    for process in zero3:
+        assert {outcome["numbers in layers"] for outcome in process["methods"].values()} == {0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"method": "full", "num_virtual_tokens": None}, "method full"),
+        ({"method": "cpt", "num_virtual_tokens": None, "init_text": "Answer."}, "method cpt"),
+    ],
+)
+def test_methods_that_zero3_cannot_train_are_refused(changes, refused, recipe_file):
+    recipe = load_recipe(recipe_file(**changes))
+    recipe.training.deepspeed_plugin = SimpleNamespace(zero_stage=2)
+    check_sharding(recipe)
+    recipe.training.deepspeed_plugin.zero_stage = 3
+    with pytest.raises(RecipeError, match=f"{refused} does not run under ZeRO-3. Launch it with recipes/accelerate/"):
+        check_sharding(recipe)
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", "zero2", "zero3"])
 def test_a_split_model_generates_what_a_whole_one_does(kind, one, request):
     for process in request.getfixturevalue(kind):
         assert process["without training"] == one["without training"]
 
 
-@pytest.mark.parametrize("kind", ["fsdp2", "zero2"])
+@pytest.mark.parametrize("kind", ["fsdp2", "zero2", "zero3"])
 def test_a_split_model_is_saved_as_one_adapter_that_plain_peft_loads(kind, folder, tokenizer, request):
     request.getfixturevalue(kind)
     assert_same_run(folder / "one run", folder / f"{kind} run")
