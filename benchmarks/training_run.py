@@ -28,8 +28,7 @@ from prompt_tuning import Encoder, Template, encode
 from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.recipe.loading import load_recipe
 
-RECIPE = ROOT / "recipes" / "quickstart" / "qa.yaml"
-RECIPE_STEPS, TEST_ROWS = 60, 140
+RECIPE = load_recipe(ROOT / "recipes" / "quickstart" / "qa.yaml")
 
 
 @dataclass
@@ -62,23 +61,24 @@ def run_peft(folder: str, steps: int, test_rows: int, **order: str) -> tuple[flo
     """Train and write texts by PEFT and Trainer; return the seconds in all, and those of the training."""
     began = time.perf_counter()
     words = tokenizer()
-    recipe = load_recipe(RECIPE)
-    encoder = Encoder(Template.load(recipe.prompt.template), words, max_source_tokens=256, max_target_tokens=24)
+    prompt = RECIPE.prompt
+    limits = {"max_source_tokens": prompt.max_source_tokens, "max_target_tokens": prompt.max_target_tokens}
+    encoder = Encoder(Template.load(prompt.template), words, **limits)
     train, _ = encode(Dataset.from_list(quickstart_rows("train")), encoder, training=True)
     test, _ = encode(Dataset.from_list(quickstart_rows("test")[:test_rows]), encoder)
     sources = [ids[: source_length(labels)] for ids, labels in zip(test["input_ids"], test["labels"], strict=True)]
-    text = recipe.prompt.init_text
     config = PromptTuningConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=len(words(text).input_ids), prompt_tuning_init="TEXT",
-        prompt_tuning_init_text=text, tokenizer_name_or_path=str(MODEL),
+        task_type="CAUSAL_LM", num_virtual_tokens=len(words(prompt.init_text).input_ids), prompt_tuning_init="TEXT",
+        prompt_tuning_init_text=prompt.init_text, tokenizer_name_or_path=str(MODEL),
     )  # fmt: skip
     names = ("learning_rate", "lr_scheduler_type", "warmup_steps", "per_device_train_batch_size", "seed")
-    settings = {name: getattr(recipe.training, name) for name in names}
+    settings = {name: getattr(RECIPE.training, name) for name in names}
     training = time.perf_counter()
     model = trained_by_peft(train, config, folder, max_steps=steps, disable_tqdm=True, **settings, **order).eval()
     trained = time.perf_counter()
+    stop = {"stop_strings": list(encoder.template.stop), "tokenizer": words}
     for writer in (model.get_base_model(), model):
-        generate_in_batches(writer, sources, words, new_tokens=24, stop_strings=["\n"], tokenizer=words)
+        generate_in_batches(writer, sources, words, new_tokens=prompt.max_target_tokens, **stop)
     return time.perf_counter() - began, trained - training
 
 
@@ -86,7 +86,7 @@ def run_project(folder: str, steps: int, test_rows: int) -> tuple[float, float]:
     """Run the recipe; return the seconds in all, and those of the training."""
     began = time.perf_counter()
     run = pt.train(
-        str(RECIPE), output_dir=folder, max_steps=steps, max_predict_samples=test_rows, save_strategy="no",
+        str(RECIPE.path), output_dir=folder, max_steps=steps, max_predict_samples=test_rows, save_strategy="no",
         disable_tqdm=True,
     )  # fmt: skip
     return time.perf_counter() - began, run.results["train_seconds"]
@@ -103,8 +103,8 @@ def measure(run, steps: int, test_rows: int, held_out: Dataset, **order: str) ->
 
 def main() -> None:
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 12
-    test_rows = max(1, TEST_ROWS * steps // RECIPE_STEPS)
-    encoder = Encoder(Template.load("question_answering/instruction_last"), tokenizer())
+    test_rows = max(1, len(quickstart_rows("test")) * steps // RECIPE.training.max_steps)
+    encoder = Encoder(Template.load(RECIPE.prompt.template), tokenizer())
     held_out, _ = encode(Dataset.from_list(quickstart_rows("validation")[::3]), encoder)
     print(f"{describe_machine()}; {test_rows} test rows, seed 42\n")
     plain = measure(run_peft, steps, test_rows, held_out)
