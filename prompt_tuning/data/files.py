@@ -71,7 +71,7 @@ def load_file(name: str | Path, *, streaming: bool = False) -> Dataset | Iterabl
     try:
         if file_format(name) == "parquet":
             files = [glob.escape(str(file)) for file in local.files]
-            deque(local, maxlen=0)  # A row that cannot be read raises, and a file that is far larger than its size.
+            deque(local, maxlen=0)  # Reading all rows finds one that is bad, and values far larger than the file.
             # The name of the configuration makes the content a part of the key of the cache.
             return load_dataset("parquet", fingerprint, data_files=files, split="train")
         features = features_of(local.columns or {})
