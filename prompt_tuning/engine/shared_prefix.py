@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.encoding.batching import move_padding, pad_left
+from prompt_tuning.engine.activations import recomputed_activations
 from prompt_tuning.engine.calls import (
     arguments_with_labels,
     check_generate_arguments,
@@ -106,7 +107,9 @@ class SharedPrefixModel(PromptModel):
             else:
                 arguments: dict[str, Any] = {"adapter_names": adapter_names, "task_ids": task_ids}
                 arguments |= {"num_items_in_batch": num_items_in_batch, "label_smoothing": label_smoothing}
-                output = self._forward_to_targets(rows, attention_mask, labels.long(), **arguments, **kwargs)
+                # A compiled layer decides by itself what it keeps.
+                with nullcontext() if self._compiled else recomputed_activations():
+                    output = self._forward_to_targets(rows, attention_mask, labels.long(), **arguments, **kwargs)
         return output if as_dictionary else output.to_tuple()
 
     def _forward_to_targets(

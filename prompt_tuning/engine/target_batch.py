@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,37 @@ class Batch:
         return Batch(self.input_ids[:, start:], self.needed[:, start:], self.predicts[:, start:], shared=0)
 
 
+class SummedCrossEntropy(torch.autograd.Function):
+    """The cross entropy that keeps of the size `[targets, V]` nothing but the logits, which the caller has anyway.
+
+    With a large vocabulary the log-softmax that torch keeps, and its second gradient of this size, are most of a step's
+    memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+        """Return the sum over the targets `[targets]`, without those that are -100."""
+        sums = logits.logsumexp(-1)
+        ctx.save_for_backward(logits, targets, sums)
+        ctx.label_smoothing = label_smoothing
+        losses = sums - (1 - label_smoothing) * logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+        if label_smoothing:
+            losses -= label_smoothing * logits.mean(-1)
+        return losses.masked_fill(targets == -100, 0).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradient of the logits: their probabilities less those that the targets ask for."""
+        logits, targets, sums = ctx.saved_tensors
+        by_logits = (logits - sums[:, None]).exp_()
+        if ctx.label_smoothing:
+            by_logits -= ctx.label_smoothing / logits.shape[1]
+        places = targets.clamp(min=0)[:, None]
+        by_logits.scatter_add_(1, places, by_logits.new_full(places.shape, ctx.label_smoothing - 1))
+        return by_logits.mul_(gradient).masked_fill_((targets == -100)[:, None], 0), None, None
+
+
 def target_loss(
     logits: torch.Tensor,
     targets: torch.Tensor,
@@ -64,7 +97,5 @@ def target_loss(
             number of these targets.
         label_smoothing: the share of each target that is spread over the vocabulary.
     """
-    total = F.cross_entropy(
-        logits.float(), targets, reduction="sum", ignore_index=-100, label_smoothing=label_smoothing
-    )
+    total = SummedCrossEntropy.apply(logits.float(), targets, label_smoothing)
     return total / ((targets != -100).sum() if num_items_in_batch is None else num_items_in_batch)
