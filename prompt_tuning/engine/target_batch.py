@@ -52,10 +52,9 @@ class Batch:
 
 
 class SummedCrossEntropy(torch.autograd.Function):
-    """The cross entropy that keeps of the size `[targets, V]` nothing but the logits, which the caller has anyway.
+    """The cross entropy that keeps no tensor of the size `[targets, V]` but the logits, which the caller has anyway.
 
-    With a large vocabulary the log-softmax that torch keeps, and its second gradient of this size, are most of a step's
-    memory.
+    Torch keeps their log-softmax, and makes two gradients of this size.
     """
 
     @staticmethod
