@@ -1,29 +1,52 @@
 """How a training step's time grows with the length of the prompt and the number of rows.
 
     python benchmarks/growth.py [ROWS]      # only batches of at most so many rows
-    python benchmarks/growth.py sharing     # only the last table
+    python benchmarks/growth.py sharing     # only the table of rows about one passage
+    python benchmarks/growth.py models [N]  # larger models against PEFT, only the first N; not part of the others
 
 A cell is the seconds of a step relative to the step without a prompt. For PEFT that is the base model's forward over
 the padded rows, for the engine its step with a prompt of one token. Rows have 16..32 random tokens and 8 targets. In
-the last table 1 to 16 of 16 rows are about one passage, and the CPU seconds of a step are compared.
+the table of sharing 1 to 16 of 16 rows are about one passage, and the CPU seconds of a step are compared. The larger
+models have random weights; theirs is the batch P=20, B=8 of training_step.py. The largest needs 16 GiB.
 """
 
+import statistics
 import sys
 import time
 
 import torch
-from common import base_model, describe_machine, print_table, random_batch, seconds, soft_prompt
+from common import (
+    base_model,
+    describe_machine,
+    paired_seconds,
+    print_table,
+    random_batch,
+    ratio,
+    seconds,
+    soft_prompt,
+)
+from training_step import product_seconds
+from transformers import LlamaConfig, LlamaForCausalLM
 
 # PEFT's logits of more positions need over 24 GiB: the process was killed at 32 rows and P=400.
 MOST_POSITIONS = 8000
 PROMPTS, BATCHES = (20, 100, 400), (1, 4, 16, 32)
-ROWS, PASSAGE, REST = 16, 75, 25  # Rows of the last table, and the tokens of their passages and of what follows.
+ROWS, PASSAGE, REST = 16, 75, 25  # Rows of the table of sharing, and the tokens of their passages and of what follows.
+# Width, width between, layers, heads, key heads and vocabulary of Llamas.
+MODELS = {
+    "SmolLM2-135M": (576, 1536, 30, 9, 3, 49152),
+    "SmolLM2-360M": (960, 2560, 32, 15, 5, 49152),
+    "Llama 3.2 1B": (2048, 8192, 16, 32, 8, 128256),
+}
 
 
 def main() -> None:
     print(f"{describe_machine()}; seed 0; the best of three steps, of one where it takes over 3 s\n")
     if sys.argv[1:] == ["sharing"]:
         measure_sharing()
+        return
+    if sys.argv[1:2] == ["models"]:
+        measure_models(int(sys.argv[2]) if len(sys.argv) > 2 else len(MODELS))
         return
     most = int(sys.argv[1]) if len(sys.argv) > 1 else max(BATCHES)
     batches = [rows for rows in BATCHES if rows <= most]
@@ -69,6 +92,40 @@ def measure_sharing() -> None:
         table.append((shared, f"{min(times):.1f}", f"{first / min(times):.2f}", counts[-1]))
     lengths = f"{PASSAGE} tokens of a passage and {REST} others"
     print(f"**passage sharing**: {ROWS} rows of {lengths}, P=20; the better of two steps\n")
+    print_table(*table)
+
+
+def random_llama(
+    width: int, between: int, layers: int, heads: int, key_heads: int, vocabulary: int
+) -> torch.nn.Module:
+    """Return a frozen Llama of these sizes, in fp32."""
+    config = LlamaConfig(
+        hidden_size=width, intermediate_size=between, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=key_heads, vocab_size=vocabulary, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).requires_grad_(False)
+
+
+def measure_models(count: int) -> None:
+    """Print a step of PEFT and of the engine for the first models of the list, and what their products allow."""
+    batch = random_batch(8, 128)
+    table = [("sizes of", "parameters", "PEFT, seconds", "engine", "times PEFT's speed", "share of product rate")]
+    for name, sizes in list(MODELS.items())[:count]:
+        base = random_llama(*sizes)
+        models = {way: soft_prompt(base, 20, engine=way == "engine").train() for way in ("PEFT", "engine")}
+        tokens: list[int] = []
+        hook = base.model.layers[0].mlp.register_forward_hook(
+            lambda module, inputs, output, tokens=tokens: tokens.append(output.shape[:2].numel())
+        )
+        calls = {way: lambda model=model: model(**batch).loss.backward() for way, model in models.items()}
+        times = paired_seconds(calls, 2)
+        hook.remove()
+        products = product_seconds(base, min(tokens), int((batch["labels"] != -100).sum()))
+        peft, engine = (statistics.median(times[way]) for way in models)
+        speed, share = f"{ratio(times['PEFT'], times['engine']):.2f}", f"{products / engine:.0%}"
+        table.append((name, f"{base.num_parameters() / 1e6:,.0f}M", f"{peft:.2f}", f"{engine:.2f}", speed, share))
+    print("**models of other sizes**, random weights, P=20, B=8, rows of 64..128 tokens; 2 pairs\n")
     print_table(*table)
 
 

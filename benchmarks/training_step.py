@@ -4,10 +4,10 @@
     python benchmarks/training_step.py [PAIRS] epoch [FILE]
 
 It prints seconds, the median of paired ratios, and how far loss and gradient are apart. It also prints the time of the
-step's matrix products with the model's shapes, which no implementation of the same mathematics can beat. The last case
-takes other batches in each turn: those of an epoch in groups of like length, and those that keep rows of a passage
-together (`group_shared: 4`). CASE is the start of a case's name. With a JSON Lines file in SQuAD's columns the epoch
-has its rows, with P=20 and B=16.
+step's matrix products with the model's shapes, which no implementation of the same mathematics can beat, and where the
+engine's step goes. The last case takes other batches in each turn: those of an epoch in groups of like length, and
+those that keep rows of a passage together (`group_shared: 4`). CASE is the start of a case's name. With a JSON Lines
+file in SQuAD's columns the epoch has its rows, with P=20 and B=16.
 """
 
 import statistics
@@ -31,6 +31,7 @@ from common import (
     trainer_step,
 )
 from datasets import Dataset
+from torch.profiler import ProfilerActivity, profile
 from transformers import DataCollatorForSeq2Seq
 
 from prompt_tuning import Encoder, Template, encode
@@ -45,6 +46,13 @@ CASES = {
 }
 
 EPOCH = "epoch"
+# The kinds of work in a step, and what the names of torch's operations on a CPU begin with.
+KINDS = {
+    "matrix products": ("mm", "addmm", "bmm"),
+    "attention": ("_scaled_dot_product", "_flash"),
+    "joining, splitting, copying": ("cat", "copy_", "fill_", "zero", "index", "slice", "empty", "narrow", "select"),
+    "activation, norms, rotation, sums": ("silu", "mul", "add", "pow", "rsqrt", "mean", "neg", "sum", "div", "expand"),
+}
 
 
 def real_batch(rows: int) -> dict[str, torch.Tensor]:
@@ -80,6 +88,20 @@ def steps(length: int, batch: dict[str, torch.Tensor], folder: str):
         step = trainer_step(model, batch, folder, tokenizer(), use_cpu=True, **settings)
         variants[name] = (step, model)
     return variants
+
+
+def print_parts(case: str, step) -> None:
+    """Print where the CPU time of a step goes, as torch's profiler counts it."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        step()
+    parts = dict.fromkeys([*KINDS, "the rest"], 0.0)
+    for event in profiled.key_averages():
+        name = event.key.removeprefix("aten::")
+        kind = next((kind for kind, names in KINDS.items() if name.startswith(names)), "the rest")
+        parts[kind] += event.self_cpu_time_total
+    total = sum(parts.values())
+    print(f"**{case}**: where the engine's step goes\n")
+    print_table(("kind", "share of the step"), *((kind, f"{part / total:.0%}") for kind, part in parts.items()))
 
 
 def measure(case: str, folder: str, turns: int) -> None:
@@ -121,6 +143,7 @@ def measure(case: str, folder: str, turns: int) -> None:
         f"The engine runs {tokens[0]} tokens through each layer, PEFT {padded}. The engine's matrix products alone "
         f"take {products:.2f} s, so at this rate no step could have more than {bound:.2f} times PEFT's speed.\n"
     )
+    print_parts(case, variants["engine"][0])
 
 
 def epoch_batches(rows: Dataset, size: int, turns: int, group_shared: int) -> list[dict[str, torch.Tensor]]:
