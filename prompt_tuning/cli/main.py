@@ -55,7 +55,7 @@ from prompt_tuning.cli.processes import (
     set_up_messages,
 )
 from prompt_tuning.errors import PromptTuningError, Stopped, Terminated
-from prompt_tuning.support.text import print_text, printable_json
+from prompt_tuning.support.text import bounded, print_text, printable_json
 
 # The order of `prompt-tuning --help`.
 COMMANDS = (
@@ -119,7 +119,7 @@ def _run(argv: list[str] | None) -> int:
         with raise_signals(), announce_imports(), explain_lost_process(), explain_panic():
             return _run_handler(args, rest)
     except PromptTuningError as error:
-        for line in str(error).splitlines():
+        for line in bounded(str(error)).splitlines():
             _say(f"error: {line}")
         return error.exit_code
     except KeyboardInterrupt as error:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from prompt_tuning.errors import ModelError, Terminated, first_line, without_secrets
-from prompt_tuning.support.text import print_text, printable
+from prompt_tuning.support.text import bounded, print_text, printable
 
 SIGNALS = [signal.SIGTERM, signal.SIGHUP]
 """The signals that end a command."""
@@ -22,11 +22,11 @@ IMPORTLIB = "<frozen importlib._bootstrap>"
 
 
 class PrintableFormatter(logging.Formatter):
-    """Formats messages, which quote rows, names and errors, without control characters and tokens."""
+    """Formats messages, which quote rows, names and errors, without control characters and tokens, and bounded."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the message of a record, with its traceback if it has one."""
-        return printable(without_secrets(super().format(record)))
+        return printable(bounded(without_secrets(super().format(record))))
 
 
 def has_several_processes() -> bool:

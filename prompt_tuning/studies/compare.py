@@ -33,6 +33,7 @@ from prompt_tuning.support.files import atomic_write, write_json
 logger = logging.getLogger(__name__)
 
 FILES = ("compare.json", "compare.md", "compare.png")
+MOST_TIMES_AS_FAST = 100  # No method's step is so much faster than the first's; an edited run would train for years.
 # The metrics of these rows show whether a metric is a mean over rows.
 EXAMPLE_ROWS = (
     ["the red cat sat on a mat", "a wet dog ran", "no"],
@@ -114,7 +115,7 @@ def _run_equal_time(
     """Train all except the first for as many steps as fit in the time of the first, with the same learning rates.
 
     Raises:
-        DataError: a run of an older version did not measure its steps.
+        DataError: a run of an older version did not measure its steps, or its measure cannot be.
     """
     first = parts[compared[0].name]
     equal = []
@@ -123,9 +124,11 @@ def _run_equal_time(
         if recipe is compared[0] or not _trains(recipe.recipe):
             equal.append(recipe_runs)
             continue
-        if not first.get("seconds_per_step") or not part.get("seconds_per_step"):
-            raise DataError(f"{recipe.folder}: a run has no seconds_per_step. Remove the folder, and run it again.")
-        steps = max(1, round(first["steps"] * first["seconds_per_step"] / part["seconds_per_step"]))
+        own_seconds, first_seconds = part.get("seconds_per_step"), first.get("seconds_per_step")
+        if not own_seconds or not first_seconds or first_seconds > MOST_TIMES_AS_FAST * own_seconds:
+            problem = f"a run of {compared[0].name} or {recipe.name} has no seconds_per_step, or one that cannot be"
+            raise DataError(f"{recipe.folder}: {problem}. Remove the folders of these runs, and compare again.")
+        steps = max(1, round(first["steps"] * first_seconds / own_seconds))
         logger.info("%s: %s steps take as long as %s of %s", recipe.name, steps, first["steps"], compared[0].name)
         if steps == part["steps"]:
             equal.append(recipe_runs)

@@ -88,6 +88,31 @@ def one_line(text: object) -> str:
     return printable(" ".join(str(text).splitlines()))
 
 
+LONGEST_LINE = 2_000  # Characters of a line of a message.
+MOST_LINES = 200
+
+
+def bounded(message: str) -> str:
+    r"""Return a message whose long lines have lost their middle, and which ends after MOST_LINES lines.
+
+    It may quote names of a stranger's file, of any length and number.
+
+    >>> bounded("a: wrong"), len(bounded("a" * 10**6)) < 3000, bounded("a\n" * 300).splitlines()[-1]
+    ('a: wrong', True, '(100 more lines)')
+    """
+    lines = message.splitlines()
+    kept = [_without_middle(line) for line in lines[:MOST_LINES]]
+    if len(lines) > MOST_LINES:
+        kept.append(f"({counted(len(lines) - MOST_LINES, 'more line')})")
+    return "\n".join(kept)
+
+
+def _without_middle(line: str) -> str:
+    lost = len(line) - LONGEST_LINE
+    half = LONGEST_LINE // 2
+    return line if lost <= 0 else f"{line[:half]} ... ({counted(lost, 'character')} left out) ... {line[-half:]}"
+
+
 def printable_json(text: str) -> str:
     r"""Return JSON of the same value whose control characters are escaped as JSON escapes them.
 

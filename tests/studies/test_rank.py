@@ -154,6 +154,16 @@ def test_a_stopped_rank_resumes_and_a_finished_one_runs_nothing(recipe_file, tmp
     assert "other settings or rows (candidates)" in capsys.readouterr().err
 
 
+def test_a_message_with_names_of_a_stranger_is_bounded(recipe_file, tmp_path, capsys):
+    (tmp_path / "rank").mkdir()
+    names = dict.fromkeys(["long" * 100_000, *(f"name{number}" for number in range(100_000))], 1)
+    (tmp_path / "rank" / "settings.json").write_text(json.dumps(names))
+    assert ranked(recipe_file(), tmp_path, "--templates", "question_answering/plain") == 2
+    error = capsys.readouterr().err
+    assert len(error) < 3000 and "characters left out" in error
+    assert error.endswith("Remove it, or name another --output_dir.\n")
+
+
 @pytest.mark.parametrize("damaged", ["{", "[]", "null", None])
 def test_scores_without_settings_are_refused(damaged, recipe_file, tmp_path, capsys):
     settings = tmp_path / "rank" / "settings.json"
