@@ -12,6 +12,7 @@ from peft import (
     PeftConfig,
     PeftModel,
 )
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoModelForCausalLM,
     PretrainedConfig,
@@ -55,6 +56,16 @@ def check_one_device(base: PreTrainedModel) -> None:
             f"the base model's layers are on several devices ({', '.join(devices)}), and prompts and masks would not "
             'follow them. Load it on one, device_map={"": 0}, or split it with recipes/accelerate/fsdp2.yaml'
         )
+
+
+def is_split(model: torch.nn.Module) -> bool:
+    """Return whether FSDP or DeepSpeed's ZeRO-3 splits the weights of a model among the processes."""
+    return isinstance(model, FSDPModule) or is_split_by_deepspeed(model)
+
+
+def is_split_by_deepspeed(model: torch.nn.Module) -> bool:
+    """Return whether DeepSpeed's ZeRO-3 splits the weights of a model; it gives each of them a number."""
+    return "ds_id" in vars(next(model.parameters()))
 
 
 def has_prompt(model: PreTrainedModel | PeftModel) -> bool:

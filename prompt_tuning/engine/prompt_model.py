@@ -23,6 +23,7 @@ from prompt_tuning.engine.dispatch import (
     check_checkpointing,
     checkpointed_prefix,
     execution_path,
+    is_split,
     packing_obstacle,
 )
 from prompt_tuning.engine.frozen_start import read_start
@@ -252,7 +253,10 @@ class PromptModel(PromptAdapters, PeftModelForCausalLM):
         common_prefix = batch.common_prefix[:0]
         computed: list[Any] = []
         virtual = any(self.peft_config[name.adapter].num_virtual_tokens for name in names)
-        start = None if virtual or not torch.is_grad_enabled() else read_start(self.get_base_model(), batch)
+        start = None
+        # A split model runs its layers in all processes together, and only some of them may have a start to read.
+        if not virtual and torch.is_grad_enabled() and not is_split(self):
+            start = read_start(self.get_base_model(), batch)
         before = None
         if start is not None:
             before, prompt_index, batch = start

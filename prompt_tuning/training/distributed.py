@@ -22,7 +22,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prompt_tuning.encoding.batching import batches_within
-from prompt_tuning.engine.dispatch import get_base, has_prompt
+from prompt_tuning.engine.dispatch import get_base, has_prompt, is_split, is_split_by_deepspeed
 from prompt_tuning.errors import ProcessError, first_line
 
 # The modules that talk to other processes. DDP does it in the backward pass, too, which autograd runs.
@@ -168,16 +168,6 @@ def keep_gathered_outside_layers(model: torch.nn.Module) -> list[FSDPModule]:
             module.set_reshard_after_forward(False, recurse=False)
             parts.append(module)
     return parts
-
-
-def is_split(model: torch.nn.Module) -> bool:
-    """Return whether FSDP or DeepSpeed's ZeRO-3 splits the weights of a model among the processes."""
-    return isinstance(model, FSDPModule) or is_split_by_deepspeed(model)
-
-
-def is_split_by_deepspeed(model: torch.nn.Module) -> bool:
-    """Return whether DeepSpeed's ZeRO-3 splits the weights of a model; it gives each of them a number."""
-    return "ds_id" in vars(next(model.parameters()))
 
 
 def keep_gathered_by_deepspeed(model: torch.nn.Module, optimizer: Optimizer) -> None:

@@ -65,10 +65,12 @@ METHODS = {
     "projected prefix": PromptArguments(method="prefix_tuning", prefix_projection=True, encoder_hidden_size=16),
     "LoRA": PromptArguments(method="lora"),
     "trained tokens": PromptArguments(layer_vectors=True),
+    "trained ending": PromptArguments(layer_vectors=True),  # It has no virtual tokens.
 }
 RATES = {
     "prompt tuning": 3e-2,
     "trained tokens": 1e-2,
+    "trained ending": 1e-2,
     "P-tuning": 3e-3,
     "prefix tuning": 1e-2,
     "projected prefix": 3e-3,
@@ -79,7 +81,7 @@ OPENING = "is full of old trees and young birds. It is a long story. The garden 
 ENDING = 2  # So many tokens end every source.
 TRAIN_ROWS, BATCH, STEPS = 20, 8, 7  # The last batch has 4 rows, all for one of two processes.
 REMAINDERS = (1, 2, 7)
-BF16 = [(method, "bf16") for method in METHODS if method != "projected prefix"]
+BF16 = [(method, "bf16") for method in METHODS if method not in ("projected prefix", "trained ending")]
 # On a CPU there is no autocast in float16, but FSDP2 has a policy of its own.
 HALF = {"ddp": BF16, "zero2": BF16, "zero3": BF16, "fsdp2": [*BF16, ("prefix tuning", "fp16"), ("P-tuning", "fp16")]}
 RESUMED = {
@@ -149,7 +151,7 @@ def trainer(folder, method, output, architecture="llama", rows=7, model=None, **
     train, _ = encode(Dataset.from_list(train_rows), encoder, training=True)
     evaluated, _ = encode(Dataset.from_list(question_rows(rows, 3)), encoder, training=True)
     text_ids = []
-    if method == "trained tokens":
+    if method.startswith("trained"):
         text_ids = train[0]["input_ids"][: source_length(train[0]["labels"])][-ENDING:]
         train, evaluated = (
             part.map(with_trained_ending, fn_kwargs={"size": len(tokenizer)}) for part in (train, evaluated)
@@ -157,7 +159,7 @@ def trainer(folder, method, output, architecture="llama", rows=7, model=None, **
     if model is None:
         base = base_model(folder, architecture)
         torch.manual_seed(2)
-        config = prompt_config(base, 6, METHODS[method], text_ids=text_ids)
+        config = prompt_config(base, 0 if method == "trained ending" else 6, METHODS[method], text_ids=text_ids)
         model = add_adapter(base, config) if method == "LoRA" else add_soft_prompt(base, config)
     settings = dict(max_steps=STEPS, use_cpu=True, disable_tqdm=True, logging_steps=1, save_strategy="no") | settings
     at_once = PartialState(cpu=True).num_processes * settings.get("gradient_accumulation_steps", 1)
