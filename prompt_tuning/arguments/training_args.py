@@ -12,6 +12,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers import Seq2SeqTrainingArguments, Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.training_args import OptimizerNames
 from transformers.utils import is_liger_kernel_available
 
 from prompt_tuning.arguments.methods import PROMPT_LEARNING_RATE
@@ -21,6 +22,11 @@ NO_AUTO_FIND_BATCH_SIZE = (
     "auto_find_batch_size: smaller batches would make other steps. Set activation_checkpointing: true, or lower "
     "per_device_train_batch_size and raise gradient_accumulation_steps."
 )
+
+OPTIMIZERS_BY_NUMBER = (
+    OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED, OptimizerNames.RMSPROP, OptimizerNames.SGD,
+)  # fmt: skip
+"""Optimisers that change each number by its own gradients, so that they may be given parts of the weights."""
 
 
 def sharding(args: Seq2SeqTrainingArguments) -> str:
@@ -42,8 +48,21 @@ def sharding_errors(args: Seq2SeqTrainingArguments) -> list[str]:
             "fsdp_offload_params: the weights would lie on the CPU and the rows on the GPU. Set it to false; load the "
             "frozen weights in bfloat16, or take more GPUs."
         )
-    if args.deepspeed_plugin is not None and args.fp16:
+    return errors + (deepspeed_errors(args) if args.deepspeed_plugin is not None else [])
+
+
+def deepspeed_errors(args: Seq2SeqTrainingArguments) -> list[str]:
+    """Return what DeepSpeed would train otherwise than one process, one message each."""
+    errors = []
+    if args.deepspeed_plugin.zero_stage == 0:
+        errors.append("DeepSpeed: ZeRO stage 0 splits nothing. Launch it with recipes/accelerate/ddp.yaml.")
+    if args.fp16:
         errors.append("fp16: DeepSpeed would round the trained weights to float16. Set bf16: true instead.")
+    if args.optim not in OPTIMIZERS_BY_NUMBER:
+        errors.append(
+            f"optim {args.optim.value}: DeepSpeed gives an optimiser parts of the weights, for which this one takes "
+            f"other steps. Set one of {', '.join(name.value for name in OPTIMIZERS_BY_NUMBER)}."
+        )
     return errors
 
 

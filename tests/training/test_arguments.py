@@ -243,10 +243,18 @@ def test_offloading_by_the_arguments_is_refused_too(tokenizer, tmp_path):
         build(soft("llama", tokenizer), tokenizer, tmp_path, settings=settings)
 
 
-def test_a_trainer_refuses_float16_under_deepspeed(tokenizer, tmp_path):
-    args = PromptTuningArguments(str(tmp_path), use_cpu=True)
-    args.deepspeed_plugin, args.fp16 = SimpleNamespace(zero_stage=2), True
-    with pytest.raises(RecipeError, match="fp16: DeepSpeed would round the trained weights"):
+@pytest.mark.parametrize(
+    ("stage", "settings", "message"),
+    [
+        (2, {"fp16": True}, "fp16: DeepSpeed would round the trained weights"),
+        (2, {"optim": "adafactor"}, "optim adafactor: DeepSpeed gives an optimiser parts of the weights"),
+        (0, {}, "DeepSpeed: ZeRO stage 0 splits nothing"),
+    ],
+)
+def test_a_trainer_refuses_what_deepspeed_would_train_otherwise(stage, settings, message, tokenizer, tmp_path):
+    args = PromptTuningArguments(str(tmp_path), use_cpu=True, optim=settings.get("optim", "adamw_torch"))
+    args.deepspeed_plugin, args.fp16 = SimpleNamespace(zero_stage=stage), "fp16" in settings
+    with pytest.raises(RecipeError, match=message):
         build(soft("llama", tokenizer), tokenizer, tmp_path, args=args)
 
 
