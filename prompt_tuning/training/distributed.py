@@ -170,6 +170,24 @@ def keep_gathered_outside_layers(model: torch.nn.Module) -> list[FSDPModule]:
     return parts
 
 
+@contextmanager
+def whole_trained_weights(model: torch.nn.Module) -> Iterator[None]:
+    """Let each process hold and write, within the block, the trained weights of a model that ZeRO-3 splits.
+
+    Every process has to enter the block and to write the same. Nothing happens to another model.
+    """
+    if not is_split_by_deepspeed(model):
+        yield
+        return
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained[0].all_gather(trained)
+    yield
+    trained[0].partition(trained, has_been_updated=True)
+    outside = [parameter for parameter in trained if parameter.is_external_param]
+    if outside:
+        outside[0].all_gather(outside)  # `keep_gathered_by_deepspeed` keeps them.
+
+
 def keep_gathered_by_deepspeed(model: torch.nn.Module, optimizer: Optimizer) -> None:
     """Keep all of a model that ZeRO-3 splits gathered, except its layers.
 

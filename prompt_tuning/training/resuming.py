@@ -35,7 +35,7 @@ CHANGED_SETTINGS = "changed_settings"
 
 STATE_READERS = {
     "_init_training_state", "_load_optimizer_and_scheduler", "_load_rng_state", "_load_scaler",
-    "check_optimizer_state", "interrupted_order", "restore_hyperparameters", "restore_intervals",
+    "check_optimizer_state", "interrupted_order", "load_split_states", "restore_hyperparameters", "restore_intervals",
 }  # fmt: skip
 """The functions that read a checkpoint's state or compute with it first. The others are those of the optimisers."""
 
@@ -132,8 +132,9 @@ def check_optimizer_state(optimizer: Optimizer) -> None:
         for name, value in state.items():
             if not isinstance(value, torch.Tensor) or not value.is_floating_point():
                 raise ValueError(f"{name} of a parameter is no tensor of numbers")
-            if value.shape != (torch.Size() if name == "step" else parameter.shape):
-                raise ValueError(f"{name} has the shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}")
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # DeepSpeed keeps the shape of what it splits.
+            if value.shape != (torch.Size() if name == "step" else shape):
+                raise ValueError(f"{name} has the shape {tuple(value.shape)}, its parameter {tuple(shape)}")
 
 
 def restore_hyperparameters(

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import DynamoBackend, load_fsdp_model
+from accelerate.utils import DynamoBackend
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
-from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
@@ -45,7 +44,7 @@ from prompt_tuning.training import resuming
 from prompt_tuning.training.callbacks import Divergence, TrainingStart
 from prompt_tuning.training.checkpoints import KeepOnlyBest, atomic_checkpoint, load_named_adapter, rotate_checkpoints
 from prompt_tuning.training.distributed import full_state_dict, is_split, keep_losses_in_float32, without_repeated
-from prompt_tuning.training.evaluation import EvaluatingTrainer, trains_several_tasks
+from prompt_tuning.training.evaluation import trains_several_tasks
 from prompt_tuning.training.losses import aligned_outputs, distillation_loss, teacher_logits
 from prompt_tuning.training.optimizer import separate_layer_vectors
 from prompt_tuning.training.preparation import (
@@ -56,12 +55,13 @@ from prompt_tuning.training.preparation import (
     set_up_devices,
 )
 from prompt_tuning.training.sampling import epoch_sampler
+from prompt_tuning.training.split_checkpoints import SplitCheckpointTrainer, keep_whole
 from prompt_tuning.training.whole_checkpoints import check_whole, newest_whole_checkpoint
 
 logger = logging.getLogger(__name__)
 
 
-class PromptTuningTrainer(EvaluatingTrainer):
+class PromptTuningTrainer(SplitCheckpointTrainer):
     """Train and evaluate causal and encoder-decoder models on rows from `encode`, or on any rows of the same form.
 
     It is a `Seq2SeqTrainer` with these differences:
@@ -208,7 +208,7 @@ class PromptTuningTrainer(EvaluatingTrainer):
         with resuming.resumed(checkpoint, self.train_dataset, self.args):
             output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         best = self.state.best_model_checkpoint if needs["needs_best"] else None
-        if best and isinstance(self.model, PeftModel):
+        if best and isinstance(self.model, PeftModel) and not self.is_deepspeed_enabled:
             load_named_adapter(self.model, Path(best))
         return output
 
@@ -218,6 +218,8 @@ class PromptTuningTrainer(EvaluatingTrainer):
         optimizer = super().create_optimizer(model)
         if not exists:
             separate_layer_vectors(optimizer, model or self.model, self.args)
+            if self.is_deepspeed_enabled:
+                self.whole_optimizer = keep_whole(optimizer)
         self.training_start.hyperparameters = resuming.hyperparameters(optimizer)
         return optimizer
 
@@ -335,17 +337,6 @@ class PromptTuningTrainer(EvaluatingTrainer):
         Needed by test_a_checkpoint_is_never_written_or_removed_file_by_file_under_its_name.
         """
         return str(self._partial_run or super()._get_output_dir(trial))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        """Load only the split model's own file under FSDP; Trainer would load PEFT's whole tensors into split ones.
-
-        Needed by test_a_stopped_run_of_two_processes_resumes_to_the_same_weights.
-        """
-        if isinstance(self.model, FSDPModule):
-            plugin = self.accelerator.state.fsdp_plugin
-            load_fsdp_model(plugin, self.accelerator, self.model, resume_from_checkpoint, adapter_only=True)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep the columns that the loss and a multitask prompt read; Trainer keeps those of the model's forward.

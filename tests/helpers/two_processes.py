@@ -60,7 +60,7 @@ use_cpu: true
 """
 METHODS = {
     "prompt tuning": PromptArguments(),
-    "P-tuning": PromptArguments(method="p_tuning", encoder_hidden_size=16),
+    "P-tuning": PromptArguments(method="p_tuning", encoder_hidden_size=15),  # Two processes split odd numbers.
     "prefix tuning": PromptArguments(method="prefix_tuning"),
     "projected prefix": PromptArguments(method="prefix_tuning", prefix_projection=True, encoder_hidden_size=16),
     "LoRA": PromptArguments(method="lora"),
@@ -87,7 +87,16 @@ HALF = {"ddp": BF16, "zero2": BF16, "zero3": BF16, "fsdp2": [*BF16, ("prefix tun
 RESUMED = {
     "ddp": ["prompt tuning", "P-tuning", "trained tokens"],
     "fsdp2": ["prompt tuning", "P-tuning", "LoRA", "trained tokens"],
+    "zero2": ["prompt tuning", "P-tuning", "LoRA", "trained tokens"],
+    "zero3": ["prompt tuning", "P-tuning", "LoRA", "trained tokens"],
+    "one": ["P-tuning", "LoRA", "trained tokens"],
 }
+CONTINUED = {
+    "ddp": ["P-tuning", "trained tokens"],
+    "zero2": ["P-tuning", "LoRA", "trained tokens"],
+    "zero3": ["P-tuning", "LoRA", "trained tokens"],
+}
+BEST = ["P-tuning", "LoRA"]
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -216,6 +225,20 @@ def resume(folder, kind):
         fit(folder, method, f"{kind} resumed {method}", resume=checkpoint)
 
 
+def continue_as(kind, folder, started_by):
+    """Resume the runs that another number of processes has saved."""
+    for method in CONTINUED.get(kind if started_by == "one" else started_by, ()):
+        checkpoint = str(folder / f"{started_by} {method}" / "checkpoint-4")
+        fit(folder, method, f"{kind} after {started_by} {method}", resume=checkpoint)
+
+
+def fit_best(folder, kind):
+    """Train methods whose best evaluation, by the highest loss, is the first of two."""
+    best = dict(eval_strategy="steps", eval_steps=2, save_steps=2, save_strategy="steps", load_best_model_at_end=True)
+    best |= dict(metric_for_best_model="loss", greater_is_better=True, max_steps=4)
+    return {method: fit(folder, method, f"{kind} best {method}", **best) for method in BEST}
+
+
 def remainders(folder):
     """Return the predictions and the number of scored rows, by the number of rows."""
     outcomes = {}
@@ -300,6 +323,8 @@ def main(kind, folder):
         outcome["half precision"] = fit_in_half_precision(folder, kind)
         outcome["accumulated"] = fit_accumulated(folder, kind)
         resume(folder, kind)
+        continue_as(kind, folder, "one")
+        outcome["best"] = fit_best(folder, kind)
     else:
         if kind == "fsdp2":
             as_on_gpus()
@@ -308,6 +333,9 @@ def main(kind, folder):
         outcome = {"methods": fit_all(folder, kind), "half precision": fit_in_half_precision(folder, kind)}
         outcome["accumulated"] = fit_accumulated(folder, kind)
         resume(folder, kind)
+        if kind in CONTINUED:
+            continue_as(kind, folder, "one")
+            outcome["best"] = fit_best(folder, kind)
         outcome["without training"] = predict_without_training(folder, "one prompt tuning/adapter")
         recipe = [str(folder / "recipe.yaml"), "--output_dir", str(folder / f"{kind} run")]
         assert prompt_tuning(["train", *recipe, "--per_device_train_batch_size", "4"]) == 0

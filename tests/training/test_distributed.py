@@ -15,14 +15,18 @@ from helpers.models import tiny_llama
 from helpers.paths import ROOT, file_names
 from helpers.rows import question_rows, write_jsonl
 from helpers.two_processes import (
+    BEST,
+    CONTINUED,
     HALF,
     METHODS,
     RECIPE,
     REMAINDERS,
     RESUMED,
     TRAIN_ROWS,
+    continue_as,
     fit_accumulated,
     fit_all,
+    fit_best,
     predict_without_training,
     remainders,
 )
@@ -60,6 +64,7 @@ def folder(model_folders, tmp_path_factory):
 def one(folder):
     outcome = {"methods": fit_all(folder, "one"), "remainders": remainders(folder)}
     outcome["accumulated"] = fit_accumulated(folder, "one", 1)
+    outcome["best"] = fit_best(folder, "one")
     outcome["without training"] = predict_without_training(folder, "one prompt tuning/adapter")
     batch = ["--per_device_train_batch_size", "8", "--disable_tqdm", "true"]
     assert main(["train", str(folder / "recipe.yaml"), "--output_dir", str(folder / "one run"), *batch]) == 0
@@ -67,7 +72,7 @@ def one(folder):
 
 
 @pytest.fixture(scope="module")
-def ddp(folder):
+def ddp(folder, one):
     return in_two("ddp", folder)
 
 
@@ -117,7 +122,7 @@ def test_accumulated_steps_of_two_processes_are_those_of_one(kind, one, folder, 
     for process in request.getfixturevalue(kind):
         assert process["accumulated"]["losses"] == pytest.approx(one["accumulated"]["losses"], abs=1e-5)
     ours, theirs = adapter(folder, f"{kind} accumulated"), adapter(folder, "one accumulated")
-    assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-6) for name in ours)
+    assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=2e-6) for name in ours)  # Some are above 3.
 
 
 @pytest.mark.parametrize(
@@ -172,12 +177,42 @@ def test_processes_stop_together_when_one_has_a_signal_or_a_loss_that_is_not_fin
 
 
 @pytest.mark.parametrize(
-    ("kind", "method"), [(kind, method) for kind, methods in RESUMED.items() for method in methods]
+    ("kind", "method"), [(kind, method) for kind, methods in RESUMED.items() if kind != "one" for method in methods]
 )
 def test_a_stopped_run_of_two_processes_resumes_to_the_same_weights(kind, method, folder, request):
     request.getfixturevalue(kind)
     whole, resumed = adapter(folder, f"{kind} {method}"), adapter(folder, f"{kind} resumed {method}")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("kind", CONTINUED)
+def test_a_run_of_one_process_resumes_in_two_and_the_reverse(kind, one, folder, request):
+    request.getfixturevalue(kind)
+    continue_as("one", folder, kind)
+    for method in CONTINUED[kind]:
+        expected = adapter(folder, f"one {method}")
+        within = 5e-6 if method == "LoRA" else 1e-6
+        for name in (f"{kind} after one {method}", f"one after {kind} {method}"):
+            resumed = adapter(folder, name)
+            assert all(torch.allclose(resumed[name], expected[name], rtol=0, atol=within) for name in expected)
+
+
+@pytest.mark.parametrize("kind", CONTINUED)
+def test_a_checkpoint_has_the_files_of_one_process(kind, one, folder, request):
+    request.getfixturevalue(kind)
+    for method in CONTINUED[kind]:
+        files, expected = (file_names(folder / f"{name} {method}" / "checkpoint-4") for name in (kind, "one"))
+        assert files == expected - {"rng_state.pth"} | {"rng_state_0.pth", "rng_state_1.pth"}
+
+
+@pytest.mark.parametrize("method", BEST)
+@pytest.mark.parametrize("kind", CONTINUED)
+def test_the_best_checkpoint_of_two_processes_is_loaded_at_the_end(kind, method, one, folder, request):
+    for process in request.getfixturevalue(kind):
+        assert process["best"][method]["loss"] == pytest.approx(one["best"][method]["loss"], abs=1e-5)
+    ours = adapter(folder, f"{kind} best {method}")
+    best = load_file(folder / f"{kind} best {method}" / "checkpoint-2" / "adapter_model.safetensors")
+    assert all(torch.equal(ours[name], best[name]) for name in best)
 
 
 def test_deepspeed_computes_under_autocast_and_keeps_trained_weights_in_float32():
