@@ -34,8 +34,9 @@ CHANGED_SETTINGS = "changed_settings"
 """The entry of log_history, with the step from which settings differ, and of results.json."""
 
 STATE_READERS = {
-    "_init_training_state", "_load_optimizer_and_scheduler", "_load_rng_state", "_load_scaler",
-    "check_optimizer_state", "interrupted_order", "load_split_states", "restore_hyperparameters", "restore_intervals",
+    "_init_training_state", "_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_rng_state",
+    "_load_scaler", "check_optimizer_state", "interrupted_order", "load_split_states", "restore_hyperparameters",
+    "restore_intervals",
 }  # fmt: skip
 """The functions that read a checkpoint's state or compute with it first. The others are those of the optimisers."""
 

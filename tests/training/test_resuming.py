@@ -157,6 +157,16 @@ def test_a_checkpoint_of_deepspeed_is_refused_since_reading_it_could_run_code(ch
         recorded(tokenizer, tmp_path, copy)
 
 
+def test_a_checkpoint_of_fsdp_is_refused_without_it(checkpoint, tokenizer, tmp_path):
+    copy = tmp_path / checkpoint.name
+    shutil.copytree(checkpoint, copy)
+    torch.save({}, copy / "pytorch_model_fsdp.bin")
+    with pytest.raises(
+        RecipeError, match=r"checkpoint-2: its state does not fit .* only supported when using PyTorch"
+    ):
+        recorded(tokenizer, tmp_path, copy)
+
+
 DAMAGES = {
     "removed": lambda file: file.unlink(),
     "empty": lambda file: file.write_bytes(b""),
