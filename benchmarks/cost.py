@@ -45,14 +45,15 @@ class Geometry:
         """The number of parameters except those of the norms."""
         return self.layers * self.layer + (1 if self.tied else 2) * self.vocabulary * self.hidden
 
-    def saved(self, size: int) -> int:
+    def saved(self, size: int, again: bool) -> int:
         """Return the bytes that one layer stores of one token for the backward pass, in numbers of `size` bytes.
 
         A frozen matrix stores no input. A layer stores queries, keys, values and the output of attention. It also
         stores three tensors of the MLP (gate, its activation, up), and each norm's input in float32 and its output.
+        With `again` the activation is computed again instead.
         """
         attention = 2 * self.head_dim * (self.heads + self.kv_heads)
-        return size * (attention + 3 * self.ffn) + 2 * self.hidden * (4 + size)
+        return size * (attention + (2 if again else 3) * self.ffn) + 2 * self.hidden * (4 + size)
 
 
 SMOLLM2_135M = Geometry(576, 30, 9, 3, 64, 1536, 49152, tied=True)
@@ -100,15 +101,15 @@ def flops(model: Geometry, batch: Batch, shared: bool, checkpointing: bool = Fal
 
 
 def activations(model: Geometry, batch: Batch, shared: bool, size: int, checkpointing: bool = False) -> float:
-    """Return the bytes stored for the backward pass, with three float32 copies of the logits.
+    """Return the bytes stored for the backward pass, with three float32 copies of the logits, of the engine two.
 
-    The copies are the logits, their softmax and its gradient.
+    The copies are the logits, their gradient and, with PEFT, their softmax.
     """
     tokens = batch.layer_tokens(shared)
-    layers = tokens * model.layers * model.saved(size)
+    layers = tokens * model.layers * model.saved(size, again=shared)
     if checkpointing:
-        layers = tokens * (model.layers * model.hidden * size + model.saved(size))
-    return layers + 3 * 4 * model.vocabulary * batch.logits(shared)
+        layers = tokens * (model.layers * model.hidden * size + model.saved(size, again=False))
+    return layers + (2 if shared else 3) * 4 * model.vocabulary * batch.logits(shared)
 
 
 def measured() -> list[tuple[str, Batch, float, dict[str, float]]]:

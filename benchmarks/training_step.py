@@ -1,13 +1,15 @@
-"""One training step, as Trainer takes it: PEFT's forward against the engine, plain and with compiled layers.
+"""One training step, as Trainer takes it: PEFT's forward and LoRA against the engine, plain and with compiled layers.
 
     python benchmarks/training_step.py [PAIRS] [CASE]
     python benchmarks/training_step.py [PAIRS] epoch [FILE]
 
 It prints seconds, the median of paired ratios, and how far loss and gradient are apart. It also prints the time of the
 step's matrix products with the model's shapes, which no implementation of the same mathematics can beat, and where the
-engine's step goes. The last case takes other batches in each turn: those of an epoch in groups of like length, and
-those that keep rows of a passage together (`group_shared: 4`). CASE is the start of a case's name. With a JSON Lines
-file in SQuAD's columns the epoch has its rows, with P=20 and B=16.
+engine's step goes. LoRA trains on the same rows without a prompt. Transformers' padding-free collator serves LoRA
+alone, since behind a soft prompt only the first of its rows would have one. The last case takes other batches in each
+turn: those of an epoch in groups of like length, and those that keep rows of a passage together (`group_shared: 4`).
+CASE is the start of a case's name. With a JSON Lines file in SQuAD's columns the epoch has its rows, with P=20 and
+B=16.
 """
 
 import statistics
@@ -31,8 +33,9 @@ from common import (
     trainer_step,
 )
 from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch.profiler import ProfilerActivity, profile
-from transformers import DataCollatorForSeq2Seq
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
 from prompt_tuning import Encoder, Template, encode
 from prompt_tuning.support.files import read_json_lines
@@ -46,6 +49,7 @@ CASES = {
 }
 
 EPOCH = "epoch"
+LORA = ("LoRA, r=8", "LoRA, r=8, padding-free")  # The other things that a user could train; neither has a prompt.
 # The kinds of work in a step, and what the names of torch's operations on a CPU begin with.
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm"),
@@ -79,14 +83,28 @@ def product_seconds(base: torch.nn.Module, tokens: int, targets: int) -> float:
     return total
 
 
+def make_model(way: str, length: int) -> PeftModel:
+    """Return the model of a way to train: PEFT's or the engine's prompt, or LoRA without a prompt."""
+    if way.startswith("LoRA"):
+        return get_peft_model(base_model(), LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return soft_prompt(base_model(), length, engine=way != "PEFT")
+
+
+def without_padding(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the rows one after the other in a single row, as transformers' padding-free collator has them."""
+    rows = zip(batch["input_ids"], batch["labels"], batch["attention_mask"].bool(), strict=True)
+    features = [{"input_ids": ids[kept].tolist(), "labels": labels[kept].tolist()} for ids, labels, kept in rows]
+    return dict(DataCollatorWithFlattening()(features))
+
+
 def steps(length: int, batch: dict[str, torch.Tensor], folder: str):
     """Return a function that runs a training step, and the model, by name."""
     variants = {}
-    for name in ("PEFT", "engine", "engine, torch_compile"):
-        model = soft_prompt(base_model(), length, engine=name != "PEFT")
+    for name in ("PEFT", "engine", "engine, torch_compile", *LORA):
+        model = make_model(name, length)
         settings = {"torch_compile": True} if "compile" in name else {}
-        step = trainer_step(model, batch, folder, tokenizer(), use_cpu=True, **settings)
-        variants[name] = (step, model)
+        rows = without_padding(batch) if "padding" in name else batch
+        variants[name] = (trainer_step(model, rows, folder, tokenizer(), use_cpu=True, **settings), model)
     return variants
 
 
@@ -115,14 +133,15 @@ def measure(case: str, folder: str, turns: int) -> None:
     losses, gradients, first = {}, {}, {}
     for name, (step, model) in variants.items():
         first[name] = seconds(lambda step=step, name=name: losses.update({name: step().item()}))
-        gradients[name] = model.prompt_encoder["default"].embedding.weight.grad.clone()
+        if name not in LORA:
+            gradients[name] = model.prompt_encoder["default"].embedding.weight.grad.clone()
     hook.remove()
     times = paired_seconds({name: step for name, (step, _) in variants.items()}, turns)
     expected = gradients["PEFT"]
     rows = [("way", "seconds", "times PEFT's speed", "loss", "gradient off by", "warm-up", "share of product rate")]
     products = product_seconds(variants["PEFT"][1].get_base_model(), tokens[0], int((batch["labels"] != -100).sum()))
     for name in variants:
-        off = ((gradients[name] - expected).norm() / expected.norm()).item()
+        off = ((gradients.get(name, expected) - expected).norm() / expected.norm()).item()
         median = statistics.median(times[name])
         rows.append(
             (
@@ -130,9 +149,9 @@ def measure(case: str, folder: str, turns: int) -> None:
                 f"{median:.2f}",
                 f"{ratio(times['PEFT'], times[name]):.2f}",
                 f"{losses[name]:.5f}",
-                f"{off:.0e}",
+                "" if name in LORA else f"{off:.0e}",
                 f"{first[name]:.0f} s" if "compile" in name else "",
-                "" if name == "PEFT" else f"{products / median:.0%}",
+                f"{products / median:.0%}" if "engine" in name else "",
             )
         )
     print(f"**{case}**, {turns} pairs\n")
@@ -166,8 +185,8 @@ def measure_epoch(folder: str, turns: int, file: Path | None) -> None:
     tokens: dict[str, list[int]] = {}
     calls = {}
     batches = {group: epoch_batches(rows, size, turns + 1, group) for group in (1, 4)}
-    for way, group in (("PEFT", 1), ("engine", 1), ("engine, group_shared 4", 4)):
-        model = soft_prompt(base_model(), length, engine=way != "PEFT")
+    for way, group in (("PEFT", 1), (LORA[0], 1), ("engine", 1), ("engine, group_shared 4", 4)):
+        model = make_model(way, length)
         counts = tokens.setdefault(way, [])
         mlp = model.get_base_model().model.layers[0].mlp
         mlp.register_forward_hook(
