@@ -60,20 +60,21 @@ class SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:
         """Return the sum over the targets `[targets]`, without those that are -100."""
-        sums = logits.logsumexp(-1)
-        ctx.save_for_backward(logits, targets, sums)
+        most = logits.amax(-1, keepdim=True)  # Beside it the likeliest tokens keep all their digits.
+        sums = (logits - most).exp_().sum(-1, keepdim=True).log_()
+        ctx.save_for_backward(logits, targets, most, sums)
         ctx.label_smoothing = label_smoothing
-        losses = sums - (1 - label_smoothing) * logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+        losses = sums - (1 - label_smoothing) * (logits.gather(1, targets.clamp(min=0)[:, None]) - most)
         if label_smoothing:
-            losses -= label_smoothing * logits.mean(-1)
-        return losses.masked_fill(targets == -100, 0).sum()
+            losses -= label_smoothing * (logits.mean(-1, keepdim=True) - most)
+        return losses.masked_fill(targets[:, None] == -100, 0).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradient of the logits: their probabilities less those that the targets ask for."""
-        logits, targets, sums = ctx.saved_tensors
-        by_logits = (logits - sums[:, None]).exp_()
+        logits, targets, most, sums = ctx.saved_tensors
+        by_logits = (logits - most).sub_(sums).exp_()
         if ctx.label_smoothing:
             by_logits -= ctx.label_smoothing / logits.shape[1]
         places = targets.clamp(min=0)[:, None]

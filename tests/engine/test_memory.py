@@ -56,11 +56,15 @@ def test_the_loss_is_that_of_torch_and_needs_one_more_tensor_of_the_logits_size(
     logits = (torch.randn(12, 1000) * 5).requires_grad_()
     targets = torch.randint(0, 1000, (12,))
     targets[3] = -100
+    with torch.no_grad():
+        logits += 30
+        logits[0, targets[0]] += 50  # The model is all but sure of this target.
+        logits[1, targets[1]] += 20
+    exact = logits.detach().double().requires_grad_()
+    expected = F.cross_entropy(exact, targets, reduction="sum", label_smoothing=label_smoothing) / 4
     loss = target_loss(logits, targets, 4, label_smoothing)
-    settings = {"reduction": "sum", "label_smoothing": label_smoothing}
-    expected = F.cross_entropy(logits, targets, **settings) / 4
-    torch.testing.assert_close(loss, expected, atol=0, rtol=1e-6)
-    (by_logits,) = torch.autograd.grad(expected, logits)
-    torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], by_logits, atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close(loss.double(), expected, atol=0, rtol=1e-6)
+    by_logits, by_exact = torch.autograd.grad(loss, logits)[0], torch.autograd.grad(expected, exact)[0]
+    torch.testing.assert_close(by_logits.double(), by_exact, atol=1e-7, rtol=0)
     peak = peak_of(lambda: torch.autograd.grad(target_loss(logits, targets, 4, label_smoothing), logits))
     assert peak < 1.1 * 4 * logits.numel()
