@@ -108,7 +108,7 @@ def steps(length: int, batch: dict[str, torch.Tensor], folder: str):
     return variants
 
 
-def print_parts(case: str, step) -> None:
+def print_parts(step) -> None:
     """Print where the CPU time of a step goes, as torch's profiler counts it."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         step()
@@ -118,7 +118,7 @@ def print_parts(case: str, step) -> None:
         kind = next((kind for kind, names in KINDS.items() if name.startswith(names)), "the rest")
         parts[kind] += event.self_cpu_time_total
     total = sum(parts.values())
-    print(f"**{case}**: where the engine's step goes\n")
+    print("Where the engine's step goes:\n")
     print_table(("kind", "share of the step"), *((kind, f"{part / total:.0%}") for kind, part in parts.items()))
 
 
@@ -162,7 +162,7 @@ def measure(case: str, folder: str, turns: int) -> None:
         f"The engine runs {tokens[0]} tokens through each layer, PEFT {padded}. The engine's matrix products alone "
         f"take {products:.2f} s, so at this rate no step could have more than {bound:.2f} times PEFT's speed.\n"
     )
-    print_parts(case, variants["engine"][0])
+    print_parts(variants["engine"][0])
 
 
 def epoch_batches(rows: Dataset, size: int, turns: int, group_shared: int) -> list[dict[str, torch.Tensor]]:
