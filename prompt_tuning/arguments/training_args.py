@@ -63,6 +63,11 @@ def deepspeed_errors(args: Seq2SeqTrainingArguments) -> list[str]:
             f"optim {args.optim.value}: DeepSpeed gives an optimiser parts of the weights, for which this one takes "
             f"other steps. Set one of {', '.join(name.value for name in OPTIMIZERS_BY_NUMBER)}."
         )
+    for section, setting in (("optimizer", "optim"), ("scheduler", "lr_scheduler_type")):
+        if section in args.deepspeed_plugin.deepspeed_config:
+            errors.append(
+                f"{section} of DeepSpeed's configuration: it would replace {setting}. Remove it, and set {setting}."
+            )
     return errors
 
 

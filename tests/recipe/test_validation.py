@@ -161,7 +161,7 @@ def test_all_mistakes_are_reported_together_with_the_next_step(recipe_file, chan
 
 def test_float16_and_quantized_weights_under_deepspeed_are_refused(recipe_file):
     recipe = load_recipe(recipe_file())
-    recipe.training.deepspeed_plugin = SimpleNamespace(zero_stage=2)
+    recipe.training.deepspeed_plugin = SimpleNamespace(zero_stage=2, deepspeed_config={})
     assert validation_errors(recipe) == []
     recipe.training.fp16 = True
     assert [problem for problem in validation_errors(recipe) if problem.startswith("fp16: DeepSpeed would round")]

@@ -110,7 +110,7 @@ def test_runs_under_zero3_which_splits_weights_share_no_model(recipe_file, monke
     recipe = load_recipe(recipe_file())
     monkeypatch.setattr(runs, "train", lambda recipe, **settings: settings)
     assert "base" in runs.SharedBaseModel().train(recipe)
-    recipe.training.deepspeed_plugin = SimpleNamespace(zero_stage=3)
+    recipe.training.deepspeed_plugin = SimpleNamespace(zero_stage=3, deepspeed_config={})
     assert "base" not in runs.SharedBaseModel().train(recipe)
 
 

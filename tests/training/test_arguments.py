@@ -249,11 +249,14 @@ def test_offloading_by_the_arguments_is_refused_too(tokenizer, tmp_path):
         (2, {"fp16": True}, "fp16: DeepSpeed would round the trained weights"),
         (2, {"optim": "adafactor"}, "optim adafactor: DeepSpeed gives an optimiser parts of the weights"),
         (0, {}, "DeepSpeed: ZeRO stage 0 splits nothing"),
+        (2, {"sections": {"optimizer": {"type": "Adam"}}}, "optimizer of DeepSpeed's configuration: it would replace"),
+        (3, {"sections": {"scheduler": {}}}, "Remove it, and set lr_scheduler_type"),
     ],
 )
 def test_a_trainer_refuses_what_deepspeed_would_train_otherwise(stage, settings, message, tokenizer, tmp_path):
     args = PromptTuningArguments(str(tmp_path), use_cpu=True, optim=settings.get("optim", "adamw_torch"))
-    args.deepspeed_plugin, args.fp16 = SimpleNamespace(zero_stage=stage), "fp16" in settings
+    args.deepspeed_plugin = SimpleNamespace(zero_stage=stage, deepspeed_config=settings.get("sections", {}))
+    args.fp16 = "fp16" in settings
     with pytest.raises(RecipeError, match=message):
         build(soft("llama", tokenizer), tokenizer, tmp_path, args=args)
 
@@ -272,7 +275,7 @@ def test_a_model_is_read_whole_before_deepspeed_splits_it(tokenizer, tmp_path):
 
 def test_a_further_trainer_of_a_run_does_not_pass_deepspeed_on_again(tokenizer, tmp_path):
     run = build(soft("llama", tokenizer), tokenizer, tmp_path)
-    run.args.deepspeed_plugin = SimpleNamespace(zero_stage=2)  # accelerate would refuse it.
+    run.args.deepspeed_plugin = SimpleNamespace(zero_stage=2, deepspeed_config={})  # accelerate would refuse it.
     further = PromptTuningTrainer(model=run.model, args=run.args, processing_class=tokenizer)
     assert "eval_loss" in further.evaluate(run.eval_dataset)
 

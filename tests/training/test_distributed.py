@@ -287,7 +287,7 @@ def test_zero3_leaves_no_weight_of_a_layer_in_a_process(zero3):
 )
 def test_methods_that_zero3_cannot_train_are_refused(changes, refused, recipe_file):
     recipe = load_recipe(recipe_file(**changes))
-    recipe.training.deepspeed_plugin = SimpleNamespace(zero_stage=2)
+    recipe.training.deepspeed_plugin = SimpleNamespace(zero_stage=2, deepspeed_config={})
     check_sharding(recipe)
     recipe.training.deepspeed_plugin.zero_stage = 3
     with pytest.raises(RecipeError, match=f"{refused} does not run under ZeRO-3. Launch it with recipes/accelerate/"):
