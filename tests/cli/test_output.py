@@ -100,6 +100,14 @@ def test_a_training_whose_output_is_lost_stops_with_a_checkpoint(
     assert main(["train", recipe, "--resume_from_checkpoint", "true"]) == 0
 
 
+@pytest.fixture
+def not_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("not_under_nohup")
 def test_a_hang_up_saves_a_checkpoint_although_the_terminal_is_gone(recipe_file, tmp_path, capsys, monkeypatch):
     step = PromptTuningTrainer.training_step
 
@@ -163,6 +171,7 @@ def test_a_file_beside_facts_or_a_prompt_is_replaced_only_if_it_is_of_an_earlier
         assert main([command, str(source), "--output", str(other if command == "card" else tmp_path / "new")]) == 0
 
 
+@pytest.mark.usefixtures("not_under_nohup")
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_a_signal_leaves_no_partial_folder(sent, code, run, tmp_path, capsys, monkeypatch):
     def end(*args, **kwargs):

@@ -67,7 +67,8 @@ def test_loss_and_gradient_are_the_same_as_in_peft(model, tokenizer):
     }
     weight = model.prompt_encoder["default"].embedding.weight
     ours, theirs = model(**batch).loss, PeftModelForCausalLM.forward(model, **batch).loss
-    assert abs(ours.item() - theirs.item()) < 1e-5
+    # Torch's own sum over the vocabulary is off by 4e-6 of the loss on a processor with AVX2 alone.
+    assert abs(ours.item() - theirs.item()) < 1e-5 * theirs.item()
     expected = torch.autograd.grad(theirs, weight)[0]
     assert (torch.autograd.grad(ours, weight)[0] - expected).norm() / expected.norm() < 1e-4
 
