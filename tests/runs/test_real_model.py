@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.paths import ROOT
 from peft import PeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -67,8 +68,11 @@ def test_loss_and_gradient_are_the_same_as_in_peft(model, tokenizer):
     }
     weight = model.prompt_encoder["default"].embedding.weight
     ours, theirs = model(**batch).loss, PeftModelForCausalLM.forward(model, **batch).loss
-    # Torch's own sum over the vocabulary is off by 4e-6 of the loss on a processor with AVX2 alone.
-    assert abs(ours.item() - theirs.item()) < 1e-5 * theirs.item()
+    # On a processor with AVX2 alone, torch's sum over the vocabulary loses more digits in float32 than the bound has.
+    logits = PeftModelForCausalLM.forward(model, **batch).logits[:, -width:-1]
+    targets = batch["labels"][:, 1:]
+    exact = F.cross_entropy(logits.flatten(0, 1).double(), targets.flatten())
+    assert abs(ours.item() - exact.item()) < 1e-5
     expected = torch.autograd.grad(theirs, weight)[0]
     assert (torch.autograd.grad(ours, weight)[0] - expected).norm() / expected.norm() < 1e-4
 
