@@ -18,7 +18,15 @@ warnings.filterwarnings("ignore")
 import torch
 from datasets import Dataset
 from peft import PeftModel, PeftModelForCausalLM, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.utils import logging
 
 from prompt_tuning import PromptTuningArguments, PromptTuningTrainer, SharedPrefixModel, add_soft_prompt
@@ -34,6 +42,26 @@ logging.disable_progress_bar()
 def base_model() -> torch.nn.Module:
     """Load the benchmarks' model, frozen and in fp32."""
     return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).requires_grad_(False).eval()
+
+
+def random_llama(
+    width: int, between: int, layers: int, heads: int, key_heads: int, vocabulary: int
+) -> LlamaForCausalLM:
+    """Make a frozen Llama of these sizes with random weights, in fp32."""
+    config = LlamaConfig(
+        hidden_size=width, intermediate_size=between, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=key_heads, vocab_size=vocabulary, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).requires_grad_(False)
+
+
+def counted_tokens(base: torch.nn.Module) -> list[int]:
+    """Return a list that gets, at each forward from now on, the number of tokens that run through a layer."""
+    counts: list[int] = []
+    mlp = base.model.layers[0].mlp
+    mlp.register_forward_hook(lambda module, inputs, output: counts.append(output.shape[:2].numel()))
+    return counts
 
 
 def tokenizer():

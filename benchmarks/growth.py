@@ -17,16 +17,17 @@ import time
 import torch
 from common import (
     base_model,
+    counted_tokens,
     describe_machine,
     paired_seconds,
     print_table,
     random_batch,
+    random_llama,
     ratio,
     seconds,
     soft_prompt,
 )
 from training_step import product_seconds
-from transformers import LlamaConfig, LlamaForCausalLM
 
 # PEFT's logits of more positions need over 24 GiB: the process was killed at 32 rows and P=400.
 MOST_POSITIONS = 8000
@@ -73,9 +74,7 @@ def main() -> None:
 def measure_sharing() -> None:
     """Print how a step's CPU seconds fall with the number of rows about one passage."""
     model = soft_prompt(base_model(), 20, engine=True).train()
-    counts: list[int] = []
-    mlp = model.get_base_model().model.layers[0].mlp
-    mlp.register_forward_hook(lambda module, inputs, output: counts.append(output.shape[:2].numel()))
+    counts = counted_tokens(model.get_base_model())
     table = [("rows about one passage", "CPU seconds", "times the speed of one row", "tokens through each layer")]
     first = None
     for shared in (1, 2, 4, 8, 16):
@@ -95,18 +94,6 @@ def measure_sharing() -> None:
     print_table(*table)
 
 
-def random_llama(
-    width: int, between: int, layers: int, heads: int, key_heads: int, vocabulary: int
-) -> torch.nn.Module:
-    """Return a frozen Llama of these sizes, in fp32."""
-    config = LlamaConfig(
-        hidden_size=width, intermediate_size=between, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=key_heads, vocab_size=vocabulary, tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return LlamaForCausalLM(config).requires_grad_(False)
-
-
 def measure_models(count: int) -> None:
     """Print a step of PEFT and of the engine for the first models of the list, and what their products allow."""
     batch = random_batch(8, 128)
@@ -114,13 +101,9 @@ def measure_models(count: int) -> None:
     for name, sizes in list(MODELS.items())[:count]:
         base = random_llama(*sizes)
         models = {way: soft_prompt(base, 20, engine=way == "engine").train() for way in ("PEFT", "engine")}
-        tokens: list[int] = []
-        hook = base.model.layers[0].mlp.register_forward_hook(
-            lambda module, inputs, output, tokens=tokens: tokens.append(output.shape[:2].numel())
-        )
+        tokens = counted_tokens(base)
         calls = {way: lambda model=model: model(**batch).loss.backward() for way, model in models.items()}
         times = paired_seconds(calls, 2)
-        hook.remove()
         products = product_seconds(base, min(tokens), int((batch["labels"] != -100).sum()))
         peft, engine = (statistics.median(times[way]) for way in models)
         speed, share = f"{ratio(times['PEFT'], times['engine']):.2f}", f"{products / engine:.0%}"

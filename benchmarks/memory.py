@@ -4,28 +4,32 @@ python benchmarks/memory.py [CASES]     # only so many cases
 """
 
 import sys
+from collections.abc import Callable
+from functools import partial
 
-import torch
-from common import base_model, describe_machine, print_table, random_batch, soft_prompt
+from common import base_model, describe_machine, print_table, random_batch, random_llama, soft_prompt
 from torch.profiler import ProfilerActivity, profile
-from transformers import LlamaConfig, LlamaForCausalLM
 
+# Llama 3's vocabulary and head sizes on 4 layers of width 512.
+WIDE = partial(random_llama, 512, 1536, 4, 8, 4, 128256)
 CASES = {
     "P=20, B=8, rows of 64..128": (base_model, 20, 8, 128),
     "P=100, B=16, rows of 32..64": (base_model, 100, 16, 64),
-    "128k vocabulary, random weights, P=20, B=8, rows of 64..128": (lambda: wide_model(), 20, 8, 128),
+    "128k vocabulary, random weights, P=20, B=8, rows of 64..128": (WIDE, 20, 8, 128),
 }
 VARIANTS = ("PEFT", "engine", "engine, torch_compile", "engine, activation checkpointing")
 
 
-def wide_model() -> LlamaForCausalLM:
-    """Make a model with Llama 3's vocabulary and head sizes on 4 layers of width 512."""
-    config = LlamaConfig(
-        vocab_size=128256, hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=4, tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return LlamaForCausalLM(config).requires_grad_(False)
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Return the most bytes of tensors that were alive at once during a call, beyond those before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
+    current = peak = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            current += event.nbytes()
+            peak = max(peak, current)
+    return peak
 
 
 def added_memory(variant: str, make, length: int, rows: int, longest: int) -> float:
@@ -38,14 +42,7 @@ def added_memory(variant: str, make, length: int, rows: int, longest: int) -> fl
         model.compile_layers()
     batch = random_batch(rows, longest)
     model(**batch).loss.backward()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        model(**batch).loss.backward()
-    current = peak = 0
-    for event in profiled.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            current += event.nbytes()
-            peak = max(peak, current)
-    return peak / 2**20
+    return peak_bytes(lambda: model(**batch).loss.backward()) / 2**20
 
 
 def main() -> None:

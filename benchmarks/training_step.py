@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from common import (
     base_model,
+    counted_tokens,
     describe_machine,
     paired_seconds,
     print_table,
@@ -127,15 +128,12 @@ def measure(case: str, folder: str, turns: int) -> None:
     length, make = CASES[case]
     batch = make()
     variants = steps(length, batch, folder)
-    tokens = []
-    mlp = variants["engine"][1].get_base_model().model.layers[0].mlp
-    hook = mlp.register_forward_hook(lambda module, inputs, output: tokens.append(output.shape[:2].numel()))
+    tokens = counted_tokens(variants["engine"][1].get_base_model())
     losses, gradients, first = {}, {}, {}
     for name, (step, model) in variants.items():
         first[name] = seconds(lambda step=step, name=name: losses.update({name: step().item()}))
         if name not in LORA:
             gradients[name] = model.prompt_encoder["default"].embedding.weight.grad.clone()
-    hook.remove()
     times = paired_seconds({name: step for name, (step, _) in variants.items()}, turns)
     expected = gradients["PEFT"]
     rows = [("way", "seconds", "times PEFT's speed", "loss", "gradient off by", "warm-up", "share of product rate")]
@@ -187,11 +185,7 @@ def measure_epoch(folder: str, turns: int, file: Path | None) -> None:
     batches = {group: epoch_batches(rows, size, turns + 1, group) for group in (1, 4)}
     for way, group in (("PEFT", 1), (LORA[0], 1), ("engine", 1), ("engine, group_shared 4", 4)):
         model = make_model(way, length)
-        counts = tokens.setdefault(way, [])
-        mlp = model.get_base_model().model.layers[0].mlp
-        mlp.register_forward_hook(
-            lambda module, inputs, output, counts=counts: counts.append(output.shape[:2].numel())
-        )
+        tokens[way] = counted_tokens(model.get_base_model())
         steps = iter([trainer_step(model, batch, folder, words, use_cpu=True) for batch in batches[group]])
         calls[way] = lambda steps=steps: next(steps)()
     times = paired_seconds(calls, turns)

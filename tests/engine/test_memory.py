@@ -6,23 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.architectures import PROMPT, build, right_padded
-from torch.profiler import ProfilerActivity, profile
+from helpers.benchmarks import load_benchmark
 
 from prompt_tuning.engine import shared_prefix
 from prompt_tuning.engine.target_batch import target_loss
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 
-
-def peak_of(call):
-    """Return the most bytes of tensors that were alive at once, beyond those before the call."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        call()
-    current = peak = 0
-    for event in profiled.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            current += event.nbytes()
-            peak = max(peak, current)
-    return peak
+peak_of = load_benchmark("memory").peak_bytes
 
 
 def step_of(model, batch):
