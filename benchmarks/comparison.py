@@ -1,4 +1,4 @@
-"""Compare the methods of recipes/compare/methods.yaml on one task: three rates each, equal steps, equal time.
+"""Compare the methods of recipes/compare/methods.yaml on one task: four rates each, equal steps, equal time.
 
     python benchmarks/comparison.py DATA --task qa-newwiki [--seeds 42 43 44] [--key=value ...]
     python benchmarks/comparison.py DATA --task qa-newwiki --only lora prompt

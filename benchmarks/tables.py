@@ -49,6 +49,8 @@ def commands(data: Path) -> Iterator[list[str]]:
         yield ["comparison", str(data), "--task", task, *SEEDS]
         for rows in FEW_ROWS:
             yield ["comparison", str(data), "--task", task, "--train_rows", str(rows), *SEEDS]
+    for method in ("prefix", "prompt_ending"):
+        yield ["training_choices", str(data), method, "--max_steps=30"]
     yield ["methods", "--data", str(data / "qa-newwiki")]
     yield ["multitask", str(data / "qa-newwiki"), str(data / "translation-tatoeba-en-fr")]
     for recipe, rows, *rest in REFERENCES:
@@ -64,7 +66,9 @@ def words(command: list[str]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, metavar="FOLDER")
-    parser.add_argument("scripts", nargs="*", metavar="SCRIPT", help="comparison, methods, multitask, reference")
+    parser.add_argument(
+        "scripts", nargs="*", metavar="SCRIPT", help="comparison, training_choices, methods, multitask, reference"
+    )
     parser.add_argument("--list", action="store_true", help="print the commands and run none")
     args = parser.parse_args(argv)
     chosen = [command for command in commands(args.data) if command[0] in args.scripts or not args.scripts]

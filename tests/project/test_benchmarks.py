@@ -48,8 +48,36 @@ def test_the_comparison_of_methods_runs_on_a_tiny_model(model_folders, tmp_path,
     comparison = load_benchmark("comparison")
     comparison.main([str(tmp_path), *flags, f"--model_name_or_path={model_folders['llama']}"])
     text = capsys.readouterr().out
-    assert "| lora " in text and "| prompt " in text and "0.001: " in text and "0.003: " in text
+    assert "| lora " in text and "| prompt " in text and "0.0001: " in text and "0.0003: " in text
     assert "as many steps as fit in the time of lora" in text
+
+
+def test_choices_of_a_training_reach_a_prefix(model_folders, tmp_path, monkeypatch, capsys):
+    choices = load_benchmark("training_choices")
+    monkeypatch.chdir(ROOT)
+    chosen = {name: choices.CHOICES[name] for name in ("first token frozen, as an attention sink", "beta2 0.95")}
+    monkeypatch.setattr(choices, "CHOICES", chosen | {"none": choices.Choice(averaged=2)})
+    prefixes = []
+
+    class Kept(choices.Chosen):
+        def on_train_end(self, args, state, control, **kwargs):
+            prefixes.append([value.detach().clone() for value in (self.start, self.trained[0])])
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.start = self.trained[0].detach().clone()
+
+    monkeypatch.setattr(choices, "Chosen", Kept)
+    rows = tmp_path / "qa-newwiki"
+    rows.mkdir()
+    for split, count in (("train", 40), ("validation", 4)):
+        write_jsonl(rows / f"{split}.jsonl", question_rows(count, len(split)))
+    flags = ["--task", "qa-newwiki", "--seeds", "1", "--max_steps=3", "--use_cpu=true", "--init=vocab"]
+    model = f"--model_name_or_path={model_folders['llama']}"
+    choices.main([str(tmp_path), "prefix", *flags, model, "--num_virtual_tokens=3", "--max_target_tokens=4"])
+    assert capsys.readouterr().out.count("\n| ") == 4
+    moves = [(trained - start).abs().sum(1) for start, trained in prefixes]
+    assert moves[0][0] == 0 and (moves[0][1:] > 0).all()
+    assert all((move > 0).all() for move in moves[1:])
 
 
 def test_a_prompt_moved_to_a_rotated_model_has_the_same_loss(tokenizer, model_folders, tmp_path, capsys):
@@ -83,14 +111,14 @@ def test_every_method_of_the_comparison_suits_every_task(monkeypatch):
     for task in comparison.TASKS:
         for run in runs.values():
             recipe = load_recipe(comparison.RECIPES / f"{task}.yaml", [*run.flags, *files])
-            assert len(run.learning_rates) == (0 if recipe.prompt.method == "none" else 3)
+            assert len(run.learning_rates) == (0 if recipe.prompt.method == "none" else 4)
 
 
 def test_make_tables_names_scripts_and_recipes_and_makes_no_table_twice(tmp_path, monkeypatch, capsys):
     tables = load_benchmark("tables")
     tables.main([str(tmp_path), "--list"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(set(lines)) == 3 * 3 + 2 + 8
+    assert len(lines) == len(set(lines)) == 3 * 3 + 2 + 2 + 8
     for line in lines:
         for word in line.split():
             assert not word.startswith(("benchmarks/", "recipes/")) or (ROOT / word).is_file(), word
