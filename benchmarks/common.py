@@ -44,16 +44,10 @@ def base_model() -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).requires_grad_(False).eval()
 
 
-def random_llama(
-    width: int, between: int, layers: int, heads: int, key_heads: int, vocabulary: int
-) -> LlamaForCausalLM:
-    """Make a frozen Llama of these sizes with random weights, in fp32."""
-    config = LlamaConfig(
-        hidden_size=width, intermediate_size=between, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=key_heads, vocab_size=vocabulary, tie_word_embeddings=True,
-    )  # fmt: skip
+def random_llama(**sizes: int) -> LlamaForCausalLM:
+    """Make a frozen Llama with random weights in fp32; LlamaConfig has the names of the sizes."""
     torch.manual_seed(0)
-    return LlamaForCausalLM(config).requires_grad_(False)
+    return LlamaForCausalLM(LlamaConfig(tie_word_embeddings=True, **sizes)).requires_grad_(False)
 
 
 def counted_tokens(base: torch.nn.Module) -> list[int]:

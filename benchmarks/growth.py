@@ -33,7 +33,11 @@ from training_step import product_seconds
 MOST_POSITIONS = 8000
 PROMPTS, BATCHES = (20, 100, 400), (1, 4, 16, 32)
 ROWS, PASSAGE, REST = 16, 75, 25  # Rows of the table of sharing, and the tokens of their passages and of what follows.
-# Width, width between, layers, heads, key heads and vocabulary of Llamas.
+# The sizes of Llamas, by their names in LlamaConfig.
+SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "vocab_size",
+)  # fmt: skip
 MODELS = {
     "SmolLM2-135M": (576, 1536, 30, 9, 3, 49152),
     "SmolLM2-360M": (960, 2560, 32, 15, 5, 49152),
@@ -99,7 +103,7 @@ def measure_models(count: int) -> None:
     batch = random_batch(8, 128)
     table = [("sizes of", "parameters", "PEFT, seconds", "engine", "times PEFT's speed", "share of product rate")]
     for name, sizes in list(MODELS.items())[:count]:
-        base = random_llama(*sizes)
+        base = random_llama(**dict(zip(SIZES, sizes, strict=True)))
         models = {way: soft_prompt(base, 20, engine=way == "engine").train() for way in ("PEFT", "engine")}
         tokens = counted_tokens(base)
         calls = {way: lambda model=model: model(**batch).loss.backward() for way, model in models.items()}

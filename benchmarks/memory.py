@@ -10,8 +10,10 @@ from functools import partial
 from common import base_model, describe_machine, print_table, random_batch, random_llama, soft_prompt
 from torch.profiler import ProfilerActivity, profile
 
-# Llama 3's vocabulary and head sizes on 4 layers of width 512.
-WIDE = partial(random_llama, 512, 1536, 4, 8, 4, 128256)
+WIDE = partial(
+    random_llama, hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8,
+    num_key_value_heads=4, vocab_size=128256,
+)  # fmt: skip
 CASES = {
     "P=20, B=8, rows of 64..128": (base_model, 20, 8, 128),
     "P=100, B=16, rows of 32..64": (base_model, 100, 16, 64),
