@@ -7,7 +7,7 @@
 A cell is the seconds of a step relative to the step without a prompt. For PEFT that is the base model's forward over
 the padded rows, for the engine its step with a prompt of one token. Rows have 16..32 random tokens and 8 targets. In
 the table of sharing 1 to 16 of 16 rows are about one passage, and the CPU seconds of a step are compared. The larger
-models have random weights; theirs is the batch P=20, B=8 of training_step.py. The largest needs 16 GiB.
+models have random weights; their batch is P=20, B=8 of training_step.py. The largest needs 16 GiB.
 """
 
 import statistics
@@ -46,14 +46,17 @@ MODELS = {
 
 
 def main() -> None:
-    print(f"{describe_machine()}; seed 0; the best of three steps, of one where it takes over 3 s\n")
-    if sys.argv[1:] == ["sharing"]:
-        measure_sharing()
-        return
+    print(f"{describe_machine()}; seed 0\n")
     if sys.argv[1:2] == ["models"]:
         measure_models(int(sys.argv[2]) if len(sys.argv) > 2 else len(MODELS))
         return
-    most = int(sys.argv[1]) if len(sys.argv) > 1 else max(BATCHES)
+    if sys.argv[1:] != ["sharing"]:
+        measure_lengths(int(sys.argv[1]) if len(sys.argv) > 1 else max(BATCHES))
+    measure_sharing()
+
+
+def measure_lengths(most: int) -> None:
+    """Print how a step's time grows with the prompt's length, in batches of at most so many rows."""
     batches = [rows for rows in BATCHES if rows <= most]
     engine, plain = base_model(), base_model()
     table = [
@@ -71,8 +74,8 @@ def main() -> None:
                 else:
                     cells.append(f"{best(lambda: model(**batch).loss.backward()) / baseline:.2f}")  # noqa: B023
             table.append((name, rows, f"{baseline:.2f}", *cells))
+    print("**length of the prompt**; the best of three steps, of one where it takes over 3 s\n")
     print_table(*table)
-    measure_sharing()
 
 
 def measure_sharing() -> None:
