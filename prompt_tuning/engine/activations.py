@@ -1,7 +1,7 @@
-"""Activations of a gated layer that are computed again in the backward pass, so that no step keeps them.
+"""Compute the activations of gated layers again in the backward pass, so that no step keeps them.
 
-A gated layer multiplies `silu(gate)` by another state, for which autograd keeps the product's two sides, and the gate
-too. One of the three follows from another by one cheap operation: a fifth of all that a frozen Llama layer keeps.
+A gated layer multiplies `silu(gate)` by another state. For the backward pass autograd keeps `gate`, `silu(gate)` and
+the other state. Here `silu(gate)`, a fifth of all that a frozen Llama layer keeps, is computed again from `gate`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.graph import Node, saved_tensors_hooks
 
-# By the name of autograd's node; a node keeps its operation's input under the name that torch documents for hooks.
+# The keys are names of autograd's nodes. A node keeps its input as `_saved_self`, a name that torch documents.
 COMPUTE: dict[str, Callable[[Any], torch.Tensor]] = {
     "SiluBackward0": lambda node: F.silu(node._saved_self),  # noqa: SLF001 - no public name
     "GeluBackward0": lambda node: F.gelu(node._saved_self, approximate=node._saved_approximate),  # noqa: SLF001
@@ -21,14 +21,14 @@ COMPUTE: dict[str, Callable[[Any], torch.Tensor]] = {
 
 
 def recomputed_activations() -> saved_tensors_hooks:
-    """Return a context in which a step keeps no output of SiLU or GELU, but how to compute it; gradients are equal."""
-    return saved_tensors_hooks(_keep, _restore)
+    """Return a context in which a step keeps no output of SiLU or GELU; the gradients stay the same bit for bit."""
+    return saved_tensors_hooks(_pack, _unpack)
 
 
-def _keep(saved: torch.Tensor) -> torch.Tensor | Node:
+def _pack(saved: torch.Tensor) -> torch.Tensor | Node:
     node = saved.grad_fn
     return saved if node is None or node.name() not in COMPUTE else node
 
 
-def _restore(kept: torch.Tensor | Node) -> torch.Tensor:
-    return kept if isinstance(kept, torch.Tensor) else COMPUTE[kept.name()](kept)
+def _unpack(packed: torch.Tensor | Node) -> torch.Tensor:
+    return packed if isinstance(packed, torch.Tensor) else COMPUTE[packed.name()](packed)
