@@ -18,7 +18,7 @@ class Batch:
         input_ids: the tokens.
         needed: the tokens that some target follows, and no padding.
         predicts: the positions whose logits predict a target.
-        shared: how many tokens open every row, before any prediction.
+        shared: the number of tokens with which all rows begin, before any prediction.
     """
 
     input_ids: torch.Tensor
@@ -30,7 +30,8 @@ class Batch:
     def from_targets(cls, input_ids: torch.Tensor, is_target: torch.Tensor) -> Batch:
         """Return the batch of right-padded ids `[B, T]` whose targets are where `is_target` `[B, T]` is true.
 
-        Without a target it is the second token of the first row. Each process has to run all layers in a step.
+        Rows without any target get the second token of the first row as one. Each process has to run all layers in a
+        step.
         """
         if not is_target.any():
             is_target = is_target.clone()
@@ -42,7 +43,7 @@ class Batch:
 
     @property
     def common_prefix(self) -> torch.Tensor:
-        """`[S]`, the ids that open every row."""
+        """`[S]`, the ids with which all rows begin."""
         return self.input_ids[0, : self.shared]
 
     def rest(self) -> Batch:
@@ -52,34 +53,35 @@ class Batch:
 
 
 class SummedCrossEntropy(torch.autograd.Function):
-    """The cross entropy that keeps no tensor of the size `[targets, V]` but the logits, which the caller has anyway.
+    """Cross entropy that keeps no tensor of the size `[targets, V]` except the logits, which the caller keeps anyway.
 
-    Torch keeps their log-softmax, and makes two gradients of this size.
+    `torch.nn.functional.cross_entropy` also keeps the log-softmax, and makes two gradients of this size.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:
         """Return the sum over the targets `[targets]`, without those that are -100."""
-        most = logits.amax(-1, keepdim=True)  # Beside it the likeliest tokens keep all their digits.
-        sums = (logits - most).exp_().sum(-1, keepdim=True).log_()
-        ctx.save_for_backward(logits, targets, most, sums)
+        # All terms are differences from the largest logit, so that a loss near 0 loses no digits.
+        largest = logits.amax(-1, keepdim=True)
+        log_sums = (logits - largest).exp_().sum(-1, keepdim=True).log_()
+        ctx.save_for_backward(logits, targets, largest, log_sums)
         ctx.label_smoothing = label_smoothing
-        losses = sums - (1 - label_smoothing) * (logits.gather(1, targets.clamp(min=0)[:, None]) - most)
+        losses = log_sums - (1 - label_smoothing) * (logits.gather(1, targets.clamp(min=0)[:, None]) - largest)
         if label_smoothing:
-            losses -= label_smoothing * (logits.mean(-1, keepdim=True) - most)
+            losses -= label_smoothing * (logits.mean(-1, keepdim=True) - largest)
         return losses.masked_fill(targets[:, None] == -100, 0).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradient of the logits: their probabilities less those that the targets ask for."""
-        logits, targets, most, sums = ctx.saved_tensors
-        by_logits = (logits - most).sub_(sums).exp_()
+        """Return the gradient of the logits: the model's probabilities minus those of the targets."""
+        logits, targets, largest, log_sums = ctx.saved_tensors
+        logit_gradient = (logits - largest).sub_(log_sums).exp_()
         if ctx.label_smoothing:
-            by_logits -= ctx.label_smoothing / logits.shape[1]
-        places = targets.clamp(min=0)[:, None]
-        by_logits.scatter_add_(1, places, by_logits.new_full(places.shape, ctx.label_smoothing - 1))
-        return by_logits.mul_(gradient).masked_fill_((targets == -100)[:, None], 0), None, None
+            logit_gradient -= ctx.label_smoothing / logits.shape[1]
+        columns = targets.clamp(min=0)[:, None]
+        logit_gradient.scatter_add_(1, columns, logit_gradient.new_full(columns.shape, ctx.label_smoothing - 1))
+        return logit_gradient.mul_(gradient).masked_fill_((targets == -100)[:, None], 0), None, None
 
 
 def target_loss(
@@ -93,7 +95,7 @@ def target_loss(
     Args:
         logits: `[targets, V]`.
         targets: `[targets]`; -100 has no loss.
-        num_items_in_batch: what the sum is divided by, such as the targets of an accumulated batch; by default the
+        num_items_in_batch: divides the sum, such as the number of targets in an accumulated batch; by default the
             number of these targets.
         label_smoothing: the share of each target that is spread over the vocabulary.
     """
