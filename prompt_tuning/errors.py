@@ -132,11 +132,15 @@ def first_line(error: object) -> str:
     return lines[0].strip() if lines else type(error).__name__
 
 
+def signal_exit_code(received: signal.Signals) -> int:
+    """Return the exit code of a command that a signal ends, the same as in shells: 130 for SIGINT, 143 for SIGTERM."""
+    return 128 + received
+
+
 class Stopped(KeyboardInterrupt):
     """A signal, or an output that takes no more, stopped a training, which had saved a checkpoint first.
 
-    The exit code is 128 plus the signal's number, the same as in shells: 130 for SIGINT, 143 for SIGTERM. It is 1 for
-    an error of the output; a pipe without a reader counts as SIGPIPE.
+    The exit code is `signal_exit_code`, or 1 for an error of the output; a pipe without a reader counts as SIGPIPE.
 
     Args:
         received: the signal, or the error of standard output or standard error.
@@ -149,7 +153,7 @@ class Stopped(KeyboardInterrupt):
         if isinstance(received, OSError):
             reason, self.exit_code = f"output: {received.strerror}", 1
         else:
-            reason, self.exit_code = received.name, 128 + received
+            reason, self.exit_code = received.name, signal_exit_code(received)
         super().__init__(f"{reason}: stopped after step {step}, whose checkpoint is saved")
         self.checkpoint = checkpoint
 
@@ -164,4 +168,4 @@ class Terminated(KeyboardInterrupt):
     def __init__(self, received: signal.Signals) -> None:
         """Keep the exit code, and compose the message."""
         super().__init__(f"ended by {received.name}")
-        self.exit_code = 128 + received
+        self.exit_code = signal_exit_code(received)

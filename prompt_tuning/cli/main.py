@@ -54,7 +54,7 @@ from prompt_tuning.cli.processes import (
     raise_signals,
     set_up_messages,
 )
-from prompt_tuning.errors import PromptTuningError, Stopped, Terminated
+from prompt_tuning.errors import PromptTuningError, Stopped, Terminated, signal_exit_code
 from prompt_tuning.support.text import bounded, print_text, printable_json
 
 # The order of `prompt-tuning --help`.
@@ -200,7 +200,7 @@ def _check_command(parser: argparse.ArgumentParser, word: str) -> None:
 def _report_disk_error(error: OSError) -> int:
     """Print an error of a disk, a path or the output, and return the exit code; raise any other error again."""
     if isinstance(error, BrokenPipeError):
-        return 128 + signal.SIGPIPE  # A shell gives this code to a program that ends when nobody reads its output.
+        return signal_exit_code(signal.SIGPIPE)
     if isinstance(error, FileNotFoundError) and error.errno is None:
         error = _reason_of_safetensors(error)
     if error.errno not in DISK_ERRORS:
@@ -220,7 +220,7 @@ def _report_interrupt(args: argparse.Namespace, argv: list[str] | None, error: K
         _say(f"\n{error}{args.when_interrupted}")
         return error.exit_code
     _say(f"\ninterrupted{args.when_interrupted}")
-    return 130
+    return signal_exit_code(signal.SIGINT)
 
 
 def _reason_of_safetensors(error: FileNotFoundError) -> OSError:
