@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -60,12 +60,12 @@ def check_one_device(base: PreTrainedModel) -> None:
 
 def is_split(model: torch.nn.Module) -> bool:
     """Return whether FSDP or DeepSpeed's ZeRO-3 splits the weights of a model among the processes."""
-    return isinstance(model, FSDPModule) or is_split_by_deepspeed(model)
+    return isinstance(model, FSDPModule) or is_split_by_deepspeed(model.parameters())
 
 
-def is_split_by_deepspeed(model: torch.nn.Module) -> bool:
-    """Return whether DeepSpeed's ZeRO-3 splits the weights of a model; it gives each of them a number."""
-    return "ds_id" in vars(next(model.parameters()))
+def is_split_by_deepspeed(parameters: Iterable[torch.nn.Parameter]) -> bool:
+    """Return whether DeepSpeed's ZeRO-3 splits these parameters; it gives each of them a number."""
+    return "ds_id" in vars(next(iter(parameters)))
 
 
 def has_prompt(model: PreTrainedModel | PeftModel) -> bool:

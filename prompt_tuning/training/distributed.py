@@ -176,7 +176,7 @@ def whole_trained_weights(model: torch.nn.Module) -> Iterator[None]:
 
     Every process has to enter the block and to write the same. Nothing happens to another model.
     """
-    if not is_split_by_deepspeed(model):
+    if not is_split_by_deepspeed(model.parameters()):
         yield
         return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -195,7 +195,7 @@ def keep_gathered_by_deepspeed(model: torch.nn.Module, optimizer: Optimizer) -> 
         model: nothing is done for one that is not split.
         optimizer: as accelerate wraps DeepSpeed's.
     """
-    if not is_split_by_deepspeed(model):
+    if not is_split_by_deepspeed(model.parameters()):
         return
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     of_layers = {id(parameter) for layer in layers for parameter in layer.parameters()}
@@ -265,7 +265,7 @@ def full_state_dict(model: torch.nn.Module, accelerator: Accelerator) -> Iterato
 
     Every process has to enter the block, and the main one to save in it. With a prompt the base model stays split.
     """
-    if is_split_by_deepspeed(model):
+    if is_split_by_deepspeed(model.parameters()):
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         in_layers = [parameter for parameter in trained.values() if not parameter.is_external_param]
         for parameter in in_layers:

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from prompt_tuning.engine.dispatch import is_split_by_deepspeed
 from prompt_tuning.training.distributed import whole_trained_weights
 from prompt_tuning.training.evaluation import EvaluatingTrainer
 from prompt_tuning.training.resuming import check_optimizer_state
@@ -154,7 +155,7 @@ def _scatter_optimizer_state(split: Any, whole: Optimizer) -> None:
     first = whole.state[parameters[0]]
     if any(whole.state[parameter].get("step") != first.get("step") for parameter in parameters):
         raise ValueError("its parameters have not taken the same number of steps")
-    splits_weights = _splits_weights(whole)
+    splits_weights = is_split_by_deepspeed(parameters)
     for part in split.fp32_partitioned_groups_flat if splits_weights else split.single_partition_of_fp32_groups:
         for name, value in first.items():
             split.state[part][name] = torch.zeros_like(part) if _is_split(value) else copy.deepcopy(value)
@@ -175,14 +176,9 @@ def _link_states(split: Any, whole: Optimizer) -> None:
     """Let ZeRO-2 find the state of each parameter; DeepSpeed does that before all groups have taken a step."""
     from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
-    if not _splits_weights(whole):
+    if not is_split_by_deepspeed(_parameters(whole)):
         for parameters, part in zip(split.bit16_groups, split.single_partition_of_fp32_groups, strict=True):
             lazy_init_hp_params_optimizer_state(parameters, part, split.state)
-
-
-def _splits_weights(whole: Optimizer) -> bool:
-    """Return whether DeepSpeed splits the parameters of an optimiser, too, as ZeRO-3 does."""
-    return "ds_id" in vars(_parameters(whole)[0])
 
 
 def _groups(whole: Optimizer) -> list[dict[str, Any]]:
