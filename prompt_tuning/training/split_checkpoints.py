@@ -108,7 +108,7 @@ def gathered_optimizer_state(split: Any, whole: Optimizer) -> dict[str, Any]:
     from deepspeed.utils import safe_get_full_optimizer_state
 
     for group, current in zip(_groups(whole), split.param_groups, strict=True):
-        group |= {name: value for name, value in current.items() if name != "params"}
+        group.update(current, params=group["params"])
     _link_states(split, whole)
     part: dict[str, Any] = next(iter(split.state.values()), {})
     for parameter in _parameters(whole):
@@ -136,7 +136,7 @@ def load_split_states(checkpoint: Path, split: Any, whole: Optimizer, scheduler:
     whole.load_state_dict(torch.load(checkpoint / OPTIMIZER_NAME, map_location="cpu", weights_only=True))
     check_optimizer_state(whole)
     for group, saved in zip(split.param_groups, _groups(whole), strict=True):
-        group |= {name: value for name, value in saved.items() if name != "params"}
+        group.update(saved, params=group["params"])
     _scatter_optimizer_state(split, whole)
     whole.state.clear()
     state = torch.load(checkpoint / SCHEDULER_NAME, map_location="cpu", weights_only=True)
