@@ -38,7 +38,7 @@ class SplitCheckpointTrainer(EvaluatingTrainer):
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
     ) -> tuple[torch.nn.Module, DataLoader]:
-        """Resume under DeepSpeed from the files of any training; Trainer would unpickle DeepSpeed's own.
+        """Resume under DeepSpeed from the files of any training; Trainer would unpickle DeepSpeed's files.
 
         Needed by test_a_stopped_run_of_two_processes_resumes_to_the_same_weights.
         """
@@ -110,12 +110,13 @@ def gathered_optimizer_state(split: Any, whole: Optimizer) -> dict[str, Any]:
     for group, current in zip(_groups(whole), split.param_groups, strict=True):
         group.update(current, params=group["params"])
     _link_states(split, whole)
-    part: dict[str, Any] = next(iter(split.state.values()), {})
+    state_of_part: dict[str, Any] = next(iter(split.state.values()), {})
     for parameter in _parameters(whole):
-        for name, value in part.items():
-            # Without a copy the parameters would share one tensor of steps, and each would count the steps of all.
-            gathered = safe_get_full_optimizer_state(parameter, name).cpu() if _is_split(value) else None
-            whole.state[parameter][name] = copy.deepcopy(value) if gathered is None else gathered
+        for name, value in state_of_part.items():
+            if _is_split(value):
+                whole.state[parameter][name] = safe_get_full_optimizer_state(parameter, name).cpu()
+            else:  # Without a copy the parameters would share one tensor of steps, and each would count all steps.
+                whole.state[parameter][name] = copy.deepcopy(value)
     state = whole.state_dict()
     whole.state.clear()
     return state
@@ -173,7 +174,7 @@ def _scatter_optimizer_state(split: Any, whole: Optimizer) -> None:
 
 
 def _link_states(split: Any, whole: Optimizer) -> None:
-    """Let ZeRO-2 find the state of each parameter; DeepSpeed does that before all groups have taken a step."""
+    """Let ZeRO-2 find the state of each parameter; DeepSpeed does that too early, before all groups have a state."""
     from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
     if not is_split_by_deepspeed(_parameters(whole)):
@@ -191,5 +192,5 @@ def _parameters(whole: Optimizer) -> list[torch.nn.Parameter]:
 
 
 def _is_split(value: Any) -> bool:
-    """Return whether an entry of an optimiser's state has a number for each of the parameter, unlike its step."""
+    """Return whether an entry of the state has a number for each number of its parameter, unlike the step."""
     return isinstance(value, torch.Tensor) and value.dim() > 0
