@@ -288,6 +288,7 @@ def trainer_for(
     prepared: Prepared,
     callbacks: list[TrainerCallback] | None = None,
     model_init: Callable[..., PreTrainedModel | PeftModel] | None = None,
+    output_dir: Path | None = None,
 ) -> PromptTuningTrainer:
     """Return a trainer on the recipe's rows that generates as the recipe says.
 
@@ -296,12 +297,14 @@ def trainer_for(
         prepared: the recipe with its rows.
         callbacks: called besides those of the trainer.
         model_init: returns a new model for each training of a search.
+        output_dir: a folder, which Trainer makes if it is not there; None for that of the recipe.
     """
     recipe, encoded = prepared.recipe, prepared.encoded
     # Trainer wants evaluation rows if the recipe has an eval_strategy, also for `evaluate --split train`.
     evaluated = next((encoded[split] for split in ("validation", "test", "train") if split in encoded), None)
     args = copy.copy(recipe.training)
     args.push_to_hub = False  # A run is pushed when its folder is whole.
+    args.output_dir = str(output_dir or args.output_dir)
     trainer: Callable[..., PromptTuningTrainer] = PromptTuningTrainer
     if recipe.prompt.loss in CHOICE_LOSSES and "train" in encoded:
         trainer = partial(

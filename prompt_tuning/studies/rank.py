@@ -227,7 +227,9 @@ def _predict(
                 raise DataError(f"{file}: {found}. Remove the file, and rank again.")
             continue
         logger.info("predictions: %s", name)
-        texts[name] = trainer_for(model(), prepared[name]).predict_texts(validation_rows(prepared[name]))
+        # Trainer would make the recipe's output_dir, and leave it empty.
+        trainer = trainer_for(model(), prepared[name], output_dir=file.parent)
+        texts[name] = trainer.predict_texts(validation_rows(prepared[name]))
         if PartialState().is_main_process:
             _write_predictions(texts, file)
     return {name: texts[name] for name in finalists}

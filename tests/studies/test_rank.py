@@ -121,6 +121,7 @@ def test_bad_candidates_stop_early_and_the_best_one_is_kept(recipe_file, templat
     table = capsys.readouterr().out.replace("`", "")
     assert re.search(rf"(?m)^{templates}:five +32 ", table) and "stopped, though" not in table
     assert f"| `{templates}:five`" in (tmp_path / "rank" / "rank.md").read_text()
+    assert not (tmp_path / "run").exists()  # The recipe's output_dir, for a training.
 
 
 def test_a_stopped_rank_resumes_and_a_finished_one_runs_nothing(recipe_file, tmp_path, monkeypatch, capsys):
