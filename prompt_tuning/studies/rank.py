@@ -109,11 +109,10 @@ def rank(
     names, left_out = choose_templates(recipe, templates)
     counts = counts or [recipe.prompt.num_demonstrations]
     candidates = make_candidates(recipe, names, counts, seeds or [recipe.training.seed])
-    if not candidates:
-        raise RecipeError(
-            "\n".join([f"{recipe.path}: no template could be ranked", *dict.fromkeys(left_out.values())])
-        )
     prepared, unfit = prepare_candidates(recipe, candidates, rows)
+    if not prepared:
+        reasons = dict.fromkeys((unfit or left_out).values())
+        raise RecipeError("\n".join([f"{recipe.path}: no template could be ranked", *reasons]))
     num_rows = len(validation_rows(next(iter(prepared.values()))))
     plan = halving_plan(len(prepared), num_rows, finalists)
     has_scores = (folder / SETTINGS).is_file() or (folder / LIKELIHOODS).is_file()  # `_check_settings` judges them.

@@ -13,7 +13,7 @@ from typing import Literal
 
 from datasets import Dataset
 
-from prompt_tuning.errors import PromptTuningError, RecipeError, first_line
+from prompt_tuning.errors import PromptTuningError, first_line
 from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs.prepare import Prepared, prepare
@@ -113,9 +113,6 @@ def prepare_candidates(
         recipe: its model, data and limits hold for all candidates.
         candidates: by name.
         num_rows: the first validation rows, or None for all.
-
-    Raises:
-        RecipeError: no candidate fits.
     """
     prepared: dict[str, Prepared] = {}
     left_out: dict[str, str] = {}
@@ -132,10 +129,6 @@ def prepare_candidates(
             left_out[name] = reason
         else:
             prepared[name] = encoded
-    if not prepared:
-        raise RecipeError(
-            "\n".join([f"{recipe.path}: no template could be ranked", *dict.fromkeys(left_out.values())])
-        )
     return prepared, left_out
 
 
