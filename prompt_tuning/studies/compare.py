@@ -33,7 +33,9 @@ from prompt_tuning.support.files import atomic_write, write_json
 logger = logging.getLogger(__name__)
 
 FILES = ("compare.json", "compare.md", "compare.png")
-MOST_TIMES_AS_FAST = 100  # No method's step is so much faster than the first's; an edited run would train for years.
+# A step of one recipe is never this many times as fast as a step of another. Only an edited results.json says so, and
+# the training would take years.
+MAX_SPEEDUP = 100
 # The metrics of these rows show whether a metric is a mean over rows.
 EXAMPLE_ROWS = (
     ["the red cat sat on a mat", "a wet dog ran", "no"],
@@ -115,7 +117,7 @@ def _run_equal_time(
     """Train all except the first for as many steps as fit in the time of the first, with the same learning rates.
 
     Raises:
-        DataError: a run of an older version did not measure its steps, or its measure cannot be.
+        DataError: a run of an older version did not measure its steps, or its measure is impossible.
     """
     first = parts[compared[0].name]
     equal = []
@@ -124,11 +126,11 @@ def _run_equal_time(
         if recipe is compared[0] or not _trains(recipe.recipe):
             equal.append(recipe_runs)
             continue
-        own_seconds, first_seconds = part.get("seconds_per_step"), first.get("seconds_per_step")
-        if not own_seconds or not first_seconds or first_seconds > MOST_TIMES_AS_FAST * own_seconds:
-            problem = f"a run of {compared[0].name} or {recipe.name} has no seconds_per_step, or one that cannot be"
+        seconds, first_seconds = part.get("seconds_per_step"), first.get("seconds_per_step")
+        if not seconds or not first_seconds or first_seconds > MAX_SPEEDUP * seconds:
+            problem = f"a run of {compared[0].name} or {recipe.name} has no seconds_per_step, or an impossible one"
             raise DataError(f"{recipe.folder}: {problem}. Remove the folders of these runs, and compare again.")
-        steps = max(1, round(first["steps"] * first_seconds / own_seconds))
+        steps = max(1, round(first["steps"] * first_seconds / seconds))
         logger.info("%s: %s steps take as long as %s of %s", recipe.name, steps, first["steps"], compared[0].name)
         if steps == part["steps"]:
             equal.append(recipe_runs)
@@ -154,8 +156,8 @@ def _compared_recipes(
     for name, run in runs_of_comparison(sources, overrides, learning_rates).items():
         recipe = load_recipe(run.recipe, run.flags)
         rates = run.learning_rates if _trains(recipe) else ()
-        own_seeds = _seeds(recipe, list(dict.fromkeys(seeds)))
-        compared.append(ComparedRecipe(name, run, recipe, folder, own_seeds, rates))
+        recipe_seeds = _seeds(recipe, list(dict.fromkeys(seeds)))
+        compared.append(ComparedRecipe(name, run, recipe, folder, recipe_seeds, rates))
     return compared
 
 

@@ -171,7 +171,7 @@ def _test_by_row(scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
 
 
 def _test_corpus(runs: Sequence[RecipeRuns], metric: str, num_seeds: int) -> dict[str, dict[str, Any]]:
-    """Return the same for a metric that is not a mean over rows."""
+    """Return the same as `_test_by_row` for a metric that is not a mean over rows."""
     tests: dict[str, dict[str, Any]] = mean_over_seeds(_test_each_seed(runs, metric, num_seeds))
     language = runs[0].recipe.data.metric_language
     baseline = [run.predictions for run in runs[0].runs]

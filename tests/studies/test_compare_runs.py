@@ -97,7 +97,7 @@ def test_the_others_are_also_trained_for_the_time_of_the_first(study, tmp_path, 
     file = folder / "soft-seed1" / "results.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds_per_step": 1e-300}))
     assert main([*command, "--equal_time"]) == 1
-    assert "a run of lora or soft has no seconds_per_step, or one that cannot be. Remove" in capsys.readouterr().err
+    assert "a run of lora or soft has no seconds_per_step, or an impossible one. Remove" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
