@@ -137,9 +137,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     checked_path(args.input, args.output)
     if args.recipe is not None:
         return _run_api(args)
-    given = [name for name in OF_API if getattr(args, name) is not None]
-    if given:
-        raise RecipeError(f"--{given[0]}: it is for a model behind an API. Name --recipe, or leave it out.")
+    api_flags = [name for name in OF_API if getattr(args, name) is not None]
+    if api_flags:
+        raise RecipeError(f"--{api_flags[0]}: it is for a model behind an API. Name --recipe, or leave it out.")
     if args.as_targets:
         raise RecipeError("--as_targets: it is for a model behind an API. Name --recipe, or leave it out.")
     for word in args.adapter:

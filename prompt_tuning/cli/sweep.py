@@ -96,7 +96,7 @@ def _search(args: argparse.Namespace, overrides: list[str]) -> Result:
     from prompt_tuning.reports.styles import TERMINAL
     from prompt_tuning.studies.search import BEST, search, search_text
 
-    found = search(args.sweep, overrides, args.output_dir, args.n_trials or 20)
+    facts = search(args.sweep, overrides, args.output_dir, args.n_trials or 20)
     if is_first_process():
-        print_text(f"{search_text(found, TERMINAL)}\nwritten: {args.output_dir / BEST}")
-    return Result(found | {"recipe": args.output_dir / BEST})
+        print_text(f"{search_text(facts, TERMINAL)}\nwritten: {args.output_dir / BEST}")
+    return Result(facts | {"recipe": args.output_dir / BEST})

@@ -133,9 +133,9 @@ class TrainedText:
             languages: its language variables.
             name: the adapter's folder, for the message.
         """
-        found = literals(template, languages, self.part)
-        if found != self.literals:
-            pairs = zip([*self.literals, ""], [*found, ""], strict=False)
+        template_literals = literals(template, languages, self.part)
+        if template_literals != self.literals:
+            pairs = zip([*self.literals, ""], [*template_literals, ""], strict=False)
             trained, other = next(pair for pair in pairs if pair[0] != pair[1])
             raise AdapterError(
                 f"{name}: it was trained on a template with the fixed text {trained!r}, and template {template.name} "

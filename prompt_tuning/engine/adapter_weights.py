@@ -38,11 +38,11 @@ def check_weights(config: PeftConfig, folder: str | Path, **kwargs: Any) -> dict
     for name, shape in shapes.items():
         if name not in tensors:
             raise AdapterError(f"{folder}: its weights have no {name}, found {_listed(tensors)}. {ADVICE}")
-        found = list(tensors[name].shape)
-        if len(found) != len(shape) or any(size not in (None, has) for size, has in zip(shape, found, strict=True)):
+        sizes = list(tensors[name].shape)
+        if len(sizes) != len(shape) or any(size not in (None, has) for size, has in zip(shape, sizes, strict=True)):
             expected = ", ".join("any" if size is None else str(size) for size in shape)
             raise AdapterError(
-                f"{folder}: {name} has the shape {found}, and its configuration says [{expected}]. {ADVICE}"
+                f"{folder}: {name} has the shape {sizes}, and its configuration says [{expected}]. {ADVICE}"
             )
         if not tensors[name].is_floating_point():
             raise AdapterError(f"{folder}: {name} has the type {tensors[name].dtype}, expected a float type. {ADVICE}")

@@ -117,8 +117,8 @@ def _is_for_prediction(name: str, parser: RecipeParser) -> bool:
     """Return whether a setting of a finished run is read to predict with it, or is not a setting any more."""
     if name in OF_COMMAND_LINE:
         return False
-    own = vars(ModelArguments()) | vars(DataArguments()) | vars(PromptArguments())
-    return name in own or name in PREDICTION_SETTINGS or not parser.has_setting(name)
+    read_settings = vars(ModelArguments()) | vars(DataArguments()) | vars(PromptArguments())
+    return name in read_settings or name in PREDICTION_SETTINGS or not parser.has_setting(name)
 
 
 def _parse(path: Path, parser: RecipeParser, pairs: list[TextPair], overrides: list[str]) -> dict[str, Any]:

@@ -52,17 +52,17 @@ class RecipeParser(argparse.ArgumentParser):
         return frozenset(action.dest for action in actions if action)
 
     def take_back(self, flags: list[str]) -> tuple[set[str], list[str]]:
-        """Return the settings that flags take back by `null`, and the flags that are left."""
+        """Return the settings that flags take back by `null`, and the other flags."""
         taken_back = set()
-        left: list[list[str]] = []
+        kept: list[list[str]] = []
         for words in split_flags(flags):
             name = flag_name(words[0])
             if _is_null(words) and self.has_setting(name):
                 taken_back.add(name)
-                left = [earlier for earlier in left if flag_name(earlier[0]) != name]
+                kept = [earlier for earlier in kept if flag_name(earlier[0]) != name]
             else:
-                left.append(words)
-        return taken_back, list(chain.from_iterable(left))
+                kept.append(words)
+        return taken_back, list(chain.from_iterable(kept))
 
     def pair_error(self, key: str, value: Any) -> str | None:
         """Return what is wrong with one setting of a recipe, or None.

@@ -99,8 +99,8 @@ def _check_target(folder: Path) -> None:
     """Raise an AdapterError if a folder holds a file that would be replaced, and no earlier `inspect` wrote it."""
     held = [folder / name for name in FILES if os.path.lexists(folder / name)]
     try:
-        found = read_json(folder / FILES[0], dict[str, Any]) if (folder / FILES[0]).is_file() else {}
-        is_ours = not held or "caution" in found
+        report = read_json(folder / FILES[0], dict[str, Any]) if (folder / FILES[0]).is_file() else {}
+        is_ours = not held or "caution" in report
     except (OSError, DataError):
         is_ours = False
     if not is_ours:
