@@ -52,7 +52,7 @@ def sharding_errors(args: Seq2SeqTrainingArguments) -> list[str]:
 
 
 def deepspeed_errors(args: Seq2SeqTrainingArguments) -> list[str]:
-    """Return what DeepSpeed would train otherwise than one process, one message each."""
+    """Return the settings that DeepSpeed would not train with as one process does, one message each."""
     errors = []
     if args.deepspeed_plugin.zero_stage == 0:
         errors.append("DeepSpeed: ZeRO stage 0 splits nothing. Launch it with recipes/accelerate/ddp.yaml.")
@@ -80,7 +80,6 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
     """
 
     # A run's recipe.yaml has these settings even if the recipe did not set them.
-
     DEFAULTS: ClassVar[tuple[str, ...]] = (
         "learning_rate",
         "lr_scheduler_type",

@@ -95,7 +95,7 @@ MOST_LINES = 200
 def bounded(message: str) -> str:
     r"""Return a message whose long lines have lost their middle, and which ends after MOST_LINES lines.
 
-    It may quote names of a stranger's file, of any length and number.
+    A message may quote names of a stranger's file, of any length and number.
 
     >>> bounded("a: wrong"), len(bounded("a" * 10**6)) < 3000, bounded("a\n" * 300).splitlines()[-1]
     ('a: wrong', True, '(100 more lines)')

@@ -283,7 +283,7 @@ class StopOnSignal(TrainerCallback):
         self._check_signals(args, control, meets=True)
 
     def _check_signals(self, args: TrainingArguments, control: TrainerControl, *, meets: bool) -> None:
-        """Ask for a checkpoint if a signal came to a process; several ask each other only where each of them `meets`.
+        """Ask for a checkpoint if a signal came to a process; several ask each other only where `meets` is set.
 
         An evaluation at this step is made, since the resumed run would not make it.
         """
@@ -297,7 +297,7 @@ class StopOnSignal(TrainerCallback):
             control.should_save = True
             self.save_strategy = args.save_strategy
             if args.save_strategy == SaveStrategy.BEST:
-                args.save_strategy = SaveStrategy.STEPS  # Else an evaluation without a better score cancels it.
+                args.save_strategy = SaveStrategy.STEPS  # Otherwise an evaluation without a better score cancels it.
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Raise `Stopped` now that the checkpoint is saved."""

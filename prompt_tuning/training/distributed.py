@@ -1,4 +1,4 @@
-"""Several processes: which rows are whose, and one model whose weights are split among them (FSDP2)."""
+"""Divide rows among several processes, and use one model whose weights FSDP2 or ZeRO-3 splits among them."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def batches_of_process(
 ) -> list[list[int]]:
     """Return the batches of one process, as row numbers in their order.
 
-    Every process has as many batches, and of equal sizes. Step by step, the batches of all processes, one after the
-    other, are the rows in their order. The last row is repeated until the last step is full.
+    All processes have the same number of batches, which in one step have the same size. The batches of a step hold
+    consecutive rows, those of the first process first. The last row is repeated until the last step is full.
 
     Args:
         row_tokens: how many tokens each row takes of a batch.

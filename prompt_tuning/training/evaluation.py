@@ -280,7 +280,7 @@ class EvaluatingTrainer(Seq2SeqTrainer):
         if not all(rows):
             raise DataError(
                 "a row's first token is a target already, so that there is no source to write a prediction for; "
-                "give it one, or set predict_with_generate=False, which evaluates the loss alone"
+                "give it one, or set predict_with_generate=False, which evaluates only the loss"
             )
         return rows
 

@@ -174,7 +174,7 @@ def restore_hyperparameters(
 
 
 def restore_intervals(state: TrainerState, args: TrainingArguments) -> None:
-    """Log, evaluate and save as often as the settings say, and compare scores of their metric alone."""
+    """Log, evaluate and save as often as the settings say, and compare only scores of their metric."""
     state.compute_steps(args, state.max_steps)
     name = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}"
     if state.best_metric is not None and all(entry.get(name) != state.best_metric for entry in state.log_history):
