@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 
 from prompt_tuning.data.writing import is_table, write_table
 from prompt_tuning.errors import RecipeError
-from prompt_tuning.support.files import atomic_write, partial_path
+from prompt_tuning.support.files import atomic_write, made_folder, partial_path
 
 Row = TypeVar("Row")
 
@@ -58,13 +58,13 @@ class Share(NamedTuple):
                 yield file
         else:
             folder = Path(os.path.realpath(output)).parent
-            folder.mkdir(parents=True, exist_ok=True)
             part = partial_path(folder)
-            try:
-                with part.open("x", encoding="utf-8") as file:
-                    yield file
-            finally:
-                part.unlink(missing_ok=True)
+            with made_folder(folder):
+                try:
+                    with part.open("x", encoding="utf-8") as file:
+                        yield file
+                finally:
+                    part.unlink(missing_ok=True)
 
     def total(self, counts: Counter[str]) -> Counter[str]:
         """Return the sum of what all processes counted."""

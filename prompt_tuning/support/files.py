@@ -73,7 +73,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         OSError: of `DISK_LIMITS`, with the name of the file; or another one.
     """
     partial = partial_path(path.parent)
-    with _made_folder(path.parent):
+    with made_folder(path.parent):
         try:
             with explain_full_disk(path, partial):
                 yield partial
@@ -84,7 +84,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _made_folder(folder: Path) -> Iterator[None]:
+def made_folder(folder: Path) -> Iterator[None]:
     """Make a folder and those above it. If the block raises an error, remove the new ones that are empty."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -171,7 +171,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in sorted(partial.iterdir()):
             os.replace(file, path / file.name)
 
-    with _made_folder(path), _partial_folder(path, path, move) as partial:
+    with made_folder(path), _partial_folder(path, path, move) as partial:
         yield partial
 
 
@@ -189,7 +189,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         OSError: there is a file of this name, or the disk or a quota is full.
     """
     with (
-        _made_folder(path.parent),
+        made_folder(path.parent),
         _partial_folder(path, path.parent, lambda partial: os.rename(partial, path)) as partial,
     ):
         yield partial

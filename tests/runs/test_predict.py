@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -71,6 +72,14 @@ def test_an_output_has_the_format_of_its_name(name, run, tmp_path, capsys):
             assert value == (other[column] if isinstance(other[column], str | None) else json.dumps(other[column]))
     assert main([*command, "--output", str(tmp_path / "out.xlsx")]) == 1
     assert "out.xlsx: .xlsx is not written. Name a file ending in .json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.jsonl"])
+def test_a_failed_prediction_leaves_no_new_folder(name, run, make_run, tmp_path, capsys):
+    shutil.rmtree(tmp_path / "base")
+    output = tmp_path / "new" / "deep" / name
+    assert main(["predict", "--adapter", str(run), "--input", make_run.rows, "--output", str(output)]) == 1
+    assert str(tmp_path / "base") in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
 def test_truncated_rows_and_scores_are_columns_on_request(run, tmp_path, capsys):
