@@ -166,7 +166,8 @@ def _load_module(name: str, location: str, *, trust_remote_code: bool) -> Evalua
     try:
         return load_metric_module(name, location, trust_remote_code=trust_remote_code)
     except (ImportError, SyntaxError, TypeError) as error:
-        raise RecipeError(f"metric {name!r} does not load: {first_line(error)}") from error
+        reason = first_line(error).rstrip(".")
+        raise RecipeError(f"metric {name!r} does not load: {reason}. Correct it, or name another one.") from error
     except (FileNotFoundError, ConnectionError) as error:
         raise RecipeError(f"cannot load the metric {name!r}: {error}") from error
 

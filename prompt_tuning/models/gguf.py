@@ -47,7 +47,8 @@ def import_gguf(source: str, output: str) -> Path:
         except ModelError:
             raise
         except Exception as error:  # The libraries raise anything for damaged files.
-            raise ModelError(f"{file}: transformers cannot read it: {first_line(error)}") from error
+            reason = f"transformers cannot read it ({first_line(error)})"
+            raise ModelError(f"{file}: {reason}. Download it again, or name another file.") from error
         _unquantized(model).save_pretrained(partial)
         tokenizer.save_pretrained(partial)
     return folder

@@ -206,14 +206,15 @@ def check_adapters(recipe: Recipe, adapters: Sequence[str], combine: str) -> Non
         PromptTuningError: all reasons why they cannot.
     """
     if combine not in ("vote", "logits"):
-        raise RecipeError(f"--combine {combine}: expected vote or logits")
+        raise RecipeError(f"--combine {combine}: expected vote or logits. Name one of them.")
     if len(adapters) < 2:
         raise AdapterError(f"--adapters: an ensemble needs at least two, found {len(adapters)}. Name more.")
     config = load_config(recipe.model)
     errors = ErrorList()
     if config.is_encoder_decoder:
         name = recipe.model.model_name_or_path
-        errors.append(AdapterError(f"{name} is an encoder-decoder model; an ensemble needs a causal model"))
+        reason = f"{name}: an encoder-decoder model, and an ensemble needs a causal model"
+        errors.append(AdapterError(f"{reason}. Evaluate the adapters one by one."))
     elif combine == "logits" and config.get_text_config().model_type not in CACHE_ARCHITECTURES:
         reason = f"--combine logits: {config.model_type} cannot run several prompts in a batch"
         errors.append(AdapterError(f"{reason}. Use --combine vote, which runs row by row."))
@@ -244,7 +245,8 @@ def _check_adapter(folder: str, config: PretrainedConfig, revision: str) -> None
     adapter = load_adapter_config(folder)
     if not find_method(adapter.peft_type).joins_ensembles:
         expected = " and ".join(row.name.upper() for row in METHODS.values() if row.joins_ensembles)
-        raise AdapterError(f"{folder}: a {adapter.peft_type.value} adapter; an ensemble takes {expected}")
+        kind = adapter.peft_type.value
+        raise AdapterError(f"{folder}: a {kind} adapter, and an ensemble takes {expected}. Leave it out.")
     check_adapter(adapter, folder, config, revision=revision)
 
 

@@ -161,7 +161,7 @@ def _read_adapter(folder: Path) -> tuple[PeftConfig, Tensors]:
     config = load_adapter_config(folder)
     if not find_method(config.peft_type).has_prompt:
         expected = ", ".join(row.name.upper() for row in METHODS.values() if row.has_prompt)
-        raise AdapterError(f"{folder}: a {config.peft_type.value} adapter; expected {expected}")
+        raise AdapterError(f"{folder}: a {config.peft_type.value} adapter; expected {expected}. Name another one.")
     tensors = {name: tensor.float() for name, tensor in load_file(RunFolder(folder).adapter_weights).items()}
     # PEFT saves an encoder-decoder prompt with twice its rows, and uses the first half.
     return config, tensors | {"prompt_embeddings": tensors["prompt_embeddings"][: config.num_virtual_tokens]}

@@ -221,7 +221,7 @@ def test_adapters_of_another_kind_model_or_number_are_refused_at_once_before_the
         ensemble(recipe(), adapters, split="dev")
     with pytest.raises(RecipeError, match="--combine logits is greedy"):
         ensemble(recipe("--generation_num_beams=2"), adapters, "logits")
-    with pytest.raises(AdapterError, match="is an encoder-decoder model"):
+    with pytest.raises(AdapterError, match="an encoder-decoder model, and an ensemble needs a causal model"):
         ensemble(recipe(model_name_or_path=model_folders["t5"]), adapters)
 
 
