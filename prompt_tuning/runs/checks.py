@@ -313,12 +313,13 @@ def check_teacher_model(recipe: Recipe, config: PretrainedConfig) -> None:
     """Raise a RecipeError unless a model's logits are the plain product of its hidden states and output layer."""
     if config.is_encoder_decoder:
         raise RecipeError(
-            f"loss {recipe.prompt.loss}: distillation needs a causal model; {config.model_type} is an encoder-decoder"
+            f"loss {recipe.prompt.loss}: distillation needs a causal model, and {config.model_type} is an "
+            "encoder-decoder. Leave loss and teacher_template out."
         )
     if config.get_text_config().model_type in SCALED_LOGITS:
         raise RecipeError(
-            f"loss {recipe.prompt.loss}: distillation needs a causal model with unscaled logits; "
-            f"{config.model_type} rescales them"
+            f"loss {recipe.prompt.loss}: distillation needs a causal model with unscaled logits, and "
+            f"{config.model_type} rescales them. Leave loss and teacher_template out."
         )
 
 

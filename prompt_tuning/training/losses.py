@@ -84,7 +84,7 @@ def _check_head(base: PreTrainedModel, states: torch.Tensor, logits: torch.Tenso
     if not torch.allclose(product, logits.flatten(0, -2).to(product.dtype), atol=1e-3, rtol=1e-2):
         raise ModelError(
             f"distillation needs a causal model with unscaled logits; {base.config.model_type} rescales them. "
-            "Set loss: cross_entropy"
+            "Leave loss and teacher_template out."
         )
 
 
