@@ -5,11 +5,11 @@
 
 It prints seconds, the median of paired ratios, and how far loss and gradient are apart. It also prints the time of the
 step's matrix products with the model's shapes, which no implementation of the same mathematics can beat, and where the
-engine's step goes. LoRA trains on the same rows without a prompt. Transformers' padding-free collator serves LoRA
-alone, since behind a soft prompt only the first of its rows would have one. The last case takes other batches in each
-turn: those of an epoch in groups of like length, and those that keep rows of a passage together (`group_shared: 4`).
-CASE is the start of a case's name. With a JSON Lines file in SQuAD's columns the epoch has its rows, with P=20 and
-B=16.
+engine's step goes. LoRA trains on the same rows without a prompt. Only LoRA is timed with transformers' padding-free
+collator, which joins all rows to one, so that only the first would follow a soft prompt. The last case takes other
+batches in each turn: those of an epoch in groups of like length, and those that keep rows of a passage together
+(`group_shared: 4`). CASE is the start of a case's name. With a JSON Lines file in SQuAD's columns the epoch has the
+rows of the file, with P=20 and B=16.
 """
 
 import statistics
@@ -50,7 +50,7 @@ CASES = {
 }
 
 EPOCH = "epoch"
-LORA = ("LoRA, r=8", "LoRA, r=8, padding-free")  # The other things that a user could train; neither has a prompt.
+LORA = ("LoRA, r=8", "LoRA, r=8, padding-free")  # Neither has a prompt.
 # The kinds of work in a step, and what the names of torch's operations on a CPU begin with.
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm"),
@@ -139,19 +139,17 @@ def measure(case: str, folder: str, turns: int) -> None:
     rows = [("way", "seconds", "times PEFT's speed", "loss", "gradient off by", "warm-up", "share of product rate")]
     products = product_seconds(variants["PEFT"][1].get_base_model(), tokens[0], int((batch["labels"] != -100).sum()))
     for name in variants:
-        off = ((gradients.get(name, expected) - expected).norm() / expected.norm()).item()
+        off_by = ((gradients.get(name, expected) - expected).norm() / expected.norm()).item()
         median = statistics.median(times[name])
-        rows.append(
-            (
-                name,
-                f"{median:.2f}",
-                f"{ratio(times['PEFT'], times[name]):.2f}",
-                f"{losses[name]:.5f}",
-                "" if name in LORA else f"{off:.0e}",
-                f"{first[name]:.0f} s" if "compile" in name else "",
-                f"{products / median:.0%}" if "engine" in name else "",
-            )
-        )
+        rows.append((
+            name,
+            f"{median:.2f}",
+            f"{ratio(times['PEFT'], times[name]):.2f}",
+            f"{losses[name]:.5f}",
+            "" if name in LORA else f"{off_by:.0e}",
+            f"{first[name]:.0f} s" if "compile" in name else "",
+            f"{products / median:.0%}" if "engine" in name else "",
+        ))  # fmt: skip
     print(f"**{case}**, {turns} pairs\n")
     print_table(*rows)
     bound = statistics.median(times["PEFT"]) / products
