@@ -1,7 +1,7 @@
 """Closed questions: the choice of a row that is the likeliest after its source.
 
 A choice's log-likelihood is the sum over its own tokens. The end after it does not count, as in
-lm-evaluation-harness: a model that was not tuned ends its answers in other ways. So of two choices that open alike
+lm-evaluation-harness: a model that was not tuned ends its answers in other ways. So of two choices that begin alike
 the shorter is never less likely, unless the scores are normalised.
 
 A row's source is read once. All choices follow its keys and values as one packed sequence. It starts with the

@@ -1,4 +1,4 @@
-"""Texts that several rows of a batch share, such as a passage before its questions, found by token ids alone."""
+"""Find texts that several rows of a batch share, such as a passage before its questions, only by token ids."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SharedTexts(NamedTuple):
 
 
 def find_shared_texts(rows: Sequence[list[int]], prompt_index: Sequence[int], num_prompts: int) -> SharedTexts:
-    """Return the texts that are worth to be read once.
+    """Return the texts that are worth reading once.
 
     Args:
         rows: token ids.
@@ -42,23 +42,23 @@ def find_shared_texts(rows: Sequence[list[int]], prompt_index: Sequence[int], nu
         num_prompts: K, how many prompts there are.
     """
     order = sorted(range(len(rows)), key=lambda number: (prompt_index[number], rows[number]))
-    alike = []  # With how many equal ids each row and the next one in the order open.
+    num_equal = []  # The number of equal ids with which each row and the next one in the order begin.
     for one, other in pairwise(order):
         same_prompt = prompt_index[one] == prompt_index[other]
-        alike.append(common_prefix_length(rows[one], rows[other]) if same_prompt else -1)
+        num_equal.append(common_prefix_length(rows[one], rows[other]) if same_prompt else -1)
     spans = []
     parents = []
     row_parents = list(prompt_index)
     starts = [0] * len(rows)
     num_saved = 0
-    runs = [(0, len(order))]  # Rows that follow each other in the order, and open alike as far as `starts` says.
+    runs = [(0, len(order))]  # The rows of a run follow each other in the order, and are equal up to their `starts`.
     while runs:
         first, end = runs.pop()
         if end - first < 2:
             continue
         members = order[first:end]
         start = starts[members[0]]
-        shared = min(alike[first : end - 1])
+        shared = min(num_equal[first : end - 1])
         saved = (shared - start) * (len(members) - 1)
         if saved >= WORTH_SHARING:
             num_saved += saved
@@ -68,7 +68,7 @@ def find_shared_texts(rows: Sequence[list[int]], prompt_index: Sequence[int], nu
                 row_parents[number] = num_prompts + len(spans) - 1
                 starts[number] = shared
         # A short match with a third row ends here, and does not shrink what the two others share.
-        ends = [place + 1 for place in range(first, end - 1) if alike[place] == shared]
+        ends = [place + 1 for place in range(first, end - 1) if num_equal[place] == shared]
         runs += pairwise([first, *ends, end])
     return SharedTexts(spans, parents, row_parents, starts, num_saved)
 
@@ -86,7 +86,7 @@ def length_order(rows: Sequence[list[int]], *, share: bool) -> list[int]:
     paths: list[list[int]] = [[]]
     for number, (_, start, end) in enumerate(shared.spans, 1):
         before = paths[shared.parents[number - 1]]
-        # Many rows may open with the same few words. These do not keep them from rows of their length.
+        # Many rows may begin with the same few words, which do not keep these rows from others of their length.
         paths.append([*before, number] if end - start >= WORTH_SHARING else before)
     longest = [0] * len(paths)
     for row, parent in zip(rows, shared.row_parents, strict=True):
