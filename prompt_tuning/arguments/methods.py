@@ -13,7 +13,7 @@ from typing import Literal
 # The learning rates were chosen by the scores in recipes/README.md, except that of full fine-tuning.
 PROMPT_LEARNING_RATE = 3e-2
 
-# What other programs than transformers with PEFT need, such as vLLM or llama.cpp.
+# The programs besides transformers with PEFT that run what a method trains, such as vLLM or llama.cpp.
 ANY = "any engine"
 EMBEDDINGS = "any engine, after export"
 LORA = "engines that load LoRA"
@@ -205,7 +205,7 @@ _ROWS = (
         ),
         refused_inits=("frequent", "class_labels", "adapter"),
         fits_encoder_decoder=False,
-        runs_under_fsdp=False,  # Frozen and trained tokens are two parameters, which was not tried there.
+        runs_under_fsdp=False,  # Frozen and trained tokens are two parameters, which was not tried under FSDP.
         instead_of_export="Train method prompt_tuning, or predict with prompt_tuning.Predictor.",
         learning_rate=1e-2,
         card_subject="A prefix",

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
             f"{args.source}: --example needs the trained model, and this file holds only facts. Name the run's folder."
         )
     example = None
-    # What is no run or no facts is reported before torch is imported.
+    # A source that is neither a run nor facts is reported before torch is imported.
     if args.example:
         example = user_example(args.source, args.example, trust_remote_code=args.trust_remote_code)
     else:

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Write the report, and print its path."""
     from prompt_tuning.reports.run_files import read_results
 
-    read_results(args.folder)  # A folder of no run is reported before torch is imported.
+    read_results(args.folder)  # A folder that is not a run is reported before torch is imported.
     from prompt_tuning.reports.html import write_report
 
     path = write_report(args.folder, trust_remote_code=args.trust_remote_code)

@@ -137,7 +137,7 @@ def streamed_rows(rows: IterableDataset, args: DataArguments) -> Iterator[dict[s
                 )
             yield row
     except (ValueError, ConnectionError, HTTPError) as error:
-        # pyarrow's errors are ValueErrors. The reader of local files raises DataErrors only.
+        # pyarrow's errors are ValueErrors. The reader of local files raises only DataErrors.
         raise _not_from_hub(args, "train", error) from error
     if number < 0:
         raise DataError(f"{split_origin(args, 'train')}: no rows; the train split needs at least one")

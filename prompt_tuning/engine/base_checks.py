@@ -23,7 +23,7 @@ from prompt_tuning.engine.trained_tokens import check_trained_tokens
 from prompt_tuning.errors import AdapterError, ModelError, first_line
 
 NUM_TOKENS = 8
-PREFIX = 4  # So many of these tokens are a prefix in the trial.
+PREFIX = 4  # The trial reads this many of them first, and keeps them as a prefix.
 # The largest difference of two logits that count as equal, in standard deviations.
 BOUND = 0.01
 BOUND_OF_HALF = 0.15

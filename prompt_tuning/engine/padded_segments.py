@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-WIDTH = 64  # Widths are multiples of this: cuDNN plans anew for each shape, and masks are to be aligned.
-Segment = tuple[tuple[int, ...], int]  # The segments that it sees before itself, the first of all first; its number.
+WIDTH = 64  # Widths are multiples of this, since cuDNN plans anew for each shape and kernels want aligned masks.
+Segment = tuple[tuple[int, ...], int]  # The numbers of the segments that it sees, the earliest first, and its own.
 MOST_PADDING = 1.5  # The scores that a call computes are at most so many times those that its segments need.
 
 

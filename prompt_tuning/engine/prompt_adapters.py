@@ -55,7 +55,7 @@ class PromptAdapters(PeftModel):
     of several, and `disable_adapter` gives the base model.
     """
 
-    _hooks: Sequence[RemovableHandle] = ()  # Those on the base model of trained tokens.
+    _hooks: Sequence[RemovableHandle] = ()  # The hooks by which trained tokens reach the base model.
 
     def __init__(self, model: torch.nn.Module, peft_config: Any, adapter_name: str = "default", **kwargs: Any) -> None:
         """Add the adapter; the arguments are those of PEFT.

@@ -84,7 +84,7 @@ class StopTexts(StoppingCriteria):
         size = num_new + self._context
         while size < len(row):
             text = self._decode(row[-size:])
-            # Bytes that are no character alone may be one together with those before them.
+            # Bytes that are not a character may be one together with the bytes before them.
             if len(text) >= needed and REPLACEMENT not in text[UNSTABLE:]:
                 return text
             size *= 2

@@ -116,7 +116,7 @@ class Recipe(Draft):
     def _trainer_values(self) -> dict[str, Any]:
         """Return the settings of Trainer in the form that its flags take."""
         values = self.training.to_dict() | {"output_dir": self.training.output_dir, "seed": self.training.seed}
-        # Trainer makes a list of report_to and a text of the other one; its flags take a text and a truth value.
+        # Trainer holds report_to as a list and the other one as a text. Its flags take a text and a truth value.
         reporters = self.training.report_to
         values["report_to"] = reporters[0] if len(reporters) == 1 else "all" if reporters else "none"
         values["include_num_input_tokens_seen"] = self.training.include_num_input_tokens_seen != "no"

@@ -56,7 +56,7 @@ def losses_text(results: dict[str, Any]) -> list[str] | None:
     lines = []
     for split, size in splits.items():
         for name, what in ROW_LOSSES.items():
-            # References matter in the evaluated split alone.
+            # References matter only in the evaluated split.
             if size.get(name) and (name != "long_references" or split == results["split"]):
                 rows = counted(size[name], "row")
                 lines.append(f"{rows} of {split} {agreed(size[name], what)}{_of_targets(size, name)}")

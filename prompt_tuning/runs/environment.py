@@ -49,7 +49,7 @@ def _memory() -> str:
     """Return the memory of the machine and what is available of it, in GiB."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     text = f"{total / 2**30:.1f} GiB"
-    meminfo = Path("/proc/meminfo")  # Linux alone has it.
+    meminfo = Path("/proc/meminfo")  # Only Linux has it.
     if meminfo.is_file():
         sizes = dict(line.split(":") for line in meminfo.read_text().splitlines())
         text += f", {int(sizes['MemAvailable'].split()[0]) / 2**20:.1f} GiB available"

@@ -29,9 +29,9 @@ from prompt_tuning.engine.shared_prefix import SharedPrefixModel
 logger = logging.getLogger(__name__)
 
 MOST_TIMES = 8  # Batches hold at most so many times the default, 1,024 rows of 65,536 tokens: larger ones gain little.
-SHARE = 0.5  # So much of the free memory is counted on; the rest is for what is not counted here.
-CACHES = 4  # A row's keys and values as they were read, put in order, with room to grow, and grown.
-ACTIVATIONS = 16  # So many times its hidden size a token takes within a layer.
+SHARE = 0.5  # This share of the free memory is planned with; the rest is for what is not counted here.
+CACHES = 4  # Copies of a row's keys and values exist: as read, put in order, with room to grow, and grown.
+ACTIVATIONS = 16  # A token takes this many times its hidden size within a layer.
 
 
 def evaluation_limits(args: TrainingArguments, base: PreTrainedModel) -> tuple[int, int]:

@@ -111,7 +111,7 @@ def _filled(groups: Iterable[Group], num_rows: int) -> list[list[Group]]:
 
     A group is split only if no group that is left fits.
     """
-    waiting: dict[int, deque[tuple[int, Group]]] = defaultdict(deque)  # By the number of rows; in order, with places.
+    waiting: dict[int, deque[tuple[int, Group]]] = defaultdict(deque)  # By size, each with its place.
     for place, group in enumerate(groups):
         waiting[len(group.rows)].append((place, group))
     batches = []
