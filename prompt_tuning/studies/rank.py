@@ -198,7 +198,8 @@ def _check_settings(folder: Path, recipe: Recipe, prepared: Mapping[str, Prepare
             f"known. Remove the folder {folder}, or name another --output_dir."
         )
     changed = changed_settings(saved, settings) if saved else []
-    if saved and saved.get("weights") == settings.get("weights", "unknown") != "unknown":
+    weights = settings.get("weights")
+    if weights not in (None, "unknown") and saved.get("weights") == weights:
         # A base model that moved is the same model.
         changed = [name for name in changed if name != "model_name_or_path"]
     if changed:
