@@ -12,17 +12,15 @@ from prompt_tuning.engine import shared_prefix
 from prompt_tuning.engine.target_batch import target_loss
 from prompt_tuning.models.prompts import add_soft_prompt, prompt_config
 
+counted_tokens = load_benchmark("common").counted_tokens
 peak_of = load_benchmark("memory").peak_bytes
 
 
 def step_of(model, batch):
     """Return the peak of a training step, the gradient of the prompt, and the tokens that run through a layer."""
-    tokens = []
-    mlp = model.get_base_model().model.layers[0].mlp
-    hook = mlp.register_forward_hook(lambda module, inputs, output: tokens.append(output.shape[:-1].numel()))
+    tokens = counted_tokens(model.get_base_model())
     model.zero_grad()
     peak = peak_of(lambda: model(**batch).loss.backward())
-    hook.remove()
     return peak, model.prompt_encoder["default"].embedding.weight.grad.clone(), tokens[0]
 
 
