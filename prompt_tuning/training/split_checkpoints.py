@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from prompt_tuning.engine.dispatch import is_split_by_deepspeed
-from prompt_tuning.training.distributed import whole_trained_weights
+from prompt_tuning.engine.dispatch import is_split, is_split_by_deepspeed
+from prompt_tuning.training.distributed import full_state_dict, whole_trained_weights
 from prompt_tuning.training.evaluation import EvaluatingTrainer
 from prompt_tuning.training.resuming import check_optimizer_state
 
@@ -71,6 +71,15 @@ class SplitCheckpointTrainer(EvaluatingTrainer):
             return
         with whole_trained_weights(self.model):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save whole tensors of a model that FSDP or ZeRO-3 splits."""
+        if not is_split(self.model):
+            super().save_model(output_dir, _internal_call)
+            return
+        with full_state_dict(self.model, self.accelerator) as state_dict:
+            if self.args.should_save:
+                self._save(output_dir, state_dict)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save the states under DeepSpeed as any training does; Trainer would write DeepSpeed's pickles.

@@ -30,7 +30,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import HubStrategy, TrainOutput
 
-from prompt_tuning.engine.dispatch import has_prompt, is_split
+from prompt_tuning.engine.dispatch import has_prompt
 from prompt_tuning.engine.likelihood import Normalization
 from prompt_tuning.engine.prompt_network import has_network, save_network
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel
@@ -43,7 +43,7 @@ from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.training import resuming
 from prompt_tuning.training.callbacks import Divergence, TrainingStart
 from prompt_tuning.training.checkpoints import KeepOnlyBest, atomic_checkpoint, load_named_adapter, rotate_checkpoints
-from prompt_tuning.training.distributed import full_state_dict, keep_losses_in_float32, without_repeated
+from prompt_tuning.training.distributed import keep_losses_in_float32, without_repeated
 from prompt_tuning.training.evaluation import trains_several_tasks
 from prompt_tuning.training.losses import aligned_outputs, distillation_loss, teacher_logits
 from prompt_tuning.training.optimizer import separate_layer_vectors
@@ -292,12 +292,7 @@ class PromptTuningTrainer(SplitCheckpointTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model; a checkpoint also gets the network that writes the prompt, and no card."""
-        if is_split(self.model):
-            with full_state_dict(self.model, self.accelerator) as state_dict:
-                if self.args.should_save:
-                    self._save(output_dir, state_dict)
-        else:
-            super().save_model(output_dir, _internal_call)
+        super().save_model(output_dir, _internal_call)
         if not _internal_call or not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
