@@ -1,4 +1,4 @@
-"""Rows that share text, such as questions about one passage, in the same batches, whose text is then read once."""
+"""Keep rows that share text, such as questions about one passage, in one batch, which reads that text once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from datasets import Dataset
 from prompt_tuning.encoding.batching import KEY_BYTES, common_prefix, source_keys
 from prompt_tuning.engine.row_tree import WORTH_SHARING
 
-MOST_COMPARED = 1024  # Rows are compared in so many tokens behind those that open every row.
-LEAST_SHARE = 1 / 4  # Rows of a family share so much of the shorter one.
+MOST_COMPARED = 1024  # Rows are compared in this many tokens after those with which all rows begin.
+LEAST_SHARE = 1 / 4  # Rows of a family share at least this part of the shorter one.
 
 
 def text_families(encoded: Dataset) -> list[int]:
     """Return for each row the number of its family: rows of one family share much text, and have the same task.
 
-    Rows are sorted by their ids, so that the time grows with n log n. Text that opens every row does not count.
+    Rows are sorted by their ids, so that the time grows with n log n. The start of all rows does not count.
     """
     keys = source_keys(encoded, len(common_prefix(encoded)), MOST_COMPARED)
     order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -36,7 +36,7 @@ def text_families(encoded: Dataset) -> list[int]:
 
 
 def _num_alike(one: bytes, other: bytes) -> int:
-    """Return with how many equal ids two keys of `source_keys` open, -1 for different tasks."""
+    """Return the number of equal ids with which two keys of `source_keys` begin; -1 for different tasks."""
     length = min(len(one), len(other)) // KEY_BYTES
     numbers = (np.frombuffer(key, f">i{KEY_BYTES}", length) for key in (one, other))
     differ = np.append(np.not_equal(*numbers), True)
