@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def compare(
     figure = new_figure("compare.png", 9, 5.5)  # A missing matplotlib is reported now, and not after the training.
     _check_metric(recipes, metric)
     _check_rates(compared)
-    _check_rows(compared)
+    compared = _with_splits(compared)
     if equal_time and not _trains(compared[0].recipe):
         raise RecipeError(f"equal_time: {compared[0].name} trains nothing. Name a recipe that trains first.")
     with hold_folder(folder, FILES, written_before=has_runs(folder)):
@@ -135,6 +136,7 @@ def _run_equal_time(
         if steps == part["steps"]:
             equal.append(recipe_runs)
             continue
+        recipe.check_finished(max_steps=steps)
         base.planned += len(recipe.seeds)
         equal.append(run_seeds(recipe, base, recipe_runs.learning_rate, max_steps=steps))
     return equal
@@ -205,14 +207,15 @@ def _scoring(recipe: Recipe) -> str:
     return ", ".join(sorted(recipe.metrics)) + (f" (language {language})" if language else "")
 
 
-def _check_rows(compared: Sequence[ComparedRecipe]) -> None:
-    """Prepare all recipes, which finds their errors before a model loads, and compare their evaluation rows.
+def _with_splits(compared: Sequence[ComparedRecipe]) -> list[ComparedRecipe]:
+    """Prepare all recipes, which finds their errors before a model loads, and return them with the split to compare.
 
     Raises:
         DataError: the rows differ from those of the first recipe, or a recipe that tries learning rates lacks a split.
     """
     first = compared[0]
     first_rows: dict[str, list] = {}
+    with_splits = []
     for recipe in compared:
         prepared = prepare(recipe.recipe, SPLITS)
         if recipe.tries and not {"validation", "test"} <= prepared.encoded.keys():
@@ -234,6 +237,8 @@ def _check_rows(compared: Sequence[ComparedRecipe]) -> None:
             raise DataError(
                 f"{first.name} and {recipe.name} would be evaluated on different rows. Give both the same test_file."
             )
+        with_splits.append(replace(recipe, split=prepared.last_split))
+    return with_splits
 
 
 def _evaluation_columns(prepared: Prepared) -> dict[str, list]:

@@ -112,7 +112,8 @@ def compare_runs(runs: Sequence[RecipeRuns], metric: str) -> dict[str, Any]:
         description += "; differences by draws of rows" + (" and seeds" if num_seeds > 1 else "")
     parts = {}
     for recipe_runs in runs:
-        part = {"of_seeds": _scores_of_seeds(recipe_runs, metric), **tests[recipe_runs.name], **_costs(recipe_runs)}
+        of_seeds = [score_of_run(run, metric) for run in recipe_runs.runs]
+        part = {"of_seeds": of_seeds, **tests[recipe_runs.name], **_costs(recipe_runs)}
         if "against_first" in part:
             against = part["against_first"]
             against["in_words"] = in_words(metric, against["low"], against["high"])
@@ -129,18 +130,12 @@ def _check_references(runs: Sequence[RecipeRuns]) -> None:
             raise DataError(f"{run.folder}: its predictions are of other rows. Remove the folder, and run it again.")
 
 
-def score_of_run(folder: Path, scores: Scores, metric: str) -> float:
+def score_of_run(run: EvaluatedRun, metric: str) -> float:
     """Return the score of a run; raise a DataError if it has none of the metric."""
-    if metric not in scores.values:
-        raise DataError(f"{folder}: it has no {metric}. Remove the folder, and run it again.")
-    return scores.values[metric]
-
-
-def _scores_of_seeds(recipe_runs: RecipeRuns, metric: str) -> list[float]:
-    scores = []
-    for run in recipe_runs.runs:
-        scores.append(score_of_run(run.folder, Scores.from_json(run.evaluation[run.key]), metric))
-    return scores
+    scores = Scores.from_json(run.evaluation[run.key]).values
+    if metric not in scores:
+        raise DataError(f"{run.folder}: it has no {metric}. Remove the folder, and run it again.")
+    return scores[metric]
 
 
 def _scores_by_row(runs: Sequence[RecipeRuns], metric: str) -> dict[str, np.ndarray]:

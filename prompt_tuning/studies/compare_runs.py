@@ -16,7 +16,7 @@ from prompt_tuning.errors import TrainingError, first_line
 from prompt_tuning.metrics.loading import LOWER_IS_BETTER
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe
-from prompt_tuning.reports.run_files import read_evaluation
+from prompt_tuning.reports.run_files import read_results
 from prompt_tuning.runs.evaluate import evaluate
 from prompt_tuning.runs.output_folder import check_inner_folder
 from prompt_tuning.runs.prepare import prepare
@@ -39,6 +39,7 @@ class ComparedRecipe:
         folder: the folder of the comparison.
         seeds: the seeds that it is run with.
         learning_rates: the rates that are tried; with one, or none, nothing is tried.
+        split: the split that its runs are compared on.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ComparedRecipe:
     folder: Path
     seeds: Sequence[int]
     learning_rates: Sequence[float]
+    split: str = "test"
 
     @property
     def tries(self) -> bool:
@@ -72,10 +74,10 @@ class ComparedRecipe:
         flags += [f"--seed={seed}", f"--output_dir={output}", "--resume_from_checkpoint=auto"]
         return load_recipe(self.source.recipe, flags)
 
-    def check_finished(self) -> None:
+    def check_finished(self, max_steps: int | None = None) -> None:
         """Raise a PromptTuningError if a finished run had other settings or rows, or its folder is not a run's."""
         for seed, rate in product(self.seeds, self.learning_rates or (None,)):
-            recipe = self.load(seed, rate)
+            recipe = self.load(seed, rate, max_steps)
             check_inner_folder(Path(recipe.training.output_dir))
             if is_finished(recipe):
                 check_unchanged(prepare(recipe, SPLITS))
@@ -104,7 +106,6 @@ def run_recipe(
 
 def _try_rates(compared: ComparedRecipe, base: SharedBaseModel, metric: str) -> Iterator[tuple[float, float | None]]:
     """Yield each learning rate with its score on the validation rows, with the first seed; None if it diverges."""
-    key = METHODS[compared.recipe.prompt.method].results_key
     for rate in compared.learning_rates:
         recipe = compared.load(compared.seeds[0], rate)
         try:
@@ -115,7 +116,7 @@ def _try_rates(compared: ComparedRecipe, base: SharedBaseModel, metric: str) -> 
             logger.warning("%s, learning rate %s: %s", compared.name, rate, first_line(error))
             yield rate, None
         else:
-            yield rate, score_of_run(run, read_evaluation(RunFolder(run), key)[1], metric)
+            yield rate, score_of_run(_evaluated(recipe, run, "validation"), metric)
 
 
 def best_rate(tried: Mapping[float, float | None], metric: str) -> float | None:
@@ -133,7 +134,7 @@ def run_seeds(
     max_steps: int | None = None,
     evaluate_hard_prompt: bool = False,
 ) -> RecipeRuns:
-    """Run a recipe with each seed, evaluated on the test rows.
+    """Run a recipe with each seed, evaluated on the split that is compared.
 
     Args:
         compared: the recipe.
@@ -147,9 +148,7 @@ def run_seeds(
         recipe = compared.load(seed, rate, max_steps)
         # The card of the first run also has the score of its template alone.
         run = _run(recipe, base, evaluate_hard_prompt=evaluate_hard_prompt and not runs)
-        # The first seed's run was evaluated on the validation rows, to choose the learning rate.
-        tried = compared.tries and not runs and max_steps is None
-        runs.append(_evaluate(recipe, run) if tried else read_run(recipe, run))
+        runs.append(_evaluated(recipe, run, compared.split))
     return RecipeRuns(compared.name, compared.recipe, runs, rate)
 
 
@@ -166,14 +165,20 @@ def _run(
     return base.train(recipe, evaluate_hard_prompt=evaluate_hard_prompt or not trains, split=split)
 
 
-def _evaluate(recipe: Recipe, run: Path) -> EvaluatedRun:
-    """Evaluate a saved run on the test rows, unless that is done."""
+def _evaluated(recipe: Recipe, run: Path, split: str) -> EvaluatedRun:
+    """Return the evaluation of a finished run on a split.
+
+    A run whose learning rate was tried has one on the validation rows. If a later comparison tries other rates or
+    seeds, it needs the other split of a run.
+    """
+    if read_results(run)["split"] == split:
+        return read_run(recipe, run)
     method = METHODS[recipe.prompt.method]
     adapter: str | None = str(run)
     if method.trains_whole_model:
         recipe = replace(recipe, model=replace(recipe.model, model_name_or_path=str(run)))
         adapter, method = None, METHODS["none"]
-    folder = run / "compare-test"  # `evaluate` writes other folders, perhaps of fewer rows.
+    folder = run / f"compare-{split}"  # `evaluate` writes other folders, perhaps of fewer rows.
     if not RunFolder(folder).results.is_file():
-        evaluate(recipe, adapter, "test", folder)
+        evaluate(recipe, adapter, split, folder)
     return read_run(recipe, run, folder, method.results_key)

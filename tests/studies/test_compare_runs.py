@@ -64,6 +64,31 @@ def test_the_best_rate_on_validation_rows_is_the_only_one_that_reads_the_test_ro
     assert json.loads((folder / "compare.json").read_text())["parts"]["lora"] == lora
 
 
+def test_rates_that_change_are_chosen_on_validation_rows_and_compared_on_test_rows(study, tmp_path):
+    folder = tmp_path / "runs"
+
+    def compared(rates):
+        assert main(study(soft=f"{{num_virtual_tokens: 6, learning_rates: {rates}}}")) == 0
+        return json.loads((folder / "compare.json").read_text())
+
+    def results(path):
+        found = json.loads((folder / path / "results.json").read_text())
+        return found["split"], found["rows"], found["soft_prompt"]["f1"]
+
+    assert compared([0.3])["rows"] == 9
+    # The score of a run is changed, so that a rate chosen by it is known.
+    file = folder / "soft-rate0.3-seed1" / "results.json"
+    saved = json.loads(file.read_text())
+    file.write_text(json.dumps(saved | {"soft_prompt": saved["soft_prompt"] | {"f1": 99.0}}))
+    report = compared([0.3, 0.1])
+    *split, score = results("soft-rate0.3-seed1/compare-validation")
+    assert split == ["validation", 6] and report["parts"]["soft"]["tried"]["0.3"] == score != 99
+    assert report["rows"] == 9
+    assert results("soft-rate0.1-seed1")[:2] == ("validation", 6)
+    assert compared([0.1])["rows"] == 9
+    assert results("soft-rate0.1-seed1/compare-test")[:2] == ("test", 9)
+
+
 def test_a_full_model_that_was_chosen_is_evaluated_on_the_test_rows(study, tmp_path):
     assert main(study("--learning_rates", "1e-2", "1e-6", full="{method: full, max_steps: 1}")) == 0
     full = json.loads((tmp_path / "runs" / "compare.json").read_text())["parts"]["full"]
@@ -94,6 +119,11 @@ def test_the_others_are_also_trained_for_the_time_of_the_first(study, tmp_path, 
     forbid_model_loading(monkeypatch)
     assert main([*command, "--equal_time"]) == 0
     assert json.loads((folder / "compare.json").read_text()) == report
+    file = folder / "soft-steps10-seed1" / "results.json"
+    results = json.loads(file.read_text())
+    file.write_text(json.dumps(results | {"inputs": results["inputs"] | {"train": "of other rows"}}))
+    assert main([*command, "--equal_time"]) == 1
+    assert f"{file.parent} was run before this changed: {tmp_path / 'train.jsonl'}" in capsys.readouterr().err
     file = folder / "soft-seed1" / "results.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds_per_step": 1e-300}))
     assert main([*command, "--equal_time"]) == 1
