@@ -121,7 +121,9 @@ class TrainedText:
             if not (0 <= literal < len(texts) and 0 <= start < end <= len(texts[literal]) and 0 <= id < first_id):
                 raise AdapterError(f"{name}: trained_text: token {numbers}, id {id}, is in no literal. {ADVICE}")
             tokens.append(TextToken(literal, start, end, id))
-        if not tokens or len(value["tokens"]) != len(start_ids) or len(set(tokens)) < len(tokens):
+        # A character of equal bytes has equal tokens, which the ending counts by their place.
+        repeats = value["part"] != "ending" and len(set(tokens)) < len(tokens)
+        if not tokens or len(value["tokens"]) != len(start_ids) or repeats:
             raise AdapterError(f"{name}: trained_text: its tokens are not those of text_token_ids. {ADVICE}")
         return cls(value["part"], tuple(texts), tuple(tokens), first_id)
 
@@ -154,13 +156,13 @@ class TrainedText:
             TemplateError: the part is the ending, and the source ends with other tokens.
         """
         if self.part == "ending":
-            tokens = self._ending(tokens, template)
+            return self._with_ending(ids, tokens, template), 0
         trained = {token: self.first_id + number for number, token in enumerate(self.tokens)}
         applied = [trained.get(token, id) if token else id for token, id in zip(tokens, ids, strict=True)]
         return applied, sum(token is not None and token not in trained for token in tokens)
 
-    def _ending(self, tokens: Sequence[TextToken | None], template: str) -> Sequence[TextToken | None]:
-        """Return the tokens without those of the last literal that stand before the trained ending."""
+    def _with_ending(self, ids: Sequence[int], tokens: Sequence[TextToken | None], template: str) -> list[int]:
+        """Return the ids with trained ids at the last tokens of the literal, two of which may be the same byte."""
         places = [place for place, token in enumerate(tokens) if token][-len(self.tokens) :]
         if tuple(tokens[place] for place in places) != self.tokens:
             raise TemplateError(
@@ -168,8 +170,10 @@ class TrainedText:
                 f"trained ending {self.literals[0]!r}; its first token may be joined to the text before it. Let a "
                 "line break start the ending, or set trained_text: all"
             )
-        ending = set(places)
-        return [token if place in ending else None for place, token in enumerate(tokens)]
+        applied = list(ids)
+        for number, place in enumerate(places):
+            applied[place] = self.first_id + number
+        return applied
 
     def ordinary_ids(self, ids: Iterable[int]) -> list[int]:
         """Return ids with the ordinary id of every trained token."""

@@ -136,6 +136,21 @@ def test_a_row_with_the_text_of_a_control_token_or_of_many_bytes_has_the_same_tr
         assert soft["labels"] == hard["labels"] and soft["source"] == hard["source"]
 
 
+@pytest.mark.parametrize("part", ["ending", "all"])
+def test_a_character_of_two_equal_bytes_is_saved_and_read_again(part, tokenizer):
+    row = {"word": "tsu"}
+    plain = Encoder(Template("{{ word }}\nッ:", "x"), tokenizer)
+    encoder = trained(plain, part, [row])
+    text = encoder.trained_text
+    ids = plain.source(row)[0]
+    assert ids[-2] == ids[-3]
+    assert TrainedText.from_json(text.to_json(), text.start_ids, text.first_id, "run") == text
+    soft = encoder.source(row)[0]
+    assert text.ordinary_ids(soft) == ids
+    # Each trained token is in the row.
+    assert {id for id in soft if id >= text.first_id} == {*range(text.first_id, text.first_id + len(text.tokens))}
+
+
 @pytest.mark.parametrize("chat", CHATS)
 @pytest.mark.parametrize("part", ["ending", "all"])
 def test_in_a_chat_only_the_templates_own_words_are_trained(part, chat, tokenizer):
