@@ -73,14 +73,14 @@ class TrainedText:
             if not tokens and number is not None:
                 raise TemplateError(
                     f"trained_text ending: {name_row(number)} does not end with the last token of {texts[0]!r}, or "
-                    "the rows before it do not. End the template with a word of its own"
+                    "the rows before it do not. End the template with a word of its own, or set trained_text: none"
                 )
         else:
             tokens = sorted(set(chain.from_iterable(found for _, found in rows)))
         if not tokens:
             raise TemplateError(
                 f"trained_text {part}: no token of a training row lies wholly within the template's fixed text. Put a "
-                "line break between the text and the columns beside it"
+                "line break between the text and the columns beside it, or set trained_text: none"
             )
         return cls(part, texts, tuple(tokens), first_id)
 
