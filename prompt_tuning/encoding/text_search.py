@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Sequence, Set
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence, Set
+from itertools import chain, islice
 from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, List, Value
@@ -34,8 +34,10 @@ def find_trained_text(
     encoder: Encoder,
     rows: Dataset | IterableDataset,
     demonstrations: Demonstrations | None,
-) -> TrainedText:
+) -> TrainedText | None:
     """Return the tokens of a template's literals that the training rows have; of a stream, its first rows.
+
+    It returns None if no row can be encoded, whose reason `encode` reports.
 
     Args:
         recipe: says how rows are read.
@@ -52,18 +54,25 @@ def find_trained_text(
     located: Iterable[list[TextToken] | None]
     held_out: Set[int] = frozenset()
     if isinstance(rows, IterableDataset):
-        located = [_tokens_of(encoder, row, (), part) for row in islice(streamed_rows(rows, recipe.data), FIRST_ROWS)]
+        located = (_tokens_of(encoder, row, (), part) for row in streamed_rows(rows, recipe.data))
+        # Rows that are not dropped are errors, and no further rows are read for those.
+        drops = recipe.prompt.drop_overlong or recipe.prompt.drop_empty
+        located = located if drops else islice(located, FIRST_ROWS)
     else:
         located = _tokens_of_rows(recipe, part, encoder, rows, demonstrations)
         held_out = demonstrations.held_out() if demonstrations else frozenset()
     first_id = encoder.num_embeddings or len(encoder.tokenizer)
-    # A row that cannot be encoded is reported by `encode`.
-    numbered = (
+    numbered: Iterator[tuple[int, list[TextToken]]] = (
         (number, tokens) for number, tokens in enumerate(located) if tokens is not None and number not in held_out
     )
+    if isinstance(rows, IterableDataset):
+        numbered = islice(numbered, FIRST_ROWS)
+    first = next(numbered, None)
+    if first is None:
+        return None
     name_row = functools.partial(row_origin, recipe.data, "train")
     texts = literals(encoder.template, encoder.languages, part)
-    text = TrainedText.of_rows(part, texts, first_id, numbered, name_row)
+    text = TrainedText.of_rows(part, texts, first_id, chain([first], numbered), name_row)
     tokens = encoder.tokenizer.convert_ids_to_tokens(text.start_ids)
     logger.info("trained text (%s): %s, %s", part, counted(len(tokens), "token"), listed(tokens, most=TOKENS_SHOWN))
     return text

@@ -14,6 +14,7 @@ from prompt_tuning import Predictor
 from prompt_tuning.cli.card import user_example
 from prompt_tuning.cli.main import main
 from prompt_tuning.data.loading import SPLITS
+from prompt_tuning.encoding import text_search
 from prompt_tuning.errors import PromptTuningError
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs.evaluate import evaluate
@@ -81,6 +82,26 @@ def test_a_stream_has_the_trained_ids_of_its_first_rows(recipe_file):
     assert stream.trained_text == whole.trained_text
     streamed = [row["input_ids"] for row, _ in zip(stream.encoded["train"], range(24), strict=False)]
     assert streamed == ids_of(whole.encoded["train"])
+
+
+def test_a_stream_skips_dropped_rows_before_the_first_that_has_trained_text(recipe_file, tmp_path, monkeypatch):
+    rows = question_rows(4)
+    long_rows = [row | {"question": row["question"] * 30} for row in rows]
+    settings = {"trained_text": "all", "streaming": "true", "buffer_size": 1, "drop_overlong": "true"}
+    settings["train_file"] = write_jsonl(tmp_path / "rows.jsonl", rows)
+    expected = prepared(recipe_file, **settings).trained_text
+    monkeypatch.setattr(text_search, "FIRST_ROWS", 4)
+    write_jsonl(tmp_path / "rows.jsonl", [*long_rows, *rows])
+    assert prepared(recipe_file, **settings).trained_text == expected
+
+
+def test_rows_that_cannot_be_encoded_are_reported_as_without_trained_text(recipe_file, capsys):
+    for settings in ({"max_source_tokens": 3}, {"max_source_tokens": 3, "drop_overlong": "true"}):
+        errors = []
+        for part in ("none", "ending", "all"):
+            assert main(["check", str(recipe_file(trained_text=part, **settings))]) == 1
+            errors.append(capsys.readouterr().err)
+        assert "train.jsonl" in errors[0] and errors == errors[:1] * 3
 
 
 def test_a_teacher_and_the_start_of_a_prompt_read_ordinary_ids(recipe_file):
