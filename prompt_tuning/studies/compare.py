@@ -30,6 +30,7 @@ from prompt_tuning.studies.figures import new_figure
 from prompt_tuning.studies.run_lists import runs_of_comparison
 from prompt_tuning.studies.shared_base import SharedBaseModel, has_runs
 from prompt_tuning.support.files import atomic_write, write_json
+from prompt_tuning.support.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def _run_equal_time(
             problem = f"a run of {compared[0].name} or {recipe.name} has no seconds_per_step, or an impossible one"
             raise DataError(f"{recipe.folder}: {problem}. Remove the folders of these runs, and compare again.")
         steps = max(1, round(first["steps"] * first_seconds / seconds))
-        logger.info("%s: %s steps take as long as %s of %s", recipe.name, steps, first["steps"], compared[0].name)
+        logger.info("%s: in the time of %s it takes %s", recipe.name, compared[0].name, counted(steps, "step"))
         if steps == part["steps"]:
             equal.append(recipe_runs)
             continue
