@@ -17,6 +17,9 @@ from prompt_tuning.errors import AdapterError
 
 ADVICE = "Copy the folder again, or train again."
 
+TRAINED_TOKENS = ("text_embeddings", "layer_vectors", "decoder_vectors")
+"""The tensors without which an adapter with trained tokens predicts something else."""
+
 
 def check_weights(config: PeftConfig, folder: str | Path, **kwargs: Any) -> dict[str, torch.Tensor]:
     """Return the tensors of a saved adapter on the CPU, if they are what its configuration says.
@@ -46,6 +49,9 @@ def check_weights(config: PeftConfig, folder: str | Path, **kwargs: Any) -> dict
             )
         if not tensors[name].is_floating_point():
             raise AdapterError(f"{folder}: {name} has the type {tensors[name].dtype}, expected a float type. {ADVICE}")
+    for name in TRAINED_TOKENS:
+        if name in tensors and name not in shapes:
+            raise AdapterError(f"{folder}: its weights have {name}, and its configuration has none. {ADVICE}")
     check_finite(tensors, folder)
     return tensors
 

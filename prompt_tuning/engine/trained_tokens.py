@@ -55,12 +55,8 @@ class TrainedTokens(nn.Module):
                 f"{type(base).__name__} has {len(embeddings.weight):,} embeddings and a vocab_size of {size:,}, from "
                 "which trained ids are counted. Load it as it was saved, without another number of embeddings."
             )
+        check_start_ids(config, size)
         ids = torch.tensor(config.text_token_ids, dtype=torch.long, device=embeddings.weight.device)
-        if any(not 0 <= id < len(embeddings.weight) for id in config.text_token_ids):
-            raise AdapterError(
-                f"text_token_ids: the model has {len(embeddings.weight):,} embeddings, and an id is "
-                f"{max(config.text_token_ids):,}. Load the adapter on the model that it was trained on."
-            )
         with torch.no_grad():
             self.text_embeddings = nn.Parameter(embeddings(ids).float().clone())
         is_prefix = find_method(config.peft_type).trains_keys_and_values
@@ -89,6 +85,16 @@ class TrainedTokens(nn.Module):
         """Return what is saved of the trained tokens, by its names in the adapter's file."""
         named = [*self.named_parameters(), *self.named_buffers()]
         return {name: tensor.detach() for name, tensor in named}
+
+
+def check_start_ids(config: TrainedTokensConfig, num_embeddings: int) -> None:
+    """Raise an AdapterError if a token of the text starts from an id that has no embedding."""
+    for id in config.text_token_ids:
+        if not 0 <= id < num_embeddings:
+            raise AdapterError(
+                f"text_token_ids: the model has {num_embeddings:,} embeddings, and an id is {id:,}. Load the adapter "
+                "on the model that it was trained on."
+            )
 
 
 def trained_tokens_of(encoder: nn.Module) -> TrainedTokens | None:

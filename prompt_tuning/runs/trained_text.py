@@ -13,6 +13,7 @@ from prompt_tuning.encoding.demonstrations import Demonstrations
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.text_search import find_trained_text
 from prompt_tuning.encoding.trained_text import TrainedText, check_fast
+from prompt_tuning.engine.trained_config import TrainedTokensConfig
 from prompt_tuning.errors import DataError, RecipeError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.adapter_config import read_adapter_config
@@ -32,11 +33,10 @@ def saved_text(config: PeftConfig, name: str | Path, encoder: Encoder) -> Traine
         AdapterError: the configuration is damaged, or the template has other fixed text than that in training.
         ModelError: the tokenizer is slow.
     """
-    value = vars(config).get("trained_text")
-    if value is None:
+    if not isinstance(config, TrainedTokensConfig) or not (config.text_token_ids or config.trained_text):
         return None
     first_id = encoder.num_embeddings or len(encoder.tokenizer)
-    text = TrainedText.from_json(value, config.text_token_ids, first_id, str(name))
+    text = TrainedText.from_json(config.trained_text, config.text_token_ids, first_id, str(name))
     text.check_template(encoder.template, encoder.languages, str(name))
     check_fast(encoder.tokenizer)
     return text

@@ -23,6 +23,7 @@ from transformers.utils.hub import cached_file
 from prompt_tuning.arguments.methods import METHODS, find_method
 from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.engine.trained_config import TrainedTokensConfig
+from prompt_tuning.engine.trained_tokens import check_start_ids
 from prompt_tuning.errors import AdapterError, DataError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.adapter_config import load_adapter_config
@@ -146,6 +147,7 @@ def _describe(
         text = tensors.get("text_embeddings", weight[:0])
         report |= _describe_embeddings(torch.cat([weight, text]), vocabulary, tokenizer, nearest)
         if len(text):
+            check_start_ids(config, len(vocabulary))
             starts = config.text_token_ids
             moved = rounded((text - vocabulary[starts]).norm(dim=1))
             for token, id, distance in zip(report["tokens"][len(weight) :], starts, moved, strict=True):

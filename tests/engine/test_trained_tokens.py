@@ -358,7 +358,10 @@ def test_a_soft_prompt_alone_keeps_the_format_of_peft(tmp_path):
         ("text_token_ids", "no", "text_token_ids"),
         ("text_token_ids", [1, 2, 3, 9999], "an id is 9,999"),
         ("text_token_ids", [1, 2, 3, -1], "text_token_ids.3 is -1"),
+        ("text_token_ids", [1, 2, 3, 10**30], "an id is 1,000,"),
         ("layer_vectors", 1, "layer_vectors"),
+        ("layer_vectors", False, "its weights have layer_vectors, and its configuration has none"),
+        ("peft_type", "PROMPT_TUNING", "its weights have text_embeddings, and its configuration has none"),
         ("num_virtual_tokens", -1, "expected a whole number from 0"),
         ("num_virtual_tokens", 2, "prompt_embeddings has the shape"),
         ("num_layers", 4, "layer_vectors has the shape"),
@@ -366,6 +369,7 @@ def test_a_soft_prompt_alone_keeps_the_format_of_peft(tmp_path):
         ("trained_text", ["no"], "trained_text"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments")
 def test_a_damaged_configuration_is_refused(name, value, message, tmp_path):
     trained(build("llama")).save_pretrained(tmp_path)
     file = tmp_path / "adapter_config.json"

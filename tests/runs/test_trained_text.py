@@ -224,6 +224,9 @@ def test_a_run_is_refused_with_another_template_or_other_text_of_the_training_ro
     assert together == predictions(run, "soft_prompt")
     config = RunFolder(run).adapter_config
     damaged = json.loads(config.read_text())
+    config.write_text(json.dumps(damaged | {"trained_text": None}))
+    assert main(["predict", "--adapter", str(run), "--input", str(tmp_path / "test.jsonl")]) == 1
+    assert "trained_text is null" in capsys.readouterr().err
     damaged["trained_text"]["tokens"][0] = [0, 3, 999]
     config.write_text(json.dumps(damaged))
     assert main(["predict", "--adapter", str(run), "--input", str(tmp_path / "test.jsonl")]) == 1

@@ -179,6 +179,10 @@ def test_trained_tokens_have_their_start_and_the_size_of_their_vectors(length, b
     text = inspection_text(report)
     assert "4 trained tokens inside the template" in text
     assert f"{0.5 / (length + 4):.3f}" in text.split("size of vectors")[1]
+    saved = tmp_path / "adapter_config.json"
+    saved.write_text(json.dumps(json.loads(saved.read_text()) | {"text_token_ids": [1, 70, 300, 999]}))
+    with pytest.raises(AdapterError, match="text_token_ids: the model has 400 embeddings, and an id is 999"):
+        inspect(str(tmp_path))
 
 
 def test_an_encoder_decoder_prefix_has_layers_of_each_place(model_folders, tmp_path):
