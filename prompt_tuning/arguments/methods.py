@@ -40,7 +40,7 @@ class Method:
         continued_as: the method that a saved adapter is trained further with; by default the same one.
         learning_rate: the peak learning rate of a recipe that sets none.
         network_learning_rate: the same if a network writes the prompt at the user's wish.
-        layered_learning_rate: the same for embeddings beside layer vectors, which move the model, too.
+        joint_learning_rate: the same if trained text or layer vectors move the model, too.
         fits_encoder_decoder: the method has a prompt for encoder-decoder models.
         runs_under_fsdp: the method trains on a model that FSDP splits.
         joins_ensembles: `ensemble` takes its adapters.
@@ -62,7 +62,7 @@ class Method:
     continued_as: str | None = None
     learning_rate: float = PROMPT_LEARNING_RATE
     network_learning_rate: float | None = None
-    layered_learning_rate: float | None = None
+    joint_learning_rate: float | None = None
     fits_encoder_decoder: bool = True
     runs_under_fsdp: bool = True
     joins_ensembles: bool = False
@@ -138,17 +138,17 @@ class Method:
             return LAYERED
         return PEFT if encoder_decoder and self.has_prompt else self.served_by
 
-    def default_learning_rate(self, *, network: bool, layer_vectors: bool) -> float:
+    def default_learning_rate(self, settings: Mapping[str, object]) -> float:
         """Return the learning rate of a recipe that sets none.
 
         Args:
-            network: whether the recipe asks for a network that writes the prompt.
-            layer_vectors: whether it asks for vectors in every layer.
+            settings: the settings of the recipe, by name.
         """
-        if network and self.network_learning_rate is not None:
+        joint = settings.get("layer_vectors") or settings.get("trained_text", "none") != "none"
+        if settings.get("prefix_projection") and self.network_learning_rate is not None:
             return self.network_learning_rate
-        if layer_vectors and self.layered_learning_rate is not None:
-            return self.layered_learning_rate
+        if joint and self.joint_learning_rate is not None:
+            return self.joint_learning_rate
         return self.learning_rate
 
 
@@ -160,7 +160,7 @@ _ROWS = (
             "init", "residual", "init_demonstrations", "init_demonstration_tokens", "teacher_template",
             "encoder_hidden_size", "num_virtual_tokens", "layer_vectors", "trained_text",
         ),
-        layered_learning_rate=1e-2,
+        joint_learning_rate=1e-2,
         joins_ensembles=True,
         instead_of_export="",
         served_by=EMBEDDINGS,

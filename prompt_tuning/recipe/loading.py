@@ -100,10 +100,7 @@ def _set_dependent_defaults(recipe: Recipe) -> None:
     """Set the settings of Trainer whose defaults depend on other settings."""
     data, prompt, training, explicitly_set = recipe.data, recipe.prompt, recipe.training, recipe.explicitly_set
     if "learning_rate" not in explicitly_set:
-        method = METHODS[prompt.method]
-        training.learning_rate = method.default_learning_rate(
-            network=prompt.prefix_projection, layer_vectors=prompt.layer_vectors
-        )
+        training.learning_rate = METHODS[prompt.method].default_learning_rate(vars(prompt))
     if data.streaming:
         # Otherwise one process reads for all, and cannot send them batches of different lengths.
         training.accelerator_config.dispatch_batches = False

@@ -335,9 +335,7 @@ def _changed(settings: dict[str, Any], method: str) -> dict[str, Any]:
     defaults: dict[str, Any] = {}
     for block in (ModelArguments, PromptArguments, PromptTuningArguments):
         defaults |= _defaults(block)
-    defaults["learning_rate"] = find_method(method).default_learning_rate(
-        network=settings.get("prefix_projection", False), layer_vectors=settings.get("layer_vectors", False)
-    )
+    defaults["learning_rate"] = find_method(method).default_learning_rate(settings)
     hidden = SHOWN_ELSEWHERE | _defaults(DataArguments).keys()
     return {key: value for key, value in settings.items() if key not in hidden and value != defaults.get(key)}
 

@@ -32,6 +32,10 @@ def test_defaults_suit_prompts_and_the_folder_has_the_name_of_the_recipe(recipe_
 @pytest.mark.parametrize(
     ("settings", "rate"),
     [
+        ({"method": "prompt_tuning"}, 3e-2),
+        ({"method": "prompt_tuning", "layer_vectors": "true"}, 1e-2),
+        ({"method": "prompt_tuning", "trained_text": "ending"}, 1e-2),
+        ({"method": "auto", "num_virtual_tokens": None, "template": "question_answering/instruction_last"}, 1e-2),
         ({"method": "prefix_tuning"}, 1e-2),
         ({"method": "prefix_tuning", "prefix_projection": "true"}, 3e-4),
         ({"method": "prefix_tuning", "prefix_projection": "true", "learning_rate": "2e-3"}, 2e-3),
