@@ -264,11 +264,13 @@ def test_damaged_layer_vectors_are_refused_before_a_model_loads(
         export_runs([run], tmp_path / "out", rows=[make_run.rows])
 
 
-def test_tensors_that_the_configuration_does_not_name_are_not_exported(make_run, tmp_path):
+def test_layer_vectors_that_the_configuration_does_not_name_are_refused(make_run, tmp_path):
     run = make_run()
     file = f"{run}/adapter_model.safetensors"
     save_file(load_file(file) | {"layer_vectors": torch.ones(3)}, file)
-    assert "layered" not in (export_runs([run], tmp_path / "out", rows=[make_run.rows]) / "config.json").read_text()
+    with pytest.raises(AdapterError, match="its weights have layer_vectors, and its configuration has none"):
+        export_runs([run], tmp_path / "out", rows=[make_run.rows])
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_exported_is_refused_before_a_model_loads(make_run, tokenizer, tmp_path, monkeypatch):
