@@ -50,7 +50,7 @@ def commands(data: Path) -> Iterator[list[str]]:
         for rows in FEW_ROWS:
             yield ["comparison", str(data), "--task", task, "--train_rows", str(rows), *SEEDS]
     for method in ("prefix", "prompt_ending"):
-        yield ["training_choices", str(data), method, "--max_steps=30"]
+        yield ["training_choices", str(data), method, "--max_steps=20"]
     yield ["methods", "--data", str(data / "qa-newwiki")]
     yield ["multitask", str(data / "qa-newwiki"), str(data / "translation-tatoeba-en-fr")]
     for recipe, rows, *rest in REFERENCES:
