@@ -13,11 +13,8 @@ from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.arguments.model_args import SETTINGS_OF_CALL, ModelArguments
 from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.arguments.task_settings import TASK_SETTINGS
-from prompt_tuning.errors import RecipeError
 from prompt_tuning.metrics.loading import TASK_METRICS
 from prompt_tuning.support.files import unmistakable
-from prompt_tuning.support.run_folder import RunFolder
-from prompt_tuning.support.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from prompt_tuning.arguments.training_args import PromptTuningArguments
@@ -100,18 +97,6 @@ class Recipe(Draft):
             if trainer_values.get(name) is not None:
                 values[name] = trainer_values[name]
         return values
-
-    def changed_since(self, run: Path) -> list[str]:
-        """Return the names of the settings that differ from those of a run, except the checkpoint to resume from.
-
-        Args:
-            run: the run's folder.
-
-        Raises:
-            PromptTuningError: the recipe of the run cannot be read.
-        """
-        saved = read_yaml(RunFolder(run).recipe, RecipeError, dict[str, Any])
-        return [name for name in changed_settings(saved, self.resolved()) if name != "resume_from_checkpoint"]
 
     def _trainer_values(self) -> dict[str, Any]:
         """Return the settings of Trainer in the form that its flags take."""

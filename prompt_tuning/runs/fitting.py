@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from prompt_tuning.models.base_model import write_base_model
 from prompt_tuning.recipe.recipe import Recipe, unmistakable_settings
 from prompt_tuning.reports.facts import training_facts
-from prompt_tuning.runs.resume import changes_since
+from prompt_tuning.runs.resume import changed_since
 from prompt_tuning.support.files import atomic_folder, atomic_write
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import to_yaml
@@ -48,7 +48,7 @@ def fit(trainer: PromptTuningTrainer, recipe: Recipe, checkpoint: str | None) ->
     if trainer.is_world_process_zero():
         folder = Path(recipe.training.output_dir)
         if checkpoint:
-            trainer.training_start.changed_settings = changes_since(recipe, checkpoint)
+            trainer.training_start.changed_settings = changed_since(recipe, Path(checkpoint).parent)
         # A resumed run is no longer finished.
         RunFolder(folder).results.unlink(missing_ok=True)
         save_recipe(recipe, folder)

@@ -15,7 +15,7 @@ from prompt_tuning.engine.adapter_weights import check_weights
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.models.adapter_config import read_adapter_config
 from prompt_tuning.models.base_model import is_same_model, read_base_model
-from prompt_tuning.recipe.recipe import Recipe
+from prompt_tuning.recipe.recipe import Recipe, changed_settings
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import read_yaml
 from prompt_tuning.training.whole_checkpoints import check_whole, newest_whole_checkpoint
@@ -52,25 +52,28 @@ BASE_MODEL = "base model"
 """What `changed_since` calls a base model with other weights than in the run."""
 
 
-def changed_since(recipe: Recipe, run: Path) -> list[str]:
-    """Return the names of the settings that differ from those of a run, except the checkpoint to resume from.
+def changed_since(recipe: Recipe, run: Path) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ from those of a run, except the checkpoint to resume from, with both values.
 
     A base model that moved is no change. A base model with other weights is one, whatever its name.
 
     Args:
         recipe: the recipe.
-        run: the run's folder, which holds its recipe.
+        run: the run's folder. Nothing differs from a folder without a recipe.
 
     Raises:
         PromptTuningError: the recipe of the run cannot be read.
     """
-    changed = recipe.changed_since(run)
+    file = RunFolder(run).recipe
+    if not file.is_file():
+        return {}
+    saved, settings = read_yaml(file, RecipeError, dict[str, Any]), recipe.resolved()
+    names = [name for name in changed_settings(saved, settings) if name != "resume_from_checkpoint"]
     base, _ = read_base_model(run)
     same = is_same_model(base, str(recipe.model.model_name_or_path), recipe.model.model_revision)
-    if same is None:
-        return changed
-    changed = [name for name in changed if name != "model_name_or_path"]
-    return changed if same else [*changed, BASE_MODEL]
+    if same is not None:
+        names = [name for name in names if name != "model_name_or_path"] + ([] if same else [BASE_MODEL])
+    return {name: (saved.get(name), settings.get(name)) for name in names}
 
 
 def checkpoint_to_resume(recipe: Recipe, folder: Path) -> str | None:
@@ -142,7 +145,7 @@ def _check_resumable(recipe: Recipe, checkpoint: str) -> None:
     run = RunFolder(Path(checkpoint))
     if run.adapter_config.is_file():
         check_weights(read_adapter_config(run), run.path)
-    changed = changes_since(recipe, checkpoint)
+    changed = changed_since(recipe, Path(checkpoint).parent)
     unfit = [name for name in changed if name in (*MODEL_SETTINGS, BASE_MODEL)] + _changed_state(recipe, changed)
     if unfit:
         raise RecipeError(f"{checkpoint} is of a run with another {' and '.join(unfit)}; name another --output_dir")
@@ -150,15 +153,6 @@ def _check_resumable(recipe: Recipe, checkpoint: str) -> None:
         logger.warning(
             "%s is continued with other settings than the run in its folder had: %s", checkpoint, ", ".join(changed)
         )
-
-
-def changes_since(recipe: Recipe, checkpoint: str) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that differ from those of the run that saved a checkpoint, with both values."""
-    run = RunFolder(Path(checkpoint).parent)
-    if not run.recipe.is_file():
-        return {}
-    saved, settings = read_yaml(run.recipe, RecipeError, dict[str, Any]), recipe.resolved()
-    return {name: (saved.get(name), settings.get(name)) for name in changed_since(recipe, run.path)}
 
 
 def _changed_state(recipe: Recipe, changed: dict[str, tuple[Any, Any]]) -> list[str]:

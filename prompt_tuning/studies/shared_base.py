@@ -35,10 +35,9 @@ def is_finished(recipe: Recipe) -> bool:
         RecipeError: the folder holds a run with other settings, finished or not.
     """
     run = RunFolder(Path(str(recipe.training.output_dir)))
-    changed = changed_since(recipe, run.path) if run.recipe.is_file() else []
+    changed = changed_since(recipe, run.path)
     if run.results.is_file():
-        # `check_unchanged` names everything besides the settings.
-        changed = [name for name in changed if name != BASE_MODEL]
+        changed.pop(BASE_MODEL, None)  # `check_unchanged` names everything besides the settings.
     if changed:
         raise RecipeError(
             f"{run.path} was run with other settings ({', '.join(changed)}). Remove it, or name another --output_dir."
