@@ -28,7 +28,7 @@ from peft.tuners.tuners_utils import BasePromptEncoder
 from transformers import PreTrainedModel
 
 from prompt_tuning.arguments.methods import METHODS, find_method
-from prompt_tuning.arguments.prompt_args import PromptArguments
+from prompt_tuning.arguments.prompt_args import PREFIX_PLACES, PromptArguments
 from prompt_tuning.engine.adapter_weights import ADVICE
 from prompt_tuning.engine.base_checks import cache_shape
 from prompt_tuning.engine.dispatch import has_tested_cache
@@ -51,6 +51,19 @@ from prompt_tuning.support.text import counted
 # The names under which configurations of models hold these numbers, as PEFT looks for them.
 NUM_HEADS_NAMES = {"num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"}
 NUM_LAYERS_NAMES = {"num_hidden_layers", "num_layers", "n_layer"}
+
+CONFIGS = {
+    "prompt_tuning": PromptTuningConfig, "p_tuning": PromptEncoderConfig, "prefix_tuning": PrefixTuningConfig,
+    "cartridge": CartridgeConfig, "cpt": CPTConfig, "multitask_prompt_tuning": MultitaskPromptTuningConfig,
+    "lora": LoraConfig,
+}  # fmt: skip
+"""PEFT's configuration of every method that adds something to a model."""
+
+TRAINED = {
+    PromptTuningConfig: TrainedPromptConfig, PrefixTuningConfig: TrainedPrefixConfig,
+    EncoderDecoderPrefixConfig: TrainedEncoderDecoderPrefixConfig,
+}  # fmt: skip
+"""The configurations that also have trained tokens."""
 
 # With these inits PEFT loads the matrices of the tasks too.
 SOURCE_TASK_INITS = (MultitaskPromptTuningInit.AVERAGE_SOURCE_TASKS, MultitaskPromptTuningInit.EXACT_SOURCE_TASK)
@@ -103,42 +116,47 @@ def prompt_config(
         check_trained_tokens(model.config, layer_vectors=args.layer_vectors)
         common |= {"text_token_ids": list(text_ids), "layer_vectors": args.layer_vectors, "trained_text": trained_text}
         common |= {"num_layers": model.config.get_text_config().num_hidden_layers}  # PEFT does not find BART's.
-    return CONFIGS[args.method](model, args, ids, common)
+    config_class: Any = CONFIGS[args.method]
+    if config_class is PrefixTuningConfig and model.config.is_encoder_decoder:
+        config_class = EncoderDecoderPrefixConfig
+    if "text_token_ids" in common:
+        config_class = TRAINED[config_class]
+    config = config_class(**common | _method_settings(model, args, ids))
+    if isinstance(config, CPTConfig):
+        config.num_attention_heads = common.get("num_attention_heads")  # CPTConfig drops the argument.
+    return config
 
 
-def _prompt_tuning_config(
-    model: PreTrainedModel, args: PromptArguments, ids: Sequence[int], common: dict[str, Any]
-) -> PeftConfig:
-    return (TrainedPromptConfig if "text_token_ids" in common else PromptTuningConfig)(**common)
-
-
-def _p_tuning_config(
-    model: PreTrainedModel, args: PromptArguments, ids: Sequence[int], common: dict[str, Any]
-) -> PeftConfig:
-    return PromptEncoderConfig(
-        encoder_reparameterization_type=args.encoder_reparameterization_type,
-        encoder_hidden_size=network_width(model, args),
-        **common,
-    )
-
-
-def _prefix_tuning_config(
-    model: PreTrainedModel, args: PromptArguments, ids: Sequence[int], common: dict[str, Any]
-) -> PeftConfig:
-    common = common | {
-        "prefix_projection": args.prefix_projection,
-        "encoder_hidden_size": network_width(model, args),
-    }
-    if not model.config.is_encoder_decoder:
-        common |= _sizes_of_cache(model)
-        return (TrainedPrefixConfig if "text_token_ids" in common else PrefixTuningConfig)(**common)
-    config_class = TrainedEncoderDecoderPrefixConfig if "text_token_ids" in common else EncoderDecoderPrefixConfig
-    return config_class(
-        prefix_encoder=args.prefix_encoder,
-        prefix_decoder=args.prefix_decoder,
-        prefix_cross=args.prefix_cross,
-        **common,
-    )
+def _method_settings(model: PreTrainedModel, args: PromptArguments, ids: Sequence[int]) -> dict[str, Any]:
+    """Return the settings that only the configuration of this method has."""
+    match args.method:
+        case "p_tuning":
+            return {
+                "encoder_reparameterization_type": args.encoder_reparameterization_type,
+                "encoder_hidden_size": network_width(model, args),
+            }
+        case "prefix_tuning":
+            settings = {"prefix_projection": args.prefix_projection, "encoder_hidden_size": network_width(model, args)}
+            if model.config.is_encoder_decoder:
+                return settings | {place: vars(args)[place] for place in PREFIX_PLACES}
+            return settings | _sizes_of_cache(model)
+        case "cartridge":
+            return {"num_frozen_tokens": args.num_frozen_tokens, **_sizes_of_cache(model)}
+        case "cpt":
+            # Type 2 is "input" to PEFT: such a token may move as far as opt_projection_epsilon lets it.
+            return {"cpt_token_ids": list(ids), "cpt_mask": [1] * len(ids), "cpt_tokens_type_mask": [2] * len(ids)}
+        case "multitask_prompt_tuning":
+            return {"num_tasks": len(args.tasks or ()), "num_ranks": args.num_ranks}
+        case "lora":
+            return {
+                "r": args.lora_r,
+                "lora_alpha": args.lora_alpha,
+                "lora_dropout": args.lora_dropout,
+                "target_modules": args.lora_target_modules or "all-linear",
+                "use_rslora": args.lora_use_rslora,
+                "use_dora": args.lora_use_dora,
+            }
+    return {}
 
 
 def _sizes_of_cache(model: PreTrainedModel) -> dict[str, int]:
@@ -147,54 +165,6 @@ def _sizes_of_cache(model: PreTrainedModel) -> dict[str, int]:
         return {}
     layers, heads, size = cache_shape(model)
     return {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * size}
-
-
-def _cartridge_config(
-    model: PreTrainedModel, args: PromptArguments, ids: Sequence[int], common: dict[str, Any]
-) -> PeftConfig:
-    return CartridgeConfig(num_frozen_tokens=args.num_frozen_tokens, **common, **_sizes_of_cache(model))
-
-
-def _cpt_config(
-    model: PreTrainedModel, args: PromptArguments, ids: Sequence[int], common: dict[str, Any]
-) -> PeftConfig:
-    # Type 2 is "input" to PEFT: such a token may move as far as opt_projection_epsilon lets it.
-    masks = {"cpt_mask": [1] * len(ids), "cpt_tokens_type_mask": [2] * len(ids)}
-    config = CPTConfig(cpt_token_ids=list(ids), **masks, **common)
-    config.num_attention_heads = common.get("num_attention_heads")  # CPTConfig drops the argument.
-    return config
-
-
-def _multitask_config(
-    model: PreTrainedModel, args: PromptArguments, ids: Sequence[int], common: dict[str, Any]
-) -> PeftConfig:
-    return MultitaskPromptTuningConfig(num_tasks=len(args.tasks or ()), num_ranks=args.num_ranks, **common)
-
-
-def _lora_config(
-    model: PreTrainedModel, args: PromptArguments, ids: Sequence[int], common: dict[str, Any]
-) -> PeftConfig:
-    return LoraConfig(
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=args.lora_target_modules or "all-linear",
-        use_rslora=args.lora_use_rslora,
-        use_dora=args.lora_use_dora,
-        **common,
-    )
-
-
-# The configurations of the methods that PEFT has, each from the arguments that all methods have in common.
-CONFIGS = {
-    "prompt_tuning": _prompt_tuning_config,
-    "p_tuning": _p_tuning_config,
-    "prefix_tuning": _prefix_tuning_config,
-    "cartridge": _cartridge_config,
-    "cpt": _cpt_config,
-    "multitask_prompt_tuning": _multitask_config,
-    "lora": _lora_config,
-}
 
 
 def network_width(model: PreTrainedModel, args: PromptArguments) -> int:
