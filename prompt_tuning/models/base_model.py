@@ -9,9 +9,9 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from huggingface_hub import constants, try_to_load_from_cache
 from peft import PeftConfig
@@ -59,16 +59,6 @@ class BaseModel:
     tokenizer: str | None = None
 
 
-class SavedBaseModel(TypedDict):
-    """The fields of a BaseModel in base_model.json."""
-
-    name: str
-    folder: str | None
-    commit: str | None
-    weights: str | None
-    tokenizer: str | None
-
-
 def write_base_model(folder: Path, args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write base_model.json.
 
@@ -108,8 +98,8 @@ def read_base_model(folder: Path) -> tuple[BaseModel | None, Path]:
     file = RunFolder(place).base_model
     if not file.is_file():
         return None, place
-    value = read_json(file, SavedBaseModel)
-    unknown = sorted(value.keys() - SavedBaseModel.__annotations__.keys())
+    value = read_json(file, BaseModel)
+    unknown = sorted(value.keys() - {field.name for field in fields(BaseModel)})
     if unknown:
         raise AdapterError(f"{file}: not the file of a run ({unknown[0]} is unknown). Remove it, or copy it again.")
     return BaseModel(**value), place

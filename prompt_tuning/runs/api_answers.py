@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypedDict
 
 from prompt_tuning.errors import DataError, ModelError
 from prompt_tuning.runs.api_client import Body, Reply, Send
@@ -21,19 +20,6 @@ from prompt_tuning.support.json_types import Place, check_value
 from prompt_tuning.support.json_values import parse_json
 
 MILLION = 10**6
-
-
-class SavedReply(TypedDict):
-    """A reply as the cache holds it."""
-
-    text: str
-    finish_reason: str
-    refused: bool
-    input_tokens: int | None
-    output_tokens: int | None
-    model: str
-    fingerprint: str
-    listed: dict[str, float]
 
 
 def cache_file() -> Path:
@@ -65,7 +51,7 @@ class AnswerCache:
             reply = parse_json(row[0]) if row else None
         if reply is None:
             return None
-        check_value(reply, SavedReply, Place(str(self.file)))
+        check_value(reply, Reply, Place(str(self.file)))
         return Reply(**reply)
 
     def put(self, key: str, reply: Reply) -> None:

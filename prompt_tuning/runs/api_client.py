@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from itertools import chain
@@ -67,7 +67,7 @@ class Reply:
     output_tokens: int | None = None
     model: str = ""
     fingerprint: str = ""
-    listed: Mapping[str, float] = field(default_factory=dict)
+    listed: dict[str, float] = field(default_factory=dict)
 
 
 Send = Callable[[Body], Reply]

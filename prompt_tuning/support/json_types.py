@@ -1,7 +1,8 @@
 """Check values that were read from JSON or YAML against types: a key of another type is named, never guessed.
 
-A type is a TypedDict, `dict[str, T]`, `list[T]`, `Literal`, a union, `str`, `int`, `float`, `bool`, `Any`, or one of
-these `Annotated` with `Limits`. A truth value is not a number, an integer is at least 0, and a number is finite.
+A type is a TypedDict, a dataclass, `dict[str, T]`, `list[T]`, `Literal`, a union, `str`, `int`, `float`, `bool`,
+`Any`, or one of these `Annotated` with `Limits`. A truth value is not a number, an integer is at least 0, and a number
+is finite.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -80,7 +81,7 @@ def check_value(value: Any, kind: Any, place: Place) -> None:
     elif get_origin(kind) is Literal:
         if type(value) is not str or value not in get_args(kind):
             raise place.error(shown(value), " or ".join(map(str, get_args(kind))))
-    elif is_typeddict(kind):
+    elif is_typeddict(kind) or is_dataclass(kind):
         _check_mapping(value, kind, place)
     elif get_origin(kind) in (dict, list):
         _check_entries(value, kind, limits, place)
@@ -101,19 +102,24 @@ def _check_union(value: Any, kind: Any, place: Place) -> None:
 
 
 def _check_mapping(value: Any, kind: Any, place: Place) -> None:
-    """Check the keys of a TypedDict. Keys that it does not name are taken, since later versions write more."""
+    """Check the keys of a TypedDict, or the fields of a dataclass, all of which are required.
+
+    Keys that the type does not name are taken, since later versions write more.
+    """
     if not isinstance(value, dict):
         raise place.error(shown(value), "an object")
-    for key, key_kind in _kinds_of_keys(kind).items():
+    kinds = _kinds_of_keys(kind)
+    required = kind.__required_keys__ if is_typeddict(kind) else kinds
+    for key, key_kind in kinds.items():
         if key in value:
             check_value(value[key], key_kind, place.within(key))
-        elif key in kind.__required_keys__:
+        elif key in required:
             raise place.within(key).error("missing", _expected(key_kind, Limits()))
 
 
 @functools.cache
 def _kinds_of_keys(kind: Any) -> dict[str, Any]:
-    """Return the types of a TypedDict's keys, which are evaluated once and not for each row of a file."""
+    """Return the types of a type's keys, which are evaluated once and not for each row of a file."""
     return get_type_hints(kind, include_extras=True)
 
 
