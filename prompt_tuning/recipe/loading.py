@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.arguments.training_args import PromptTuningArguments
-from prompt_tuning.errors import RecipeError, first_line
+from prompt_tuning.errors import ErrorList, RecipeError, first_line
 from prompt_tuning.metrics.loading import MAIN_METRIC
 from prompt_tuning.recipe.drafts import build, checked_draft, draft_tasks, read_draft
 from prompt_tuning.recipe.machine_validation import validation_errors
@@ -62,16 +62,11 @@ def load_tasks(recipe: Recipe) -> dict[str, Recipe]:
         RecipeError: with all that is wrong with any of them.
     """
     tasks: dict[str, Recipe] = {}
-    problems: list[str] = []
+    errors = ErrorList()
     for name, draft in draft_tasks(recipe).items():
-        try:
-            tasks[name] = _complete(draft)
-        except RecipeError as error:
-            problems.append(str(error))
-        else:
-            problems += [f"{draft.path}: {problem}" for problem in validation_errors(tasks[name])]
-    if problems:
-        raise RecipeError("\n".join(problems))
+        with errors.collect():
+            tasks[name] = complete(draft)
+    errors.raise_all()
     return tasks
 
 
