@@ -79,14 +79,11 @@ class Share(NamedTuple):
             return
         parts = list(map(Path, gather_object([file.name])))
         if self.number == 0:
-            if is_table(output):
-                with Share(0, 1).output(output) as joined:
-                    joined.writelines(_joined(parts))
-                    joined.flush()
-                    write_table(Path(joined.name), Path(output))
-            else:
-                with atomic_write(Path(output), named_by_user=True) as joined:
-                    joined.writelines(_joined(parts))
+            alone = Share(0, 1)
+            with alone.output(output) as joined:
+                joined.writelines(_joined(parts))
+                joined.flush()
+                alone.write(joined, output)
         PartialState().wait_for_everyone()  # The others would remove their parts.
 
 
