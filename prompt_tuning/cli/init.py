@@ -66,15 +66,14 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     from prompt_tuning.runs.measure import measure
     from prompt_tuning.studies.propose import propose
     from prompt_tuning.studies.proposed_recipe import next_commands, recipe_text
-    from prompt_tuning.support.files import atomic_write
+    from prompt_tuning.support.files import write_text
     from prompt_tuning.support.trust import FLAG
 
     asks = sys.stdin.isatty() and not args.yes
     proposal = propose(args.data, RecipeParser().typed_flags(overrides), _ask if asks else None)
     costs = None
     for is_measured in (False, True):
-        with atomic_write(path, named_by_user=True) as file:
-            file.write(recipe_text(args.data, path, proposal, costs))
+        write_text(path, recipe_text(args.data, path, proposal, costs), named_by_user=True)
         if args.no_measurement or is_measured:
             break
         args.when_interrupted = f"; {path} is written, without measured costs"

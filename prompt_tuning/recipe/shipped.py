@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from prompt_tuning.errors import RecipeError
-from prompt_tuning.support.files import atomic_write
+from prompt_tuning.support.files import write_text
 
 LIBRARY = Path(__file__).parent / "library"
 FOLDER = "recipes"
@@ -71,8 +71,7 @@ def copy_recipe(name: str, folder: str = FOLDER) -> dict[str, bool]:
             raise RecipeError(f"{path}: it is there already, with another text. Name another folder, or move it.")
     for path, text in texts.items():
         if is_new[path]:
-            with atomic_write(path) as output:
-                output.write(text)
+            write_text(path, text)
     return {str(path): is_new[path] for path in texts}
 
 

@@ -47,7 +47,7 @@ from prompt_tuning.reports.summary import (
     probabilities_text,
     scores_of_systems,
 )
-from prompt_tuning.support.files import atomic_write
+from prompt_tuning.support.files import write_text
 from prompt_tuning.support.json_types import Place, check_value
 from prompt_tuning.support.json_values import MAX_BYTES, read_bounded
 from prompt_tuning.support.run_folder import RunFolder
@@ -87,8 +87,7 @@ def write_report(folder: Path, *, trust_remote_code: bool = False) -> Path:
         **_curves(run, results),
         **content,
     )
-    with atomic_write(run.report) as file:
-        file.write(text)
+    write_text(run.report, text)
     return run.report
 
 

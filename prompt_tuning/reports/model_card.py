@@ -45,7 +45,7 @@ from prompt_tuning.reports.summary import (
     scores_of_systems,
 )
 from prompt_tuning.support.data_files import file_format
-from prompt_tuning.support.files import atomic_write, write_json
+from prompt_tuning.support.files import write_json, write_text
 from prompt_tuning.support.json_values import MAX_BYTES
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import markdown_table
@@ -100,7 +100,7 @@ def write_card(source: Path, output: Path | None = None, own_example: dict[str, 
     if output.suffix == ".json":
         write_json(output, facts, named_by_user=named_by_user)
     else:
-        _write_text(output, card_text(facts), named_by_user=named_by_user)
+        write_text(output, card_text(facts), named_by_user=named_by_user)
     return output
 
 
@@ -132,7 +132,7 @@ def write_trainer_card(
     facts = trainer_facts(trainer)
     facts["settings"] |= {name: value for name, value in settings.items() if value}
     facts |= {name: value for name, value in added.items() if value}
-    _write_text(run.card, card_text(facts))
+    write_text(run.card, card_text(facts))
 
 
 def card_for_hub(folder: Path, repo_id: str, base_model: str | None = None) -> str | None:
@@ -188,11 +188,6 @@ def _card_beside(facts: Path) -> Path:
     if card.exists() and not (card.is_file() and CARD_MARK in card.read_bytes()):
         raise DataError(f"{card}: not a card of prompt-tuning, and it would be replaced. Name a file with --output.")
     return card
-
-
-def _write_text(path: Path, text: str, *, named_by_user: bool = False) -> None:
-    with atomic_write(path, named_by_user=named_by_user) as file:
-        file.write(text)
 
 
 @functools.cache

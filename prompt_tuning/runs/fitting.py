@@ -16,7 +16,7 @@ from prompt_tuning.models.base_model import write_base_model
 from prompt_tuning.recipe.recipe import Recipe, unmistakable_settings
 from prompt_tuning.reports.facts import training_facts
 from prompt_tuning.runs.resume import changed_since
-from prompt_tuning.support.files import atomic_folder, atomic_write
+from prompt_tuning.support.files import atomic_folder, write_text
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import to_yaml
 from prompt_tuning.templates.template import Template
@@ -125,9 +125,6 @@ def save_recipe(recipe: Recipe, folder: Path, template: Template | None = None, 
         template: the template with the demonstrations that were chosen; None before the training.
         comment: lines that recipe.yaml starts with.
     """
-    with atomic_write(RunFolder(folder).recipe) as file:
-        file.write(comment)
-        file.write(to_yaml(unmistakable_settings(recipe.resolved())))
+    write_text(RunFolder(folder).recipe, comment + to_yaml(unmistakable_settings(recipe.resolved())))
     if template:
-        with atomic_write(RunFolder(folder).template) as file:
-            file.write(template.to_yaml())
+        write_text(RunFolder(folder).template, template.to_yaml())

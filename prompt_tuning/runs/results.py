@@ -22,7 +22,7 @@ from prompt_tuning.reports.model_card import write_card
 from prompt_tuning.runs.fingerprints import input_fingerprints
 from prompt_tuning.runs.prepare import Prepared
 from prompt_tuning.runs.row_scores import RowScores, compare_systems, right_row, score_rows
-from prompt_tuning.support.files import atomic_write, write_json, write_json_lines
+from prompt_tuning.support.files import write_json, write_json_lines, write_text
 from prompt_tuning.support.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -147,8 +147,7 @@ def write_run(
         number = prepared.encoded[split][place]["row"]
         results = results | {"example": _example(prepared, split, place), "example_row": number}
     write_json_lines(run.predictions(split), _prediction_rows(prepared, split, predictions, scored))
-    with atomic_write(run.template) as file:
-        file.write(prepared.template.to_yaml())
+    write_text(run.template, prepared.template.to_yaml())
     write_json(run.results, results)
     return results
 

@@ -29,7 +29,7 @@ from prompt_tuning.studies.compare_table import comparison_text, draw
 from prompt_tuning.studies.figures import new_figure
 from prompt_tuning.studies.run_lists import runs_of_comparison
 from prompt_tuning.studies.shared_base import SharedBaseModel, has_runs
-from prompt_tuning.support.files import atomic_write, write_json
+from prompt_tuning.support.files import write_json, write_text
 from prompt_tuning.support.text import counted
 
 logger = logging.getLogger(__name__)
@@ -109,8 +109,7 @@ def _write(table: Mapping[str, Any], folder: Path) -> None:
     if not PartialState().is_main_process:
         return
     write_json(folder / FILES[0], table)
-    with atomic_write(folder / FILES[1]) as file:
-        file.write(comparison_text(table) + "\n")
+    write_text(folder / FILES[1], comparison_text(table) + "\n")
 
 
 def _run_equal_time(

@@ -46,7 +46,7 @@ from prompt_tuning.studies.rank_likelihoods import LikelihoodTable, find_finalis
 from prompt_tuning.studies.rank_results import rank_facts
 from prompt_tuning.studies.rank_table import rank_text
 from prompt_tuning.studies.run_lists import flags_of_ranking
-from prompt_tuning.support.files import atomic_write, read_json, read_json_lines, write_json, write_json_lines
+from prompt_tuning.support.files import read_json, read_json_lines, write_json, write_json_lines, write_text
 from prompt_tuning.support.text import counted, one_line
 from prompt_tuning.support.yaml_files import to_yaml
 
@@ -256,10 +256,8 @@ def _prompt_hint(recipe: Recipe, winner: Candidate, prepared: Prepared) -> str |
 
 
 def _write_results(ranked: dict[str, Any], folder: Path) -> None:
-    table, text = (folder / name for name in TABLES)
-    write_json(table, ranked)
-    with atomic_write(text) as file:
-        file.write(rank_text(ranked) + "\n")
+    write_json(folder / TABLES[0], ranked)
+    write_text(folder / TABLES[1], rank_text(ranked) + "\n")
 
 
 def _write_winner(recipe: Recipe, winner: Candidate, hint: str | None, file: Path) -> None:
@@ -270,8 +268,6 @@ def _write_winner(recipe: Recipe, winner: Candidate, hint: str | None, file: Pat
         "demonstration_selection": winner.selection,
         "seed": winner.seed,
     }
-    with atomic_write(file) as opened:
-        command = one_line(f"# {winner}: the best of `prompt-tuning rank {recipe.path}` on the validation rows.")
-        opened.write(f"{command}\n")
-        opened.write(f"# {hint[0].upper()}{hint[1:]}.\n" if hint else "")
-        opened.write(to_yaml(settings))
+    origin = one_line(f"# {winner}: the best of `prompt-tuning rank {recipe.path}` on the validation rows.")
+    advice = f"# {hint[0].upper()}{hint[1:]}.\n" if hint else ""
+    write_text(file, f"{origin}\n{advice}{to_yaml(settings)}")

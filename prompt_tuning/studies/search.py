@@ -33,7 +33,7 @@ from prompt_tuning.runs.sharding import refuse_sharding
 from prompt_tuning.runs.trainable import add_trainable
 from prompt_tuning.studies.ranges import SettingRange, read_search
 from prompt_tuning.studies.shared_base import sharing_weights
-from prompt_tuning.support.files import atomic_write, read_json_lines, write_json
+from prompt_tuning.support.files import read_json_lines, write_json, write_text
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import to_yaml
 
@@ -257,9 +257,7 @@ def search_text(facts: Mapping[str, Any], style: Style = MARKDOWN) -> str:
 def _write(facts: Mapping[str, Any], recipe: Recipe, folder: Path) -> None:
     """Write the tables, and the recipe with the best settings."""
     write_json(folder / TABLES[0], facts)
-    with atomic_write(folder / TABLES[1]) as file:
-        file.write(search_text(facts) + "\n")
+    write_text(folder / TABLES[1], search_text(facts) + "\n")
     settings = recipe.resolved() | facts["best"]["settings"] | {"output_dir": str(folder / "best")}
-    with atomic_write(folder / BEST) as file:
-        file.write(f"# The best of {len(facts['trials'])} trials by {facts['metric']} on the validation rows.\n")
-        file.write(to_yaml(unmistakable_settings(settings)))
+    comment = f"# The best of {len(facts['trials'])} trials by {facts['metric']} on the validation rows.\n"
+    write_text(folder / BEST, comment + to_yaml(unmistakable_settings(settings)))

@@ -26,7 +26,7 @@ from prompt_tuning.runs.output_folder import check_inner_folder, hold_folder
 from prompt_tuning.runs.prepare import prepare_run
 from prompt_tuning.studies.run_lists import TABLES, SweepRun, naming_run, runs_of_sweep
 from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, has_runs, is_finished
-from prompt_tuning.support.files import atomic_write, write_json
+from prompt_tuning.support.files import write_json, write_text
 from prompt_tuning.support.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -89,8 +89,7 @@ def _sweep(runs: Mapping[str, SweepRun], folder: Path) -> dict[str, Any]:
         swept[name] = {"error": errors[name]} if name in errors else _facts(RunFolder(folder / name))
     if PartialState().is_main_process:
         write_json(folder / TABLES[0], swept)
-        with atomic_write(folder / TABLES[1]) as file:
-            file.write(sweep_text(swept) + "\n")
+        write_text(folder / TABLES[1], sweep_text(swept) + "\n")
     return swept
 
 

@@ -225,11 +225,15 @@ def apply_umask(folder: Path) -> None:
             path.chmod(path_mode)
 
 
-def write_json(path: Path, value: Any, *, named_by_user: bool = False) -> None:
-    """Write a value as indented JSON; the file is complete or absent, and a link is as for `atomic_write`."""
+def write_text(path: Path, text: str, *, named_by_user: bool = False) -> None:
+    """Write a text; the file is complete or absent, and a link is as for `atomic_write`."""
     with atomic_write(path, named_by_user=named_by_user) as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        file.write(text)
+
+
+def write_json(path: Path, value: Any, *, named_by_user: bool = False) -> None:
+    """Write a value as indented JSON; arguments as for `write_text`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", named_by_user=named_by_user)
 
 
 def read_json(path: Path, kind: Any = Any) -> Any:
