@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from prompt_tuning.metrics.language import primary_language
 from prompt_tuning.models.initialization import DEFAULT_VIRTUAL_TOKENS
 from prompt_tuning.models.loading import load_config, load_tokenizer
 from prompt_tuning.recipe.automatic import AUTO, STARTS
+from prompt_tuning.recipe.drafts import build
 from prompt_tuning.studies.template_choice import choose_template
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted, listed
@@ -95,7 +96,8 @@ class Proposal:
 
     def data(self) -> DataArguments:
         """Return the settings of the rows."""
-        return DataArguments(**_of_block(DataArguments, self.settings | self.set_by_user))
+        settings = self.settings | self.set_by_user
+        return build(DataArguments, settings, settings)
 
     def __getitem__(self, name: str) -> Any:
         """Return the value of a setting; None if it has none."""
@@ -114,10 +116,8 @@ def propose(name: str, set_by_user: dict[str, Any], ask: Ask | None) -> Proposal
         PromptTuningError: the rows cannot be read, do not show their task, or the model cannot be loaded.
     """
     proposal = Proposal(find_source(name, set_by_user), set_by_user)
-    origin = {
-        key: set_by_user[key] for key in set_by_user if key.endswith(("_file", "_split")) or key.startswith("data")
-    }
-    raw = load_splits(DataArguments(**_of_block(DataArguments, proposal.settings | origin)))
+    origin = [name for name in set_by_user if name.endswith(("_file", "_split")) or name.startswith("data")]
+    raw = load_splits(build(DataArguments, proposal.settings | set_by_user, [*proposal.settings, *origin]))
     if "train" not in raw:
         raise DataError(f"{name}: no training rows. Name a file or a folder that has them.")
     sizes = raw.num_rows
@@ -131,7 +131,8 @@ def propose(name: str, set_by_user: dict[str, Any], ask: Ask | None) -> Proposal
     standard = load_splits(proposal.data(), ("train",))["train"]
     _propose_splits(proposal, sizes, standard)
     _propose_model(proposal, ask)
-    model = ModelArguments(**_of_block(ModelArguments, proposal.settings | set_by_user))
+    settings = proposal.settings | set_by_user
+    model = build(ModelArguments, settings, settings)
     config = load_config(model)
     tokenizer = load_tokenizer(model, proposal["source_lang"], proposal["target_lang"])
     language = primary_language(proposal["lang"])
@@ -152,11 +153,6 @@ def propose(name: str, set_by_user: dict[str, Any], ask: Ask | None) -> Proposal
 
 def _counts(sizes: Mapping[str, int]) -> str:
     return ", ".join(counted(size, f"{split} row") for split, size in sizes.items())
-
-
-def _of_block(block: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that belong to a block of a recipe."""
-    return {setting.name: settings[setting.name] for setting in fields(block) if setting.name in settings}
 
 
 def _some(rows: Dataset, most: int) -> Dataset:
