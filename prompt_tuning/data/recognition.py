@@ -103,19 +103,14 @@ def recognize(rows: Sequence[Mapping[str, Any]], set_by_user: Mapping[str, Any])
         sides = sides_of_column(rows)
         if sides:
             return _translation(sides, f"The column translation has texts in {_names_of(sides)}.", set_by_user)
-    if "question_answering" in tasks:
-        names = _named("question_answering", texts, set_by_user)
-        if names:
-            return _with_columns("question_answering", names, _naming(names), texts)
+    recognized = _by_names("question_answering", tasks, texts, set_by_user)
+    if recognized:
+        return recognized
     if "translation" in tasks:
         sides = sides_by_name(rows[0], texts, set_by_user)
         if sides:
             return _translation(sides, f"Columns are named by languages: {_names_of(sides)}.", set_by_user)
-    if "summarization" in tasks:
-        names = _named("summarization", texts, set_by_user)
-        if names:
-            return _with_columns("summarization", names, _naming(names), texts)
-    return _by_texts(tasks, texts, set_by_user)
+    return _by_names("summarization", tasks, texts, set_by_user) or _by_texts(tasks, texts, set_by_user)
 
 
 def _tasks_of_settings(set_by_user: Mapping[str, Any]) -> list[str]:
@@ -233,8 +228,10 @@ def _names_of(sides: Sequence[Side]) -> str:
     return ", ".join(map(str, sides))
 
 
-def _named(task: str, texts: Texts, set_by_user: Mapping[str, Any]) -> dict[str, str] | None:
-    """Return the columns of a task that a user or their usual names tell; None if one is missing."""
+def _by_names(task: str, tasks: Sequence[str], texts: Texts, set_by_user: Mapping[str, Any]) -> Recognized | None:
+    """Return a task, if it is one of `tasks`, by columns that a user names or that have usual names; else None."""
+    if task not in tasks:
+        return None
     names: dict[str, str] = {}
     for standard in TASK_COLUMNS[task]:
         of_user = set_by_user.get(COLUMN_SETTINGS[standard])
@@ -242,7 +239,7 @@ def _named(task: str, texts: Texts, set_by_user: Mapping[str, Any]) -> dict[str,
         if name not in texts:
             return None
         names[standard] = name
-    return names
+    return _with_columns(task, names, f"The rows have the columns {', '.join(names.values())}.", texts)
 
 
 def _usual(standard: str, columns: Iterable[str]) -> str | None:
@@ -251,10 +248,6 @@ def _usual(standard: str, columns: Iterable[str]) -> str | None:
     by_name = dict(zip(map(plain_name, columns), columns, strict=True))
     name = next(filter(by_name.__contains__, NAMES[standard].split()), None)
     return None if name is None else by_name[name]
-
-
-def _naming(names: Mapping[str, str]) -> str:
-    return f"The rows have the columns {', '.join(names.values())}."
 
 
 def _questions(texts: Texts, set_by_user: Mapping[str, Any]) -> tuple[dict[str, str], str] | None:
