@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -32,6 +32,7 @@ from prompt_tuning.reports.losses import prediction_counts
 from prompt_tuning.reports.run_files import read_results
 from prompt_tuning.runs.api_model import ApiModel, api_counts
 from prompt_tuning.runs.output_folder import hold_folder
+from prompt_tuning.runs.predict import PredictedRow
 from prompt_tuning.runs.prepare import Prepared, prepare
 from prompt_tuning.runs.results import answer_counts, choice_facts, describe, scores_of, write_pages, write_run
 from prompt_tuning.runs.trained_text import without_trained_text
@@ -50,12 +51,6 @@ NEUTRAL_DECODING = {
     "forced_eos_token_id": None, "exponential_decay_length_penalty": None, "early_stopping": False,
 }  # fmt: skip
 """Settings of a model's generation_config.json with the value that changes nothing; length_penalty is for beams."""
-
-
-class PredictedRow(TypedDict):
-    """What is read of a row that `predict` wrote, besides its columns."""
-
-    prediction: str
 
 
 def evaluate(recipe: Recipe, adapter: str | None = None, split: str = "test", output_dir: Path | None = None) -> Path:

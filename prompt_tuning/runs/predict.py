@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO, TypedDict
 
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
@@ -40,6 +40,12 @@ class AskedRow(NamedTuple):
     origin: str
     row: dict[str, Any]
     question: Question
+
+
+class PredictedRow(TypedDict):
+    """What `predict` and `requests` write of a row besides its own columns."""
+
+    prediction: str
 
 
 @dataclass(frozen=True)

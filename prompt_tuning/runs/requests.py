@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,16 +28,10 @@ from prompt_tuning.runs.answers import Question
 from prompt_tuning.runs.api_client import Body, Send, ask, in_order
 from prompt_tuning.runs.exported import ExportedTask
 from prompt_tuning.runs.input_rows import OriginAndRow, no_rows, open_input, read_row, stream_input
-from prompt_tuning.runs.predict import AskedRow, ask_rows, report_counts
+from prompt_tuning.runs.predict import AskedRow, PredictedRow, ask_rows, report_counts
 from prompt_tuning.support.data_files import checked_path
 from prompt_tuning.support.files import DISK_LIMITS, atomic_write, read_json_lines
 from prompt_tuning.support.text import printable_json
-
-
-class AnsweredRow(TypedDict):
-    """What a row that was answered has besides its own columns."""
-
-    prediction: str
 
 
 @dataclass(frozen=True)
@@ -216,7 +210,7 @@ def _answered(partial: Path) -> deque[dict[str, Any]]:
     lines = partial.read_bytes().splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n"):
         os.truncate(partial, sum(map(len, lines[:-1])))
-    return deque(read_json_lines(partial, AnsweredRow))
+    return deque(read_json_lines(partial, PredictedRow))
 
 
 def _check_answered(row: dict[str, Any], answered: dict[str, Any], origin: str, partial: Path) -> None:
