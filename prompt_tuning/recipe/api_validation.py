@@ -36,7 +36,11 @@ def api_errors(recipe: Draft) -> list[str]:
                 f"model_name_or_path {model.model_name_or_path}: no file decides which server is asked. Give "
                 "--base_url on the command line, such as http://localhost:8000/v1.",
             ),
-            (model.base_url and not _is_address(model.base_url), _address_message()),
+            (
+                model.base_url and not _is_address(model.base_url),
+                "base_url: expected an address such as https://api.example.com/v1, without a password and without a "
+                "query. A key belongs into the environment variable that --api_key_env names.",
+            ),
             (
                 not model.tokenizer_name,
                 "tokenizer_name is missing. Set it to the folder or the hub id of the tokenizer that counts the "
@@ -71,10 +75,3 @@ def _is_address(url: str) -> bool:
         return False
     is_plain = not (parts.query or parts.fragment or parts.username or parts.password)
     return parts.scheme in ("http", "https") and bool(parts.hostname) and is_plain
-
-
-def _address_message() -> str:
-    return (
-        "base_url: expected an address such as https://api.example.com/v1, without a password and without a query. "
-        "A key belongs into the environment variable that --api_key_env names."
-    )
