@@ -103,6 +103,8 @@ def _run(argv: list[str] | None) -> int:
         _say("\nerror: no command was named. Begin with `prompt-tuning init DATA`, or name one of these.")
         return 2
     _check_command(parser, words[0])
+    if not words[0].startswith("-"):
+        parser.get_default("commands").choices[words[0]].words = words[1:]
     args, rest = parser.parse_known_args(words)
     errors = usage_errors(args, rest)
     if errors:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from prompt_tuning.arguments.data_args import SPLITS
 from prompt_tuning.errors import RecipeError
@@ -44,6 +44,13 @@ class CommandParser(argparse.ArgumentParser):
     """The parser of a command, whose help may end with a text that is written only when it is shown."""
 
     further_help: Callable[[], str] | None = None
+    words: Sequence[str] = ()
+
+    def error(self, message: str) -> NoReturn:
+        """Leave the process with a message, that of a misspelt flag where argparse misses a required one."""
+        missing = re.findall(r"--\w+", message) if "required" in message else []
+        misspelt = [word for word in self.words if re.match(FLAG, word) and _nearest_flag(self, word) in missing]
+        super().error("\n".join(_unknown_flag(self, word) for word in misspelt) or message)
 
     def format_help(self) -> str:
         """Return the help with the text at its end."""

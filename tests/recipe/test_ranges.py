@@ -139,6 +139,9 @@ def test_flags_that_are_near_a_flag_of_their_command_get_its_name(recipe_file, c
         (["predict", "--adapter", "x", "--num_beams", "3"], "--num_beams. `prompt-tuning predict --help` lists"),
         (["evaluate", str(recipe_file()), "--adapters", "x"], "--adapters. Did you mean --adapter?"),
         (["push", "x", "--repo_id", "a", "--base-models", "b"], "--base-models. Did you mean --base_model?"),
+        (["predict", "--adaptor", "x", "--input", "y"], "--adaptor. Did you mean --adapter?"),
+        (["ensemble", str(recipe_file()), "--adaptors", "x"], "--adaptors. Did you mean --adapters?"),
+        (["requests", "x", "--tasks=qa"], "--tasks. Did you mean --task?"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(words)
