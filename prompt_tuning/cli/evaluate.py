@@ -8,6 +8,7 @@ from pathlib import Path
 from prompt_tuning.cli.parsing import Commands, Result, add_command, add_recipe, add_split, load_recipe, output_folder
 from prompt_tuning.cli.train import print_summary, run_result
 from prompt_tuning.errors import RecipeError
+from prompt_tuning.support.data_files import checked_path
 
 EXAMPLES = """\
   prompt-tuning evaluate recipes/quickstart/qa.yaml                                    the hard prompt alone
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Evaluate, and print the summary."""
     if args.predictions is not None and args.adapter:
         raise RecipeError("--predictions: they are written already. Leave --adapter or --predictions out.")
+    if args.predictions is not None:
+        checked_path(args.predictions, "-")  # A misspelt name is reported before torch is imported.
     recipe = load_recipe(args.recipe, overrides, [args.adapter] if args.adapter else [])
     from prompt_tuning.runs.evaluate import evaluate, evaluate_predictions
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from prompt_tuning.cli.parsing import Commands, Result, add_command
 from prompt_tuning.cli.processes import has_several_processes
 from prompt_tuning.errors import PromptTuningError, RecipeError
+from prompt_tuning.support.data_files import checked_path, file_format
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import print_text
 
@@ -17,7 +18,7 @@ EXAMPLES = """\
   prompt-tuning init questions.csv
   prompt-tuning init rows/ --output summaries.yaml --yes
   prompt-tuning init pairs.tsv --source_lang fr --target_lang en --model_name_or_path models/SmolLM2-135M-Instruct
-  prompt-tuning init questions.csv --question_column ask --context_column page --answer_column found
+  prompt-tuning init questions.csv --question_column ask --context_column page --answer_column reply
   prompt-tuning train recipe.yaml
 
 DATA is a json, jsonl, csv, tsv or parquet file, a pattern, a folder of such files (train, validation, test), a folder
@@ -62,6 +63,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
         raise RecipeError(f"{path}: a recipe is a YAML file. Name an --output that ends in .yaml.")
     if has_several_processes():
         raise RecipeError("init: it runs in one process. Start it without accelerate launch.")
+    data = Path(args.data).expanduser()
+    if data.is_file() or (file_format(data) and not data.is_dir()):
+        checked_path(args.data, args.output)  # A misspelt name is reported before torch is imported.
     from prompt_tuning.recipe.parser import RecipeParser
     from prompt_tuning.runs.measure import measure
     from prompt_tuning.studies.propose import propose

@@ -76,9 +76,14 @@ def test_a_folder_or_file_that_is_not_there_is_reported_before_a_large_import(ru
     recipe, gone = recipe_file(), tmp_path / "gone"
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "table.xlsx").touch()
     commands = [
         (["predict", "--adapter", gone], "gone: no adapter_config.json there"),
         (["predict", "--adapter", gone, "--input", "gone.jsonl"], "error: gone.jsonl: no such file (looked in "),
+        (["init", "gone.csv"], "error: gone.csv: no such file (looked in "),
+        (["init", "gone/*.jsonl"], "error: gone/*.jsonl: no such file (looked in "),
+        (["init", tmp_path / "table.xlsx"], "table.xlsx: .xlsx is not read. Convert it in Python"),
+        (["evaluate", recipe, "--predictions", "gone.jsonl"], "error: gone.jsonl: no such file (looked in "),
         (["inspect", gone], "gone: no adapter_config.json there"),
         (["inspect", tmp_path / "model"], "model: it is a whole model"),
         (["evaluate", recipe, "--adapter", gone], "gone: no adapter_config.json there"),
