@@ -38,7 +38,8 @@ REQUIRED_VALUES = {
 
 def text_errors(recipe: Draft) -> list[str]:
     """Return all that the text of a recipe shows to be wrong, one message each. Reads no row and no model."""
-    errors = broken_rules([(not recipe.model.model_name_or_path, "model_name_or_path is missing")])
+    message = "model_name_or_path is missing. Set it to a folder or a hub id."
+    errors = broken_rules([(not recipe.model.model_name_or_path, message)])
     if METHODS[recipe.prompt.method].trains_several_tasks:
         errors += multitask_errors(recipe)
     else:
@@ -221,8 +222,8 @@ def _task_errors(recipe: Draft) -> list[str]:
     data = recipe.data
     files = list(filter(None, (data.train_file, data.validation_file, data.test_file)))
     rules: Rules = [
-        (data.task is None, "task is missing"),
-        (recipe.prompt.template is None, "template is missing"),
+        (data.task is None, "task is missing. Set question_answering, summarization or translation."),
+        (recipe.prompt.template is None, "template is missing. Set one that `prompt-tuning templates` lists."),
         (
             not data.dataset_name and not files,
             "no data: set dataset_name (a hub id), or train_file, validation_file and test_file",

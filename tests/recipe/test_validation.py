@@ -22,7 +22,7 @@ from prompt_tuning.runs.prepare import prepare
             ["Did you mean seed?", "'ten'", "Did you mean template?"],
         ),
         ({}, ["--num_train_epoch", "3"], ["command line: unknown setting num_train_epoch"]),
-        ({"model_name_or_path": None, "task": None}, [], ["model_name_or_path is missing", "task is missing"]),
+        ({"model_name_or_path": None, "task": None}, [], ["_or_path is missing. Set", "task is missing. Set"]),
         ({"train_file": "gone.jsonl"}, [], ["gone.jsonl: no such file (looked in "]),
         (
             {"train_file": "rows.txt"},
