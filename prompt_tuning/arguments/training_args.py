@@ -73,10 +73,11 @@ def deepspeed_errors(args: Seq2SeqTrainingArguments) -> list[str]:
 
 @dataclass
 class PromptTuningArguments(Seq2SeqTrainingArguments):
-    """The flags of `Seq2SeqTrainingArguments` with other defaults, and `per_device_eval_batch_tokens`.
+    """The flags of `Seq2SeqTrainingArguments` with other defaults, and three more.
 
     The few numbers of a prompt need a learning rate about a thousand times that of fine-tuning. Lester et al. 2021,
-    section 3.2, use 0.3 with Adafactor; the default of Trainer, 5e-5, hardly changes a prompt.
+    section 3.2, use 0.3 with Adafactor; the default of Trainer, 5e-5, hardly changes a prompt. Unlike in a recipe,
+    the default here does not depend on the method.
     """
 
     # A run's recipe.yaml has these settings even if the recipe did not set them.
@@ -95,7 +96,11 @@ class PromptTuningArguments(Seq2SeqTrainingArguments):
     )
 
     learning_rate: float = field(
-        default=PROMPT_LEARNING_RATE, metadata={"help": "The peak learning rate of the prompt."}
+        default=PROMPT_LEARNING_RATE,
+        metadata={
+            "help": "The peak learning rate. 0.03 is that of method prompt_tuning; other methods, trained_text and "
+            "layer_vectors have another default (docs/reference/recipe.md)."
+        },
     )
     layer_vectors_learning_rate: float = field(
         default=1e-2,

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from helpers.paths import ROOT
 
+from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.cli.main import main
 from prompt_tuning.metrics.loading import MAIN_METRIC
 from prompt_tuning.templates.loading import shipped_templates
@@ -59,6 +60,18 @@ def test_the_numbers_of_shipped_templates_are_right():
     counts = Counter(name.split("/")[0] for name in shipped_templates())
     (promised,) = re.findall(r"(\d+) are shipped .*?(\d+) for\s.*?(\d+) for .*?(\d+) for", TEMPLATES, re.DOTALL)
     assert [*map(int, promised)] == [counts.total(), *(counts[task] for task in reversed(MAIN_METRIC))]
+
+
+def test_the_page_on_recipes_has_the_learning_rate_of_each_method():
+    page = (ROOT / "docs" / "reference" / "recipe.md").read_text(encoding="utf-8")
+    (cell,) = re.findall(r"\| `learning_rate` \| by method: (.+?)\. ", page)
+    shown = {}
+    for part in cell.split(", "):
+        rate, _, names = part.partition(" for ")
+        shown |= {name: float(rate) for name in re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", names))}
+    assert shown == {row.name: row.learning_rate for row in METHODS.values() if row.trains}
+    (joint,) = re.findall(r"\((\S+) with `trained_text`", cell)
+    assert float(joint) == METHODS["prompt_tuning"].joint_learning_rate
 
 
 def test_the_quickstart_prints_the_table_of_the_readme(tmp_path, capsys):
