@@ -72,7 +72,7 @@ def add_command(
         usage: what follows the name in the usage line of a command that takes `--key value` for any recipe key. A
             command without it refuses unknown flags.
     """
-    settings = "\n\n--key value sets any key of the recipe. `prompt-tuning train --help` ends with a list of the keys."
+    settings = "\n\n--key value sets any key of the recipe. `prompt-tuning train --help_all` lists the keys."
     parser = commands.add_parser(
         name,
         help=help,
