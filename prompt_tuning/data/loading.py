@@ -285,7 +285,8 @@ def _standard_columns(
         if not name or name == standard:
             continue
         if name not in names:
-            raise DataError(f"{origin} has no column {name!r}; it has {listed(names, 30)}")
+            setting = next(key for key, value in vars(args).items() if value == name and key.endswith("_column"))
+            raise DataError(f"{setting} {name}: {origin} has no such column. Name one of {listed(names, 30)}.")
         if standard in names:
             dataset = dataset.remove_columns([standard])
             names.remove(standard)

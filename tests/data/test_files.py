@@ -96,7 +96,7 @@ def test_rows_that_each_have_keys_of_their_own_are_no_table(tmp_path):
     with pytest.raises(DataError, match=r"rows.jsonl: more than 2,000 columns"):
         load_splits(arguments(path))
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows[:-1]))
-    with pytest.raises(DataError, match=r"no column 'x'; it has 'id0', .*, 'id29', \.\.\.$"):
+    with pytest.raises(DataError, match=r"no such column\. Name one of 'id0', .*, 'id29', \.\.\.\.$"):
         load_splits(arguments(path, text_column="x"))
 
 
