@@ -106,7 +106,7 @@ def text_pairs(text: str, path: Path, error: type[PromptTuningError]) -> list[Te
         if not isinstance(root, MappingNode):
             kind = "an empty file" if root is None else "a list" if root.id == "sequence" else "one text"
             raise error(f"{path}: expected `key: value` pairs, found {kind}. Write one pair a line.")
-        _check(root)
+        _measure(root, {})
         for key_node, value_node in root.value:
             value = yaml.constructor.construct_object(value_node, deep=True)
             is_quoted = isinstance(value_node, ScalarNode) and value_node.style is not None
@@ -165,17 +165,15 @@ def _explain(path: Path, error: type[PromptTuningError]) -> Iterator[None]:
         raise error(f"{path}: not YAML: {first_line(problem)}") from None
 
 
-def _check(root: Node) -> None:
-    """Raise ConstructorError if a key is set twice, or aliases make the document endless, too deep or too large."""
-    _measure(root, {})
-
-
 def _measure(node: Node, measured: dict[Node, tuple[int, int] | None]) -> tuple[int, int]:
     """Return the size and the depth of a node, each alias counted as what it stands for.
 
     Args:
         node: a node of the document, in which an alias is the same object as its anchor.
         measured: results so far. None for a node that contains this one.
+
+    Raises:
+        ConstructorError: a key is set twice, or aliases make the document endless, too deep or too large.
     """
     if node in measured:
         result = measured[node]
@@ -232,7 +230,7 @@ class _PlainConstructor(SafeConstructor):
     """Construct plain values, and texts from scalars that would be written in another way."""
 
     def construct_document(self, node: Node) -> Any:
-        _check(node)
+        _measure(node, {})
         return super().construct_document(node)
 
     def construct_as_written(self, node: Node) -> Any:
