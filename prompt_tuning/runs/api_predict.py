@@ -20,7 +20,7 @@ from prompt_tuning.runs.answers import Question
 from prompt_tuning.runs.api_client import in_order
 from prompt_tuning.runs.api_model import ApiAnswer, ApiModel, api_counts
 from prompt_tuning.runs.input_rows import input_name, no_rows, open_input, read_row, stream_input
-from prompt_tuning.runs.predict import AskedRow, ask_rows, report_counts, write_prediction
+from prompt_tuning.runs.predict import AskedRow, ask_rows, report_counts, write_line
 from prompt_tuning.runs.prepare import prepare
 from prompt_tuning.runs.shares import Share
 from prompt_tuning.runs.teacher import Targets, fault
@@ -90,7 +90,7 @@ def predict_by_api(
                 row = targets.row(asked.row, answers, counts)
             columns = {"truncated": asked.question.cut_tokens > 0, "at_limit": answers[0].at_limit}
             if row is not None:
-                write_prediction(file, row, columns if with_truncated else {})
+                write_line(file, row | columns if with_truncated else row)
                 file.flush()
             bar.update()
             bar.set_postfix_str(str(model.send.bill), refresh=False)

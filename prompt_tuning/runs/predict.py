@@ -172,9 +172,9 @@ def ask_rows(
         yield AskedRow(origin, row, question)
 
 
-def write_prediction(file: TextIO, row: dict[str, Any], columns: dict[str, Any]) -> None:
-    """Write a row with further columns as a line of JSON."""
-    line = json.dumps(row | columns, ensure_ascii=False, default=str)
+def write_line(file: TextIO, row: dict[str, Any]) -> None:
+    """Write a row as a line of JSON."""
+    line = json.dumps(row, ensure_ascii=False, default=str)
     file.write(f"{printable_json(line) if file is sys.stdout else line}\n")
 
 
@@ -243,5 +243,5 @@ def _predict_batch(
             columns |= {"truncated": answer.truncated, "at_limit": answer.at_limit}
         if settings.with_scores:
             columns["score"] = answer.score
-        write_prediction(file, row, columns)
+        write_line(file, row | columns)
     return prediction_counts(texts, at_limit)

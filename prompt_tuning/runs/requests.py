@@ -28,10 +28,9 @@ from prompt_tuning.runs.answers import Question
 from prompt_tuning.runs.api_client import Body, Send, ask, in_order
 from prompt_tuning.runs.exported import ExportedTask
 from prompt_tuning.runs.input_rows import OriginAndRow, no_rows, open_input, read_row, stream_input
-from prompt_tuning.runs.predict import AskedRow, PredictedRow, ask_rows, report_counts
+from prompt_tuning.runs.predict import AskedRow, PredictedRow, ask_rows, report_counts, write_line
 from prompt_tuning.support.data_files import checked_path
 from prompt_tuning.support.files import DISK_LIMITS, atomic_write, read_json_lines
-from prompt_tuning.support.text import printable_json
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,7 @@ class Requests:
             file = sys.stdout if output == "-" else files.enter_context(atomic_write(Path(output), named_by_user=True))
             rows = open_input(source, path) or stream_input(source, path, self.task.encoder, files)
             for asked in _ask_rows(self.task, rows, counts):
-                line = json.dumps(self.body(asked.question, asked.origin), ensure_ascii=False)
-                file.write(f"{printable_json(line) if file is sys.stdout else line}\n")
+                write_line(file, self.body(asked.question, asked.origin))
             if not counts["rows"]:
                 raise no_rows(source)
         report_counts(counts)
@@ -137,7 +135,7 @@ class Requests:
             for (row, body), (text, limited) in in_order(rows_and_bodies(), answer, concurrency):
                 counts.update(prediction_counts([text], [limited]))
                 if "prediction" not in body:
-                    written.write(json.dumps(row | {"prediction": text}, ensure_ascii=False, default=str) + "\n")
+                    write_line(written, row | {"prediction": text})
                     written.flush()
                 bar.update()
         if not counts["rows"]:
