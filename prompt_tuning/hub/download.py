@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from prompt_tuning.errors import AdapterError
-from prompt_tuning.hub.ids import is_hub_id
+from prompt_tuning.hub.ids import is_on_hub
 from prompt_tuning.hub.refusal import explain_refusal
 from prompt_tuning.support.run_folder import RunFolder
 
@@ -56,12 +56,13 @@ def adapter_folder(name: str | Path) -> Path:
 
     Args:
         name: a folder or a hub id. A hub id is `user/name`, or `user/name@revision` with a branch, tag or commit. A
-            folder of that name is preferred. Without a connection the cache is used.
+            folder of that name is preferred, and a name beside local runs is a folder. Without a connection the cache
+            is used.
 
     Raises:
         AdapterError: the hub has no such adapter, or cannot be reached.
     """
-    if is_hub_id(name) and not Path(name).is_dir():
+    if is_on_hub(name):
         return download_adapter(str(name))
     return Path(name)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prompt_tuning.arguments.methods import METHODS, methods_of_setting
 from prompt_tuning.arguments.prompt_args import CHOICE_LOSSES, PromptArguments
 from prompt_tuning.arguments.task_settings import TASK_SETTINGS
-from prompt_tuning.hub.ids import is_hub_id
+from prompt_tuning.hub.ids import is_on_hub
 from prompt_tuning.recipe.rules import Rules, broken_rules
 from prompt_tuning.support.run_folder import RunFolder
 
@@ -159,11 +159,10 @@ def _adapter_errors(recipe: Draft) -> list[str]:
     for name in ("adapter", "init_adapter"):
         folder = getattr(recipe.prompt, name)
         if folder:
-            on_hub = is_hub_id(folder) and not Path(folder).is_dir()
             message = (
                 f"{name} {folder}: no {RunFolder.ADAPTER_CONFIG} there. Name a folder that train wrote or a hub id."
             )
-            rules.append((not on_hub and not RunFolder(Path(folder)).adapter_config.is_file(), message))
+            rules.append((not is_on_hub(folder) and not RunFolder(Path(folder)).adapter_config.is_file(), message))
     return broken_rules(rules)
 
 

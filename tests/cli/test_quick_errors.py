@@ -96,6 +96,16 @@ def test_a_folder_or_file_that_is_not_there_is_reported_before_a_large_import(ru
         assert (code, imported) == (1, []) and message in errors, (command, errors)
 
 
+def test_a_misspelt_run_is_reported_before_the_hub_is_asked(run_commands, recipe_file, tmp_path, monkeypatch):
+    recipe = recipe_file(adapter="runs/mnie")
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "recipe.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    commands = [["predict", "--adapter", "runs/mnie"], ["inspect", "runs/mnie"], ["train", recipe]]
+    for code, errors, imported in run_commands(commands):
+        assert code in (1, 2) and imported == [] and "runs/mnie: no adapter_config.json there" in errors
+
+
 def test_commands_that_share_a_run_report_a_wrong_line_before_torch(run_commands, tmp_path):
     gone, out = tmp_path / "gone", tmp_path / "out"
     out.mkdir()
