@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -52,27 +52,27 @@ def find_trained_text(
     """
     check_fast(encoder.tokenizer)
     located: Iterable[list[TextToken] | None]
-    held_out: Set[int] = frozenset()
+    most: int | None = None
     if isinstance(rows, IterableDataset):
+        most = FIRST_ROWS
         located = (_tokens_of(encoder, row, (), part) for row in streamed_rows(rows, recipe.data))
         # Rows that are not dropped are errors, and no further rows are read for those.
         drops = recipe.prompt.drop_overlong or recipe.prompt.drop_empty
-        located = located if drops else islice(located, FIRST_ROWS)
+        located = located if drops else islice(located, most)
     else:
         located = _tokens_of_rows(recipe, part, encoder, rows, demonstrations)
-        held_out = demonstrations.held_out() if demonstrations else frozenset()
-    first_id = encoder.num_embeddings or len(encoder.tokenizer)
-    numbered: Iterator[tuple[int, list[TextToken]]] = (
+    held_out = demonstrations.held_out() if demonstrations else frozenset()
+    numbered = (
         (number, tokens) for number, tokens in enumerate(located) if tokens is not None and number not in held_out
     )
-    if isinstance(rows, IterableDataset):
-        numbered = islice(numbered, FIRST_ROWS)
-    first = next(numbered, None)
+    encodable = islice(numbered, most)
+    first = next(encodable, None)
     if first is None:
         return None
+    first_id = encoder.num_embeddings or len(encoder.tokenizer)
     name_row = functools.partial(row_origin, recipe.data, "train")
     texts = literals(encoder.template, encoder.languages, part)
-    text = TrainedText.of_rows(part, texts, first_id, chain([first], numbered), name_row)
+    text = TrainedText.of_rows(part, texts, first_id, chain([first], encodable), name_row)
     tokens = encoder.tokenizer.convert_ids_to_tokens(text.start_ids)
     logger.info("trained text (%s): %s, %s", part, counted(len(tokens), "token"), listed(tokens, most=TOKENS_SHOWN))
     return text
