@@ -94,10 +94,14 @@ def _rates_note(parts: Mapping[str, Any], seed: int, style: Style) -> str:
     """Say how the learning rates were chosen, and where a better one may lie beyond them."""
     lines = [f"learning rates: the best on the validation rows with seed {seed}; only its runs read the test rows"]
     for name, part in parts.items():
-        tried = [float(rate) for rate in part.get("tried", {})]
+        scores = {float(rate): score for rate, score in part.get("tried", {}).items()}
         chosen = part.get("learning_rate")
-        if tried and chosen in (min(tried), max(tried)):
-            end = "smallest" if chosen == min(tried) else "largest"
+        equal = [rate for rate, score in scores.items() if score == scores[chosen]]
+        if len(equal) > 1:
+            rates = ", ".join(map(str, equal))
+            lines.append(f"{style.words(name)}: {rates} have equal scores, and the first of them is taken")
+        elif equal and chosen in (min(scores), max(scores)):
+            end = "smallest" if chosen == min(scores) else "largest"
             lines.append(f"{style.words(name)}: the {end} rate won, so a better one may lie beyond it")
     return "; ".join(lines)
 

@@ -259,5 +259,7 @@ def _write(facts: Mapping[str, Any], recipe: Recipe, folder: Path) -> None:
     write_json(folder / TABLES[0], facts)
     write_text(folder / TABLES[1], search_text(facts) + "\n")
     settings = recipe.resolved() | facts["best"]["settings"] | {"output_dir": str(folder / "best")}
-    comment = f"# The best of {len(facts['trials'])} trials by {facts['metric']} on the validation rows.\n"
+    num_equal = sum(trial["value"] == facts["best"]["value"] for trial in facts["trials"])
+    best = "The best" if num_equal == 1 else f"The first of {num_equal} equally good ones"
+    comment = f"# {best} of {len(facts['trials'])} trials by {facts['metric']} on the validation rows.\n"
     write_text(folder / BEST, comment + to_yaml(unmistakable_settings(settings)))

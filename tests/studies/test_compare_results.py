@@ -57,6 +57,24 @@ def test_a_corpus_metric_has_a_paired_difference_in_words(runs_of):
 
 
 @pytest.mark.parametrize(
+    ("tried", "note"),
+    [
+        (
+            [(3e-3, 20.0), (1e-3, 20.0), (1e-2, 9.0)],
+            "soft: 0.003, 0.001 have equal scores, and the first of them is taken",
+        ),
+        ([(3e-3, 20.0), (1e-3, 9.0), (1e-2, None)], "learning rates: the best on the validation rows with seed 1"),
+        ([(3e-3, 20.0), (1e-2, None)], "soft: the smallest rate won, so a better one may lie beyond it"),
+    ],
+)
+def test_a_rate_wins_only_if_no_other_one_has_its_score(runs_of, tried, note):
+    compared = compare_runs([runs_of("soft", GOOD, tried=tried), runs_of("same", POOR)], "bleu")
+    text = comparison_text({"metric": "bleu", "rows": 20, "seeds": [1], **compared})
+    last_line = text.splitlines()[-1]
+    assert note in last_line and last_line.count(" won") + last_line.count("equal") == note.startswith("soft")
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"references": REFERENCES[::-1]}, "its predictions are of other rows"),

@@ -87,6 +87,12 @@ def test_a_trial_that_diverges_has_no_value_and_the_others_run(command, tmp_path
     assert "TrainingError('step 1: the loss is nan" in caplog.text and "Traceback" not in caplog.text
 
 
+def test_the_best_of_equal_trials_is_called_the_first(command, tmp_path):
+    assert main(command("  weight_decay: [0, 0.1]\n", learning_rate=0)) == 0
+    best = (tmp_path / "search" / "best.yaml").read_text()
+    assert best.startswith("# The first of 2 equally good ones of 2 trials by eval_loss on the validation rows.\n")
+
+
 def test_two_processes_search_the_trials_of_one(command, tmp_path):
     words = command(trials=1, per_device_train_batch_size=None)[:-1]
     assert main([*words, str(tmp_path / "one"), "--per_device_train_batch_size", "4"]) == 0
