@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,6 +65,17 @@ def hold_folder(folder: Path, names: Sequence[str], *, written_before: bool = Fa
     finally:
         if lock:
             _release(lock, run, created if not _held_names(folder, names) else [])
+
+
+@contextmanager
+def removed_without_scores(file: Path, has_scores: Callable[[], bool]) -> Iterator[None]:
+    """Remove a file that the block wrote, if the block ends before there is a score that needs the file."""
+    existed = file.exists()
+    try:
+        yield
+    finally:
+        if PartialState().is_main_process and not existed and not has_scores():
+            file.unlink(missing_ok=True)
 
 
 def check_folder(folder: Path, names: Sequence[str], *, written_before: bool = False) -> None:

@@ -31,7 +31,7 @@ from prompt_tuning.recipe.recipe import Recipe, RecipeSource, changed_settings
 from prompt_tuning.runs.api_model import ApiModel
 from prompt_tuning.runs.evaluate import trainer_for
 from prompt_tuning.runs.fingerprints import rows_fingerprint, weights_fingerprint
-from prompt_tuning.runs.output_folder import hold_folder
+from prompt_tuning.runs.output_folder import hold_folder, removed_without_scores
 from prompt_tuning.runs.prepare import Prepared, score_of
 from prompt_tuning.runs.sharding import refuse_sharding
 from prompt_tuning.studies.rank_answers import rank_by_answers
@@ -115,8 +115,12 @@ def rank(
         raise RecipeError("\n".join([f"{recipe.path}: no template could be ranked", *reasons]))
     num_rows = len(validation_rows(next(iter(prepared.values()))))
     plan = halving_plan(len(prepared), num_rows, finalists)
-    has_scores = (folder / SETTINGS).is_file() or (folder / LIKELIHOODS).is_file()  # `_check_settings` judges them.
-    with hold_folder(folder, FILES, written_before=has_scores):
+    is_ranking = (folder / SETTINGS).is_file() or (folder / LIKELIHOODS).is_file()  # `_check_settings` judges them.
+    has_scores = functools.partial(_has_scores, folder)
+    with (
+        hold_folder(folder, FILES, written_before=is_ranking),
+        removed_without_scores(folder / SETTINGS, has_scores),
+    ):
         _check_settings(folder, recipe, prepared, finalists)
         ranked = {"metric": metric, "rows": num_rows, **_score(recipe, prepared, plan, metric, folder)}
         ranked |= {"halving": plan, "left_out": left_out | unfit}
@@ -191,8 +195,7 @@ def _check_settings(folder: Path, recipe: Recipe, prepared: Mapping[str, Prepare
         saved = read_json(file) if file.is_file() else {}
     except DataError:
         saved = None
-    has_scores = (folder / LIKELIHOODS).is_file() or (folder / PREDICTIONS).is_file()
-    if not isinstance(saved, dict) or (not saved and (has_scores or file.is_file())):
+    if not isinstance(saved, dict) or (not saved and (_has_scores(folder) or file.is_file())):
         raise RecipeError(
             f"{file}: {'damaged' if file.is_file() else 'missing'}, so the settings of the scores beside it are not "
             f"known. Remove the folder {folder}, or name another --output_dir."
@@ -210,6 +213,10 @@ def _check_settings(folder: Path, recipe: Recipe, prepared: Mapping[str, Prepare
     PartialState().wait_for_everyone()  # The others have read the folder, too.
     if PartialState().is_main_process:
         write_json(file, settings)
+
+
+def _has_scores(folder: Path) -> bool:
+    return (folder / LIKELIHOODS).is_file() or (folder / PREDICTIONS).is_file()
 
 
 def _predict(

@@ -27,7 +27,7 @@ from prompt_tuning.reports.styles import MARKDOWN, Style
 from prompt_tuning.runs.evaluate import load_model, trainer_for
 from prompt_tuning.runs.fingerprints import input_fingerprints
 from prompt_tuning.runs.fitting import early_stopping
-from prompt_tuning.runs.output_folder import hold_folder
+from prompt_tuning.runs.output_folder import hold_folder, removed_without_scores
 from prompt_tuning.runs.prepare import Prepared, prepare_run
 from prompt_tuning.runs.sharding import refuse_sharding
 from prompt_tuning.runs.trainable import add_trainable
@@ -75,7 +75,10 @@ def search(path: str, overrides: list[str], folder: Path, n_trials: int) -> dict
         raise DataError(
             f"{recipe.path}: trials are judged by validation rows. Set validation_file or validation_size."
         )
-    with hold_folder(folder, (*TABLES, BEST), written_before=(folder / JOURNAL).is_file()):
+    with (
+        hold_folder(folder, (*TABLES, BEST), written_before=(folder / JOURNAL).is_file()),
+        removed_without_scores(folder / JOURNAL, lambda: _facts(folder, recipe)["best"] is not None),
+    ):
         _run_trials(prepared, ranges, folder, n_trials)
         [facts] = broadcast_object_list([_facts(folder, recipe) if PartialState().is_main_process else None])
         if facts["best"] is None:
@@ -194,14 +197,19 @@ def _search(prepared: Prepared, ranges: Mapping[str, SettingRange], n_trials: in
     trainer = trainer_for(None, prepared, early_stopping(recipe), model_init)
     # An error may be that of one process only, and the others would wait for it.
     catch = (TrainingError,) if PartialState().num_processes == 1 else ()
-    trainer.hyperparameter_search(
-        hp_space=lambda trial: {name: values.draw(name, trial) for name, values in ranges.items()},
-        compute_objective=lambda metrics: metrics[f"eval_{metric}"],
-        n_trials=n_trials,
-        backend="optuna",
-        catch=catch,
-        **settings | {"direction": _direction(metric)},
-    )
+    try:
+        trainer.hyperparameter_search(
+            hp_space=lambda trial: {name: values.draw(name, trial) for name, values in ranges.items()},
+            compute_objective=lambda metrics: metrics[f"eval_{metric}"],
+            n_trials=n_trials,
+            backend="optuna",
+            catch=catch,
+            **settings | {"direction": _direction(metric)},
+        )
+    except ValueError as error:
+        # Trainer asks optuna for the best trial, also if all trials diverged, which `search` reports.
+        if "No trials are completed" not in str(error):
+            raise
 
 
 def _settings_problem(

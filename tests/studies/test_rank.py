@@ -17,10 +17,11 @@ from prompt_tuning import Encoder, PromptTuningTrainer, Template, encode
 from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.encoding.batching import source_length
-from prompt_tuning.errors import RecipeError
+from prompt_tuning.errors import ModelError, RecipeError
 from prompt_tuning.models.initialization import initial_text, saved_prompt
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs.prepare import prepare
+from prompt_tuning.studies import rank as rank_module
 from prompt_tuning.studies import rank_likelihoods
 from prompt_tuning.studies.rank_likelihoods import halving_plan, log_likelihoods_without_end
 
@@ -174,6 +175,19 @@ def test_scores_without_settings_are_refused(damaged, recipe_file, tmp_path, cap
         settings.write_text(damaged)
     assert ranked(recipe_file(), tmp_path, "--templates", "question_answering/plain") == 2
     assert "so the settings of the scores beside it are not known. Remove the folder" in capsys.readouterr().err
+
+
+def test_a_rank_that_fails_before_a_score_leaves_nothing(recipe_file, tmp_path, monkeypatch):
+    def fail(*args):
+        raise ModelError("the weights are damaged")
+
+    flags = ("--templates", "question_answering/plain")
+    monkeypatch.setattr(rank_module, "load_base_model", fail)
+    assert ranked(recipe_file(), tmp_path, *flags) == 1 and not (tmp_path / "rank").exists()
+    settings = tmp_path / "rank" / "settings.json"
+    settings.parent.mkdir()
+    settings.write_text("[]")  # It is a file of somebody else.
+    assert ranked(recipe_file(), tmp_path, *flags) == 2 and settings.read_text() == "[]"
 
 
 def test_a_rank_stopped_among_the_likelihoods_loses_only_the_last_rows(recipe_file, tmp_path, monkeypatch, capsys):

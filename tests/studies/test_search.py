@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 
 import pytest
@@ -91,6 +92,14 @@ def test_the_best_of_equal_trials_is_called_the_first(command, tmp_path):
     assert main(command("  weight_decay: [0, 0.1]\n", learning_rate=0)) == 0
     best = (tmp_path / "search" / "best.yaml").read_text()
     assert best.startswith("# The first of 2 equally good ones of 2 trials by eval_loss on the validation rows.\n")
+
+
+def test_a_search_whose_trials_all_diverge_leaves_nothing(command, tmp_path, monkeypatch, capsys):
+    compute_loss = PromptTuningTrainer.compute_loss
+    monkeypatch.setattr(PromptTuningTrainer, "compute_loss", lambda *args, **kwargs: compute_loss(*args) * math.nan)
+    assert main(command(trials=1)) == 1
+    assert "no trial could be trained. Lower the learning rates of the ranges." in capsys.readouterr().err
+    assert not (tmp_path / "search").exists()
 
 
 def test_two_processes_search_the_trials_of_one(command, tmp_path):
