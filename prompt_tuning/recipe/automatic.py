@@ -5,19 +5,24 @@ The choice replaces `auto` when a recipe is read, so that a run's folder holds t
 
 from __future__ import annotations
 
-from collections.abc import Set
+import re
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.errors import PromptTuningError, RecipeError
+from prompt_tuning.recipe.recipe import Draft
 from prompt_tuning.templates.literals import literals
 from prompt_tuning.templates.template import Template
 
 AUTO = "auto"
 STARTS = frozenset({"init", "init_text", "init_labels", "init_adapter", "num_virtual_tokens"})
 """The settings by which a user says where the prompt starts."""
+CHOSEN = ("init", "trained_text", "layer_vectors")
+"""The settings that the choice may set, besides the method."""
 
 
 def replace_auto(prompt: PromptArguments, explicitly_set: Set[str], *, streaming: bool) -> tuple[PromptArguments, str]:
@@ -45,6 +50,26 @@ def replace_auto(prompt: PromptArguments, explicitly_set: Set[str], *, streaming
     prompt = replace(prompt, **chosen)
     servers = METHODS[prompt.method].servers(vars(prompt))
     return prompt, f"method auto: {settings}; a causal model is served by {servers} (docs/how-to/choose-a-method.md)"
+
+
+@contextmanager
+def naming_choice(recipe: Draft) -> Iterator[None]:
+    """Let an error about a setting say that `method: auto` chose the setting.
+
+    The choice is made before model, tokenizer and rows are known, because the learning rate depends on it, and a
+    checkpoint is only resumed with the same choice.
+    """
+    try:
+        yield
+    except PromptTuningError as error:
+        lines = [str(error)]
+        for name in CHOSEN if recipe.choice else ():
+            if name not in recipe.explicitly_set and re.search(rf"\b{name}(?![a-z])", lines[0]):
+                value = str(vars(recipe.prompt)[name]).lower()
+                lines.append(f"method auto chose {name}: {value}. Set {name} in the recipe, and auto keeps it.")
+        if len(lines) == 1:
+            raise
+        raise type(error)("\n".join(lines)) from error
 
 
 def _has_ending(template: str | None) -> bool:

@@ -31,6 +31,7 @@ from prompt_tuning.models.base_model import check_adapter, check_tokenizer
 from prompt_tuning.models.initialization import initial_ids, initial_text, prompt_length
 from prompt_tuning.models.loading import check_method, load_config, load_tokenizer
 from prompt_tuning.models.quantization import quantization_config
+from prompt_tuning.recipe.automatic import naming_choice
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs import checks
 from prompt_tuning.runs.trained_text import needs_training_rows, text_of_run
@@ -125,6 +126,11 @@ def prepare(recipe: Recipe, splits: tuple[str, ...], adapter: str | None = None)
     Raises:
         PromptTuningError: everything that is wrong with model name, template, prompt, metrics and rows, a line each.
     """
+    with naming_choice(recipe):
+        return _prepare(recipe, splits, adapter)
+
+
+def _prepare(recipe: Recipe, splits: tuple[str, ...], adapter: str | None) -> Prepared:
     checks.check_preparable(recipe, splits)
     config, tokenizer, template, score, loaded = _load(recipe, splits)
     rows = DatasetDict({split: loaded[split] for split in splits if split in loaded})

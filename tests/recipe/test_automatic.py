@@ -1,9 +1,12 @@
 """`method: auto`: the settings it becomes, what of the user's it keeps, and when it may not be combined."""
 
 import pytest
+from transformers import FalconConfig
 
-from prompt_tuning.errors import RecipeError
+from prompt_tuning.errors import ModelError, RecipeError
 from prompt_tuning.recipe.drafts import checked_draft
+from prompt_tuning.recipe.loading import load_recipe
+from prompt_tuning.runs.prepare import prepare
 
 ENDING = "question_answering/instruction_last"
 COLUMN_LAST = "source: '{{ context }} {{ question }}'\ntarget: '{{ answers.text[0] }}'\n"
@@ -53,8 +56,6 @@ def test_a_stream_has_no_rows_to_start_from(auto):
 
 
 def test_the_saved_settings_are_those_of_the_choice(auto, recipe_file):
-    from prompt_tuning.recipe.loading import load_recipe
-
     settings = load_recipe(recipe_file(method="auto", template=ENDING, num_virtual_tokens=None)).resolved()
     assert settings["method"] == "prompt_tuning" and "servable" not in settings
 
@@ -67,3 +68,23 @@ def test_servable_belongs_to_auto(auto):
 def test_an_adapter_has_a_method_already(auto, tmp_path):
     with pytest.raises(RecipeError, match="adapter"):
         auto(f"--adapter={tmp_path}")
+
+
+def test_an_error_about_a_choice_of_auto_names_auto(recipe_file, tokenizer, tmp_path):
+    config = FalconConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    config.save_pretrained(tmp_path / "falcon")
+    tokenizer.save_pretrained(tmp_path / "falcon")
+    settings = {"model_name_or_path": tmp_path / "falcon", "template": ENDING, "num_virtual_tokens": None}
+
+    def prepared(**changes):
+        return prepare(load_recipe(recipe_file(**settings | {"method": "auto"} | changes)), ("train",))
+
+    advice = "\nmethod auto chose trained_text: ending. Set trained_text in the recipe, and auto keeps it.$"
+    with pytest.raises(ModelError, match=f"Set trained_text: none, or take one of .*{advice}"):
+        prepared()
+    with pytest.raises(ModelError, match="method auto chose layer_vectors: true"):
+        prepared(servable="false")
+    with pytest.raises(ModelError) as error:
+        prepared(method="prompt_tuning", trained_text="ending")
+    assert "auto" not in str(error.value)
+    assert prepared(trained_text="none").trained_text is None
