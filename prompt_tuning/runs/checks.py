@@ -10,10 +10,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from datasets import Dataset, IterableDataset
-from peft import PeftConfig
 from transformers import PretrainedConfig
 
-from prompt_tuning.arguments.methods import METHODS, find_method
+from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.arguments.prompt_args import CHOICE_LOSSES, PREFIX_PLACES, PromptArguments
 from prompt_tuning.data.loading import column_names, row_origin, split_origin
 from prompt_tuning.encoding.batching import source_length
@@ -21,7 +20,6 @@ from prompt_tuning.encoding.dataset import EncodingReport
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.encoding.streaming import StreamReport
 from prompt_tuning.engine.dispatch import PACKED_ARCHITECTURES, checkpointed_prefix
-from prompt_tuning.engine.trained_config import TrainedTokensConfig
 from prompt_tuning.engine.trained_tokens import check_trained_tokens
 from prompt_tuning.errors import DataError, ErrorList, RecipeError
 from prompt_tuning.metrics.language import UNSPACED, is_english, language_of_script, primary_language
@@ -123,25 +121,6 @@ def check_template_columns(recipe: Recipe, template: Template, rows: Mapping[str
             needed = template.training_columns if split == "train" else template.columns
             template.check_columns(column_names(rows[split]), split_origin(recipe.data, split), needed)
     errors.raise_all()
-
-
-def check_adapter_method(prompt: PromptArguments, config: PeftConfig) -> None:
-    """Raise a RecipeError if training cannot continue a saved adapter by the method of the recipe.
-
-    Saved P-tuning and CPT adapters are plain embeddings, so prompt_tuning continues them.
-    """
-    saved = find_method(config.peft_type)
-    if prompt.method != saved.continues_as:
-        raise RecipeError(
-            f"adapter {prompt.adapter} is of method {saved.name}, which is continued as {saved.continues_as}; "
-            f"set method: {saved.continues_as}"
-        )
-    has_vectors = isinstance(config, TrainedTokensConfig) and config.layer_vectors
-    if prompt.layer_vectors != has_vectors:
-        raise RecipeError(
-            f"adapter {prompt.adapter} has {'' if has_vectors else 'no '}layer vectors. Set layer_vectors: "
-            f"{str(has_vectors).lower()}."
-        )
 
 
 def check_positions(recipe: Recipe, config: PretrainedConfig, num_virtual_tokens: int) -> None:

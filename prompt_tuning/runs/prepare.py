@@ -34,6 +34,7 @@ from prompt_tuning.models.quantization import quantization_config
 from prompt_tuning.recipe.automatic import naming_choice
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.runs import checks
+from prompt_tuning.runs.continued_adapter import check_adapter_settings
 from prompt_tuning.runs.trained_text import needs_training_rows, text_of_run
 from prompt_tuning.templates.template import Template
 
@@ -245,7 +246,7 @@ def _initial_prompt(
     prompt = recipe.prompt
     if prompt.adapter:
         config = load_adapter_config(prompt.adapter)
-        checks.check_adapter_method(prompt, config)
+        check_adapter_settings(recipe, config)
         check_adapter(config, prompt.adapter, model_config, revision=recipe.model.model_revision)
         check_tokenizer(prompt.adapter, encoder.tokenizer)
         return None, config.num_virtual_tokens if config.is_prompt_learning else 0

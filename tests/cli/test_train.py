@@ -91,9 +91,12 @@ def test_every_method_trains_evaluates_and_predicts_the_same(settings, recipe_fi
     assert main(["check", str(run / "recipe.yaml")]) == 0
 
 
-def test_training_continues_an_adapter_and_a_prompt_starts_from_another(run, recipe_file, tmp_path):
+def test_training_continues_an_adapter_and_a_prompt_starts_from_another(run, recipe_file, tmp_path, capsys):
     assert main(["train", str(recipe_file(adapter=run, output_dir=tmp_path / "longer", num_virtual_tokens=None))]) == 0
     assert json.loads((tmp_path / "longer" / "adapter_config.json").read_text())["num_virtual_tokens"] == 6
+    assert main(["check", str(run / "recipe.yaml"), "--adapter", str(run)]) == 0
+    assert main(["check", str(recipe_file(adapter=run, num_virtual_tokens=8))]) == 2
+    assert f"adapter {run} has num_virtual_tokens: 6. Set num_virtual_tokens: 6." in capsys.readouterr().err
     transferred = recipe_file(init="adapter", init_adapter=run, num_virtual_tokens=9, output_dir=tmp_path / "spot")
     assert main(["train", str(transferred)]) == 0
     assert json.loads((tmp_path / "spot" / "adapter_config.json").read_text())["num_virtual_tokens"] == 9
