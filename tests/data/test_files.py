@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -215,6 +216,21 @@ def test_a_parquet_file_keeps_its_types(tmp_path):
     assert expected[0]["number"] == 2**64 - 1 and expected[0]["at"].nanosecond == 123
 
 
+@pytest.mark.parametrize("settings", [{}, {"use_dictionary": False, "version": "1.0"}, {"data_page_version": "2.0"}])
+@pytest.mark.parametrize("stored", [True, False])
+def test_texts_within_values_of_parquet_are_those_that_arrow_reads(settings, stored, tmp_path):
+    texts = pa.array([None if number % 7 == 0 else f"text {number % 50}" for number in range(600)])
+    lists = pa.ListArray.from_arrays(range(0, 601, 2), texts)
+    pairs = pa.MapArray.from_arrays(range(0, 601, 2), [f"key {number}" for number in range(600)], texts)
+    columns = {"lists": lists, "maps": pairs, "nested": pa.ListArray.from_arrays(range(301), pairs)}
+    columns |= {"large": lists.cast(pa.large_list(pa.large_string())), "two": lists.cast(pa.list_(pa.string(), 2))}
+    columns |= {"bytes": lists.cast(pa.list_(pa.binary())), "turns": pa.array([[{"role": "a", "text": "b"}]] * 300)}
+    columns |= {"labels": texts[:300].dictionary_encode(), "numbers": pa.array([[1, None]] * 300)}
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=200, data_page_size=500, store_schema=stored, **settings)
+    assert [*load_file(path, streaming=True)] == pq.read_table(path).to_pylist()
+
+
 @pytest.mark.parametrize("value", [2**63, [2**64 - 1], {}, {"a": [{}]}, {"_type": "Value"}, [[]], {"": None}])
 def test_values_that_datasets_does_not_write_are_kept(tmp_path, value):
     rows = [{"document": "a", "value": value}, {"document": "b", "value": value}]
@@ -303,6 +319,49 @@ def test_a_small_parquet_file_with_large_rows_is_refused(kind, tmp_path, monkeyp
             list(load_file(path, streaming=streaming))
     pq.write_table(large(kind, 100), path, compression="zstd")
     assert len(list(load_file(path, streaming=True))) in (1, 100, 30_000)
+
+
+@contextmanager
+def little_memory():
+    """Check that Arrow takes no more than 10 MB at a time in the block."""
+    before = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(pool)
+    yield
+    pa.set_memory_pool(before)
+    assert pool.max_memory() < 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "claim", "message"),
+    [
+        ("total_uncompressed_size", 1000, "its values take more than 5,000,000 bytes"),
+        ("total_compressed_size", 8000, "its parts overlap"),
+    ],
+)
+def test_the_end_of_a_parquet_file_does_not_hide_the_size_of_its_pages(name, claim, message, tmp_path, monkeypatch):
+    def number(value):
+        """Return Thrift's bytes of a number, as many as the true size takes."""
+        length = -(-(2 * size).bit_length() // 7)
+        return bytes(2 * value >> 7 * place & 127 | 128 * (place < length - 1) for place in range(length))
+
+    monkeypatch.setattr("prompt_tuning.data.parquet.MIN_LIMIT", 5_000_000)
+    path = tmp_path / "rows.parquet"
+    table = pa.table({"document": ["x" * 40_000_000]})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, write_statistics=False)
+    size = getattr(pq.read_metadata(path).row_group(0).column(0), name)
+    path.write_bytes(path.read_bytes().replace(number(size), number(claim)))
+    assert getattr(pq.read_metadata(path).row_group(0).column(0), name) == claim
+    with little_memory(), pytest.raises(DataError, match=f"rows.parquet: .*{message}"):
+        list(load_file(path, streaming=True))
+
+
+def test_a_row_that_repeats_a_text_is_refused_before_it_is_read_at_its_length(tmp_path, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.data.parquet.MIN_LIMIT", 5_000_000)
+    texts = pa.array(["x" * 10_000]).take(pa.array([0] * 4000))
+    pq.write_table(pa.table({"document": pa.ListArray.from_arrays([0, 4000], texts)}), tmp_path / "rows.parquet")
+    with little_memory(), pytest.raises(DataError, match=r"rows.parquet: its values take more than 5,000,000 bytes"):
+        list(load_file(tmp_path / "rows.parquet", streaming=True))
 
 
 def test_a_large_parquet_file_may_be_compressed_well(tmp_path, monkeypatch):
