@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,14 +34,12 @@ from prompt_tuning.errors import ModelError, PromptTuningError, RecipeError, fir
 from prompt_tuning.hub.download import hub_answers
 from prompt_tuning.models.encoder_decoder_attention import without_prefix
 from prompt_tuning.models.quantization import quantization_config
+from prompt_tuning.models.tokenizer_growth import check_tokenizer, check_tokenizer_file
 from prompt_tuning.models.weight_files import check_weight_files
 from prompt_tuning.support.files import looks_like_path, read_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
 from prompt_tuning.support.trust import ADVICE, FLAG, build_from_config, load_pretrained
-
-MAX_GROWTH = 1000
-"""How many times as long a tokenizer's replacements may make a text."""
 
 MAX_MODULES = 1000
 """The most layers of a model, and the most experts of a layer."""
@@ -158,7 +155,7 @@ def load_tokenizer(
     if args.api_name is not None:
         args = replace(args, model_name_or_path=args.tokenizer_name)
     tokenizer = _from_pretrained(AutoTokenizer, args)
-    _check_replacements(tokenizer, args)
+    check_tokenizer(tokenizer, str(args.model_name_or_path))
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"{args.model_name_or_path}: the tokenizer has no eos_token, which ends a target. Set one in its folder."
@@ -177,28 +174,6 @@ def load_tokenizer(
         tokenizer.src_lang = source_lang
         tokenizer.tgt_lang = target_lang
     return tokenizer
-
-
-def _check_replacements(tokenizer: PreTrainedTokenizerBase, args: ModelArguments) -> None:
-    """Raise a ModelError for a tokenizer whose replacements, one after another, make a short text far too long."""
-    backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
-    for part in (backend.normalizer, backend.decoder) if backend else ():
-        growth = 1.0
-        for step in _steps(json.loads(part.__getstate__())) if part else ():
-            if step["type"] == "Replace":
-                growth *= max(1, len(step["content"]) / max(1, len(step["pattern"].get("String", ""))))
-        if growth > MAX_GROWTH:
-            raise ModelError(
-                f"{args.model_name_or_path}: the replacements of its tokenizer make a text {growth:,.0f} times as "
-                "long. Take another model."
-            )
-
-
-def _steps(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the steps of a normalizer or a decoder, also those of steps that have several."""
-    yield part
-    for step in part.get("normalizers", part.get("decoders", ())):
-        yield from _steps(step)
 
 
 def _choose_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -306,6 +281,8 @@ def _from_pretrained(auto: Any, args: ModelArguments, **kwargs: Any) -> Any:
         )
     with _explain_damage(auto, args):
         _check_no_adapter(name, args)
+        if auto is AutoTokenizer:
+            check_tokenizer_file(name, args.model_revision)
         return load_pretrained(
             auto, name, trust_remote_code=args.trust_remote_code, revision=args.model_revision, **kwargs
         )

@@ -2,17 +2,20 @@
 
 import json
 import shutil
+from base64 import b64encode
 
 import pytest
 import torch
 from helpers.models import tiny_llama
 from safetensors.torch import load_file, save_file
+from tokenizers import normalizers
 
 import prompt_tuning.models.layered_llama  # noqa: F401 - it lets transformers load such a model
 from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import ModelError
 from prompt_tuning.models.loading import build_empty_model, load_base_model, load_config, load_tokenizer
+from prompt_tuning.models.tokenizer_growth import check_tokenizer
 
 
 @pytest.fixture
@@ -169,20 +172,52 @@ def test_a_cut_tokenizer_is_named(name, cut, folder):
         load_tokenizer(args)
 
 
-@pytest.mark.parametrize(("times", "content"), [(40, "aa"), (1, "a" * 2000)])
-@pytest.mark.parametrize("part", ("normalizer", "decoder"))
-def test_a_tokenizer_whose_replacements_fill_the_memory_is_refused(part, times, content, folder):
-    file = folder / "tokenizer.json"
-    saved = json.loads(file.read_text())
+def replaced(pattern, content):
+    return {"type": "Replace", "pattern": pattern, "content": content}
 
-    def load(pattern, text):
-        steps = [{"type": "Replace", "pattern": pattern, "content": text}] * times
-        inner = {"type": "Sequence", f"{part}s": steps}
-        file.write_text(json.dumps(saved | {part: {"type": "Sequence", f"{part}s": [inner]}}))
-        return load_tokenizer(ModelArguments(model_name_or_path=str(folder)))
 
-    load({"String": content}, "a")
-    load({"Regex": "a"}, "b")
-    for pattern in ({"String": "a"}, {"Regex": "a|"}):
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+CHARSMAP = b64encode(b"\4\0\0\0" + bytes(4) + b"x" * 2000 + b"\0").decode()
+TWICE = {"single": [{"Sequence": {"id": "A", "type_id": 0}}] * 2000, "pair": [], "special_tokens": {}}
+FILLING = [
+    ("normalizer", replaced({"String": "a"}, "aa"), 40),
+    ("normalizer", replaced({"String": "a"}, "a" * 2000), 1),
+    ("normalizer", replaced({"Regex": "a|"}, "aa"), 40),
+    ("normalizer", replaced({"Regex": "(?=.)"}, "a"), 40),
+    ("normalizer", {"type": "ByteLevel"}, 40),
+    ("normalizer", {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}, 1),
+    ("pre_tokenizer", BYTES, 40),
+    ("post_processor", {"type": "TemplateProcessing", **TWICE}, 1),
+    ("decoder", replaced({"Regex": "a|"}, "aa"), 40),
+]
+"""A step of a tokenizer, and how often it fills the memory."""
+
+
+def in_sequences(part, steps):
+    """Return a part of a tokenizer with steps in a sequence in a sequence."""
+    key = {"pre_tokenizer": "pretokenizers", "post_processor": "processors"}.get(part, f"{part}s")
+    return {part: {"type": "Sequence", key: [{"type": "Sequence", key: steps}]}}
+
+
+@pytest.mark.parametrize(("part", "step", "times"), FILLING)
+def test_a_tokenizer_whose_replacements_fill_the_memory_is_refused(part, step, times, folder, monkeypatch):
+    """It is not loaded before: the library normalizes its added tokens."""
+    monkeypatch.setattr("prompt_tuning.models.loading.load_pretrained", None)
+    saved = json.loads((folder / "tokenizer.json").read_text())
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    for name in ("tokenizer.4.0.0.json", "tokenizer.json"):
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"fast_tokenizer_files": [name]}))
+        (folder / name).write_text(json.dumps(saved | in_sequences(part, [step] * times)))
         with pytest.raises(ModelError, match=r"the replacements of its tokenizer make a text [\d,]+ times as long"):
-            load(pattern, content)
+            load_tokenizer(ModelArguments(model_name_or_path=str(folder)))
+        (folder / name).unlink()
+
+
+def test_a_tokenizer_with_some_replacements_is_loaded_and_checked_in_any_format(folder):
+    saved = json.loads((folder / "tokenizer.json").read_text())
+    steps = [replaced({"String": "aa"}, "a")] * 40 + [replaced({"Regex": " {2,}"}, " ")] * 4
+    (folder / "tokenizer.json").write_text(json.dumps(saved | in_sequences("normalizer", steps)))
+    tokenizer = load_tokenizer(ModelArguments(model_name_or_path=str(folder)))
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Replace("a", "aa")] * 40)
+    with pytest.raises(ModelError, match="the replacements of its tokenizer"):
+        check_tokenizer(tokenizer, "name")
