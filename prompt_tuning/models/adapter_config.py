@@ -30,7 +30,9 @@ LARGEST_SIZE = 2**31 - 1
 PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern")
 """The fields with regular expressions, or with names of modules."""
 
-REPEATED_GROUP, REPETITION, MAX_REPETITIONS = re.compile(r"\)[*+{]"), re.compile(r"[*+{]"), 4
+REPEATED_GROUP, REPETITION, MAX_REPETITIONS = re.compile(r"\)[*+{]"), re.compile(r"[*+{]|(?<![*+?}(])\?"), 4
+MAX_CHOICES, MAX_ALTERNATIVES = 5, 20
+"""The most repetitions and groups with alternatives together, and the most signs `|` of all groups."""
 
 
 MAX_BYTES = 1_000_000
@@ -151,7 +153,10 @@ def _check_patterns(config: PeftConfig, run: RunFolder) -> None:
     for name in PATTERNS:
         value = vars(config).get(name) or ()
         for pattern in [value] if isinstance(value, str) else value:
-            if REPEATED_GROUP.search(pattern) or len(REPETITION.findall(pattern)) > MAX_REPETITIONS:
+            repetitions, alternatives = len(REPETITION.findall(pattern)), pattern.count("|")
+            choices = repetitions + (pattern.count("(") if alternatives else 0)
+            too_many = repetitions > MAX_REPETITIONS or choices > MAX_CHOICES or alternatives > MAX_ALTERNATIVES
+            if REPEATED_GROUP.search(pattern) or too_many:
                 raise AdapterError(
                     f"{run.adapter_config}: {name} has the pattern {pattern[:80]!r}, which repeats too much. Name the "
                     "modules in a list."

@@ -223,6 +223,9 @@ def test_a_field_of_another_type_is_refused_with_its_name(name, field, value, ol
         ("target_modules", "([a-z_.0-9]+)+!"),
         ("exclude_modules", "(a|a){9}b"),
         ("target_modules", ".*.*.*.*.*x"),
+        ("target_modules", ".?" * 30 + "!"),
+        ("target_modules", "(.|..)" * 20 + "!"),
+        ("target_modules", f"({'|'.join('.' * 30)})!"),
         ("rank_pattern", {"(q|.)*!": 2}),
         ("alpha_pattern", {"(q|.)*!": 2}),
     ],
@@ -241,8 +244,9 @@ def test_many_copies_of_layers_are_refused(number, problem, old):
 
 
 def test_an_ordinary_pattern_of_modules_is_taken(old):
-    file = change_config(old / "runs" / "lora", target_modules=r".*\.layers\.[0-9]+\..*(q|v)_proj")
-    assert load_adapter_config(file.parent).target_modules.startswith(".*")
+    for pattern in (r".*\.layers\.[0-9]+\..*(q|v)_proj", r".*layers\.\d+?\.(attn|mlp)\.(q_proj|up_proj)$"):
+        file = change_config(old / "runs" / "lora", target_modules=pattern)
+        assert load_adapter_config(file.parent).target_modules == pattern
 
 
 @pytest.mark.parametrize("text", ("[]", "3", '"text"', "null", "{}", '{"peft_type": 3}', '{"peft_type": "OTHER"}'))
