@@ -35,11 +35,16 @@ def partial_path(folder: Path) -> Path:
     return folder / f".partial-{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes of this host have half written in a folder that this process holds."""
+def remove_abandoned(folder: Path, *, held: bool = True) -> None:
+    """Remove what killed processes of this host have half written in a folder.
+
+    Args:
+        folder: the folder.
+        held: this process holds it. Else files whose names do not say their host are left, such as a checkpoint.
+    """
     for path in folder.glob(".*"):
         name = PARTIAL.fullmatch(path.name)
-        if name is None or not _is_abandoned(name):
+        if name is None or not (held or name["host"]) or not _is_abandoned(name):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -185,14 +190,15 @@ def refuse_existing(folder: Path) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a folder to fill, which gets the name `path` only if the block ends without an error.
 
+    What killed processes have left beside it is removed, since it may be as large as a model.
+
     Raises:
         OSError: there is a file of this name, or the disk or a quota is full.
     """
-    with (
-        made_folder(path.parent),
-        _partial_folder(path, path.parent, lambda partial: os.rename(partial, path)) as partial,
-    ):
-        yield partial
+    with made_folder(path.parent):
+        remove_abandoned(path.parent, held=False)
+        with _partial_folder(path, path.parent, lambda partial: os.rename(partial, path)) as partial:
+            yield partial
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from helpers.paths import file_names
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.runs.output_folder import hold_folder
-from prompt_tuning.support.files import remove_abandoned
+from prompt_tuning.support.files import new_folder, remove_abandoned
 
 
 def commands(recipe_file, tmp_path, folder):
@@ -111,6 +111,10 @@ def test_only_partial_files_of_dead_processes_of_this_host_are_removed(tmp_path)
         (tmp_path / name).write_text("")
     (tmp_path / ".partial-checkpoint-6").mkdir()
     (tmp_path / ".partial-checkpoint-6" / "file").write_text("")
+    with new_folder(tmp_path / "model"):  # It holds no lock of the folder beside it.
+        assert kept | gone - {f".partial-{host}-{ended.pid}-0123abcd"} <= file_names(tmp_path)
+    assert not (tmp_path / f".partial-{host}-{ended.pid}-0123abcd").exists()
+    (tmp_path / "model").rmdir()
     remove_abandoned(tmp_path)
     assert file_names(tmp_path) == kept
 
