@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -150,10 +151,14 @@ def convert_to_gguf(converter: str, folder: Path, number_type: str, name: str) -
 
     Raises:
         ModelError: the converter does not take the model.
+        OSError: the disk is full.
     """
     file = folder / f"model-{number_type}.gguf"
     command = [converter, str(folder), "--outfile", str(file), "--outtype", number_type, "--model-name", name]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    full = os.strerror(errno.ENOSPC)
+    if done.returncode and full in done.stderr:
+        raise OSError(errno.ENOSPC, full, str(file))
     if done.returncode or not file.is_file():
         reason = first_line("\n".join(reversed(done.stderr.splitlines())))
         raise ModelError(f"{converter}: it does not convert the model: {reason}. Leave --format out.")

