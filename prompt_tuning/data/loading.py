@@ -280,13 +280,14 @@ def _standard_columns(
     dataset: Dataset | IterableDataset, args: DataArguments, origin: str
 ) -> Dataset | IterableDataset:
     """Rename columns to the standard ones, and make a translation of two columns, one for each language."""
-    names = list(column_names(dataset))
+    present = column_names(dataset)
+    names = list(present)
     for standard, name in standard_columns(vars(args)).items():
         if not name or name == standard:
             continue
         if name not in names:
             setting = next(key for key, value in vars(args).items() if value == name and key.endswith("_column"))
-            raise DataError(f"{setting} {name}: {origin} has no such column. Name one of {listed(names, 30)}.")
+            raise DataError(f"{setting} {name}: {origin} has no such column. Name one of {listed(present, 30)}.")
         if standard in names:
             dataset = dataset.remove_columns([standard])
             names.remove(standard)

@@ -26,8 +26,10 @@ def test_columns_are_renamed_to_the_standard_ones(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"dialogue": "A: Hi.", "document": "other", "gist": "Hi."}])
     rows = load_splits(arguments(path, text_column="dialogue", summary_column="gist"))["train"]
     assert rows[0] == {"document": "A: Hi.", "summary": "Hi."}
-    with pytest.raises(DataError, match=r"^text_column text: .*rows\.jsonl has no such column\. Name one of 'di"):
+    with pytest.raises(DataError, match=r"^text_column text: .*rows\.jsonl has no such column\. Name one of 'dia"):
         load_splits(arguments(path, text_column="text"))
+    with pytest.raises(DataError, match=r"^summary_column short: .* Name one of 'dialogue', 'document', 'gist'\.$"):
+        load_splits(arguments(path, text_column="dialogue", summary_column="short"))
 
 
 def test_a_row_to_predict_is_read_by_the_column_that_training_read():
