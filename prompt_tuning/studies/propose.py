@@ -216,7 +216,8 @@ def _propose_splits(proposal: Proposal, sizes: Mapping[str, int], rows: Dataset)
     missing = [split for split in ("test", "validation") if split not in sizes]
     if missing and len(groups) < 2:
         have = "there is only one row" if len(rows) == 1 else f"all rows have the same {passage}"
-        raise DataError(f"{have}, so that none can be kept for a test. Add rows, or set --test_file.")
+        origin = split_origin(proposal.data(), "train")
+        raise DataError(f"{origin}: {have}, so that none can be kept for a test. Add rows, or set --test_file.")
     reason = f"Evaluated rows are cut from the {len(rows):,} rows."
     if len(groups) < len(rows):
         reason = f"{reason} They have {len(groups):,} different values of {passage}, and equal ones stay together."

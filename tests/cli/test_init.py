@@ -238,7 +238,7 @@ def test_interrupted_while_it_measures_it_names_the_recipe(tmp_path, model_folde
     ("row", "problem"),
     [
         ({"a": "1", "b": "2"}, "rows.jsonl: the columns ('a', 'b') do not show the task"),
-        (question_rows(1)[0], "there is only one row, so that none can be kept for a test"),
+        (question_rows(1)[0], "rows.jsonl: there is only one row, so that none can be kept for a test"),
     ],
 )
 def test_rows_from_which_no_recipe_can_be_made(row, problem, tmp_path, monkeypatch, capsys):
