@@ -302,6 +302,11 @@ def _explain_damage(auto: Any, args: ModelArguments) -> Iterator[None]:
             raise ModelError(
                 f"model_name_or_path {name}: it needs Python code that is among its files. {ADVICE}"
             ) from error
+        if "instantiate the backend tokenizer" in str(error):
+            raise ModelError(
+                f"model_name_or_path {name}: its files have no tokenizer ({FILES[AutoTokenizer]}). Copy those of its "
+                "tokenizer there, or name another model."
+            ) from error
         files = f" ({FILES[auto]})" if auto in FILES else ""
         reason = "the folder cannot be loaded as a model" if local else "it cannot be loaded as a model"
         if not local and isinstance(error, (OSError, HTTPError)):

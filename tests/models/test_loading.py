@@ -16,7 +16,7 @@ from prompt_tuning.cli.main import main
 from prompt_tuning.data.loading import load_splits
 from prompt_tuning.errors import DataError, ModelError, RecipeError
 from prompt_tuning.metrics.loading import load_metrics
-from prompt_tuning.models.loading import load_config
+from prompt_tuning.models.loading import load_config, load_tokenizer
 from prompt_tuning.models.prompts import add_adapter, prompt_config
 
 
@@ -50,6 +50,14 @@ def test_what_looks_like_a_path_never_reaches_the_hub(name, asked, tmp_path, mon
         recipe = recipe_file(num_virtual_tokens=None, **{setting: f"'{name}'"}, **init)
         assert main(["check", str(recipe)]) == 2
         assert f"{setting} {name}: no adapter_config.json there" in capsys.readouterr().err
+
+
+def test_a_model_without_its_tokenizer_names_the_files(model_folders, tmp_path):
+    folder = shutil.copytree(model_folders["llama"], tmp_path / "bare")
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(ModelError, match=r"bare: its files have no tokenizer \(tokenizer\.json, .* Copy those"):
+        load_tokenizer(ModelArguments(model_name_or_path=str(folder)))
 
 
 @pytest.mark.parametrize("has_model", [False, True])
