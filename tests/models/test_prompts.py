@@ -98,4 +98,6 @@ def test_a_missing_model_is_named(tmp_path):
     with pytest.raises(ModelError, match="no such folder"):
         load_config(ModelArguments(model_name_or_path=str(tmp_path / "none")))
     with pytest.raises(ModelError, match="cannot be loaded as a model"):
+        load_config(ModelArguments(model_name_or_path=str(tmp_path)))
+    with pytest.raises(ModelError, match="its files have no tokenizer"):
         load_tokenizer(ModelArguments(model_name_or_path=str(tmp_path)))
