@@ -16,7 +16,10 @@ def decode(ids: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, sto
 
 
 def decode_to_limit(
-    ids: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()
+    ids: Iterable[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    stop: Sequence[str] = (),
+    limit: int | None = None,
 ) -> tuple[list[str], list[bool]]:
     """Return generated ids as text, and for each row whether only the limit of tokens ended it.
 
@@ -27,6 +30,7 @@ def decode_to_limit(
         ids: the ids of the rows; -100 is padding.
         tokenizer: the model's tokenizer.
         stop: texts, or special tokens, that end a row.
+        limit: how many tokens a row at the limit has written, from `limit_of_tokens`; None for all that it has.
     """
     special = set(special_tokens(tokenizer).values())
     stop_ids = special_stop_ids(tokenizer, stop)
@@ -36,7 +40,9 @@ def decode_to_limit(
         end = next((place for place, token in enumerate(tokens) if token in stop_ids), len(tokens))
         rows.append(tokens[:end])
         # An end, and the padding after one, are special tokens.
-        limited.append(end == len(tokens) > 0 and tokens[-1] not in special)
+        until_limit = tokens[:limit]
+        at_limit = 0 < len(until_limit) <= end and limit in (None, len(until_limit))
+        limited.append(at_limit and until_limit[-1] not in special)
     texts = []
     for number, text in enumerate(tokenizer.batch_decode(rows, skip_special_tokens=True)):
         text = text.lstrip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ STATES = ("output_attentions", "output_hidden_states")
 NEUTRAL = {"guidance_scale": 1, "encoder_no_repeat_ngram_size": 0}
 
 
-def setting(model: PreTrainedModel, kwargs: dict[str, Any], name: str, default: Any = None) -> Any:
+def setting(model: PreTrainedModel, kwargs: Mapping[str, Any], name: str, default: Any = None) -> Any:
     """Return the value that `generate` will use: the argument, else that of the generation config."""
     if name in kwargs:
         return kwargs[name] if kwargs[name] is not None else default

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -165,6 +165,18 @@ def text_settings(
     if stop:
         settings["stopping_criteria"] = [StopTexts(tokenizer, stop)]
     return settings
+
+
+def limit_of_tokens(model: PreTrainedModel | PeftModel, kwargs: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a row at the limit has written: `forced_eos_token_id` replaces the last one.
+
+    Args:
+        model: its generation config holds the settings that are not passed.
+        kwargs: the arguments that are passed to `generate`.
+    """
+    base = get_base(model)
+    limit = setting(base, kwargs, "max_new_tokens")
+    return limit - 1 if limit and setting(base, kwargs, "forced_eos_token_id") is not None else limit
 
 
 def add_end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -21,7 +21,7 @@ from prompt_tuning.engine.dispatch import autocasting, get_base, has_prompt
 from prompt_tuning.engine.generation import generate_padded
 from prompt_tuning.engine.likelihood import Normalization, choose, log_likelihoods
 from prompt_tuning.engine.shared_prefix import SharedPrefixModel, reuse_prompts
-from prompt_tuning.engine.stop_texts import StopTextsOfRows, text_settings
+from prompt_tuning.engine.stop_texts import StopTextsOfRows, limit_of_tokens, text_settings
 
 READ_LIMIT = ("forced_eos_token_id", "exponential_decay_length_penalty")
 """Settings by which the limit of new tokens changes more of a text than its end."""
@@ -219,7 +219,8 @@ def _write(model: PeftModel | PreTrainedModel, tasks: Sequence[Task], questions:
     written = []
     for task, row, limit in zip(tasks, rows, limits, strict=True):
         of_task = task.encoder
-        (text,), (at_limit,) = decode_to_limit([row[:limit]], of_task.tokenizer, of_task.template.stop)
+        num_written = limit_of_tokens(model, task.generation_kwargs)
+        (text,), (at_limit,) = decode_to_limit([row[:limit]], of_task.tokenizer, of_task.template.stop, num_written)
         written.append(Written(text, row[:limit], at_limit))
     return written
 
@@ -263,9 +264,9 @@ def generate_texts(
     sources: Sequence[Sequence[int]],
     stop: Sequence[str],
     **settings: Any,
-) -> tuple[list[str], list[bool]]:
-    """Return the texts of `generate_ids`, whose arguments it takes, and whether only the limit ended each."""
-    return decode_to_limit(generate_ids(model, tokenizer, sources, stop, **settings), tokenizer, stop)
+) -> list[str]:
+    """Return the texts of `generate_ids`, whose arguments it takes."""
+    return decode(generate_ids(model, tokenizer, sources, stop, **settings), tokenizer, stop)
 
 
 def _scores(

@@ -321,7 +321,7 @@ def _write_batch(
     if processors:
         kwargs["logits_processor"] = LogitsProcessorList(processors)
     with explain_out_of_memory(IN_EVALUATION), trainer.accelerator.autocast():  # Evaluation runs under it too.
-        return generate_texts(trainer.model, trainer.processing_class, repeated, trainer.stop, **kwargs)[0]
+        return generate_texts(trainer.model, trainer.processing_class, repeated, trainer.stop, **kwargs)
 
 
 def vote(texts: Sequence[str], language: str | None = None) -> tuple[str, int]:

@@ -32,7 +32,7 @@ from prompt_tuning.engine.generation import count_new_tokens, generate_padded, g
 from prompt_tuning.engine.kv_cache import common_prefix_cache
 from prompt_tuning.engine.likelihood import Normalization, choice_scores
 from prompt_tuning.engine.shared_prefix import compute_prompt_once
-from prompt_tuning.engine.stop_texts import text_settings
+from prompt_tuning.engine.stop_texts import limit_of_tokens, text_settings
 from prompt_tuning.errors import AdapterError, DataError, RecipeError
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.training.batch_limits import evaluation_limits, shared_length
@@ -132,7 +132,8 @@ class EvaluatingTrainer(Seq2SeqTrainer):
             predictions = self.predict(dataset).predictions
             if "choice_ids" in dataset.column_names:
                 return self._texts(predictions, dataset["choices"]), [False] * len(dataset)
-            return decode_to_limit(predictions, self.processing_class, self.stop)
+            limit = limit_of_tokens(self.model, self.generation_kwargs)
+            return decode_to_limit(predictions, self.processing_class, self.stop, limit)
         finally:
             self.compute_metrics = compute_metrics
 

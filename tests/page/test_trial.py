@@ -48,7 +48,7 @@ def test_the_text_that_the_prompt_started_from_is_found_and_read_as_text(trial, 
     row = tried.rows[1].values
     question = tried.question(AS_TEXT, row)
     with trial.predictor.model.disable_adapter():
-        (expected,), _ = generate_texts(
+        (expected,) = generate_texts(
             trial.predictor.model, tokenizer, [question.source], (), max_new_tokens=12, do_sample=False, pad_token_id=0
         )
     assert whole(trial, tried, AS_TEXT, row).text == expected

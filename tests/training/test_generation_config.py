@@ -54,9 +54,29 @@ def test_a_row_has_the_settings_of_the_model_in_every_batch(architecture, settin
     run = trainer(model, tokenizer, tmp_path, generation_num_beams=None)
     together = run.predict_texts(rows)
     assert together == [run.predict_texts(rows.select([number]))[0] for number in range(len(rows))]
-    texts, _ = generate_texts(model, tokenizer, sources_of(rows, architecture), (), **run.generation_kwargs)
+    texts = generate_texts(model, tokenizer, sources_of(rows, architecture), (), **run.generation_kwargs)
     assert together == texts
     assert (together == plain) == (settings in WITHOUT_EFFECT)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "t5"])
+def test_a_text_at_the_limit_is_counted_although_the_model_ends_it_there(architecture, tokenizer, tmp_path):
+    model = soft(architecture, tokenizer)
+    run = trainer(model, tokenizer, tmp_path, generation_num_beams=None)
+    rows = encoded(tokenizer, question_rows(3, 3), architecture == "t5")
+    _, expected = run.predict_texts_to_limit(rows)
+    assert any(expected)
+    get_base(model).generation_config.update(forced_eos_token_id=1)
+    assert run.predict_texts_to_limit(rows)[1] == expected
+
+
+def test_an_end_that_the_tokenizer_does_not_know_is_not_the_limit(tokenizer, tmp_path):
+    model = soft("llama", tokenizer)
+    run = trainer(model, tokenizer, tmp_path, generation_num_beams=None)
+    rows = encoded(tokenizer, question_rows(1, 3))
+    end = int(run.predict(rows).predictions[0, 2])
+    get_base(model).generation_config.update(eos_token_id=[1, end])
+    assert run.predict_texts_to_limit(rows)[1] == [False]
 
 
 @pytest.mark.parametrize(
