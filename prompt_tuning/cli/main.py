@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import errno
 import io
 import json
@@ -55,7 +54,7 @@ from prompt_tuning.cli.processes import (
     set_up_messages,
 )
 from prompt_tuning.errors import PromptTuningError, Stopped, Terminated, signal_exit_code
-from prompt_tuning.support.text import bounded, print_text, printable_json
+from prompt_tuning.support.text import bounded, did_you_mean, print_text, printable_json
 
 # The order of `prompt-tuning --help`.
 COMMANDS = (
@@ -194,9 +193,8 @@ def _check_command(parser: argparse.ArgumentParser, word: str) -> None:
     names = parser.get_default("commands").choices
     if word.startswith("-") or word in names:
         return
-    nearest = difflib.get_close_matches(word, names, n=1)
-    advice = f"Did you mean {nearest[0]}?" if nearest else "`prompt-tuning --help` lists all."
-    parser.error(f"{word}: no such command. {advice}")
+    hint = did_you_mean(word, names) or "`prompt-tuning --help` lists all."
+    parser.error(f"{word}: no such command. {hint}")
 
 
 def _report_disk_error(error: OSError) -> int:

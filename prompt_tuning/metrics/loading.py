@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from prompt_tuning.errors import RecipeError, first_line
 from prompt_tuning.metrics.language import language_of_script
 from prompt_tuning.metrics.scores import MetricFunction, Scores
 from prompt_tuning.support.files import looks_like_path
+from prompt_tuning.support.text import did_you_mean
 from prompt_tuning.support.trust import load_metric_module
 
 if TYPE_CHECKING:
@@ -154,10 +154,9 @@ def _location(name: str) -> str:
         raise RecipeError(f"metric {name!r}: no such file or folder (looked in {Path.cwd()}). Name another path.")
     if "/" in name:
         return name
-    nearest = difflib.get_close_matches(name.lower(), OWN_METRICS, n=1)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    hint = did_you_mean(name.lower(), OWN_METRICS) or "Name another one."
     raise RecipeError(
-        f"unknown metric {name!r}: {hint}Metrics are {', '.join(OWN_METRICS)}, the path of an `evaluate` module, "
+        f"unknown metric {name!r}. {hint} Metrics are {', '.join(OWN_METRICS)}, the path of an `evaluate` module, "
         f"or a hub id with its owner, such as 'evaluate-metric/{name}'."
     )
 

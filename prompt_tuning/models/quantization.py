@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.errors import ModelError, RecipeError, first_line
+from prompt_tuning.support.text import did_you_mean
 
 
 def quantization_config(args: ModelArguments) -> QuantizationConfigMixin | None:
@@ -44,8 +44,7 @@ def quantization_config(args: ModelArguments) -> QuantizationConfigMixin | None:
     names = inspect.signature(type(config).__init__).parameters
     for name in settings:
         if name not in names and name != "quant_method":
-            nearest = difflib.get_close_matches(name, names, n=1)
-            hint = f"Did you mean {nearest[0]}?" if nearest else "Leave it out."
+            hint = did_you_mean(name, names) or "Leave it out."
             raise RecipeError(f"quantization_config: {type(config).__name__} has no setting {name}. {hint}")
     return config
 

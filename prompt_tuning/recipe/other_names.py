@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
+
+from prompt_tuning.support.text import did_you_mean
 
 FLAG = r"--?(?!inf$|nan$)[A-Za-z]"
 NEAR = 0.75  # Names that are less alike, such as temperature and template, have different meanings.
@@ -115,11 +116,7 @@ def hint(name: str, valid: Iterable[str], fallback: str) -> str:
         fallback: the sentence if no name is near.
     """
     name = name.replace("-", "_").lower()
-    advice = _OTHER_NAMES.get(name) or _ADVICE.get(name)
-    if advice:
-        return advice
-    nearest = difflib.get_close_matches(name, list(valid), n=1, cutoff=NEAR)
-    return f"Did you mean {nearest[0]}?" if nearest else fallback
+    return _OTHER_NAMES.get(name) or _ADVICE.get(name) or did_you_mean(name, valid, cutoff=NEAR) or fallback
 
 
 def split_flags(words: list[str]) -> list[list[str]]:

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.support.files import write_text
+from prompt_tuning.support.text import did_you_mean
 
 LIBRARY = Path(__file__).parent / "library"
 FOLDER = "recipes"
@@ -53,9 +53,8 @@ def copy_recipe(name: str, folder: str = FOLDER) -> dict[str, bool]:
     """
     shipped = shipped_recipes()
     if name not in shipped:
-        nearest = difflib.get_close_matches(name, shipped, n=3, cutoff=0.3)
-        hint = f"Did you mean {', '.join(nearest)}? " if nearest else ""
-        raise RecipeError(f"recipe {name}: not a shipped recipe. {hint}`prompt-tuning recipes` lists all.")
+        hint = did_you_mean(name, shipped, most=3, cutoff=0.3) or "Name another one."
+        raise RecipeError(f"recipe {name}: not a shipped recipe. {hint} `prompt-tuning recipes` lists all.")
     folder = folder.rstrip("/") or "/"
     if not _FOLDER_NAME.fullmatch(folder):
         raise RecipeError(f"folder {folder!r}: recipes cannot name it. Use letters, digits and the characters ._-/")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 # Thai, Lao and Tibetan; Burmese; Khmer; the CJK marks, kana and bopomofo; CJK ideographs and their extensions.
@@ -167,3 +168,13 @@ def _letter_or_space(character: str) -> str:
 def listed(values: Sequence[object], most: int = 8) -> str:
     """Return the first values for a message, as Python writes them, with dots if there are more."""
     return ", ".join(map(repr, values[:most])) + (", ..." if len(values) > most else "")
+
+
+def did_you_mean(name: str, names: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> str:
+    """Return the question that offers the names most like a wrong one, or nothing if none is alike.
+
+    >>> did_you_mean("trian", ["train", "check"]), did_you_mean("lr", ["train", "check"])
+    ('Did you mean train?', '')
+    """
+    nearest = difflib.get_close_matches(name, list(names), n=most, cutoff=cutoff)
+    return f"Did you mean {', '.join(nearest)}?" if nearest else ""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning.errors import TemplateError
+from prompt_tuning.support.text import did_you_mean
 from prompt_tuning.support.yaml_files import read_yaml
 from prompt_tuning.templates.promptsource import convert
 
@@ -77,8 +78,7 @@ def find_entry(name: str) -> Entry:
         return _entry_of_file(Path(in_file[1]), in_file[2])
     shipped = shipped_templates()
     if name not in shipped:
-        nearest = difflib.get_close_matches(name, shipped, n=3, cutoff=0.3)
-        hint = f"Did you mean {', '.join(nearest)}?" if nearest else "The name of a file must end in .yaml."
+        hint = did_you_mean(name, shipped, most=3, cutoff=0.3) or "The name of a file must end in .yaml."
         raise TemplateError(
             f"template {name}: not a shipped template. {hint} `prompt-tuning templates` lists all {len(shipped)}."
         )

@@ -39,7 +39,7 @@ def test_check_names_every_error_at_once_and_reads_no_weights(recipe_file, tmp_p
     assert "template question_answering/none: " in errors and "init_text is missing" in errors
     assert main(["check", str(good), "--metrics", "squat"]) == 2
     errors = capsys.readouterr().err
-    assert "test.jsonl: the file is empty" in errors and "did you mean 'squad'" in errors
+    assert "test.jsonl: the file is empty" in errors and "Did you mean squad?" in errors
     write_jsonl(tmp_path / "test.jsonl", question_rows(2))
     assert main(["check", str(good)]) == 1
     assert "train.jsonl, line 3: template question_answering/plain: the target is empty" in capsys.readouterr().err
