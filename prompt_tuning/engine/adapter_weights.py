@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.engine.trained_config import TrainedTokensConfig
 from prompt_tuning.errors import AdapterError
+from prompt_tuning.support.text import listed
 
 ADVICE = "Copy the folder again, or train again."
 
@@ -40,7 +41,8 @@ def check_weights(config: PeftConfig, folder: str | Path, **kwargs: Any) -> dict
     shapes = _prompt_shapes(config) if config.is_prompt_learning else _layer_shapes(config, tensors, folder)
     for name, shape in shapes.items():
         if name not in tensors:
-            raise AdapterError(f"{folder}: its weights have no {name}, found {_listed(tensors)}. {ADVICE}")
+            names = listed([*tensors], 3) or "nothing"
+            raise AdapterError(f"{folder}: its weights have no {name}, found {names}. {ADVICE}")
         sizes = list(tensors[name].shape)
         if len(sizes) != len(shape) or any(size not in (None, has) for size, has in zip(shape, sizes, strict=True)):
             expected = ", ".join("any" if size is None else str(size) for size in shape)
@@ -117,7 +119,7 @@ def _layer_shapes(
     if not any(prefix in name for name in tensors):
         raise AdapterError(
             f"{folder}: its configuration says {config.peft_type.value}, and its weights have no layer of it, found "
-            f"{_listed(tensors)}. {ADVICE}"
+            f"{listed([*tensors], 3) or 'nothing'}. {ADVICE}"
         )
     shapes: dict[str, list[int | None]] = {}
     if not isinstance(config, LoraConfig):
@@ -129,9 +131,3 @@ def _layer_shapes(
             rank = None if config.rank_pattern or config.target_parameters else config.r
             shapes |= {first: [rank, None], second: [None, rank]}
     return shapes
-
-
-def _listed(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the names of the first tensors, for a message."""
-    names = ", ".join(list(tensors)[:3]) or "nothing"
-    return f"{names}, ..." if len(tensors) > 3 else names

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning.errors import TemplateError
-from prompt_tuning.support.text import did_you_mean
+from prompt_tuning.support.text import did_you_mean, listed
 from prompt_tuning.support.yaml_files import read_yaml
 from prompt_tuning.templates.promptsource import convert
 
 LIBRARY = Path(__file__).parent / "library"
 SUFFIXES = (".yaml", ".yml")
-MAX_KEYS_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def describe(values: Any) -> str:
         return "nothing"
     if not isinstance(values, dict):
         return "a list" if isinstance(values, list) else "one value"
-    return _listed(list(map(str, values)))
+    return listed([*values])
 
 
 def _entries_of_folder(path: Path) -> tuple[list[Entry], dict[str, str]]:
@@ -146,13 +145,8 @@ def _entry_of_file(path: Path, name: str | None) -> Entry:
     names = {entry.removeprefix(f"{path}:"): entry for entry in entries}
     nearest = list(dict.fromkeys([*difflib.get_close_matches(name or "", names, cutoff=0.3), *names]))
     raise TemplateError(
-        f"template {full_name}: the file holds {len(names)} ({_listed(nearest)}). "
-        f"Name one, such as {names[nearest[0]]}"
+        f"template {full_name}: the file holds {len(names)} ({listed(nearest)}). Name one, such as {names[nearest[0]]}"
     )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:MAX_KEYS_NAMED]) + (", ..." if len(names) > MAX_KEYS_NAMED else "")
 
 
 def _entries_of_file(path: Path) -> list[Entry]:

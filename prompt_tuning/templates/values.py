@@ -12,11 +12,11 @@ from typing import Any
 import jinja2
 from jinja2.nodes import EvalContext
 
+from prompt_tuning.support.text import listed
+
 PRINTED_NULL = "a value it prints is null"
 PRINTABLE = (str, int, float, Decimal, date, time, timedelta, jinja2.Undefined)
 """The types that are printed; printing an undefined value raises its own error."""
-
-KEYS_NAMED = 5
 
 
 class _Null:
@@ -116,9 +116,8 @@ def _advice(value: Any) -> str:
     if kind == "a function":
         return "a value it prints is a function. Call it, or write ['name'] for the item of that name"
     if isinstance(value, Mapping):
-        keys = list(value)
-        names = ", ".join(map(repr, keys[:KEYS_NAMED])) + (", ..." if len(keys) > KEYS_NAMED else "")
-        return f"a value it prints is a mapping with the keys {names}. Name one of them, or write `| tojson`"
+        keys = listed([*value])
+        return f"a value it prints is a mapping with the keys {keys}. Name one of them, or write `| tojson`"
     return f"a value it prints is {kind}. Write `| join(', ')` or `| tojson`, or take one item, such as [0]"
 
 

@@ -260,5 +260,5 @@ def test_another_json_than_a_configuration_is_named(text, old):
 def test_a_prompt_is_not_read_as_lora(old):
     file = old / "runs" / "prompt_tuning" / "adapter_config.json"
     shutil.copy(old / "runs" / "lora" / "adapter_config.json", file)
-    with pytest.raises(AdapterError, match="says LORA, and its weights have no layer of it, found prompt_embeddings"):
+    with pytest.raises(AdapterError, match="says LORA, and its weights have no layer of it, found 'prompt_embeddings"):
         load_adapter_config(file.parent)

@@ -85,7 +85,7 @@ def test_a_file_of_several_and_a_folder_of_files_load_by_name(tmp_path):
     assert templates == {str(one): Template.load(one), f"{several}:a": Template.load(f"{several}:a")}
     assert unreadable.keys() == {f"{several}:b c", str(tmp_path / "recipe.yaml")}
     assert "unexpected 'end of template'" in unreadable[f"{several}:b c"]
-    assert "expected the fields source and target, found task" in unreadable[str(tmp_path / "recipe.yaml")]
+    assert "expected the fields source and target, found 'task" in unreadable[str(tmp_path / "recipe.yaml")]
     with pytest.raises(TemplateError, match="unexpected 'end of template'"):
         Template.load(f"{several}:b c")
     (tmp_path / "empty").mkdir()
@@ -257,7 +257,7 @@ def test_demonstrations_and_system_come_before_the_source():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("source: a", "expected the fields source and target, found source"),
+        ("source: a", "expected the fields source and target, found 'source'"),
         ("source: a\ntarget: b\nstops: [x]", "unknown field stops"),
         ("source: '{{ a'\ntarget: b", "unexpected end of template"),
         ("source: a\ntarget: b\nreferences: '[['", "template"),
@@ -278,7 +278,7 @@ def test_demonstrations_and_system_come_before_the_source():
         ("source: a\ntarget: b\nchat: yes", "expected true or false as chat, found 'yes'"),
         ("source: a\ntarget: b\n1: c\nfoo: d", "unknown field 1"),
         (f"a: {'[' * 2000}", "too deep to read"),
-        ("{a: {source: a, target: b}, b: {source: c, target: d}}", "the file holds 2 (a, b). Name one, such as"),
+        ("{a: {source: a, target: b}, b: {source: c, target: d}}", "the file holds 2 ('a', 'b'). Name one, such as"),
     ],
 )
 def test_a_broken_template_file_is_named_with_what_is_wrong(tmp_path, content, message):
@@ -450,6 +450,6 @@ def test_an_unknown_name_gets_the_nearest_first_and_how_to_list_all(tmp_path):
     assert f"`prompt-tuning templates` lists all {len(shipped_templates())}." in str(caught.value)
     path = tmp_path / "many.yaml"
     path.write_text("".join(f"wording_{number}: {{source: a, target: b}}\n" for number in range(40)))
-    with pytest.raises(TemplateError, match=r"the file holds 40 \(wording_3, ") as caught:
+    with pytest.raises(TemplateError, match=r"the file holds 40 \('wording_3', ") as caught:
         Template.load(f"{path}:wording3")
     assert "Name one, such as" in str(caught.value) and str(caught.value).count("wording_") == 9
