@@ -260,6 +260,7 @@ _ROWS = (
     Method("none", trained_part="nothing", results_key="hard_prompt", label="hard prompt alone", served_by=ANY),
 )  # fmt: skip
 METHODS = {row.name: row for row in _ROWS}
+HARD_PROMPT = METHODS["none"].results_key
 
 
 def find_method(name: str) -> Method:

@@ -80,6 +80,11 @@ def main_metric(task: str, scores: Scores) -> str:
     return main if main in scores.values else next(iter(scores.values))
 
 
+def direction(metric: str) -> int:
+    """Return 1, or -1 for a score of which less is better, by which scores are multiplied before they are ordered."""
+    return -1 if metric in LOWER_IS_BETTER else 1
+
+
 def takes_language(names: Iterable[str]) -> bool:
     """Return whether the language of the texts changes what one of these metrics computes."""
     return any(name in _SHIPPED and _SHIPPED[name].takes_language for name in names)

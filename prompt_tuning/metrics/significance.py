@@ -14,7 +14,7 @@ from sacrebleu.metrics.base import Metric
 
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.metrics.chrf.chrf import corpus_chrf
-from prompt_tuning.metrics.loading import LOWER_IS_BETTER
+from prompt_tuning.metrics.loading import direction
 from prompt_tuning.metrics.references import reference_streams
 from prompt_tuning.metrics.sacrebleu.sacrebleu import corpus_bleu
 from prompt_tuning.metrics.scores import MetricFunction
@@ -22,6 +22,7 @@ from prompt_tuning.metrics.ter.ter import corpus_ter
 
 DRAWS = 2000
 DRAWN_AT_ONCE = 2**20  # numbers of rows; 8 MB
+MEAN_TOLERANCE = 0.006  # A saved score has two decimals.
 FEW_ROWS = 16  # p is exact for at most so many rows.
 LEVEL = 1.0  # A system is level if it loses less than so many points.
 # The scores that sacreBLEU tests, and what computes each of them here and in its `evaluate` module.
@@ -55,6 +56,11 @@ def row_scores(
     scores = rows_scored_alone(score, metric, predictions, references)
     corpus_score = float(score(predictions, references)[metric])
     return scores if abs(scores.mean() - corpus_score) < 1e-6 * max(1.0, abs(corpus_score)) else None
+
+
+def is_saved_mean(scores: Sequence[float] | np.ndarray, saved: float) -> bool:
+    """Return whether a score of results.json is the mean of the scores of its rows."""
+    return abs(float(np.mean(scores)) - saved) < MEAN_TOLERANCE
 
 
 def interval(scores: np.ndarray) -> tuple[float, float]:
@@ -184,8 +190,7 @@ def in_words(metric: str, low: float, high: float) -> str:
         "ahead" if the whole interval is better; "level" if it is less than LEVEL points worse; "behind" if all of it
         is worse; else "not shown".
     """
-    if metric in LOWER_IS_BETTER:
-        low, high = -high, -low
+    low, high = sorted((direction(metric) * low, direction(metric) * high))
     if low > 0:
         return "ahead"
     if low > -LEVEL:

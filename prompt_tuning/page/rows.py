@@ -12,9 +12,9 @@ from prompt_tuning.data.loading import load_splits, split_origin
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import DataError
 from prompt_tuning.metrics.loading import (
-    LOWER_IS_BETTER,
     OWN_METRICS,
     TASK_METRICS,
+    direction,
     load_metrics,
     main_metric,
     score_example_row,
@@ -105,7 +105,7 @@ def evaluated_rows(folder: RunFolder, data: DataArguments, score: RowScore | Non
         references = tuple(line["references"])
         number = score(line[system], references) if score and references else None
         evaluated.append(EvaluatedRow(rows[line["row"]], references, line["source"], line[system], number))
-    sign = -1 if score and score.metric in LOWER_IS_BETTER else 1
+    sign = direction(score.metric) if score else 1
     return sorted(evaluated, key=lambda row: sign * (row.score if row.score is not None else float("inf")))
 
 

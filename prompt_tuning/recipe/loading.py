@@ -12,7 +12,8 @@ from prompt_tuning.recipe.recipe import Draft, Recipe, RecipeSource
 
 DRAFTED = {"output_dir", "train_sampling_strategy"}
 """The settings of Trainer for which a draft has a default of its own."""
-PLATEAU_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")
+SCORED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
+"""The schedules whose learning rate depends on earlier scores, so that no other one can replace them."""
 
 
 def load_recipe(source: RecipeSource, overrides: list[str] | None = None, *, for_prediction: bool = False) -> Recipe:
@@ -103,7 +104,7 @@ def _set_dependent_defaults(recipe: Recipe) -> None:
     if wants_best and data.task and "metric_for_best_model" not in explicitly_set:
         training.metric_for_best_model = MAIN_METRIC[data.task]
         training.greater_is_better = True
-    if training.lr_scheduler_type in PLATEAU_SCHEDULERS and training.greater_is_better:
+    if training.lr_scheduler_type in SCORED_SCHEDULES and training.greater_is_better:
         # The default of torch is min.
         training.lr_scheduler_kwargs = {"mode": "max"} | (training.lr_scheduler_kwargs or {})
     if (training.resume_from_checkpoint or "").lower() in ("false", "no"):

@@ -5,35 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prompt_tuning.metrics.loading import LOWER_IS_BETTER
+from prompt_tuning.metrics.loading import direction
 from prompt_tuning.support.text import counted
 
 SMALL_GAIN = 2.0  # points
 FEW_TRAINING_ROWS = 100
 SAME_LOSS = 0.02  # A loss that changes by a smaller share has not moved.
 MANY = 0.1  # share of the rows
-P = 0.05
+SIGNIFICANT = 0.05  # A difference with a larger p is not significant.
 
 Points = list[tuple[int, float]]
 
 
 def is_significant(compared: Mapping[str, float]) -> bool:
     """Return whether the 95 % interval of a difference leaves out 0, and p is small if there is one."""
-    return not compared["low"] <= 0 <= compared["high"] and compared.get("p", 0) <= P
+    return not compared["low"] <= 0 <= compared["high"] and compared.get("p", 0) <= SIGNIFICANT
 
 
 def difference_text(compared: Mapping[str, float] | None) -> str:
     """Return a difference with its 95 % interval, and say if it is not significant; nothing without a comparison."""
-    if compared is None:
-        return ""
-    text = f"{compared['difference']:+.1f} ({compared['low']:+.1f} to {compared['high']:+.1f})"
+    return f"{compared['difference']:+.1f} {interval_text(compared)}" if compared else ""
+
+
+def interval_text(compared: Mapping[str, float]) -> str:
+    """Return the 95 % interval of a difference, and say if it is not significant."""
+    text = f"({compared['low']:+.1f} to {compared['high']:+.1f})"
     return text if is_significant(compared) else f"{text}, not significant"
 
 
 def is_small(metric: str, compared: Mapping[str, float]) -> bool:
     """Return whether the gain by a metric is not significant, or under SMALL_GAIN points."""
-    gain = -compared["difference"] if metric in LOWER_IS_BETTER else compared["difference"]
-    return gain < SMALL_GAIN or not is_significant(compared)
+    return direction(metric) * compared["difference"] < SMALL_GAIN or not is_significant(compared)
 
 
 def advice(results: Mapping[str, Any], metric: str, settings: Mapping[str, Any], log: Sequence[Any]) -> list[str]:

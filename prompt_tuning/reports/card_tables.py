@@ -9,7 +9,7 @@ from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.reports.advice import difference_text
 from prompt_tuning.reports.markdown import inline_code, plain_words
 from prompt_tuning.reports.run_files import NAMES
-from prompt_tuning.reports.summary import leakage_text, logged_steps
+from prompt_tuning.reports.summary import best_step, leakage_text, logged_steps
 
 STEPS_SHOWN = 20
 
@@ -53,8 +53,8 @@ def data_table(results: dict[str, Any], settings: dict[str, Any]) -> Table:
 
 def saved_step(results: dict[str, Any]) -> int:
     """Return the step whose weights were saved."""
-    best = results.get("best_checkpoint")
-    return int(best.rpartition("-")[2]) if best else results["train_steps"]
+    best = best_step(results)
+    return results["train_steps"] if best is None else best
 
 
 def steps_with_saved(facts: dict[str, Any]) -> dict[int, dict[str, float]]:

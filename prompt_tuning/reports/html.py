@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from prompt_tuning.errors import DataError
 from prompt_tuning.metrics.loading import OWN_METRICS, TASK_METRICS, load_metrics, main_metric, score_example_row
 from prompt_tuning.metrics.scores import MetricFunction
-from prompt_tuning.reports.advice import is_significant
+from prompt_tuning.reports.advice import interval_text
 from prompt_tuning.reports.charts import Chart, histogram, line_chart, reliability_chart
 from prompt_tuning.reports.losses import losses_text
 from prompt_tuning.reports.report_rows import (
@@ -41,6 +41,7 @@ from prompt_tuning.reports.summary import (
     answers_text,
     api_text,
     best_checkpoint_text,
+    best_step,
     decoding_text,
     leakage_text,
     logged_steps,
@@ -174,7 +175,9 @@ def _table(results: dict[str, Any]) -> dict[str, Any]:
         numbers = [column[metric] for column in columns.values()]
         lines[metric] = list(map("{:.2f}".format, numbers))
         if len(numbers) == 2:
-            lines[metric].append(f"{numbers[1] - numbers[0]:+.2f}{_interval(results, metric)}")
+            compared = results.get("comparison", {}).get(metric)
+            interval = f" {interval_text(compared)}" if compared else ""
+            lines[metric].append(f"{numbers[1] - numbers[0]:+.2f}{interval}")
     return {
         "columns": [*columns, "change"] if len(columns) == 2 else [*columns],
         "lines": lines,
@@ -183,15 +186,6 @@ def _table(results: dict[str, Any]) -> dict[str, Any]:
         "split": results["split"],
         "compared": "comparison" in results,
     }
-
-
-def _interval(results: dict[str, Any], metric: str) -> str:
-    """Return the 95 % interval of a difference, and say if it is not significant."""
-    compared = results.get("comparison", {}).get(metric)
-    if compared is None:
-        return ""
-    text = f" ({compared['low']:+.1f} to {compared['high']:+.1f})"
-    return text if is_significant(compared) else f"{text} not significant"
 
 
 def _task_facts(results: dict[str, Any]) -> dict[str, str]:
@@ -264,8 +258,8 @@ def _curves(run: RunFolder, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _curve_charts(steps: dict[int, dict[str, float]], results: dict[str, Any]) -> list[Chart]:
-    best = results.get("best_checkpoint")
-    mark = (int(best.rpartition("-")[2]), "the best checkpoint") if best else None
+    best = best_step(results)
+    mark = None if best is None else (best, "the best checkpoint")
     losses = {"training": _series(steps, "loss"), "validation": _series(steps, "eval_loss")}
     charts = [line_chart("Loss by step", "loss", losses, mark)]
     if "tasks" not in results:

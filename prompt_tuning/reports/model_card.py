@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Und
 from transformers import Trainer
 
 from prompt_tuning.arguments.data_args import DataArguments
-from prompt_tuning.arguments.methods import METHODS, Method, find_method
+from prompt_tuning.arguments.methods import HARD_PROMPT, METHODS, Method, find_method
 from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.arguments.prompt_args import PromptArguments
 from prompt_tuning.arguments.training_args import PromptTuningArguments
@@ -285,7 +285,7 @@ def _listed(value: str | list[str] | None) -> list[str]:
 def _eval_results(results: dict[str, Any], settings: dict[str, Any], task: str) -> list[EvalResult]:
     """Return the scores of what was trained, for the hub's model-index."""
     systems = scores_of_systems(results)
-    systems.pop("hard_prompt", None)
+    systems.pop(HARD_PROMPT, None)
     scores = next(iter(systems.values()), Scores({}, {}))
     data = _evaluated_data(results, settings)
     language = settings.get("lang") or settings.get("target_lang")

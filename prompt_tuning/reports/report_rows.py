@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from prompt_tuning.metrics.loading import LOWER_IS_BETTER
+from prompt_tuning.metrics.loading import direction
 from prompt_tuning.metrics.scores import MetricFunction
-from prompt_tuning.metrics.significance import rows_scored_alone
+from prompt_tuning.metrics.significance import is_saved_mean, rows_scored_alone
 from prompt_tuning.reports.differences import marked_pieces
 from prompt_tuning.reports.run_files import systems_in
 from prompt_tuning.reports.summary import scores_of_systems
@@ -21,7 +20,6 @@ ROWS_SHOWN = 1000  # in the table; all rows are scored, counted and searched for
 CHARACTERS_SHOWN = 4000  # in a text
 PREVIEW = 160  # characters
 EXTREMES = 5
-MEAN_TOLERANCE = 0.006  # results.json has two decimals
 
 Row = dict[str, Any]
 
@@ -93,11 +91,10 @@ def add_gains(rows: list[Row], metric: str, systems: list[str]) -> None:
 
     The gain is the second system's score minus the first's, which is the hard prompt. A positive gain is better.
     """
-    sign = -1 if metric in LOWER_IS_BETTER else 1
     for place, row in enumerate(rows):
         gain = 0.0
         if len(systems) == 2:
-            gain = sign * (row["scores"][systems[1]][metric] - row["scores"][systems[0]][metric])
+            gain = direction(metric) * (row["scores"][systems[1]][metric] - row["scores"][systems[0]][metric])
         kind = "better" if gain > 0 else "worse" if gain < 0 else "same"
         row |= {"place": place, "gain": gain, "kind": kind}
 
@@ -105,8 +102,7 @@ def add_gains(rows: list[Row], metric: str, systems: list[str]) -> None:
 def scores_are_means(rows: list[Row], metric: str, results: dict[str, Any]) -> bool:
     """Return whether the metric of all rows is the mean of the rows' scores."""
     for name, scores in scores_of_systems(results).items():
-        total = math.fsum(row["scores"][name][metric] for row in rows)
-        if abs(total / len(rows) - scores.values[metric]) >= MEAN_TOLERANCE:
+        if not is_saved_mean([row["scores"][name][metric] for row in rows], scores.values[metric]):
             return False
     return True
 

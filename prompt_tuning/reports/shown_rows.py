@@ -8,7 +8,7 @@ from typing import Any
 from wcwidth import clip, wrap
 from wcwidth import width as cells
 
-from prompt_tuning.metrics.loading import LOWER_IS_BETTER
+from prompt_tuning.metrics.loading import direction
 from prompt_tuning.reports.run_files import systems_in
 from prompt_tuning.support.tables import prose_width
 
@@ -59,7 +59,7 @@ def counts_text(rows: Sequence[Row], systems: Sequence[str], metric: str) -> str
 
 def _labelled(rows: Sequence[Row], systems: Sequence[str], metric: str) -> dict[int, str]:
     """Return the places of the row that is mended most, of a typical one and of the worst one, with their labels."""
-    scores = [_sign(metric) * row["scores"][systems[-1]][metric] for row in rows]
+    scores = [direction(metric) * row["scores"][systems[-1]][metric] for row in rows]
     order = sorted(range(len(rows)), key=scores.__getitem__)
     places: dict[int, str] = {}
     if len(systems) == 2:
@@ -84,11 +84,7 @@ def _score(row: Row, systems: Sequence[str], metric: str) -> float:
 
 
 def _gain(row: Row, systems: Sequence[str], metric: str) -> float:
-    return _sign(metric) * (_score(row, systems, metric) - row["scores"][systems[0]][metric])
-
-
-def _sign(metric: str) -> int:
-    return -1 if metric in LOWER_IS_BETTER else 1
+    return direction(metric) * (_score(row, systems, metric) - row["scores"][systems[0]][metric])
 
 
 def _text(row: Row, label: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.metrics.loading import LOWER_IS_BETTER, main_metric
+from prompt_tuning.metrics.loading import LOWER_IS_BETTER, direction, main_metric
 from prompt_tuning.metrics.scores import Scores
 from prompt_tuning.reports.advice import advice, is_significant, is_small
 from prompt_tuning.reports.losses import losses_text
@@ -104,8 +104,14 @@ def significance_text(metric: str, compared: Mapping[str, float]) -> str:
     interval = f"95 % interval {compared['low']:+.1f} to {compared['high']:+.1f} by draws of rows, one seed"
     if not is_significant(compared):
         return f"not significant ({interval})"
-    is_better = (compared["difference"] > 0) != (metric in LOWER_IS_BETTER)
+    is_better = direction(metric) * compared["difference"] > 0
     return f"significantly {'better' if is_better else 'worse'} ({interval})"
+
+
+def best_step(results: Mapping[str, Any]) -> int | None:
+    """Return the step of the best checkpoint, which was saved, or None if the last step was."""
+    best = results.get("best_checkpoint")
+    return int(best.rpartition("-")[2]) if best else None
 
 
 def best_checkpoint_text(results: Mapping[str, Any], metric: str, log: list[dict[str, Any]]) -> str:
@@ -117,15 +123,15 @@ def best_checkpoint_text(results: Mapping[str, Any], metric: str, log: list[dict
         log: log_history.json.
     """
     last = results["train_steps"]
-    if "best_checkpoint" not in results:
+    best = best_step(results)
+    if best is None:
         text = f"saved: the last step, {last}"
         scores = _scores_by_step(log, metric)
-        best = max(scores, key=scores.__getitem__, default=last)
-        if scores and scores[best] > scores[max(scores)] and metric not in LOWER_IS_BETTER:
-            text += f"; validation {metric} was best at step {best}, {scores[best]:.4g}. "
+        highest = max(scores, key=scores.__getitem__, default=last)
+        if scores and scores[highest] > scores[max(scores)] and metric not in LOWER_IS_BETTER:
+            text += f"; validation {metric} was best at step {highest}, {scores[highest]:.4g}. "
             text += "load_best_model_at_end: true would save that one"
         return text
-    best = int(results["best_checkpoint"].rpartition("-")[2])
     text = f"saved: step {best} of {last}"
     for name, value in results.get("best_metric", {}).items():
         text += f", which has the best validation {name}, {value:.4g}"

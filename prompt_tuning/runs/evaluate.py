@@ -16,7 +16,7 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from prompt_tuning.arguments.methods import METHODS, find_method
+from prompt_tuning.arguments.methods import HARD_PROMPT, METHODS, find_method
 from prompt_tuning.arguments.prompt_args import CHOICE_LOSSES
 from prompt_tuning.data.loading import check_split, row_origin, split_origin, with_standard_columns
 from prompt_tuning.encoding.target_language import target_language
@@ -43,7 +43,6 @@ from prompt_tuning.training.trainer import PromptTuningTrainer
 
 logger = logging.getLogger(__name__)
 
-HARD_PROMPT = METHODS["none"].results_key
 NEUTRAL_DECODING = {
     "repetition_penalty": 1, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "length_penalty": 1,
     "encoder_repetition_penalty": 1, "encoder_no_repeat_ngram_size": 0, "suppress_tokens": None, "stop_strings": None,

@@ -21,6 +21,7 @@ from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
+from prompt_tuning.arguments.methods import HARD_PROMPT
 from prompt_tuning.arguments.task_settings import ENCODING_SETTINGS, GENERATION_SETTINGS, TASK_SETTINGS
 from prompt_tuning.data.loading import row_origin
 from prompt_tuning.errors import ErrorList
@@ -96,7 +97,7 @@ def _train_tasks(
             write_base_model(folder / name, recipe.model, prepared.tokenizer)
         models: list[tuple[str, PreTrainedModel | PeftModel]] = [("soft_prompt", plain)]
         if evaluate_hard_prompt:
-            models.append(("hard_prompt", base))
+            models.append((HARD_PROMPT, base))
         of_task = {
             **describe(prepared, prepared.last_split),
             **facts,

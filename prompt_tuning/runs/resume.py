@@ -15,6 +15,7 @@ from prompt_tuning.engine.adapter_weights import check_weights
 from prompt_tuning.errors import RecipeError
 from prompt_tuning.models.adapter_config import read_adapter_config
 from prompt_tuning.models.base_model import is_same_model, read_base_model
+from prompt_tuning.recipe.loading import SCORED_SCHEDULES
 from prompt_tuning.recipe.recipe import Recipe, changed_settings
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import read_yaml
@@ -43,9 +44,6 @@ SCORE_SETTINGS = ("metric_for_best_model", "greater_is_better")
 
 STREAM_SETTINGS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 """The settings by which Trainer counts the rows of a stream that were trained on."""
-
-SCORED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
-"""The schedules whose learning rate depends on earlier scores, so that no other one can replace them."""
 
 
 BASE_MODEL = "base model"

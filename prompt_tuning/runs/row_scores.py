@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 from transformers.utils.logging import tqdm
 
-from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.arguments.methods import HARD_PROMPT
 from prompt_tuning.metrics.loading import OWN_METRICS, load_metrics, main_metric
 from prompt_tuning.metrics.scores import MetricFunction, Scores
-from prompt_tuning.metrics.significance import CORPUS_METRICS, corpus_difference, difference
+from prompt_tuning.metrics.significance import CORPUS_METRICS, corpus_difference, difference, is_saved_mean
 from prompt_tuning.runs.prepare import Prepared
 
-HARD_PROMPT = METHODS["none"].results_key
 RIGHT = 100.0
 """The score of a row that is right, by the metrics that compare a whole answer with its references."""
-MEAN_TOLERANCE = 0.006  # results.json has two decimals
 
 RowScores = dict[str, list[dict[str, float]]]
 """The scores of every row by metric, for every system."""
@@ -98,16 +96,16 @@ def compare_systems(
             texts = (predictions[trained], predictions[HARD_PROMPT])
             language = prepared.recipe.data.metric_language
             tested = corpus_difference(metric, [texts[0]], [texts[1]], references, language)
-        elif scored and metric in scored[trained][0] and _is_mean(scored[trained], metric, results[trained][metric]):
+        elif (
+            scored
+            and metric in scored[trained][0]
+            and is_saved_mean(_column(scored[trained], metric), results[trained][metric])
+        ):
             tested = difference(_column(scored[trained], metric), _column(scored[HARD_PROMPT], metric))
         else:
             continue
         comparison[metric] = _rounded(tested)
     return comparison
-
-
-def _is_mean(rows: Sequence[Mapping[str, float]], metric: str, score: float) -> bool:
-    return abs(float(_column(rows, metric).mean()) - score) < MEAN_TOLERANCE
 
 
 def _column(rows: Sequence[Mapping[str, float]], metric: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, set_seed
 
-from prompt_tuning.arguments.methods import METHODS
+from prompt_tuning.arguments.methods import HARD_PROMPT, METHODS
 from prompt_tuning.encoding.streaming import StreamReport
 from prompt_tuning.errors import HubError, RecipeError
 from prompt_tuning.hub.upload import create_repository
@@ -179,11 +179,11 @@ def _evaluated_models(
     if isinstance(model, PeftModel) and isinstance(model, FSDPModule):
         # FSDP has split the base model within the PEFT model, so that it only runs through the PEFT model.
         with model.disable_adapter():
-            yield "hard_prompt", model
+            yield HARD_PROMPT, model
     else:
         # A prompt does not change the base model, but LoRA's layers are in it and are switched off.
         with model.disable_adapter() if isinstance(model, PeftModel) and method.trains_layers else nullcontext():
-            yield "hard_prompt", base
+            yield HARD_PROMPT, base
 
 
 def _repository(recipe: Recipe) -> str:

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from prompt_tuning.arguments.data_args import SPLITS
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.errors import TrainingError, first_line
-from prompt_tuning.metrics.loading import LOWER_IS_BETTER
+from prompt_tuning.metrics.loading import direction
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.run_files import read_results
@@ -121,8 +121,7 @@ def _try_rates(compared: ComparedRecipe, base: SharedBaseModel, metric: str) -> 
 
 def best_rate(tried: Mapping[float, float | None], metric: str) -> float | None:
     """Return the learning rate with the best score, the first of equal ones; None if all diverged."""
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    scores = {rate: sign * score for rate, score in tried.items() if score is not None}
+    scores = {rate: direction(metric) * score for rate, score in tried.items() if score is not None}
     return max(scores, key=lambda rate: scores[rate], default=None)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from prompt_tuning.metrics.significance import DRAWS, FEW_ROWS
+from prompt_tuning.reports.advice import SIGNIFICANT
 from prompt_tuning.reports.losses import PREDICTION_LOSSES
 from prompt_tuning.reports.styles import MARKDOWN, Style
 from prompt_tuning.reports.summary import api_text
 from prompt_tuning.support.text import agreed, counted
-
-SIGNIFICANT = 0.05  # The difference of two candidates with a larger p is not significant.
 
 
 def rank_text(ranked: dict[str, Any], style: Style = MARKDOWN) -> str:
