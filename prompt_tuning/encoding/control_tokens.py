@@ -27,6 +27,7 @@ MARKER = "\ufdd0"
 SPACE_MARK = "\u2581"
 STAND_INS = tuple(map(chr, range(0xFDD1, 0xFDF0)))
 _RESERVED = re.compile("[\ufdd0-\ufdef]")
+_NO_CHARACTER = re.compile("[\ufdd0-\ufdef\ud800-\udfff]")  # Half a character is not text, either.
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ class ControlTokens:
         """Return a row, or a value in it, with stand-ins.
 
         Raises:
-            TemplateError: a text holds a character that is reserved for stand-ins.
+            TemplateError: a text holds half a character, or one that is reserved for stand-ins.
         """
         return map_texts(value, self._mark_text)
 
     def _mark_text(self, text: str) -> str:
-        reserved = _RESERVED.search(text)
-        if reserved:
-            raise TemplateError(f"a text holds U+{ord(reserved[0]):04X}, which is not a character; take it out")
+        found = _NO_CHARACTER.search(text)
+        if found:
+            raise TemplateError(f"a text holds U+{ord(found[0]):04X}, which is not a character; take it out")
         return self.pattern.sub(lambda token: self._stand_ins[token[0][0]] + token[0][1:], text)
 
     def plain(self, marked: str) -> str:
