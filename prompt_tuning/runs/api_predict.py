@@ -20,7 +20,7 @@ from prompt_tuning.runs.answers import Question
 from prompt_tuning.runs.api_client import in_order
 from prompt_tuning.runs.api_model import ApiAnswer, ApiModel, api_counts
 from prompt_tuning.runs.input_rows import input_name, no_rows, open_input, read_row, stream_input
-from prompt_tuning.runs.predict import AskedRow, ask_rows, report_counts, write_line
+from prompt_tuning.runs.predict import AskedRow, ask_rows, report_counts, write_row
 from prompt_tuning.runs.prepare import prepare
 from prompt_tuning.runs.shares import Share
 from prompt_tuning.runs.teacher import Targets, fault
@@ -85,12 +85,12 @@ def predict_by_api(
 
         for asked, answers in in_order(ask_rows(rows, read, counts), answer, model.concurrency):
             counts.update(api_counts(answers[-1:]))
-            row: dict[str, Any] | None = asked.row | {"prediction": answers[0].text}
-            if targets:
-                row = targets.row(asked.row, answers, counts)
-            columns = {"truncated": asked.question.cut_tokens > 0, "at_limit": answers[0].at_limit}
+            row = targets.row(asked.row, answers, counts) if targets else asked.row
+            columns: dict[str, Any] = {} if targets else {"prediction": answers[0].text}
+            if with_truncated:
+                columns |= {"truncated": asked.question.cut_tokens > 0, "at_limit": answers[0].at_limit}
             if row is not None:
-                write_line(file, row | columns if with_truncated else row)
+                write_row(file, row, columns, counts)
                 file.flush()
             bar.update()
             bar.set_postfix_str(str(model.send.bill), refresh=False)

@@ -34,6 +34,10 @@ from prompt_tuning.support.data_files import checked_path
 from prompt_tuning.support.text import agreed, counted, print_text, printable_json
 
 
+NEW_COLUMNS = ("prediction", "truncated", "at_limit", "score")
+"""The columns that `predict` adds to rows."""
+
+
 class AskedRow(NamedTuple):
     """A row, where it is from, and what the model is asked."""
 
@@ -129,7 +133,7 @@ def predict(
         for batch in streamed_batches(
             asked, lambda of_row: predictor.length(of_row.question), settings.batch_size, settings.batch_tokens
         ):
-            counts.update(_predict_batch(predictor, batch, file, settings))
+            _predict_batch(predictor, batch, file, settings, counts)
             file.flush()
             bar.update(len(batch))
         counts = share.total(counts)
@@ -168,7 +172,7 @@ def ask_rows(
         except DataError as error:
             on_error(error)
             continue
-        _count_row(counts, question, row)
+        _count_row(counts, question)
         yield AskedRow(origin, row, question)
 
 
@@ -178,19 +182,26 @@ def write_line(file: TextIO, row: dict[str, Any]) -> None:
     file.write(f"{printable_json(line) if file is sys.stdout else line}\n")
 
 
-def _count_row(counts: Counter[str], question: Question, row: dict[str, Any]) -> None:
+def write_row(file: TextIO, row: dict[str, Any], columns: dict[str, Any], counts: Counter[str]) -> None:
+    """Write a row with new columns, and count for `report_counts` which of its own columns they replace."""
+    for name in columns:
+        counts[f"replaced_{name}"] += name in row
+    write_line(file, row | columns)
+
+
+def _count_row(counts: Counter[str], question: Question) -> None:
     """Count a row, and what its prediction does not see of it, for `report_counts`."""
     counts["rows"] += 1
     counts["cut"] += question.cut_tokens > 0
     counts["untrained"] += question.untrained_tokens > 0
     counts["fewer"] += question.omitted_demonstrations > 0
-    counts["replaced"] += "prediction" in row
 
 
 def report_counts(counts: Counter[str]) -> None:
     """Say for how many rows a prediction is of less than the row, is cut or is empty."""
+    replaced = [(counts[f"replaced_{name}"], f"had a column {name!r}, which is replaced") for name in NEW_COLUMNS]
     for count, message in (
-        (counts["replaced"], "had a column 'prediction', which is replaced"),
+        *replaced,
         (counts["cut"], "were cut to fit max_source_tokens"),
         (counts["untrained"], "have tokens of the trained text that no training row has, which are not trained"),
         (counts["fewer"], "have fewer demonstrations, to fit max_source_tokens"),
@@ -230,9 +241,9 @@ def _bar(rows: Iterable[Any] | None, share: Share, output: str) -> tqdm:
 
 
 def _predict_batch(
-    predictor: Predictor, batch: list[AskedRow], file: TextIO, settings: PredictSettings
-) -> dict[str, int]:
-    """Write the rows of a batch with their predictions; return the numbers of rows for the messages at the end."""
+    predictor: Predictor, batch: list[AskedRow], file: TextIO, settings: PredictSettings, counts: Counter[str]
+) -> None:
+    """Write the rows of a batch with their predictions, and count them for the messages at the end."""
     _, rows, questions = zip(*batch, strict=True)
     texts, at_limit = [], []
     for row, answer in zip(rows, predictor.answers(questions, with_scores=settings.with_scores), strict=True):
@@ -243,5 +254,5 @@ def _predict_batch(
             columns |= {"truncated": answer.truncated, "at_limit": answer.at_limit}
         if settings.with_scores:
             columns["score"] = answer.score
-        write_line(file, row | columns)
-    return prediction_counts(texts, at_limit)
+        write_row(file, row, columns, counts)
+    counts.update(prediction_counts(texts, at_limit))

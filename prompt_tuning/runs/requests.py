@@ -134,6 +134,7 @@ class Requests:
             bar = files.enter_context(tqdm(desc=task.name, unit="row", disable=None))
             for (row, body), (text, limited) in in_order(rows_and_bodies(), answer, concurrency):
                 counts.update(prediction_counts([text], [limited]))
+                counts["replaced_prediction"] += "prediction" in row
                 if "prediction" not in body:
                     write_line(written, row | {"prediction": text})
                     written.flush()

@@ -106,9 +106,14 @@ def test_predict_refuses_tables_and_reports_a_replaced_column(run, tmp_path, cap
     assert main(["predict", "--adapter", str(run), "--input", str(table)]) == 1
     call = f'pandas.read_excel("{table}", dtype=str, keep_default_na=False).to_csv("{tmp_path}/rows.csv", index=False)'
     assert f"{table}: .xlsx is not read. Convert it in Python: `{call}`" in capsys.readouterr().err
-    rows = write_jsonl(tmp_path / "rows.jsonl", [row | {"prediction": "x"} for row in question_rows(2)])
-    assert main(["predict", "--adapter", str(run), "--input", str(rows)]) == 0
-    assert "2 of 2 rows had a column 'prediction', which is replaced" in capsys.readouterr().err
+    own = {"prediction": "x", "score": 5, "at_limit": 1}
+    rows = write_jsonl(tmp_path / "rows.jsonl", [row | own for row in question_rows(2)])
+    assert main(["predict", "--adapter", str(run), "--input", str(rows), "--score"]) == 0
+    shown = capsys.readouterr()
+    for name in ("prediction", "score"):
+        assert f"2 of 2 rows had a column {name!r}, which is replaced" in shown.err
+    assert "at_limit" not in shown.err and "NaN" not in shown.err
+    assert json.loads(shown.out.splitlines()[0])["at_limit"] == 1
 
 
 def test_predict_reads_patterns_and_a_pipe_with_the_name_of_a_file(run, tmp_path, capsys, monkeypatch):
