@@ -31,8 +31,8 @@ from prompt_tuning.runs.input_rows import (
 from prompt_tuning.runs.predictor import Predictor
 from prompt_tuning.runs.shares import Share
 from prompt_tuning.support.data_files import checked_path
+from prompt_tuning.support.json_values import without_nan
 from prompt_tuning.support.text import agreed, counted, print_text, printable_json
-
 
 NEW_COLUMNS = ("prediction", "truncated", "at_limit", "score")
 """The columns that `predict` adds to rows."""
@@ -178,7 +178,7 @@ def ask_rows(
 
 def write_line(file: TextIO, row: dict[str, Any]) -> None:
     """Write a row as a line of JSON."""
-    line = json.dumps(row, ensure_ascii=False, default=str)
+    line = json.dumps(without_nan(row), ensure_ascii=False, default=str)
     file.write(f"{printable_json(line) if file is sys.stdout else line}\n")
 
 
@@ -186,6 +186,7 @@ def write_row(file: TextIO, row: dict[str, Any], columns: dict[str, Any], counts
     """Write a row with new columns, and count for `report_counts` which of its own columns they replace."""
     for name in columns:
         counts[f"replaced_{name}"] += name in row
+    counts["nan"] += without_nan(row) != row
     write_line(file, row | columns)
 
 
@@ -202,6 +203,7 @@ def report_counts(counts: Counter[str]) -> None:
     replaced = [(counts[f"replaced_{name}"], f"had a column {name!r}, which is replaced") for name in NEW_COLUMNS]
     for count, message in (
         *replaced,
+        (counts["nan"], "have a number that JSON does not have, NaN or infinity, which is written as null"),
         (counts["cut"], "were cut to fit max_source_tokens"),
         (counts["untrained"], "have tokens of the trained text that no training row has, which are not trained"),
         (counts["fewer"], "have fewer demonstrations, to fit max_source_tokens"),

@@ -31,6 +31,7 @@ from prompt_tuning.runs.input_rows import OriginAndRow, no_rows, open_input, rea
 from prompt_tuning.runs.predict import AskedRow, PredictedRow, ask_rows, report_counts, write_line
 from prompt_tuning.support.data_files import checked_path
 from prompt_tuning.support.files import DISK_LIMITS, atomic_write, read_json_lines
+from prompt_tuning.support.json_values import without_nan
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ class Requests:
             for (row, body), (text, limited) in in_order(rows_and_bodies(), answer, concurrency):
                 counts.update(prediction_counts([text], [limited]))
                 counts["replaced_prediction"] += "prediction" in row
+                counts["nan"] += without_nan(row) != row
                 if "prediction" not in body:
                     write_line(written, row | {"prediction": text})
                     written.flush()
@@ -214,6 +216,6 @@ def _answered(partial: Path) -> deque[dict[str, Any]]:
 
 def _check_answered(row: dict[str, Any], answered: dict[str, Any], origin: str, partial: Path) -> None:
     """Raise a DataError unless the row is the answered one."""
-    written = json.loads(json.dumps(row, ensure_ascii=False, default=str))
+    written = json.loads(json.dumps(without_nan(row), ensure_ascii=False, default=str))
     if {**written, "prediction": None} != {**answered, "prediction": None}:
         raise DataError(f"{partial}: it holds answers of other rows ({origin} differs). Remove it.")

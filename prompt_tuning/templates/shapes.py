@@ -17,7 +17,7 @@ import jinja2.nodes
 from prompt_tuning.templates.columns import item_key
 from prompt_tuning.templates.conversations import MESSAGES, PARTS, as_conversation
 from prompt_tuning.templates.sandbox import environment
-from prompt_tuning.templates.values import kind_of
+from prompt_tuning.templates.values import is_nan, kind_of
 
 COLUMN_SETTINGS = {
     "document": "text_column",
@@ -166,7 +166,7 @@ def _answer(value: Any) -> Any:
         return "yes" if value else "no"
     if isinstance(value, str) and value.startswith(("{'text'", '{"text"')):
         return None  # It is a cell of a csv file that a program filled with a mapping.
-    return str(value) if isinstance(value, int | float) else value
+    return str(value) if isinstance(value, int | float) and not is_nan(value) else value
 
 
 def as_translation(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -59,6 +60,8 @@ RowBytes = type("bytes", (_Unprintable, bytes), {"__module__": "builtins"})
 
 def printable(value: Any) -> Any:
     """Return a value that a template prints; raise a ValueError if it is not a text, a number or a time."""
+    if is_nan(value):
+        raise ValueError("a value it prints is NaN, which is not a number. Write null or a text")
     if not isinstance(value, PRINTABLE):
         raise ValueError(_advice(value))
     return value
@@ -90,6 +93,11 @@ def of_printable_items(join: Callable[..., Any]) -> Callable[..., Any]:
         return join(context, value, d, attribute)
 
     return checked
+
+
+def is_nan(value: Any) -> bool:
+    """Return whether a value is the NaN that parquet files and numpy have for a missing number."""
+    return isinstance(value, float) and math.isnan(value)
 
 
 def kind_of(value: Any) -> str:

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers import forked
 from helpers.rows import question_rows, write_jsonl
@@ -13,6 +15,7 @@ from prompt_tuning import Predictor
 from prompt_tuning.cli.main import main
 from prompt_tuning.data.rows import open_rows
 from prompt_tuning.encoding.batching import streamed_batches
+from prompt_tuning.errors import TemplateError
 from prompt_tuning.runs.input_rows import lines_until_silence
 
 
@@ -72,6 +75,23 @@ def test_an_output_has_the_format_of_its_name(name, run, tmp_path, capsys):
             assert value == (other[column] if isinstance(other[column], str | None) else json.dumps(other[column]))
     assert main([*command, "--output", str(tmp_path / "out.xlsx")]) == 1
     assert "out.xlsx: .xlsx is not written. Name a file ending in .json" in capsys.readouterr().err
+
+
+def test_nan_of_a_parquet_file_is_null_in_json_and_never_a_text(run, tmp_path, capsys):
+    rows = [row | {"rating": float("nan")} for row in question_rows(2)]
+    source, output = tmp_path / "rows.parquet", tmp_path / "out.jsonl"
+    pq.write_table(pa.Table.from_pylist(rows), source)
+    command = ["predict", "--adapter", str(run), "--input", str(source), "--output", str(output)]
+    assert main(command) == 0
+    written = [json.loads(line, parse_constant=pytest.fail) for line in output.read_text("utf-8").split("\n")[:-1]]
+    assert [row["rating"] for row in written] == [None, None]
+    assert "2 of 2 rows have a number that JSON does not have" in capsys.readouterr().err
+    pq.write_table(pa.Table.from_pylist([row | {"question": float("nan")} for row in rows]), source)
+    assert main(command) == 1
+    assert f"{source}, row 0: template {run}/template.yaml: a value it prints is NaN" in capsys.readouterr().err
+    encoder = Predictor.load(run).encoder
+    with pytest.raises(TemplateError, match="The column answers holds a float"):
+        encoder.row(rows[0] | {"answers": float("nan")})
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out.jsonl"])
