@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from prompt_tuning.data.formats import Number, Row, numbered_rows, row_name, rows_of_line
 from prompt_tuning.errors import DataError
-from prompt_tuning.support.data_files import file_format, matching_files, other_format
+from prompt_tuning.support.data_files import file_format, file_problem, matching_files
 
 BATCH = 1000
 """The number of rows whose types are found together."""
@@ -86,25 +86,16 @@ def open_rows(name: str | Path, *, streaming: bool = False) -> LocalRows:
         DataError: a file is missing, is empty or cannot be read, or there are no rows; with the line where there is
             one.
     """
-    kind = file_format(name)
-    if kind is None:
-        raise DataError(other_format(name))
-    files = tuple(matching_files(name))
-    if not files:
-        raise DataError(f"{name}: no such file (looked in {Path.cwd()}). Name another one.")
-    for file in files:
-        try:
-            size = file.stat().st_size
-        except OSError as error:
-            raise DataError(f"{file}: it cannot be read: {error.strerror}. Name another file.") from error
-        if size == 0:
-            raise DataError(f"{file}: the file is empty. Name a file with rows.")
+    problem = file_problem(name)
+    if problem:
+        raise DataError(problem)
+    kind, files = file_format(name), tuple(matching_files(name))
     if kind == "json" and streaming:
         return LocalRows(files, None)
     if kind == "json":
         columns = column_types((row for file in files for _, row in numbered_rows(file)), name)
     else:
-        columns = {"csv": _csv_columns, "parquet": _parquet_columns}[kind](files)
+        columns = _csv_columns(files) if kind == "csv" else _parquet_columns(files)
     if not columns:
         raise DataError(f"{name}: no rows. Name a file with rows.")
     return LocalRows(files, columns)

@@ -17,7 +17,7 @@ from prompt_tuning.arguments.prompt_args import CHOICE_LOSSES
 from prompt_tuning.recipe.api_validation import api_errors
 from prompt_tuning.recipe.prompt_validation import multitask_errors, prompt_errors
 from prompt_tuning.recipe.rules import Rules, broken_rules
-from prompt_tuning.support.data_files import file_format, matching_files, other_format
+from prompt_tuning.support.data_files import file_problem
 from prompt_tuning.support.files import name_problem
 
 if TYPE_CHECKING:
@@ -237,16 +237,7 @@ def _task_errors(recipe: Draft) -> list[str]:
             "translation needs source_lang and target_lang, such as `source_lang: fr`. Set both.",
         ),
     ]
-    for file in files:
-        has_format = file_format(file) is not None
-        rules += [
-            (not has_format, other_format(file)),
-            (
-                has_format and not matching_files(file),
-                f"{file}: no such file (looked in {Path.cwd()}). Name another one.",
-            ),
-        ]
-    return broken_rules(rules)
+    return broken_rules(rules) + list(filter(None, map(file_problem, files)))
 
 
 def _split_errors(data: DataArguments) -> list[str]:

@@ -50,6 +50,23 @@ def other_format(name: str | Path) -> str:
     return f"{name}: cannot tell its format. Expected a name ending in {', '.join(LOCAL_FORMATS)}."
 
 
+def file_problem(name: str | Path) -> str | None:
+    """Return why the files of a name or a pattern cannot hold rows, as far as their names and sizes show it."""
+    if file_format(name) is None:
+        return other_format(name)
+    files = matching_files(name)
+    if not files:
+        return f"{name}: no such file (looked in {Path.cwd()}). Name another one."
+    for file in files:
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            return f"{file}: it cannot be read: {error.strerror}. Name another file."
+        if size == 0:
+            return f"{file}: the file is empty. Name a file with rows."
+    return None
+
+
 def checked_path(source: str, output: str) -> Path | None:
     """Return the first file of the input, None for standard input.
 
@@ -58,7 +75,7 @@ def checked_path(source: str, output: str) -> Path | None:
         output: a file that will be written, or `-`.
 
     Raises:
-        DataError: there is no such file, it cannot be read, or one of the two is a folder.
+        DataError: there is no such file, it cannot be read or is empty, or one of the two is a folder.
     """
     paths: list[Path | None] = [None] if source == "-" else [*matching_files(source)]
     for path in (source, output):
@@ -70,4 +87,8 @@ def checked_path(source: str, output: str) -> Path | None:
         raise DataError(other_format(source))
     if len(paths) > 1 and not file_format(source):
         raise DataError(f"{source}: it matches {len(paths)} files of plain text. Name one of them.")
+    # A pipe may have the name of a file, and has no size.
+    problem = file_problem(source) if file_format(source) and paths[0] and paths[0].is_file() else None
+    if problem:
+        raise DataError(problem)
     return paths[0]

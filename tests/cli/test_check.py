@@ -33,13 +33,13 @@ def test_check_names_every_error_at_once_and_reads_no_weights(recipe_file, tmp_p
     rows = question_rows(6)
     rows[2]["answers"] = {"text": [""], "answer_start": [0]}
     write_jsonl(tmp_path / "train.jsonl", rows)
-    (tmp_path / "test.jsonl").write_text("")
+    (tmp_path / "test.jsonl").write_text("\n")
     assert main(["check", str(good), "--template", "question_answering/none", "--init", "text"]) == 2
     errors = capsys.readouterr().err
     assert "template question_answering/none: " in errors and "init_text is missing" in errors
     assert main(["check", str(good), "--metrics", "squat"]) == 2
     errors = capsys.readouterr().err
-    assert "test.jsonl: the file is empty" in errors and "Did you mean squad?" in errors
+    assert "test.jsonl: no rows" in errors and "Did you mean squad?" in errors
     write_jsonl(tmp_path / "test.jsonl", question_rows(2))
     assert main(["check", str(good)]) == 1
     assert "train.jsonl, line 3: template question_answering/plain: the target is empty" in capsys.readouterr().err

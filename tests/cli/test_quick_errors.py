@@ -39,7 +39,8 @@ def run_commands():
 
 
 def test_a_wrong_recipe_is_refused_before_a_large_import(run_commands, recipe_file, tmp_path):
-    broken = tmp_path / "broken.yaml"
+    broken, empty = tmp_path / "broken.yaml", tmp_path / "empty.jsonl"
+    empty.touch()
     broken.write_text("source: '{{ question }} {% if'\ntarget: '{{ answers[0] }}'\n", encoding="utf-8")
     wrong = [
         ({}, ["--lerning_rate", "1"], "command line: unknown setting lerning_rate. Did you mean learning_rate?"),
@@ -53,6 +54,7 @@ def test_a_wrong_recipe_is_refused_before_a_large_import(run_commands, recipe_fi
         ({"save_strategy": "best"}, [], "save_strategy best needs evaluations to choose by"),
         ({"streaming": "true"}, [], "streaming: a stream has no known length. Set max_steps."),
         ({"train_file": "gone.jsonl"}, [], "gone.jsonl: no such file (looked in "),
+        ({"train_file": empty}, [], "empty.jsonl: the file is empty. Name a file with rows."),
         ({"adapter": "gone"}, [], "adapter gone: no adapter_config.json there"),
         ({"template": broken}, [], "broken.yaml: unexpected 'end of template'"),
         ({"loss": "kl", "teacher_template": broken}, [], "broken.yaml: unexpected 'end of template'"),
@@ -77,9 +79,11 @@ def test_a_folder_or_file_that_is_not_there_is_reported_before_a_large_import(ru
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "table.xlsx").touch()
+    (tmp_path / "empty.jsonl").touch()
     commands = [
         (["predict", "--adapter", gone], "gone: no adapter_config.json there"),
         (["predict", "--adapter", gone, "--input", "gone.jsonl"], "error: gone.jsonl: no such file (looked in "),
+        (["init", tmp_path / "empty.jsonl"], "empty.jsonl: the file is empty. Name a file with rows."),
         (["init", "gone.csv"], "error: gone.csv: no such file (looked in "),
         (["init", "gone/*.jsonl"], "error: gone/*.jsonl: no such file (looked in "),
         (["init", tmp_path / "table.xlsx"], "table.xlsx: .xlsx is not read. Convert it in Python"),

@@ -416,11 +416,11 @@ def test_check_prepares_every_task_and_render_names_them(recipes, tmp_path, caps
     assert main(["render", recipe]) == main(["evaluate", recipe]) == 2
     message = "both.yaml: its rows are those of its tasks; name one of qa.yaml, summaries.yaml"
     assert capsys.readouterr().err.count(message) == 2
-    (tmp_path / "summaries_train.jsonl").write_text("")
+    (tmp_path / "summaries_train.jsonl").write_text("\n")
     write_jsonl(tmp_path / "test.jsonl", [{"context": "c"}])
     assert main(["check", recipe, "--model_name_or_path", "/no/such"]) == 1
     errors = capsys.readouterr().err
-    assert "summaries_train.jsonl: the file is empty" in errors and "test.jsonl" in errors
+    assert "summaries_train.jsonl: no rows" in errors and "test.jsonl" in errors
     assert errors.count("/no/such: no such folder") == 1
 
 
