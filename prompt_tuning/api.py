@@ -21,7 +21,7 @@ from prompt_tuning.reports.notebook import run_html
 from prompt_tuning.reports.run_files import read_log_history, read_predictions, read_results
 from prompt_tuning.runs import evaluate as evaluation
 from prompt_tuning.runs import train as training
-from prompt_tuning.runs.output_folder import check_folder
+from prompt_tuning.runs.earlier_run import check_folder
 from prompt_tuning.runs.predictor import Predictor
 from prompt_tuning.studies import compare as comparison
 from prompt_tuning.studies import rank as ranking

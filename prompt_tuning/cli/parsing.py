@@ -98,23 +98,27 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file")
 
 
-def load_recipe(path: str, overrides: list[str], adapters: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str, overrides: list[str], adapters: Sequence[str] = (), *, trains: bool = False) -> Recipe:
     """Load a recipe. What its text or a folder's files show to be wrong is reported before torch is imported.
 
     Args:
         path: the recipe.
         overrides: the flags of the command line.
         adapters: folders or hub ids that the command takes besides.
+        trains: the command writes a new run into the recipe's output_dir, unless it resumes one.
 
     Raises:
-        PromptTuningError: with all that is wrong with the recipe, or a folder that is not an adapter's.
+        PromptTuningError: with all that is wrong with the recipe, or a folder that is not an adapter's or not free.
     """
     from prompt_tuning.hub.ids import check_local_adapter
     from prompt_tuning.recipe.drafts import checked_draft
+    from prompt_tuning.runs.earlier_run import check_new_run
 
     draft = checked_draft(path, overrides)
     for adapter in adapters:
         check_local_adapter(adapter)
+    if trains and not draft.training.resume_from_checkpoint:
+        check_new_run(Path(draft.training.output_dir).expanduser())
     from prompt_tuning.recipe.loading import complete
 
     return complete(draft)

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> Result:
         return Result({})
     if args.recipe is None:
         raise RecipeError("no recipe. Name one: `prompt-tuning train recipes/quickstart/qa.yaml`.")
-    recipe = load_recipe(args.recipe, overrides)
+    recipe = load_recipe(args.recipe, overrides, trains=True)
     from prompt_tuning.runs.train import train
 
     folder = train(recipe)

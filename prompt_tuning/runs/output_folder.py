@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from prompt_tuning.errors import DataError, RecipeError
+from prompt_tuning.runs.earlier_run import check_folder, held_names
 from prompt_tuning.support.files import DISK_LIMITS, remove_abandoned
 from prompt_tuning.support.run_folder import RunFolder
 
@@ -64,7 +65,7 @@ def hold_folder(folder: Path, names: Sequence[str], *, written_before: bool = Fa
         yield
     finally:
         if lock:
-            _release(lock, run, created if not _held_names(folder, names) else [])
+            _release(lock, run, created if not held_names(folder, names) else [])
 
 
 @contextmanager
@@ -76,36 +77,6 @@ def removed_without_scores(file: Path, has_scores: Callable[[], bool]) -> Iterat
     finally:
         if PartialState().is_main_process and not existed and not has_scores():
             file.unlink(missing_ok=True)
-
-
-def check_folder(folder: Path, names: Sequence[str], *, written_before: bool = False) -> None:
-    """Raise a RecipeError if a folder is not a run, and has a file that a run would replace.
-
-    Args:
-        folder: an output folder.
-        names: the files that will be written in it.
-        written_before: the folder is one of this package.
-
-    Raises:
-        DataError: a link leads a folder that would be written out of this folder.
-    """
-    RunFolder(folder).check_links(*(folder / name for name in names if (folder / name).is_dir()))
-    held = _held_names(folder, names)
-    if held and not written_before and not RunFolder(folder).is_run():
-        raise RecipeError(
-            f"output_dir {folder}: it holds {held[0]}, which would be replaced, and is not a run of prompt-tuning. "
-            f"Name another --output_dir, or move {folder / held[0]}."
-        )
-
-
-def check_inner_folder(folder: Path) -> None:
-    """Raise the errors of `check_folder` for a run in a study's folder, also if the run is a link out of it."""
-    RunFolder(folder.parent).check_links(folder)
-    check_folder(folder, RunFolder.TRAINED)
-
-
-def _held_names(folder: Path, names: Sequence[str]) -> list[str]:
-    return [name for name in names if os.path.lexists(folder / name)]
 
 
 def _lock(run: RunFolder) -> FileLock:

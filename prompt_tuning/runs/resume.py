@@ -17,14 +17,12 @@ from prompt_tuning.models.adapter_config import read_adapter_config
 from prompt_tuning.models.base_model import is_same_model, read_base_model
 from prompt_tuning.recipe.loading import SCORED_SCHEDULES
 from prompt_tuning.recipe.recipe import Recipe, changed_settings
+from prompt_tuning.runs.earlier_run import SAVED, check_unused, held_training
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.yaml_files import read_yaml
 from prompt_tuning.training.whole_checkpoints import check_whole, newest_whole_checkpoint
 
 logger = logging.getLogger(__name__)
-
-SAVED = (RunFolder.ADAPTER_WEIGHTS, RunFolder.ADAPTER_CONFIG, RunFolder.MODEL_WEIGHTS, RunFolder.MODEL_INDEX)
-"""The files that a training writes, which a folder may also hold from somebody else."""
 
 MODEL_SETTINGS = (
     "method", "num_virtual_tokens", "num_ranks", "tasks", "residual", "encoder_hidden_size", "prefix_projection",
@@ -91,7 +89,7 @@ def checkpoint_to_resume(recipe: Recipe, folder: Path) -> str | None:
         check_whole(Path(setting), **needs)
         _check_resumable(recipe, setting)
         if Path(setting).resolve().parent != folder.resolve():
-            _check_nothing_lost(recipe, folder, last)
+            _check_nothing_lost(recipe, folder)
         return setting
     if setting and last:
         # `last` may be broken, and then it is reported and an earlier one is taken.
@@ -100,28 +98,16 @@ def checkpoint_to_resume(recipe: Recipe, folder: Path) -> str | None:
         return str(whole)
     if setting and setting.lower() == "true":
         raise RecipeError(f"resume_from_checkpoint: no checkpoint in {folder}; `auto` starts from the beginning then")
-    _check_nothing_lost(recipe, folder, last)
+    _check_nothing_lost(recipe, folder)
     return None
 
 
-def _check_nothing_lost(recipe: Recipe, folder: Path, last: str | None) -> None:
+def _check_nothing_lost(recipe: Recipe, folder: Path) -> None:
     """Raise a RecipeError if training would overwrite something; a run that stopped early may be repeated."""
-    run = RunFolder(folder)
-    finished = run.results.exists()
-    saved = [name for name in SAVED if (folder / name).exists()]
-    resumes = recipe.training.resume_from_checkpoint and run.recipe.is_file()
-    if resumes and saved and not finished and not last and not changed_since(recipe, folder):
+    resumes = recipe.training.resume_from_checkpoint and RunFolder(folder).recipe.is_file()
+    if resumes and held_training(folder) in SAVED and not changed_since(recipe, folder):
         return  # The run stopped between its training and its evaluation, and saved no checkpoint.
-    if last:
-        held = Path(last).name
-    elif finished:
-        held = "a finished run"
-    elif saved:
-        held = saved[0]
-    else:
-        return
-    advice = "continue it with --resume_from_checkpoint true, " if last else ""
-    raise RecipeError(f"{folder} holds {held} already; {advice}name another --output_dir, or remove the folder")
+    check_unused(folder)
 
 
 def _check_is_checkpoint(folder: Path) -> None:

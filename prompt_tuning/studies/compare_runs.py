@@ -17,8 +17,8 @@ from prompt_tuning.metrics.loading import direction
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.run_files import read_results
+from prompt_tuning.runs.earlier_run import check_inner_folder
 from prompt_tuning.runs.evaluate import evaluate
-from prompt_tuning.runs.output_folder import check_inner_folder
 from prompt_tuning.runs.prepare import prepare
 from prompt_tuning.studies.compare_results import EvaluatedRun, RecipeRuns, read_run, score_of_run
 from prompt_tuning.studies.run_lists import SweepRun

@@ -22,7 +22,8 @@ from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.advice import difference_text
 from prompt_tuning.reports.run_files import read_evaluation, read_settings
 from prompt_tuning.reports.styles import MARKDOWN, Style
-from prompt_tuning.runs.output_folder import check_inner_folder, hold_folder
+from prompt_tuning.runs.earlier_run import check_inner_folder
+from prompt_tuning.runs.output_folder import hold_folder
 from prompt_tuning.runs.prepare import prepare_run
 from prompt_tuning.studies.run_lists import TABLES, SweepRun, naming_run, runs_of_sweep
 from prompt_tuning.studies.shared_base import SharedBaseModel, check_unchanged, has_runs, is_finished

@@ -148,6 +148,19 @@ class RunFolder:
             return False
         return "seed" in results and ("task" in results or "tasks" in results)
 
+    def is_held(self) -> bool:
+        """Return whether a command writes the folder now, or was killed: it empties the lock's file at its end."""
+        return self.lock.is_file() and self.lock.stat().st_size > 0
+
+    def checkpoints(self) -> list[Path]:
+        """Return the checkpoints of the run, the newest first."""
+        steps = {}
+        for path in self.path.glob("checkpoint-*"):
+            number = path.name.rpartition("-")[2]
+            if number.isdecimal() and path.is_dir():
+                steps[int(number)] = path
+        return [steps[step] for step in sorted(steps, reverse=True)]
+
     @classmethod
     def is_reserved(cls, name: str) -> bool:
         """Return whether a run has a file or a folder of this name, so that no task in it can have the name."""

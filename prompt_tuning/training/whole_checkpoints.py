@@ -105,7 +105,7 @@ def check_whole(checkpoint: Path, *, needs_best: bool, needs_scaler: bool = Fals
     problem = checkpoint_problem(checkpoint, **needs)
     if problem is None:
         return
-    whole = [path for path in _checkpoints(checkpoint.parent) if not checkpoint_problem(path, **needs)]
+    whole = [path for path in RunFolder(checkpoint.parent).checkpoints() if not checkpoint_problem(path, **needs)]
     advice = f"Name {whole[0]}, the newest whole checkpoint." if whole else NO_WHOLE
     raise RecipeError(f"{checkpoint}: {problem}. {advice}")
 
@@ -125,7 +125,7 @@ def newest_whole_checkpoint(run: Path, *, needs_best: bool, needs_scaler: bool =
         RecipeError: it has some, and all are broken.
     """
     problems: list[str] = []
-    for checkpoint in _checkpoints(run):
+    for checkpoint in RunFolder(run).checkpoints():
         problem = checkpoint_problem(checkpoint, needs_best=needs_best, needs_scaler=needs_scaler)
         if problem is None:
             for broken in problems:
@@ -135,16 +135,6 @@ def newest_whole_checkpoint(run: Path, *, needs_best: bool, needs_scaler: bool =
     if problems:
         raise RecipeError("\n".join(f"{broken}. {NO_WHOLE}" for broken in problems))
     return None
-
-
-def _checkpoints(run: Path) -> list[Path]:
-    """Return the checkpoints of a run, the newest first."""
-    steps = {}
-    for path in run.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        number = path.name.rpartition("-")[2]
-        if number.isdecimal() and path.is_dir():
-            steps[int(number)] = path
-    return [steps[step] for step in sorted(steps, reverse=True)]
 
 
 def checkpoint_problem(checkpoint: Path, *, needs_best: bool = False, needs_scaler: bool = False) -> str | None:

@@ -100,6 +100,23 @@ def test_a_folder_or_file_that_is_not_there_is_reported_before_a_large_import(ru
         assert (code, imported) == (1, []) and message in errors, (command, errors)
 
 
+def test_an_output_folder_that_is_not_free_is_refused_before_a_large_import(run_commands, recipe_file, tmp_path):
+    resumable, finished, of_others = (tmp_path / name for name in ("resumable", "finished", "of_others"))
+    (resumable / "checkpoint-4").mkdir(parents=True)
+    finished.mkdir()
+    (finished / "results.json").write_text('{"seed": 1, "task": "question_answering"}')
+    of_others.mkdir()
+    (of_others / "README.md").touch()
+    messages = {
+        resumable: "holds checkpoint-4 already; continue it with --resume_from_checkpoint true",
+        finished: "holds a finished run already; name another --output_dir",
+        of_others: "it holds README.md, which would be replaced, and is not a run of prompt-tuning",
+    }
+    results = run_commands([["train", recipe_file(), "--output_dir", folder] for folder in messages])
+    for message, (code, errors, imported) in zip(messages.values(), results, strict=True):
+        assert (code, imported) == (2, []) and message in errors, errors
+
+
 def test_a_misspelt_run_is_reported_before_the_hub_is_asked(run_commands, recipe_file, tmp_path, monkeypatch):
     recipe = recipe_file(adapter="runs/mnie")
     (tmp_path / "runs" / "mine").mkdir(parents=True)
