@@ -257,7 +257,7 @@ def _predict(
     counts = prediction_counts(texts, limited)
     if closed:
         return Predicted(texts, counts, {}, {}, trainer.choice_probabilities(rows))
-    return Predicted(texts, counts, _decoding_of(model), {})
+    return Predicted(texts, counts, decoding_of(model), {})
 
 
 def load_model(prepared: Prepared) -> PreTrainedModel | ApiModel:
@@ -266,7 +266,7 @@ def load_model(prepared: Prepared) -> PreTrainedModel | ApiModel:
     return load_base_model(args, prepared.config) if args.api_name is None else ApiModel.load(args)
 
 
-def _decoding_of(model: PreTrainedModel | PeftModel) -> dict[str, float]:
+def decoding_of(model: PreTrainedModel | PeftModel) -> dict[str, float]:
     """Return what the model's own generation configuration adds to the recipe's decoding."""
     config = get_base(model).generation_config
     decoding = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from prompt_tuning.arguments.methods import find_method
@@ -24,6 +24,7 @@ from prompt_tuning.models.layered_config import BASES
 from prompt_tuning.models.loading import load_base_model, load_config, load_tokenizer
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.run_files import read_results
+from prompt_tuning.runs.evaluate import decoding_of
 from prompt_tuning.runs.export_files import Exported, write_export
 from prompt_tuning.runs.input_rows import read_row
 from prompt_tuning.runs.named_runs import named_runs
@@ -92,6 +93,7 @@ def export_runs(
     encoded = {task.name: _measured_rows(task, tokenizer, config) for task in exported}
     with new_folder(folder) as partial:
         model = load_base_model(model_args, config)
+        _report_settings(model)
         write_export(partial, exported, encoded, model, tokenizer, logit_bias=logit_bias)
         del model
         if gguf:
@@ -139,6 +141,18 @@ def _check_decoding(run: RunFolder, recipe: Recipe, template: Template) -> None:
         )
     if recipe.decoding["num_beams"] > 1:
         logger.warning("%s: it predicts with beams, and requests are greedy. Expect other texts.", run.path)
+
+
+def _report_settings(model: PreTrainedModel) -> None:
+    """Report what the model's generation configuration changes in the texts of a run, and no request asks for."""
+    names = ", ".join(decoding_of(model))
+    if names:
+        logger.warning(
+            "generation_config.json of %s sets %s, which servers read in other ways or not at all. Remove it, or "
+            "expect other texts.",
+            model.name_or_path,
+            names,
+        )
 
 
 def _check_layers(exported: Sequence[Exported], config: PretrainedConfig, *, gguf: bool) -> None:

@@ -57,6 +57,13 @@ def test_an_export_of_several_methods_writes_what_their_runs_write(make_run, tmp
     assert len(task["source_checksum"]) == 64
 
 
+def test_an_export_names_settings_of_the_model_that_no_request_has(make_run, tokenizer, tmp_path, caplog):
+    model = tiny_llama(len(tokenizer))
+    model.generation_config.update(repetition_penalty=1.3, no_repeat_ngram_size=2, temperature=0.5, do_sample=True)
+    assert export(make_run(model=model), tmp_path, "--check", make_run.rows) == 0
+    assert f"generation_config.json of {tmp_path}/base sets repetition_penalty, no_repeat_ngram_size," in caplog.text
+
+
 def test_a_vote_over_the_texts_of_an_export_is_that_of_the_ensemble(make_run, recipe_file, tmp_path):
     runs = [make_run(f"seed{seed}", seed=seed) for seed in range(3)]
     folder = export_runs(runs, tmp_path / "out", rows=[make_run.rows] * 3)
