@@ -23,7 +23,7 @@ from prompt_tuning.models.added_tokens import HeadRow, add_embeddings, add_token
 from prompt_tuning.models.layered_llama import with_layer_vectors
 from prompt_tuning.recipe.recipe import Recipe
 from prompt_tuning.reports.export_card import export_card
-from prompt_tuning.runs.exported import AddedTokens
+from prompt_tuning.runs.exported import PREFIX, AddedTokens
 from prompt_tuning.support.files import write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.text import counted
@@ -76,7 +76,7 @@ def write_export(
     num_tokens = max(tokenizer.get_vocab().values()) + 1
     names = []
     for task in exported:
-        names += [f"<|prompt:{task.name}:{number}|>" for number in range(len(task.vectors))]
+        names += [f"{PREFIX}{task.name}:{number}|>" for number in range(len(task.vectors))]
     add_end_tokens(model, tokenizer)
     _add_stops(model, special_stop_ids(tokenizer, exported[0].template.stop))
     ids = add_tokens(tokenizer, names)

@@ -16,6 +16,9 @@ from prompt_tuning.runs.predictor import read_run, run_encoder, with_saved_text
 from prompt_tuning.runs.saved_tasks import read_saved_task
 from prompt_tuning.support.run_folder import RunFolder
 
+PREFIX = "<|prompt:"
+"""The text that opens every token that an export adds."""
+
 
 @dataclass(frozen=True)
 class AddedTokens:
@@ -75,12 +78,12 @@ class ExportedTask:
         config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
         tokens = AddedTokens(saved["ids"], saved["text_ids"], prompt.num_embeddings)
         size = config.get_text_config().vocab_size
+        # The base model's table may have rows for the first of them already, which its tokenizer has no tokens for.
+        added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.content.startswith(PREFIX)}
         for id in (*tokens.ids, *tokens.text_ids):
-            if not tokens.first_id <= id < size:
-                raise DataError(
-                    f"{prompt.file}: {name}: the id {id} is not that of an added token, from {tokens.first_id} to "
-                    f"{size - 1}. Export the run again."
-                )
+            if id not in added or id >= size:
+                where = f"{prompt.file}: {name}"
+                raise DataError(f"{where}: the id {id} is not that of an added token. Export the run again.")
         # Trained text has ids from the end of the base model's vocabulary.
         encoder = replace(run_encoder(recipe, template, tokenizer, config), num_embeddings=tokens.first_id)
         if run.adapter_config.is_file():

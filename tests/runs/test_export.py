@@ -57,6 +57,14 @@ def test_an_export_of_several_methods_writes_what_their_runs_write(make_run, tmp
     assert len(task["source_checksum"]) == 64
 
 
+def test_a_table_with_more_rows_than_the_tokenizer_has_tokens_is_taken(make_run, tokenizer, tmp_path, caplog):
+    model = tiny_llama(len(tokenizer) + 9)
+    model.lm_head.weight[len(tokenizer) :] = model.lm_head.weight[0]  # A random model would write them.
+    run = make_run(model=model)
+    assert export([run, f"again={run}"], tmp_path, "--check", make_run.rows, make_run.rows) == 0
+    assert caplog.text.count("9 of 9 rows") == 2
+
+
 def test_an_export_names_settings_of_the_model_that_no_request_has(make_run, tokenizer, tmp_path, caplog):
     model = tiny_llama(len(tokenizer))
     model.generation_config.update(repetition_penalty=1.3, no_repeat_ngram_size=2, temperature=0.5, do_sample=True)
