@@ -15,6 +15,7 @@ import shlex
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 from prompt_tuning import __version__
 from prompt_tuning.cli import (
@@ -68,6 +69,9 @@ DISK_ERRORS = (
     errno.ENAMETOOLONG, errno.EFBIG, errno.EIO, errno.ENOENT, errno.EPERM, errno.ESTALE, errno.ELOOP, errno.EMFILE,
     errno.ENFILE, errno.ENXIO,
 )  # fmt: skip
+
+NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOENT, errno.ENOTDIR)
+"""The errors of a folder that cannot be made."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -206,8 +210,16 @@ def _report_disk_error(error: OSError) -> int:
     if error.errno not in DISK_ERRORS:
         raise error
     name = error.filename or ("the working directory" if error.errno == errno.ENOENT else "writing")
-    _say(f"error: {name}: {error.strerror}; no partial file was left")
+    advice = ". Set HF_HOME to a folder that can be written." if _is_of_cache(name, error) else ""
+    _say(f"error: {name}: {error.strerror}; no partial file was left{advice}")
     return 1
+
+
+def _is_of_cache(name: str, error: OSError) -> bool:
+    """Return whether the cache of Hugging Face's libraries cannot be written: a path in it, or one above it."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    cache = Path(os.path.expanduser(os.environ.get("HF_HOME") or f"{home}/huggingface"))
+    return error.errno in NOT_WRITABLE and (Path(name).is_relative_to(cache) or cache.is_relative_to(name))
 
 
 def _report_interrupt(args: argparse.Namespace, argv: list[str] | None, error: KeyboardInterrupt) -> int:

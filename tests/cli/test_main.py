@@ -108,6 +108,17 @@ def test_an_error_of_the_disk_is_one_line(number, tmp_path, monkeypatch, capsys)
     assert error == f"error: {tmp_path / 'results.json'}: {os.strerror(number)}; no partial file was left\n"
 
 
+@pytest.mark.parametrize("name", ["home", "home/cache/datasets"])
+def test_a_cache_that_cannot_be_written_is_an_error_that_names_its_variable(name, tmp_path, monkeypatch, capsys):
+    def fail(args, overrides):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / name))
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home" / "cache"))
+    monkeypatch.setattr("prompt_tuning.cli.show.run", fail)
+    assert main(["show", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.endswith("was left. Set HF_HOME to a folder that can be written.\n")
+
+
 def test_a_panic_of_a_tokenizer_is_an_error(recipe_file, model_folders, tmp_path, capfd):
     folder = tmp_path / "panics"
     shutil.copytree(model_folders["llama"], folder)
