@@ -130,22 +130,24 @@ def evaluate_predictions(recipe: Recipe, file: Path, split: str = "test", output
     with hold_folder(folder, RunFolder.EVALUATED):
         _check_same_adapter(folder, str(file))
         prepared = prepare(without_trained_text(recipe), (split,))
-        texts = _read_predictions(file, prepared, split)
+        lines = _read_predictions(file, prepared, split)
+        texts = [line["prediction"] for line in lines]
+        limited = [line.get("at_limit") is True for line in lines]  # `predict --truncated` writes it.
         key = METHODS["prompt_tuning"].results_key
         results = describe(prepared, split) | {"recipe": recipe.resolved(), "adapter": str(file)}
-        results["prediction_counts"] = {key: prediction_counts(texts, [False] * len(texts))}
+        results["prediction_counts"] = {key: prediction_counts(texts, limited)}
         results |= {key: scores_of(texts, prepared, split).to_json()}
         write_run(folder, results, prepared, split, {key: texts})
         write_pages(folder, "report", trust_remote_code=recipe.model.trust_remote_code)
     return folder
 
 
-def _read_predictions(file: Path, prepared: Prepared, split: str) -> list[str]:
-    """Return the predictions of the encoded rows of a split; raise a DataError if they are of other rows."""
+def _read_predictions(file: Path, prepared: Prepared, split: str) -> list[dict[str, Any]]:
+    """Return the predicted rows of the encoded rows of a split; raise a DataError if they are of other rows."""
     lines = read_json_lines(file, PredictedRow)
     rows, data = prepared.rows[split], prepared.recipe.data
     key = partial(prepared.template.source_key, languages=prepared.encoder.languages)
-    texts = []
+    predicted = []
     for number in prepared.encoded[split]["row"]:
         if number >= len(lines):
             raise DataError(
@@ -154,8 +156,8 @@ def _read_predictions(file: Path, prepared: Prepared, split: str) -> list[str]:
         line = with_standard_columns(lines[number], data)
         if key(line) != key(rows[number]):
             raise DataError(f"{file}, line {number + 1}: not {row_origin(data, split, number)}. Predict that file.")
-        texts.append(line["prediction"])
-    return texts
+        predicted.append(lines[number])
+    return predicted
 
 
 def _results_key(adapter_config: PeftConfig | None) -> str:

@@ -85,15 +85,20 @@ def test_sent_rows_are_predicted_resumed_and_scored_as_the_run_does(exported, ma
 
     predicted = tmp_path / "predicted.jsonl"
     run = str(tmp_path / "runs/qa")
-    assert main(["predict", "--adapter", run, "--input", make_run.rows, "--output", str(predicted)]) == 0
+    command = ["predict", "--adapter", run, "--input", make_run.rows, "--output", str(predicted)]
+    assert main(command) == 0
     assert output.read_text("utf-8") == predicted.read_text("utf-8")
 
     recipe = str(recipe_file(model_name_or_path=tmp_path / "base"))
     folders = [str(tmp_path / name) for name in ("one", "two")]
     assert main(["evaluate", recipe, "--predictions", str(output), "--output_dir", folders[0]]) == 0
     assert main(["evaluate", recipe, "--adapter", run, "--output_dir", folders[1]]) == 0
-    scores = [json.loads((tmp_path / name / "results.json").read_text())["soft_prompt"] for name in ("one", "two")]
-    assert scores[0] == scores[1]
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    assert results[0]["soft_prompt"] == results[1]["soft_prompt"]
+    assert main([*command, "--truncated"]) == 0
+    assert main(["evaluate", recipe, "--predictions", str(predicted), "--output_dir", str(tmp_path / "three")]) == 0
+    counts = json.loads((tmp_path / "three" / "results.json").read_text())["prediction_counts"]
+    assert counts == results[1]["prediction_counts"] and counts["soft_prompt"]["at_limit"] > 0
 
 
 def test_a_server_that_takes_no_token_ids_gets_text(exported, make_run, tmp_path, monkeypatch):
