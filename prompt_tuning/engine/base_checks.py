@@ -64,7 +64,7 @@ def check_takes_embeddings(base: PreTrainedModel) -> None:
     mask = torch.ones_like(ids)
     with _trial(base, "embeddings in place of token ids", "lora, or another model"):
         expected = _causal_logits(base, ids)
-        is_equal = _equal(base(inputs_embeds=embeds, attention_mask=mask).logits, expected)
+        is_equal = are_equal(base(inputs_embeds=embeds, attention_mask=mask).logits, expected)
         with torch.enable_grad():
             trained = embeds.detach().clone().requires_grad_()
             # Models that scale their input in place would not take `trained` itself.
@@ -90,7 +90,7 @@ def check_encoder_takes_embeddings(base: PreTrainedModel, scale: float) -> None:
     with _trial(base, "embeddings in place of token ids", "lora, or another model"):
         embeds = base.get_input_embeddings()(ids) * scale
         states = encoder(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
-        is_equal = _equal(states, encoder(input_ids=ids, attention_mask=mask).last_hidden_state)
+        is_equal = are_equal(states, encoder(input_ids=ids, attention_mask=mask).last_hidden_state)
     if not is_equal:
         raise ModelError(
             f"{type(base).__name__}: its encoder reads more of a token than its embedding, and a soft prompt has "
@@ -121,7 +121,7 @@ def cache_shape(base: PreTrainedModel) -> tuple[int, int, int]:
         prefix = {"past_key_values": DynamicCache(pairs), "attention_mask": torch.ones_like(ids)}
         with peft_warnings_ignored():
             output = base(input_ids=ids[:, PREFIX:], use_cache=True, **prefix)
-        is_equal = _equal(output.logits, expected[:, PREFIX:])
+        is_equal = are_equal(output.logits, expected[:, PREFIX:])
     if not is_equal:
         raise ModelError(
             f"{type(base).__name__}: a text behind keys and values is not what it is behind their tokens. Take method "
@@ -147,7 +147,7 @@ def _causal_logits(base: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     mask = torch.ones_like(ids)
     other_end = torch.cat([ids[:, :-1], ids[:, :1]], 1)
     logits, changed = (base(input_ids=text, attention_mask=mask).logits for text in (ids, other_end))
-    if not _equal(logits[:, :-1], changed[:, :-1]):
+    if not are_equal(logits[:, :-1], changed[:, :-1]):
         raise ModelError(
             f"{type(base).__name__}: tokens see those after them, as in an encoder, which writes no text. Set a "
             "causal model or an encoder-decoder."
@@ -155,7 +155,8 @@ def _causal_logits(base: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def _equal(values: torch.Tensor, expected: torch.Tensor) -> bool:
+def are_equal(values: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Return whether two ways to compute the same logits or states agree, up to rounding."""
     bound = BOUND if expected.dtype == torch.float32 else BOUND_OF_HALF
     return bool((values - expected).abs().max() <= bound * expected.float().std())
 

@@ -19,6 +19,7 @@ from prompt_tuning.encoding.decoding import special_stop_ids, special_tokens
 from prompt_tuning.engine.calls import WITHOUT_PROMPT, first_set, setting
 from prompt_tuning.engine.dispatch import get_base, has_prompt
 from prompt_tuning.errors import ModelError, RecipeError
+from prompt_tuning.support.text import REPLACEMENT
 
 # These settings return more than ids. Without a dictionary the others return nothing.
 RETURNED = ("return_dict_in_generate", "output_attentions", "output_hidden_states")
@@ -31,7 +32,6 @@ ONE_ROW = (
     "custom_generate",
     "use_mtp",
 )
-REPLACEMENT = "\ufffd"
 UNSTABLE = 8  # So many characters at the start of a decoded part may differ from those within the whole text.
 
 

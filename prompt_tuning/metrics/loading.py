@@ -14,7 +14,7 @@ from prompt_tuning.errors import RecipeError, first_line
 from prompt_tuning.metrics.language import language_of_script
 from prompt_tuning.metrics.scores import MetricFunction, Scores
 from prompt_tuning.support.files import looks_like_path
-from prompt_tuning.support.text import did_you_mean
+from prompt_tuning.support.text import REPLACEMENT, did_you_mean
 from prompt_tuning.support.trust import load_metric_module
 
 if TYPE_CHECKING:
@@ -65,8 +65,6 @@ _SHIPPED = {
 """The metrics of this package by name."""
 
 OWN_METRICS = tuple(_SHIPPED)
-HALF_CHARACTER = "\ufffd"
-"""Tokenizers write it for bytes that are no character."""
 
 
 def score_example_row(score: MetricFunction) -> Scores:
@@ -129,7 +127,7 @@ def load_metrics(
         if code:
             reports_script = False
             logger.warning("metrics: references are in the script of language %s. Set it, or scores may be 0.", code)
-        predictions = [text.rstrip(HALF_CHARACTER) for text in predictions]
+        predictions = [text.rstrip(REPLACEMENT) for text in predictions]
         result: dict[str, float | str] = {}
         sources: dict[str, str] = {}
         for name, module in modules.items():

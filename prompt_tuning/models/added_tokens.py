@@ -14,14 +14,11 @@ import torch
 from tokenizers import AddedToken
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prompt_tuning.engine.base_checks import are_equal
 from prompt_tuning.errors import AdapterError, ModelError
 
 POSITIONS = 128
 """The number of last positions of a row whose logits are read."""
-
-BOUND = 0.01
-BOUND_OF_HALF = 0.15
-"""The largest difference of two logits that count as equal, in standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +161,7 @@ def check_rows_are_read(model: PreTrainedModel, ids: Sequence[int], vectors: tor
     embedded = model.get_input_embeddings()(torch.tensor(list(row), device=device))
     embeds = torch.cat([vectors.to(embedded), embedded])[None]
     expected = model(inputs_embeds=embeds, use_cache=False).logits[0, -1]
-    bound = BOUND if expected.dtype == torch.float32 else BOUND_OF_HALF
-    if not (by_ids - expected).abs().max() <= bound * expected.float().std():
+    if not are_equal(by_ids, expected):
         raise ModelError(
             f"{type(model).__name__}: tokens do not act as their embeddings do, so that the export would write other "
             "texts. Predict with prompt_tuning.Predictor."

@@ -36,6 +36,7 @@ from prompt_tuning.runs.answers import Answer, Question, Task, read_question
 from prompt_tuning.runs.named_runs import named_runs
 from prompt_tuning.runs.predictor import Predictor
 from prompt_tuning.support.run_folder import RunFolder
+from prompt_tuning.support.text import REPLACEMENT
 
 HARD, TRAINED, AS_TEXT = "hard prompt", "trained prompt", "demonstrations as text"
 """The systems that the page compares."""
@@ -208,7 +209,7 @@ class Trial:
             for new in tokens.received():
                 ids += new
                 text = decode([ids], encoder.tokenizer, encoder.template.stop)[0]
-                yield Piece(text.rstrip("\ufffd"), len(ids), time.perf_counter() - started)
+                yield Piece(text.rstrip(REPLACEMENT), len(ids), time.perf_counter() - started)
         finally:
             tokens.stopped.set()
             thread.join()

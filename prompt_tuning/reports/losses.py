@@ -6,7 +6,7 @@ from itertools import compress, repeat
 from typing import Any
 
 from prompt_tuning.arguments.methods import METHODS
-from prompt_tuning.support.text import agreed, counted
+from prompt_tuning.support.text import REPLACEMENT, agreed, counted
 
 ROW_LOSSES = {
     "dropped_rows": "were left out as too long",
@@ -39,7 +39,7 @@ def prediction_counts(texts: list[str], limited: list[bool]) -> dict[str, int]:
     """
     return {
         "at_limit": sum(limited),
-        "within_character": sum(map(str.endswith, compress(texts, limited), repeat("\ufffd"))),
+        "within_character": sum(map(str.endswith, compress(texts, limited), repeat(REPLACEMENT))),
         "empty": texts.count(""),
     }
 

@@ -41,7 +41,7 @@ from prompt_tuning.studies.inspect_layers import (
 from prompt_tuning.support.files import atomic_folder, read_json, write_json
 from prompt_tuning.support.run_folder import RunFolder
 from prompt_tuning.support.tables import text_table
-from prompt_tuning.support.text import counted
+from prompt_tuning.support.text import REPLACEMENT, counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -247,7 +247,7 @@ def token_text(tokenizer: PreTrainedTokenizerBase, id: int, *, special: bool) ->
     if special:
         return piece
     text = tokenizer.decode([id], clean_up_tokenization_spaces=False)
-    if "\ufffd" in text or not text:
+    if REPLACEMENT in text or not text:
         return f"piece {piece!r}"
     # A SentencePiece tokenizer decodes a lone token without the space it stands for.
     return repr(f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text)

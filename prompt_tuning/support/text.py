@@ -16,6 +16,10 @@ UNSPACED_SCRIPTS = (
 )
 
 
+REPLACEMENT = "\ufffd"
+"""Tokenizers write it for bytes that are no character, such as a part of one."""
+
+
 def gap_after(source: str) -> str:
     """Return the separator of a source and its target in plain text, a space or nothing.
 
