@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from prompt_tuning.arguments.data_args import SPLITS
 from prompt_tuning.errors import RecipeError
-from prompt_tuning.recipe.other_names import FLAG, NEAR, flag_name, split_flags
+from prompt_tuning.recipe.other_names import FLAG_START, NEAR, flag_name, split_flags
 from prompt_tuning.recipe.ranges import Range
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Leave the process with a message, that of a misspelt flag where argparse misses a required one."""
         missing = re.findall(r"--\w+", message) if "required" in message else []
-        misspelt = [word for word in self.words if re.match(FLAG, word) and _nearest_flag(self, word) in missing]
+        misspelt = [word for word in self.words if re.match(FLAG_START, word) and _nearest_flag(self, word) in missing]
         super().error("\n".join(_unknown_flag(self, word) for word in misspelt) or message)
 
     def format_help(self) -> str:
@@ -223,7 +223,7 @@ def usage_errors(args: argparse.Namespace, rest: list[str]) -> list[str]:
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, WrongNumber):
                 errors.append(f"{'-' if len(name) == 1 else '--'}{name}: {item.message}")
-    unknown = [word.split("=")[0] for word in rest if re.match(FLAG, word)]
+    unknown = [word.split("=")[0] for word in rest if re.match(FLAG_START, word)]
     if not args.takes_overrides:
         return errors + [_unknown_flag(args.parser, flag) for flag in unknown or rest]
     if not errors and not any(_nearest_flag(args.parser, flag) for flag in unknown):

@@ -43,7 +43,7 @@ ROWS_AT_ONCE, TOKENS_AT_ONCE = 128, 8192
 LOGITS_AT_ONCE = 1024  # Each of these tokens has the logits of a whole vocabulary.
 
 
-class Segment(NamedTuple):
+class ContinuationGroup(NamedTuple):
     """The continuations of a row that differ only in their last token: its number, theirs, and one of them."""
 
     row: int
@@ -168,16 +168,16 @@ def log_likelihoods(
         start: the first token of a decoder, such as the target language of mBART; by default the token that its model
             puts before labels.
     """
-    segments = []
+    groups = []
     for row, of_row in enumerate(continuations):
         alike: dict[tuple[int, ...], list[int]] = {}
         for number, tokens in enumerate(of_row):
             alike.setdefault(tuple(tokens[:-1]), []).append(number)
-        segments += [Segment(row, numbers, of_row[numbers[0]]) for numbers in alike.values()]
+        groups += [ContinuationGroup(row, numbers, of_row[numbers[0]]) for numbers in alike.values()]
     targets = []
-    for row, numbers, _ in segments:
+    for row, numbers, _ in groups:
         targets.append(torch.tensor([continuations[row][number] for number in numbers]))
-    # All targets are copied together, so that Python does not wait for the device at each segment.
+    # All targets are copied together, so that Python does not wait for the device at each group.
     copied = to_device(get_base(model).device, *(tensor.flatten() for tensor in targets))
     sums = []
     with ExitStack() as stack:
@@ -185,13 +185,13 @@ def log_likelihoods(
             stack.enter_context(model.eagerly())
         if isinstance(model, PromptAdapters):
             stack.enter_context(model.trained_tokens())
-        for target, flat, logits in zip(targets, copied, _logits(model, sources, segments, start), strict=True):
-            of_segment = flat.view(target.shape).to(logits.device)
+        for target, flat, logits in zip(targets, copied, _logits(model, sources, groups, start), strict=True):
+            of_group = flat.view(target.shape).to(logits.device)
             places = torch.arange(target.shape[1], device=logits.device)
-            sums.append(logits.float().log_softmax(-1)[places, of_segment].sum(1))
+            sums.append(logits.float().log_softmax(-1)[places, of_group].sum(1))
     summed = iter(torch.cat(sums).tolist())
     scores = [[0.0] * len(of_row) for of_row in continuations]
-    for row, numbers, _ in segments:
+    for row, numbers, _ in groups:
         for number in numbers:
             scores[row][number] = next(summed)
     return scores
@@ -200,24 +200,24 @@ def log_likelihoods(
 def _logits(
     model: PreTrainedModel | PeftModel,
     sources: Sequence[Sequence[int]],
-    segments: Sequence[Segment],
+    groups: Sequence[ContinuationGroup],
     start: int | None,
 ) -> Iterator[torch.Tensor]:
-    """Return for each segment the logits `[L, V]` that predict its L tokens."""
+    """Return for each group the logits `[L, V]` that predict its L tokens."""
     base = get_base(model)
     if base.config.is_encoder_decoder:
-        return _decoder_logits(model, base, sources, segments, start)
-    reach = max(len(sources[segment.row]) + len(segment.tokens) for segment in segments)
+        return _decoder_logits(model, base, sources, groups, start)
+    reach = max(len(sources[group.row]) + len(group.tokens) for group in groups)
     prompted = has_prompt(model)
     if isinstance(model, SharedPrefixModel):
         packed = model.packed_caches(sources, reach)
         if packed is not None:
-            return _packed_logits(base, *packed, sources, segments)
+            return _packed_logits(base, *packed, sources, groups)
         prompted = not model.disabled
     if prompted or packing_obstacle(base) or not within_window(base, reach):
-        return _padded_logits(model, sources, segments)
+        return _padded_logits(model, sources, groups)
     base.set_attn_implementation(ATTENTION)
-    return _packed_logits(base, [common_prefix_cache(base, [])], 0, sources, segments)
+    return _packed_logits(base, [common_prefix_cache(base, [])], 0, sources, groups)
 
 
 def _packed_logits(
@@ -225,30 +225,30 @@ def _packed_logits(
     caches: Sequence[Cache],
     num_cached: int,
     sources: Sequence[Sequence[int]],
-    segments: Sequence[Segment],
+    groups: Sequence[ContinuationGroup],
 ) -> Iterator[torch.Tensor]:
     """Yield what `_logits` does, by packed rows behind a cache with the first `num_cached` ids of each source."""
     # The last token of a source predicts the first one of each of its continuations, so it stands before them all.
     rows = [list(source[num_cached:-1]) for source in sources]
     read = read_rows(base, caches, [0] * len(rows), rows)
-    lengths = [len(segment.tokens) for segment in segments]
-    for chunk in chunks(range(len(segments)), lengths, LOGITS_AT_ONCE):
+    lengths = [len(group.tokens) for group in groups]
+    for chunk in chunks(range(len(groups)), lengths, LOGITS_AT_ONCE):
         ids = []
         for number in chunk:
-            row, _, tokens = segments[number]
+            row, _, tokens = groups[number]
             ids.append([sources[row][-1], *tokens[:-1]])
-        parents = tuple(read.segments[segments[number].row] for number in chunk)
+        parents = tuple(read.segments[groups[number].row] for number in chunk)
         layout = RowLayout(rows=tuple(map(len, ids)), parents=parents, before=read.tree)
         yield from run_packed(base, ids, layout).logits[0].split(list(layout.rows))
 
 
 def _padded_logits(
-    model: PreTrainedModel | PeftModel, sources: Sequence[Sequence[int]], segments: Sequence[Segment]
+    model: PreTrainedModel | PeftModel, sources: Sequence[Sequence[int]], groups: Sequence[ContinuationGroup]
 ) -> Iterator[torch.Tensor]:
     """Yield what `_logits` does, by rows of source and continuation, padded on the right."""
-    rows = [torch.tensor([*sources[row], *tokens], device=model.device) for row, _, tokens in segments]
+    rows = [torch.tensor([*sources[row], *tokens], device=model.device) for row, _, tokens in groups]
     for batch in batches_within(list(map(len, rows)), ROWS_AT_ONCE, LOGITS_AT_ONCE):
-        lengths = [len(segments[number].tokens) for number in batch]
+        lengths = [len(groups[number].tokens) for number in batch]
         input_ids = pad_sequence([rows[number] for number in batch], batch_first=True)
         mask = pad_sequence([torch.ones_like(rows[number]) for number in batch], batch_first=True)
         if isinstance(model, SharedPrefixModel) and not model.disabled:
@@ -267,7 +267,7 @@ def _decoder_logits(
     model: PreTrainedModel | PeftModel,
     base: PreTrainedModel,
     sources: Sequence[Sequence[int]],
-    segments: Sequence[Segment],
+    groups: Sequence[ContinuationGroup],
     start: int | None,
 ) -> Iterator[torch.Tensor]:
     """Yield what `_logits` does, by a decoder whose encoder reads each source once."""
@@ -290,17 +290,17 @@ def _decoder_logits(
     mask = F.pad(mask, (states.shape[1] - mask.shape[1], 0), value=1)
     prefixed = isinstance(model, PeftModel) and find_method(model.active_peft_config.peft_type).trains_keys_and_values
     decode = model if prefixed else base
-    places = [states.shape[1] + len(segment.tokens) for segment in segments]
+    places = [states.shape[1] + len(group.tokens) for group in groups]
     for batch in batches_within(places, ROWS_AT_ONCE, TOKENS_AT_ONCE):
-        batch_segments = [segments[number] for number in batch]
-        rows_of_batch = torch.tensor([segment.row for segment in batch_segments], device=device)
+        batch_groups = [groups[number] for number in batch]
+        rows_of_batch = torch.tensor([group.row for group in batch_groups], device=device)
         decoder_ids = []
-        for segment in batch_segments:
-            decoder_ids.append(torch.tensor([opened.item(), *segment.tokens[:-1]], device=device))
+        for group in batch_groups:
+            decoder_ids.append(torch.tensor([opened.item(), *group.tokens[:-1]], device=device))
         logits = decode(
             encoder_outputs=BaseModelOutput(last_hidden_state=states[rows_of_batch]),
             attention_mask=mask[rows_of_batch],
             decoder_input_ids=pad_sequence(decoder_ids, batch_first=True),
             use_cache=False,
         ).logits
-        yield from (logits[place, : len(segment.tokens)] for place, segment in enumerate(batch_segments))
+        yield from (logits[place, : len(group.tokens)] for place, group in enumerate(batch_groups))

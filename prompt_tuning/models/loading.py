@@ -34,7 +34,7 @@ from prompt_tuning.errors import ModelError, PromptTuningError, RecipeError, fir
 from prompt_tuning.hub.download import hub_answers
 from prompt_tuning.models.encoder_decoder_attention import without_prefix
 from prompt_tuning.models.quantization import quantization_config
-from prompt_tuning.models.tokenizer_growth import check_tokenizer, check_tokenizer_file
+from prompt_tuning.models.tokenizer_growth import check_growth, check_growth_in_file
 from prompt_tuning.models.weight_files import check_weight_files
 from prompt_tuning.support.files import looks_like_path, read_json
 from prompt_tuning.support.run_folder import RunFolder
@@ -155,7 +155,7 @@ def load_tokenizer(
     if args.api_name is not None:
         args = replace(args, model_name_or_path=args.tokenizer_name)
     tokenizer = _from_pretrained(AutoTokenizer, args)
-    check_tokenizer(tokenizer, str(args.model_name_or_path))
+    check_growth(tokenizer, str(args.model_name_or_path))
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"{args.model_name_or_path}: the tokenizer has no eos_token, which ends a target. Set one in its folder."
@@ -282,7 +282,7 @@ def _from_pretrained(auto: Any, args: ModelArguments, **kwargs: Any) -> Any:
     with _explain_damage(auto, args):
         _check_no_adapter(name, args)
         if auto is AutoTokenizer:
-            check_tokenizer_file(name, args.model_revision)
+            check_growth_in_file(name, args.model_revision)
         return load_pretrained(
             auto, name, trust_remote_code=args.trust_remote_code, revision=args.model_revision, **kwargs
         )

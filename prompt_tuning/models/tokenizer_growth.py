@@ -25,7 +25,7 @@ SEQUENCES = ("normalizers", "pretokenizers", "processors", "decoders")
 """The keys of the steps of a step that has several."""
 
 
-def check_tokenizer_file(name: str, revision: str | None) -> None:
+def check_growth_in_file(name: str, revision: str | None) -> None:
     """Raise a ModelError for a file whose steps make a text too long; the library takes them as it reads the file.
 
     Args:
@@ -37,19 +37,19 @@ def check_tokenizer_file(name: str, revision: str | None) -> None:
     versions = json.loads(Path(config).read_bytes()).get("fast_tokenizer_files", []) if config else []
     file = cached_file(name, get_fast_tokenizer_file(versions), **options)
     if file:
-        _check_growth(json.loads(Path(file).read_bytes()), name)
+        _check_steps(json.loads(Path(file).read_bytes()), name)
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+def check_growth(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Raise a ModelError for a tokenizer, of files of any format, whose steps make a text too long."""
     parts = {}
     for part in chain(*DIRECTIONS) if tokenizer.is_fast else ():
         step = getattr(tokenizer.backend_tokenizer, part)
         parts[part] = json.loads(step.__getstate__()) if step else None
-    _check_growth(parts, name)
+    _check_steps(parts, name)
 
 
-def _check_growth(tokenizer: dict[str, Any], name: str) -> None:
+def _check_steps(tokenizer: dict[str, Any], name: str) -> None:
     for parts in DIRECTIONS:
         growth = 1
         for step in chain.from_iterable(_steps(tokenizer.get(part) or {}) for part in parts):

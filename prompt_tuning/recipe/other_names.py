@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from prompt_tuning.support.text import did_you_mean
 
-FLAG = r"--?(?!inf$|nan$)[A-Za-z]"
+FLAG_START = r"--?(?!inf$|nan$)[A-Za-z]"
 NEAR = 0.75  # Names that are less alike, such as temperature and template, have different meanings.
 
 # The settings of transformers' example scripts, TRL and PEFT that have another name here.
@@ -127,7 +127,7 @@ def split_flags(words: list[str]) -> list[list[str]]:
     """
     groups: list[list[str]] = []
     for word in words:
-        if re.match(FLAG, word) or not groups or not groups[-1][0].startswith("-"):
+        if re.match(FLAG_START, word) or not groups or not groups[-1][0].startswith("-"):
             groups.append([word])
         else:
             groups[-1].append(word)

@@ -60,7 +60,7 @@ TABLES = ("rank.json", "rank.md")
 FILES = (PREDICTIONS, WINNER, *TABLES)
 
 
-class PredictedRow(TypedDict):
+class FinalistRow(TypedDict):
     """A row of the finalists' predictions."""
 
     candidate: str
@@ -224,7 +224,7 @@ def _predict(
 ) -> dict[str, list[str]]:
     """Return what the model writes for all rows, by finalist. A finalist that is in the file writes nothing."""
     texts: dict[str, list[str]] = {}
-    for line in read_json_lines(file, PredictedRow) if file.is_file() else ():
+    for line in read_json_lines(file, FinalistRow) if file.is_file() else ():
         texts.setdefault(line["candidate"], []).append(line["prediction"])
     for name in finalists:
         if name in texts:

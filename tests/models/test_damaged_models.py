@@ -15,7 +15,7 @@ from prompt_tuning.arguments.model_args import ModelArguments
 from prompt_tuning.cli.main import main
 from prompt_tuning.errors import ModelError
 from prompt_tuning.models.loading import build_empty_model, load_base_model, load_config, load_tokenizer
-from prompt_tuning.models.tokenizer_growth import check_tokenizer
+from prompt_tuning.models.tokenizer_growth import check_growth
 
 
 @pytest.fixture
@@ -220,4 +220,4 @@ def test_a_tokenizer_with_some_replacements_is_loaded_and_checked_in_any_format(
     tokenizer = load_tokenizer(ModelArguments(model_name_or_path=str(folder)))
     tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Replace("a", "aa")] * 40)
     with pytest.raises(ModelError, match="the replacements of its tokenizer"):
-        check_tokenizer(tokenizer, "name")
+        check_growth(tokenizer, "name")
