@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from prompt_tuning.cli.parsing import Commands, Result, add_command
+from prompt_tuning.support.files import refuse_existing
 from prompt_tuning.support.text import print_text
 
 EXAMPLES = """\
@@ -24,6 +26,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> Result:
     """Write the folder, and print what it holds."""
+    refuse_existing(Path(args.output))  # It is reported before torch is imported.
     from prompt_tuning.models.gguf import import_gguf
 
     folder = import_gguf(args.source, args.output)

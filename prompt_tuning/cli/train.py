@@ -23,10 +23,11 @@ EXAMPLES = """\
   prompt-tuning train mine.yaml --method lora --init null --init_text null --output_dir runs/lora
   accelerate launch -m prompt_tuning train mine.yaml
 
-Every key of a recipe is a flag, and every flag can be a key of a recipe. A flag with the value null takes the key of
-the recipe back. The flags of transformers' Trainer are those of Seq2SeqTrainingArguments. --help_all lists them; a few
-that would have no effect here are refused. An evaluation batch holds as many rows as --per_device_eval_batch_tokens
-(8192) and --per_device_eval_batch_size (128) allow, with free memory on CUDA up to 8 times as many.
+Every key of a recipe is a flag, and every flag can be a key of a recipe, except --base_url, --api_key_env and
+--trust_remote_code, which only the command line can set. A flag with the value null takes the key of the recipe back.
+The flags of transformers' Trainer are those of Seq2SeqTrainingArguments. --help_all lists them; a few that would have
+no effect here are refused. An evaluation batch holds as many rows as --per_device_eval_batch_tokens (8192) and
+--per_device_eval_batch_size (128) allow, with free memory on CUDA up to 8 times as many.
 """
 
 

@@ -143,6 +143,7 @@ def test_commands_that_share_a_run_report_a_wrong_line_before_torch(run_commands
         (["push", gone, "--repo_id", "me/x/y"], 1, "--repo_id me/x/y: not a name that the hub takes"),
         (["export", gone, tmp_path / "new"], 1, "gone: no adapter_config.json there"),
         (["export", gone, out], 2, "out: it exists already"),
+        (["import-gguf", gone, out], 2, "out: it exists already"),
         (["export", f"a={gone}", f"a={out}", tmp_path / "new"], 2, "another run has the name a"),
         (["requests", gone, "--task", "qa", "--input", rows], 1, "gone: no prompts.json there"),
         (["requests", out, "--task", "qb", "--input", rows], 1, "no task 'qb'. It has qa."),
