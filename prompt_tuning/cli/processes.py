@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,6 +19,11 @@ from prompt_tuning.support.text import bounded, print_text, printable
 
 SIGNALS = [signal.SIGTERM, signal.SIGHUP]
 """The signals that end a command."""
+
+FORMAT_WARNING = warnings.formatwarning
+
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+"""What turns a colour or bold type of a terminal on or off."""
 
 IMPORTLIB = "<frozen importlib._bootstrap>"
 
@@ -122,8 +129,25 @@ def announce_imports(delay: float = 0.4) -> Iterator[None]:
         ended.set()
 
 
+class PrintableRecord(logging.LogRecord):
+    """A message of any library, which may quote names of a stranger's file, without control characters and colours."""
+
+    def getMessage(self) -> str:
+        """Return the message with its arguments."""
+        return printable(bounded(COLOUR.sub("", super().getMessage())))
+
+
+def printable_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return a warning with its place as Python formats it, without control characters."""
+    return printable(bounded(FORMAT_WARNING(message, category, filename, lineno, line))) + "\n"
+
+
 def set_up_messages() -> None:
     """Send messages to standard error. The first process prints all of them, the others only errors."""
+    logging.setLogRecordFactory(PrintableRecord)
+    warnings.formatwarning = printable_warning
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter("%(message)s"))
     logger = logging.getLogger("prompt_tuning")

@@ -21,6 +21,7 @@ LARGEST = 10**30
 """The largest number that is read, so that sums, products and axes of charts stay finite."""
 
 SHOWN = 40  # characters of a value in a message
+LONGEST_NAME = 500  # characters of a key in a message
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Place:
 
     def within(self, key: object) -> Place:
         """Return the place of an entry of this value."""
-        name = str(key) if str(key).isprintable() else repr(key)
+        name = str(key)[:LONGEST_NAME]  # A long name would be copied for each of its entries.
+        name = name if name.isprintable() else repr(name)
         return Place(self.file, f"{self.key}.{name}" if self.key else name, self.advice)
 
     def error(self, found: str, expected: str) -> DataError:

@@ -87,13 +87,15 @@ def printable(text: str) -> str:
 def one_line(text: object) -> str:
     r"""Return a text on one line whose control characters are written, for a cell of a table or a heading.
 
+    A long text loses its middle, since every cell of its column would be as wide.
+
     >>> print(one_line("a\nb\x1b[2J"))
     a b\x1b[2J
     """
-    return printable(" ".join(str(text).splitlines()))
+    return printable(_without_middle(" ".join(str(text).splitlines())))
 
 
-LONGEST_LINE = 2_000  # Characters of a line of a message.
+LONGEST_LINE = 2_000  # Characters of a line of a message, or of a cell.
 MOST_LINES = 200
 
 

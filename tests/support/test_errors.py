@@ -1,6 +1,7 @@
 """Messages quote no token and no password."""
 
 import logging
+import warnings
 
 import pytest
 
@@ -26,6 +27,17 @@ def test_what_looks_like_a_secret_is_not_in_a_message(text, shown, capsys):
     set_up_messages()
     logging.getLogger("prompt_tuning.hub").warning("it says: %s", text)
     assert capsys.readouterr().err == f"it says: {shown}\n"
+
+
+def test_no_library_sends_control_characters_to_the_terminal(capsys):
+    set_up_messages()
+    handler = logging.StreamHandler()
+    logger = logging.getLogger("transformers.utils.loading_report")
+    logger.addHandler(handler)
+    logger.warning("\x1b[1mReport\x1b[0m of %s", "a\x1b]0;b\x07")
+    logger.removeHandler(handler)
+    assert "Report of a\\x1b]0;b\\x07\n" in capsys.readouterr().err
+    assert warnings.formatwarning(UserWarning("a\x1b]0;b"), UserWarning, "file.py", 1).endswith("a\\x1b]0;b\n")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from prompt_tuning.cli.main import main
 from prompt_tuning.errors import DataError
 from prompt_tuning.support import json_values
 from prompt_tuning.support.files import read_json, read_json_lines
+from prompt_tuning.support.json_types import Place
+from prompt_tuning.support.tables import markdown_table, text_table
 
 TOO_DEEP = "[" * 100_000 + "]" * 100_000
 DEEP = "[" * 900 + "]" * 900  # Python's reader takes it, and what walks over it stops.
@@ -53,3 +55,11 @@ def test_a_run_folder_with_such_json_is_an_error_of_one_line(file, text, tmp_pat
     lines = capsys.readouterr().err.splitlines()
     assert any("not JSON" in line for line in lines)
     assert max(map(len, lines)) < 500
+
+
+def test_a_long_name_is_copied_neither_for_each_of_its_entries_nor_for_each_row():
+    name = "n" * 10**6
+    assert len(Place("results.json", "adapters").within(name).within("f1").key) < 1000
+    rows = [(str(number), "1.0") for number in range(100)]
+    for table in (text_table, markdown_table):
+        assert len(table((name, "F1"), rows)) < len(name)
