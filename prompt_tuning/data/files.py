@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
-from datasets import Dataset, Features, IterableDataset, load_dataset
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, IterableDataset, LargeList, List, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.features.features import register_feature
 
@@ -22,6 +23,7 @@ from prompt_tuning.data.formats import Row
 from prompt_tuning.data.rows import LocalRows, open_rows
 from prompt_tuning.errors import DataError
 from prompt_tuning.support.data_files import file_format
+from prompt_tuning.support.json_values import parse_json
 
 
 @dataclass
@@ -44,8 +46,11 @@ class WrittenJson:
         return json.dumps(value)
 
     def decode_example(self, value: str, token_per_repo_id: object = None) -> Any:
-        """Return the value of a JSON text."""
-        return json.loads(value)
+        """Return the value of a JSON text; raise a DataError if it has none, since a file may name this feature."""
+        try:
+            return parse_json(value)
+        except (ValueError, TypeError) as error:
+            raise DataError(f"a column of JSON texts: {error}. Write the file again.") from error
 
 
 with warnings.catch_warnings(action="ignore"):  # The function is marked as experimental.
@@ -73,10 +78,11 @@ def load_file(name: str | Path, *, streaming: bool = False) -> Dataset | Iterabl
             files = [glob.escape(str(file)) for file in local.files]
             deque(local, maxlen=0)  # Reading all rows finds one that is bad, and values far larger than the file.
             # The name of the configuration makes the content a part of the key of the cache.
-            return load_dataset("parquet", fingerprint, data_files=files, split="train")
+            features = closed_features(pq.read_schema(local.files[0]))
+            return load_dataset("parquet", fingerprint, data_files=files, split="train", features=features)
         features = features_of(local.columns or {})
         return Dataset.from_generator(_rows_alone, features, gen_kwargs={"rows": local}, fingerprint=fingerprint)
-    except (DatasetGenerationError, ValueError) as error:
+    except (DatasetGenerationError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{name}: {error.__cause__ or error}") from error
 
 
@@ -96,6 +102,23 @@ def features_of(columns: dict[str, pa.DataType | None]) -> Features:
     for name, kind in columns.items():
         if kind is None:
             features[name] = WrittenJson()
+    return features
+
+
+def closed_features(schema: pa.Schema) -> Features:
+    """Return the features that a file names, by which `datasets` opens no file and no address.
+
+    It would open those that rows name as images, sounds and other files.
+    """
+    features = Features.from_arrow_schema(schema)
+    parts: list[Any] = [features]
+    for part in parts:
+        if isinstance(part, dict):
+            parts += part.values()
+        elif isinstance(part, List | LargeList):
+            parts.append(part.feature)
+        elif hasattr(part, "decode"):
+            part.decode = False
     return features
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from prompt_tuning.data.files import content_digest
+from prompt_tuning.data.files import closed_features, content_digest
 from prompt_tuning.data.parquet import MAX_RATIO
 from prompt_tuning.errors import DataError, first_line
 from prompt_tuning.support.json_values import MAX_BYTES, parse_json, read_bounded
@@ -49,12 +49,14 @@ def load_saved(folder: str, name: str, *, streaming: bool) -> Dataset | Iterable
     try:
         state = parse_json(read_bounded(where / STATE, MAX_BYTES))
         paths = [_inside(where, file["filename"]) for file in state["_data_files"]]
-        for path in paths:
-            _check_file(path)
+        schemas = [_checked_schema(path) for path in paths]
+        features = closed_features(schemas[0]) if schemas else None
         files = {"train": [glob.escape(str(path)) for path in paths]}
         # The name decides the place in the cache, where `datasets` by itself looks only at the time of a file.
         name_in_cache = "streamed" if streaming else content_digest(paths)
-        return load_dataset("arrow", name_in_cache, data_files=files, split="train", streaming=streaming)
+        return load_dataset(
+            "arrow", name_in_cache, data_files=files, split="train", streaming=streaming, features=features
+        )
     except UNREADABLE as error:
         raise DataError(
             f"dataset {folder}, split {name}: {first_line(error.__cause__ or error)}. Save it again by save_to_disk."
@@ -86,8 +88,8 @@ def _inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _check_file(file: Path) -> None:
-    """Raise a ValueError for a file of Arrow that is not valid, or whose rows are far larger than it.
+def _checked_schema(file: Path) -> pa.Schema:
+    """Return the schema of a file of Arrow; raise a ValueError if it is not valid, or its rows are far larger than it.
 
     `save_to_disk` compresses nothing, and writes each value where it occurs.
     """
@@ -102,6 +104,7 @@ def _check_file(file: Path) -> None:
                 pa.ipc.read_record_batch(message, schema).validate(full=True)
             else:
                 raise ValueError(f"{file.name}: its rows may repeat values ({message.type})")
+    return schema
 
 
 def _check_sizes(message: pa.ipc.Message, name: str) -> None:

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Image, List, Value
 from helpers.rows import write_jsonl
 
 from prompt_tuning.arguments.data_args import DataArguments
-from prompt_tuning.data.files import load_file
+from prompt_tuning.data.files import WrittenJson, load_file
 from prompt_tuning.data.loading import load_splits, row_origin, streamed_rows
 from prompt_tuning.errors import DataError
 
@@ -377,3 +377,28 @@ def test_a_date_that_python_does_not_have_names_its_file(tmp_path):
     for streaming in (False, True):
         with pytest.raises(DataError, match=r"rows.parquet: not a parquet file that can be read"):
             list(load_file(tmp_path / "rows.parquet", streaming=streaming))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["file", "saved"])
+def test_no_file_and_no_address_of_an_image_is_opened(kind, streaming, tmp_path):
+    place = {"bytes": b"no image", "path": "image.png"}
+    row = {"document": "a", "summary": "b", "image": place, "images": [place], "more": {"image": place}}
+    types = {"document": Value("string"), "summary": Value("string"), "image": Image(), "images": List(Image())}
+    rows = Dataset.from_list([row], Features(types | {"more": {"image": Image()}}))
+    pq.write_table(rows.data.table.cast(rows.features.arrow_schema), tmp_path / "rows.parquet")
+    rows.save_to_disk(tmp_path / "saved")
+    source = {"train_file": "rows.parquet"} if kind == "file" else {"dataset_name": "saved"}
+    args = DataArguments(
+        task="summarization", streaming=streaming, **{key: str(tmp_path / name) for key, name in source.items()}
+    )
+    assert [*load_splits(args, ("train",))["train"]] == [row]
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "9" * 5000, "no"])
+def test_a_column_that_a_file_calls_json_is_an_error_if_it_is_none(value, tmp_path):
+    rows = Dataset.from_list([{"a": 1}], Features({"a": WrittenJson()}))
+    table = pa.table({"a": [value]}).replace_schema_metadata(rows.features.arrow_schema.metadata)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="a column of JSON texts"):
+        load_file(tmp_path / "rows.parquet")[0]
