@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from peft import PeftConfig, TaskType, XLoraConfig
 
@@ -15,6 +15,7 @@ from prompt_tuning.errors import AdapterError, DataError
 from prompt_tuning.hub.download import adapter_folder
 from prompt_tuning.models.encoder_decoder_prefix import load_prompt_config
 from prompt_tuning.support.files import read_json
+from prompt_tuning.support.json_types import Limits
 from prompt_tuning.support.run_folder import RunFolder
 
 SIZES = (
@@ -34,6 +35,14 @@ REPEATED_GROUP, REPETITION, MAX_REPETITIONS = re.compile(r"\)[*+{]"), re.compile
 MAX_CHOICES, MAX_ALTERNATIVES = 5, 20
 """The most repetitions and groups with alternatives together, and the most signs `|` of all groups."""
 
+
+MAX_NAMES = 600
+"""The most modules that one of these fields names, since PEFT compares each module of the model with each."""
+
+LOOPS = ("loftq_iter", "psoft_svd_lowrank_niter", "num_cayley_neumann_terms")
+"""The fields that count repetitions of a computation for every layer."""
+
+MAX_LOOPS = 99
 
 MAX_BYTES = 1_000_000
 """The size of a configuration."""
@@ -60,6 +69,8 @@ class AdapterFields(TypedDict, total=False):
     layer_replication: list[list[int]] | None
     rank_pattern: dict[str, int] | None
     alpha_pattern: dict[str, float] | None
+    init_lora_weights: bool | Annotated[str, Limits(pattern=r"[a-z_]+\d{0,2}")] | None
+    loftq_config: dict[str, Any] | None
     lora_alpha: float
     lora_dropout: float
     fan_in_fan_out: bool
@@ -116,6 +127,15 @@ def read_adapter_config(run: RunFolder) -> PeftConfig:
         read_json(run.adapter_config, AdapterFields)
     except DataError as error:
         raise AdapterError(str(error)) from error
+    _check_sizes(config, run)
+    _check_patterns(config, run)
+    if config.is_prompt_learning:
+        _check_prompt(config, run)
+    return config
+
+
+def _check_sizes(config: PeftConfig, run: RunFolder) -> None:
+    """Raise an AdapterError for a size that no adapter has, or for more repetitions than one needs."""
     for name in SIZES:
         size = vars(config).get(name)
         least = 0 if name == "num_virtual_tokens" and isinstance(config, TrainedTokensConfig) else 1
@@ -124,15 +144,17 @@ def read_adapter_config(run: RunFolder) -> PeftConfig:
                 f"{run.adapter_config}: {name} is {size!r}, expected a whole number from {least} to {LARGEST_SIZE}. "
                 f"{ADVICE}"
             )
-    _check_patterns(config, run)
+    fields = vars(config) | (vars(config).get("loftq_config") or {})
+    for name in LOOPS:
+        number = fields.get(name, 0)
+        if type(number) is not int or number > MAX_LOOPS:
+            problem = f"{name} is {number!r}, expected a whole number up to {MAX_LOOPS}"
+            raise AdapterError(f"{run.adapter_config}: {problem}. {ADVICE}")
     if len(vars(config).get("layer_replication") or ()) > MAX_COPIES:
         raise AdapterError(f"{run.adapter_config}: layer_replication has more than {MAX_COPIES} entries. {ADVICE}")
     for place, sizes in (vars(config).get("places") or {}).items():
         if len(sizes) != 3:
             raise AdapterError(f"{run.adapter_config}: places.{place} has {len(sizes)} sizes, expected 3. {ADVICE}")
-    if config.is_prompt_learning:
-        _check_prompt(config, run)
-    return config
 
 
 def _check_prompt(config: PeftConfig, run: RunFolder) -> None:
@@ -152,6 +174,8 @@ def _check_patterns(config: PeftConfig, run: RunFolder) -> None:
     """Raise an AdapterError for a regular expression that PEFT could compare with a module's name for hours."""
     for name in PATTERNS:
         value = vars(config).get(name) or ()
+        if not isinstance(value, str) and len(value) > MAX_NAMES:
+            raise AdapterError(f"{run.adapter_config}: {name} has more than {MAX_NAMES} entries. {ADVICE}")
         for pattern in [value] if isinstance(value, str) else value:
             repetitions, alternatives = len(REPETITION.findall(pattern)), pattern.count("|")
             choices = repetitions + (pattern.count("(") if alternatives else 0)

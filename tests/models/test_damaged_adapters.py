@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from helpers.paths import ROOT
-from peft import PromptTuningConfig, TaskType
+from peft import OFTConfig, PromptTuningConfig, TaskType
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -234,6 +234,28 @@ def test_a_pattern_that_a_name_could_be_compared_with_for_hours_is_refused(field
     file = change_config(old / "runs" / "lora", **{field: value})
     with pytest.raises(AdapterError, match=rf"adapter_config\.json: {field} has the pattern .*, which repeats too"):
         load_adapter_config(file.parent)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("rank_pattern", {f"q{number}": 2 for number in range(700)}, "rank_pattern has more than 600 entries"),
+        ("target_modules", [f"q{number}" for number in range(700)], "target_modules has more than 600 entries"),
+        ("rank_pattern", {"q_proj": 10**7}, "the rank q_proj is 10,000,000, and no tensor has more than 64"),
+        ("init_lora_weights", "pissa_niter_999999", "init_lora_weights is the text 'pissa_niter_999999', expected"),
+    ],
+)
+def test_an_adapter_that_costs_hours_or_the_memory_is_refused_before_it_is_made(field, value, problem, old):
+    file = change_config(old / "runs" / "lora", **{field: value})
+    with pytest.raises(AdapterError, match=problem):
+        load_adapter_config(file.parent)
+
+
+def test_an_adapter_that_repeats_a_computation_for_hours_is_refused(old):
+    folder = old / "runs" / "lora"
+    OFTConfig(task_type="CAUSAL_LM", num_cayley_neumann_terms=10**7).save_pretrained(folder)
+    with pytest.raises(AdapterError, match="num_cayley_neumann_terms is 10000000, expected a whole number up to 99"):
+        load_adapter_config(folder)
 
 
 @pytest.mark.parametrize(("number", "problem"), [(200, "more than 100 entries"), (200_000, "larger than 1,000,000")])
