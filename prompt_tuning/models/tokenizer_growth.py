@@ -18,6 +18,9 @@ from prompt_tuning.errors import ModelError
 MAX_GROWTH = 1000
 """How many times as long the steps of a tokenizer may make a text."""
 
+MAX_WORD = 1000
+"""The characters of a word that WordPiece cuts, which takes time by the cube of its length."""
+
 DIRECTIONS = (("normalizer", "pre_tokenizer", "post_processor"), ("decoder",))
 """The parts of a tokenizer that a text goes through, and those that its tokens go through."""
 
@@ -50,6 +53,9 @@ def check_growth(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 
 
 def _check_steps(tokenizer: dict[str, Any], name: str) -> None:
+    longest = (tokenizer.get("model") or {}).get("max_input_chars_per_word", 0)
+    if longest > MAX_WORD:
+        raise ModelError(f"{name}: its tokenizer takes words of {longest:,} characters. Take another model.")
     for parts in DIRECTIONS:
         growth = 1
         for step in chain.from_iterable(_steps(tokenizer.get(part) or {}) for part in parts):
@@ -73,7 +79,9 @@ def _growth(step: dict[str, Any]) -> int:
             texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].decode(errors="replace")
             return max(map(len, texts.split("\0")))
         case "TemplateProcessing":
-            return sum("Sequence" in piece for piece in step["single"])
+            sequences = sum("Sequence" in piece for piece in step["single"])
+            names = [piece["SpecialToken"]["id"] for piece in step["single"] if "SpecialToken" in piece]
+            return max(sequences, sum(len(step["special_tokens"][name]["ids"]) for name in names))
         case "ByteLevel":
             # A character has up to four bytes, and there may be a space before each.
             return 5

@@ -56,10 +56,14 @@ def test_another_header_than_that_of_safetensors_is_refused(header, folder, caps
     assert f"{file}: its header is not that of safetensors" in refused(folder, capsys, recipe_file)
 
 
-@pytest.mark.parametrize("name", ["num_hidden_layers", "num_experts"])
-def test_more_layers_than_any_model_has_are_not_made(name, folder, capsys, recipe_file):
+@pytest.mark.parametrize("part", [None, "text_config"])
+@pytest.mark.parametrize("name", ["num_hidden_layers", "num_experts", "depth"])
+def test_more_layers_than_any_model_has_are_not_made(name, part, folder, capsys, recipe_file, monkeypatch):
+    """They are refused before transformers reads the file, since it makes lists of the layers."""
+    monkeypatch.setattr("prompt_tuning.models.loading.load_pretrained", None)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {name: 10**8}))
+    change = {name: 10**8}
+    (folder / "config.json").write_text(json.dumps(config | ({part: change} if part else change)))
     assert f"{name} is 100,000,000 in its config.json, and no model has" in refused(folder, capsys, recipe_file)
 
 
@@ -179,6 +183,8 @@ def replaced(pattern, content):
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 CHARSMAP = b64encode(b"\4\0\0\0" + bytes(4) + b"x" * 2000 + b"\0").decode()
 TWICE = {"single": [{"Sequence": {"id": "A", "type_id": 0}}] * 2000, "pair": [], "special_tokens": {}}
+LONG = {"single": [{"SpecialToken": {"id": "x", "type_id": 0}}] * 40, "pair": []}
+LONG["special_tokens"] = {"x": {"id": "x", "ids": [1] * 40, "tokens": ["x"] * 40}}
 FILLING = [
     ("normalizer", replaced({"String": "a"}, "aa"), 40),
     ("normalizer", replaced({"String": "a"}, "a" * 2000), 1),
@@ -188,6 +194,7 @@ FILLING = [
     ("normalizer", {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}, 1),
     ("pre_tokenizer", BYTES, 40),
     ("post_processor", {"type": "TemplateProcessing", **TWICE}, 1),
+    ("post_processor", {"type": "TemplateProcessing", **LONG}, 1),
     ("decoder", replaced({"Regex": "a|"}, "aa"), 40),
 ]
 """A step of a tokenizer, and how often it fills the memory."""
@@ -211,6 +218,15 @@ def test_a_tokenizer_whose_replacements_fill_the_memory_is_refused(part, step, t
         with pytest.raises(ModelError, match=r"the replacements of its tokenizer make a text [\d,]+ times as long"):
             load_tokenizer(ModelArguments(model_name_or_path=str(folder)))
         (folder / name).unlink()
+
+
+def test_a_tokenizer_that_cuts_words_of_any_length_is_refused(folder):
+    file = folder / "tokenizer.json"
+    saved = json.loads(file.read_text())
+    model = {"type": "WordPiece", "unk_token": "x", "continuing_subword_prefix": "##", "vocab": {"x": 0}}
+    file.write_text(json.dumps(saved | {"model": model | {"max_input_chars_per_word": 10**6}}))
+    with pytest.raises(ModelError, match="its tokenizer takes words of 1,000,000 characters"):
+        load_tokenizer(ModelArguments(model_name_or_path=str(folder)))
 
 
 def test_a_tokenizer_with_some_replacements_is_loaded_and_checked_in_any_format(folder):
