@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning.data.nested import NESTED_KEYS, Row, nested_rows, rows_of_file
-from prompt_tuning.data.parquet import parquet_rows
+from prompt_tuning.data.parquet import MAX_RATIO, parquet_rows
 from prompt_tuning.errors import DataError
 from prompt_tuning.support.data_files import file_format
 from prompt_tuning.support.json_values import HALF_CHARACTER, TOO_DEEP, is_deep
@@ -34,6 +34,9 @@ SPACE = re.compile(r"[ \t\r\n]*")
 
 csv.field_size_limit(2**31 - 1)  # A cell may hold a book, and the default limit is 128 kB.
 
+
+MIN_LIMIT = 10_000_000
+"""The characters that the rows of any object may take. More are refused if they repeat the texts of the object."""
 
 Number = int | str
 """The line of a row, from 1, or its number in a parquet file, from 0; `1, row 7` if an object has several rows."""
@@ -146,8 +149,24 @@ def _rows_within(
         raise DataError(f"{name}, line {number}: {reason}") from None
     if rows is None:
         yield number, value
+    _check_repeated(rows or [], f"{name}, line {number}")
     for index, row in enumerate(rows or ()):
         yield f"{number}, row {index}", row
+
+
+def _check_repeated(rows: list[Row], origin: str) -> None:
+    """Raise a DataError if the rows of an object repeat its texts so often that they take far more than the file."""
+    size = 0
+    lengths: dict[int, int] = {}
+    for row in rows:
+        texts = [text for text in row.values() if isinstance(text, str)]
+        size += sum(map(len, texts))
+        lengths |= {id(text): len(text) for text in texts}
+    if size > max(MIN_LIMIT, MAX_RATIO * sum(lengths.values())):
+        raise DataError(
+            f"{origin}: its rows repeat its texts more than {MAX_RATIO} times. If you trust the file, write its rows "
+            "to a .jsonl file."
+        )
 
 
 def _row_names(file: Path) -> Iterator[str]:

@@ -21,7 +21,7 @@ BATCH = 1000
 """The number of rows whose types are found together."""
 
 MAX_COLUMNS = 2000
-"""The most columns of the objects of JSON files together."""
+"""The most columns of files, of the objects of JSON files together."""
 
 CASTS: dict[pa.DataType, type[int] | type[float]] = {pa.int64(): int, pa.float64(): float}
 """The types of csv columns that hold nothing except numbers."""
@@ -98,6 +98,8 @@ def open_rows(name: str | Path, *, streaming: bool = False) -> LocalRows:
         columns = _csv_columns(files) if kind == "csv" else _parquet_columns(files)
     if not columns:
         raise DataError(f"{name}: no rows. Name a file with rows.")
+    if len(columns) > MAX_COLUMNS:
+        raise DataError(f"{name}: more than {MAX_COLUMNS:,} columns. Leave out those that no template names.")
     return LocalRows(files, columns)
 
 
@@ -150,6 +152,8 @@ def _common_type(kind: pa.DataType | None, values: list[Any]) -> pa.DataType | N
     """Return the type of Arrow that gives values back as they are, and that `kind` is too; None if there is none."""
     if kind is None or (kind == pa.string() and {*map(type, values)} <= {str, type(None)}):
         return kind
+    if not _have_equal_keys(values):
+        return None  # Arrow would make each key a field of every row.
     try:
         array = pa.array(values)
     except NO_ARRAY:
@@ -160,6 +164,26 @@ def _common_type(kind: pa.DataType | None, values: list[Any]) -> pa.DataType | N
     if kind == pa.null():
         return array.type
     return kind if array.type in (kind, pa.null()) else None
+
+
+def _have_equal_keys(values: list[Any]) -> bool:
+    """Return True if all objects at the same place within values, at any depth, have the same keys in one order."""
+    places = [values]
+    for part in places:
+        items: list[Any] = []
+        fields: dict[str, list[Any]] | None = None
+        for value in part:
+            if isinstance(value, list):
+                items += value
+            elif isinstance(value, dict):
+                fields = {key: [] for key in value} if fields is None else fields
+                if [*value] != [*fields]:
+                    return False
+                for key, field in value.items():
+                    fields[key].append(field)
+        places += [items] if items else []
+        places += (fields or {}).values()
+    return True
 
 
 def _csv_columns(files: Iterable[Path]) -> dict[str, pa.DataType | None]:

@@ -12,6 +12,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from prompt_tuning.data.files import closed_features, content_digest
 from prompt_tuning.data.parquet import MAX_RATIO
+from prompt_tuning.data.rows import MAX_COLUMNS
 from prompt_tuning.errors import DataError, first_line
 from prompt_tuning.support.json_values import MAX_BYTES, parse_json, read_bounded
 
@@ -97,6 +98,8 @@ def _checked_schema(file: Path) -> pa.Schema:
         for message in pa.ipc.MessageReader.open_stream(source):
             if message.type == "schema":
                 schema = pa.ipc.read_schema(message)
+                if len(schema) > MAX_COLUMNS:
+                    raise ValueError(f"{file.name}: more than {MAX_COLUMNS:,} columns")
                 if re.search(r"_view\b(?!:)", " ".join(map(str, schema.types))):
                     raise ValueError(f"{file.name}: its rows may repeat values (view)")
             elif message.type == "record batch":

@@ -1,11 +1,11 @@
 """Rows from files: every format, texts as they are written, and the line of a bad row."""
 
+import contextlib
 import csv
 import json
 import os
 import random
 import re
-from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +16,7 @@ from helpers.rows import write_jsonl
 from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.data.files import WrittenJson, load_file
 from prompt_tuning.data.loading import load_splits, row_origin, streamed_rows
+from prompt_tuning.data.rows import column_types
 from prompt_tuning.errors import DataError
 
 PAIRS = [{"document": f"Text {number}.", "summary": f"T{number}"} for number in range(5)]
@@ -99,6 +100,36 @@ def test_rows_that_each_have_keys_of_their_own_are_no_table(tmp_path):
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows[:-1]))
     with pytest.raises(DataError, match=r"no such column\. Name one of 'id0', .*, 'id29', \.\.\.\.$"):
         load_splits(arguments(path, text_column="x"))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "saved"])
+def test_a_table_of_too_many_columns_is_refused(kind, tmp_path):
+    names = [f"name{number}" for number in range(2001)]
+    (tmp_path / "rows.csv").write_text(f"{','.join(names)}\n{','.join(names)}\n")
+    table = pa.table({name: ["x"] for name in names})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    Dataset(table).save_to_disk(tmp_path / "saved")
+    source = {"dataset_name": "saved"} if kind == "saved" else {"train_file": f"rows.{kind}"}
+    ((key, name),) = source.items()
+    with pytest.raises(DataError, match=r"more than 2,000 columns"):
+        load_splits(DataArguments(task="summarization", **{key: str(tmp_path / name)}))
+
+
+def test_keys_that_differ_by_row_do_not_become_fields_of_every_row(monkeypatch):
+    monkeypatch.setattr("prompt_tuning.data.rows.pa.array", None)
+    for values in ([{"a": 1}, {"b": 1}], [{"a": 1, "b": 1}, {"b": 1, "a": 1}], [[{"a": 1}], [{"a": 2}, {"b": 1}]]):
+        assert column_types([{"x": value} for value in values]) == {"x": None}
+        assert column_types([{"x": {"y": value}} for value in values]) == {"x": None}
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_an_article_that_is_repeated_for_very_many_questions_is_refused(name, tmp_path):
+    questions = [{"question": f"{number}?", "answers": {"text": ["a"]}} for number in range(600)]
+    for size, is_refused in ((10_000, False), (20_000, True)):
+        passage = {"context": "a" * size, "qas": questions}
+        (tmp_path / name).write_text(json.dumps({"title": "t", "paragraphs": [passage]}))
+        with contextlib.nullcontext() if not is_refused else pytest.raises(DataError, match="repeat its texts more"):
+            assert len(load_file(tmp_path / name)) == 600
 
 
 def test_empty_lines_of_a_csv_do_not_shift_line_numbers(tmp_path):
@@ -321,7 +352,7 @@ def test_a_small_parquet_file_with_large_rows_is_refused(kind, tmp_path, monkeyp
     assert len(list(load_file(path, streaming=True))) in (1, 100, 30_000)
 
 
-@contextmanager
+@contextlib.contextmanager
 def little_memory():
     """Check that Arrow takes no more than 10 MB at a time in the block."""
     before = pa.default_memory_pool()
