@@ -219,21 +219,17 @@ class Encoder:
                 )
         return texts, ids
 
-    def source(self, row: dict[str, Any]) -> tuple[list[int], int, str]:
+    def source(self, row: dict[str, Any]) -> EncodedSource:
         """Encode a row's source within its budget.
 
         The chosen demonstrations that do not fit are omitted first. Then the columns in `truncate` are cut from their
         end. The rest of the prompt is never cut.
 
-        Returns:
-            Token ids `[T]`, the number of tokens that were cut, and the source as marked text (see control_tokens.py).
-
         Raises:
             TemplateError: the row cannot be rendered or is rendered as nothing, or a column in `truncate` is not text.
             OverlongError: the source does not fit its budget with nothing left to cut.
         """
-        source = self.fit_demonstrations(row)[0].cut_source(row)
-        return source.ids, source.cut_tokens, source.text
+        return self.fit_demonstrations(row)[0].cut_source(row)
 
     @property
     def _num_permanent(self) -> int:
@@ -309,7 +305,7 @@ class Encoder:
 
     def demonstration(self, row: dict[str, Any]) -> str:
         """Return a row's source, within its budget, and target as one marked text; raises as `source` does."""
-        _, _, source = self.source(row)
+        source = self.source(row).text
         target, _ = self.texts.target(row)
         return source + self.texts.gap(source) + target
 

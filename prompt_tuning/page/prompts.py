@@ -8,15 +8,13 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prompt_tuning.arguments.methods import METHODS
 from prompt_tuning.encoding.row_encoder import Encoder
 from prompt_tuning.errors import AdapterError
 from prompt_tuning.models.initialization import initial_ids
-from prompt_tuning.studies.inspect import INITIAL
+from prompt_tuning.studies.inspect import read_start
 from prompt_tuning.support.run_folder import RunFolder
 
 TEXT_INITS = ("text", "demonstrations", "template", "class_labels")
@@ -55,10 +53,7 @@ def start_ids(
     if init not in TEXT_INITS or not folder.initial_prompt.is_file():
         return []
     folder.check_links(folder.initial_prompt)
-    try:
-        start = load_file(folder.initial_prompt)[INITIAL].float()
-    except (SafetensorError, KeyError) as error:
-        raise AdapterError(f"{folder.initial_prompt}: not the start of a prompt ({error}). Remove it.") from error
+    start = read_start(folder.initial_prompt)
     if start.dim() != 2 or start.shape[1] != base.get_input_embeddings().weight.shape[1]:
         raise AdapterError(f"{folder.initial_prompt}: not the start of a prompt of this model. Remove it.")
     return _ids_of_embeddings(start, base)

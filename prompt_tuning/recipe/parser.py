@@ -104,8 +104,7 @@ class RecipeParser(argparse.ArgumentParser):
             raise RecipeError("\n".join(errors))
         words: list[str] = []
         for group in split_flags(flags):
-            # argparse takes -1e-3 for a flag, unless it follows "=".
-            words += ["=".join(group)] if len(group) == 2 and "=" not in group[0] else group
+            words += _joined(group)
         for action in self._actions:
             action.default = argparse.SUPPRESS
         return vars(self.parse_args(words))
@@ -119,10 +118,8 @@ class RecipeParser(argparse.ArgumentParser):
             return self._unknown(words[0].lstrip("-").split("=")[0])
         if _is_null(words):
             return None
-        if len(words) == 2 and "=" not in words[0]:
-            words = ["=".join(words)]  # argparse takes -1e-3 for a flag, unless it follows "=".
         try:
-            values, rest = self.parse_known_args(words)
+            values, rest = self.parse_known_args(_joined(words))
         except RecipeError as error:
             return str(error)
         if rest:
@@ -140,6 +137,11 @@ class RecipeParser(argparse.ArgumentParser):
 
 def _is_null(words: list[str]) -> bool:
     return words[1:] == ["null"] or (len(words) == 1 and words[0].endswith("=null"))
+
+
+def _joined(words: list[str]) -> list[str]:
+    """Return a flag with its one value as one word. argparse takes -1e-3 for a flag, unless it follows "="."""
+    return ["=".join(words)] if len(words) == 2 and "=" not in words[0] else words
 
 
 def list_error(key: str, value: Any) -> str | None:

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 Tensors = dict[str, torch.Tensor]  # Those of an adapter's file, by their names.
 
 FILES = ("inspection.json", "inspection.png")
-INITIAL = "initial_prompt"  # The name of the tensor in RunFolder.INITIAL_PROMPT.
 CAUTION = """\
 These readings do not explain what the prompt does. Prompts that solve a task can lie next to any text, also that of a
 contradictory task (Khashabi et al. 2022, Prompt Waywardness, NAACL, aclanthology.org/2022.naacl-main.266). Trained
@@ -169,14 +168,17 @@ def _read_adapter(folder: Path) -> tuple[PeftConfig, Tensors]:
     return config, tensors | {"prompt_embeddings": tensors["prompt_embeddings"][: config.num_virtual_tokens]}
 
 
+def read_start(file: Path) -> torch.Tensor:
+    """Return the embeddings that a soft prompt started from, `[P, H]`; raise an AdapterError for another file."""
+    try:
+        return load_file(file)["initial_prompt"].float()
+    except (SafetensorError, KeyError) as error:
+        raise AdapterError(f"{file}: not the embeddings that a prompt started from ({error}). Remove it.") from error
+
+
 def _distances(weight: torch.Tensor, initial: Path) -> list[float]:
     """Return the distance of each virtual token from its start, `[P]`."""
-    try:
-        start = load_file(initial)[INITIAL].float()
-    except (SafetensorError, KeyError) as error:
-        raise AdapterError(
-            f"{initial}: not the embeddings that a prompt started from ({error}). Remove it."
-        ) from error
+    start = read_start(initial)
     if start.shape != weight.shape:
         shapes = f"{list(start.shape)}, the trained prompt {list(weight.shape)}"
         raise AdapterError(f"{initial} is {shapes}; it belongs to another run. Remove it.")

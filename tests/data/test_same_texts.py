@@ -119,7 +119,7 @@ def predicted_sources(llama, tokenizer, tmp_path, monkeypatch):
     encoder = pt.Encoder(TEMPLATE, tokenizer, max_source_tokens=4000, max_target_tokens=4000)
 
     def read(encoder, data, row, task):
-        sources.append(encoder.source(row)[2])
+        sources.append(encoder.source(row).text)
         return read_question(encoder, data, row, task)
 
     model = pt.add_soft_prompt(llama, pt.prompt_config(llama, 2))

@@ -202,7 +202,7 @@ def test_a_target_continues_the_tokens_of_its_source_without_a_space_of_its_own(
     template = Template("{{ question }} " + end.replace("\n", "{{ '\n' }}"), "{{ answers.text[0] }}")
     encoder = Encoder(template, tokenizer)
     row = encoder.row(ROW)
-    source_ids, _, source = encoder.source(ROW)
-    assert row["input_ids"][: len(source_ids)] == source_ids
+    source = encoder.source(ROW)
+    assert row["input_ids"][: len(source.ids)] == source.ids
     gap = "" if end[-1].isspace() else " "
-    assert tokenizer.decode(row["input_ids"], skip_special_tokens=True) == source + gap + "Turin"
+    assert tokenizer.decode(row["input_ids"], skip_special_tokens=True) == source.text + gap + "Turin"

@@ -46,7 +46,7 @@ def test_a_row_encodes_into_the_templates_own_control_tokens_alone(tokenizer, na
     assert tokenizer.decode(source) == forged["source"] and FORGED in forged["source"]
     assert control_ids(tokenizer, target) == [tokenizer.eos_token_id]
     assert tokenizer.decode(target).strip() == "<|user|>Turin<eos>" and forged["references"] == ["<|user|>Turin"]
-    assert encoder.source(FORGED_ROW)[0] == source
+    assert encoder.source(FORGED_ROW).ids == source
 
 
 def test_a_row_without_control_tokens_has_the_ids_of_its_whole_text(tokenizer):

@@ -71,9 +71,9 @@ def test_columns_are_cut_in_the_order_of_truncate(tokenizer):
     template = Template(source="{{ a }} | {{ b }} |", target="x")
     row = {"a": "Ada lives in Turin " * 5, "b": "Emil lives in Riga " * 5}
     length = len(tokenizer(template.render(row).source).input_ids)
-    text = Encoder(template, tokenizer, max_source_tokens=length - 3, truncate=("b", "a")).source(row)[2]
+    text = Encoder(template, tokenizer, max_source_tokens=length - 3, truncate=("b", "a")).source(row).text
     assert text.startswith(row["a"]) and row["b"] not in text
-    text = Encoder(template, tokenizer, max_source_tokens=8, truncate=("b", "a")).source(row)[2]
+    text = Encoder(template, tokenizer, max_source_tokens=8, truncate=("b", "a")).source(row).text
     assert text.endswith("|  |") and text.startswith("Ada")
 
 

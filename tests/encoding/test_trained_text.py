@@ -142,10 +142,10 @@ def test_a_character_of_two_equal_bytes_is_saved_and_read_again(part, tokenizer)
     plain = Encoder(Template("{{ word }}\nッ:", "x"), tokenizer)
     encoder = trained(plain, part, [row])
     text = encoder.trained_text
-    ids = plain.source(row)[0]
+    ids = plain.source(row).ids
     assert ids[-2] == ids[-3]
     assert TrainedText.from_json(text.to_json(), text.start_ids, text.first_id, "run") == text
-    soft = encoder.source(row)[0]
+    soft = encoder.source(row).ids
     assert text.ordinary_ids(soft) == ids
     # Each trained token is in the row.
     assert {id for id in soft if id >= text.first_id} == {*range(text.first_id, text.first_id + len(text.tokens))}
@@ -204,7 +204,7 @@ def test_a_token_that_spans_a_column_stays_ordinary_and_one_that_training_has_no
     template = Template("{{ a }}\nok:", "x")
     rows = [{"a": "b?"}, {"a": "b."}]
     plain = Encoder(template, joining)
-    tokens = [joining.convert_ids_to_tokens(plain.source(row)[0]) for row in rows]
+    tokens = [joining.convert_ids_to_tokens(plain.source(row).ids) for row in rows]
     assert tokens == [["b", "?\n", "ok", ":"], ["b", ".", "\no", "k", ":"]]
     # The longest run that ends both is the colon.
     ending = trained(plain, "ending", rows)
@@ -304,6 +304,6 @@ def test_the_end_and_language_tokens_around_a_source_of_an_encoder_are_not_train
         hard, soft = plain.row(row), encoder.row(row)
         assert encoder.trained_text.ordinary_ids(soft["input_ids"]) == hard["input_ids"]
         assert soft["labels"] == hard["labels"]
-        source, _, _ = causal.source(row)
+        source = causal.source(row).ids
         assert soft["input_ids"][before : before + len(source)] == source
         assert len(soft["input_ids"]) == len(source) + added

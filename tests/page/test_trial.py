@@ -17,7 +17,6 @@ from prompt_tuning.page.prompts import prompt_segments, start_ids
 from prompt_tuning.page.rows import Box, EvaluatedRow, row_labels, row_of_boxes
 from prompt_tuning.page.trial import AS_TEXT, HARD, TRAINED, Piece, Trial, run_words
 from prompt_tuning.runs.answers import generate_texts
-from prompt_tuning.studies.inspect import INITIAL
 from prompt_tuning.support.run_folder import RunFolder
 
 
@@ -57,7 +56,7 @@ def test_the_text_that_the_prompt_started_from_is_found_and_read_as_text(trial, 
 
 @pytest.mark.parametrize("start", [torch.zeros(6, 7), torch.zeros(32), torch.tensor(1.0)])
 def test_a_start_of_another_shape_is_named(start, tokenizer, tmp_path):
-    save_file({INITIAL: start}, tmp_path / "initial_prompt.safetensors")
+    save_file({"initial_prompt": start}, tmp_path / "initial_prompt.safetensors")
     with pytest.raises(AdapterError, match=r"initial_prompt.safetensors: not the start of a prompt of this model"):
         start_ids(RunFolder(tmp_path), {"init": "demonstrations"}, tiny_llama(len(tokenizer)), tokenizer)
 

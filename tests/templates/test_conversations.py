@@ -38,7 +38,7 @@ def test_a_row_has_the_tokens_of_the_chat_template_and_only_the_last_answer_is_i
     row = Encoder(CHAT, tokenizer).row({"messages": LONG})
     assert row["input_ids"] == tokenizer.apply_chat_template(LONG, tokenize=True)["input_ids"]
     assert tokenizer.decode([label for label in row["labels"] if label != -100]) == "Turin<eos>"
-    ids, _, _ = Encoder(CHAT, tokenizer).source({"messages": LONG[:-1]})
+    ids = Encoder(CHAT, tokenizer).source({"messages": LONG[:-1]}).ids
     assert ids == row["input_ids"][: len(ids)] and len(ids) == row["labels"].count(-100)
 
 
