@@ -20,7 +20,7 @@ from datasets.features.features import register_feature
 
 from prompt_tuning import __version__
 from prompt_tuning.data.formats import Row
-from prompt_tuning.data.rows import LocalRows, open_rows
+from prompt_tuning.data.rows import BATCH, LocalRows, open_rows
 from prompt_tuning.errors import DataError
 from prompt_tuning.support.data_files import file_format
 from prompt_tuning.support.json_values import parse_json
@@ -79,7 +79,9 @@ def load_file(name: str | Path, *, streaming: bool = False) -> Dataset | Iterabl
             deque(local, maxlen=0)  # Reading all rows finds one that is bad, and values far larger than the file.
             # The name of the configuration makes the content a part of the key of the cache.
             features = closed_features(pq.read_schema(local.files[0]))
-            return load_dataset("parquet", fingerprint, data_files=files, split="train", features=features)
+            # Without a size of batches it takes that of the first group, which may have no rows.
+            settings = {"data_files": files, "features": features, "batch_size": BATCH}
+            return load_dataset("parquet", fingerprint, split="train", **settings)
         features = features_of(local.columns or {})
         return Dataset.from_generator(_rows_alone, features, gen_kwargs={"rows": local}, fingerprint=fingerprint)
     except (DatasetGenerationError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -5,6 +5,7 @@ Parquet keeps repeated values once and compresses them, so that a kilobyte can h
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from itertools import chain
@@ -104,7 +105,8 @@ def _page_bytes(stream: BinaryIO, part: pq.ColumnChunkMetaData) -> int:
     Arrow takes memory for a page by its header, whatever the end of the file says of the column.
     """
     start = part.data_page_offset
-    if part.has_dictionary_page and 0 < part.dictionary_page_offset < start:
+    # A group without rows has no page of data, and 0 as its place.
+    if part.has_dictionary_page and 0 < part.dictionary_page_offset < (start or math.inf):
         start = part.dictionary_page_offset
     stream.seek(start)
     size = 0

@@ -279,6 +279,15 @@ def test_texts_of_two_languages_stay_as_they_are_written(tmp_path):
     assert list(streamed_rows(load_splits(args)["train"], args)) == pairs
 
 
+@pytest.mark.parametrize("use_dictionary", [True, False])
+def test_groups_of_parquet_without_rows_are_read(use_dictionary, tmp_path):
+    file, table = tmp_path / "rows.parquet", pa.table({"question": ["a", "b"], "choices": [["x"], []]})
+    with pq.ParquetWriter(file, table.schema, use_dictionary=use_dictionary) as writer:
+        for rows in (table[:0], table, table[:0]):
+            writer.write_table(rows)
+    assert [*load_file(file)] == [*load_file(file, streaming=True)] == table.to_pylist()
+
+
 def test_a_text_in_parquet_that_is_not_utf8_names_its_file(tmp_path):
     file = tmp_path / "rows.parquet"
     texts = pa.array([b"Oslo", b"Osl\xb6"]).cast(pa.binary())
