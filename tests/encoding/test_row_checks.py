@@ -59,6 +59,7 @@ def test_the_cause_of_a_target_that_decoding_cannot_give_back_is_named(tokenizer
     assert unreachable(nfkc, "in １２ ½") == (
         "the tokenizer changes '１２ ½' to '12 1⁄2'; write the target as the tokenizer does"
     )
+    assert unreachable(nfkc, "Zu\u0308rich").startswith(r"the tokenizer changes 'u\u0308rich' to '\xfcrich'")
     lower = normalising(tokenizer, normalizers.Lowercase())
     assert unreachable(lower, "Turin").startswith("the tokenizer changes 'Turin' to 'turin'")
     assert unreachable(lower, "turin") == ""
