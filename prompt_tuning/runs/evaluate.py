@@ -265,7 +265,32 @@ def _predict(
 def load_model(prepared: Prepared) -> PreTrainedModel | ApiModel:
     """Load the base model of a recipe, or return the one behind an API that it names."""
     args = prepared.recipe.model
-    return load_base_model(args, prepared.config) if args.api_name is None else ApiModel.load(args)
+    if args.api_name is not None:
+        return ApiModel.load(args)
+    model = load_base_model(args, prepared.config)
+    if not prepared.encoder.closed:
+        _report_fewest_tokens(model, prepared.recipe.decoding["max_new_tokens"])
+    return model
+
+
+def _report_fewest_tokens(model: PreTrainedModel, limit: int) -> None:
+    """Warn if the model's generation configuration asks for more tokens than the limit, so that no text ends."""
+    config = model.generation_config
+    name = "min_new_tokens"
+    fewest = config.min_new_tokens or 0
+    # In a causal model min_length also counts the source. The first token of a decoder is none of the text.
+    if config.min_new_tokens is None and model.config.is_encoder_decoder:
+        name = "min_length"
+        fewest = (config.min_length or 0) - 1
+    if fewest > limit:
+        logger.warning(
+            "generation_config.json of %s sets %s %s, and a prediction has at most %s tokens, so that none would end. "
+            "Raise generation_max_length, or remove it there.",
+            model.name_or_path,
+            name,
+            getattr(config, name),
+            limit,
+        )
 
 
 def decoding_of(model: PreTrainedModel | PeftModel) -> dict[str, float]:

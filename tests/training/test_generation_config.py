@@ -1,13 +1,19 @@
 """Check that settings of a model's generation_config.json hold for each row of an evaluation as if it were alone."""
 
+import shutil
+
 import pytest
 from helpers.rows import question_rows
 from helpers.trainers import BUILDERS, encoded, soft, trainer
+from transformers import GenerationConfig
 
 from prompt_tuning.encoding.batching import source_length
 from prompt_tuning.engine.dispatch import get_base
 from prompt_tuning.errors import ModelError, RecipeError
+from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs.answers import generate_texts
+from prompt_tuning.runs.evaluate import load_model
+from prompt_tuning.runs.prepare import prepare
 
 SETTINGS = {
     "stop strings": {"stop_strings": [*"abcdefghijklmnopqrstuvwxyz0123456789"]},
@@ -57,6 +63,22 @@ def test_a_row_has_the_settings_of_the_model_in_every_batch(architecture, settin
     texts = generate_texts(model, tokenizer, sources_of(rows, architecture), (), **run.generation_kwargs)
     assert together == texts
     assert (together == plain) == (settings in WITHOUT_EFFECT)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "setting", "warned"),
+    [("t5", {"min_length": 14}, True), ("t5", {"min_length": 13}, False), ("llama", {"min_length": 99}, False),
+     ("llama", {"min_new_tokens": 13}, True)],
+)  # fmt: skip
+def test_more_tokens_than_the_limit_are_reported(
+    architecture, setting, warned, recipe_file, model_folders, tmp_path, caplog
+):
+    shutil.copytree(model_folders[architecture], tmp_path / "base")
+    GenerationConfig(eos_token_id=1, **setting).save_pretrained(tmp_path / "base")
+    recipe = load_recipe(recipe_file(model_name_or_path=tmp_path / "base", method="none"))
+    load_model(prepare(recipe, ("test",)))
+    (name,) = setting
+    assert (f"sets {name} {setting[name]}, and a prediction has at most 12 tokens" in caplog.text) == warned
 
 
 @pytest.mark.parametrize("architecture", ["llama", "t5"])
