@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from transformers import LongT5Config
 
 from prompt_tuning import Predictor
-from prompt_tuning.cli.card import user_example
 from prompt_tuning.cli.main import main
 from prompt_tuning.data.loading import SPLITS
 from prompt_tuning.encoding import text_search
 from prompt_tuning.errors import PromptTuningError
 from prompt_tuning.recipe.loading import load_recipe
 from prompt_tuning.runs.evaluate import evaluate
+from prompt_tuning.runs.example_row import user_example
 from prompt_tuning.runs.prepare import prepare
 from prompt_tuning.runs.train import train
 from prompt_tuning.support.run_folder import RunFolder
@@ -192,7 +192,7 @@ def test_a_run_predicts_as_it_was_evaluated_and_resumes_as_if_it_had_not_stopped
     assert predictions(run, "hard_prompt") == predictions(hard, "hard_prompt")
     again = evaluate(load_recipe(recipe_file(**settings, output_dir=tmp_path / "again")), str(run))
     assert predictions(again, "soft_prompt") == predictions(run, "soft_prompt")
-    example = user_example(run, write_jsonl(tmp_path / "row.json", rows[:1]))["own_example"]
+    example = user_example(run, json.dumps(rows[0]), "row")["own_example"]
     assert [example["hard_prompt"]] == predictions(hard, "hard_prompt")[:1]
     # A run that stopped after two steps ends with the same weights.
     second = tmp_path / "second"
