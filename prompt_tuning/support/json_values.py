@@ -16,6 +16,9 @@ MAX_DEPTH = 100
 MAX_BYTES = 50_000_000
 """The size of a file that is one value."""
 
+MAX_PARTS = 300_000
+"""The number of lists and objects of a value, of which each takes far more memory and time than its characters."""
+
 HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 """The escape of half a character, which JSON can write and UTF-8 cannot."""
 
@@ -26,9 +29,11 @@ def parse_json(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: the text is not JSON, is nested too deeply, has half a character, or an integer of more than 4,300
-            digits.
+        ValueError: the text is not JSON, is nested too deeply or has too many parts, half a character, or an integer
+            of more than 4,300 digits.
     """
+    if text.count("[") + text.count("{") > MAX_PARTS:
+        raise ValueError(f"more than {MAX_PARTS:,} lists and objects")
     try:
         value = json.loads(text)
     except RecursionError:

@@ -37,6 +37,15 @@ def test_no_more_of_a_file_is_read_than_its_limit(tmp_path, monkeypatch):
             read(path)
 
 
+def test_no_more_lists_and_objects_are_made_than_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr("prompt_tuning.support.json_values.json.loads", None)
+    path = tmp_path / "log_history.json"
+    path.write_text(f"[{'[],' * 200_000}{'{},' * 100_000}1]")
+    for read in (read_json, read_json_lines):
+        with pytest.raises(DataError, match="more than 300,000 lists and objects"):
+            read(path)
+
+
 def test_nested_values_up_to_the_limit_are_read(tmp_path):
     depth = json_values.MAX_DEPTH - 1
     path = tmp_path / "results.json"
