@@ -14,9 +14,10 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from prompt_tuning.data.nested import NESTED_KEYS, Row, nested_rows, rows_of_file
 from prompt_tuning.data.parquet import MAX_RATIO, parquet_rows
@@ -34,6 +35,9 @@ SPACE = re.compile(r"[ \t\r\n]*")
 
 csv.field_size_limit(2**31 - 1)  # A cell may hold a book, and the default limit is 128 kB.
 
+
+PART = 2**24
+"""The bytes of a line that are read at once."""
 
 MIN_LIMIT = 10_000_000
 """The characters that the rows of any object may take. More are refused if they repeat the texts of the object."""
@@ -130,8 +134,20 @@ def utf8_line(line: bytes, name: str, number: int) -> str:
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     with file.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(byte_lines(stream), 1):
             yield number, utf8_line(line, str(file), number)
+
+
+def byte_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file, which ends at a part with a NUL: a sparse file may have a terabyte of them."""
+    parts: list[bytes] = []
+    for part in iter(partial(stream.readline, PART), b""):
+        parts.append(part)
+        if part.endswith(b"\n") or b"\0" in part:
+            yield b"".join(parts)
+            parts = []
+    if parts:
+        yield b"".join(parts)
 
 
 def _filled_lines(file: Path) -> Iterator[tuple[int, str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from prompt_tuning.arguments.data_args import DataArguments
-from prompt_tuning.data.formats import rows_of_line, utf8_line
+from prompt_tuning.data.formats import byte_lines, rows_of_line, utf8_line
 from prompt_tuning.data.loading import with_standard_columns
 from prompt_tuning.data.rows import LocalRows, open_rows
 from prompt_tuning.encoding.row_encoder import Encoder
@@ -67,7 +67,7 @@ def stream_input(
         Each row after its origin, and None each time that no line came for `SILENCE`.
     """
     stream = files.enter_context(path.open("rb")) if path else sys.stdin.buffer
-    lines = stream if path and path.is_file() else lines_until_silence(stream, SILENCE)
+    lines = byte_lines(stream) if path and path.is_file() else lines_until_silence(stream, SILENCE)
     return _line_rows(lines, encoder, source, on_error)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from helpers.rows import write_jsonl
 
 from prompt_tuning.arguments.data_args import DataArguments
 from prompt_tuning.data.files import WrittenJson, load_file
+from prompt_tuning.data.formats import byte_lines
 from prompt_tuning.data.loading import load_splits, row_origin, streamed_rows
 from prompt_tuning.data.rows import column_types
 from prompt_tuning.errors import DataError
@@ -130,6 +132,14 @@ def test_an_article_that_is_repeated_for_very_many_questions_is_refused(name, tm
         (tmp_path / name).write_text(json.dumps({"title": "t", "paragraphs": [passage]}))
         with contextlib.nullcontext() if not is_refused else pytest.raises(DataError, match="repeat its texts more"):
             assert len(load_file(tmp_path / name)) == 600
+
+
+def test_of_a_sparse_file_one_part_is_read(monkeypatch):
+    monkeypatch.setattr("prompt_tuning.data.formats.PART", 10)
+    text = b"a long first line\n\nb\n0123456789\nthe end"
+    assert [*byte_lines(io.BytesIO(text))] == text.splitlines(keepends=True)
+    lines = byte_lines(io.BytesIO(b"a\n" + bytes(1000)))
+    assert (next(lines), len(next(lines))) == (b"a\n", 10)
 
 
 def test_empty_lines_of_a_csv_do_not_shift_line_numbers(tmp_path):
