@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -30,6 +31,12 @@ SHINGLE = 3
 
 NEAR = 0.6
 """The Jaccard index from which two texts are near."""
+
+USUAL_CANDIDATES = 20
+"""The number of evaluated rows that a training row is compared with, whatever that costs."""
+
+MAX_COMPARED = 50_000_000
+"""The most runs of words that all other comparisons take. Rows of a few phrases are candidates of each other."""
 
 FIRST = 5
 """The number of rows of each kind that results.json lists."""
@@ -232,7 +239,8 @@ def nearest_sources(training: Iterable[Source], evaluated: Iterable[Source]) -> 
 
     Two sets with a Jaccard index of at least t share one of the n - ceil(t n) + 1 rarest members of each (prefix
     filtering, Chaudhuri et al. 2006), so that rows are never compared because they share frequent words. Candidates
-    come from the value that differs most among the evaluated sources: the question, if rows share passages.
+    come from the value that differs most among the evaluated sources: the question, if rows share passages. After
+    MAX_COMPARED the other training sources are left out, with a warning.
 
     Args:
         training: sources; () is near to none.
@@ -251,14 +259,19 @@ def nearest_sources(training: Iterable[Source], evaluated: Iterable[Source]) -> 
         for shingle in _rarest(texts[value], counts):
             index[shingle].append(number)
     places: dict[int, int] = {}
+    left = MAX_COMPARED
     for place, source in enumerate(training):
         rarest = _rarest(_shingles(source[value]), counts) if source else []
-        candidates: set[int] = set()
-        for shingle in rarest:
-            candidates.update(index.get(shingle, ()))
-        candidates -= places.keys()
+        candidates = set(chain.from_iterable(index.get(shingle, ()) for shingle in rarest)) - places.keys()
         if candidates:
             texts = list(map(_shingles, source))
+            left -= max(0, len(candidates) - USUAL_CANDIDATES) * sum(map(len, texts))
+            if left < 0:
+                logger.warning(
+                    "near rows were looked for only in the first %d training rows: too many share words", place
+                )
+                deque(training, maxlen=0)  # Reading the others finds those that are equal.
+                break
             for number in candidates:
                 if _alike(texts, shingles[number]):
                     places[number] = place

@@ -2,7 +2,7 @@
 
 import json
 import random
-from itertools import accumulate
+from itertools import accumulate, product
 
 import pytest
 from datasets import Dataset
@@ -133,6 +133,20 @@ def test_vowel_signs_are_part_of_a_word_and_texts_of_signs_are_compared():
     asked = [{"document": text, "summary": "s"} for text in ("किताब की कीमत कितनी है", "😀😀")]
     train = [{"document": text, "summary": "s"} for text in ("कुताब के कामत कोतना हो", "😡!")]
     assert leaks(SUMMARY, asked, train).near == ()
+
+
+def test_the_search_for_near_rows_ends_when_very_many_share_words(monkeypatch, caplog):
+    monkeypatch.setattr(leakage, "MAX_COMPARED", 100)
+    monkeypatch.setattr(leakage, "USUAL_CANDIDATES", 1)
+    phrases = [[f"the {number} {side} phrase here" for side in ("left", "right")] for number in range(5)]
+    rows = [{"document": ". ".join(texts), "summary": "s"} for texts in product(*phrases)]
+    others = [{"document": f"{STORY} {number}", "summary": "s"} for number in range(9)]
+    train = [*others, *({**row, "document": f"{row['document']} again"} for row in rows), *rows, *others]
+    assert leaks(SUMMARY, rows, train).same_target == tuple((number, 41 + number) for number in range(32))
+    assert "near rows were looked for only in the first" in caplog.text
+    monkeypatch.undo()
+    caplog.clear()
+    assert len(leaks(SUMMARY, rows, train).same_target) == 32 and not caplog.text
 
 
 def test_nearest_sources_finds_what_comparing_every_pair_finds():
