@@ -38,6 +38,8 @@ def check_weight_files(folder: Path) -> None:
     if index.is_file() and not files[0].is_file():
         files = [folder / name for name in shard_names(index)]
         for file in files:
+            if file.parent != folder or file.name == "..":
+                raise ModelError(f"{index}: it names {file}, which is not in its folder. {ADVICE}")
             if not file.is_file():
                 raise ModelError(f"{index}: it names {file.name}, which is not there. {ADVICE}")
     for file in filter(Path.is_file, files):

@@ -94,6 +94,15 @@ def test_a_missing_shard_is_named(sharded, capsys, recipe_file):
     assert f"index.json: it names {shard.name}, which is not there" in refused(sharded, capsys, recipe_file)
 
 
+@pytest.mark.parametrize("name", ("../model.safetensors", "/model.safetensors", ".."))
+def test_an_index_that_names_a_file_outside_of_its_folder_is_refused(name, sharded, capsys, recipe_file):
+    index = sharded / "model.safetensors.index.json"
+    saved = json.loads(index.read_text())
+    saved["weight_map"]["lm_head.weight"] = name
+    index.write_text(json.dumps(saved))
+    assert "which is not in its folder" in refused(sharded, capsys, recipe_file)
+
+
 @pytest.mark.parametrize("text", ("[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', "{", ""))
 def test_an_index_of_another_shape_is_named(text, sharded, recipe_file):
     (sharded / "model.safetensors.index.json").write_text(text, encoding="utf-8")
