@@ -31,14 +31,16 @@ def parse_json(text: str) -> Any:
     Raises:
         ValueError: the text is not JSON, is nested too deeply or has too many parts, half a character, or an integer
             of more than 4,300 digits.
+        TypeError: it is not a text.
     """
+    has_half_character = HALF_CHARACTER.search(text)
     if text.count("[") + text.count("{") > MAX_PARTS:
         raise ValueError(f"more than {MAX_PARTS:,} lists and objects")
     try:
         value = json.loads(text)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
-    if HALF_CHARACTER.search(text):
+    if has_half_character:
         json.dumps(value, ensure_ascii=False).encode()
     if is_deep(value, text):
         raise ValueError(TOO_DEEP)

@@ -46,6 +46,11 @@ def test_no_more_lists_and_objects_are_made_than_the_limit(tmp_path, monkeypatch
             read(path)
 
 
+def test_a_value_that_is_not_a_text_is_not_parsed():
+    with pytest.raises(TypeError):
+        json_values.parse_json(3)
+
+
 def test_nested_values_up_to_the_limit_are_read(tmp_path):
     depth = json_values.MAX_DEPTH - 1
     path = tmp_path / "results.json"
