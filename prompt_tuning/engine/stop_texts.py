@@ -23,7 +23,7 @@ from prompt_tuning.support.text import REPLACEMENT
 
 # These settings return more than ids. Without a dictionary the others return nothing.
 RETURNED = ("return_dict_in_generate", "output_attentions", "output_hidden_states")
-# These settings of `generate` are for a single row, or change the length of sources.
+# These settings of `generate` are for a single row, change the length of sources, or are code of the hub.
 ONE_ROW = (
     "token_healing",
     "prompt_lookup_num_tokens",
@@ -31,7 +31,12 @@ ONE_ROW = (
     "assistant_early_exit",
     "custom_generate",
     "use_mtp",
+    "penalty_alpha",
+    "dola_layers",
+    "constraints",
+    "force_words_ids",
 )
+MAX_STOP = 1000  # Characters of all `stop_strings`: the library compares each token with each place in them.
 UNSTABLE = 8  # So many characters at the start of a decoded part may differ from those within the whole text.
 
 
@@ -160,8 +165,14 @@ def text_settings(
             f"generation_config.json of {base.name_or_path}: {name} does not hold for rows of a batch. Remove it."
         )
     settings: dict[str, Any] = {name: False for name in RETURNED if setting(base, kwargs, name)}
-    if setting(base, kwargs, "stop_strings"):
+    stop_strings = setting(base, kwargs, "stop_strings")
+    if stop_strings:
         settings["tokenizer"] = tokenizer
+    if len("".join(stop_strings or ())) > MAX_STOP:
+        raise ModelError(
+            f"generation_config.json of {base.name_or_path}: stop_strings has more than {MAX_STOP:,} characters. "
+            "Shorten it."
+        )
     if stop:
         settings["stopping_criteria"] = [StopTexts(tokenizer, stop)]
     return settings

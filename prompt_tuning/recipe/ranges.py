@@ -56,6 +56,7 @@ NOT_NEGATIVE = Range(0)
 RATE = Range(0, above=True)
 _POSITIVE = Range(0, above=True)
 _SHARE = Range(0, 1, below=True)
+_WRITTEN = Range(1, 100_000)  # The recipe of a run may be a stranger's, and its model may never end a text.
 _STEPS = Range(0, above=True, steps=True)
 
 RANGES = {
@@ -81,7 +82,7 @@ RANGES = {
     "lora_dropout": _SHARE,
     "num_demonstrations": NOT_NEGATIVE,
     "max_source_tokens": COUNT,
-    "max_target_tokens": COUNT,
+    "max_target_tokens": _WRITTEN,
     "max_teacher_tokens": COUNT,
     # How it is trained.
     "per_device_train_batch_size": COUNT,
@@ -112,8 +113,8 @@ RANGES = {
     "save_steps": _STEPS,
     "logging_steps": _STEPS,
     "save_total_limit": NOT_NEGATIVE,  # Trainer keeps all checkpoints for 0.
-    "generation_max_length": COUNT,
-    "generation_num_beams": COUNT,
+    "generation_max_length": _WRITTEN,
+    "generation_num_beams": Range(1, 100),
     # The machine.
     "torch_empty_cache_steps": COUNT,
     "dataloader_num_workers": NOT_NEGATIVE,

@@ -381,6 +381,13 @@ def is_safe(text):
     return printable(text) == text
 
 
+@pytest.mark.parametrize("setting", ["max_target_tokens", "generation_max_length", "generation_num_beams"])
+def test_the_recipe_of_a_run_does_not_let_its_model_write_without_an_end(setting, place, capsys):
+    change_recipe(place / "run" / "recipe.yaml", **{setting: 10**9})
+    assert main(["predict", "--adapter", str(place / "run"), "--input", str(place / "test.jsonl")]) != 0
+    assert f"{setting} is 1000000000; it must be at least 1 and at most" in capsys.readouterr().err
+
+
 def test_texts_of_a_run_are_shown_and_not_sent_to_the_terminal(place, capsys):
     run = place / "run"
     results, predictions = json.loads((run / "results.json").read_text()), run / "predictions" / "test.jsonl"

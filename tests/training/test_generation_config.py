@@ -102,7 +102,14 @@ def test_an_end_that_the_tokenizer_does_not_know_is_not_the_limit(tokenizer, tmp
 
 
 @pytest.mark.parametrize(
-    "setting", [{"token_healing": True}, {"prompt_lookup_num_tokens": 3}, {"forced_bos_token_id": 5}]
+    "setting",
+    [
+        {"token_healing": True},
+        {"prompt_lookup_num_tokens": 3},
+        {"forced_bos_token_id": 5},
+        {"penalty_alpha": 0.6},
+        {"force_words_ids": [[5]]},
+    ],
 )
 def test_a_setting_that_does_not_hold_for_rows_of_a_batch_is_refused_before_training(setting, tokenizer, tmp_path):
     model = soft("llama", tokenizer)
@@ -112,4 +119,11 @@ def test_a_setting_that_does_not_hold_for_rows_of_a_batch_is_refused_before_trai
         run.evaluate(**setting)
     model.get_base_model().generation_config.update(**setting)
     with pytest.raises(ModelError, match=rf"generation_config.json of .*: {name} does not hold for rows of a batch"):
+        trainer(model, tokenizer, tmp_path)
+
+
+def test_very_long_stop_strings_of_a_model_are_refused(tokenizer, tmp_path):
+    model = soft("llama", tokenizer)
+    model.get_base_model().generation_config.update(stop_strings=["a" * 600, "b" * 600])
+    with pytest.raises(ModelError, match="stop_strings has more than 1,000 characters"):
         trainer(model, tokenizer, tmp_path)
