@@ -56,7 +56,7 @@ METHODS = {
     "prefix_tuning, 2 demonstrations of the data": {
         "method": "prefix_tuning", "init": "demonstrations", "init_text": None, "learning_rate": "1e-2",
     },
-    "prompt_tuning, another adapter": {"init": "adapter", "init_text": None, "init_adapter": "runs/quickstart"},
+    "prompt_tuning, another adapter": {"init": "adapter", "init_text": None, "init_adapter": "runs/soft_prompt"},
     "full": PLAIN | {"method": "full", "learning_rate": "2e-5"},
 }  # fmt: skip
 

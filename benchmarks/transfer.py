@@ -5,7 +5,7 @@ The map W makes E_old W nearest to E_new over the tokens that both vocabularies 
 train a projector instead). The moved prompt is saved as an adapter of the new model: a recipe starts from it with
 `init: adapter`.
 
-    python benchmarks/transfer.py runs/quickstart --model NEW_MODEL --output runs/moved
+    python benchmarks/transfer.py runs/soft_prompt --model NEW_MODEL --output runs/moved
 
 Without --model the losses of a few rows are printed for two stand-ins, since one model is here: the benchmarks' model
 with its states rotated, which is the same function in other coordinates, and the model without some of its layers.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   prompt-tuning render recipes/quickstart/qa.yaml -n 3
-  prompt-tuning render recipes/quickstart/qa.yaml -n 1 --split validation --template question_answering/chat
+  prompt-tuning render recipes/quickstart/qa.yaml -n 1 --split validation --template question_answering/instruction
 """
 
 
