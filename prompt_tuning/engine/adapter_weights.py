@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftType, TaskType, load_peft_weights
+from peft import LoKrConfig, LoraConfig, PeftConfig, TaskType, load_peft_weights
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from safetensors import SafetensorError
 
@@ -125,7 +125,7 @@ def _layer_shapes(
     largest = max(size for tensor in tensors.values() for size in (0, *tensor.shape))
     ranks = {"r": config.to_dict().get("r")} | (config.to_dict().get("rank_pattern") or {})
     for name, rank in ranks.items():
-        if rank is not None and rank > largest and config.peft_type != PeftType.LOKR:  # LoKr's may be any.
+        if rank is not None and rank > largest and not isinstance(config, LoKrConfig):  # LoKr's may be any.
             raise AdapterError(
                 f"{folder}: the rank {name} is {rank:,}, and no tensor has more than {largest:,}. {ADVICE}"
             )

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
-from peft import PeftConfig, TaskType, XLoraConfig
+from peft import OFTConfig, PeftConfig, TaskType, XLoraConfig
 
 from prompt_tuning.arguments.methods import find_method
 from prompt_tuning.engine.adapter_weights import ADVICE, check_weights
@@ -138,7 +138,9 @@ def _check_sizes(config: PeftConfig, run: RunFolder) -> None:
     """Raise an AdapterError for a size that no adapter has, or for more repetitions than one needs."""
     for name in SIZES:
         size = vars(config).get(name)
-        least = 0 if name == "num_virtual_tokens" and isinstance(config, TrainedTokensConfig) else 1
+        # OFT has a block size in place of a rank.
+        may_be_zero = {"num_virtual_tokens": TrainedTokensConfig, "r": OFTConfig}
+        least = 0 if name in may_be_zero and isinstance(config, may_be_zero[name]) else 1
         if size is not None and (type(size) is not int or not least <= size <= LARGEST_SIZE):
             raise AdapterError(
                 f"{run.adapter_config}: {name} is {size!r}, expected a whole number from {least} to {LARGEST_SIZE}. "

@@ -213,14 +213,17 @@ def test_a_gguf_file_is_read_without_the_files_beside_it(tmp_path, monkeypatch):
         (tmp_path / name).write_text("{}")
     seen = []
 
-    def load(auto, name, **options):
-        seen.append([path.name for path in sorted(gguf.Path(name).iterdir())])
+    def load(*names, **options):
+        seen.append([path.name for path in sorted(gguf.Path(names[-1]).iterdir())])
         assert options["trust_remote_code"] is False
-        raise ValueError("not a model")
+        if len(seen) > 1:
+            raise ValueError("not a model")
+        return {}, {}
 
+    monkeypatch.setattr(gguf.PretrainedConfig, "get_config_dict", load)
     monkeypatch.setattr(gguf, "load_pretrained", load)
     assert main(["import-gguf", str(tmp_path / "model.gguf"), str(tmp_path / "out")]) == 1
-    assert seen == [["model.gguf"]]
+    assert seen == [["model.gguf"]] * 2
 
 
 class Bomb:
