@@ -160,6 +160,8 @@ def card_facts(folder: Path, own_example: dict[str, Any] | None = None) -> dict[
     loader = _plain_loader(run)
     if loader:
         facts["loader"] = loader
+    if _is_exported(run):
+        facts["exported"] = True
     example = facts["results"].pop("own_example", None)
     if example:
         return facts | {"example": example, "own_example": True}
@@ -180,6 +182,16 @@ def _plain_loader(run: RunFolder) -> str | None:
     config = read_json(run.adapter_config, dict[str, Any])
     trained_tokens = config.get("peft_type") == SAVED_TYPE  # PEFT does not know them.
     return "AutoPeftModelForCausalLM" if config.get("task_type") == "CAUSAL_LM" and not trained_tokens else None
+
+
+def _is_exported(run: RunFolder) -> bool:
+    """Return whether `export` makes a folder for any server of what PEFT does not load: trained text."""
+    config = read_json(run.adapter_config, dict[str, Any]) if run.adapter_config.is_file() else {}
+    return (
+        config.get("peft_type") == SAVED_TYPE
+        and config.get("task_type") == "CAUSAL_LM"
+        and not config.get("layer_vectors")
+    )
 
 
 def _read_template(file: Path) -> dict[str, Any]:

@@ -324,6 +324,7 @@ class CardFacts(_CardFacts, total=False):
     template: dict[str, Any]
     log_history: list[Any]
     loader: str
+    exported: bool
     example: Example
     own_example: bool
 

@@ -184,6 +184,9 @@ def test_a_run_predicts_as_it_was_evaluated_and_resumes_as_if_it_had_not_stopped
     assert results.get("virtual_tokens", 0) == settings.get("num_virtual_tokens", 6)
     card = RunFolder(run).card.read_text()
     assert f"{len(text.tokens)} tokens of the template's own text are trained" in card and "AutoPeft" not in card
+    assert ("prompt-tuning export" in card) == (
+        settings["model_name_or_path"] == model_folders["llama"] and "method" not in settings
+    )
     predictor = Predictor.load(run)
     assert predictor.encoder.trained_text == text
     assert predictor(rows) == predictions(run, "soft_prompt")
