@@ -24,6 +24,9 @@ SIZES = (
 )  # fmt: skip
 """The fields of PEFT's configurations that the shapes of weights depend on."""
 
+MAY_BE_ZERO = {"num_virtual_tokens": TrainedTokensConfig, "r": OFTConfig}
+"""The sizes that are 0 in some adapters, with their configuration. OFT may have a block size in place of a rank."""
+
 LARGEST_SIZE = 2**31 - 1
 """The largest of these sizes that is read, so that torch can count the numbers of a tensor."""
 
@@ -138,9 +141,7 @@ def _check_sizes(config: PeftConfig, run: RunFolder) -> None:
     """Raise an AdapterError for a size that no adapter has, or for more repetitions than one needs."""
     for name in SIZES:
         size = vars(config).get(name)
-        # OFT has a block size in place of a rank.
-        may_be_zero = {"num_virtual_tokens": TrainedTokensConfig, "r": OFTConfig}
-        least = 0 if name in may_be_zero and isinstance(config, may_be_zero[name]) else 1
+        least = 0 if isinstance(config, MAY_BE_ZERO.get(name, ())) else 1
         if size is not None and (type(size) is not int or not least <= size <= LARGEST_SIZE):
             raise AdapterError(
                 f"{run.adapter_config}: {name} is {size!r}, expected a whole number from {least} to {LARGEST_SIZE}. "
