@@ -157,11 +157,7 @@ def card_facts(folder: Path, own_example: dict[str, Any] | None = None) -> dict[
     }
     if run.log_history.is_file():
         facts["log_history"] = read_log_history(run)
-    loader = _plain_loader(run)
-    if loader:
-        facts["loader"] = loader
-    if _is_exported(run):
-        facts["exported"] = True
+    facts |= _other_programs(run)
     example = facts["results"].pop("own_example", None)
     if example:
         return facts | {"example": example, "own_example": True}
@@ -172,26 +168,23 @@ def card_facts(folder: Path, own_example: dict[str, Any] | None = None) -> dict[
     return facts | {"example": row}
 
 
-def _plain_loader(run: RunFolder) -> str | None:
-    """Return the class of PEFT or transformers that generates text with the saved files; None if there is none."""
+def _other_programs(run: RunFolder) -> dict[str, Any]:
+    """Return what generates text with the saved files without this package, as the facts of a card.
+
+    `loader` is the class of PEFT or transformers that loads them. `exported` says that PEFT does not load them, and
+    `export` makes a folder for any server.
+    """
     if run.model_config.is_file():
         encoder_decoder = read_json(run.model_config, dict[str, Any]).get("is_encoder_decoder")
-        return None if encoder_decoder else "AutoModelForCausalLM"
+        return {} if encoder_decoder else {"loader": "AutoModelForCausalLM"}
     if not run.adapter_config.is_file():
         raise DataError(f"{run.adapter_config}: no such file. A card needs all files that train writes.")
     config = read_json(run.adapter_config, dict[str, Any])
-    trained_tokens = config.get("peft_type") == SAVED_TYPE  # PEFT does not know them.
-    return "AutoPeftModelForCausalLM" if config.get("task_type") == "CAUSAL_LM" and not trained_tokens else None
-
-
-def _is_exported(run: RunFolder) -> bool:
-    """Return whether `export` makes a folder for any server of what PEFT does not load: trained text."""
-    config = read_json(run.adapter_config, dict[str, Any]) if run.adapter_config.is_file() else {}
-    return (
-        config.get("peft_type") == SAVED_TYPE
-        and config.get("task_type") == "CAUSAL_LM"
-        and not config.get("layer_vectors")
-    )
+    if config.get("task_type") != "CAUSAL_LM":
+        return {}
+    if config.get("peft_type") != SAVED_TYPE:
+        return {"loader": "AutoPeftModelForCausalLM"}
+    return {} if config.get("layer_vectors") else {"exported": True}
 
 
 def _read_template(file: Path) -> dict[str, Any]:
